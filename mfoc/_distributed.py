@@ -1,0 +1,70 @@
+"""Expectations over a population that may be split over processes.
+
+Every mean over particles goes through ``expectation``: one all-reduce of one flat buffer, whatever is averaged.
+Without a process group it returns what it was given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from mfoc._errors import InvalidValue
+
+
+def active() -> bool:
+    """Whether a process group of more than one rank is up."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def is_main() -> bool:
+    """Whether this process is the one that writes files and shows progress."""
+    return not active() or dist.get_rank() == 0
+
+
+def share(index: Tensor) -> Tensor:
+    """This rank's part of the particles of a batch.
+
+    Args:
+        index: particle indices of the whole batch ``[N]``.
+
+    Raises:
+        InvalidValue: fewer particles than ranks.
+    """
+    if not active():
+        return index
+    ranks = dist.get_world_size()
+    if len(index) < ranks:
+        raise InvalidValue(f"a batch of {len(index)} particles cannot be split over {ranks} ranks; use larger batches")
+    return index[dist.get_rank() :: ranks]
+
+
+def expectation(means: Sequence[Tensor], particles: int) -> list[Tensor]:
+    """Population means of tensors that are means over this rank's particles.
+
+    Args:
+        means: tensors of any shapes, each already averaged over the local particles.
+        particles: number of local particles, the weight of this rank.
+
+    Returns:
+        The means over the particles of all ranks, in the shapes given.
+    """
+    if not active():
+        return list(means)
+    flat = torch.cat([mean.detach().reshape(-1) for mean in means])
+    buffer = torch.cat([flat * particles, flat.new_tensor([particles])])
+    dist.all_reduce(buffer)
+    pieces = (buffer[:-1] / buffer[-1]).split([mean.numel() for mean in means])
+    return [piece.view(mean.shape) for piece, mean in zip(pieces, means, strict=True)]
+
+
+def gather(values: Tensor) -> Tensor:
+    """The per-particle values ``[N_local, ...]`` of all ranks, in one tensor ``[N, ...]``."""
+    if not active():
+        return values
+    parts: list[Tensor | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(parts, values.detach().cpu())
+    return torch.cat([part.to(values.device) for part in parts if part is not None])

@@ -1,0 +1,189 @@
+"""Pytrees of tensors: what the library needs beyond ``torch.utils._pytree``.
+
+A state, a control and a datum are pytrees (tensor, dict, list, tuple, nested). Leaves that are not
+floating point (labels, tokens) carry no gradient and no costate; the helpers here pass them by.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as general
+
+from mfoc._errors import InvalidType
+
+Tree = Any
+
+
+def leaves(tree: Tree) -> list[Any]:
+    """The leaves in order.
+
+    Dicts, lists, tuples and tensors, which are nearly all there is, are read directly: several times faster than the
+    general machinery, to which registered nodes (named tuples, ...) fall through.
+    """
+    found: list[Any] = []
+    _collect(tree, found)
+    return found
+
+
+def _collect(tree: Tree, found: list[Any]) -> None:
+    kind = type(tree)
+    if kind is dict:
+        for value in tree.values():
+            _collect(value, found)
+    elif kind is list or kind is tuple:
+        for value in tree:
+            _collect(value, found)
+    elif isinstance(tree, Tensor):
+        found.append(tree)
+    else:
+        found += general.tree_leaves(tree)
+
+
+def rebuild(like: Tree, values: Iterable[Any]) -> Tree:
+    """A tree of the structure of ``like`` with these leaves, in the order of ``leaves``."""
+    return _rebuild(like, iter(values))
+
+
+def _rebuild(like: Tree, values: Iterator[Any]) -> Tree:
+    kind = type(like)
+    if kind is dict:
+        return {key: _rebuild(value, values) for key, value in like.items()}
+    if kind is list:
+        return [_rebuild(value, values) for value in like]
+    if kind is tuple:
+        return tuple([_rebuild(value, values) for value in like])
+    if isinstance(like, Tensor):
+        return next(values)
+    old, spec = general.tree_flatten(like)
+    return general.tree_unflatten([next(values) for _ in old], spec)
+
+
+def map(function: Callable[..., Any], tree: Tree, *others: Tree) -> Tree:
+    """``function`` applied to each leaf (and the leaves of the others beside it)."""
+    columns = [leaves(tree), *(leaves(other) for other in others)]
+    return rebuild(tree, [function(*row) for row in zip(*columns, strict=True)])
+
+
+def same_structure(left: Tree, right: Tree) -> bool:
+    """Whether two trees differ in their leaves only."""
+    return bool(general.tree_structure(left) == general.tree_structure(right))
+
+
+def differentiable(leaf: Any) -> bool:
+    """Whether a leaf can carry a gradient."""
+    return isinstance(leaf, Tensor) and (leaf.is_floating_point() or leaf.is_complex())
+
+
+def named_leaves(tree: Tree, name: str) -> list[tuple[str, Tensor]]:
+    """The leaves with the path to each, for error messages.
+
+    Raises:
+        InvalidType: a leaf is not a tensor.
+    """
+    named = []
+    for path, leaf in general.tree_flatten_with_path(tree)[0]:
+        label = name + general.keystr(path)
+        if not isinstance(leaf, Tensor):
+            raise InvalidType(f"{label} is a {type(leaf).__name__}; expected a torch.Tensor")
+        named.append((label, leaf))
+    return named
+
+
+def tensors(tree: Tree) -> list[Tensor]:
+    """The differentiable leaves."""
+    return [leaf for leaf in leaves(tree) if differentiable(leaf)]
+
+
+def describe(tree: Tree) -> str:
+    """Shapes and dtypes of a tree, in one line."""
+    found = leaves(tree)
+    if not found:
+        return "an empty tree"
+    parts = [
+        f"{tuple(leaf.shape)} {str(leaf.dtype).removeprefix('torch.')}" if isinstance(leaf, Tensor) else repr(leaf)
+        for leaf in found
+    ]
+    return parts[0] if isinstance(tree, Tensor) else f"[{', '.join(parts)}]"
+
+
+def detached(tree: Tree, *, requires_grad: bool = False) -> Tree:
+    """The same values cut from any graph; differentiable leaves may become graph leaves."""
+
+    def cut(leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor):
+            return leaf
+        leaf = leaf.detach()
+        return leaf.requires_grad_() if requires_grad and differentiable(leaf) else leaf
+
+    return map(cut, tree)
+
+
+def copy(tree: Tree) -> Tree:
+    """A detached copy: nothing done to it reaches the original."""
+    return map(lambda leaf: leaf.detach().clone() if isinstance(leaf, Tensor) else leaf, tree)
+
+
+def gradients(
+    output: Tensor, trees: Sequence[Tree], *, create_graph: bool = False, grad_output: Tensor | None = None
+) -> list[Tree]:
+    """D output / d tree for each tree; zero where ``output`` does not depend on a leaf.
+
+    Args:
+        output: a tensor; its sum is differentiated unless ``grad_output`` weighs it.
+        trees: pytrees whose differentiable leaves require grad.
+        create_graph: keep the graph of the derivative.
+        grad_output: weights of the entries of ``output``.
+    """
+    inputs = [leaf for tree in trees for leaf in tensors(tree)]
+    stream = iter(leaf_gradients(output, inputs, create_graph=create_graph, grad_output=grad_output))
+
+    def pick(leaf: Any) -> Any:
+        return next(stream) if differentiable(leaf) else torch.zeros_like(leaf)
+
+    return [map(pick, tree) for tree in trees]
+
+
+def leaf_gradients(
+    output: Tensor, inputs: list[Tensor], *, create_graph: bool = False, grad_output: Tensor | None = None
+) -> list[Tensor]:
+    """``gradients`` for a list of differentiable tensors."""
+    if not inputs or not output.requires_grad:
+        return [torch.zeros_like(leaf) for leaf in inputs]
+    seed = torch.ones_like(output) if grad_output is None else grad_output
+    found = torch.autograd.grad(output, inputs, seed, create_graph=create_graph, allow_unused=True)
+    return [torch.zeros_like(leaf) if g is None else g for leaf, g in zip(inputs, found, strict=True)]
+
+
+def inner(left: Tree, right: Tree) -> Tensor:
+    """<left, right> per particle, summed over every axis but the first: ``[N]``."""
+    total: Tensor | None = None
+    for a, b in zip(leaves(left), leaves(right), strict=True):
+        if differentiable(a):
+            term = (a * b).flatten(1).sum(1) if a.dim() > 1 else a * b
+            total = term if total is None else total + term
+    if total is None:
+        raise InvalidType("the state has no floating-point leaf, so it has no costate")
+    return total
+
+
+def norm(tree: Tree) -> Tensor:
+    """Euclidean norm over every differentiable leaf: a scalar."""
+    norms = [torch.linalg.vector_norm(leaf) for leaf in tensors(tree)]
+    if not norms:
+        return torch.zeros(())
+    return norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
+
+
+def ravel(tree: Tree) -> Tensor:
+    """All differentiable leaves in one new vector ``[n]``."""
+    return torch.cat([leaf.reshape(-1) for leaf in tensors(tree)])
+
+
+def pieces(vector: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
+    """Views of a vector ``[n]``, shaped as the tensors in ``like``: the inverse of ``ravel`` on a list."""
+    parts = vector.split([leaf.numel() for leaf in like])
+    return [part.view(leaf.shape) for part, leaf in zip(parts, like, strict=True)]

@@ -1,0 +1,207 @@
+"""Pontryagin's minimum principle for a mean-field control problem.
+
+    H_t(x, p, u, z) = L_t(x, u, z) + <p, f_t(x, u, z)>
+    p_T = dPhi/dx,      p_t = dH_t/dx (x_t, p_(t+1), u_t)
+    u_t minimises E_rho H_t(x_t, p_(t+1), .)
+
+The minimum convention of Liu & Theodorou (2019), arXiv:1908.10920, sec. 3: p is the gradient of the cost-to-go.
+For interacting problems p_t(i) = N dJ/dx_t(i), where J is the cloud's mean cost; dJ/du_t = E dH_t/du_t always.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from mfoc import _tree
+from mfoc._distributed import expectation
+from mfoc._tree import Tree
+from mfoc.problem import Particles, Problem, check_cost, per_stage
+
+
+class Trajectory(NamedTuple):
+    """A rolled-out cloud.
+
+    Attributes:
+        states: T+1 pytrees, each ``[N, ...]``.
+        cost: total cost per particle ``[N]``.
+    """
+
+    states: list[Tree]
+    cost: Tensor
+
+
+class Evaluation(NamedTuple):
+    """The objective and its gradient at one control.
+
+    Attributes:
+        value: J, a scalar tensor.
+        gradient: dJ/du, shaped as the controls.
+    """
+
+    value: Tensor
+    gradient: Tree
+
+
+def rollout(problem: Problem, controls: Tree, particles: Particles) -> Trajectory:
+    """Runs the dynamics forward.
+
+    Args:
+        problem: the control problem.
+        controls: controls shaped as ``problem.controls``.
+        particles: the cloud, N particles.
+
+    Returns:
+        The states x_0..x_T and the cost of each particle ``[N]``; differentiable in controls and states.
+
+    Raises:
+        InvalidValue: a cost is not ``[N]``.
+    """
+    x, z, n = particles.state, particles.data, len(particles)
+    states, total = [x], None
+    for t in range(problem.stages):
+        u = problem.schedule(controls, t)
+        if problem.running_cost is not None:
+            cost = problem.running_cost(t, x, u, z)
+            check_cost(cost, n, f"stage {t}: running_cost")
+            total = cost if total is None else total + cost
+        x = problem.dynamics(t, x, u, z)
+        states.append(x)
+    cost = problem.terminal_cost(x, z)
+    check_cost(cost, n, "terminal_cost")
+    return Trajectory(states, cost if total is None else total + cost)
+
+
+def hamiltonian(problem: Problem, t: int, x: Tree, p: Tree, u: Tree, z: Tree = None) -> Tensor:
+    """H_t(x, p, u, z) = L_t(x, u, z) + <p, f_t(x, u, z)> for each particle.
+
+    Args:
+        problem: the control problem.
+        t: the stage.
+        x: states x_t ``[N, ...]``.
+        p: costates p_(t+1), shaped as the state at stage t+1.
+        u: the control u_t.
+        z: data ``[N, ...]``.
+
+    Returns:
+        The Hamiltonian ``[N]``.
+    """
+    value = _tree.inner(problem.dynamics(t, x, u, z), p)
+    if problem.running_cost is not None:
+        value = value + problem.running_cost(t, x, u, z)
+    return value
+
+
+def adjoint(problem: Problem, controls: Tree, trajectory: Trajectory, particles: Particles) -> tuple[list[Tree], Tree]:
+    """The backward sweep: costates and the gradient of J, from one backward pass through each stage.
+
+    Only the states at stage boundaries are used: each stage is evaluated again, so the sweep holds the
+    intermediate values of a single stage at a time (activation checkpointing at stage boundaries).
+
+    Args:
+        problem: the control problem.
+        controls: the controls of the trajectory.
+        trajectory: what ``rollout`` returned.
+        particles: the cloud.
+
+    Returns:
+        The T+1 costates, and dJ/du shaped as the controls (this rank's particles only).
+    """
+    z, n = particles.data, len(particles)
+    with torch.enable_grad():
+        x = _tree.detached(trajectory.states[-1], requires_grad=True)
+        p = _tree.gradients(problem.terminal_cost(x, z), [x])[0]
+        costates, by_stage = [p], []
+        for t in reversed(range(problem.stages)):
+            x = _tree.detached(trajectory.states[t], requires_grad=True)
+            u = _tree.detached(problem.schedule(controls, t), requires_grad=True)
+            p, slope = _tree.gradients(hamiltonian(problem, t, x, p, u, z), [x, u])
+            costates.append(p)
+            by_stage.append(_tree.map(lambda g: g / n, slope))
+        return costates[::-1], pull_back(problem, controls, by_stage[::-1])
+
+
+def pull_back(problem: Problem, controls: Tree, by_stage: list[Tree]) -> Tree:
+    """The gradient in ``controls`` of a function whose gradients in u_0..u_(T-1) are given.
+
+    Args:
+        problem: gives the schedule.
+        controls: the controls.
+        by_stage: T pytrees, each shaped as u_t.
+    """
+    if problem.schedule is per_stage:
+        return _tree.rebuild(controls, _tree.leaves(by_stage))
+    with torch.enable_grad():
+        free = _tree.detached(controls, requires_grad=True)
+        paired = torch.stack(
+            [
+                (leaf * slope).sum()
+                for t, stage in enumerate(by_stage)
+                for leaf, slope in zip(_tree.tensors(problem.schedule(free, t)), _tree.tensors(stage), strict=True)
+            ]
+        )
+        return _tree.gradients(paired.sum(), [free])[0]
+
+
+def costates(problem: Problem, controls: Tree, trajectory: Trajectory, particles: Particles) -> list[Tree]:
+    """The costates p_0..p_T along a trajectory.
+
+    Args:
+        problem: the control problem.
+        controls: the controls of the trajectory.
+        trajectory: what ``rollout`` returned.
+        particles: the cloud.
+
+    Returns:
+        T+1 pytrees shaped as the states; p_t(i) = N dJ/dx_t(i). Leaves that are not floating point get zeros.
+    """
+    return adjoint(problem, controls, trajectory, particles)[0]
+
+
+def evaluate(problem: Problem, controls: Tree, particles: Particles, *, recompute: bool = False) -> Evaluation:
+    """J and dJ/du over the population: one forward and one backward pass.
+
+    Args:
+        problem: the control problem.
+        controls: where to evaluate.
+        particles: the cloud (this rank's share).
+        recompute: keep only the states at stage boundaries and evaluate each stage again on the way back:
+            one more forward pass, the memory of one stage.
+
+    Returns:
+        The value, a scalar, and the gradient shaped as the controls; expectations are over all ranks.
+    """
+    free = [leaf.detach().requires_grad_() for leaf in _tree.leaves(controls)]
+    value, slopes = value_and_slopes(problem, free, controls, particles, recompute=recompute)
+    return Evaluation(value, _tree.rebuild(controls, slopes))
+
+
+def value_and_slopes(
+    problem: Problem, leaves: list[Tensor], like: Tree, particles: Particles, *, recompute: bool = False
+) -> tuple[Tensor, list[Tensor]]:
+    """``evaluate`` on flattened controls: the one hot path of first-order solving.
+
+    Args:
+        problem: the control problem.
+        leaves: the leaves of the controls, each requiring grad.
+        like: a tree of their structure.
+        particles: the cloud (this rank's share).
+        recompute: see ``evaluate``.
+
+    Returns:
+        J, and dJ/du for each leaf, over all ranks.
+    """
+    controls = _tree.rebuild(like, leaves)
+    if recompute:
+        with torch.no_grad():
+            trajectory = rollout(problem, controls, particles)
+        value = trajectory.cost.mean()
+        slopes = _tree.leaves(adjoint(problem, controls, trajectory, particles)[1])
+    else:
+        with torch.enable_grad():
+            value = rollout(problem, controls, particles).cost.mean()
+        slopes = _tree.leaf_gradients(value, leaves)
+    value, *slopes = expectation([value.detach(), *slopes], len(particles))
+    return value, slopes

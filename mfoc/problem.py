@@ -1,0 +1,280 @@
+"""The mean-field control problem and the cloud of particles it is solved on.
+
+    minimise   J(u) = E_(x0,z)~rho [ sum_t L_t(x_t, u_t, z) + Phi(x_T, z) ]
+    subject to x_(t+1) = f_t(x_t, u_t, z),   t = 0..T-1
+
+after W. E, J. Han, Q. Li (2019), "A mean-field optimal control formulation of deep learning", eq. (3),
+in discrete time. The control is shared by the population; the population is carried by particles.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from dataclasses import KW_ONLY, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mfoc import _tree
+from mfoc._errors import InvalidType, InvalidValue, MfocError
+from mfoc._tree import Tree
+
+Dynamics = Callable[[int, Tree, Tree, Tree], Tree]
+RunningCost = Callable[[int, Tree, Tree, Tree], Tensor]
+TerminalCost = Callable[[Tree, Tree], Tensor]
+Schedule = Callable[[Tree, int], Tree]
+
+
+def per_stage(controls: Tree, t: int) -> Tree:
+    """Schedule of a control of its own at each stage: ``controls`` is a list of T pytrees."""
+    return controls[t]
+
+
+def tied(controls: Tree, t: int) -> Tree:
+    """Schedule of one control shared by all stages: ``controls`` is one pytree."""
+    return controls
+
+
+@dataclass(frozen=True)
+class Particles:
+    """A cloud: pytrees of tensors whose leaves share the leading axis N.
+
+    Attributes:
+        state: initial states ``[N, ...]``.
+        data: what dynamics and costs receive as z (labels, noise, masks) ``[N, ...]``, or None.
+    """
+
+    state: Tree
+    data: Tree = None
+
+    def __post_init__(self) -> None:
+        named = _tree.named_leaves(self.state, "state")
+        if not named:
+            raise InvalidValue("state has no tensor; a cloud needs at least one, with leading axis N")
+        if self.data is not None:
+            named += _tree.named_leaves(self.data, "data")
+        name, first = named[0]
+        for label, leaf in named:
+            if leaf.dim() == 0:
+                raise InvalidValue(f"{label} is a scalar; expected a leading particle axis, [N, ...]")
+            if len(leaf) != len(first):
+                raise InvalidValue(
+                    f"{label} holds {len(leaf)} particles and {name} holds {len(first)}; "
+                    "every leaf needs the same leading axis N"
+                )
+        if len(first) == 0:
+            raise InvalidValue(f"{name} is empty; a cloud needs at least one particle")
+
+    def __len__(self) -> int:
+        leaf: Tensor = _tree.leaves(self.state)[0]
+        return leaf.shape[0]
+
+    def __getitem__(self, index: Any) -> Particles:
+        """The particles chosen by a slice, a mask or an index tensor."""
+        return self._map(lambda leaf: leaf[index])
+
+    def to(self, *args: Any, **kwargs: Any) -> Particles:
+        """The cloud on another device or in another float dtype; integer leaves keep their dtype."""
+
+        def move(leaf: Tensor) -> Tensor:
+            if _tree.differentiable(leaf):
+                return leaf.to(*args, **kwargs)
+            device = kwargs.get("device", next((a for a in args if isinstance(a, str | torch.device)), leaf.device))
+            return leaf.to(device)
+
+        return self._map(move)
+
+    def _map(self, function: Callable[[Tensor], Tensor]) -> Particles:
+        data = None if self.data is None else _tree.map(function, self.data)
+        return Particles(_tree.map(function, self.state), data)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A discrete-time, batched, pure mean-field control problem.
+
+    Attributes:
+        dynamics: ``dynamics(t, x, u, z) -> x_next``. x is the whole cloud ``[N, ...]``, so its empirical law
+            (``x.mean(0)``) may be used: interacting problems are not a special case.
+        terminal_cost: ``terminal_cost(x, z) -> [N]``.
+        controls: the initial guess: a list of T pytrees (``per_stage``) or one pytree (``tied``).
+        running_cost: ``running_cost(t, x, u, z) -> [N]``, or None.
+        horizon: number of stages T; needed unless the schedule is ``per_stage``.
+        schedule: ``schedule(controls, t) -> u_t``.
+        kind: ``kind(t)`` names the function that stage t computes. Stages of equal kind must be the same
+            function of (x, u, z), so that a solver may evaluate them in one batch. None: no two are known alike.
+
+    Raises:
+        InvalidType: something is not callable, or a control leaf is not a floating-point tensor.
+        InvalidValue: wrong length or horizon, no control at all, non-finite initial controls, mixed devices or dtypes.
+    """
+
+    dynamics: Dynamics
+    terminal_cost: TerminalCost
+    controls: Tree
+    _: KW_ONLY
+    running_cost: RunningCost | None = None
+    horizon: int | None = None
+    schedule: Schedule = per_stage
+    kind: Callable[[int], Hashable] | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("dynamics", "terminal_cost", "schedule"):
+            if not callable(getattr(self, name)):
+                raise InvalidType(f"{name} is a {type(getattr(self, name)).__name__}; expected a function")
+        for name in ("running_cost", "kind"):
+            if getattr(self, name) is not None and not callable(getattr(self, name)):
+                raise InvalidType(f"{name} is a {type(getattr(self, name)).__name__}; expected a function or None")
+        object.__setattr__(self, "horizon", self._horizon())
+        self.check_controls(self.controls)
+
+    def _horizon(self) -> int:
+        horizon = self.horizon
+        if horizon is not None and (not isinstance(horizon, int) or isinstance(horizon, bool) or horizon < 1):
+            raise InvalidValue(f"horizon is {horizon!r}; expected a positive number of stages")
+        if self.schedule is per_stage:
+            if not isinstance(self.controls, list | tuple):
+                raise InvalidType(
+                    f"controls is a {type(self.controls).__name__}; a per-stage schedule needs a list of T pytrees "
+                    "(for one control shared by all stages pass schedule=mfoc.tied and horizon=T)"
+                )
+            if horizon is not None and horizon != len(self.controls):
+                raise InvalidValue(
+                    f"controls has {len(self.controls)} stages and horizon is {horizon}; they must agree"
+                )
+            if not self.controls:
+                raise InvalidValue("controls is empty; expected a list of T >= 1 pytrees")
+            return len(self.controls)
+        if horizon is None:
+            raise InvalidValue("horizon is missing; this schedule needs the number of stages, horizon=T")
+        return horizon
+
+    @property
+    def stages(self) -> int:
+        """The number of stages T."""
+        assert self.horizon is not None
+        return self.horizon
+
+    def control(self, controls: Tree, t: int) -> Tree:
+        """The control u_t that the schedule takes from ``controls``."""
+        return self.schedule(controls, t)
+
+    def check_controls(self, controls: Tree) -> None:
+        """Refuses controls that this problem cannot run with.
+
+        Raises:
+            InvalidType: a leaf is not a floating-point tensor.
+            InvalidValue: wrong number of stages, no control, non-finite values, mixed devices or dtypes.
+        """
+        if self.schedule is per_stage and len(controls) != self.stages:
+            raise InvalidValue(f"controls has {len(controls)} stages; the problem has {self.stages}")
+        named = _tree.named_leaves(controls, "controls")
+        if not named:
+            raise InvalidValue("controls holds no tensor; there is nothing to optimise")
+        first_name, first = named[0]
+        for name, leaf in named:
+            if not leaf.is_floating_point():
+                raise InvalidType(f"{name} has dtype {leaf.dtype}; controls must be floating point")
+            if leaf.device != first.device or leaf.dtype != first.dtype:
+                raise InvalidValue(
+                    f"{name} is {leaf.dtype} on {leaf.device} and {first_name} is {first.dtype} on {first.device}; "
+                    "all controls need one dtype and one device"
+                )
+        # One fused reduction over all leaves: only when it fails is the culprit looked for.
+        if not torch.stack([leaf.detach().sum() for _, leaf in named]).isfinite().all():
+            for name, leaf in named:
+                if not leaf.isfinite().all():
+                    raise InvalidValue(f"{name} holds NaN or infinite values; start from finite controls")
+
+    def validate(self, particles: Particles, controls: Tree | None = None) -> None:
+        """Runs the problem once, stage by stage, and explains what does not fit.
+
+        Args:
+            particles: a cloud the problem is to be solved on.
+            controls: the controls to run with; the initial guess when None.
+
+        Raises:
+            InvalidType: a stage returns something that is not a tree of tensors.
+            InvalidValue: a stage fails, loses particles or returns a cost that is not ``[N]``.
+        """
+        if not isinstance(particles, Particles):
+            raise InvalidType(f"particles is a {type(particles).__name__}; expected mfoc.Particles")
+        controls = self.controls if controls is None else controls
+        self.check_controls(controls)
+        self._check_agreement(particles, controls)
+        x, z, n = particles.state, particles.data, len(particles)
+        with torch.no_grad():
+            for t in range(self.stages):
+                u = _call(f"stage {t}: the schedule", self.schedule, controls, t)
+                if self.running_cost is not None:
+                    cost = _call(f"stage {t}: running_cost", self.running_cost, t, x, u, z)
+                    check_cost(cost, n, f"stage {t}: running_cost")
+                came = _tree.describe(x)
+                x = _call(
+                    f"stage {t}: dynamics (state {came}, control {_tree.describe(u)})",
+                    self.dynamics,
+                    t,
+                    x,
+                    u,
+                    z,
+                )
+                _check_state(x, n, f"stage {t}: dynamics (given a state {came})")
+            came = _tree.describe(x)
+            cost = _call(f"terminal_cost (state {came}, data {_tree.describe(z)})", self.terminal_cost, x, z)
+            check_cost(cost, n, "terminal_cost")
+
+    def _check_agreement(self, particles: Particles, controls: Tree) -> None:
+        name, control = _tree.named_leaves(controls, "controls")[0]
+        for label, leaf in _tree.named_leaves(particles.state, "state"):
+            if leaf.device != control.device:
+                raise InvalidValue(
+                    f"{label} is on {leaf.device} and {name} on {control.device}; "
+                    "move one: particles.to(device) or the controls"
+                )
+            if leaf.is_floating_point() and leaf.dtype != control.dtype:
+                raise InvalidValue(
+                    f"{label} is {leaf.dtype} and {name} is {control.dtype}; "
+                    f"cast one, for example particles.to({control.dtype})"
+                )
+
+
+def check_cost(cost: Any, n: int, name: str) -> None:
+    """Refuses a cost that is not one number per particle.
+
+    Args:
+        cost: what the cost function returned.
+        n: number of particles.
+        name: the function, for the message.
+
+    Raises:
+        InvalidType: not a floating-point tensor.
+        InvalidValue: not of shape ``[n]``.
+    """
+    if not isinstance(cost, Tensor) or not cost.is_floating_point():
+        what = f"a {cost.dtype} tensor" if isinstance(cost, Tensor) else f"a {type(cost).__name__}"
+        raise InvalidType(f"{name} returned {what}; expected a floating-point tensor of shape ({n},)")
+    if cost.shape != (n,):
+        hint = "; do not average over particles (reduction='none')" if cost.dim() == 0 else ""
+        raise InvalidValue(f"{name} returned shape {tuple(cost.shape)}; expected one cost per particle, ({n},){hint}")
+
+
+def _check_state(state: Tree, n: int, name: str) -> None:
+    leaves = _tree.named_leaves(state, f"{name} returned x")
+    if not leaves:
+        raise InvalidValue(f"{name} returned an empty state")
+    for label, leaf in leaves:
+        if leaf.dim() == 0 or len(leaf) != n:
+            raise InvalidValue(f"{label} of shape {tuple(leaf.shape)}; expected {n} particles on the leading axis")
+
+
+def _call(what: str, function: Callable[..., Any], *args: Any) -> Any:
+    """Calls user code; an error it raises comes back with the stage and the shapes it was given."""
+    try:
+        return function(*args)
+    except MfocError:
+        raise
+    except (RuntimeError, ValueError, IndexError, AttributeError, KeyError) as error:
+        raise InvalidValue(f"{what} failed: {error}") from error
+    except TypeError as error:
+        raise InvalidType(f"{what} failed: {error}") from error

@@ -1,0 +1,187 @@
+"""Continuous-time problems, discretised: dx = b(t, x, u, z) dt + sigma dW, cost = integral L dt + Phi.
+
+A scheme advances one step of length h from time s with the control held constant:
+``scheme(drift, s, x, u, z, h) -> x_next``. Orders (global error in h): euler 1, heun 2, rk4 4;
+Butcher, "Numerical Methods for Ordinary Differential Equations" (2016), ch. 3. The running cost is integrated by
+the same scheme, as one more component of the state, so the objective has the scheme's order too.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mfoc import _tree
+from mfoc._errors import InvalidType, InvalidValue
+from mfoc._tree import Tree
+from mfoc.problem import Problem, Schedule, TerminalCost, per_stage
+
+Drift = Callable[[float, Tree, Tree, Tree], Tree]
+Scheme = Callable[[Drift, float, Tree, Tree, Tree, float], Tree]
+
+
+def _axpy(x: Tree, h: float, *terms: tuple[float, Tree]) -> Tree:
+    """X + h * sum_i c_i k_i on the floating-point leaves."""
+    result = x
+    for c, k in terms:
+        result = _tree.map(lambda a, b, s=h * c: a + s * b if _tree.differentiable(a) else a, result, k)
+    return result
+
+
+def euler(drift: Drift, s: float, x: Tree, u: Tree, z: Tree, h: float) -> Tree:
+    """Explicit Euler, order 1: ``x + h b(s, x, u, z)``."""
+    return _axpy(x, h, (1.0, drift(s, x, u, z)))
+
+
+def heun(drift: Drift, s: float, x: Tree, u: Tree, z: Tree, h: float) -> Tree:
+    """Heun's method (explicit trapezoid), order 2."""
+    k1 = drift(s, x, u, z)
+    k2 = drift(s + h, _axpy(x, h, (1.0, k1)), u, z)
+    return _axpy(x, h, (0.5, k1), (0.5, k2))
+
+
+def rk4(drift: Drift, s: float, x: Tree, u: Tree, z: Tree, h: float) -> Tree:
+    """The classical Runge-Kutta method, order 4."""
+    k1 = drift(s, x, u, z)
+    k2 = drift(s + h / 2, _axpy(x, h, (0.5, k1)), u, z)
+    k3 = drift(s + h / 2, _axpy(x, h, (0.5, k2)), u, z)
+    k4 = drift(s + h, _axpy(x, h, (1.0, k3)), u, z)
+    return _axpy(x, h, (1 / 6, k1), (1 / 3, k2), (1 / 3, k3), (1 / 6, k4))
+
+
+@dataclass(frozen=True)
+class euler_maruyama:
+    """Euler-Maruyama for dx = b dt + sigma(t, x, u, z) dW, strong order 1/2 (1 for additive noise).
+
+    The Brownian increments come from the data, so that the dynamics stay pure:
+    ``z["noise"]`` holds standard normals ``[N, T, k]`` (see ``brownian``), or pass ``noise=`` to find them elsewhere.
+
+    Attributes:
+        diffusion: a number (scalar noise of the state's shape), or ``sigma(t, x, u, z)`` returning ``[N, d]``
+            (diagonal noise) or ``[N, d, k]``.
+        noise: ``noise(z) -> [N, T, k]``; None reads ``z["noise"]``.
+    """
+
+    diffusion: float | Callable[[float, Tensor, Tree, Tree], Tensor]
+    noise: Callable[[Tree], Tensor] | None = None
+
+    def increment(self, t: Any, s: float, x: Tensor, u: Tree, z: Tree, h: float) -> Tensor:
+        """Sigma dW over step t, of the shape of the state ``[N, d]``."""
+        if not isinstance(x, Tensor):
+            raise InvalidType(f"euler_maruyama needs a state that is one tensor [N, d]; got {_tree.describe(x)}")
+        dw = math.sqrt(h) * self._normals(z)[:, t]
+        sigma = self.diffusion(s, x, u, z) if callable(self.diffusion) else self.diffusion
+        if isinstance(sigma, Tensor) and sigma.dim() == 3:
+            dw = torch.einsum("ndk,nk->nd", sigma, dw)
+        else:
+            dw = sigma * dw
+        if dw.shape != x.shape:
+            raise InvalidValue(f"the noise term has shape {tuple(dw.shape)}; expected the state's, {tuple(x.shape)}")
+        return dw
+
+    def _normals(self, z: Tree) -> Tensor:
+        if self.noise is not None:
+            return self.noise(z)
+        if not isinstance(z, dict) or "noise" not in z:
+            raise InvalidValue(
+                "euler_maruyama found no noise: give particles data={'noise': [N, T, k]} (mfoc.schemes.brownian "
+                "draws it) or pass noise= to say where it is"
+            )
+        normals: Tensor = z["noise"]
+        return normals
+
+
+def brownian(n: int, steps: int, dim: int, *, seed: int, like: Tensor | None = None) -> Tensor:
+    """Standard normals for ``euler_maruyama``, ``[N, T, k]``.
+
+    Args:
+        n: particles N.
+        steps: stages T.
+        dim: dimension k of the Brownian motion.
+        seed: seed of the generator.
+        like: a tensor whose dtype and device the noise takes.
+    """
+    dtype = like.dtype if like is not None else torch.get_default_dtype()
+    noise = torch.randn(n, steps, dim, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+    return noise if like is None else noise.to(like.device)
+
+
+def continuous(
+    drift: Drift,
+    terminal_cost: TerminalCost,
+    controls: Tree,
+    *,
+    running_cost: Callable[[float, Tree, Tree, Tree], Tensor] | None = None,
+    T: float = 1.0,
+    scheme: Scheme | euler_maruyama = euler,
+    horizon: int | None = None,
+    schedule: Schedule = per_stage,
+    autonomous: bool = False,
+) -> Problem:
+    """A continuous-time control problem as a ``Problem``: piecewise-constant (or tied) controls on a uniform grid.
+
+    Args:
+        drift: ``b(t, x, u, z) -> dx/dt`` in the state's shape; t is the time in [0, T].
+        terminal_cost: ``Phi(x, z) -> [N]``.
+        controls: one pytree per step, or one pytree with ``schedule=tied`` and ``horizon``.
+        running_cost: rate ``L(t, x, u, z) -> [N]`` per unit of time; integrated with the scheme.
+        T: the end time.
+        scheme: ``euler``, ``heun``, ``rk4`` or ``euler_maruyama(diffusion)``.
+        horizon: number of steps, when the schedule is not per-stage.
+        schedule: how u_t is taken from the controls.
+        autonomous: the drift and the running cost do not use t; solvers may then batch over steps.
+
+    Returns:
+        The discretised problem, with step h = T / steps.
+
+    Raises:
+        InvalidValue: T is not a positive finite number.
+        InvalidType: drift or scheme is not a function.
+    """
+    if isinstance(T, bool) or not isinstance(T, int | float) or not math.isfinite(T) or T <= 0:
+        raise InvalidValue(f"T is {T!r}; expected a positive end time")
+    if not callable(drift):
+        raise InvalidType(f"drift is a {type(drift).__name__}; expected a function b(t, x, u, z)")
+    noisy = isinstance(scheme, euler_maruyama)
+    if not noisy and not callable(scheme):
+        raise InvalidType(f"scheme is {scheme!r}; expected euler, heun, rk4 or euler_maruyama(diffusion)")
+    if scheme is euler_maruyama:
+        raise InvalidType("euler_maruyama needs its diffusion: scheme=euler_maruyama(0.1)")
+    if horizon is None and isinstance(controls, list | tuple):
+        horizon = len(controls)
+    h = T / horizon if horizon else T
+    base: Scheme = euler if isinstance(scheme, euler_maruyama) else scheme
+
+    def dynamics(t: int, x: Tree, u: Tree, z: Tree) -> Tree:
+        moved = base(drift, t * h, x, u, z, h)
+        return moved + scheme.increment(t, t * h, x, u, z, h) if isinstance(scheme, euler_maruyama) else moved
+
+    def integrated(t: int, x: Tree, u: Tree, z: Tree) -> Tensor:
+        assert running_cost is not None
+        if base is euler:
+            return h * running_cost(t * h, x, u, z)
+        first = running_cost(t * h, x, u, z)
+
+        def augmented(s: float, y: Tree, u: Tree, z: Tree) -> Tree:
+            return drift(s, y[0], u, z), running_cost(s, y[0], u, z)
+
+        total: Tensor = base(augmented, t * h, (x, torch.zeros_like(first)), u, z, h)[1]
+        return total
+
+    def one_kind(t: int) -> Hashable:
+        return "step"
+
+    return Problem(
+        dynamics,
+        terminal_cost,
+        controls,
+        running_cost=None if running_cost is None else integrated,
+        horizon=horizon,
+        schedule=schedule,
+        kind=one_kind if autonomous and not noisy else None,
+    )

@@ -1,0 +1,278 @@
+"""Solving: one loop for every solver.
+
+A solver is a frozen dataclass with ``init(problem, controls) -> state`` and
+``step(problem, controls, state, particles) -> (controls, state, Info)``, both pure. ``iterate`` is the loop, open to
+the user; ``solve`` runs it with a budget, a tolerance and hooks, and always returns the last good iterate.
+"""
+
+from __future__ import annotations
+
+import enum
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from mfoc import _tree
+from mfoc._errors import InvalidType, InvalidValue, NonFiniteError
+from mfoc._tree import Tree
+from mfoc.pontryagin import adjoint, evaluate, rollout
+from mfoc.population import Population, population
+from mfoc.problem import Particles, Problem
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Info:
+    """What a step saw at the controls it started from.
+
+    Attributes:
+        value: J on the batch, a scalar tensor.
+        residual: the stationarity residual ||E dH/du||, a scalar tensor.
+        extra: numbers a solver reports about itself.
+    """
+
+    value: Tensor
+    residual: Tensor
+    extra: dict[str, float] = field(default_factory=dict)
+
+
+@runtime_checkable
+class Solver(Protocol):
+    """What ``solve`` needs of a solver; both methods are pure."""
+
+    def init(self, problem: Problem, controls: Tree) -> Tree:
+        """The state before the first step: a pytree of tensors and plain values."""
+
+    def step(self, problem: Problem, controls: Tree, state: Tree, particles: Particles) -> tuple[Tree, Tree, Info]:
+        """One step: new controls, new state, and what was seen at the old controls."""
+
+
+@dataclass(frozen=True)
+class Iterate:
+    """Where a solve stands after ``step`` steps.
+
+    Attributes:
+        step: steps done.
+        controls: the controls after them.
+        state: the solver's state after them.
+        info: what the last step saw at the controls it started from; None at step 0 and after loading.
+    """
+
+    step: int
+    controls: Tree
+    state: Tree
+    info: Info | None = None
+
+
+class Status(enum.Enum):
+    """Why a solve ended."""
+
+    CONVERGED = "converged"
+    MAX_STEPS = "max_steps"
+    STOPPED = "stopped"
+    INTERRUPTED = "interrupted"
+    NONFINITE = "nonfinite"
+
+
+@dataclass(frozen=True)
+class Solution:
+    """The outcome of a solve.
+
+    Attributes:
+        controls: the last good controls.
+        value: J at these controls, on the batch that comes next (the whole population when it is not batched).
+        residual: ||E dH/du|| there.
+        status: why the solve ended.
+        history: one record a step, plain numbers: step, value and residual at the controls the step started from,
+            seconds since the start, and what the solver reports of itself.
+        last: the iterate to resume from, with ``start=``.
+        message: the status in words; for NONFINITE, the stage and the step.
+    """
+
+    controls: Tree
+    value: float
+    residual: float
+    status: Status
+    history: list[dict[str, float]]
+    last: Iterate
+    message: str
+
+
+Hook = Callable[[Iterate], object]
+
+
+def iterate(problem: Problem, solver: Solver, population_: Any, *, start: Iterate | None = None) -> Iterator[Iterate]:
+    """The iterates of a solver, without end.
+
+    Args:
+        problem: the control problem.
+        solver: any ``Solver``.
+        population_: what ``mfoc.population`` takes, or what it returns.
+        start: an iterate to go on from; its step decides which batch comes next.
+
+    Yields:
+        The iterate after each step.
+
+    Raises:
+        InvalidType, InvalidValue: the problem, its controls and the particles do not fit together.
+        NonFiniteError: a state, costate, cost or gradient is not finite; ``error.last`` is the last good iterate.
+    """
+    source = population(population_)
+    at = _begin(problem, solver, source, start)
+    good = at
+    while True:
+        particles = source(at.step)
+        controls, state, info = solver.step(problem, at.controls, at.state, particles)
+        if not math.isfinite(info.value) or not math.isfinite(info.residual):
+            stage, what = _find_nonfinite(problem, at.controls, particles)
+            raise NonFiniteError(f"step {at.step}: {what}", stage=stage, step=at.step, last=good)
+        good = at
+        at = Iterate(at.step + 1, controls, state, info)
+        yield at
+
+
+def _begin(problem: Problem, solver: Solver, source: Population, start: Iterate | None) -> Iterate:
+    if not isinstance(problem, Problem):
+        raise InvalidType(f"problem is a {type(problem).__name__}; expected mfoc.Problem")
+    if isinstance(solver, type) or not isinstance(solver, Solver):
+        made = f"the class {solver.__name__}; make an instance" if isinstance(solver, type) else type(solver).__name__
+        raise InvalidType(f"solver is {made}; expected an object with init() and step(), such as mfoc.Gradient(...)")
+    if start is not None and not isinstance(start, Iterate):
+        raise InvalidType(f"start is a {type(start).__name__}; expected mfoc.Iterate (hooks.load(path), solution.last)")
+    if start is not None and not _tree.same_structure(start.controls, problem.controls):
+        raise InvalidValue("start holds controls of another structure than the problem's; it is from another problem")
+    controls = _tree.copy(problem.controls) if start is None else start.controls
+    at = start or Iterate(0, controls, solver.init(problem, controls))
+    problem.validate(source(at.step), controls)
+    return at
+
+
+def _find_nonfinite(problem: Problem, controls: Tree, particles: Particles) -> tuple[int | None, str]:
+    """The first stage where a value is not finite, and what it is: only run once a solve has failed."""
+
+    def bad(tree: Tree) -> bool:
+        return any(not leaf.isfinite().all() for leaf in _tree.tensors(tree))
+
+    with torch.no_grad():
+        trajectory = rollout(problem, controls, particles)
+    for t in range(problem.stages):
+        if bad(problem.schedule(controls, t)):
+            return t, f"the control of stage {t} is not finite"
+        if bad(trajectory.states[t + 1]):
+            return t, f"the state that leaves stage {t} is not finite"
+        if problem.running_cost is not None:
+            cost = problem.running_cost(t, trajectory.states[t], problem.schedule(controls, t), particles.data)
+            if bad(cost):
+                return t, f"the running cost of stage {t} is not finite"
+    if bad(trajectory.cost):
+        return problem.stages, f"the terminal cost (after stage {problem.stages - 1}) is not finite"
+    costates = adjoint(problem, controls, trajectory, particles)[0]
+    for t in reversed(range(problem.stages + 1)):
+        if bad(costates[t]):
+            return t, f"the costate at stage {t} is not finite"
+    return None, "the gradient is not finite, though states, costates and costs are (on this rank)"
+
+
+def solve(
+    problem: Problem,
+    solver: Solver,
+    population: Any,
+    *,
+    steps: int,
+    tol: float | None = None,
+    hooks: Sequence[Hook] = (),
+    start: Iterate | None = None,
+) -> Solution:
+    """Solves a control problem.
+
+    Args:
+        problem: the control problem.
+        solver: ``mfoc.Gradient(...)``, ``mfoc.MSA(...)``, ``mfoc.EMSA(...)`` or any ``Solver``.
+        population: what ``mfoc.population`` takes, or what it returns.
+        steps: the step to stop at, counted from the very beginning: with ``start`` at step 40, ``steps=100`` does 60.
+        tol: stop as soon as the stationarity residual ||E dH/du|| on the batch is at most this; the controls returned
+            are those it was measured at.
+        hooks: functions of the ``Iterate``, called after each step; one that returns True stops the solve. A hook's
+            ``start(steps)`` and ``finish(solution)`` are called too, if it has them.
+        start: an iterate to resume from.
+
+    Returns:
+        The solution. A NaN or Ctrl-C ends the solve with a status, not an exception. An error in user code is raised
+        with the last good iterate attached, as ``error.last_iterate``.
+
+    Raises:
+        InvalidType, InvalidValue: bad arguments, or a problem that does not fit its particles.
+    """
+    source = _check_arguments(population, steps, tol, hooks)
+    began, history = time.perf_counter(), []
+    at = _begin(problem, solver, source, start)
+    good, info, status, message = at, at.info, Status.MAX_STEPS, f"did {steps} steps"
+    for hook in hooks:
+        getattr(hook, "start", lambda steps: None)(steps)
+    try:
+        stream = iterate(problem, solver, source, start=at)
+        while at.step < steps:
+            good, at = at, next(stream)
+            info = at.info
+            assert info is not None
+            history.append(_record(at, info, time.perf_counter() - began))
+            if tol is not None and history[-1]["residual"] <= tol:
+                status, at = Status.CONVERGED, good
+                message = f"residual {history[-1]['residual']:.3g} <= tol {tol:.3g} at step {good.step}"
+                break
+            if any([hook(at) is True for hook in hooks]):
+                status, message = Status.STOPPED, f"a hook stopped the solve at step {at.step}"
+                break
+    except NonFiniteError as error:
+        status, message, at = Status.NONFINITE, str(error), error.last
+        logger.warning("solve stopped: %s", error)
+    except KeyboardInterrupt:
+        status, message = Status.INTERRUPTED, f"interrupted after step {at.step}"
+        logger.warning("solve interrupted after step %d; the last iterate is in the solution", at.step)
+    except Exception as error:
+        error.last_iterate = at  # type: ignore[attr-defined]
+        error.add_note(f"mfoc.solve: raised after step {at.step}; that iterate is kept as error.last_iterate")
+        raise
+    solution = _finish(problem, source, at, status, message, history)
+    for hook in hooks:
+        getattr(hook, "finish", lambda solution: None)(solution)
+    return solution
+
+
+def _check_arguments(source: Any, steps: int, tol: float | None, hooks: Sequence[Hook]) -> Population:
+    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 0:
+        raise InvalidValue(f"steps is {steps!r}; expected a non-negative integer")
+    if tol is not None and (isinstance(tol, bool) or not isinstance(tol, int | float) or not tol >= 0):
+        raise InvalidValue(f"tol is {tol!r}; expected a non-negative number or None")
+    if callable(hooks) or not all(callable(hook) for hook in hooks):
+        raise InvalidType("hooks must be a list of functions of the iterate")
+    return population(source)
+
+
+def _record(at: Iterate, info: Info, seconds: float) -> dict[str, float]:
+    return {
+        "step": at.step - 1,
+        "value": float(info.value),
+        "residual": float(info.residual),
+        "seconds": seconds,
+        **info.extra,
+    }
+
+
+def _finish(
+    problem: Problem,
+    source: Population,
+    at: Iterate,
+    status: Status,
+    message: str,
+    history: list[dict[str, float]],
+) -> Solution:
+    value, gradient = evaluate(problem, at.controls, source(at.step))
+    return Solution(at.controls, float(value), float(_tree.norm(gradient)), status, history, at, message)

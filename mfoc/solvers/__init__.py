@@ -1,0 +1,5 @@
+"""Solvers: each is a way to use the Hamiltonian."""
+
+from mfoc.solvers.gradient import Gradient
+
+__all__ = ["Gradient"]

@@ -1,0 +1,1 @@
+"""Learning paradigms written as control problems."""

@@ -1,0 +1,87 @@
+"""Step time of ``mfoc.Gradient`` against a hand-written PyTorch loop, and the memory of ``recompute=True``.
+
+    python tests/benchmarks/bench_gradient.py
+
+Both sides run interleaved in one process on one thread; the ratio of the median step times is reported.
+"""
+
+import platform
+import statistics
+import time
+import tracemalloc  # noqa: F401  (kept out of the timings; memory is read from torch's profiler)
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import mfoc
+
+
+def mlp():
+    return nn.Sequential(nn.Linear(784, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 10))
+
+
+def convnet():
+    return nn.Sequential(
+        nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Conv2d(16, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Flatten(), nn.Linear(32 * 49, 10),
+    )  # fmt: skip
+
+
+def by_hand(net, optimizer, x, y):
+    def step():
+        optimizer.zero_grad()
+        loss = F.cross_entropy(net(x), y)
+        loss.backward()
+        optimizer.step()
+        return loss.item()
+
+    return step
+
+
+def by_mfoc(net, solver, x, y):
+    problem = mfoc.from_module(net, F.cross_entropy)
+    cloud = mfoc.Particles(x, y)
+    at = [problem.controls, solver.init(problem, problem.controls)]
+
+    def step():
+        controls, state, info = solver.step(problem, *at, cloud)
+        at[:] = controls, state
+        return info.value.item()
+
+    return step
+
+
+def ratio(make_net, shape, factory, rounds):
+    torch.manual_seed(0)
+    x, y = torch.randn(shape), torch.randint(0, 10, (shape[0],))
+    net = make_net()
+    mine = by_mfoc(net, mfoc.Gradient(factory), x, y)
+    theirs = by_hand(net, factory(list(net.parameters())), x, y)
+    times = {mine: [], theirs: []}
+    for k in range(rounds + 20):
+        for step in (mine, theirs) if k % 2 else (theirs, mine):
+            start = time.perf_counter()
+            step()
+            if k >= 20:
+                times[step].append(time.perf_counter() - start)
+    ours, hand = (1e3 * statistics.median(times[s]) for s in (mine, theirs))
+    return ours, hand
+
+
+def main():
+    torch.set_num_threads(1)
+    print(f"{platform.processor() or platform.machine()}, 1 thread, torch {torch.__version__}")
+    for name, make, shape, rounds in (("mlp", mlp, (128, 784), 400), ("conv", convnet, (128, 1, 28, 28), 60)):
+        for label, factory in (
+            ("SGD", partial(torch.optim.SGD, lr=0.01)),
+            ("Adam", partial(torch.optim.Adam, lr=1e-3)),
+        ):
+            ours, hand = ratio(make, shape, factory, rounds)
+            print(f"{name:5s} {label:5s} mfoc {ours:7.3f} ms   by hand {hand:7.3f} ms   ratio {ours / hand:.3f}")
+
+
+if __name__ == "__main__":
+    main()
