@@ -1,15 +1,19 @@
 """The numerics under ``mfoc.lq``: Riccati sweeps, exact step maps, exact sampling of a continuous problem.
 
 Everything here works on one ``Mode``: an ordinary linear-quadratic problem, without mean-field terms, in a flat batch.
+A mean-field problem is two of them (``split``).
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from mfoc._errors import InvalidValue
 
 
 class Mode(NamedTuple):
@@ -52,14 +56,84 @@ class Sweep(NamedTuple):
     closed: list[Tensor]
 
 
-def merge(modes: list[Mode]) -> Mode:
-    """One mode holding several, one after the other along the batch axis: they share every tensor operation."""
+def _plus(x: Tensor, y: Tensor | None) -> Tensor:
+    return x if y is None else x + y
 
-    def both(parts: tuple[Tensor | None, ...]) -> Tensor | None:
-        present = [part for part in parts if part is not None]
-        return torch.cat(present) if len(present) == len(parts) else None
 
-    return Mode(*(both(parts) for parts in zip(*modes, strict=True)))  # type: ignore[arg-type]
+def _on_mean(weight: Tensor | None, S: Tensor | None) -> Tensor | None:
+    """(I - S)' weight (I - S): what the weight of x - Sm is to the mean. S is the identity when None."""
+    if weight is None or S is None:
+        return None
+    rest = torch.eye(S.shape[-1], dtype=S.dtype, device=S.device) - S
+    return rest.mT @ weight @ rest
+
+
+def split(get: Callable[[str], Tensor | None], mean_field: bool) -> tuple[Mode, Mode]:
+    """The LQ problems of the deviation from the mean and of the mean.
+
+    Args:
+        get: the matrix of a name, in the shape that ``Mode`` documents, or None for zero.
+        mean_field: whether the two differ; when not, they are one and the same object.
+    """
+    A, B, Q, R = (_given(get(name)) for name in "ABQR")
+    QT, cross, sigma, noise = get("QT"), get("cross"), get("sigma"), get("noise")
+    QT = torch.zeros_like(A[:, 0]) if QT is None else QT
+    noise = noise if sigma is None else sigma @ sigma.mT
+    if not mean_field:
+        mode = Mode(A, B, Q, R, QT, cross, noise)
+        return mode, mode
+    crossbar, Qbar, QbarT = get("crossbar"), get("Qbar"), get("QbarT")
+    cross = torch.zeros_like(B) if cross is None and crossbar is not None else cross
+    return Mode(A, B, _plus(Q, Qbar), R, _plus(QT, QbarT), cross, noise), Mode(
+        A=_plus(A, get("Abar")),
+        B=_plus(B, get("Bbar")),
+        Q=_plus(Q, _on_mean(Qbar, get("S"))),
+        R=_plus(R, get("Rbar")),
+        QT=_plus(QT, _on_mean(QbarT, get("ST"))),
+        cross=None if cross is None else _plus(cross, crossbar),
+        noise=None if noise is None else _plus(noise, get("noisebar")),
+    )
+
+
+def _given(x: Tensor | None) -> Tensor:
+    assert x is not None
+    return x
+
+
+def merge(modes: tuple[Mode, Mode]) -> Mode:
+    """Both modes in one, along the batch axis: they then share every tensor operation."""
+
+    def both(parts: tuple[Tensor | None, Tensor | None]) -> Tensor | None:
+        return None if parts[0] is None or parts[1] is None else torch.cat([parts[0], parts[1]])
+
+    first, second = modes
+    return Mode(*(both(parts) for parts in zip(first, second, strict=True)))  # type: ignore[arg-type]
+
+
+def check_convex(mode: Mode, Q: str, R: str, QT: str) -> None:
+    """Refuses a mode whose cost is not convex in the state and strictly convex in the control.
+
+    Args:
+        mode: the problem.
+        Q: how its weights are called in messages.
+        R: likewise.
+        QT: likewise.
+
+    Raises:
+        InvalidValue: R is not positive definite, or a weight is not positive semi-definite (beyond rounding).
+    """
+    if torch.linalg.cholesky_ex(mode.R.detach()).info.any():
+        raise InvalidValue(f"{R} is not positive definite; expected a weight that makes every control cost")
+    weight = mode.Q
+    if mode.cross is not None:
+        weight = torch.cat([torch.cat([mode.Q, mode.cross], -1), torch.cat([mode.cross.mT, mode.R], -1)], -2)
+        Q = f"the weight [[{Q}, cross], [cross', {R}]]"
+    for name, x in ((Q, weight.detach()), (QT, mode.QT.detach())):
+        size = x.diagonal(dim1=-2, dim2=-1).abs().amax(-1)[..., None, None]
+        eye = torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
+        slack = 100 * x.shape[-1] * torch.finfo(x.dtype).eps * size + torch.finfo(x.dtype).tiny
+        if torch.linalg.cholesky_ex(x + slack * eye).info.any():
+            raise InvalidValue(f"{name} is not positive semi-definite; expected a convex cost")
 
 
 def _per_stage(x: Tensor, steps: int) -> list[Tensor]:
@@ -256,7 +330,8 @@ def sample(mode: Mode, step: float) -> tuple[Mode, Tensor | None]:
         step: length h of a step.
 
     Returns:
-        The discrete mode, and per step the cost ``[b]`` that the noise entering within the step adds (None: no noise).
+        The discrete mode, its matrices without a time axis, and the cost ``[b]`` that the noise entering within a step
+        adds to that step (None: no noise).
     """
     n, m = mode.B.shape[-2:]
     A, B, Q, R = mode.A[:, 0], mode.B[:, 0], mode.Q[:, 0], mode.R[:, 0]
@@ -266,7 +341,7 @@ def sample(mode: Mode, step: float) -> tuple[Mode, Tensor | None]:
     flowed, V, area = gramian(joint, weight, step)
     noise = held = None
     if mode.noise is not None:
-        noise = gramian(A.mT, mode.noise[:, 0], step)[1][:, None]
+        noise = gramian(A.mT, mode.noise[:, 0], step)[1]
         held = trace_product(area[:, :n, :n], mode.noise[:, 0])
     Ad, Bd, Qd, Nd, Rd = flowed[:, :n, :n], flowed[:, :n, n:], V[:, :n, :n], V[:, :n, n:], V[:, n:, n:]
-    return Mode(Ad[:, None], Bd[:, None], Qd[:, None], Rd[:, None], mode.QT, Nd[:, None], noise), held
+    return Mode(Ad, Bd, Qd, Rd, mode.QT, Nd, noise), held

@@ -12,8 +12,10 @@ References:
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from functools import cached_property
+from typing import Any, NamedTuple, TypedDict, Unpack
 
 import torch
 from torch import Tensor
@@ -21,18 +23,37 @@ from torch import Tensor
 from mfoc import _riccati
 from mfoc._errors import InvalidType, InvalidValue
 from mfoc._riccati import Mode, Sweep
+from mfoc.problem import Problem
 
-if TYPE_CHECKING:
-    from mfoc.problem import Problem
-
-# Rows and columns of each matrix; those of _TERMINAL never carry a time axis.
-_SHAPES = dict(
-    A="nn", B="nm", Q="nn", R="mm", QT="nn", Abar="nn", Bbar="nm", Qbar="nn", Rbar="mm", QbarT="nn", S="nn", ST="nn",
-    cross="nm", crossbar="nm", sigma="nk", noise="nn", noisebar="nn",
-)  # fmt: skip
-_TERMINAL = ("QT", "QbarT", "ST")
+# Rows and columns of each matrix: n states, m controls, any number k of noises.
+_SHAPES = {
+    "A": "nn", "B": "nm", "Q": "nn", "R": "mm", "QT": "nn", "Abar": "nn", "Bbar": "nm", "Qbar": "nn", "Rbar": "mm",
+    "QbarT": "nn", "S": "nn", "ST": "nn", "cross": "nm", "crossbar": "nm", "sigma": "nk", "noise": "nn",
+    "noisebar": "nn", "offset": "", "offsetbar": "",
+}  # fmt: skip
+_TIMELESS = ("QT", "QbarT", "ST", "offset", "offsetbar")  # never have a time axis
 _SYMMETRIC = ("Q", "R", "QT", "Qbar", "Rbar", "QbarT", "noise", "noisebar")
-_MEAN_FIELD = ("Abar", "Bbar", "Qbar", "Rbar", "QbarT", "crossbar", "noisebar")
+_MEAN_FIELD = ("Abar", "Bbar", "Qbar", "Rbar", "QbarT", "crossbar", "noisebar", "offsetbar")
+
+
+class Terms(TypedDict, total=False):
+    """The optional terms of a ``LinearQuadratic``, which documents them."""
+
+    Abar: Tensor | None
+    Bbar: Tensor | None
+    Qbar: Tensor | None
+    Rbar: Tensor | None
+    QbarT: Tensor | None
+    S: Tensor | None
+    ST: Tensor | None
+    cross: Tensor | None
+    crossbar: Tensor | None
+    sigma: Tensor | None
+    noise: Tensor | None
+    noisebar: Tensor | None
+    offset: Tensor | None
+    offsetbar: Tensor | None
+    varying: bool
 
 
 class Riccati(NamedTuple):
@@ -57,7 +78,7 @@ class Path(NamedTuple):
     Attributes:
         states: ``[..., T+1, n]``.
         controls: ``[..., T, m]`` in discrete time, ``[..., T+1, m]`` (at the nodes) in continuous time.
-        cost: the optimal cost-to-go of the first state ``[...]``.
+        cost: its cost ``[...]``.
     """
 
     states: Tensor
@@ -69,7 +90,7 @@ class Path(NamedTuple):
 class LinearQuadratic:
     """A finite-horizon LQ problem with mean-field terms; m = E x and v = E u.
 
-    In discrete time (``dt`` is None, ``steps`` stages), with w of mean 0 and covariance I,
+    In discrete time (``dt`` is None, T = ``steps`` stages), with w of mean 0 and covariance I,
 
         x_(t+1) = A x + Abar m + B u + Bbar v + sigma w
         J = sum_(t<T) E[x'Qx + (x - Sm)' Qbar (x - Sm) + u'Ru + v' Rbar v + 2 x' cross u + 2 m' crossbar v]
@@ -79,13 +100,13 @@ class LinearQuadratic:
     factor 1/2. Make one with ``LinearQuadratic.discrete`` or ``LinearQuadratic.continuous``.
 
     Every tensor may have leading axes, which broadcast to a batch of problems; all share one floating dtype and one
-    device. Everything is differentiable in every tensor. Instances are immutable: do not change their tensors in place.
+    device. Results are differentiable in every tensor. Instances are immutable: leave their tensors unchanged too.
 
     Attributes:
         A: ``[..., n, n]``.
         B: ``[..., n, m]``.
         Q: symmetric ``[..., n, n]``.
-        R: symmetric positive definite ``[..., m, m]``; R + Rbar is too.
+        R: symmetric positive definite ``[..., m, m]``, as is R + Rbar.
         steps: number of stages T, or of steps of the time grid.
         dt: length of a step of the grid; None in discrete time.
         QT: terminal weight ``[..., n, n]``; None is zero, as for all that follow except S and ST.
@@ -93,16 +114,16 @@ class LinearQuadratic:
         S, ST: ``[..., n, n]``; None is the identity, so that Qbar weighs the spread around the mean.
         cross, crossbar: ``[..., n, m]``.
         sigma: ``[..., n, k]``.
-        noise: covariance of the noise, in place of sigma sigma' ``[..., n, n]``.
-        noisebar: what the covariance of the noise of the mean of N particles, times N, has beyond ``noise``: not
-            zero when a continuous problem with Abar is sampled.
-        offset, offsetbar: constant cost per stage ``[...]``, of the deviation; and what that of the mean has beyond.
+        noise: in place of sigma, the covariance sigma sigma' ``[..., n, n]``.
+        noisebar: N times the covariance of the noise of the mean of N particles, less ``noise`` ``[..., n, n]``; zero
+            unless the problem is a sampled one, where the drift within a step acts on both differently.
+        offset: constant cost per stage ``[...]``, and offsetbar: what N particles pay beyond it, times N.
         varying: in discrete time, whether every matrix but QT, QbarT and ST has a time axis ``[..., T, ., .]`` (of
             length 1 where it is constant).
 
     Raises:
-        InvalidType: an argument is not a tensor, not floating point, or not an integer.
-        InvalidValue: wrong shape, mixed dtypes or devices, not finite, not symmetric, or a problem that is not convex.
+        InvalidType: an argument is not a floating-point tensor, or not an integer.
+        InvalidValue: wrong shape, mixed dtypes or devices, not finite, not symmetric, or a cost that is not convex.
     """
 
     A: Tensor
@@ -130,19 +151,17 @@ class LinearQuadratic:
 
     @classmethod
     def discrete(
-        cls, A: Tensor, B: Tensor, Q: Tensor, R: Tensor, QT: Tensor | None = None, *, horizon: int, **terms: Any
+        cls,
+        A: Tensor,
+        B: Tensor,
+        Q: Tensor,
+        R: Tensor,
+        QT: Tensor | None = None,
+        *,
+        horizon: int,
+        **terms: Unpack[Terms],
     ) -> LinearQuadratic:
-        """A problem in discrete time.
-
-        Args:
-            A: ``[..., n, n]``.
-            B: ``[..., n, m]``.
-            Q: ``[..., n, n]``.
-            R: ``[..., m, m]``.
-            QT: terminal weight ``[..., n, n]``.
-            horizon: number of stages T.
-            **terms: any of the other attributes of the class.
-        """
+        """A problem in discrete time of ``horizon`` stages; the other arguments are the attributes of the class."""
         return cls(A, B, Q, R, horizon, None, QT, **terms)
 
     @classmethod
@@ -156,22 +175,13 @@ class LinearQuadratic:
         *,
         horizon: float,
         steps: int,
-        **terms: Any,
+        **terms: Unpack[Terms],
     ) -> LinearQuadratic:
-        """A problem in continuous time, its solution reported on a grid of ``steps`` equal steps.
+        """A problem in continuous time over [0, horizon], solved at the steps + 1 nodes of a uniform grid.
 
         The Riccati equation is solved exactly on the grid, whatever the step; only the integral of the noise terms in
-        ``value`` and ``finite_population_gap`` is a quadrature, of order six in the step.
-
-        Args:
-            A: ``[..., n, n]``.
-            B: ``[..., n, m]``.
-            Q: ``[..., n, n]``.
-            R: ``[..., m, m]``.
-            QT: terminal weight ``[..., n, n]``.
-            horizon: final time.
-            steps: number of steps of the grid.
-            **terms: any of the other attributes of the class.
+        ``value`` and ``finite_population_gap`` is a quadrature, of order six in the step. The other arguments are the
+        attributes of the class.
         """
         if isinstance(horizon, bool) or not isinstance(horizon, int | float):
             raise InvalidType(f"horizon is a {type(horizon).__name__}; expected the final time, a positive number")
@@ -185,28 +195,31 @@ class LinearQuadratic:
         if self.varying and self.dt is not None:
             raise InvalidValue("varying is True in continuous time; expected constant matrices")
         if self.sigma is not None and self.noise is not None:
-            raise InvalidValue("sigma and noise are both given; expected one, noise = sigma sigma'")
+            raise InvalidValue("sigma and noise are both given; expected one of them (noise = sigma sigma')")
         _check_tensors(self)
-        for mode, names in zip(self._modes(), ("{}", "{} + {}bar"), strict=True):
-            _check_convex(mode, names)
+        deviation, mean = self._modes()
+        bar = self.mean_field
+        _riccati.check_convex(deviation, "Q + Qbar" if bar else "Q", "R", "QT + QbarT" if bar else "QT")
+        if bar:
+            _riccati.check_convex(mean, "Q + (I-S)'Qbar(I-S)", "R + Rbar", "QT + (I-ST)'QbarT(I-ST)")
 
     @property
     def mean_field(self) -> bool:
-        """Whether the mean behaves otherwise than a deviation from it, so that Pi differs from P."""
+        """Whether the mean moves or costs otherwise than a deviation from it, so that Pi differs from P."""
         return any(getattr(self, name) is not None for name in _MEAN_FIELD)
 
-    @property
+    @cached_property
     def batch(self) -> torch.Size:
         """The leading axes of the batch of problems."""
-        return torch.Size(torch.broadcast_shapes(*(lead for _, _, lead in _leads(self))))
+        return _broadcast(*(lead for _, _, lead in _tensors(self)))
 
     def riccati(self) -> Riccati:
         """Solves both Riccati equations."""
-        deviation, mean = self._sweeps(*self._modes())
+        deviation, mean = self._sweeps(self._modes())
         P, K = self._over_time(deviation.P), self._over_time(deviation.K)
-        return Riccati(P, P, K, K) if mean is deviation else Riccati(
-            P, self._over_time(mean.P), K, self._over_time(mean.K)
-        )  # fmt: skip
+        if mean is deviation:
+            return Riccati(P, P, K, K)
+        return Riccati(P, self._over_time(mean.P), K, self._over_time(mean.K))
 
     def feedback(self, t: int, x: Tensor, m: Tensor | None = None) -> Tensor:
         """The optimal control -K (x - m) - Kbar m.
@@ -224,15 +237,16 @@ class LinearQuadratic:
         if not 0 <= t < nodes:
             raise InvalidValue(f"t is {t}; expected a stage from 0 to {nodes - 1}")
         self._check_vector("x", x)
-        control = -_apply(solution.Kbar[..., t, :, :], x if m is None else m)
-        return control if m is None else control - _apply(solution.K[..., t, :, :], x - m)
+        if m is None:
+            return -_apply(solution.Kbar[..., t, :, :], x)
+        self._check_vector("m", m)
+        return -_apply(solution.K[..., t, :, :], x - m) - _apply(solution.Kbar[..., t, :, :], m)
 
     def path(self, m0: Tensor) -> Path:
-        """The optimal path of the mean started at m0 ``[..., n]``, whose leading axes broadcast to the batch."""
+        """The optimal path of the mean started at m0 ``[..., n]``, whose leading axes broadcast with the batch."""
         self._check_vector("m0", m0)
         sweep = self._sweep(self._modes()[1])
-        lead = torch.broadcast_shapes(m0.shape[:-1], self.batch)
-        x = m0.expand(*lead, m0.shape[-1]).unsqueeze(-1)
+        x = m0.expand(*_broadcast(m0.shape[:-1], self.batch), m0.shape[-1]).unsqueeze(-1)
         xs, us = [x], []
         for t, gain in enumerate(sweep.K):
             us.append(self._unflat(gain) @ x)
@@ -243,7 +257,7 @@ class LinearQuadratic:
         return Path(torch.stack(xs, -3).squeeze(-1), -torch.stack(us, -3).squeeze(-1), cost)
 
     def open_loop(self, m0: Tensor) -> Tensor:
-        """The optimal control that the whole population shares, a function of time only.
+        """The optimal control among those that the whole population shares, a function of time only.
 
         It depends on the population through its mean alone, and is the optimal control of a deterministic system.
 
@@ -270,10 +284,14 @@ class LinearQuadratic:
             ``[...]``.
         """
         self._check_vector("mean0", mean0)
-        deviation, mean = self._modes()
-        value = _quadratic(self._unflat(self._sweep(mean).P[0]), mean0)
-        value = value + self._spread(cov0, shared)[0]
-        return value if particles is None else value + self.finite_population_gap(cov0, particles, shared=shared)
+        modes = self._modes()
+        sweeps = self._sweeps(modes)
+        deviation, mean = self._spread(cov0, shared, modes, sweeps)
+        value = (mean0 * _apply(self._unflat(sweeps[1].P[0]), mean0)).sum(-1) + deviation
+        if particles is None:
+            return value
+        _check_count("particles", particles)
+        return value + (mean - deviation) / particles
 
     def finite_population_gap(self, cov0: Tensor | None, N: int, *, shared: bool = False) -> Tensor:
         """J_N - J, exactly: what N particles pay more on average than the infinite population.
@@ -285,20 +303,21 @@ class LinearQuadratic:
         Args:
             cov0: initial covariance ``[..., n, n]``; None for a deterministic start.
             N: number of particles.
-            shared: as in ``value``.
+            shared: as in ``value``; P and Pi are then those of the uncontrolled deviations.
 
         Returns:
             ``[...]``.
         """
         _check_count("N", N)
-        deviation, mean = self._spread(cov0, shared)
+        modes = self._modes()
+        deviation, mean = self._spread(cov0, shared, modes, None if shared else self._sweeps(modes))
         return (mean - deviation) / N
 
     def discretise(self, steps: int | None = None) -> LinearQuadratic:
         """The discrete problem of a control held constant over each of ``steps`` equal steps (zero-order hold).
 
-        Exact for that class of controls: dynamics, cost (with its product of state and control), noise and the cost
-        of the noise that enters within a step, also for N particles. Its value exceeds the continuous one by O(h^2).
+        Exact for those controls: dynamics, cost (with its product of state and control), noise, and the cost of the
+        noise that enters within a step, for N particles too. Its value exceeds the continuous one by O(h^2).
 
         Args:
             steps: number of steps over the horizon; those of the grid when None.
@@ -307,30 +326,307 @@ class LinearQuadratic:
             InvalidValue: the problem is already discrete.
         """
         if self.dt is None:
-            raise InvalidValue("the problem is discrete; only a continuous one can be discretised")
+            raise InvalidValue("the problem is discrete; expected one in continuous time")
         steps = self.steps if steps is None else steps
         _check_count("steps", steps)
-        deviation, mean = self._modes()
-        h = self.dt * self.steps / steps
-        (own, held), (all_, held_all) = _riccati.sample(deviation, h), _riccati.sample(mean, h)
-        unflat = self._unflat
+        modes = self._modes()
+        h, bar = self.dt * self.steps / steps, self.mean_field
+        (own, held), (all_, held_all) = _riccati.sample(modes[0], h), _riccati.sample(modes[1], h)
 
-        def split(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor | None]:
-            x, y = (unflat(part[:, 0]) for part in (x, y))
-            return x, (y - x if self.mean_field else None)
+        def rest(x: Tensor | None, y: Tensor | None) -> Tensor | None:
+            return None if x is None or y is None or not bar else self._unflat(y - x)
 
-        assert own.cross is not None
-        assert all_.cross is not None
-        terms: dict[str, Any] = {}
-        terms["A"], terms["Abar"] = split(own.A, all_.A)
-        terms["B"], terms["Bbar"] = split(own.B, all_.B)
-        terms["R"], terms["Rbar"] = split(own.R, all_.R)
-        terms["cross"], terms["crossbar"] = split(own.cross, all_.cross)
-        terms["Q"], terms["QT"] = unflat(all_.Q[:, 0]), unflat(all_.QT)
-        if self.mean_field:  # with S = I, Qbar weighs the deviation alone
-            terms["Qbar"], terms["QbarT"] = unflat((own.Q - all_.Q)[:, 0]), unflat(own.QT - all_.QT)
-        if own.noise is not None and all_.noise is not None and held is not None and held_all is not None:
-            terms["noise"], terms["noisebar"] = split(own.noise, all_.noise)
-            terms["offset"] = unflat(held)
-            terms["offsetbar"] = unflat(held_all - held) if self.mean_field else None
-        return LinearQuadratic(steps=steps, **terms)
+        # With S = I, Q weighs mean and deviation alike and Qbar the deviation alone.
+        return LinearQuadratic(
+            self._unflat(own.A),
+            self._unflat(own.B),
+            self._unflat(all_.Q),
+            self._unflat(own.R),
+            steps,
+            QT=self._unflat(all_.QT),
+            Abar=rest(own.A, all_.A),
+            Bbar=rest(own.B, all_.B),
+            Qbar=rest(all_.Q, own.Q),
+            Rbar=rest(own.R, all_.R),
+            QbarT=rest(all_.QT, own.QT),
+            cross=None if own.cross is None else self._unflat(own.cross),
+            crossbar=rest(own.cross, all_.cross),
+            noise=None if own.noise is None else self._unflat(own.noise),
+            noisebar=rest(own.noise, all_.noise),
+            offset=None if held is None else self._unflat(held),
+            offsetbar=rest(held, held_all),
+        )
+
+    def problem(self, *, feedback: bool = False) -> Problem:
+        """The same problem for the solvers of mfoc, on a cloud whose empirical mean replaces m.
+
+        Particles hold ``state`` ``[N, n]`` and, where there is noise, ``data`` ``[N, T, k]`` of independent normal
+        variables; k counts the columns of sigma, or is n where the covariance is given.
+
+        Args:
+            feedback: False for one control per stage shared by the cloud, ``[m]``, of which ``open_loop`` is the
+                optimum; True for gains ``{"K": [m, n], "Kbar": [m, n]}`` and u = -K (x - m) - Kbar m, of which
+                ``riccati`` is the optimum. Both start from zero.
+
+        Raises:
+            InvalidValue: the problem is in continuous time (discretise it first) or has leading axes.
+        """
+        if self.dt is not None:
+            raise InvalidValue("the problem is in continuous time; use discretise(steps).problem()")
+        if self.batch:
+            raise InvalidValue(f"the problem has leading axes {tuple(self.batch)}; expected a single problem")
+        n, m = self.B.shape[-2:]
+        cloud = _Cloud(self, feedback, *_noise_factors(self))
+        zeros: list[Any] = [
+            {"K": self.B.new_zeros(m, n), "Kbar": self.B.new_zeros(m, n)} if feedback else self.B.new_zeros(m)
+            for _ in range(self.steps)
+        ]
+        # Equal stages compute one function, unless noise picked by the number of the stage tells them apart.
+        alike = not self.varying and cloud.factor is None
+        return Problem(
+            cloud.dynamics,
+            cloud.terminal_cost,
+            zeros,
+            running_cost=cloud.running_cost,
+            kind=(lambda t: 0) if alike else None,
+        )
+
+    def _modes(self) -> tuple[Mode, Mode]:
+        batch, length = self.batch, self.steps if self.varying else 1
+
+        def get(name: str) -> Tensor | None:
+            x: Tensor | None = getattr(self, name)
+            if x is None:
+                return None
+            if name in _TIMELESS:
+                return x.expand(*batch, *x.shape[-2:]).reshape(-1, *x.shape[-2:])
+            x = x if self.varying else x.unsqueeze(-3)
+            return x.expand(*batch, length, *x.shape[-2:]).reshape(-1, length, *x.shape[-2:])
+
+        return _riccati.split(get, self.mean_field)
+
+    def _sweep(self, mode: Mode) -> Sweep:
+        if self.dt is None:
+            return _riccati.discrete_sweep(mode, self.steps)
+        return _riccati.continuous_sweep(mode, self.steps, self.dt)
+
+    def _sweeps(self, modes: tuple[Mode, Mode]) -> tuple[Sweep, Sweep]:
+        if modes[0] is modes[1]:
+            sweep = self._sweep(modes[0])
+            return sweep, sweep
+        size, both = len(modes[0].QT), self._sweep(_riccati.merge(modes))
+        return Sweep(*([x[:size] for x in part] for part in both)), Sweep(*([x[size:] for x in part] for part in both))
+
+    def _spread(
+        self, cov0: Tensor | None, shared: bool, modes: tuple[Mode, Mode], sweeps: tuple[Sweep, Sweep] | None
+    ) -> tuple[Tensor, Tensor]:
+        """What randomness costs where it moves one particle alone, and where it moves the mean: ``[...]`` each."""
+        if shared:
+            free = modes[0].uncontrolled()
+            modes, sweeps = (free, free if modes[1] is modes[0] else modes[1].uncontrolled()), None
+        costs = []
+        for mode, sweep in zip(modes, sweeps or self._sweeps(modes), strict=True):
+            if self.dt is None:
+                cost = self._unflat(_riccati.discrete_noise_cost(mode, sweep))
+            else:
+                cost = self._unflat(_riccati.continuous_noise_cost(mode, sweep, self.dt))
+            if cov0 is not None:
+                self._check_vector("cov0", cov0, square=True)
+                cost = cost + _riccati.trace_product(self._unflat(sweep.P[0]), cov0)
+            costs.append(cost if self.offset is None else cost + self.steps * self.offset)
+        return costs[0], costs[1] if self.offsetbar is None else costs[1] + self.steps * self.offsetbar
+
+    def _unflat(self, x: Tensor) -> Tensor:
+        return x.reshape(*self.batch, *x.shape[1:])
+
+    def _over_time(self, series: list[Tensor]) -> Tensor:
+        return self._unflat(torch.stack(series, 1))
+
+    def _cached(self) -> Riccati:
+        """The solution, kept for the next ``feedback`` unless an autograd graph would be kept with it."""
+        solution: Riccati | None = self.__dict__.get("_solution")
+        if solution is None:
+            solution = self.riccati()
+            if not any(x.requires_grad for _, x, _ in _tensors(self)) and not torch.is_inference_mode_enabled():
+                self.__dict__["_solution"] = solution
+        return solution
+
+    def _check_vector(self, name: str, x: Tensor, square: bool = False) -> None:
+        n = self.A.shape[-1]
+        shape = (n, n) if square else (n,)
+        if not isinstance(x, Tensor):
+            raise InvalidType(f"{name} is a {type(x).__name__}; expected a tensor of shape (..., {n})")
+        if x.shape[-len(shape) :] != shape:
+            raise InvalidValue(f"{name} has shape {tuple(x.shape)}; expected (..., {', '.join(map(str, shape))})")
+        _check_agrees(name, x, self.A)
+
+
+@dataclass(frozen=True)
+class _Cloud:
+    """The functions of the Problem: the equations of ``LinearQuadratic`` with empirical means.
+
+    The covariance of the noise is that of factor w, and for the mean of the cloud that of factor_mean w.
+    """
+
+    lq: LinearQuadratic
+    feedback: bool
+    factor: Tensor | None
+    factor_mean: Tensor | None
+
+    def dynamics(self, t: int, x: Tensor, u: Any, z: Tensor | None) -> Tensor:
+        m = x.mean(0)
+        u, v = self._control(x, m, u)
+        moved = x @ self._at("A", t).mT + u @ self._at("B", t).mT
+        for name, mean in (("Abar", m), ("Bbar", v)):
+            if getattr(self.lq, name) is not None:
+                moved = moved + self._at(name, t) @ mean
+        return moved if self.factor is None else moved + self._noise(t, z)
+
+    def running_cost(self, t: int, x: Tensor, u: Any, z: Tensor | None) -> Tensor:
+        lq, m = self.lq, x.mean(0)
+        u, v = self._control(x, m, u)
+        cost = _quadratic(x, self._at("Q", t)) + _quadratic(u, self._at("R", t))
+        if lq.Qbar is not None:
+            centre = m if lq.S is None else self._at("S", t) @ m
+            cost = cost + _quadratic(x - centre, self._at("Qbar", t))
+        if lq.Rbar is not None:
+            cost = cost + _quadratic(v, self._at("Rbar", t))
+        if lq.cross is not None:
+            cost = cost + 2 * ((x @ self._at("cross", t)) * u).sum(-1)
+        if lq.crossbar is not None:
+            cost = cost + 2 * ((m @ self._at("crossbar", t)) * v).sum(-1)
+        if lq.offset is not None:
+            cost = cost + lq.offset
+        return cost if lq.offsetbar is None else cost + lq.offsetbar / len(x)
+
+    def terminal_cost(self, x: Tensor, z: Tensor | None) -> Tensor:
+        lq, cost = self.lq, x.new_zeros(len(x))
+        if lq.QT is not None:
+            cost = cost + _quadratic(x, lq.QT)
+        if lq.QbarT is not None:
+            m = x.mean(0)
+            cost = cost + _quadratic(x - (m if lq.ST is None else lq.ST @ m), lq.QbarT)
+        return cost
+
+    def _control(self, x: Tensor, m: Tensor, u: Any) -> tuple[Tensor, Tensor]:
+        """The controls of all particles ``[N, m]`` and their mean ``[m]``."""
+        if not self.feedback:
+            return u.expand(len(x), -1), u
+        v = -(u["Kbar"] @ m)
+        return v - (x - m) @ u["K"].mT, v
+
+    def _noise(self, t: int, z: Tensor | None) -> Tensor:
+        assert self.factor is not None
+        k = self.factor.shape[-1]
+        if not isinstance(z, Tensor) or z.dim() != 3 or z.shape[1:] != (self.lq.steps, k):
+            came = tuple(z.shape) if isinstance(z, Tensor) else type(z).__name__
+            raise InvalidValue(f"data is {came}; expected normal variables of shape (N, {self.lq.steps}, {k})")
+        w, factor = z[:, t], self._stage(self.factor, t)
+        if self.factor_mean is None:
+            return w @ factor.mT
+        mean = w.mean(0)
+        return (w - mean) @ factor.mT + self._stage(self.factor_mean, t) @ mean
+
+    def _at(self, name: str, t: int) -> Tensor:
+        x: Tensor = getattr(self.lq, name)
+        return self._stage(x, t)
+
+    def _stage(self, x: Tensor, t: int) -> Tensor:
+        return x[min(t, len(x) - 1)] if self.lq.varying else x
+
+
+def _noise_factors(lq: LinearQuadratic) -> tuple[Tensor | None, Tensor | None]:
+    """Square roots of the covariances of the noise of a particle and, where it differs, of the mean."""
+
+    def root(x: Tensor) -> Tensor:
+        # Of a semi-definite matrix, for which Cholesky would fail; its derivative need not exist.
+        values, vectors = torch.linalg.eigh(x.detach())
+        return vectors * values.clamp_min(0).sqrt().unsqueeze(-2)
+
+    if lq.noise is None:
+        return lq.sigma, None
+    return root(lq.noise), None if lq.noisebar is None else root(lq.noise + lq.noisebar)
+
+
+def _broadcast(*shapes: torch.Size) -> torch.Size:
+    return torch.Size(torch.broadcast_shapes(*shapes))  # type: ignore[no-untyped-call]
+
+
+def _apply(matrix: Tensor, x: Tensor) -> Tensor:
+    result: Tensor = matrix @ x.unsqueeze(-1)
+    return result.squeeze(-1)
+
+
+def _quadratic(x: Tensor, weight: Tensor) -> Tensor:
+    return ((x @ weight) * x).sum(-1)
+
+
+def _tensors(lq: LinearQuadratic) -> Iterator[tuple[str, Tensor, torch.Size]]:
+    """Name, value and leading axes of each tensor that is given."""
+    for name, sides in _SHAPES.items():
+        x = getattr(lq, name)
+        if x is not None:
+            own = len(sides) + (lq.varying and name not in _TIMELESS)
+            yield name, x, x.shape[: x.dim() - own]
+
+
+def _check_count(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise InvalidType(f"{name} is a {type(value).__name__}; expected a positive integer")
+    if value < 1:
+        raise InvalidValue(f"{name} is {value}; expected a positive integer")
+
+
+def _check_agrees(name: str, x: Tensor, reference: Tensor) -> None:
+    if x.dtype != reference.dtype or x.device != reference.device:
+        raise InvalidValue(
+            f"{name} is {x.dtype} on {x.device}; expected {reference.dtype} on {reference.device}, as A is"
+        )
+
+
+def _check_tensors(lq: LinearQuadratic) -> None:
+    for name in _SHAPES:
+        x = getattr(lq, name)
+        if x is None and name not in "ABQR":
+            continue
+        if not isinstance(x, Tensor):
+            raise InvalidType(f"{name} is a {type(x).__name__}; expected a tensor")
+        if not x.is_floating_point():
+            raise InvalidType(f"{name} has dtype {x.dtype}; expected a floating-point tensor")
+    for name, x, _ in _tensors(lq):
+        _check_agrees(name, x, lq.A)
+        _check_shape(lq, name, x)
+        if not x.isfinite().all():
+            raise InvalidValue(f"{name} holds NaN or infinite values; expected finite ones")
+        if name in _SYMMETRIC and _asymmetry(x) > 100 * torch.finfo(x.dtype).eps:
+            raise InvalidValue(f"{name} is not symmetric; expected ({name} + {name}.mT) / 2, which costs the same")
+    for name, needed in (("noisebar", "noise"), ("S", "Qbar"), ("ST", "QbarT")):
+        if getattr(lq, name) is not None and getattr(lq, needed) is None:
+            raise InvalidValue(f"{name} is given without {needed}; expected both")
+    reached = torch.Size()
+    for name, _, lead in _tensors(lq):
+        try:
+            reached = _broadcast(reached, lead)
+        except RuntimeError:
+            raise InvalidValue(
+                f"{name} has leading axes {tuple(lead)}; expected axes that broadcast with {tuple(reached)}"
+            ) from None
+
+
+def _check_shape(lq: LinearQuadratic, name: str, x: Tensor) -> None:
+    sides = _SHAPES[name]
+    if not sides:
+        return
+    last = {"n": lq.A.shape[-1:], "m": lq.B.shape[-1:]}  # empty for a scalar, which fits nothing
+    wanted = [last[side][0] if last.get(side) else side for side in sides]
+    timed = lq.varying and name not in _TIMELESS
+    fits = x.dim() >= 2 + timed and all(w in (size, "k") for w, size in zip(wanted, x.shape[-2:], strict=True))
+    if not fits or (timed and x.shape[-3] not in (1, lq.steps)):
+        axes = ["...", *([str(lq.steps)] if timed else []), *map(str, wanted)]
+        raise InvalidValue(f"{name} has shape {tuple(x.shape)}; expected ({', '.join(axes)})")
+
+
+def _asymmetry(x: Tensor) -> float:
+    x = x.detach()
+    size = x.abs().amax()
+    return float((x - x.mT).abs().amax() / size) if size > 0 else 0.0

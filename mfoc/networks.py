@@ -12,6 +12,7 @@ import inspect
 from collections.abc import Callable, Hashable, Iterator, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mfoc import _tree
@@ -21,6 +22,9 @@ from mfoc._tree import Tree
 from mfoc.problem import Problem, RunningCost, TerminalCost
 
 Loss = Callable[..., Tensor]
+
+_BOOKKEEPING = frozenset(nn.Module().__dict__)
+_HOOKS = [key for key in _BOOKKEEPING if key.endswith("_hooks")]
 
 
 class Residual(nn.Module):
@@ -65,6 +69,14 @@ class MaskedDropout(nn.Module):
         return masked
 
 
+# Layers whose forward pass is one call on the weights: evaluated directly, which spares the module machinery.
+_DIRECT: dict[type[nn.Module], Callable[[Any, Tensor, dict[str, Tensor]], Tensor]] = {
+    nn.Linear: lambda layer, x, u: F.linear(x, u["weight"], u.get("bias")),
+    nn.Conv1d: lambda layer, x, u: layer._conv_forward(x, u["weight"], u.get("bias")),
+    nn.Conv2d: lambda layer, x, u: layer._conv_forward(x, u["weight"], u.get("bias")),
+}
+
+
 class _Stage:
     """One stage: a private copy of a module, run with weights given from outside."""
 
@@ -79,24 +91,33 @@ class _Stage:
             if value is not None and value.requires_grad
             for key in [f"{prefix}.{leaf}" if prefix else leaf]
         ]
+        trainable = all(p.requires_grad for p in self.module.parameters())
+        self.hooked = any(self.module.__dict__[key] for key in _HOOKS)
+        self.direct = None if self.hooked or not trainable else _DIRECT.get(type(self.module))
         self.takes_data = "z" in inspect.signature(self.module.forward).parameters
 
     def controls(self) -> dict[str, Tensor]:
         return {key: owner._parameters[leaf].detach().clone() for key, owner, leaf in self.slots}  # type: ignore[union-attr]
 
     def __call__(self, x: Tree, u: dict[str, Tensor], z: Tree) -> Tree:
+        if self.direct is not None:
+            return self.direct(self.module, x, u)
         if not self.slots:
-            return self.module(x, z=z) if self.takes_data else self.module(x)
+            return self._run(x, z)
         # What torch.func.functional_call does, without its bookkeeping: the slots of a private copy are lent the
         # control's tensors for the length of the call.
         own = [owner._parameters[leaf] for _, owner, leaf in self.slots]
         try:
             for key, owner, leaf in self.slots:
                 owner._parameters[leaf] = u[key]  # type: ignore[assignment]
-            return self.module(x, z=z) if self.takes_data else self.module(x)
+            return self._run(x, z)
         finally:
             for (_, owner, leaf), value in zip(self.slots, own, strict=True):
                 owner._parameters[leaf] = value
+
+    def _run(self, x: Tree, z: Tree) -> Tree:
+        forward = self.module if self.hooked else self.module.forward
+        return forward(x, z=z) if self.takes_data else forward(x)
 
     def kind(self) -> Hashable:
         """A fingerprint: stages with the same one compute the same function of (x, u, z). None when not sure."""
@@ -118,13 +139,12 @@ class _Stage:
 
 def _plain_attributes(module: nn.Module) -> Hashable | None:
     """The module's own attributes, or None when one of them cannot be compared."""
-    bookkeeping = nn.Module().__dict__.keys()
-    plain = tuple(sorted((k, v) for k, v in module.__dict__.items() if k not in bookkeeping and not k.startswith("_")))
+    plain = tuple((k, v) for k, v in sorted(module.__dict__.items()) if k not in _BOOKKEEPING)
     try:
         hash(plain)
     except TypeError:
         return None
-    return plain if not any(module.__dict__[k] for k in bookkeeping if k.endswith("_hooks")) else None
+    return None if any(module.__dict__[key] for key in _HOOKS) else plain
 
 
 def _forget_running_averages(module: nn.Module) -> None:

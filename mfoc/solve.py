@@ -13,6 +13,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -34,13 +35,18 @@ class Info:
 
     Attributes:
         value: J on the batch, a scalar tensor.
-        residual: the stationarity residual ||E dH/du||, a scalar tensor.
+        gradient: E dH/du: the leaves, in the order of the controls'.
         extra: numbers a solver reports about itself.
     """
 
     value: Tensor
-    residual: Tensor
+    gradient: list[Tensor]
     extra: dict[str, float] = field(default_factory=dict)
+
+    @cached_property
+    def residual(self) -> float:
+        """The stationarity residual ||E dH/du||."""
+        return float(_tree.norm(self.gradient))
 
 
 @runtime_checkable
@@ -260,7 +266,7 @@ def _record(at: Iterate, info: Info, seconds: float) -> dict[str, float]:
     return {
         "step": at.step - 1,
         "value": float(info.value),
-        "residual": float(info.residual),
+        "residual": info.residual,
         "seconds": seconds,
         **info.extra,
     }

@@ -16,16 +16,6 @@ from mfoc.pontryagin import value_and_slopes
 from mfoc.problem import Particles, Problem
 from mfoc.solve import Info
 
-# These treat each number by itself (LBFGS sees one vector anyway), so all controls may lie in one flat tensor: a step
-# of the optimiser is then a handful of operations, however many layers there are. Others (Muon, Adafactor) look at
-# the shape of a parameter, and are given the leaves.
-_ELEMENTWISE = frozenset(
-    getattr(torch.optim, name)
-    for name in (
-        ["Adadelta", "Adagrad", "Adam", "AdamW", "Adamax", "ASGD", "LBFGS", "NAdam", "RAdam", "RMSprop", "Rprop", "SGD"]
-    )
-)  # fmt: skip
-
 
 @dataclass(frozen=True)
 class Gradient:
@@ -52,33 +42,27 @@ class Gradient:
 
     def init(self, problem: Problem, controls: Tree) -> Tree:
         """An optimiser that has seen nothing."""
-        leaves = _tree.leaves(controls)
-        optimizer = self._make(_parameters(leaves))
-        groups = optimizer.param_groups
-        flat = type(optimizer) in _ELEMENTWISE and len(groups) == 1 and len(groups[0]["params"]) == len(leaves)
-        return _capture(self._make(_parameters([_tree.ravel(leaves)])) if flat else optimizer, flat)
+        optimizer = self._make(_parameters(controls))
+        return {**_capture(optimizer), "writes_gradients": _writes_gradients(self._make(_parameters(controls)))}
 
     def step(self, problem: Problem, controls: Tree, state: Tree, particles: Particles) -> tuple[Tree, Tree, Info]:
         """One step of the optimiser; see ``mfoc.Solver``."""
-        leaves = _tree.leaves(controls)
-        flat = state["flat"]
-        parameters = [_tree.ravel(leaves).detach().requires_grad_()] if flat else _parameters(leaves)
+        parameters = _parameters(controls)
         optimizer = self._make(parameters)
         _restore(optimizer, state)
-        values = _tree.pieces(parameters[0].detach(), leaves) if flat else [p.detach() for p in parameters]
-        free = [value.detach().requires_grad_() for value in values]
+        free = [p.detach().requires_grad_() for p in parameters]  # views: they follow what the optimiser writes
 
         def closure() -> Tensor:
             value, slopes = value_and_slopes(problem, free, controls, particles, recompute=self.recompute)
-            for parameter, slope in zip(parameters, [_tree.ravel(slopes)] if flat else slopes, strict=True):
+            for parameter, slope in zip(parameters, slopes, strict=True):
                 parameter.grad = slope
             return value
 
         value = closure()
-        # Measured before the step: some optimisers write into .grad (SGD with Nesterov momentum may).
-        info = Info(value, _tree.norm([p.grad for p in parameters]))
+        slopes = [p.grad.clone() if state["writes_gradients"] else p.grad for p in parameters]  # type: ignore[union-attr]
         optimizer.step(_once(value, closure))  # type: ignore[arg-type]
-        return _tree.rebuild(controls, values), _capture(optimizer, flat), info
+        moved = _tree.rebuild(controls, [p.detach() for p in parameters])
+        return moved, {**_capture(optimizer), "writes_gradients": state["writes_gradients"]}, Info(value, slopes)
 
     def _make(self, parameters: list[Tensor]) -> torch.optim.Optimizer:
         optimizer = self.optimizer(parameters)
@@ -92,17 +76,33 @@ def _parameters(leaves: list[Tensor]) -> list[Tensor]:
     return [leaf.detach().clone().requires_grad_() for leaf in leaves]
 
 
+def _parameters(controls: Tree) -> list[Tensor]:
+    """Copies that an optimiser may write into."""
+    return [leaf.detach().clone().requires_grad_() for leaf in _tree.leaves(controls)]
+
+
 def _once(value: Tensor, closure: Callable[[], Tensor]) -> Callable[[], Tensor]:
     """The closure, with its first evaluation (already made) remembered."""
     pending = [value]
     return lambda: pending.pop() if pending else closure()
 
 
-def _capture(optimizer: torch.optim.Optimizer, flat: bool) -> dict[str, Any]:
+def _writes_gradients(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether the optimiser writes into .grad (SGD with Nesterov momentum does on a GPU): two steps will show."""
+    gradients = []
+    for _ in range(2):
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                parameter.grad = torch.ones_like(parameter)
+                gradients.append((parameter.grad, parameter.grad._version))
+        optimizer.step(lambda: torch.ones(()))  # type: ignore[arg-type]
+    return any(gradient._version != before for gradient, before in gradients)
+
+
+def _capture(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """The optimiser's memory as plain values: per-parameter state and per-group hyper-parameters."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     return {
-        "flat": flat,
         "memory": [dict(optimizer.state.get(p, {})) for p in parameters],
         "groups": [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups],
     }
