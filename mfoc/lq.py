@@ -437,7 +437,7 @@ class LinearQuadratic:
         return costs[0], costs[1] if self.offsetbar is None else costs[1] + self.steps * self.offsetbar
 
     def _unflat(self, x: Tensor) -> Tensor:
-        return x.reshape(*self.batch, *x.shape[1:])
+        return x.reshape((*self.batch, *x.shape[1:]))
 
     def _over_time(self, series: list[Tensor]) -> Tensor:
         return self._unflat(torch.stack(series, 1))
@@ -475,8 +475,8 @@ class _Cloud:
 
     def dynamics(self, t: int, x: Tensor, u: Any, z: Tensor | None) -> Tensor:
         m = x.mean(0)
-        u, v = self._control(x, m, u)
-        moved = x @ self._at("A", t).mT + u @ self._at("B", t).mT
+        controls, v = self._control(x, m, u)
+        moved = x @ self._at("A", t).mT + controls @ self._at("B", t).mT
         for name, mean in (("Abar", m), ("Bbar", v)):
             if getattr(self.lq, name) is not None:
                 moved = moved + self._at(name, t) @ mean
@@ -484,15 +484,15 @@ class _Cloud:
 
     def running_cost(self, t: int, x: Tensor, u: Any, z: Tensor | None) -> Tensor:
         lq, m = self.lq, x.mean(0)
-        u, v = self._control(x, m, u)
-        cost = _quadratic(x, self._at("Q", t)) + _quadratic(u, self._at("R", t))
+        controls, v = self._control(x, m, u)
+        cost = _quadratic(x, self._at("Q", t)) + _quadratic(controls, self._at("R", t))
         if lq.Qbar is not None:
             centre = m if lq.S is None else self._at("S", t) @ m
             cost = cost + _quadratic(x - centre, self._at("Qbar", t))
         if lq.Rbar is not None:
             cost = cost + _quadratic(v, self._at("Rbar", t))
         if lq.cross is not None:
-            cost = cost + 2 * ((x @ self._at("cross", t)) * u).sum(-1)
+            cost = cost + 2 * ((x @ self._at("cross", t)) * controls).sum(-1)
         if lq.crossbar is not None:
             cost = cost + 2 * ((m @ self._at("crossbar", t)) * v).sum(-1)
         if lq.offset is not None:
@@ -512,7 +512,7 @@ class _Cloud:
         """The controls of all particles ``[N, m]`` and their mean ``[m]``."""
         if not self.feedback:
             return u.expand(len(x), -1), u
-        v = -(u["Kbar"] @ m)
+        v: Tensor = -(u["Kbar"] @ m)
         return v - (x - m) @ u["K"].mT, v
 
     def _noise(self, t: int, z: Tensor | None) -> Tensor:
@@ -541,7 +541,8 @@ def _noise_factors(lq: LinearQuadratic) -> tuple[Tensor | None, Tensor | None]:
     def root(x: Tensor) -> Tensor:
         # Of a semi-definite matrix, for which Cholesky would fail; its derivative need not exist.
         values, vectors = torch.linalg.eigh(x.detach())
-        return vectors * values.clamp_min(0).sqrt().unsqueeze(-2)
+        factor: Tensor = vectors * values.clamp_min(0).sqrt().unsqueeze(-2)
+        return factor
 
     if lq.noise is None:
         return lq.sigma, None

@@ -1,5 +1,6 @@
 """Solvers: each is a way to use the Hamiltonian."""
 
 from mfoc.solvers.gradient import Gradient
+from mfoc.solvers.msa import EMSA, MSA
 
-__all__ = ["Gradient"]
+__all__ = ["EMSA", "MSA", "Gradient"]

@@ -1,0 +1,155 @@
+"""The method of successive approximations: minimise the Hamiltonian with states and costates frozen.
+
+Basic MSA (Krylov & Chernousko 1962; Chernousko & Lyubushin 1982) alternates a forward sweep, a backward sweep and
+u_t = argmin E H_t. It may diverge, since the new control makes the old states and costates infeasible. E-MSA (Li,
+Chen, Tai, E 2018, "Maximum principle based algorithms for deep learning", JMLR 18(165)) penalises that infeasibility.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from mfoc import _tree
+from mfoc._blocks import Penalty, blocks
+from mfoc._distributed import expectation
+from mfoc._errors import InvalidType, InvalidValue
+from mfoc._tree import Tree
+from mfoc.inner import LBFGS, Inner
+from mfoc.pontryagin import adjoint, rollout
+from mfoc.problem import Particles, Problem, per_stage
+from mfoc.solve import Info
+
+
+@dataclass(frozen=True)
+class MSA:
+    """The basic method of successive approximations.
+
+    Attributes:
+        inner: minimiser of the Hamiltonian: ``mfoc.inner.LBFGS(...)`` or ``mfoc.inner.Descent(...)``.
+    """
+
+    inner: Inner = field(default_factory=LBFGS)
+
+    def __post_init__(self) -> None:
+        _check_inner(self.inner)
+
+    def init(self, problem: Problem, controls: Tree) -> Tree:
+        """Nothing is carried from step to step."""
+        return {}
+
+    def step(self, problem: Problem, controls: Tree, state: Tree, particles: Particles) -> tuple[Tree, Tree, Info]:
+        """One forward sweep, one backward sweep, one minimisation; see ``mfoc.Solver``."""
+        sweep = _sweep(problem, controls, particles)
+        moved, evaluations = _minimise(problem, controls, sweep, particles, self.inner, None)
+        return moved, {}, Info(sweep.value, sweep.gradient, {"inner_evaluations": evaluations})
+
+
+@dataclass(frozen=True)
+class EMSA:
+    """The extended method of successive approximations: MSA on the augmented Hamiltonian
+
+        H_t + rho/2 ||x_(t+1) - f_t||^2 + costate_rho/2 ||p_t - dH_t/dx||^2      (per particle, then E).
+
+    With a fixed rho the objective may rise; Li et al. (2018), theorem 2, bounds the rise by the infeasibility that rho
+    penalises. With ``adaptive=True`` a step is accepted only if J on its batch does not rise: else rho is doubled and
+    the minimisation repeated; if ``tries`` of them fail the controls are left as they are (J unchanged, rho kept
+    large). On a fixed population J then never increases. After an accepted step rho shrinks by a tenth.
+
+    Attributes:
+        rho: weight of the state's infeasibility.
+        costate_rho: weight of the costate's; rho when None. With p_t(i) = N dJ/dx_t(i) both are per-particle weights.
+            The weights of the paper, which sums over N samples and has costates of size 1/N, are
+            ``rho=N * rho_paper, costate_rho=rho_paper / N``.
+        inner: minimiser of the augmented Hamiltonian.
+        adaptive: adapt rho so that J does not increase.
+        tries: most minimisations in an adaptive step.
+    """
+
+    rho: float = 1.0
+    costate_rho: float | None = None
+    inner: Inner = field(default_factory=LBFGS)
+    adaptive: bool = False
+    tries: int = 8
+
+    def __post_init__(self) -> None:
+        for name in ("rho", "costate_rho"):
+            weight = getattr(self, name)
+            if weight is None and name == "costate_rho":
+                continue
+            if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight < math.inf:
+                raise InvalidValue(f"{name} is {weight!r}; expected a non-negative finite number")
+        if isinstance(self.tries, bool) or not isinstance(self.tries, int) or self.tries < 1:
+            raise InvalidValue(f"tries is {self.tries!r}; expected a positive integer")
+        if self.adaptive and self.rho == 0:
+            raise InvalidValue("rho is 0; adaptive=True multiplies rho, so start from a positive one")
+        _check_inner(self.inner)
+
+    def init(self, problem: Problem, controls: Tree) -> Tree:
+        """The factor by which rho has been adapted."""
+        return {"scale": 1.0}
+
+    def step(self, problem: Problem, controls: Tree, state: Tree, particles: Particles) -> tuple[Tree, Tree, Info]:
+        """One forward sweep, one backward sweep, one (or, adaptive, several) minimisations; see ``mfoc.Solver``."""
+        sweep = _sweep(problem, controls, particles)
+        scale, evaluations, moved = state["scale"], 0, controls
+        for _ in range(self.tries):
+            moved, used = _minimise(problem, controls, sweep, particles, self.inner, self._penalty(scale))
+            evaluations += used
+            if not self.adaptive:
+                break
+            if _objective(problem, moved, particles) <= sweep.value:
+                scale *= 0.9
+                break
+            scale, moved = 2 * scale, controls
+        extra = {"inner_evaluations": evaluations, "rho": self.rho * scale}
+        return moved, {"scale": scale}, Info(sweep.value, sweep.gradient, extra)
+
+    def _penalty(self, scale: float) -> Penalty:
+        return Penalty(self.rho * scale, (self.rho if self.costate_rho is None else self.costate_rho) * scale)
+
+
+class _Sweep(NamedTuple):
+    value: Tensor
+    states: list[Tree]
+    costates: list[Tree]
+    gradient: list[Tensor]
+
+
+def _sweep(problem: Problem, controls: Tree, particles: Particles) -> _Sweep:
+    """The forward and the backward sweep at one control."""
+    with torch.no_grad():
+        trajectory = rollout(problem, controls, particles)
+    costates, gradient = adjoint(problem, controls, trajectory, particles)
+    value, *slopes = expectation([trajectory.cost.mean(), *_tree.leaves(gradient)], len(particles))
+    return _Sweep(value, trajectory.states, costates, slopes)
+
+
+def _minimise(
+    problem: Problem, controls: Tree, sweep: _Sweep, particles: Particles, inner: Inner, penalty: Penalty | None
+) -> tuple[Tree, int]:
+    """New controls: the minimisers of the frozen Hamiltonian, and the evaluations they took."""
+    evaluations, new = 0, list(controls) if problem.schedule is per_stage else controls
+    for block in blocks(problem, controls, sweep.states, sweep.costates, particles.data, penalty=penalty):
+        found = inner.minimise(block.evaluate, block.start)
+        evaluations += found.evaluations
+        if problem.schedule is not per_stage:
+            return block.restore(found.point[0]), evaluations
+        for stage, row in zip(block.stages, found.point, strict=True):
+            new[stage] = block.restore(row)
+    return new if isinstance(controls, list) else tuple(new), evaluations
+
+
+def _objective(problem: Problem, controls: Tree, particles: Particles) -> Tensor:
+    with torch.no_grad():
+        cost = rollout(problem, controls, particles).cost.mean()
+    return expectation([cost], len(particles))[0]
+
+
+def _check_inner(inner: Any) -> None:
+    if isinstance(inner, type) or not hasattr(inner, "minimise"):
+        raise InvalidType(f"inner is {inner!r}; expected mfoc.inner.LBFGS(...) or mfoc.inner.Descent(lr=...)")
