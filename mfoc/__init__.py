@@ -1,7 +1,8 @@
 """Training as mean-field optimal control: one problem, every solver, a certificate of optimality."""
 
-from mfoc import inner, networks, schemes
+from mfoc import hooks, inner, networks, schemes, testing
 from mfoc._errors import InvalidType, InvalidValue, MfocError, MissingExtra, NonFiniteError
+from mfoc.certificate import Certificate, certify, certify_module
 from mfoc.networks import from_module, to_module, weight_decay
 from mfoc.pontryagin import Trajectory, costates, evaluate, hamiltonian, rollout
 from mfoc.population import Population, population
@@ -13,6 +14,7 @@ from mfoc.solvers import EMSA, MSA, Gradient
 __all__ = [
     "EMSA",
     "MSA",
+    "Certificate",
     "Gradient",
     "Info",
     "InvalidType",
@@ -28,6 +30,8 @@ __all__ = [
     "Solver",
     "Status",
     "Trajectory",
+    "certify",
+    "certify_module",
     "continuous",
     "costates",
     "euler",
@@ -36,6 +40,7 @@ __all__ = [
     "from_module",
     "hamiltonian",
     "heun",
+    "hooks",
     "inner",
     "iterate",
     "networks",
@@ -45,6 +50,7 @@ __all__ = [
     "rollout",
     "schemes",
     "solve",
+    "testing",
     "tied",
     "to_module",
     "weight_decay",

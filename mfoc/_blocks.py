@@ -182,7 +182,8 @@ def _augmented(problem: Problem, t: int, u: Tree, at: _Frozen, z: Tree, penalty:
 
     slope, (value, moved) = torch.func.grad(of_state, has_aux=True)(_tree.tensors(at.x))
     value = value + penalty.state / 2 * _square_distance(at.target_x, moved)
-    return value + penalty.costate / 2 * _square_distance(_tree.tensors(at.target_p), slope)
+    total: Tensor = value + penalty.costate / 2 * _square_distance(_tree.tensors(at.target_p), slope)
+    return total
 
 
 def _square_distance(left: Tree, right: Tree) -> Tensor:

@@ -57,7 +57,7 @@ def expectation(means: Sequence[Tensor], particles: int) -> list[Tensor]:
     flat = torch.cat([mean.detach().reshape(-1) for mean in means])
     buffer = torch.cat([flat * particles, flat.new_tensor([particles])])
     dist.all_reduce(buffer)
-    pieces = (buffer[:-1] / buffer[-1]).split([mean.numel() for mean in means])
+    pieces = torch.split(buffer[:-1] / buffer[-1], [mean.numel() for mean in means])
     return [piece.view(mean.shape) for piece, mean in zip(pieces, means, strict=True)]
 
 

@@ -96,7 +96,7 @@ def _cut(net: nn.Module, names: list[str]) -> Named:
         graph = _Tracer(names).trace(net)
     except Exception as error:  # fx raises whatever the traced forward raises
         raise InvalidValue(
-            f"the forward pass of {type(net).__name__} cannot be traced ({error}); write it as an nn.Sequential of stages"
+            f"the forward pass of {type(net).__name__} cannot be traced ({error}); make it an nn.Sequential of stages"
         ) from error
     pieces = _segments(graph, names)
     return [(name, _segment(net, piece)) for name, piece in zip(names, pieces, strict=True)]

@@ -175,7 +175,8 @@ def norm(tree: Tree) -> Tensor:
     norms = [torch.linalg.vector_norm(leaf) for leaf in tensors(tree)]
     if not norms:
         return torch.zeros(())
-    return norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
+    total: Tensor = norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
+    return total
 
 
 def ravel(tree: Tree) -> Tensor:
@@ -185,5 +186,5 @@ def ravel(tree: Tree) -> Tensor:
 
 def pieces(vector: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
     """Views of a vector ``[n]``, shaped as the tensors in ``like``: the inverse of ``ravel`` on a list."""
-    parts = vector.split([leaf.numel() for leaf in like])
+    parts = torch.split(vector, [leaf.numel() for leaf in like])
     return [part.view(leaf.shape) for part, leaf in zip(parts, like, strict=True)]

@@ -175,7 +175,7 @@ def _line_search(
     low, high = torch.zeros_like(length), torch.full_like(length, torch.inf)
     best = (point, value, slope)  # per row: the farthest point so far that falls enough
     moved, done = torch.zeros_like(active), ~active
-    for trial in range(trials):
+    for used in range(1, trials + 1):  # noqa: B007  (the count is reported)
         there = point + length[:, None] * direction
         new_value, new_slope = evaluate(there)
         falls = (new_value <= value + armijo * length * descent) & new_value.isfinite() & ~done
@@ -189,7 +189,7 @@ def _line_search(
             break
         length = torch.where(done, length, torch.where(high.isinf(), 2 * length, (low + high) / 2))
     endless = active & ~done & high.isinf()
-    return _Found(*best, moved, endless, trial + 1)
+    return _Found(*best, moved, endless, used)
 
 
 def _choose(

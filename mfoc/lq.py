@@ -245,16 +245,16 @@ class LinearQuadratic:
     def path(self, m0: Tensor) -> Path:
         """The optimal path of the mean started at m0 ``[..., n]``, whose leading axes broadcast with the batch."""
         self._check_vector("m0", m0)
-        sweep = self._sweep(self._modes()[1])
+        sweep = self._sweep(self._modes()[1], keep=False)
         x = m0.expand(*_broadcast(m0.shape[:-1], self.batch), m0.shape[-1]).unsqueeze(-1)
         xs, us = [x], []
         for t, gain in enumerate(sweep.K):
-            us.append(self._unflat(gain) @ x)
+            us.append(-(self._unflat(gain) @ x))
             if t < self.steps:
-                x = self._unflat(sweep.closed[t]) @ x
+                x = self._unflat(sweep.moves[t]) @ (torch.cat([x, us[t]], -2) if self.dt is None else x)
                 xs.append(x)
         cost = (xs[0] * (self._unflat(sweep.P[0]) @ xs[0])).sum((-2, -1))
-        return Path(torch.stack(xs, -3).squeeze(-1), -torch.stack(us, -3).squeeze(-1), cost)
+        return Path(torch.stack(xs, -3).squeeze(-1), torch.stack(us, -3).squeeze(-1), cost)
 
     def open_loop(self, m0: Tensor) -> Tensor:
         """The optimal control among those that the whole population shares, a function of time only.
@@ -317,7 +317,8 @@ class LinearQuadratic:
         """The discrete problem of a control held constant over each of ``steps`` equal steps (zero-order hold).
 
         Exact for those controls: dynamics, cost (with its product of state and control), noise, and the cost of the
-        noise that enters within a step, for N particles too. Its value exceeds the continuous one by O(h^2).
+        noise that enters within a step, for N particles too. Its value exceeds the
+        continuous one by O(h^2), and by O(h) where the feedback has noise to answer to.
 
         Args:
             steps: number of steps over the horizon; those of the grid when None.
@@ -405,9 +406,9 @@ class LinearQuadratic:
 
         return _riccati.split(get, self.mean_field)
 
-    def _sweep(self, mode: Mode) -> Sweep:
+    def _sweep(self, mode: Mode, keep: bool = True) -> Sweep:
         if self.dt is None:
-            return _riccati.discrete_sweep(mode, self.steps)
+            return _riccati.discrete_sweep(mode, self.steps, keep)
         return _riccati.continuous_sweep(mode, self.steps, self.dt)
 
     def _sweeps(self, modes: tuple[Mode, Mode]) -> tuple[Sweep, Sweep]:

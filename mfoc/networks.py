@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Callable, Hashable, Iterator, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -265,7 +266,7 @@ def per_sample(loss: Loss | nn.Module) -> TerminalCost:
     """
     if isinstance(loss, nn.Module) and hasattr(loss, "reduction"):
         loss = copy.deepcopy(loss)
-        loss.reduction = "none"
+        loss.reduction = "none"  # type: ignore[assignment]
         return lambda x, z: _average(loss(x, z))
     if not callable(loss):
         raise InvalidType(f"loss is a {type(loss).__name__}; expected a function loss(output, z) -> [N]")

@@ -41,7 +41,7 @@ class Population:
         raise NotImplementedError
 
     def epoch(self) -> Iterator[Particles]:
-        """Every particle once, in the order of the source (batch 0 when they are drawn on demand)."""
+        """Every particle once, in the order of the source (batch 0 when drawn on demand); the same on all ranks."""
         yield self(0)
 
     def __repr__(self) -> str:
@@ -92,14 +92,14 @@ class _Stored(Population):
         if self._shuffle and self._order[0] != epoch:
             generator = torch.Generator().manual_seed(mixed_seed(self._seed, epoch))
             self._order = (epoch, torch.randperm(self.size, generator=generator))
-        return self._take(self._order[1], batch, mixed_seed(self._seed, step, 1))
+        return self._fetch(share(self._indices(self._order[1], batch)), mixed_seed(self._seed, step, 1))
 
     def epoch(self) -> Iterator[Particles]:
         for batch in range(-(-self.size // self.batch_size)):
-            yield self._take(torch.arange(self.size), batch, mixed_seed(self._seed, batch, 2))
+            yield self._fetch(self._indices(torch.arange(self.size), batch), mixed_seed(self._seed, batch, 2))
 
-    def _take(self, order: Tensor, batch: int, key: int) -> Particles:
-        return self._fetch(share(order[batch * self.batch_size : (batch + 1) * self.batch_size]), key)
+    def _indices(self, order: Tensor, batch: int) -> Tensor:
+        return order[batch * self.batch_size : (batch + 1) * self.batch_size]
 
 
 def mixed_seed(*parts: int) -> int:

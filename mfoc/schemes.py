@@ -76,10 +76,8 @@ class euler_maruyama:
             raise InvalidType(f"euler_maruyama needs a state that is one tensor [N, d]; got {_tree.describe(x)}")
         dw = math.sqrt(h) * self._normals(z)[:, t]
         sigma = self.diffusion(s, x, u, z) if callable(self.diffusion) else self.diffusion
-        if isinstance(sigma, Tensor) and sigma.dim() == 3:
-            dw = torch.einsum("ndk,nk->nd", sigma, dw)
-        else:
-            dw = sigma * dw
+        matrix = isinstance(sigma, Tensor) and sigma.dim() == 3
+        dw = torch.einsum("ndk,nk->nd", sigma, dw) if matrix else sigma * dw
         if dw.shape != x.shape:
             raise InvalidValue(f"the noise term has shape {tuple(dw.shape)}; expected the state's, {tuple(x.shape)}")
         return dw
@@ -148,10 +146,8 @@ def continuous(
     if not callable(drift):
         raise InvalidType(f"drift is a {type(drift).__name__}; expected a function b(t, x, u, z)")
     noisy = isinstance(scheme, euler_maruyama)
-    if not noisy and not callable(scheme):
+    if isinstance(scheme, type) or not (noisy or callable(scheme)):
         raise InvalidType(f"scheme is {scheme!r}; expected euler, heun, rk4 or euler_maruyama(diffusion)")
-    if scheme is euler_maruyama:
-        raise InvalidType("euler_maruyama needs its diffusion: scheme=euler_maruyama(0.1)")
     if horizon is None and isinstance(controls, list | tuple):
         horizon = len(controls)
     h = T / horizon if horizon else T

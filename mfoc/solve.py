@@ -23,7 +23,8 @@ from mfoc import _tree
 from mfoc._errors import InvalidType, InvalidValue, NonFiniteError
 from mfoc._tree import Tree
 from mfoc.pontryagin import adjoint, evaluate, rollout
-from mfoc.population import Population, population
+from mfoc.population import Population
+from mfoc.population import population as as_population
 from mfoc.problem import Particles, Problem
 
 logger = logging.getLogger(__name__)
@@ -114,13 +115,13 @@ class Solution:
 Hook = Callable[[Iterate], object]
 
 
-def iterate(problem: Problem, solver: Solver, population_: Any, *, start: Iterate | None = None) -> Iterator[Iterate]:
+def iterate(problem: Problem, solver: Solver, population: Any, *, start: Iterate | None = None) -> Iterator[Iterate]:
     """The iterates of a solver, without end.
 
     Args:
         problem: the control problem.
         solver: any ``Solver``.
-        population_: what ``mfoc.population`` takes, or what it returns.
+        population: what ``mfoc.population`` takes, or what it returns.
         start: an iterate to go on from; its step decides which batch comes next.
 
     Yields:
@@ -130,7 +131,7 @@ def iterate(problem: Problem, solver: Solver, population_: Any, *, start: Iterat
         InvalidType, InvalidValue: the problem, its controls and the particles do not fit together.
         NonFiniteError: a state, costate, cost or gradient is not finite; ``error.last`` is the last good iterate.
     """
-    source = population(population_)
+    source = as_population(population)
     at = _begin(problem, solver, source, start)
     good = at
     while True:
@@ -233,7 +234,7 @@ def solve(
                 status, at = Status.CONVERGED, good
                 message = f"residual {history[-1]['residual']:.3g} <= tol {tol:.3g} at step {good.step}"
                 break
-            if any([hook(at) is True for hook in hooks]):
+            if [hook for hook in hooks if hook(at) is True]:  # every hook is called
                 status, message = Status.STOPPED, f"a hook stopped the solve at step {at.step}"
                 break
     except NonFiniteError as error:
@@ -259,7 +260,7 @@ def _check_arguments(source: Any, steps: int, tol: float | None, hooks: Sequence
         raise InvalidValue(f"tol is {tol!r}; expected a non-negative number or None")
     if callable(hooks) or not all(callable(hook) for hook in hooks):
         raise InvalidType("hooks must be a list of functions of the iterate")
-    return population(source)
+    return as_population(source)
 
 
 def _record(at: Iterate, info: Info, seconds: float) -> dict[str, float]:

@@ -52,17 +52,19 @@ class Gradient:
         _restore(optimizer, state)
         free = [p.detach().requires_grad_() for p in parameters]  # views: they follow what the optimiser writes
 
-        def closure() -> Tensor:
+        def closure() -> tuple[Tensor, list[Tensor]]:
             value, slopes = value_and_slopes(problem, free, controls, particles, recompute=self.recompute)
             for parameter, slope in zip(parameters, slopes, strict=True):
                 parameter.grad = slope
-            return value
+            return value, slopes
 
-        value = closure()
-        slopes = [p.grad.clone() if state["writes_gradients"] else p.grad for p in parameters]  # type: ignore[union-attr]
-        optimizer.step(_once(value, closure))  # type: ignore[arg-type]
+        value, slopes = closure()
+        writes = state["writes_gradients"]
+        info = Info(value, [slope.clone() for slope in slopes] if writes else slopes)
+        pending = [value]  # what was just evaluated is the first answer an optimiser gets
+        optimizer.step(lambda: pending.pop() if pending else closure()[0])  # type: ignore[arg-type, return-value]
         moved = _tree.rebuild(controls, [p.detach() for p in parameters])
-        return moved, {**_capture(optimizer), "writes_gradients": state["writes_gradients"]}, Info(value, slopes)
+        return moved, {**_capture(optimizer), "writes_gradients": writes}, info
 
     def _make(self, parameters: list[Tensor]) -> torch.optim.Optimizer:
         optimizer = self.optimizer(parameters)
@@ -71,20 +73,9 @@ class Gradient:
         return optimizer
 
 
-def _parameters(leaves: list[Tensor]) -> list[Tensor]:
-    """Copies that an optimiser may write into."""
-    return [leaf.detach().clone().requires_grad_() for leaf in leaves]
-
-
 def _parameters(controls: Tree) -> list[Tensor]:
     """Copies that an optimiser may write into."""
     return [leaf.detach().clone().requires_grad_() for leaf in _tree.leaves(controls)]
-
-
-def _once(value: Tensor, closure: Callable[[], Tensor]) -> Callable[[], Tensor]:
-    """The closure, with its first evaluation (already made) remembered."""
-    pending = [value]
-    return lambda: pending.pop() if pending else closure()
 
 
 def _writes_gradients(optimizer: torch.optim.Optimizer) -> bool:
@@ -95,7 +86,7 @@ def _writes_gradients(optimizer: torch.optim.Optimizer) -> bool:
             for parameter in group["params"]:
                 parameter.grad = torch.ones_like(parameter)
                 gradients.append((parameter.grad, parameter.grad._version))
-        optimizer.step(lambda: torch.ones(()))  # type: ignore[arg-type]
+        optimizer.step(lambda: torch.ones(()))  # type: ignore[arg-type, return-value]
     return any(gradient._version != before for gradient, before in gradients)
 
 

@@ -51,7 +51,7 @@ class MSA:
 
 @dataclass(frozen=True)
 class EMSA:
-    """The extended method of successive approximations: MSA on the augmented Hamiltonian
+    """The extended method of successive approximations: MSA on the augmented Hamiltonian.
 
         H_t + rho/2 ||x_(t+1) - f_t||^2 + costate_rho/2 ||p_t - dH_t/dx||^2      (per particle, then E).
 

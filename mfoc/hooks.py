@@ -1,0 +1,186 @@
+"""Hooks for ``solve``: functions of the iterate, called after each step.
+
+A hook may also have ``start(steps)`` and ``finish(solution)``; one that returns True stops the solve.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mfoc import _tree
+from mfoc._distributed import is_main
+from mfoc._errors import InvalidType, InvalidValue, require
+from mfoc.solve import Iterate, Solution
+
+logger = logging.getLogger(__name__)
+
+_FORMAT = "mfoc.iterate.v1"
+
+
+def _check_every(every: int) -> int:
+    if isinstance(every, bool) or not isinstance(every, int) or every < 1:
+        raise InvalidValue(f"every is {every!r}; expected a positive number of steps")
+    return every
+
+
+class Progress:
+    """A live progress bar with the objective and the residual.
+
+    Args:
+        label: what to call the solve.
+        display: a ``rich.progress.Progress`` to draw into; a new one when None.
+    """
+
+    def __init__(self, label: str = "solve", *, display: Any = None) -> None:
+        self._rich = require("rich.progress", "plot")
+        self._label, self._display, self._own = label, display, display is None
+        self._task: Any = None
+
+    def start(self, steps: int) -> None:
+        """Shows the bar."""
+        if not is_main():
+            return
+        if self._own:
+            self._display = progress_display()
+            self._display.start()
+        self._task = self._display.add_task(self._label, total=steps, figures="")
+
+    def __call__(self, iterate: Iterate) -> None:
+        """Moves the bar."""
+        if self._task is not None and iterate.info is not None:
+            figures = f"J {float(iterate.info.value):.4g}"
+            self._display.update(self._task, completed=iterate.step, figures=figures)
+
+    def finish(self, solution: Solution) -> None:
+        """Leaves the bar with the final figures."""
+        if self._task is not None:
+            figures = f"J {solution.value:.4g}  residual {solution.residual:.2g}  {solution.status.value}"
+            self._display.update(self._task, completed=solution.last.step, figures=figures)
+            if self._own:
+                self._display.stop()
+
+
+def progress_display() -> Any:
+    """A ``rich`` display that several ``Progress`` hooks can share."""
+    rich = require("rich.progress", "plot")
+    columns = [rich.TextColumn("{task.description:10s}"), rich.BarColumn(), rich.MofNCompleteColumn()]
+    return rich.Progress(*columns, rich.TimeElapsedColumn(), rich.TextColumn("{task.fields[figures]}"))
+
+
+class Record:
+    """Records what a function says of the iterate.
+
+    Args:
+        function: ``function(iterate) -> value``.
+        every: steps between records.
+
+    Attributes:
+        steps: the steps at which it was called.
+        seconds: time since the start of the solve at each of them, less the time spent in the function.
+        values: what it returned.
+    """
+
+    def __init__(self, function: Callable[[Iterate], Any], *, every: int = 1) -> None:
+        if not callable(function):
+            raise InvalidType(f"function is a {type(function).__name__}; expected a function of the iterate")
+        self._function, self._every = function, _check_every(every)
+        self.steps: list[int] = []
+        self.seconds: list[float] = []
+        self.values: list[Any] = []
+        self._began = time.perf_counter()
+
+    def start(self, steps: int) -> None:
+        """Starts the clock."""
+        self._began = time.perf_counter()
+
+    def __call__(self, iterate: Iterate) -> None:
+        """Records, when it is time."""
+        if iterate.step % self._every == 0:
+            called = time.perf_counter()
+            self.steps.append(iterate.step)
+            self.seconds.append(called - self._began)
+            self.values.append(self._function(iterate))
+            self._began += time.perf_counter() - called
+
+
+class Checkpoint:
+    """Saves the iterate, so that a killed run goes on with ``solve(..., start=hooks.load(path))``, bit for bit.
+
+    The file is written beside its place, synced, and renamed over it: at any moment the path holds a whole checkpoint.
+    Resuming is exact when the population is a function of the step (``mfoc.population`` is) and the machine, the
+    library versions and the number of threads are the same.
+
+    Args:
+        path: the file.
+        every: steps between checkpoints; the last iterate is always saved.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, every: int = 100) -> None:
+        self._path, self._every = Path(path), _check_every(every)
+        if not self._path.parent.is_dir():
+            raise InvalidValue(f"path is {self._path}; its folder does not exist")
+
+    def __call__(self, iterate: Iterate) -> None:
+        """Saves, when it is time."""
+        if iterate.step % self._every == 0:
+            self._save(iterate)
+
+    def finish(self, solution: Solution) -> None:
+        """Saves the iterate a failed, stopped or finished solve ended with."""
+        self._save(solution.last)
+
+    def _save(self, iterate: Iterate) -> None:
+        if not is_main():
+            return
+        record = {"format": _FORMAT, "step": iterate.step, "controls": iterate.controls, "state": iterate.state}
+        temporary = self._path.with_name(f".{self._path.name}.{os.getpid()}.tmp")
+        try:
+            with open(temporary, "wb") as file:
+                torch.save(_tree.copy(record), file)  # a copy, so that a view saves itself alone
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, self._path)
+            _sync_folder(self._path.parent)
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                temporary.unlink()
+        logger.debug("saved step %d to %s", iterate.step, self._path)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Makes the rename itself durable, where folders can be opened (not on Windows)."""
+    if os.name == "posix":
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def load(path: str | os.PathLike[str], *, map_location: Any = None) -> Iterate:
+    """The iterate in a checkpoint, for ``solve(..., start=...)``.
+
+    Args:
+        path: a file written by ``Checkpoint``.
+        map_location: where to put the tensors, as in ``torch.load``.
+
+    Raises:
+        InvalidValue: no such file, or not a checkpoint of this library.
+    """
+    try:
+        record = torch.load(path, weights_only=True, map_location=map_location)
+    except FileNotFoundError as error:
+        raise InvalidValue(f"path is {path}; there is no such file") from error
+    except Exception as error:  # torch raises pickle, zip and runtime errors alike
+        raise InvalidValue(f"path is {path}; it is not a checkpoint: {error}") from error
+    if not isinstance(record, dict) or record.get("format") != _FORMAT:
+        raise InvalidValue(f"path is {path}; it holds something else than an mfoc checkpoint")
+    return Iterate(record["step"], record["controls"], record["state"])

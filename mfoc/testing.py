@@ -1,0 +1,135 @@
+"""Conformance checks that users and third-party packages can run on their own problems and solvers."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mfoc import _tree
+from mfoc._tree import Tree
+from mfoc.pontryagin import adjoint, evaluate, rollout
+from mfoc.problem import Particles, Problem
+from mfoc.solve import Solver
+
+_EXACT = 1e-10
+
+
+def check_problem(problem: Problem, particles: Particles, *, interacting: bool | None = None) -> None:
+    """Checks that a problem keeps the laws solvers rely on; returns nothing, raises when one is broken.
+
+    Shapes at every stage, purity (two evaluations agree to the bit and leave the inputs alone), invariance under a
+    permutation of the particles, and, in float64, dJ/du and dJ/dx_0 from Pontryagin's principle against autograd.
+    The float64 part casts controls and particles; constants the problem closes over must be able to follow.
+
+    Args:
+        problem: the problem.
+        particles: a small cloud.
+        interacting: when False, also checks that each particle's cost is the one it has alone.
+
+    Raises:
+        InvalidType, InvalidValue: the problem does not fit the particles.
+        AssertionError: a law is broken; the message says which and by how much.
+    """
+    problem.validate(particles)
+    _check_purity(problem, particles)
+    with torch.no_grad():
+        cost = rollout(problem, problem.controls, particles).cost
+        _check_permutation(problem, particles, cost)
+        if interacting is False:
+            _check_alone(problem, particles, cost)
+    _check_identity(problem, particles)
+
+
+def check_solver(solver: Solver, problem: Problem, particles: Particles) -> None:
+    """Checks that a solver keeps the laws ``solve`` relies on.
+
+    Its step is pure, returns controls of the same structure, shapes and dtypes, reports the objective and gradient
+    of the controls it was given, and keeps a state of tensors and plain values.
+
+    Args:
+        solver: the solver.
+        problem: a problem it can solve.
+        particles: a cloud.
+
+    Raises:
+        AssertionError: a law is broken; the message says which.
+    """
+    controls = _tree.copy(problem.controls)
+    state = solver.init(problem, controls)
+    before = _tree.copy([controls, state, particles.state])
+    first, next_state, info = solver.step(problem, controls, state, particles)
+    second, _, _ = solver.step(problem, controls, state, particles)
+    _same_bits(before, [controls, state, particles.state], "step changed its inputs")
+    _same_bits(first, second, "two steps from the same place differ")
+    assert _tree.same_structure(first, controls), "step returned controls of another structure"
+    for name, new, old in _beside(first, controls):
+        assert new.shape == old.shape, f"{name} changed shape from {tuple(old.shape)} to {tuple(new.shape)}"
+        assert new.dtype == old.dtype, f"{name} changed dtype from {old.dtype} to {new.dtype}"
+    value, gradient = evaluate(problem, controls, particles)
+    _close(info.value, value, "info.value is not J at the controls given", 1e-5)
+    _close(info.gradient, _tree.leaves(gradient), "info.gradient is not dJ/du at the controls given", 1e-5)
+    for leaf in _tree.leaves(next_state):
+        plain = leaf is None or isinstance(leaf, Tensor | int | float | bool | str)
+        assert plain, f"the solver's state holds a {type(leaf).__name__}; expected tensors and plain values"
+
+
+def _check_purity(problem: Problem, particles: Particles) -> None:
+    inputs = [problem.controls, particles.state, particles.data]
+    before = _tree.copy(inputs)
+    first = evaluate(problem, problem.controls, particles)
+    trajectories = [rollout(problem, problem.controls, particles) for _ in range(2)]
+    second = evaluate(problem, problem.controls, particles)
+    _same_bits(before, inputs, "evaluating the problem changed its inputs")
+    _same_bits(
+        trajectories[0], trajectories[1], "two roll-outs differ: dynamics or costs are not pure (hidden randomness)"
+    )
+    _same_bits(list(first), list(second), "two evaluations differ: dynamics or costs are not pure (hidden randomness)")
+
+
+def _check_permutation(problem: Problem, particles: Particles, cost: Tensor) -> None:
+    order = torch.arange(len(particles) - 1, -1, -1)
+    permuted = rollout(problem, problem.controls, particles[order]).cost
+    _close(permuted, cost[order], "a permutation of the particles changes their costs", _tolerance(cost))
+
+
+def _check_alone(problem: Problem, particles: Particles, cost: Tensor) -> None:
+    alone = torch.cat([rollout(problem, problem.controls, particles[i : i + 1]).cost for i in range(len(particles))])
+    _close(alone, cost, "a particle's cost depends on the others", _tolerance(cost))
+
+
+def _tolerance(cost: Tensor) -> float:
+    return math.sqrt(torch.finfo(cost.dtype).eps)
+
+
+def _check_identity(problem: Problem, particles: Particles) -> None:
+    cloud = particles.to(torch.float64)
+    controls = _tree.map(lambda leaf: leaf.detach().double(), problem.controls)
+    trajectory = rollout(problem, controls, cloud)
+    costates, by_pontryagin = adjoint(problem, controls, trajectory, cloud)
+    free = _tree.detached([controls, cloud.state], requires_grad=True)
+    value = rollout(problem, free[0], Particles(free[1], cloud.data)).cost.mean()
+    by_autograd, at_start = _tree.gradients(value, free)
+    _close(by_pontryagin, by_autograd, "dJ/du = E dH/du fails", _EXACT)
+    scaled = _tree.map(lambda g: g * len(cloud), at_start)
+    _close(costates[0], scaled, "p_0 = N dJ/dx_0 fails", _EXACT)
+
+
+def _beside(left: Tree, right: Tree) -> list[tuple[str, Any, Any]]:
+    return [(f"leaf {i}", a, b) for i, (a, b) in enumerate(zip(_tree.leaves(left), _tree.leaves(right), strict=True))]
+
+
+def _same_bits(left: Tree, right: Tree, message: str) -> None:
+    for name, a, b in _beside(left, right):
+        same = torch.equal(a, b) if isinstance(a, Tensor) else a == b
+        assert same, f"{message} ({name})"
+
+
+def _close(left: Tree, right: Tree, message: str, tolerance: float) -> None:
+    for name, a, b in _beside(left, right):
+        if _tree.differentiable(a):
+            scale = max(1.0, float(b.detach().abs().max())) if b.numel() else 1.0
+            gap = float((a - b).detach().abs().max()) if b.numel() else 0.0
+            assert gap <= tolerance * scale, f"{message} ({name}: off by {gap:.3g}, allowed {tolerance * scale:.3g})"
