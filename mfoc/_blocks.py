@@ -180,7 +180,11 @@ def _augmented(problem: Problem, t: int, u: Tree, at: _Frozen, z: Tree, penalty:
             value = value + problem.running_cost(t, x, u, z)
         return value.sum(), (value, moved)
 
-    slope, (value, moved) = torch.func.grad(of_state, has_aux=True)(_tree.tensors(at.x))
+    floats = _tree.tensors(at.x)
+    if not floats:  # a state of integers (tokens) has no costate
+        _, (value, moved) = of_state([])
+        return value + penalty.state / 2 * _square_distance(at.target_x, moved)
+    slope, (value, moved) = torch.func.grad(of_state, has_aux=True)(floats)
     value = value + penalty.state / 2 * _square_distance(at.target_x, moved)
     total: Tensor = value + penalty.costate / 2 * _square_distance(_tree.tensors(at.target_p), slope)
     return total

@@ -7,6 +7,7 @@ Without a process group it returns what it was given.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import reduce
 
 import torch
 import torch.distributed as dist
@@ -54,11 +55,13 @@ def expectation(means: Sequence[Tensor], particles: int) -> list[Tensor]:
     """
     if not active():
         return list(means)
-    flat = torch.cat([mean.detach().reshape(-1) for mean in means])
+    # Half precision cannot hold the number of particles, nor their sum.
+    wide = reduce(torch.promote_types, (mean.dtype for mean in means), torch.float32)
+    flat = torch.cat([mean.detach().reshape(-1).to(wide) for mean in means])
     buffer = torch.cat([flat * particles, flat.new_tensor([particles])])
     dist.all_reduce(buffer)
     pieces = torch.split(buffer[:-1] / buffer[-1], [mean.numel() for mean in means])
-    return [piece.view(mean.shape) for piece, mean in zip(pieces, means, strict=True)]
+    return [piece.view(mean.shape).to(mean.dtype) for piece, mean in zip(pieces, means, strict=True)]
 
 
 def gather(values: Tensor) -> Tensor:

@@ -46,7 +46,7 @@ class Sweep(NamedTuple):
     """What a backward pass leaves, in the order of time.
 
     Attributes:
-        P: T+1 matrices ``[b, n, n]``, or the first alone: the cost-to-go is x' P x.
+        P: T+1 matrices ``[b, n, n]``: the cost-to-go is x' P x.
         K: gains ``[b, m, n]`` of the optimal u = -K x: T of them, or T+1 in continuous time.
         moves: T matrices: ``[b, n, n]`` of x_(t+1) = move_t x_t under the optimal control in continuous time, and
             ``[b, n, n+m]`` of x_(t+1) = move_t (x_t, u_t) in discrete time.
@@ -142,7 +142,7 @@ def _per_stage(x: Tensor, steps: int) -> list[Tensor]:
     return parts if len(parts) == steps else parts * steps
 
 
-def discrete_sweep(mode: Mode, steps: int, keep: bool = True) -> Sweep:
+def discrete_sweep(mode: Mode, steps: int) -> Sweep:
     """Solves the discrete Riccati equation backwards.
 
     With S = R + B'PB:  K = S^-1 (B'PA + N'),  P <- Q + A'P (A - BK) - NK.  This form needs no symmetrisation: an
@@ -154,7 +154,6 @@ def discrete_sweep(mode: Mode, steps: int, keep: bool = True) -> Sweep:
     Args:
         mode: the problem.
         steps: number of stages T.
-        keep: whether to keep every P. Letting go of them keeps the working set of a large batch in cache.
     """
     n, m = mode.B.shape[-2:]
     corner = mode.B.new_zeros(*mode.R.shape[:2], m, n) if mode.cross is None else mode.cross.mT
@@ -172,14 +171,12 @@ def discrete_sweep(mode: Mode, steps: int, keep: bool = True) -> Sweep:
         if mode.cross is not None:
             P = torch.baddbmm(P, weights[t][:, :, :n].mT, K, alpha=-1)
         Ks.append(K)
-        if not keep:
-            Ps.clear()
         Ps.append(P)
     return Sweep(Ps[::-1], Ks[::-1], moves)
 
 
 class Flow(NamedTuple):
-    """A continuous-time mode with its cross term removed: dx = (Ax + Bv) dt, weights Q and R, u = v - shift x.
+    """A time-invariant mode with its cross term removed: A and B drive x, Q and R weigh x and v, u = v - shift x.
 
     All ``[b, ., .]``; G is B R^-1 B'.
     """
@@ -212,53 +209,161 @@ def _symmetric(x: Tensor) -> Tensor:
     return (x + x.mT) / 2
 
 
-def step_map(A: Tensor, G: Tensor, Q: Tensor, step: float) -> tuple[Tensor, Tensor, Tensor]:
-    """The exact two-point map of the Hamiltonian flow over one step.
+class Span(NamedTuple):
+    """What optimality says of the two ends of a span of time, as state x and costate p (half the gradient of cost).
 
-    The flow dx = (Ax - Gp) dt, dp = -(Qx + A'p) dt links the ends of a step by
+        x_end = Phi x - Gamma p_end,        p = Theta x + Phi' p_end
 
-        x_next = Phi x - Gamma p_next,        p = Theta x + Phi' p_next.
+    All ``[b, n, n]``; Gamma and Theta are symmetric and positive semi-definite. One stage is (A, B R^-1 B', Q).
+    """
 
-    The exponential of the Hamiltonian matrix is taken over a fraction of the step where it is near the identity. Two
-    equal maps are then composed until the step is covered: the structure-preserving doubling of Chu, Fan, Lin, Wang
-    (2004), where I + Gamma Theta has no eigenvalue below one, so that long steps cost no digits.
+    phi: Tensor
+    gamma: Tensor
+    theta: Tensor
+
+    def close(self, P: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Where p_end = P x_end: the matrix that takes x to x_end, the P of the start, and how hard it was to find."""
+        inverse, hardness = _inverse_of_one_plus(self.gamma, P)
+        move = inverse @ self.phi
+        return move, torch.baddbmm(self.theta, self.phi.mT, P @ move), hardness
+
+
+class Middle(NamedTuple):
+    """The state in the middle of two equal spans: x_mid = from_start x - from_end p_end."""
+
+    from_start: Tensor
+    from_end: Tensor
+
+
+def _inverse_of_one_plus(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """The inverse of I + xy, and a bound on the condition number of that matrix over the whole batch."""
+    matrix = torch.baddbmm(torch.eye(x.shape[-1], dtype=x.dtype, device=x.device).expand_as(x), x, y)
+    inverse = torch.linalg.inv_ex(matrix).inverse
+    return inverse, x.shape[-1] * matrix.detach().abs().amax() * inverse.detach().abs().amax()
+
+
+def double(half: Span) -> tuple[Span, Middle, Tensor]:
+    """Two equal spans in a row: the structure-preserving doubling of Chu, Fan, Lin, Wang (2004).
 
     Returns:
-        Phi, Gamma, Theta ``[b, n, n]``; the last two symmetric and positive semi-definite.
+        The span, its middle, and how hard the two were to join (a condition number).
     """
+    phi, gamma, theta = half
+    inverse, hardness = _inverse_of_one_plus(gamma, theta)
+    middle = Middle(torch.bmm(inverse, phi), torch.bmm(torch.bmm(inverse, gamma), phi.mT))
+    whole = Span(
+        torch.bmm(phi, middle.from_start),
+        torch.baddbmm(gamma, phi, middle.from_end),
+        torch.baddbmm(theta, torch.bmm(phi.mT, theta), middle.from_start),
+    )
+    return whole, middle, hardness
+
+
+def span(parts: Flow, step: float | None) -> Span:
+    """The span of one stage, or of one step of dx = (Ax - Gp) dt, dp = -(Qx + A'p) dt.
+
+    In continuous time the exponential of the Hamiltonian matrix is taken over a fraction of the step where it is near the identity, which
+    is then doubled: I + Gamma Theta has no eigenvalue below one, so that long steps cost no digits.
+    """
+    A, G, Q = parts.A, parts.G, parts.Q
+    if step is None:
+        return Span(A, G, Q)
     n = A.shape[-1]
     hamiltonian = torch.cat([torch.cat([A, -G], -1), torch.cat([-Q, -A.mT], -1)], -2)
     halvings = _halvings(hamiltonian, step)
     flowed = torch.matrix_exp(hamiltonian * (step / 2**halvings))
-    eye = torch.eye(n, dtype=A.dtype, device=A.device)
-    solved = torch.linalg.solve(flowed[:, n:, n:], torch.cat([eye.expand_as(A), flowed[:, n:, :n]], -1))
-    phi = solved[:, :, :n].mT
-    gamma, theta = _symmetric(-flowed[:, :n, n:] @ phi.mT), _symmetric(-solved[:, :, n:])
+    inverse = torch.linalg.inv(flowed[:, n:, n:])
+    found = Span(inverse.mT, _symmetric(-flowed[:, :n, n:] @ inverse), _symmetric(-inverse @ flowed[:, n:, :n]))
     for _ in range(halvings):
-        pair = torch.linalg.solve(eye + gamma @ theta, torch.cat([phi, gamma], -1))
-        gamma, theta, phi = (
-            _symmetric(gamma + phi @ pair[:, :, n:] @ phi.mT),
-            _symmetric(theta + phi.mT @ theta @ pair[:, :, :n]),
-            phi @ pair[:, :, :n],
-        )
-    return phi, gamma, theta
+        found = double(found)[0]
+    return found
+
+
+def stationary_path(unit: Span, QT: Tensor, x: Tensor, steps: int) -> tuple[Tensor, Tensor, Tensor] | None:
+    """The optimal path of a time-invariant problem, in O(log T) batched operations instead of T.
+
+    Spans of 1, 2, 4, ... steps are made by doubling. Those that add up to the horizon are closed backwards from the
+    terminal weight, which gives the states and costates at their joints; each span is then halved, all together, down
+    to single steps.
+
+    Args:
+        unit: the span of a step.
+        QT: terminal weight ``[b, n, n]``.
+        x: initial states ``[b, s, n]``, s of them for each problem.
+        steps: number of steps T.
+
+    Returns:
+        States ``[b, T+1, s, n]``, costates p_0..p_T likewise, and P_0; or None where the spans are so ill-conditioned
+        that more than a third of the digits would be at stake, as when control is nearly free.
+    """
+    spans: list[Span] = [unit]
+    middles: list[Middle] = []
+    hardness: list[Tensor] = []
+    while 2 << len(middles) <= steps:
+        whole, middle, hard = double(spans[-1])
+        spans.append(whole)
+        middles.append(middle)
+        hardness.append(hard)
+    P, joints = QT, {}
+    for j, part in enumerate(spans):
+        if steps >> j & 1:
+            move, before, hard = part.close(P)
+            joints[j], P = (move, P), before
+            hardness.append(hard)
+    if not float(torch.stack(hardness).amax()) < torch.finfo(x.dtype).eps ** (-1 / 3):
+        return None
+    ends: dict[int, tuple[Tensor, Tensor]] = {}
+    first = x
+    for j in sorted(joints, reverse=True):
+        move, P_end = joints[j]
+        begin, x = x, torch.bmm(x, move.mT)
+        ends[j] = begin[:, None], torch.bmm(x, P_end.mT)[:, None]
+    states, costates = _subdivide(spans, middles, ends)
+    states = torch.cat([states, x[:, None]], 1)
+    return states, torch.cat([torch.bmm(first, P.mT)[:, None], costates], 1), P
+
+
+def _subdivide(
+    spans: list[Span], middles: list[Middle], ends: dict[int, tuple[Tensor, Tensor]]
+) -> tuple[Tensor, Tensor]:
+    """Halves spans until they are single steps.
+
+    Args:
+        spans: spans of 2^j steps.
+        middles: of the spans of 2^(j+1) steps.
+        ends: state at the start and costate at the end ``[b, 1, s, n]`` of the spans of 2^j steps, long before short.
+
+    Returns:
+        The same for each step ``[b, T, s, n]``.
+    """
+    top = len(spans) - 1
+    x, p = ends[top]
+
+    def act(rows: Tensor, matrix: Tensor) -> Tensor:
+        return torch.bmm(rows.flatten(1, 2), matrix).view_as(rows)
+
+    for j in reversed(range(top)):
+        x_mid = act(x, middles[j].from_start.mT) - act(p, middles[j].from_end.mT)
+        p_mid = act(p, spans[j].phi) + act(x_mid, spans[j].theta)
+        x, p = torch.stack([x, x_mid], 2).flatten(1, 2), torch.stack([p_mid, p], 2).flatten(1, 2)
+        if j in ends:
+            x, p = torch.cat([x, ends[j][0]], 1), torch.cat([p, ends[j][1]], 1)
+    return x, p
 
 
 def continuous_sweep(mode: Mode, steps: int, step: float) -> Sweep:
     """Solves the Riccati differential equation backwards, exactly (to rounding) at the nodes of the grid.
 
-    P(t) = Theta + Phi' P(t+h) (I + Gamma P(t+h))^-1 Phi, whatever the length h of the step.
+    P(t) = Theta + Phi' P(t+h) (I + Gamma P(t+h))^-1 Phi with the span of one step, whatever its length h.
     """
     parts = flow(mode)
-    phi, gamma, theta = step_map(parts.A, parts.G, parts.Q, step)
-    eye = torch.eye(phi.shape[-1], dtype=phi.dtype, device=phi.device)
+    one = span(parts, step)
     P = mode.QT
     Ps, moves = [P], []
     for _ in range(steps):
-        C = torch.linalg.solve(eye + gamma @ P, phi)
-        P = theta + phi.mT @ P @ C
+        move, P, _hardness = one.close(P)
         Ps.append(P)
-        moves.append(C)
+        moves.append(move)
     Ps.reverse()
     return Sweep(Ps, [parts.R_inv_Bt @ P + parts.shift for P in Ps], moves[::-1])
 

@@ -27,7 +27,7 @@ def named_stages(net: nn.Module, stages: Sequence[str | Sequence[str]] | None) -
     """
     if isinstance(stages, str) or (stages is not None and not isinstance(stages, Sequence)):
         raise InvalidType(f"stages is {stages!r}; expected a list of submodule names")
-    if isinstance(net, nn.Sequential):
+    if _is_plain(net):
         layers = _unrolled(net)
         return layers if stages is None else _grouped(net, stages)
     if stages is None:
@@ -45,19 +45,33 @@ def _single_name(stage: Any) -> str:
     return stage
 
 
-def _unrolled(net: nn.Sequential, prefix: str = "") -> Named:
+def _is_plain(net: nn.Module) -> bool:
+    """Whether the forward pass is that of ``nn.Sequential`` (a subclass may have one of its own)."""
+    return isinstance(net, nn.Sequential) and type(net).forward is nn.Sequential.forward
+
+
+def _children(net: nn.Module) -> Named:
+    """Every child, one that is used twice included twice (``named_children`` leaves it out)."""
+    return [(name, child) for name, child in net._modules.items() if child is not None]
+
+
+def _unrolled(net: nn.Module, prefix: str = "") -> Named:
     layers: Named = []
-    for name, child in net.named_children():
-        # A subclass of Sequential may have a forward of its own, so only the plain class is opened.
-        layers += _unrolled(child, f"{prefix}{name}.") if type(child) is nn.Sequential else [(prefix + name, child)]
+    for name, child in _children(net):
+        # Only a Sequential that does nothing else is opened: its hooks would be lost.
+        opened = type(child) is nn.Sequential and not (child._forward_hooks or child._forward_pre_hooks)
+        layers += _unrolled(child, f"{prefix}{name}.") if opened else [(prefix + name, child)]
     if not layers and not prefix:
         raise InvalidValue("net is an empty nn.Sequential; it has no stage")
     return layers
 
 
-def _grouped(net: nn.Sequential, stages: Sequence[str | Sequence[str]]) -> Named:
+def _grouped(net: nn.Module, stages: Sequence[str | Sequence[str]]) -> Named:
     """Stages of a Sequential: each a child, or consecutive children."""
-    children = dict(net.named_children())
+    children = dict(_children(net))
+    for stage in stages:
+        if not isinstance(stage, str | Sequence) or not stage:
+            raise InvalidType(f"stages holds {stage!r}; expected the name of a child or a list of consecutive names")
     flat: list[str] = [name for stage in stages for name in ([stage] if isinstance(stage, str) else stage)]
     for name in flat:
         if name not in children:
@@ -99,7 +113,22 @@ def _cut(net: nn.Module, names: list[str]) -> Named:
             f"the forward pass of {type(net).__name__} cannot be traced ({error}); make it an nn.Sequential of stages"
         ) from error
     pieces = _segments(graph, names)
-    return [(name, _segment(net, piece)) for name, piece in zip(names, pieces, strict=True)]
+    output = next(node for node in graph.nodes if node.op == "output").args[0]
+    results = [*(piece[-1] for piece in pieces[:-1]), output]
+    parts = [(name, _segment(net, *cut)) for name, *cut in zip(names, pieces, results, strict=True)]
+    _refuse_reuse(parts)
+    return parts
+
+
+def _refuse_reuse(parts: Named) -> None:
+    seen: dict[int, str] = {}
+    for stage, module in parts:
+        for name, parameter in module.named_parameters():
+            if parameter.requires_grad and seen.setdefault(id(parameter), stage) != stage:
+                raise InvalidValue(
+                    f"parameter {name!r} is used in stages {seen[id(parameter)]!r} and {stage!r}; a per-stage control "
+                    "cannot be shared. Choose cuts that keep its uses in one stage"
+                )
 
 
 def _segments(graph: fx.Graph, names: list[str]) -> list[list[fx.Node]]:
@@ -109,8 +138,10 @@ def _segments(graph: fx.Graph, names: list[str]) -> list[list[fx.Node]]:
     if order != names:
         raise InvalidValue(f"stages is {names}; in the forward pass these modules run as {order}")
     for node in graph.nodes:
-        if node.op in ("placeholder", "output"):
+        if node.op in ("placeholder", "output", "get_attr"):
             continue
+        # Weights read directly in the forward pass belong to the piece that uses them.
+        pieces[-1] += [s for s in node.all_input_nodes if s.op == "get_attr" and s not in pieces[-1]]
         pieces[-1].append(node)
         if node.op == "call_module" and node.target in names and node.target != names[-1]:
             pieces.append([])
@@ -119,18 +150,22 @@ def _segments(graph: fx.Graph, names: list[str]) -> list[list[fx.Node]]:
         inside = {carried, *piece}
         for node in piece:
             for source in node.all_input_nodes:
-                # Weights read directly in the forward pass belong to the piece that reads them.
                 if source not in inside:
                     raise InvalidValue(
                         f"stage {name!r} also needs {source.name!r}, computed before the previous cut; a stage may use "
                         "only the state that enters it. Choose other cuts"
                     )
         carried = piece[-1]
+    for source in next(node for node in graph.nodes if node.op == "output").all_input_nodes:
+        if source not in pieces[-1]:
+            raise InvalidValue(
+                f"the output needs {source.name!r}, computed before the last stage, {names[-1]!r}. Choose other cuts"
+            )
     return pieces
 
 
-def _segment(net: nn.Module, nodes: list[fx.Node]) -> nn.Module:
-    """A module that runs the nodes of one stage, its parameters at their paths in ``net``."""
+def _segment(net: nn.Module, nodes: list[fx.Node], result: Any) -> nn.Module:
+    """A module that runs the nodes of one stage and returns ``result``, its parameters at their paths in ``net``."""
     graph = fx.Graph()
     inside = set(nodes)
     entering = [source for node in nodes for source in node.all_input_nodes if source not in inside]
@@ -140,5 +175,5 @@ def _segment(net: nn.Module, nodes: list[fx.Node]) -> nn.Module:
         copied[source] = placeholder
     for node in nodes:
         copied[node] = graph.node_copy(node, lambda source: copied[source])
-    graph.output(copied[nodes[-1]])
+    graph.output(fx.map_arg(result, lambda source: copied[source]))
     return fx.GraphModule(net, graph)

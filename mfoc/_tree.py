@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as general
 
-from mfoc._errors import InvalidType
+from mfoc._errors import InvalidType, InvalidValue
 
 Tree = Any
 
@@ -63,9 +63,31 @@ def _rebuild(like: Tree, values: Iterator[Any]) -> Tree:
 
 
 def map(function: Callable[..., Any], tree: Tree, *others: Tree) -> Tree:
-    """``function`` applied to each leaf (and the leaves of the others beside it)."""
-    columns = [leaves(tree), *(leaves(other) for other in others)]
+    """``function`` applied to each leaf (and the leaves of the others beside it; dicts are matched by key)."""
+    columns = [leaves(tree), *(_leaves_beside(tree, other) for other in others)]
     return rebuild(tree, [function(*row) for row in zip(*columns, strict=True)])
+
+
+def _leaves_beside(like: Tree, tree: Tree) -> list[Any]:
+    """The leaves of ``tree`` in the order of those of ``like``.
+
+    Raises:
+        InvalidValue: a dict has other keys, or the trees differ in their number of leaves.
+    """
+    found = leaves(_in_order(like, tree))
+    if len(found) != len(leaves(like)):
+        raise InvalidValue(f"two trees do not match: {describe(like)} and {describe(tree)}")
+    return found
+
+
+def _in_order(like: Tree, tree: Tree) -> Tree:
+    if isinstance(like, dict) and isinstance(tree, dict):
+        if like.keys() != tree.keys():
+            raise InvalidValue(f"two trees do not match: one has keys {list(like)} and the other {list(tree)}")
+        return [_in_order(value, tree[key]) for key, value in like.items()]
+    if type(like) in (list, tuple) and isinstance(tree, list | tuple) and len(like) == len(tree):
+        return [_in_order(a, b) for a, b in zip(like, tree, strict=True)]
+    return tree
 
 
 def same_structure(left: Tree, right: Tree) -> bool:
@@ -163,7 +185,9 @@ def inner(left: Tree, right: Tree) -> Tensor:
     total: Tensor | None = None
     for a, b in zip(leaves(left), leaves(right), strict=True):
         if differentiable(a):
-            term = (a * b).flatten(1).sum(1) if a.dim() > 1 else a * b
+            # Re(a conj b): a complex leaf is a pair of real ones, and that is how autograd differentiates it.
+            term = (a * b.conj()).real if a.is_complex() else a * b
+            term = term.flatten(1).sum(1) if term.dim() > 1 else term
             total = term if total is None else total + term
     if total is None:
         raise InvalidType("the state has no floating-point leaf, so it has no costate")

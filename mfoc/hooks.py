@@ -62,7 +62,7 @@ class Progress:
     def finish(self, solution: Solution) -> None:
         """Leaves the bar with the final figures."""
         if self._task is not None:
-            figures = f"J {solution.value:.4g}  residual {solution.residual:.2g}  {solution.status.value}"
+            figures = f"J {solution.value:.4g}  {solution.status.value}"
             self._display.update(self._task, completed=solution.last.step, figures=figures)
             if self._own:
                 self._display.stop()
@@ -71,7 +71,7 @@ class Progress:
 def progress_display() -> Any:
     """A ``rich`` display that several ``Progress`` hooks can share."""
     rich = require("rich.progress", "plot")
-    columns = [rich.TextColumn("{task.description:10s}"), rich.BarColumn(), rich.MofNCompleteColumn()]
+    columns = [rich.TextColumn("{task.description:14s}"), rich.BarColumn(12), rich.MofNCompleteColumn()]
     return rich.Progress(*columns, rich.TimeElapsedColumn(), rich.TextColumn("{task.fields[figures]}"))
 
 

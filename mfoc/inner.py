@@ -54,7 +54,7 @@ class Descent:
     steps: int = 1
 
     def __post_init__(self) -> None:
-        if not self.lr > 0:
+        if not isinstance(self.lr, int | float) or not self.lr > 0:
             raise InvalidValue(f"lr is {self.lr!r}; expected a positive step length")
         _positive(steps=self.steps)
 
@@ -88,7 +88,7 @@ class LBFGS:
 
     def __post_init__(self) -> None:
         _positive(steps=self.steps, history=self.history, trials=self.trials)
-        if not self.tol >= 0:
+        if not isinstance(self.tol, int | float) or not self.tol >= 0:
             raise InvalidValue(f"tol is {self.tol!r}; expected a non-negative number")
 
     def minimise(self, evaluate: Evaluate, start: Tensor) -> Minimum:

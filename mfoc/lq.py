@@ -245,16 +245,14 @@ class LinearQuadratic:
     def path(self, m0: Tensor) -> Path:
         """The optimal path of the mean started at m0 ``[..., n]``, whose leading axes broadcast with the batch."""
         self._check_vector("m0", m0)
-        sweep = self._sweep(self._modes()[1], keep=False)
-        x = m0.expand(*_broadcast(m0.shape[:-1], self.batch), m0.shape[-1]).unsqueeze(-1)
-        xs, us = [x], []
-        for t, gain in enumerate(sweep.K):
-            us.append(-(self._unflat(gain) @ x))
-            if t < self.steps:
-                x = self._unflat(sweep.moves[t]) @ (torch.cat([x, us[t]], -2) if self.dt is None else x)
-                xs.append(x)
-        cost = (xs[0] * (self._unflat(sweep.P[0]) @ xs[0])).sum((-2, -1))
-        return Path(torch.stack(xs, -3).squeeze(-1), torch.stack(us, -3).squeeze(-1), cost)
+        lead = _broadcast(m0.shape[:-1], self.batch)
+        extra = len(lead) - len(self.batch)  # leading axes that are starts of one problem
+        mode = self._modes(lead[extra:])[1]
+        starts = m0.expand(*lead, m0.shape[-1]).reshape(-1, len(mode.QT), m0.shape[-1]).transpose(0, 1)
+        path = None if self.varying else self._stationary_path(mode, starts)
+        states, controls, P = self._stagewise_path(mode, starts) if path is None else path
+        cost = (starts * torch.bmm(starts, P)).sum(-1)
+        return Path(*(x.transpose(0, 1).reshape((*lead, *x.shape[2:])) for x in (states, controls, cost)))
 
     def open_loop(self, m0: Tensor) -> Tensor:
         """The optimal control among those that the whole population shares, a function of time only.
@@ -392,8 +390,8 @@ class LinearQuadratic:
             kind=(lambda t: 0) if alike else None,
         )
 
-    def _modes(self) -> tuple[Mode, Mode]:
-        batch, length = self.batch, self.steps if self.varying else 1
+    def _modes(self, batch: torch.Size | None = None) -> tuple[Mode, Mode]:
+        batch, length = self.batch if batch is None else batch, self.steps if self.varying else 1
 
         def get(name: str) -> Tensor | None:
             x: Tensor | None = getattr(self, name)
@@ -406,9 +404,9 @@ class LinearQuadratic:
 
         return _riccati.split(get, self.mean_field)
 
-    def _sweep(self, mode: Mode, keep: bool = True) -> Sweep:
+    def _sweep(self, mode: Mode) -> Sweep:
         if self.dt is None:
-            return _riccati.discrete_sweep(mode, self.steps, keep)
+            return _riccati.discrete_sweep(mode, self.steps)
         return _riccati.continuous_sweep(mode, self.steps, self.dt)
 
     def _sweeps(self, modes: tuple[Mode, Mode]) -> tuple[Sweep, Sweep]:
@@ -436,6 +434,34 @@ class LinearQuadratic:
                 cost = cost + _riccati.trace_product(self._unflat(sweep.P[0]), cov0)
             costs.append(cost if self.offset is None else cost + self.steps * self.offset)
         return costs[0], costs[1] if self.offsetbar is None else costs[1] + self.steps * self.offsetbar
+
+    def _stationary_path(self, mode: Mode, starts: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
+        """States ``[b, s, T+1, n]``, controls and P_0 from starts ``[b, s, n]``, unless that would lose digits."""
+        parts = _riccati.flow(mode)
+        discrete = self.dt is None
+        unit = _riccati.span(parts, self.dt)
+        found = _riccati.stationary_path(unit, mode.QT, starts, self.steps)
+        if found is None:
+            return None
+        states, costates, P = found
+        states, costates = states.transpose(1, 2), costates.transpose(1, 2)
+        # A stage answers to the costate at its end, a moment to the costate of the moment.
+        at, costates = (states[:, :, :-1], costates[:, :, 1:]) if discrete else (states, costates)
+        controls = -(costates @ parts.R_inv_Bt.mT[:, None])
+        return states, controls if mode.cross is None else controls - at @ parts.shift.mT[:, None], P
+
+    def _stagewise_path(self, mode: Mode, starts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The same, stage by stage."""
+        sweep = self._sweep(mode)
+        x = starts.mT
+        xs, us = [x], []
+        for t, gain in enumerate(sweep.K):
+            us.append(-torch.bmm(gain, x))
+            if t < self.steps:
+                x = torch.bmm(sweep.moves[t], torch.cat([x, us[t]], 1) if self.dt is None else x)
+                xs.append(x)
+        states, controls = (torch.stack(part, 1).permute(0, 3, 1, 2) for part in (xs, us))
+        return states, controls, sweep.P[0]
 
     def _unflat(self, x: Tensor) -> Tensor:
         return x.reshape((*self.batch, *x.shape[1:]))

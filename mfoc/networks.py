@@ -56,7 +56,7 @@ class MaskedDropout(nn.Module):
 
     def __init__(self, p: float, key: str) -> None:
         super().__init__()
-        if not 0 <= p < 1:
+        if not isinstance(p, int | float) or not 0 <= p < 1:
             raise InvalidValue(f"p is {p!r}; expected a probability in [0, 1)")
         self.p, self.key = p, key
 
@@ -84,7 +84,7 @@ class _Stage:
     def __init__(self, name: str, module: nn.Module) -> None:
         self.name = name
         self.module = copy.deepcopy(module)
-        _forget_running_averages(self.module)
+        _make_pure(self.module)
         self.slots = [
             (key, owner, leaf)
             for prefix, owner in self.module.named_modules()
@@ -95,7 +95,15 @@ class _Stage:
         trainable = all(p.requires_grad for p in self.module.parameters())
         self.hooked = any(self.module.__dict__[key] for key in _HOOKS)
         self.direct = None if self.hooked or not trainable else _DIRECT.get(type(self.module))
-        self.takes_data = "z" in inspect.signature(self.module.forward).parameters
+        # Buffers that a training forward pass may advance (spectral norm, counters): it gets copies.
+        self.buffers = [
+            (owner, key)
+            for owner in self.module.modules()
+            for key, value in owner._buffers.items()
+            if value is not None and self.module.training
+        ]
+        # The data is a second argument named z; a first one of that name is the state.
+        self.takes_data = "z" in list(inspect.signature(self.module.forward).parameters)[1:]
 
     def controls(self) -> dict[str, Tensor]:
         return {key: owner._parameters[leaf].detach().clone() for key, owner, leaf in self.slots}  # type: ignore[union-attr]
@@ -103,18 +111,23 @@ class _Stage:
     def __call__(self, x: Tree, u: dict[str, Tensor], z: Tree) -> Tree:
         if self.direct is not None:
             return self.direct(self.module, x, u)
-        if not self.slots:
+        if not self.slots and not self.buffers:
             return self._run(x, z)
         # What torch.func.functional_call does, without its bookkeeping: the slots of a private copy are lent the
         # control's tensors for the length of the call.
         own = [owner._parameters[leaf] for _, owner, leaf in self.slots]
+        kept = [owner._buffers[key] for owner, key in self.buffers]
         try:
+            for owner, key in self.buffers:
+                owner._buffers[key] = owner._buffers[key].clone()  # type: ignore[union-attr]
             for key, owner, leaf in self.slots:
                 owner._parameters[leaf] = u[key]  # type: ignore[assignment]
             return self._run(x, z)
         finally:
             for (_, owner, leaf), value in zip(self.slots, own, strict=True):
                 owner._parameters[leaf] = value
+            for (owner, key), buffer in zip(self.buffers, kept, strict=True):
+                owner._buffers[key] = buffer
 
     def _run(self, x: Tree, z: Tree) -> Tree:
         forward = self.module if self.hooked else self.module.forward
@@ -134,7 +147,7 @@ class _Stage:
             )
             if any(v is not None and not v.requires_grad for v in module._parameters.values()):
                 return None
-            parts.append((prefix, type(module), plain, shapes))
+            parts.append((prefix, type(module), module.training, plain, shapes))
         return tuple(parts)
 
 
@@ -145,12 +158,18 @@ def _plain_attributes(module: nn.Module) -> Hashable | None:
         hash(plain)
     except TypeError:
         return None
-    return None if any(module.__dict__[key] for key in _HOOKS) else plain
+    uncertain = any(isinstance(value, Tensor) for _, value in plain) or any(module.__dict__[key] for key in _HOOKS)
+    return None if uncertain else plain
 
 
-def _forget_running_averages(module: nn.Module) -> None:
-    """In training mode batch norm uses the cloud's statistics: without running averages there is none to advance."""
+def _make_pure(module: nn.Module) -> None:
+    """Takes from a private copy what writes into its inputs or into itself, and changes no value.
+
+    In training mode batch norm uses the cloud's statistics: without running averages there is none to advance.
+    """
     for part in module.modules():
+        if getattr(part, "inplace", False) is True:
+            part.inplace = False  # type: ignore[assignment]
         if isinstance(part, nn.modules.batchnorm._NormBase | nn.InstanceNorm2d) and part.training:
             part.running_mean = part.running_var = part.num_batches_tracked = None
 
@@ -240,7 +259,7 @@ def weight_decay(coefficient: float) -> RunningCost:
     Args:
         coefficient: a non-negative number.
     """
-    if not coefficient >= 0:
+    if isinstance(coefficient, bool) or not isinstance(coefficient, int | float) or not coefficient >= 0:
         raise InvalidValue(f"coefficient is {coefficient!r}; expected a non-negative number")
 
     def cost(t: int, x: Tree, u: Tree, z: Tree) -> Tensor:
@@ -267,17 +286,25 @@ def per_sample(loss: Loss | nn.Module) -> TerminalCost:
     if isinstance(loss, nn.Module) and hasattr(loss, "reduction"):
         loss = copy.deepcopy(loss)
         loss.reduction = "none"  # type: ignore[assignment]
-        return lambda x, z: _average(loss(x, z))
+        return lambda x, z: _average(loss(x, z), x, z)
+    if isinstance(loss, type):
+        raise InvalidType(f"loss is the class {loss.__name__}; make an instance, {loss.__name__}()")
     if not callable(loss):
         raise InvalidType(f"loss is a {type(loss).__name__}; expected a function loss(output, z) -> [N]")
     try:
         reducible = "reduction" in inspect.signature(loss).parameters
     except (ValueError, TypeError):
         reducible = False
-    return (lambda x, z: _average(loss(x, z, reduction="none"))) if reducible else loss
+    return (lambda x, z: _average(loss(x, z, reduction="none"), x, z)) if reducible else loss
 
 
-def _average(cost: Tensor) -> Tensor:
+def _average(cost: Tensor, x: Tree, z: Tree) -> Tensor:
+    """Means over all but the particles; a loss larger than the output comes from shapes that were broadcast."""
+    if isinstance(x, Tensor) and isinstance(z, Tensor) and cost.numel() > x.numel():
+        raise InvalidValue(
+            f"loss: the output {tuple(x.shape)} and the data {tuple(z.shape)} were broadcast to {tuple(cost.shape)}; "
+            "give the data the output's shape"
+        )
     return cost.flatten(1).mean(1) if cost.dim() > 1 else cost
 
 

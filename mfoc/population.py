@@ -7,7 +7,9 @@ population (it is kept, never dropped or padded). When a process group is up, ea
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -141,7 +143,7 @@ def population(source: Any, *, batch_size: int | None = None, shuffle: bool = Tr
         raise InvalidValue(f"batch_size is {batch_size!r}; expected a positive integer or None")
     if isinstance(source, torch.utils.data.DataLoader):
         return _from_loader(source, batch_size, seed)
-    if isinstance(source, torch.utils.data.TensorDataset):
+    if type(source) is torch.utils.data.TensorDataset:  # a subclass may have a __getitem__ of its own
         source = source.tensors if len(source.tensors) == 2 else _single(source.tensors)
     if isinstance(source, Particles | Tensor | np.ndarray | tuple | list):
         return _Stored(*_lookup(_cloud(source)), batch_size, shuffle=shuffle, seed=seed)
@@ -199,10 +201,12 @@ def _cloud(source: Any) -> Particles:
 
 def _tensor(leaf: Any, name: str) -> Tensor:
     if isinstance(leaf, Tensor):
-        return leaf
+        return leaf.clone() if leaf.is_inference() else leaf  # those cannot be differentiated through
     if isinstance(leaf, np.ndarray):
         if leaf.dtype == object:
             raise InvalidValue(f"{name} is a ragged (object) array; every particle needs the same shape")
+        if leaf.dtype.kind not in "biufc":
+            raise InvalidType(f"{name} is an array of {leaf.dtype}; expected numbers")
         return torch.from_numpy(leaf.copy() if not leaf.flags.writeable or min(leaf.strides, default=0) < 0 else leaf)
     if isinstance(leaf, int | float | str):
         raise InvalidType(f"{name} holds a {type(leaf).__name__}; expected tensors or arrays with leading axis N")
@@ -218,13 +222,26 @@ def _label(leaf: Tensor) -> Tensor:
     return leaf.long() if narrow and leaf.dim() == 1 else leaf
 
 
+@contextmanager
+def _seeded(key: int) -> Iterator[None]:
+    """Random transforms draw from global generators: seeded for this batch, then put back."""
+    kept, legacy = random.getstate(), np.random.get_state()  # noqa: NPY002
+    with torch.random.fork_rng(devices=[]):
+        try:
+            torch.default_generator.manual_seed(key)
+            random.seed(key)
+            np.random.seed(key % 2**32)  # noqa: NPY002
+            yield
+        finally:
+            random.setstate(kept)
+            np.random.set_state(legacy)  # noqa: NPY002
+
+
 def _collated(dataset: Any, collate: Callable[[list[Any]], Tree]) -> Fetch:
     """Fetches items one by one and collates them."""
 
     def fetch(index: Tensor, key: int) -> Particles:
-        # Random transforms draw from torch's global generator: seeded for this batch, then put back.
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(key)
+        with _seeded(key):
             rows = [dataset[i] for i in index.tolist()]
         try:
             batch = collate(rows)
@@ -242,7 +259,10 @@ def _from_loader(loader: Any, batch_size: int | None, seed: int) -> Population:
         raise InvalidValue("batch_size was given with a DataLoader; set it on the DataLoader")
     sampler = loader.sampler
     plain = isinstance(sampler, torch.utils.data.RandomSampler | torch.utils.data.SequentialSampler)
-    if isinstance(loader.dataset, torch.utils.data.IterableDataset) or not plain or loader.batch_size is None:
+    iterable = isinstance(loader.dataset, torch.utils.data.IterableDataset)
+    if plain and not iterable:  # each particle once an epoch
+        plain = len(sampler) == len(loader.dataset) and not getattr(sampler, "replacement", False)
+    if iterable or not plain or loader.batch_size is None:
         raise InvalidType(
             "this DataLoader has an iterable dataset or a sampler of its own, so batch n is no function of n; "
             "pass the dataset, or a function n -> mfoc.Particles"

@@ -75,10 +75,10 @@ class Particles:
         return self._map(lambda leaf: leaf[index])
 
     def to(self, *args: Any, **kwargs: Any) -> Particles:
-        """The cloud on another device or in another float dtype; integer leaves keep their dtype."""
+        """The cloud on another device or in another float dtype; integer and complex leaves keep their dtype."""
 
         def move(leaf: Tensor) -> Tensor:
-            if _tree.differentiable(leaf):
+            if leaf.is_floating_point():
                 return leaf.to(*args, **kwargs)
             device = kwargs.get("device", next((a for a in args if isinstance(a, str | torch.device)), leaf.device))
             return leaf.to(device)
@@ -167,8 +167,11 @@ class Problem:
             InvalidType: a leaf is not a floating-point tensor.
             InvalidValue: wrong number of stages, no control, non-finite values, mixed devices or dtypes.
         """
-        if self.schedule is per_stage and len(controls) != self.stages:
-            raise InvalidValue(f"controls has {len(controls)} stages; the problem has {self.stages}")
+        if self.schedule is per_stage:
+            if not isinstance(controls, list | tuple):
+                raise InvalidType(f"controls is a {type(controls).__name__}; expected a list of {self.stages} pytrees")
+            if len(controls) != self.stages:
+                raise InvalidValue(f"controls has {len(controls)} stages; the problem has {self.stages}")
         named = _tree.named_leaves(controls, "controls")
         if not named:
             raise InvalidValue("controls holds no tensor; there is nothing to optimise")
@@ -207,6 +210,7 @@ class Problem:
         with torch.no_grad():
             for t in range(self.stages):
                 u = _call(f"stage {t}: the schedule", self.schedule, controls, t)
+                before = _fingerprint([x, u, z])
                 if self.running_cost is not None:
                     cost = _call(f"stage {t}: running_cost", self.running_cost, t, x, u, z)
                     check_cost(cost, n, f"stage {t}: running_cost")
@@ -220,6 +224,7 @@ class Problem:
                     z,
                 )
                 _check_state(x, n, f"stage {t}: dynamics (given a state {came})")
+                before.check(f"stage {t}")
             came = _tree.describe(x)
             cost = _call(f"terminal_cost (state {came}, data {_tree.describe(z)})", self.terminal_cost, x, z)
             check_cost(cost, n, "terminal_cost")
@@ -237,6 +242,36 @@ class Problem:
                     f"{label} is {leaf.dtype} and {name} is {control.dtype}; "
                     f"cast one, for example particles.to({control.dtype})"
                 )
+
+
+class _fingerprint:
+    """What a pure function leaves alone: its arguments and the random generator."""
+
+    def __init__(self, arguments: Tree) -> None:
+        self.tensors = [leaf for leaf in _tree.leaves(arguments) if isinstance(leaf, Tensor)]
+        self.versions = _versions(self.tensors)
+        self.generator = torch.get_rng_state()
+
+    def check(self, where: str) -> None:
+        """Refuses what has changed since.
+
+        Raises:
+            InvalidValue: an argument was written into, or random numbers were drawn.
+        """
+        if self.versions != _versions(self.tensors):
+            raise InvalidValue(
+                f"{where}: dynamics or running_cost writes into its arguments (an in-place operation?); they must be "
+                "pure"
+            )
+        if not torch.equal(self.generator, torch.get_rng_state()):
+            raise InvalidValue(
+                f"{where}: dynamics or running_cost draws random numbers (dropout?); they must be pure: take the "
+                "randomness from the data z"
+            )
+
+
+def _versions(tensors: list[Tensor]) -> list[int]:
+    return [0 if leaf.is_inference() else leaf._version for leaf in tensors]
 
 
 def check_cost(cost: Any, n: int, name: str) -> None:
@@ -274,7 +309,7 @@ def _call(what: str, function: Callable[..., Any], *args: Any) -> Any:
         return function(*args)
     except MfocError:
         raise
-    except (RuntimeError, ValueError, IndexError, AttributeError, KeyError) as error:
+    except (RuntimeError, ValueError, LookupError, AttributeError, AssertionError, ArithmeticError) as error:
         raise InvalidValue(f"{what} failed: {error}") from error
     except TypeError as error:
         raise InvalidType(f"{what} failed: {error}") from error

@@ -29,8 +29,15 @@ def _axpy(x: Tree, h: float, *terms: tuple[float, Tree]) -> Tree:
     """X + h * sum_i c_i k_i on the floating-point leaves."""
     result = x
     for c, k in terms:
-        result = _tree.map(lambda a, b, s=h * c: a + s * b if _tree.differentiable(a) else a, result, k)
+        result = _tree.map(lambda a, b, s=h * c: _moved(a, s * b) if _tree.differentiable(a) else a, result, k)
     return result
+
+
+def _moved(x: Tensor, step: Tensor) -> Tensor:
+    moved = x + step
+    if moved.shape != x.shape:
+        raise InvalidValue(f"the drift has shape {tuple(step.shape)}; expected the state's, {tuple(x.shape)}")
+    return moved
 
 
 def euler(drift: Drift, s: float, x: Tree, u: Tree, z: Tree, h: float) -> Tree:
@@ -148,9 +155,9 @@ def continuous(
     noisy = isinstance(scheme, euler_maruyama)
     if isinstance(scheme, type) or not (noisy or callable(scheme)):
         raise InvalidType(f"scheme is {scheme!r}; expected euler, heun, rk4 or euler_maruyama(diffusion)")
-    if horizon is None and isinstance(controls, list | tuple):
+    if schedule is per_stage and horizon is None and isinstance(controls, list | tuple):
         horizon = len(controls)
-    h = T / horizon if horizon else T
+    h = T / horizon if isinstance(horizon, int) and horizon > 0 else T  # a bad horizon is refused by Problem
     base: Scheme = euler if isinstance(scheme, euler_maruyama) else scheme
 
     def dynamics(t: int, x: Tree, u: Tree, z: Tree) -> Tree:

@@ -151,12 +151,20 @@ def _begin(problem: Problem, solver: Solver, source: Population, start: Iterate 
     if isinstance(solver, type) or not isinstance(solver, Solver):
         made = f"the class {solver.__name__}; make an instance" if isinstance(solver, type) else type(solver).__name__
         raise InvalidType(f"solver is {made}; expected an object with init() and step(), such as mfoc.Gradient(...)")
+    if torch.is_inference_mode_enabled():
+        raise InvalidValue("torch.inference_mode() is on and solving needs derivatives; leave it (no_grad is fine)")
     if start is not None and not isinstance(start, Iterate):
         raise InvalidType(f"start is a {type(start).__name__}; expected mfoc.Iterate (hooks.load(path), solution.last)")
     if start is not None and not _tree.same_structure(start.controls, problem.controls):
         raise InvalidValue("start holds controls of another structure than the problem's; it is from another problem")
     controls = _tree.copy(problem.controls) if start is None else start.controls
-    at = start or Iterate(0, controls, solver.init(problem, controls))
+    fresh = Iterate(0, controls, solver.init(problem, controls))
+    at = start or fresh
+    if isinstance(fresh.state, dict) and (not isinstance(at.state, dict) or at.state.keys() != fresh.state.keys()):
+        raise InvalidValue(
+            f"start holds the state of another solver: {type(solver).__name__} keeps {sorted(fresh.state)}, it has "
+            f"{sorted(at.state) if isinstance(at.state, dict) else type(at.state).__name__}"
+        )
     problem.validate(source(at.step), controls)
     return at
 
@@ -258,7 +266,7 @@ def _check_arguments(source: Any, steps: int, tol: float | None, hooks: Sequence
         raise InvalidValue(f"steps is {steps!r}; expected a non-negative integer")
     if tol is not None and (isinstance(tol, bool) or not isinstance(tol, int | float) or not tol >= 0):
         raise InvalidValue(f"tol is {tol!r}; expected a non-negative number or None")
-    if callable(hooks) or not all(callable(hook) for hook in hooks):
+    if not isinstance(hooks, Sequence) or not all(callable(hook) for hook in hooks):
         raise InvalidType("hooks must be a list of functions of the iterate")
     return as_population(source)
 

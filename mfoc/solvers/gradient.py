@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mfoc import _tree
-from mfoc._errors import InvalidType
+from mfoc._errors import InvalidType, InvalidValue
 from mfoc._tree import Tree
 from mfoc.pontryagin import value_and_slopes
 from mfoc.problem import Particles, Problem
@@ -106,4 +106,7 @@ def _restore(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
         if memory:
             optimizer.state[parameter] = _tree.copy(memory)
     for group, values in zip(optimizer.param_groups, state["groups"], strict=True):
+        if unknown := sorted(values.keys() - group.keys()):
+            name = type(optimizer).__name__
+            raise InvalidValue(f"the state is that of another optimizer: {name} has no {', '.join(unknown)}")
         group.update(values)

@@ -141,7 +141,7 @@ def _minimise(
             return block.restore(found.point[0]), evaluations
         for stage, row in zip(block.stages, found.point, strict=True):
             new[stage] = block.restore(row)
-    return new if isinstance(controls, list) else tuple(new), evaluations
+    return _tree.rebuild(controls, _tree.leaves(new)), evaluations
 
 
 def _objective(problem: Problem, controls: Tree, particles: Particles) -> Tensor:

@@ -1,0 +1,38 @@
+# Everything runs in .venv, which any target makes when it is missing. No lock file: bounds are in pyproject.toml.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: demo test lint tutorials bench clean
+
+demo: $(READY)
+	$(BIN)/mfoc demo --out figures
+
+test: $(READY)
+	$(BIN)/python -m pytest
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+tutorials: $(READY)
+	for script in tutorials/[0-9]*.py; do echo "$$script"; $(BIN)/python "$$script" || exit 1; done
+
+bench: $(READY)
+	-$(BIN)/uv pip install -q --python $(BIN)/python --no-deps mpc==0.0.6
+	for script in tests/benchmarks/bench_*.py; do echo "$$script"; $(BIN)/python "$$script" || exit 1; done
+
+# uv resolves the extras with the overrides in pyproject.toml, which pip does not know. Without a C compiler
+# learn2learn cannot be built: then everything but the `meta` extra is installed.
+$(READY): pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	test -x $(BIN)/uv || $(BIN)/python -m pip install -q uv
+	$(BIN)/uv pip install -q --python $(BIN)/python -e '.[all]' --group dev \
+		|| { echo "learn2learn could not be built: going on without the meta extra"; \
+		$(BIN)/uv pip install -q --python $(BIN)/python -e '.[bayes,adversarial,plot,data]' --group dev; }
+	touch $(READY)
+
+clean:
+	rm -rf $(VENV) figures

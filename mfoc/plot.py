@@ -1,0 +1,181 @@
+"""Figures. Each function returns a ``matplotlib.figure.Figure``, made without pyplot, so no global state is touched."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mfoc import _tree
+from mfoc._errors import InvalidType, InvalidValue, require
+from mfoc.certificate import Certificate, Measure
+from mfoc.pontryagin import Trajectory
+
+# Okabe & Ito's palette: told apart by readers who do not see all colours.
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+_INK = "#333333"
+
+
+def _figure(width: float, height: float) -> Any:
+    figure = require("matplotlib.figure", "plot").Figure(figsize=(width, height), layout="constrained", dpi=120)
+    require("matplotlib.backends.backend_agg", "plot").FigureCanvasAgg(figure)
+    return figure
+
+
+def _tidy(axis: Any) -> None:
+    for side in ("top", "right"):
+        axis.spines[side].set_visible(False)
+    axis.grid(True, axis="y", color="#dddddd", linewidth=0.6)
+    axis.set_axisbelow(True)
+
+
+def curves(
+    series: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    *,
+    x_label: str = "wall time [s]",
+    y_label: str = "objective J",
+    title: str = "",
+    log: bool = True,
+) -> Any:
+    """Several curves on one pair of axes, such as the objective against time for several solvers.
+
+    Args:
+        series: name -> (x, y).
+        x_label: with its unit.
+        y_label: with its unit.
+        title: title of the figure.
+        log: logarithmic y axis.
+    """
+    figure = _figure(7, 4.2)
+    axis = figure.subplots()
+    for (name, (x, y)), color in zip(series.items(), _colors(len(series)), strict=True):
+        axis.plot(x, y, color=color, linewidth=1.8, label=name)
+    axis.set(xlabel=x_label, ylabel=y_label, title=title)
+    if log:
+        axis.set_yscale("log")
+    _tidy(axis)
+    axis.legend(frameon=False)
+    return figure
+
+
+def certificate(*certificates: Certificate, names: Sequence[str] = ()) -> Any:
+    """Residual, gap and curvature of each stage with their intervals, one colour per certificate.
+
+    Args:
+        *certificates: certificates of the same problem.
+        names: one name for each.
+
+    Raises:
+        InvalidType: something that is not a certificate.
+        InvalidValue: the number of names differs from the number of certificates.
+    """
+    if not certificates or not all(isinstance(c, Certificate) for c in certificates):
+        raise InvalidType("certificates: expected one or more mfoc.Certificate")
+    if names and len(names) != len(certificates):
+        raise InvalidValue(f"names has {len(names)} entries for {len(certificates)} certificates")
+    labels = [stage.name for stage in certificates[0].stages]
+    figure = _figure(max(9.0, 3 + 0.35 * 3 * len(labels)), 3.6)
+    panels = figure.subplots(1, 3)
+    for panel, (field, title) in zip(
+        panels,
+        (
+            ("residual", "stationarity residual  ‖E ∂H/∂u‖"),
+            ("gap", "Hamiltonian gap  E H(u) − min E H"),
+            ("curvature", "curvature  $\\lambda_{\\min}$(E ∂²H/∂u²)"),
+        ),
+        strict=True,
+    ):
+        for index, (one, color) in enumerate(zip(certificates, _colors(len(certificates)), strict=True)):
+            shift = 0.12 * (index - (len(certificates) - 1) / 2)
+            _intervals(panel, [getattr(stage, field) for stage in one.stages], shift, color)
+        panel.set_title(title, fontsize=10)
+        panel.set_xticks(range(len(labels)), labels)
+        panel.set_xlim(-0.6, len(labels) - 0.4)
+        panel.set_xlabel("stage")
+        _tidy(panel)
+        if field == "curvature":
+            panel.axhline(0, color=_INK, linewidth=0.8)
+            smallest = [abs(s.curvature.value) for c in certificates for s in c.stages if s.curvature.value != 0]
+            panel.set_yscale("symlog", linthresh=min(smallest, default=1.0))
+        else:
+            panel.set_yscale("log")
+    level = f"bars: {100 * certificates[0].confidence:.0f}% bootstrap intervals over particles"
+    figure.suptitle(f"Pontryagin certificate ({level})", fontsize=11)
+    if names:
+        handles = [panels[0].plot([], [], "o", color=c)[0] for c in _colors(len(names))]
+        figure.legend(handles, names, loc="outside lower center", ncols=len(names), frameon=False)
+    return figure
+
+
+def _intervals(axis: Any, measures: list[Measure], shift: float, color: str) -> None:
+    for stage, measure in enumerate(measures):
+        if math.isinf(measure.value):
+            axis.annotate(
+                "∞", (stage + shift, 0.97), xycoords=("data", "axes fraction"), color=color, ha="center", va="top"
+            )
+            continue
+        axis.plot([stage + shift] * 2, [measure.low, measure.high], color=color, linewidth=2, alpha=0.5)
+        axis.plot([stage + shift], [measure.value], "o", color=color, markersize=4)
+
+
+def cloud(trajectory: Trajectory, labels: Tensor | None = None, *, stages: Sequence[int] | None = None) -> Any:
+    """The state cloud as it is pushed through the stages, each seen in its own two first principal components.
+
+    Args:
+        trajectory: what ``rollout`` returned; states are single tensors ``[N, ...]``.
+        labels: classes ``[N]`` for the colours.
+        stages: which states to show; at most six, evenly spread, when None.
+
+    Raises:
+        InvalidType: states that are not single tensors.
+    """
+    states = trajectory.states
+    if not all(isinstance(state, Tensor) for state in states):
+        raise InvalidType(f"trajectory: cloud draws states that are single tensors; got {_tree.describe(states[0])}")
+    last = len(states) - 1
+    shown = (
+        list(stages)
+        if stages is not None
+        else sorted({round(k * last / min(5, last)) for k in range(min(5, last) + 1)})
+    )
+    figure = _figure(2.5 * len(shown), 2.9)
+    axes = figure.subplots(1, len(shown), squeeze=False)[0]
+    previous: Tensor | None = None
+    for axis, t in zip(axes, shown, strict=True):
+        points = principal_components(states[t]).cpu()
+        if previous is not None:  # components have no sign: turn each picture towards the one before
+            left, _, right = torch.linalg.svd(points.mT @ previous)
+            points = points @ left @ right
+        previous = points
+        if labels is None:
+            axis.scatter(points[:, 0], points[:, 1], s=5, color=COLORS[0], alpha=0.6, linewidths=0)
+        else:
+            classes = labels.cpu()
+            for value in torch.unique(classes).tolist():
+                mine = points[classes == value]
+                color = require("matplotlib", "plot").colormaps["tab10"](value % 10)
+                axis.scatter(mine[:, 0], mine[:, 1], s=5, color=color, alpha=0.7, linewidths=0, label=str(value))
+        axis.set_title(("input " if t == 0 else "output " if t == last else "") + f"$x_{{{t}}}$", fontsize=10)
+        axis.set(xticks=[], yticks=[], xlabel="first component")
+        axis.set_aspect("equal", adjustable="datalim")
+    axes[0].set_ylabel("second component")
+    if labels is not None:
+        handles, names = axes[-1].get_legend_handles_labels()
+        figure.legend(handles, names, title="class", loc="outside right center", frameon=False, markerscale=2.5)
+    return figure
+
+
+def principal_components(state: Tensor) -> Tensor:
+    """The two first principal components of a cloud ``[N, ...]``: ``[N, 2]`` (one column is zero if there is one)."""
+    flat = state.detach().flatten(1) if state.dim() > 1 else state.detach()[:, None]
+    centred = flat.double() - flat.double().mean(0)
+    left, scale, _ = torch.linalg.svd(centred, full_matrices=False)
+    scores = left[:, :2] * scale[:2]
+    return scores if scores.shape[1] == 2 else torch.nn.functional.pad(scores, (0, 2 - scores.shape[1]))
+
+
+def _colors(count: int) -> list[str]:
+    return [COLORS[k % len(COLORS)] for k in range(count)]
