@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -63,16 +62,16 @@ class Block:
 
 @dataclass(frozen=True)
 class _Frozen:
-    """What a stage's Hamiltonian needs besides the control."""
+    """What the Hamiltonian of a stage needs besides the control; stacked stages have a leading axis more."""
 
     x: Tree
     p: Tree  # p_(t+1)
     target_x: Tree  # x_(t+1), for the penalty
-    target_p: Tree  # p_t
+    target_p: Tree  # p_t, for the penalty
 
-    def tensors(self) -> tuple[list[Tensor], Callable[[list[Tensor]], _Frozen]]:
-        parts = [self.x, self.p, self.target_x, self.target_p]
-        return _tree.leaves(parts), lambda leaves: _Frozen(*_tree.rebuild(parts, leaves))
+    def free(self) -> _Frozen:
+        """The same with states that derivatives can be taken in."""
+        return _Frozen(_tree.detached(self.x, requires_grad=True), self.p, self.target_x, self.target_p)
 
 
 def blocks(
@@ -104,7 +103,7 @@ def blocks(
         return [_joint_block(problem, controls, frozen, data, penalty)]
     groups: dict[Hashable, list[int]] = {}
     for t in range(problem.stages):
-        if _tree.tensors(controls[t]):
+        if any(leaf.numel() for leaf in _tree.tensors(controls[t])):
             key = _signature(problem, t, controls[t], frozen[t]) if stacked else t
             groups.setdefault(key, []).append(t)
     return [_stage_block(problem, controls, frozen, data, penalty, tuple(stages)) for stages in groups.values()]
@@ -130,66 +129,79 @@ def _stage_block(
     penalty: Penalty | None,
     stages: tuple[int, ...],
 ) -> Block:
-    first = stages[0]
+    first, chosen = stages[0], [frozen[t] for t in stages]
     restore = _restorer(controls[first])
     start = torch.stack([_tree.ravel(controls[t]).detach() for t in stages])
-    size = len(_tree.leaves(frozen[first].x)[0])
-    if len(stages) == 1:
+    stack = _Frozen(*(_stacked([getattr(f, name) for f in chosen]) for name in ("x", "p", "target_x", "target_p")))
+    like = [chosen[0].x, chosen[0].p]
 
-        def alone(rows: Tensor) -> Tensor:
-            return _augmented(problem, first, restore(rows[0]), frozen[first], data, penalty)[None]
+    def one(row: Tensor, leaves: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        x, p = _tree.rebuild(like, leaves)
+        value, moved = _hamiltonian_and_next(problem, first, x, p, restore(row), data)
+        return value, _tree.leaves(moved)
 
-        return Block(stages, start, alone, size, restore)
+    def alone(rows: Tensor, leaves: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        value, moved = one(rows[0], [leaf[0] for leaf in leaves])
+        return value[None], [leaf[None] for leaf in moved]
 
-    pack = frozen[first].tensors()[1]
-    stacks = [torch.stack(column) for column in zip(*(frozen[t].tensors()[0] for t in stages), strict=True)]
+    # A single stage is called as it is: not everything a user writes can be batched.
+    batched: Callable[..., tuple[Tensor, list[Tensor]]] = torch.func.vmap(one) if len(stages) > 1 else alone
 
-    def one(row: Tensor, *leaves: Tensor) -> Tensor:
-        return _augmented(problem, first, restore(row), pack(list(leaves)), data, penalty)
+    def per_particle(rows: Tensor) -> Tensor:
+        if penalty is None:
+            return batched(rows, _tree.leaves([stack.x, stack.p]))[0]
+        free = stack.free()
+        with torch.enable_grad():
+            value, moved = batched(rows, _tree.leaves([free.x, free.p]))
+            return _penalised(value, moved, free, penalty)
 
-    batched: Callable[..., Any] = torch.func.vmap(one)
-    return Block(stages, start, lambda rows: batched(rows, *stacks), size, restore)
+    return Block(stages, start, per_particle, len(_tree.leaves(chosen[0].x)[0]), restore)
 
 
 def _joint_block(problem: Problem, controls: Tree, frozen: list[_Frozen], data: Tree, penalty: Penalty | None) -> Block:
     restore = _restorer(controls)
 
-    def total(rows: Tensor) -> Tensor:
+    def per_particle(rows: Tensor) -> Tensor:
         tree = restore(rows[0])
-        terms = [
-            _augmented(problem, t, problem.schedule(tree, t), frozen[t], data, penalty) for t in range(problem.stages)
-        ]
-        return torch.stack(terms).sum(0)[None]
+        total = torch.zeros((), dtype=rows.dtype, device=rows.device)
+        for t, at in enumerate(frozen):
+            u = problem.schedule(tree, t)
+            if penalty is None:
+                total = total + hamiltonian(problem, t, at.x, at.p, u, data)
+                continue
+            free = at.free()
+            with torch.enable_grad():
+                value, moved = _hamiltonian_and_next(problem, t, free.x, free.p, u, data)
+                total = total + _penalised(value, _tree.leaves(moved), free, penalty)
+        return total[None]
 
     size = len(_tree.leaves(frozen[0].x)[0])
-    return Block(tuple(range(problem.stages)), _tree.ravel(controls).detach()[None], total, size, restore)
+    return Block(tuple(range(problem.stages)), _tree.ravel(controls).detach()[None], per_particle, size, restore)
 
 
-def _augmented(problem: Problem, t: int, u: Tree, at: _Frozen, z: Tree, penalty: Penalty | None) -> Tensor:
-    """H_t, plus the feasibility penalties when there are any: ``[N]``."""
-    if penalty is None:
-        return hamiltonian(problem, t, at.x, at.p, u, z)
-    all_leaves = _tree.leaves(at.x)
-
-    def of_state(floats: list[Tensor]) -> tuple[Tensor, tuple[Tensor, Tree]]:
-        stream = iter(floats)
-        x = _tree.rebuild(at.x, [next(stream) if _tree.differentiable(leaf) else leaf for leaf in all_leaves])
-        moved = problem.dynamics(t, x, u, z)
-        value = _tree.inner(moved, at.p)
-        if problem.running_cost is not None:
-            value = value + problem.running_cost(t, x, u, z)
-        return value.sum(), (value, moved)
-
-    floats = _tree.tensors(at.x)
-    if not floats:  # a state of integers (tokens) has no costate
-        _, (value, moved) = of_state([])
-        return value + penalty.state / 2 * _square_distance(at.target_x, moved)
-    slope, (value, moved) = torch.func.grad(of_state, has_aux=True)(floats)
-    value = value + penalty.state / 2 * _square_distance(at.target_x, moved)
-    total: Tensor = value + penalty.costate / 2 * _square_distance(_tree.tensors(at.target_p), slope)
-    return total
+def _stacked(trees: list[Tree]) -> Tree:
+    return _tree.map(lambda *leaves: torch.stack(leaves), *trees)
 
 
-def _square_distance(left: Tree, right: Tree) -> Tensor:
-    gap = _tree.map(lambda a, b: a - b if _tree.differentiable(a) else a, left, right)
-    return _tree.inner(gap, gap)
+def _hamiltonian_and_next(problem: Problem, t: int, x: Tree, p: Tree, u: Tree, z: Tree) -> tuple[Tensor, Tree]:
+    """H_t ``[N]`` and f_t, from one evaluation of the dynamics."""
+    moved = problem.dynamics(t, x, u, z)
+    value = _tree.inner(moved, p)
+    if problem.running_cost is not None:
+        value = value + problem.running_cost(t, x, u, z)
+    return value, moved
+
+
+def _penalised(value: Tensor, moved: list[Tensor], at: _Frozen, penalty: Penalty) -> Tensor:
+    """The augmented Hamiltonian, of the shape of ``value`` (``[N]`` or ``[G, N]``)."""
+    slope = _tree.leaf_gradients(value, _tree.tensors(at.x), create_graph=True)
+    for weight, targets, found in (
+        (penalty.state, _tree.leaves(at.target_x), moved),
+        (penalty.costate, _tree.tensors(at.target_p), slope),
+    ):
+        for target, came in zip(targets, found, strict=True):
+            if _tree.differentiable(target):
+                gap = target - came
+                gap = torch.view_as_real(gap) if gap.is_complex() else gap
+                value = value + weight / 2 * gap.square().reshape(*value.shape, -1).sum(-1)
+    return value

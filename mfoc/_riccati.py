@@ -130,6 +130,8 @@ def check_convex(mode: Mode, Q: str, R: str, QT: str) -> None:
         weight = torch.cat([torch.cat([mode.Q, mode.cross], -1), torch.cat([mode.cross.mT, mode.R], -1)], -2)
         Q = f"the weight [[{Q}, cross], [cross', {R}]]"
     for name, x in ((Q, weight.detach()), (QT, mode.QT.detach())):
+        if not torch.linalg.cholesky_ex(x).info.any():
+            continue
         size = x.diagonal(dim1=-2, dim2=-1).abs().amax(-1)[..., None, None]
         eye = torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
         slack = 100 * x.shape[-1] * torch.finfo(x.dtype).eps * size + torch.finfo(x.dtype).tiny
@@ -221,11 +223,36 @@ class Span(NamedTuple):
     gamma: Tensor
     theta: Tensor
 
-    def close(self, P: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Where p_end = P x_end: the matrix that takes x to x_end, the P of the start, and how hard it was to find."""
-        inverse, hardness = _inverse_of_one_plus(self.gamma, P)
-        move = inverse @ self.phi
-        return move, torch.baddbmm(self.theta, self.phi.mT, P @ move), hardness
+
+class Joint(NamedTuple):
+    """What one learns by inverting I + Gamma X, with X the Theta of what follows a span.
+
+    Attributes:
+        inverse: that inverse ``[b, n, n]``; it exists, as no eigenvalue of Gamma X is negative.
+        matrix: I + Gamma X itself.
+    """
+
+    inverse: Tensor
+    matrix: Tensor
+
+    def hardness(self) -> Tensor:
+        """A bound on the condition number over the batch."""
+        inverse, matrix = (x.detach().abs().amax() for x in self)
+        return self.matrix.shape[-1] * inverse * matrix
+
+
+def join(gamma: Tensor, after: Tensor) -> Joint:
+    """Inverts I + gamma after."""
+    eye = torch.eye(gamma.shape[-1], dtype=gamma.dtype, device=gamma.device)
+    matrix = torch.baddbmm(eye.expand_as(gamma), gamma, after)
+    return Joint(torch.linalg.inv_ex(matrix).inverse, matrix)
+
+
+def close(part: Span, P: Tensor) -> tuple[Tensor, Tensor, Joint]:
+    """Where p_end = P x_end: the matrix that takes x to x_end, the P of the start, and the joint."""
+    joint = join(part.gamma, P)
+    move = torch.bmm(joint.inverse, part.phi)
+    return move, torch.baddbmm(part.theta, part.phi.mT, torch.bmm(P, move)), joint
 
 
 class Middle(NamedTuple):
@@ -235,35 +262,24 @@ class Middle(NamedTuple):
     from_end: Tensor
 
 
-def _inverse_of_one_plus(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """The inverse of I + xy, and a bound on the condition number of that matrix over the whole batch."""
-    matrix = torch.baddbmm(torch.eye(x.shape[-1], dtype=x.dtype, device=x.device).expand_as(x), x, y)
-    inverse = torch.linalg.inv_ex(matrix).inverse
-    return inverse, x.shape[-1] * matrix.detach().abs().amax() * inverse.detach().abs().amax()
-
-
-def double(half: Span) -> tuple[Span, Middle, Tensor]:
-    """Two equal spans in a row: the structure-preserving doubling of Chu, Fan, Lin, Wang (2004).
-
-    Returns:
-        The span, its middle, and how hard the two were to join (a condition number).
-    """
+def double(half: Span) -> tuple[Span, Middle, Joint]:
+    """Two equal spans in a row, by the structure-preserving doubling of Chu, Fan, Lin, Wang (2004)."""
     phi, gamma, theta = half
-    inverse, hardness = _inverse_of_one_plus(gamma, theta)
-    middle = Middle(torch.bmm(inverse, phi), torch.bmm(torch.bmm(inverse, gamma), phi.mT))
+    joint = join(gamma, theta)
+    middle = Middle(torch.bmm(joint.inverse, phi), torch.bmm(torch.bmm(joint.inverse, gamma), phi.mT))
     whole = Span(
         torch.bmm(phi, middle.from_start),
         torch.baddbmm(gamma, phi, middle.from_end),
         torch.baddbmm(theta, torch.bmm(phi.mT, theta), middle.from_start),
     )
-    return whole, middle, hardness
+    return whole, middle, joint
 
 
 def span(parts: Flow, step: float | None) -> Span:
     """The span of one stage, or of one step of dx = (Ax - Gp) dt, dp = -(Qx + A'p) dt.
 
-    In continuous time the exponential of the Hamiltonian matrix is taken over a fraction of the step where it is near the identity, which
-    is then doubled: I + Gamma Theta has no eigenvalue below one, so that long steps cost no digits.
+    In continuous time the exponential of the Hamiltonian matrix is taken over a fraction of the step where it is near
+    the identity, and that span is doubled: long steps cost no digits.
     """
     A, G, Q = parts.A, parts.G, parts.Q
     if step is None:
@@ -279,78 +295,6 @@ def span(parts: Flow, step: float | None) -> Span:
     return found
 
 
-def stationary_path(unit: Span, QT: Tensor, x: Tensor, steps: int) -> tuple[Tensor, Tensor, Tensor] | None:
-    """The optimal path of a time-invariant problem, in O(log T) batched operations instead of T.
-
-    Spans of 1, 2, 4, ... steps are made by doubling. Those that add up to the horizon are closed backwards from the
-    terminal weight, which gives the states and costates at their joints; each span is then halved, all together, down
-    to single steps.
-
-    Args:
-        unit: the span of a step.
-        QT: terminal weight ``[b, n, n]``.
-        x: initial states ``[b, s, n]``, s of them for each problem.
-        steps: number of steps T.
-
-    Returns:
-        States ``[b, T+1, s, n]``, costates p_0..p_T likewise, and P_0; or None where the spans are so ill-conditioned
-        that more than a third of the digits would be at stake, as when control is nearly free.
-    """
-    spans: list[Span] = [unit]
-    middles: list[Middle] = []
-    hardness: list[Tensor] = []
-    while 2 << len(middles) <= steps:
-        whole, middle, hard = double(spans[-1])
-        spans.append(whole)
-        middles.append(middle)
-        hardness.append(hard)
-    P, joints = QT, {}
-    for j, part in enumerate(spans):
-        if steps >> j & 1:
-            move, before, hard = part.close(P)
-            joints[j], P = (move, P), before
-            hardness.append(hard)
-    if not float(torch.stack(hardness).amax()) < torch.finfo(x.dtype).eps ** (-1 / 3):
-        return None
-    ends: dict[int, tuple[Tensor, Tensor]] = {}
-    first = x
-    for j in sorted(joints, reverse=True):
-        move, P_end = joints[j]
-        begin, x = x, torch.bmm(x, move.mT)
-        ends[j] = begin[:, None], torch.bmm(x, P_end.mT)[:, None]
-    states, costates = _subdivide(spans, middles, ends)
-    states = torch.cat([states, x[:, None]], 1)
-    return states, torch.cat([torch.bmm(first, P.mT)[:, None], costates], 1), P
-
-
-def _subdivide(
-    spans: list[Span], middles: list[Middle], ends: dict[int, tuple[Tensor, Tensor]]
-) -> tuple[Tensor, Tensor]:
-    """Halves spans until they are single steps.
-
-    Args:
-        spans: spans of 2^j steps.
-        middles: of the spans of 2^(j+1) steps.
-        ends: state at the start and costate at the end ``[b, 1, s, n]`` of the spans of 2^j steps, long before short.
-
-    Returns:
-        The same for each step ``[b, T, s, n]``.
-    """
-    top = len(spans) - 1
-    x, p = ends[top]
-
-    def act(rows: Tensor, matrix: Tensor) -> Tensor:
-        return torch.bmm(rows.flatten(1, 2), matrix).view_as(rows)
-
-    for j in reversed(range(top)):
-        x_mid = act(x, middles[j].from_start.mT) - act(p, middles[j].from_end.mT)
-        p_mid = act(p, spans[j].phi) + act(x_mid, spans[j].theta)
-        x, p = torch.stack([x, x_mid], 2).flatten(1, 2), torch.stack([p_mid, p], 2).flatten(1, 2)
-        if j in ends:
-            x, p = torch.cat([x, ends[j][0]], 1), torch.cat([p, ends[j][1]], 1)
-    return x, p
-
-
 def continuous_sweep(mode: Mode, steps: int, step: float) -> Sweep:
     """Solves the Riccati differential equation backwards, exactly (to rounding) at the nodes of the grid.
 
@@ -361,11 +305,115 @@ def continuous_sweep(mode: Mode, steps: int, step: float) -> Sweep:
     P = mode.QT
     Ps, moves = [P], []
     for _ in range(steps):
-        move, P, _hardness = one.close(P)
+        move, P, _ = close(one, P)
         Ps.append(P)
         moves.append(move)
     Ps.reverse()
     return Sweep(Ps, [parts.R_inv_Bt @ P + parts.shift for P in Ps], moves[::-1])
+
+
+class Course(NamedTuple):
+    """An optimal path from each of s starts of each problem.
+
+    Attributes:
+        states: ``[b, T+1, s, n]``.
+        controls: ``[b, T, s, m]``, or T+1 of them in continuous time.
+        P: of the start ``[b, n, n]``.
+    """
+
+    states: Tensor
+    controls: Tensor
+    P: Tensor
+
+
+def stagewise_course(mode: Mode, starts: Tensor, steps: int, step: float | None) -> Course:
+    """The optimal paths from ``starts`` ``[b, s, n]``, stage by stage; ``step`` is None in discrete time."""
+    sweep = discrete_sweep(mode, steps) if step is None else continuous_sweep(mode, steps, step)
+    x = starts.mT
+    xs, us = [x], []
+    for t, gain in enumerate(sweep.K):
+        us.append(-torch.bmm(gain, x))
+        if t < steps:
+            x = torch.bmm(sweep.moves[t], torch.cat([x, us[t]], 1) if step is None else x)
+            xs.append(x)
+    return Course(torch.stack(xs, 1).mT, torch.stack(us, 1).mT, sweep.P[0])
+
+
+def stationary_course(mode: Mode, starts: Tensor, steps: int, step: float | None) -> Course | None:
+    """The same for a time-invariant problem in O(log T) batched operations instead of T.
+
+    Spans of 1, 2, 4, ... steps are made by doubling. Those that add up to the horizon are closed backwards from the
+    terminal weight, which gives the states and costates at their joints; each span is then halved, all together, down
+    to single steps.
+
+    Returns:
+        The paths, or None where the joints are so ill-conditioned (a bound above eps^(-1/3)) that the sweep is to be
+        preferred: when control is nearly free, say.
+    """
+    parts = flow(mode)
+    spans = [span(parts, step)]
+    middles: list[Middle] = []
+    joints: list[Joint] = []
+    while 4 << len(middles) <= steps:
+        whole, middle, joint = double(spans[-1])
+        spans.append(whole)
+        middles.append(middle)
+        joints = [joint]  # the longest is the hardest
+    P, closed = mode.QT, []
+    for j, part in enumerate(spans):
+        for _ in range(steps >> j if j == len(middles) else steps >> j & 1):
+            move, before, joint = close(part, P)
+            closed.append((j, move, P))
+            joints.append(joint)
+            P = before
+    hardness = float(torch.stack([joint.hardness() for joint in joints]).amax())
+    if not hardness < torch.finfo(starts.dtype).eps ** (-1 / 3):
+        return None
+    ends: dict[int, list[tuple[Tensor, Tensor]]] = {}
+    x = starts
+    for j, move, P_end in reversed(closed):
+        begin, x = x, torch.bmm(x, move.mT)
+        ends.setdefault(j, []).append((begin, torch.bmm(x, P_end)))
+    states, costates = _subdivide(spans, middles, ends)
+    if step is None:  # a stage answers to the costate of its end, a moment to its own
+        states, at = torch.cat([states, x[:, None]], 1), states
+    else:
+        states = at = torch.cat([states, x[:, None]], 1)
+        costates = torch.cat([torch.bmm(starts, P)[:, None], costates], 1)
+    controls = _act(costates, -parts.R_inv_Bt.mT)
+    return Course(states, controls if mode.cross is None else controls - _act(at, parts.shift.mT), P)
+
+
+def _act(rows: Tensor, matrix: Tensor) -> Tensor:
+    """``rows`` ``[b, c, s, n]`` times ``matrix`` ``[b, n, m]``."""
+    return torch.bmm(rows.flatten(1, 2), matrix).reshape(*rows.shape[:3], -1)
+
+
+def _subdivide(
+    spans: list[Span], middles: list[Middle], ends: dict[int, list[tuple[Tensor, Tensor]]]
+) -> tuple[Tensor, Tensor]:
+    """Halves spans until they are single steps.
+
+    Args:
+        spans: spans of 2^j steps.
+        middles: of the spans of 2^(j+1) steps.
+        ends: state at the start and costate at the end ``[b, s, n]`` of each span of 2^j steps in the horizon, which
+            begins with the longest.
+
+    Returns:
+        The same for each step ``[b, T, s, n]``.
+    """
+    x, p = (torch.stack(part, 1) for part in zip(*ends[len(middles)], strict=True))
+    b, _, s, n = x.shape
+    x, p = x.flatten(1, 2), p.flatten(1, 2)
+    for j in reversed(range(len(middles))):
+        x_mid = torch.baddbmm(torch.bmm(x, middles[j].from_start.mT), p, middles[j].from_end.mT, alpha=-1)
+        p_mid = torch.baddbmm(torch.bmm(p, spans[j].phi), x_mid, spans[j].theta)
+        pairs = (x, x_mid), (p_mid, p)
+        x, p = (torch.stack([y.view(b, -1, s, n) for y in pair], 2).view(b, -1, n) for pair in pairs)
+        for begin, end in ends.get(j, []):
+            x, p = torch.cat([x, begin], 1), torch.cat([p, end], 1)
+    return x.view(b, -1, s, n), p.view(b, -1, s, n)
 
 
 def trace_product(x: Tensor, y: Tensor) -> Tensor:

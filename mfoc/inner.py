@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -72,10 +72,12 @@ class LBFGS:
     """Limited-memory BFGS with a weak Wolfe line search, all rows at once.
 
     Nocedal & Wright, "Numerical Optimization" (2006), algorithm 7.4; the line search is the bisection of Lewis &
-    Overton (2013), "Nonsmooth optimization via quasi-Newton methods", algorithm 2.6.
+    Overton (2013), "Nonsmooth optimization via quasi-Newton methods", algorithm 2.6. Rows do not wait for one another:
+    one whose line search has ended begins its next iteration with the next evaluation, so a block takes as many
+    evaluations as its slowest row, not the sum of the slowest at each iteration.
 
     Attributes:
-        steps: most iterations.
+        steps: most iterations of a row.
         history: curvature pairs kept.
         tol: a row stops when its largest gradient entry is at most this.
         trials: most evaluations in one line search.
@@ -88,38 +90,35 @@ class LBFGS:
 
     def __post_init__(self) -> None:
         _positive(steps=self.steps, history=self.history, trials=self.trials)
-        if not isinstance(self.tol, int | float) or not self.tol >= 0:
+        if not self.tol >= 0:
             raise InvalidValue(f"tol is {self.tol!r}; expected a non-negative number")
 
     def minimise(self, evaluate: Evaluate, start: Tensor) -> Minimum:
         """See ``Inner``."""
-        point = start
-        value, slope = evaluate(point)
+        here = _Point(start, *evaluate(start))
+        memory = _Memory(min(self.history, self.steps), start)
+        search = _Search.along(here, -here.slope, 1 / here.slope.norm(dim=1).clamp_min(1.0))
+        iterations = torch.zeros_like(here.value)
+        unbounded = torch.zeros_like(here.value, dtype=torch.bool)
+        active = here.value.isfinite() & (here.slope.abs().amax(1) > self.tol)
         evaluations = 1
-        unbounded = torch.zeros_like(value, dtype=torch.bool)
-        active = value.isfinite() & (slope.abs().amax(1) > self.tol)
-        pairs: list[tuple[Tensor, Tensor, Tensor]] = []
-        for iteration in range(self.steps):
-            if not active.any():
-                break
-            direction = -_two_loop(slope, pairs)
-            descends = _dot(direction, slope) < 0
-            direction = torch.where(descends[:, None], direction, -slope) * active[:, None]
-            first = torch.ones_like(value)
-            if iteration == 0:
-                first = 1 / slope.norm(dim=1).clamp_min(1.0)
-            found = _line_search(evaluate, point, value, slope, direction, first, active, self.trials)
-            evaluations += found.evaluations
-            step, change = found.point - point, found.slope - slope
-            curvature = _dot(step, change)
-            # A row that did not move, or moved where the slope did not grow, adds no curvature (weight zero).
-            useful = curvature > torch.finfo(value.dtype).eps * _dot(change, change)
-            weight = torch.where(useful, 1 / curvature.where(useful, torch.ones_like(curvature)), 0)
-            pairs = [*pairs, (step, change, weight)][-self.history :]
-            point, value, slope = found.point, found.value, found.slope
-            unbounded = unbounded | found.unbounded
-            active = active & found.moved & ~unbounded & (slope.abs().amax(1) > self.tol)
-        return Minimum(point, value, unbounded, evaluations)
+        while bool(active.any()):
+            there = here.point + search.length[:, None] * search.direction
+            search = search.advance(here, _Point(there, *evaluate(there)))
+            evaluations += 1
+            ended = active & (search.satisfied | (search.trials >= self.trials))
+            unbounded = unbounded | (ended & ~search.satisfied & search.high.isinf())
+            accepted = ended & search.moved
+            if not bool(ended.any()):
+                continue
+            memory.add(accepted, search.best.point - here.point, search.best.slope - here.slope)
+            here = _Point.where(accepted, search.best, here)
+            iterations = iterations + accepted
+            going = accepted & ~unbounded & (iterations < self.steps) & (here.slope.abs().amax(1) > self.tol)
+            active = active & (going | ~ended)
+            fresh = _Search.along(here, -memory.times(here.slope), torch.ones_like(here.value))
+            search = _Search(*(_where(accepted, new, old) for new, old in zip(fresh, search, strict=True)))
+        return Minimum(here.point, here.value, unbounded, evaluations)
 
 
 def _positive(**counts: int) -> None:
@@ -132,68 +131,95 @@ def _dot(a: Tensor, b: Tensor) -> Tensor:
     return (a * b).sum(1)
 
 
-def _two_loop(slope: Tensor, pairs: list[tuple[Tensor, Tensor, Tensor]]) -> Tensor:
-    """The inverse Hessian estimate times the slope, row by row."""
-    q, alphas = slope, []
-    for step, change, weight in reversed(pairs):
-        alpha = weight * _dot(step, q)
-        q = q - alpha[:, None] * change
-        alphas.append(alpha)
-    scale = torch.ones_like(slope[:, 0])
-    for _, change, weight in pairs:  # the newest useful pair of each row decides its scale
-        scale = torch.where(weight > 0, 1 / (weight * _dot(change, change)).clamp_min(1e-300), scale)
-    q = scale[:, None] * q
-    for (step, change, weight), alpha in zip(pairs, reversed(alphas), strict=True):
-        q = q + (alpha - weight * _dot(change, q))[:, None] * step
-    return q
+def _where(mask: Tensor, new: Any, old: Any) -> Any:
+    """Rows of ``new`` where the mask holds, else of ``old``."""
+    if isinstance(new, _Point):
+        return _Point.where(mask, new, old)
+    return torch.where(mask.view(-1, *[1] * (new.dim() - 1)), new, old)
 
 
-class _Found(NamedTuple):
+class _Point(NamedTuple):
+    """Rows ``[G, n]`` with their values ``[G]`` and slopes ``[G, n]``."""
+
     point: Tensor
     value: Tensor
     slope: Tensor
+
+    @staticmethod
+    def where(mask: Tensor, new: _Point, old: _Point) -> _Point:
+        return _Point(*(_where(mask, a, b) for a, b in zip(new, old, strict=True)))
+
+
+class _Search(NamedTuple):
+    """The line search of each row: the bracket (low, high), the length to try next, the best point so far."""
+
+    direction: Tensor
+    descent: Tensor
+    length: Tensor
+    low: Tensor
+    high: Tensor
+    trials: Tensor
+    best: _Point
     moved: Tensor
-    unbounded: Tensor
-    evaluations: int
+    satisfied: Tensor
+
+    @staticmethod
+    def along(here: _Point, direction: Tensor, length: Tensor) -> _Search:
+        """A new search; a direction that does not descend is replaced by steepest descent."""
+        descends = _dot(direction, here.slope) < 0
+        direction = _where(descends, direction, -here.slope)
+        zero, no = torch.zeros_like(length), torch.zeros_like(length, dtype=torch.bool)
+        high = torch.full_like(length, torch.inf)
+        return _Search(direction, _dot(direction, here.slope), length, zero, high, zero, here, no, no)
+
+    def advance(self, here: _Point, there: _Point, *, armijo: float = 1e-4, wolfe: float = 0.9) -> _Search:
+        """Narrows (or doubles) the bracket by what was found at the length tried."""
+        enough = here.value + armijo * self.length * self.descent
+        falls = (there.value <= enough) & there.value.isfinite()
+        low = torch.where(falls, self.length, self.low)
+        high = torch.where(falls, self.high, self.length)
+        return self._replace(
+            length=torch.where(high.isinf(), 2 * low, (low + high) / 2),
+            low=low,
+            high=high,
+            trials=self.trials + 1,
+            best=_Point.where(falls, there, self.best),  # the farthest point that falls enough
+            moved=self.moved | falls,
+            satisfied=falls & (_dot(there.slope, self.direction) >= wolfe * self.descent),
+        )
 
 
-def _line_search(
-    evaluate: Evaluate,
-    point: Tensor,
-    value: Tensor,
-    slope: Tensor,
-    direction: Tensor,
-    length: Tensor,
-    active: Tensor,
-    trials: int,
-    *,
-    armijo: float = 1e-4,
-    wolfe: float = 0.9,
-) -> _Found:
-    """A point on each ray that falls enough (Armijo) and is flat enough (weak Wolfe), by doubling and bisection."""
-    descent = _dot(slope, direction)
-    low, high = torch.zeros_like(length), torch.full_like(length, torch.inf)
-    best = (point, value, slope)  # per row: the farthest point so far that falls enough
-    moved, done = torch.zeros_like(active), ~active
-    for used in range(1, trials + 1):  # noqa: B007  (the count is reported)
-        there = point + length[:, None] * direction
-        new_value, new_slope = evaluate(there)
-        falls = (new_value <= value + armijo * length * descent) & new_value.isfinite() & ~done
-        best = _choose(falls, (there, new_value, new_slope), best)
-        moved = moved | falls
-        flat = falls & (_dot(new_slope, direction) >= wolfe * descent)
-        low = torch.where(falls, length, low)
-        high = torch.where(~falls & ~done, length, high)
-        done = done | flat
-        if done.all():
-            break
-        length = torch.where(done, length, torch.where(high.isinf(), 2 * length, (low + high) / 2))
-    endless = active & ~done & high.isinf()
-    return _Found(*best, moved, endless, used)
+class _Memory:
+    """The last curvature pairs of each row, in ring buffers ``[m, G, n]`` that each row fills at its own pace."""
 
+    def __init__(self, size: int, like: Tensor) -> None:
+        self.steps = like.new_zeros(size, *like.shape)
+        self.changes = torch.zeros_like(self.steps)
+        self.weights = like.new_zeros(size, len(like))  # 1 / <step, change>; 0 where there is no pair
+        self.next = torch.zeros(len(like), dtype=torch.long, device=like.device)
+        self.rows = torch.arange(len(like), device=like.device)
+        self.scale = torch.ones_like(like[:, 0])
 
-def _choose(
-    mask: Tensor, new: tuple[Tensor, Tensor, Tensor], old: tuple[Tensor, Tensor, Tensor]
-) -> tuple[Tensor, Tensor, Tensor]:
-    wide = mask[:, None]
-    return torch.where(wide, new[0], old[0]), torch.where(mask, new[1], old[1]), torch.where(wide, new[2], old[2])
+    def add(self, mask: Tensor, step: Tensor, change: Tensor) -> None:
+        """Keeps a pair for the rows in the mask whose curvature is positive."""
+        curvature, square = _dot(step, change), _dot(change, change)
+        useful = mask & (curvature > torch.finfo(step.dtype).eps * square) & (square > 0)
+        rows, slots = self.rows[useful], self.next[useful]
+        self.steps[slots, rows], self.changes[slots, rows] = step[useful], change[useful]
+        self.weights[slots, rows] = 1 / curvature[useful]
+        self.scale = torch.where(useful, curvature / square, self.scale)
+        self.next = torch.where(useful, (self.next + 1) % len(self.steps), self.next)
+
+    def times(self, slope: Tensor) -> Tensor:
+        """The inverse Hessian estimate times the slope: the two-loop recursion, newest pair first."""
+        q, alphas = slope, []
+        newest = [(self.next - 1 - age) % len(self.steps) for age in range(len(self.steps))]
+        for slot in newest:
+            alpha = self.weights[slot, self.rows] * _dot(self.steps[slot, self.rows], q)
+            q = q - alpha[:, None] * self.changes[slot, self.rows]
+            alphas.append(alpha)
+        q = self.scale[:, None] * q
+        for slot, alpha in zip(reversed(newest), reversed(alphas), strict=True):
+            beta = self.weights[slot, self.rows] * _dot(self.changes[slot, self.rows], q)
+            q = q + (alpha - beta)[:, None] * self.steps[slot, self.rows]
+        return q

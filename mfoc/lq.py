@@ -249,10 +249,12 @@ class LinearQuadratic:
         extra = len(lead) - len(self.batch)  # leading axes that are starts of one problem
         mode = self._modes(lead[extra:])[1]
         starts = m0.expand(*lead, m0.shape[-1]).reshape(-1, len(mode.QT), m0.shape[-1]).transpose(0, 1)
-        path = None if self.varying else self._stationary_path(mode, starts)
-        states, controls, P = self._stagewise_path(mode, starts) if path is None else path
-        cost = (starts * torch.bmm(starts, P)).sum(-1)
-        return Path(*(x.transpose(0, 1).reshape((*lead, *x.shape[2:])) for x in (states, controls, cost)))
+        course = None if self.varying else _riccati.stationary_course(mode, starts, self.steps, self.dt)
+        if course is None:
+            course = _riccati.stagewise_course(mode, starts, self.steps, self.dt)
+        cost = (starts * torch.bmm(starts, course.P)).sum(-1).mT
+        states, controls = (x.permute(2, 0, 1, 3) for x in course[:2])
+        return Path(*(x.reshape((*lead, *x.shape[2:])) for x in (states, controls, cost)))
 
     def open_loop(self, m0: Tensor) -> Tensor:
         """The optimal control among those that the whole population shares, a function of time only.
@@ -435,34 +437,6 @@ class LinearQuadratic:
             costs.append(cost if self.offset is None else cost + self.steps * self.offset)
         return costs[0], costs[1] if self.offsetbar is None else costs[1] + self.steps * self.offsetbar
 
-    def _stationary_path(self, mode: Mode, starts: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
-        """States ``[b, s, T+1, n]``, controls and P_0 from starts ``[b, s, n]``, unless that would lose digits."""
-        parts = _riccati.flow(mode)
-        discrete = self.dt is None
-        unit = _riccati.span(parts, self.dt)
-        found = _riccati.stationary_path(unit, mode.QT, starts, self.steps)
-        if found is None:
-            return None
-        states, costates, P = found
-        states, costates = states.transpose(1, 2), costates.transpose(1, 2)
-        # A stage answers to the costate at its end, a moment to the costate of the moment.
-        at, costates = (states[:, :, :-1], costates[:, :, 1:]) if discrete else (states, costates)
-        controls = -(costates @ parts.R_inv_Bt.mT[:, None])
-        return states, controls if mode.cross is None else controls - at @ parts.shift.mT[:, None], P
-
-    def _stagewise_path(self, mode: Mode, starts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The same, stage by stage."""
-        sweep = self._sweep(mode)
-        x = starts.mT
-        xs, us = [x], []
-        for t, gain in enumerate(sweep.K):
-            us.append(-torch.bmm(gain, x))
-            if t < self.steps:
-                x = torch.bmm(sweep.moves[t], torch.cat([x, us[t]], 1) if self.dt is None else x)
-                xs.append(x)
-        states, controls = (torch.stack(part, 1).permute(0, 3, 1, 2) for part in (xs, us))
-        return states, controls, sweep.P[0]
-
     def _unflat(self, x: Tensor) -> Tensor:
         return x.reshape((*self.batch, *x.shape[1:]))
 
@@ -624,9 +598,9 @@ def _check_tensors(lq: LinearQuadratic) -> None:
     for name, x, _ in _tensors(lq):
         _check_agrees(name, x, lq.A)
         _check_shape(lq, name, x)
-        if not x.isfinite().all():
+        if not x.sum().isfinite() and not x.isfinite().all():  # the sum alone is faster, and may overflow
             raise InvalidValue(f"{name} holds NaN or infinite values; expected finite ones")
-        if name in _SYMMETRIC and _asymmetry(x) > 100 * torch.finfo(x.dtype).eps:
+        if name in _SYMMETRIC and not _is_symmetric(x):
             raise InvalidValue(f"{name} is not symmetric; expected ({name} + {name}.mT) / 2, which costs the same")
     for name, needed in (("noisebar", "noise"), ("S", "Qbar"), ("ST", "QbarT")):
         if getattr(lq, name) is not None and getattr(lq, needed) is None:
@@ -652,9 +626,13 @@ def _check_shape(lq: LinearQuadratic, name: str, x: Tensor) -> None:
     if not fits or (timed and x.shape[-3] not in (1, lq.steps)):
         axes = ["...", *([str(lq.steps)] if timed else []), *map(str, wanted)]
         raise InvalidValue(f"{name} has shape {tuple(x.shape)}; expected ({', '.join(axes)})")
+    if x.numel() == 0:
+        raise InvalidValue(f"{name} is empty, of shape {tuple(x.shape)}; expected at least one problem")
 
 
-def _asymmetry(x: Tensor) -> float:
+def _is_symmetric(x: Tensor) -> bool:
+    """Whether it is, up to rounding."""
     x = x.detach()
-    size = x.abs().amax()
-    return float((x - x.mT).abs().amax() / size) if size > 0 else 0.0
+    if torch.equal(x, x.mT):
+        return True
+    return bool((x - x.mT).abs().amax() <= 100 * torch.finfo(x.dtype).eps * x.abs().amax())

@@ -83,7 +83,13 @@ class _Stage:
 
     def __init__(self, name: str, module: nn.Module) -> None:
         self.name = name
-        self.module = copy.deepcopy(module)
+        try:
+            self.module = copy.deepcopy(module)
+        except Exception as error:  # whatever the module's parts raise
+            raise InvalidValue(
+                f"module {name!r} cannot be copied ({error}); if it uses torch.nn.utils.weight_norm, use "
+                "torch.nn.utils.parametrizations.weight_norm"
+            ) from error
         _make_pure(self.module)
         self.slots = [
             (key, owner, leaf)

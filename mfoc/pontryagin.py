@@ -17,6 +17,7 @@ from torch import Tensor
 
 from mfoc import _tree
 from mfoc._distributed import expectation
+from mfoc._errors import InvalidType, InvalidValue
 from mfoc._tree import Tree
 from mfoc.problem import Particles, Problem, check_cost, per_stage
 
@@ -57,8 +58,13 @@ def rollout(problem: Problem, controls: Tree, particles: Particles) -> Trajector
         The states x_0..x_T and the cost of each particle ``[N]``; differentiable in controls and states.
 
     Raises:
-        InvalidValue: a cost is not ``[N]``.
+        InvalidType: the particles are not ``Particles``.
+        InvalidValue: a cost is not ``[N]``, or the controls are not T.
     """
+    if not isinstance(particles, Particles):
+        raise InvalidType(f"particles is a {type(particles).__name__}; expected mfoc.Particles")
+    if problem.schedule is per_stage and len(controls) != problem.stages:
+        raise InvalidValue(f"controls has {len(controls)} stages; the problem has {problem.stages}")
     x, z, n = particles.state, particles.data, len(particles)
     states, total = [x], None
     for t in range(problem.stages):

@@ -193,7 +193,7 @@ def _cloud(source: Any) -> Particles:
     data = None if data is None else _tree.map(lambda leaf: _label(_tensor(leaf, "data")), data)
     cloud = Particles(state, data)
     for name, leaf in _tree.named_leaves(cloud.state, "state"):
-        if leaf.is_floating_point() and not leaf.isfinite().all():
+        if leaf.is_floating_point() and not leaf.is_meta and not leaf.isfinite().all():
             bad = (~leaf.isfinite()).flatten(1).any(1) if leaf.dim() > 1 else ~leaf.isfinite()
             raise InvalidValue(f"{name} holds NaN or infinite values, first at particle {int(bad.nonzero()[0])}")
     return cloud
