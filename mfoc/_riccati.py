@@ -285,6 +285,10 @@ def span(parts: Flow, step: float | None) -> Span:
     if step is None:
         return Span(A, G, Q)
     n = A.shape[-1]
+    # In units of the costate where G and Q are of one size, neither drowns in the rounding of the exponential.
+    sizes = [x.detach().abs().amax((-2, -1), keepdim=True).clamp_min(torch.finfo(x.dtype).eps) for x in (G, Q)]
+    unit = (sizes[1] / sizes[0]).sqrt()
+    G, Q = G * unit, Q / unit
     hamiltonian = torch.cat([torch.cat([A, -G], -1), torch.cat([-Q, -A.mT], -1)], -2)
     halvings = _halvings(hamiltonian, step)
     flowed = torch.matrix_exp(hamiltonian * (step / 2**halvings))
@@ -292,7 +296,7 @@ def span(parts: Flow, step: float | None) -> Span:
     found = Span(inverse.mT, _symmetric(-flowed[:, :n, n:] @ inverse), _symmetric(-inverse @ flowed[:, n:, :n]))
     for _ in range(halvings):
         found = double(found)[0]
-    return found
+    return Span(found.phi, found.gamma / unit, found.theta * unit)
 
 
 def continuous_sweep(mode: Mode, steps: int, step: float) -> Sweep:

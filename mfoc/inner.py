@@ -71,7 +71,7 @@ class Descent:
 class LBFGS:
     """Limited-memory BFGS with a weak Wolfe line search, all rows at once.
 
-    Nocedal & Wright, "Numerical Optimization" (2006), algorithm 7.4; the line search is the bisection of Lewis &
+    Nocedal & Wright, "Numerical Optimization" (2006), sec. 7.2; the line search is the bisection of Lewis &
     Overton (2013), "Nonsmooth optimization via quasi-Newton methods", algorithm 2.6. Rows do not wait for one another:
     one whose line search has ended begins its next iteration with the next evaluation, so a block takes as many
     evaluations as its slowest row, not the sum of the slowest at each iteration.
@@ -90,7 +90,7 @@ class LBFGS:
 
     def __post_init__(self) -> None:
         _positive(steps=self.steps, history=self.history, trials=self.trials)
-        if not self.tol >= 0:
+        if not isinstance(self.tol, int | float) or not self.tol >= 0:
             raise InvalidValue(f"tol is {self.tol!r}; expected a non-negative number")
 
     def minimise(self, evaluate: Evaluate, start: Tensor) -> Minimum:
@@ -190,36 +190,32 @@ class _Search(NamedTuple):
 
 
 class _Memory:
-    """The last curvature pairs of each row, in ring buffers ``[m, G, n]`` that each row fills at its own pace."""
+    """The last curvature pairs of each row, oldest first; each row fills its own at its own pace."""
 
     def __init__(self, size: int, like: Tensor) -> None:
-        self.steps = like.new_zeros(size, *like.shape)
+        self.steps = like.new_zeros(len(like), size, like.shape[1])  # [G, m, n]; zero where there is no pair
         self.changes = torch.zeros_like(self.steps)
-        self.weights = like.new_zeros(size, len(like))  # 1 / <step, change>; 0 where there is no pair
-        self.next = torch.zeros(len(like), dtype=torch.long, device=like.device)
-        self.rows = torch.arange(len(like), device=like.device)
-        self.scale = torch.ones_like(like[:, 0])
+        self.scale = torch.ones_like(like[:, :1])
 
     def add(self, mask: Tensor, step: Tensor, change: Tensor) -> None:
         """Keeps a pair for the rows in the mask whose curvature is positive."""
         curvature, square = _dot(step, change), _dot(change, change)
         useful = mask & (curvature > torch.finfo(step.dtype).eps * square) & (square > 0)
-        rows, slots = self.rows[useful], self.next[useful]
-        self.steps[slots, rows], self.changes[slots, rows] = step[useful], change[useful]
-        self.weights[slots, rows] = 1 / curvature[useful]
-        self.scale = torch.where(useful, curvature / square, self.scale)
-        self.next = torch.where(useful, (self.next + 1) % len(self.steps), self.next)
+        self.steps = _where(useful, torch.cat([self.steps[:, 1:], step[:, None]], 1), self.steps)
+        self.changes = _where(useful, torch.cat([self.changes[:, 1:], change[:, None]], 1), self.changes)
+        self.scale = _where(useful, (curvature / square)[:, None], self.scale)
 
     def times(self, slope: Tensor) -> Tensor:
-        """The inverse Hessian estimate times the slope: the two-loop recursion, newest pair first."""
-        q, alphas = slope, []
-        newest = [(self.next - 1 - age) % len(self.steps) for age in range(len(self.steps))]
-        for slot in newest:
-            alpha = self.weights[slot, self.rows] * _dot(self.steps[slot, self.rows], q)
-            q = q - alpha[:, None] * self.changes[slot, self.rows]
-            alphas.append(alpha)
-        q = self.scale[:, None] * q
-        for slot, alpha in zip(reversed(newest), reversed(alphas), strict=True):
-            beta = self.weights[slot, self.rows] * _dot(self.changes[slot, self.rows], q)
-            q = q + (alpha - beta)[:, None] * self.steps[slot, self.rows]
-        return q
+        """The inverse Hessian estimate times the slope ``[G, n]``, by Nocedal & Wright (2006), eq. (7.24).
+
+        A handful of batched products, where the two-loop recursion takes six operations a pair.
+        """
+        s, y, g = self.steps, self.changes, slope[:, :, None]
+        products = s @ y.mT
+        diagonal = products.diagonal(dim1=1, dim2=2)
+        triangle = products.triu() + torch.diag_embed((diagonal == 0).to(slope.dtype))
+        p = torch.linalg.solve_triangular(triangle, s @ g, upper=True)
+        change = y.mT @ p
+        right = diagonal[:, :, None] * p + self.scale[:, :, None] * (y @ (change - g))
+        v = torch.linalg.solve_triangular(triangle.mT, right, upper=False)
+        return (self.scale[:, :, None] * (g - change) + s.mT @ v)[:, :, 0]
