@@ -210,12 +210,15 @@ class _Memory:
 
         A handful of batched products, where the two-loop recursion takes six operations a pair.
         """
-        s, y, g = self.steps, self.changes, slope[:, :, None]
+        # The triangular solves need single precision at least.
+        wide = torch.promote_types(slope.dtype, torch.float32)
+        s, y, g, scale = (part.to(wide) for part in (self.steps, self.changes, slope[:, :, None], self.scale))
         products = s @ y.mT
         diagonal = products.diagonal(dim1=1, dim2=2)
-        triangle = products.triu() + torch.diag_embed((diagonal == 0).to(slope.dtype))
+        triangle = products.triu() + torch.diag_embed((diagonal == 0).to(wide))
         p = torch.linalg.solve_triangular(triangle, s @ g, upper=True)
         change = y.mT @ p
-        right = diagonal[:, :, None] * p + self.scale[:, :, None] * (y @ (change - g))
+        right = diagonal[:, :, None] * p + scale[:, :, None] * (y @ (change - g))
         v = torch.linalg.solve_triangular(triangle.mT, right, upper=False)
-        return (self.scale[:, :, None] * (g - change) + s.mT @ v)[:, :, 0]
+        product: Tensor = (scale[:, :, None] * (g - change) + s.mT @ v)[:, :, 0]
+        return product.to(slope.dtype)
