@@ -1,0 +1,144 @@
+"""Hooks: checkpoints survive anything, records and progress report what happened."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from functools import partial
+
+import pytest
+import torch
+
+import mfoc
+from mfoc import hooks
+from tests.problems import mlp
+
+ADAM = mfoc.Gradient(partial(torch.optim.Adam, lr=1e-2))
+
+
+def same(left, right):
+    return all(torch.equal(a, b) for a, b in zip(mfoc._tree.leaves(left), mfoc._tree.leaves(right), strict=True))
+
+
+def test_resuming_is_bitwise(tmp_path):
+    problem, cloud = mlp()
+    source = mfoc.population(cloud, batch_size=3, seed=5)
+    whole = mfoc.solve(problem, ADAM, source, steps=20)
+    mfoc.solve(problem, ADAM, source, steps=9, hooks=[hooks.Checkpoint(tmp_path / "run", every=4)])
+    start = hooks.load(tmp_path / "run")
+    assert start.step == 9  # the last iterate, not the last multiple
+    resumed = mfoc.solve(problem, ADAM, source, steps=20, start=start)
+    assert same(whole.controls, resumed.controls)
+    assert [r["value"] for r in whole.history[9:]] == [r["value"] for r in resumed.history]
+
+
+SCRIPT = """
+    import sys, torch
+    import torch.nn.functional as F
+    from functools import partial
+    import mfoc
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Linear(4, 16), torch.nn.Tanh(), torch.nn.Linear(16, 3))
+    problem = mfoc.from_module(net, F.cross_entropy)
+    x = torch.randn(64, 4)
+    source = mfoc.population((x, x[:, :3].argmax(1)), batch_size=10, seed=1)
+    solver = mfoc.Gradient(partial(torch.optim.Adam, lr=1e-2))
+    path, steps, resume = sys.argv[1], int(sys.argv[2]), len(sys.argv) > 3
+    start = mfoc.hooks.load(path) if resume else None
+    done = mfoc.solve(problem, solver, source, steps=steps, start=start, hooks=[mfoc.hooks.Checkpoint(path, every=1)])
+    torch.save(mfoc._tree.ravel(done.controls), path + ".controls")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("delay", [0.05, 0.31])
+def test_kill_at_any_moment(tmp_path, delay):
+    script = tmp_path / "run.py"
+    script.write_text(textwrap.dedent(SCRIPT))
+    path = str(tmp_path / "ckpt")
+    run = subprocess.Popen([sys.executable, script, path, "1000000"])
+    while not os.path.exists(path):
+        assert run.poll() is None
+        time.sleep(0.01)
+    time.sleep(delay)
+    run.send_signal(signal.SIGKILL)
+    run.wait()
+    killed = hooks.load(path).step
+    subprocess.run([sys.executable, script, path, str(killed + 25), "resume"], check=True)
+    other = str(tmp_path / "other")
+    subprocess.run([sys.executable, script, other, str(killed + 25)], check=True)
+    assert torch.equal(torch.load(path + ".controls"), torch.load(other + ".controls"))
+
+
+def test_a_checkpoint_holds_tensors_and_plain_values(tmp_path):
+    problem, cloud = mlp()
+    for name, solver in {"adam": ADAM, "emsa": mfoc.EMSA(1.0, adaptive=True)}.items():
+        mfoc.solve(problem, solver, cloud, steps=2, hooks=[hooks.Checkpoint(tmp_path / name)])
+        record = torch.load(tmp_path / name, weights_only=True)
+        assert record["step"] == 2
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["adam", "emsa"]  # no temporary file is left
+
+
+def test_a_failed_save_keeps_the_old_checkpoint(tmp_path, monkeypatch):
+    problem, cloud = mlp()
+    path = tmp_path / "run"
+    mfoc.solve(problem, ADAM, cloud, steps=3, hooks=[hooks.Checkpoint(path)])
+    monkeypatch.setattr(os, "fsync", lambda handle: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        mfoc.solve(problem, ADAM, cloud, steps=5, hooks=[hooks.Checkpoint(path, every=1)])
+    assert hooks.load(path).step == 3
+    assert [p.name for p in tmp_path.iterdir()] == ["run"]
+
+
+def test_a_nonfinite_solve_saves_its_last_good_iterate(tmp_path):
+    problem, cloud = mlp()
+    wild = mfoc.Gradient(partial(torch.optim.SGD, lr=1e308))
+    solution = mfoc.solve(problem, wild, cloud, steps=9, hooks=[hooks.Checkpoint(tmp_path / "run", every=100)])
+    assert solution.status is mfoc.Status.NONFINITE
+    kept = hooks.load(tmp_path / "run")
+    assert all(leaf.isfinite().all() for leaf in mfoc._tree.leaves(kept.controls))
+
+
+@pytest.mark.parametrize("content", [b"", b"not a checkpoint"])
+def test_load_says_what_is_wrong(tmp_path, content):
+    with pytest.raises(mfoc.InvalidValue, match="no such file"):
+        hooks.load(tmp_path / "none")
+    (tmp_path / "bad").write_bytes(content)
+    with pytest.raises(mfoc.InvalidValue, match="not a checkpoint"):
+        hooks.load(tmp_path / "bad")
+    torch.save({"weights": torch.ones(2)}, tmp_path / "other")
+    with pytest.raises(mfoc.InvalidValue, match="something else"):
+        hooks.load(tmp_path / "other")
+
+
+def test_record():
+    problem, cloud = mlp()
+    record = hooks.Record(lambda it: it.step**2, every=3)
+    mfoc.solve(problem, ADAM, cloud, steps=10, hooks=[record])
+    assert record.steps == [3, 6, 9]
+    assert record.values == [9, 36, 81]
+    assert record.seconds == sorted(record.seconds)
+
+
+def test_progress_shows_the_objective():
+    rich = pytest.importorskip("rich.console")
+    problem, cloud = mlp()
+    display = hooks.progress_display()
+    display.live.console = console = rich.Console(file=open(os.devnull, "w"), record=True, force_terminal=True)
+    with display:
+        mfoc.solve(problem, ADAM, cloud, steps=4, hooks=[hooks.Progress("digits", display=display)])
+    shown = console.export_text()
+    assert "digits" in shown
+    assert "4/4" in shown
+    assert "J 0." in shown
+
+
+def test_bad_arguments(tmp_path):
+    with pytest.raises(mfoc.InvalidValue, match="folder does not exist"):
+        hooks.Checkpoint(tmp_path / "no" / "run")
+    with pytest.raises(mfoc.InvalidValue, match="every"):
+        hooks.Checkpoint(tmp_path / "run", every=0)
+    with pytest.raises(mfoc.InvalidType, match="function"):
+        hooks.Record(3)
