@@ -1,6 +1,6 @@
 """Training as mean-field optimal control: one problem, every solver, a certificate of optimality."""
 
-from mfoc import hooks, inner, networks, schemes, testing
+from mfoc import hooks, inner, lq, networks, plot, schemes, testing
 from mfoc._errors import InvalidType, InvalidValue, MfocError, MissingExtra, NonFiniteError
 from mfoc.certificate import Certificate, certify, certify_module
 from mfoc.networks import from_module, to_module, weight_decay
@@ -43,8 +43,10 @@ __all__ = [
     "hooks",
     "inner",
     "iterate",
+    "lq",
     "networks",
     "per_stage",
+    "plot",
     "population",
     "rk4",
     "rollout",

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import reduce
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from mfoc._errors import InvalidValue
+from mfoc._tree import leaves
 
 
 def active() -> bool:
@@ -64,10 +66,16 @@ def expectation(means: Sequence[Tensor], particles: int) -> list[Tensor]:
     return [piece.view(mean.shape).to(mean.dtype) for piece, mean in zip(pieces, means, strict=True)]
 
 
-def gather(values: Tensor) -> Tensor:
-    """The per-particle values ``[N_local, ...]`` of all ranks, in one tensor ``[N, ...]``."""
+def any_rank(flag: object, like: Any) -> bool:
+    """Whether the flag is true on any rank, so that all of them stop together.
+
+    Args:
+        flag: this rank's; its truth counts.
+        like: a tree with a tensor on this rank's device.
+    """
     if not active():
-        return values
-    parts: list[Tensor | None] = [None] * dist.get_world_size()
-    dist.all_gather_object(parts, values.detach().cpu())
-    return torch.cat([part.to(values.device) for part in parts if part is not None])
+        return bool(flag)
+    device = leaves(like)[0].device
+    vote = torch.tensor([int(bool(flag))], device=device)
+    dist.all_reduce(vote, op=dist.ReduceOp.MAX)
+    return bool(vote.item())

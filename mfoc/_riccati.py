@@ -224,35 +224,23 @@ class Span(NamedTuple):
     theta: Tensor
 
 
-class Joint(NamedTuple):
-    """What one learns by inverting I + Gamma X, with X the Theta of what follows a span.
+def join(gamma: Tensor, after: Tensor) -> tuple[Tensor, Tensor]:
+    """Joins a span to what follows it, of cost-to-go ``after``.
 
-    Attributes:
-        inverse: that inverse ``[b, n, n]``; it exists, as no eigenvalue of Gamma X is negative.
-        matrix: I + Gamma X itself.
+    Returns:
+        The inverse of I + gamma after (no eigenvalue of which is below one), and the largest entry of that matrix over
+        the batch. Its square, times eps, bounds the relative error that the joint brings to a path.
     """
-
-    inverse: Tensor
-    matrix: Tensor
-
-    def hardness(self) -> Tensor:
-        """A bound on the condition number over the batch."""
-        inverse, matrix = (x.detach().abs().amax() for x in self)
-        return self.matrix.shape[-1] * inverse * matrix
-
-
-def join(gamma: Tensor, after: Tensor) -> Joint:
-    """Inverts I + gamma after."""
     eye = torch.eye(gamma.shape[-1], dtype=gamma.dtype, device=gamma.device)
     matrix = torch.baddbmm(eye.expand_as(gamma), gamma, after)
-    return Joint(torch.linalg.inv_ex(matrix).inverse, matrix)
+    return torch.linalg.inv_ex(matrix).inverse, matrix.detach().abs().amax()
 
 
-def close(part: Span, P: Tensor) -> tuple[Tensor, Tensor, Joint]:
-    """Where p_end = P x_end: the matrix that takes x to x_end, the P of the start, and the joint."""
-    joint = join(part.gamma, P)
-    move = torch.bmm(joint.inverse, part.phi)
-    return move, torch.baddbmm(part.theta, part.phi.mT, torch.bmm(P, move)), joint
+def close(part: Span, P: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Where p_end = P x_end: the matrix that takes x to x_end, the P of the start, and the size of the joint."""
+    inverse, size = join(part.gamma, P)
+    move = torch.bmm(inverse, part.phi)
+    return move, torch.baddbmm(part.theta, part.phi.mT, torch.bmm(P, move)), size
 
 
 class Middle(NamedTuple):
@@ -262,17 +250,21 @@ class Middle(NamedTuple):
     from_end: Tensor
 
 
-def double(half: Span) -> tuple[Span, Middle, Joint]:
-    """Two equal spans in a row, by the structure-preserving doubling of Chu, Fan, Lin, Wang (2004)."""
+def double(half: Span) -> tuple[Span, Middle, Tensor]:
+    """Two equal spans in a row, by the structure-preserving doubling of Chu, Fan, Lin, Wang (2004).
+
+    Returns:
+        The whole, its middle, and the size of the joint.
+    """
     phi, gamma, theta = half
-    joint = join(gamma, theta)
-    middle = Middle(torch.bmm(joint.inverse, phi), torch.bmm(torch.bmm(joint.inverse, gamma), phi.mT))
+    inverse, size = join(gamma, theta)
+    middle = Middle(torch.bmm(inverse, phi), torch.bmm(torch.bmm(inverse, gamma), phi.mT))
     whole = Span(
         torch.bmm(phi, middle.from_start),
         torch.baddbmm(gamma, phi, middle.from_end),
         torch.baddbmm(theta, torch.bmm(phi.mT, theta), middle.from_start),
     )
-    return whole, middle, joint
+    return whole, middle, size
 
 
 def span(parts: Flow, step: float | None) -> Span:
@@ -351,27 +343,26 @@ def stationary_course(mode: Mode, starts: Tensor, steps: int, step: float | None
     to single steps.
 
     Returns:
-        The paths, or None where the joints are so ill-conditioned (a bound above eps^(-1/3)) that the sweep is to be
-        preferred: when control is nearly free, say.
+        The paths; or None where joints as large as eps^(-1/4) could cost half of the digits, as when control is nearly
+        free. At that bound the error stays below 1e-9 in practice, in double precision.
     """
     parts = flow(mode)
     spans = [span(parts, step)]
     middles: list[Middle] = []
-    joints: list[Joint] = []
+    sizes: list[Tensor] = []
     while 4 << len(middles) <= steps:
-        whole, middle, joint = double(spans[-1])
+        whole, middle, size = double(spans[-1])
         spans.append(whole)
         middles.append(middle)
-        joints = [joint]  # the longest is the hardest
+        sizes.append(size)
     P, closed = mode.QT, []
     for j, part in enumerate(spans):
         for _ in range(steps >> j if j == len(middles) else steps >> j & 1):
-            move, before, joint = close(part, P)
+            move, before, size = close(part, P)
             closed.append((j, move, P))
-            joints.append(joint)
+            sizes.append(size)
             P = before
-    hardness = float(torch.stack([joint.hardness() for joint in joints]).amax())
-    if not hardness < torch.finfo(starts.dtype).eps ** (-1 / 3):
+    if not float(torch.stack(sizes).amax()) < torch.finfo(starts.dtype).eps ** (-1 / 4):
         return None
     ends: dict[int, list[tuple[Tensor, Tensor]]] = {}
     x = starts

@@ -3,8 +3,12 @@
 By Pontryagin's principle an optimal control minimises E H_t at every stage, with states and costates on its own
 trajectory. The certificate measures, stage by stage, how far that is from true: to first order the stationarity
 residual ||E dH/du||, to second order the smallest eigenvalue of E d2H/du2, and globally the Hamiltonian gap
-E H(u) - min_u E H(u). The first two vanish, or are non-negative, at any local minimum of J in u_t; a positive gap is
-proof that the maximum principle does not hold. Each comes with a bootstrap interval over particles.
+E H(u) - min_u E H(u). Each comes with a bootstrap interval over particles.
+
+The residual is the gradient of J and vanishes at every local minimum. That u_t minimises H is necessary in continuous
+time; in discrete time it is so where the reachable sets f_t(x, U) and the costs are suitably convex (Halkin 1966), and
+else up to the square of the step: a gap or a negative curvature that shrinks with the step size is no defect of
+the control. (Take f(u) = (u, -u^2/2) and Phi(a, b) = a^2 + b: J = u^2/2 has its minimum at 0, where H = -u^2/2.)
 """
 
 from __future__ import annotations
@@ -20,7 +24,7 @@ from torch import Tensor, nn
 from mfoc import _tree
 from mfoc._blocks import Block, blocks
 from mfoc._errors import InvalidType, InvalidValue
-from mfoc._lanczos import lowest_eigenpair
+from mfoc._lanczos import Lowest, lowest_eigenpair
 from mfoc._staging import named_stages
 from mfoc._tree import Tree
 from mfoc.inner import LBFGS, Inner
@@ -242,10 +246,11 @@ class _Study:
         """The measures of each row of a block, and the backward passes they took."""
         weights = self.bootstrap.weights(len(self.members), block.start)
         residuals = self._residuals(block, weights)
-        gaps, evaluations = self._gaps(block, weights)
-        curvatures, errors, products = self._curvatures(block, weights)
-        rows = list(zip(residuals, gaps, curvatures, errors, strict=True))
-        return rows, len(self.members) + evaluations + 2 * products + 5
+        lowest = self._lowest(block)
+        curvatures = self._curvatures(block, weights, lowest)
+        gaps, evaluations = self._gaps(block, weights, lowest)
+        rows = list(zip(residuals, gaps, curvatures, lowest.error.tolist(), strict=True))
+        return rows, len(self.members) + evaluations + 2 * lowest.products + 5
 
     def _residuals(self, block: Block, weights: Tensor) -> list[Measure]:
         point = block.start.clone().requires_grad_()
@@ -261,8 +266,12 @@ class _Study:
             self.bootstrap.measure(_length(g, sizes[None])[0], _length(g, _resampled(weights, sizes))) for g in gram
         ]
 
-    def _gaps(self, block: Block, weights: Tensor) -> tuple[list[Measure], int]:
-        found = self.inner.minimise(block.evaluate, block.start)
+    def _gaps(self, block: Block, weights: Tensor, lowest: Lowest) -> tuple[list[Measure], int]:
+        # From a saddle or a maximum of H no slope leads away: start a little down the direction of negative curvature.
+        start = block.start
+        length = 1e-3 * (1 + start.norm(dim=1, keepdim=True)) * (lowest.value < -lowest.error)[:, None]
+        uphill = (block.evaluate(start)[1] * lowest.vector).sum(1, keepdim=True) > 0
+        found = self.inner.minimise(block.evaluate, start + torch.where(uphill, -length, length) * lowest.vector)
         with torch.no_grad():
             fall = (block.per_particle(block.start) - block.per_particle(found.point)) @ self.members.mT  # [G, K]
         sizes = self._sizes()
@@ -273,19 +282,20 @@ class _Study:
             gaps.append(Measure(math.inf, math.inf, math.inf) if endless else bounded)
         return gaps, found.evaluations
 
-    def _curvatures(self, block: Block, weights: Tensor) -> tuple[list[Measure], list[float], int]:
+    def _lowest(self, block: Block) -> Lowest:
         point = block.start.clone().requires_grad_()
         with torch.enable_grad():
             slope = _grad(block.per_particle(point).mean(1).sum(), point, create_graph=True)
         product = _hessian_product(slope, point)
-        lowest = lowest_eigenpair(product, block.start, iterations=self.lanczos, generator=self.generator)
+        return lowest_eigenpair(product, block.start, iterations=self.lanczos, generator=self.generator)
+
+    def _curvatures(self, block: Block, weights: Tensor, lowest: Lowest) -> list[Measure]:
         by_group = self._second_derivatives(block, lowest.vector)  # [G, K]
         sizes = self._sizes()
-        measures = [
+        return [
             self.bootstrap.measure(value, _resampled(weights, sizes) @ row)
             for value, row in zip(lowest.value, by_group, strict=True)
         ]
-        return measures, lowest.error.tolist(), lowest.products
 
     def _second_derivatives(self, block: Block, direction: Tensor) -> Tensor:
         """V' E_k d2H/du2 v for every row and every group k: ``[G, K]``, by differentiating in the groups' weights."""

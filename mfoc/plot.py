@@ -77,7 +77,7 @@ def certificate(*certificates: Certificate, names: Sequence[str] = ()) -> Any:
     if names and len(names) != len(certificates):
         raise InvalidValue(f"names has {len(names)} entries for {len(certificates)} certificates")
     labels = [stage.name for stage in certificates[0].stages]
-    figure = _figure(max(9.0, 3 + 0.35 * 3 * len(labels)), 3.6)
+    figure = _figure(min(14.0, max(9.0, 3 + 1.05 * len(labels))), 3.6)
     panels = figure.subplots(1, 3)
     for panel, (field, title) in zip(
         panels,
@@ -92,14 +92,16 @@ def certificate(*certificates: Certificate, names: Sequence[str] = ()) -> Any:
             shift = 0.12 * (index - (len(certificates) - 1) / 2)
             _intervals(panel, [getattr(stage, field) for stage in one.stages], shift, color)
         panel.set_title(title, fontsize=10)
-        panel.set_xticks(range(len(labels)), labels)
+        every = -(-len(labels) // 10)
+        panel.set_xticks(range(0, len(labels), every), labels[::every])
         panel.set_xlim(-0.6, len(labels) - 0.4)
         panel.set_xlabel("stage")
         _tidy(panel)
         if field == "curvature":
             panel.axhline(0, color=_INK, linewidth=0.8)
             smallest = [abs(s.curvature.value) for c in certificates for s in c.stages if s.curvature.value != 0]
-            panel.set_yscale("symlog", linthresh=min(smallest, default=1.0))
+            top = max(smallest, default=1.0)
+            panel.set_yscale("symlog", linthresh=max(min(smallest, default=1.0), 1e-3 * top))
         else:
             panel.set_yscale("log")
     level = f"bars: {100 * certificates[0].confidence:.0f}% bootstrap intervals over particles"

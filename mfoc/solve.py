@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from mfoc import _tree
+from mfoc._distributed import any_rank
 from mfoc._errors import InvalidType, InvalidValue, NonFiniteError
 from mfoc._tree import Tree
 from mfoc.pontryagin import adjoint, evaluate, rollout
@@ -97,8 +98,8 @@ class Solution:
         value: J at these controls, on the batch that comes next (the whole population when it is not batched).
         residual: ||E dH/du|| there.
         status: why the solve ended.
-        history: one record a step, plain numbers: step, value and residual at the controls the step started from,
-            seconds since the start, and what the solver reports of itself.
+        history: one record a step, plain numbers: value and residual at the controls the step started from, the
+            seconds since the start when it began, and what the solver reports of itself. The final J is ``value``.
         last: the iterate to resume from, with ``start=``.
         message: the status in words; for NONFINITE, the stage and the step.
     """
@@ -124,15 +125,18 @@ def iterate(problem: Problem, solver: Solver, population: Any, *, start: Iterate
         population: what ``mfoc.population`` takes, or what it returns.
         start: an iterate to go on from; its step decides which batch comes next.
 
-    Yields:
-        The iterate after each step.
+    Returns:
+        An iterator over the iterates after each step.
 
     Raises:
         InvalidType, InvalidValue: the problem, its controls and the particles do not fit together.
         NonFiniteError: a state, costate, cost or gradient is not finite; ``error.last`` is the last good iterate.
     """
     source = as_population(population)
-    at = _begin(problem, solver, source, start)
+    return _advance(problem, solver, source, _begin(problem, solver, source, start))
+
+
+def _advance(problem: Problem, solver: Solver, source: Population, at: Iterate) -> Iterator[Iterate]:
     good = at
     while True:
         particles = source(at.step)
@@ -228,21 +232,20 @@ def solve(
     source = _check_arguments(population, steps, tol, hooks)
     began, history = time.perf_counter(), []
     at = _begin(problem, solver, source, start)
-    good, info, status, message = at, at.info, Status.MAX_STEPS, f"did {steps} steps"
+    status, message = Status.MAX_STEPS, f"did {steps} steps"
     for hook in hooks:
         getattr(hook, "start", lambda steps: None)(steps)
     try:
-        stream = iterate(problem, solver, source, start=at)
+        stream = _advance(problem, solver, source, at)
         while at.step < steps:
+            seconds = time.perf_counter() - began
             good, at = at, next(stream)
-            info = at.info
-            assert info is not None
-            history.append(_record(at, info, time.perf_counter() - began))
+            history.append(_record(at, seconds))
             if tol is not None and history[-1]["residual"] <= tol:
                 status, at = Status.CONVERGED, good
                 message = f"residual {history[-1]['residual']:.3g} <= tol {tol:.3g} at step {good.step}"
                 break
-            if [hook for hook in hooks if hook(at) is True]:  # every hook is called
+            if hooks and any_rank([hook for hook in hooks if hook(at) is True], at.controls):  # every hook is called
                 status, message = Status.STOPPED, f"a hook stopped the solve at step {at.step}"
                 break
     except NonFiniteError as error:
@@ -271,14 +274,11 @@ def _check_arguments(source: Any, steps: int, tol: float | None, hooks: Sequence
     return as_population(source)
 
 
-def _record(at: Iterate, info: Info, seconds: float) -> dict[str, float]:
-    return {
-        "step": at.step - 1,
-        "value": float(info.value),
-        "residual": info.residual,
-        "seconds": seconds,
-        **info.extra,
-    }
+def _record(at: Iterate, seconds: float) -> dict[str, float]:
+    info = at.info
+    assert info is not None
+    record = {"step": at.step - 1, "value": float(info.value), "residual": info.residual, "seconds": seconds}
+    return {**record, **info.extra}
 
 
 def _finish(

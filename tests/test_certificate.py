@@ -43,7 +43,7 @@ def test_off_the_optimum_the_closed_form():
         assert stage.curvature_error < 1e-10
         for measure in (stage.residual, stage.gap, stage.curvature):
             assert measure.low <= measure.value <= measure.high
-    assert found.residual > 0 and found.gap > 0
+    assert min(found.residual, found.gap) > 0
     assert found.value == pytest.approx(mfoc.evaluate(problem, problem.controls, cloud).value.item())
 
 
@@ -158,3 +158,16 @@ def test_float32_and_one_particle():
     net = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
     found = mfoc.certify_module(net, F.cross_entropy, (torch.randn(1, 3), torch.tensor([1])))
     assert all(math.isfinite(stage.residual.value) for stage in found.stages)
+
+
+def test_a_saddle_of_the_hamiltonian_is_left():
+    """J has its minimum at u = 0, where H = -u^2/2: zero slope, negative curvature, no lower bound."""
+    problem = mfoc.Problem(
+        lambda t, x, u, z: torch.stack([u.expand(len(x)), -(u**2).expand(len(x)) / 2], 1),
+        lambda x, z: x[:, 0].square() + x[:, 1],
+        [torch.zeros((), dtype=D)],
+    )
+    found = mfoc.certify(problem, problem.controls, normal(5, 2)).stages[0]
+    assert found.residual.value == 0
+    assert found.curvature.value == pytest.approx(-1)
+    assert found.gap.value > 0

@@ -1,5 +1,6 @@
 """Hooks: checkpoints survive anything, records and progress report what happened."""
 
+import io
 import os
 import signal
 import subprocess
@@ -126,7 +127,7 @@ def test_progress_shows_the_objective():
     rich = pytest.importorskip("rich.console")
     problem, cloud = mlp()
     display = hooks.progress_display()
-    display.live.console = console = rich.Console(file=open(os.devnull, "w"), record=True, force_terminal=True)
+    display.live.console = console = rich.Console(file=io.StringIO(), record=True, force_terminal=True)
     with display:
         mfoc.solve(problem, ADAM, cloud, steps=4, hooks=[hooks.Progress("digits", display=display)])
     shown = console.export_text()

@@ -578,6 +578,7 @@ def test_dtype_is_kept_and_inputs_are_left_alone():
         assert value.dtype == torch.float32
         close(value.double(), exact.value(m0, cov, particles=5), 1e-4)
         assert all(x.dtype == torch.float32 for x in (*rough.riccati(), *rough.path(m0.float())))
+        close(rough.open_loop(m0.float()).double(), exact.open_loop(m0), 1e-4)
     assert all(torch.equal(before[k], spec[k]) for k in spec)
 
 

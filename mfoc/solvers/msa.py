@@ -29,6 +29,10 @@ from mfoc.solve import Info
 class MSA:
     """The basic method of successive approximations.
 
+    Where H is unbounded below in u (a linear layer without weight decay) there is no minimiser, and the step goes as
+    far as the inner solver does; ``info.extra["unbounded_stages"]`` counts such stages. Add a running cost, or use
+    ``EMSA``.
+
     Attributes:
         inner: minimiser of the Hamiltonian: ``mfoc.inner.LBFGS(...)`` or ``mfoc.inner.Descent(...)``.
     """
@@ -45,8 +49,8 @@ class MSA:
     def step(self, problem: Problem, controls: Tree, state: Tree, particles: Particles) -> tuple[Tree, Tree, Info]:
         """One forward sweep, one backward sweep, one minimisation; see ``mfoc.Solver``."""
         sweep = _sweep(problem, controls, particles)
-        moved, evaluations = _minimise(problem, controls, sweep, particles, self.inner, None)
-        return moved, {}, Info(sweep.value, sweep.gradient, {"inner_evaluations": evaluations})
+        moved, report = _minimise(problem, controls, sweep, particles, self.inner, None)
+        return moved, {}, Info(sweep.value, sweep.gradient, {**report})
 
 
 @dataclass(frozen=True)
@@ -98,15 +102,15 @@ class EMSA:
         sweep = _sweep(problem, controls, particles)
         scale, evaluations, moved = state["scale"], 0, controls
         for _ in range(self.tries):
-            moved, used = _minimise(problem, controls, sweep, particles, self.inner, self._penalty(scale))
-            evaluations += used
+            moved, report = _minimise(problem, controls, sweep, particles, self.inner, self._penalty(scale))
+            evaluations += report["inner_evaluations"]
             if not self.adaptive:
                 break
             if _objective(problem, moved, particles) <= sweep.value:
                 scale *= 0.9
                 break
             scale, moved = 2 * scale, controls
-        extra = {"inner_evaluations": evaluations, "rho": self.rho * scale}
+        extra = {**report, "inner_evaluations": evaluations, "rho": self.rho * scale}
         return moved, {"scale": scale}, Info(sweep.value, sweep.gradient, extra)
 
     def _penalty(self, scale: float) -> Penalty:
@@ -131,17 +135,30 @@ def _sweep(problem: Problem, controls: Tree, particles: Particles) -> _Sweep:
 
 def _minimise(
     problem: Problem, controls: Tree, sweep: _Sweep, particles: Particles, inner: Inner, penalty: Penalty | None
-) -> tuple[Tree, int]:
-    """New controls: the minimisers of the frozen Hamiltonian, and the evaluations they took."""
-    evaluations, new = 0, list(controls) if problem.schedule is per_stage else controls
-    for block in blocks(problem, controls, sweep.states, sweep.costates, particles.data, penalty=penalty):
-        found = inner.minimise(block.evaluate, block.start)
-        evaluations += found.evaluations
+) -> tuple[Tree, dict[str, int]]:
+    """New controls, the minimisers of the frozen Hamiltonian, and what the search reports."""
+    frozen = (problem, controls, sweep.states, sweep.costates, particles.data)
+    report = {"inner_evaluations": 0, "unbounded_stages": 0}
+    new = list(controls) if problem.schedule is per_stage else controls
+    todo = blocks(*frozen, penalty=penalty)
+    while todo:
+        block = todo.pop(0)
+        try:
+            found = inner.minimise(block.evaluate, block.start)
+        except RuntimeError:
+            if len(block.start) == 1:
+                raise
+            # Stages that cannot be evaluated in one batch (control flow that depends on values): one by one.
+            apart = blocks(*frozen, penalty=penalty, stacked=False)
+            todo = [one for one in apart if one.stages[0] in block.stages] + todo
+            continue
+        report["inner_evaluations"] += found.evaluations
+        report["unbounded_stages"] += int(found.unbounded.sum())
         if problem.schedule is not per_stage:
-            return block.restore(found.point[0]), evaluations
+            return block.restore(found.point[0]), report
         for stage, row in zip(block.stages, found.point, strict=True):
             new[stage] = block.restore(row)
-    return _tree.rebuild(controls, _tree.leaves(new)), evaluations
+    return _tree.rebuild(controls, _tree.leaves(new)), report
 
 
 def _objective(problem: Problem, controls: Tree, particles: Particles) -> Tensor:

@@ -73,7 +73,9 @@ def ratio(make_net, shape, factory, rounds):
 
 def main():
     torch.set_num_threads(1)
-    torch.empty(8_000_000).fill_(0.0)  # as loading a data set does: glibc then keeps freed pages instead of returning them
+    torch.empty(8_000_000).fill_(
+        0.0
+    )  # as loading a data set does: glibc then keeps freed pages instead of returning them
     print(f"{platform.processor() or platform.machine()}, 1 thread, torch {torch.__version__}")
     for name, make, shape, rounds in (("mlp", mlp, (128, 784), 400), ("conv", convnet, (128, 1, 28, 28), 60)):
         for label, factory in (

@@ -35,9 +35,9 @@ def toy(seed=0):
         lambda t, x, u, z: torch.tanh(x @ u["W"].mT + u["b"]),
         lambda x, z: (x.sum(1) - z).square(),
         controls,
-        running_cost=lambda t, x, u, z: (
-            (5e-4 / STEP) * (u["W"].square().sum() + u["b"].square().sum())
-        ).expand(len(x)),
+        running_cost=lambda t, x, u, z: ((5e-4 / STEP) * (u["W"].square().sum() + u["b"].square().sum())).expand(
+            len(x)
+        ),
         T=STAGES * STEP,
         autonomous=True,
     )
@@ -59,9 +59,7 @@ def by_scipy(layers):
             (slope,) = torch.autograd.grad(value, row)
             return value.item(), slope[0].numpy()
 
-        found = minimize(
-            value_and_slope, block.start[0].numpy(), jac=True, method="L-BFGS-B", options={"maxiter": 10}
-        )
+        found = minimize(value_and_slope, block.start[0].numpy(), jac=True, method="L-BFGS-B", options={"maxiter": 10})
         values.append(found.fun)
     return np.array(values)
 
