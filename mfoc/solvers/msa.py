@@ -62,7 +62,7 @@ class EMSA:
     With a fixed rho the objective may rise; Li et al. (2018), theorem 2, bounds the rise by the infeasibility that rho
     penalises. With ``adaptive=True`` a step is accepted only if J on its batch does not rise: else rho is doubled and
     the minimisation repeated; if ``tries`` of them fail the controls are left as they are (J unchanged, rho kept
-    large). On a fixed population J then never increases. After an accepted step rho shrinks by a tenth.
+    large). On a fixed population J then never increases (to rounding). After an accepted step rho shrinks by a tenth.
 
     Attributes:
         rho: weight of the state's infeasibility.
@@ -101,12 +101,13 @@ class EMSA:
         """One forward sweep, one backward sweep, one (or, adaptive, several) minimisations; see ``mfoc.Solver``."""
         sweep = _sweep(problem, controls, particles)
         scale, evaluations, moved = state["scale"], 0, controls
+        slack = 4 * torch.finfo(sweep.value.dtype).eps * sweep.value.abs()  # at a minimum J is constant to rounding
         for _ in range(self.tries):
             moved, report = _minimise(problem, controls, sweep, particles, self.inner, self._penalty(scale))
             evaluations += report["inner_evaluations"]
             if not self.adaptive:
                 break
-            if _objective(problem, moved, particles) <= sweep.value:
+            if _objective(problem, moved, particles) <= sweep.value + slack:
                 scale *= 0.9
                 break
             scale, moved = 2 * scale, controls
