@@ -49,6 +49,7 @@ def test_dependence_on_the_order_fails():
         check_problem(problem, cloud)
 
 
+@pytest.mark.filterwarnings("ignore:var")
 def test_hidden_interaction_fails():
     with pytest.raises(AssertionError, match="depends on the others"):
         check_problem(*interacting(), interacting=False)
