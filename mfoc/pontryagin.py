@@ -10,6 +10,7 @@ For interacting problems p_t(i) = N dJ/dx_t(i), where J is the cloud's mean cost
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -115,18 +116,25 @@ def adjoint(problem: Problem, controls: Tree, trajectory: Trajectory, particles:
     Returns:
         The T+1 costates, and dJ/du shaped as the controls (this rank's particles only).
     """
+    found = list(_sweep_back(problem, controls, list(trajectory.states), particles))
+    return [p for p, _ in found][::-1], pull_back(problem, controls, [slope for _, slope in found[1:]][::-1])
+
+
+def _sweep_back(
+    problem: Problem, controls: Tree, states: list[Tree], particles: Particles
+) -> Iterator[tuple[Tree, Tree]]:
+    """p_t and E dH_t/du for t = T-1..0, after p_T and None; takes each state off the list once it is done with it."""
     z, n = particles.data, len(particles)
     with torch.enable_grad():
-        x = _tree.detached(trajectory.states[-1], requires_grad=True)
+        x = _tree.detached(states.pop(), requires_grad=True)
         p = _tree.gradients(problem.terminal_cost(x, z), [x])[0]
-        costates, by_stage = [p], []
-        for t in reversed(range(problem.stages)):
-            x = _tree.detached(trajectory.states[t], requires_grad=True)
+    yield p, None
+    for t in reversed(range(problem.stages)):
+        with torch.enable_grad():
+            x = _tree.detached(states.pop(), requires_grad=True)
             u = _tree.detached(problem.schedule(controls, t), requires_grad=True)
             p, slope = _tree.gradients(hamiltonian(problem, t, x, p, u, z), [x, u])
-            costates.append(p)
-            by_stage.append(_tree.map(lambda g: g / n, slope))
-        return costates[::-1], pull_back(problem, controls, by_stage[::-1])
+        yield p, _tree.map(lambda g: g / n, slope)
 
 
 def pull_back(problem: Problem, controls: Tree, by_stage: list[Tree]) -> Tree:
@@ -204,7 +212,9 @@ def value_and_slopes(
         with torch.no_grad():
             trajectory = rollout(problem, controls, particles)
         value = trajectory.cost.mean()
-        slopes = _tree.leaves(adjoint(problem, controls, trajectory, particles)[1])
+        # No costate is kept, and each state is let go as soon as its stage is done.
+        by_stage = [slope for _, slope in _sweep_back(problem, controls, trajectory.states, particles)][:0:-1]
+        slopes = _tree.leaves(pull_back(problem, controls, by_stage))
     else:
         with torch.enable_grad():
             value = rollout(problem, controls, particles).cost.mean()
