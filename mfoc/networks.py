@@ -49,6 +49,8 @@ class Residual(nn.Module):
 class MaskedDropout(nn.Module):
     """Dropout whose mask comes from the data, so that the dynamics stay pure: x * z[key] / (1 - p).
 
+    It must be a stage of its own: a layer inside another module is not handed the data.
+
     Args:
         p: probability that the mask was drawn with (a mask entry is 0 with probability p).
         key: where the mask lies in the data, a dict; the mask has the state's shape ``[N, ...]``.

@@ -85,11 +85,15 @@ class _Stored(Population):
             raise InvalidValue("source is empty; a population needs at least one particle")
         self.size, self.batch_size = size, size if batch_size is None else min(batch_size, size)
         self.batches_per_epoch = size // self.batch_size if drop_last else -(-size // self.batch_size)
+        if not drop_last:
+            share(torch.arange(size % self.batch_size or self.batch_size))  # refuses a last batch too short to split
         self._fetch, self._seed = fetch, seed
         self._shuffle = shuffle and self.batch_size < size
         self._order: tuple[int, Tensor] = (-1, torch.arange(size))  # the permutation last made, a memo
 
     def __call__(self, step: int) -> Particles:
+        if step < 0:
+            raise InvalidValue(f"step is {step}; expected a step from 0 on")
         epoch, batch = divmod(step, self.batches_per_epoch)
         if self._shuffle and self._order[0] != epoch:
             generator = torch.Generator().manual_seed(mixed_seed(self._seed, epoch))

@@ -108,7 +108,7 @@ def main():
         for mode in ("store", "recompute")
     )
     print(
-        f"peak memory of a step, 24 residual blocks, batch 8192: stored {stored:.0f} MiB, recomputed {recomputed:.0f} MiB"
+        f"peak memory of a step (24 blocks, batch 8192): stored {stored:.0f} MiB, recompute=True {recomputed:.0f} MiB"
     )
 
 
