@@ -6,8 +6,10 @@ of equal kind and shape are stacked and evaluated in one batch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+import logging
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -17,6 +19,10 @@ from mfoc._distributed import expectation
 from mfoc._tree import Tree
 from mfoc.pontryagin import hamiltonian
 from mfoc.problem import Problem, per_stage
+
+logger = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -107,6 +113,33 @@ def blocks(
             key = _signature(problem, t, controls[t], frozen[t]) if stacked else t
             groups.setdefault(key, []).append(t)
     return [_stage_block(problem, controls, frozen, data, penalty, tuple(stages)) for stages in groups.values()]
+
+
+def each_block(
+    work: Callable[[Block], Result],
+    problem: Problem,
+    controls: Tree,
+    states: list[Tree],
+    costates: list[Tree],
+    data: Tree,
+    *,
+    penalty: Penalty | None = None,
+) -> Iterator[tuple[Block, Result]]:
+    """Applies ``work`` to each of ``blocks(...)``; a stack that cannot be batched is taken apart first.
+
+    Control flow that depends on values, for one, runs on a single stage and not under ``torch.func.vmap``.
+    """
+    frozen = (problem, controls, states, costates, data)
+    for block in blocks(*frozen, penalty=penalty):
+        try:
+            yield block, work(block)
+        except RuntimeError as error:
+            if len(block.stages) == 1 or "vmap" not in str(error):
+                raise
+            logger.info("stages %s cannot be evaluated in one batch; taking them one by one", block.stages)
+            for single in blocks(*frozen, penalty=penalty, stacked=False):
+                if single.stages[0] in block.stages:
+                    yield single, work(single)
 
 
 def _signature(problem: Problem, t: int, u: Tree, frozen: _Frozen) -> Hashable:

@@ -38,11 +38,12 @@ def lowest_eigenpair(
     """
     rows, size = like.shape
     steps = min(iterations, size)
-    vector = torch.randn(rows, size, generator=generator, dtype=torch.float64).to(like)
+    narrow, like = like, like.to(torch.promote_types(like.dtype, torch.float32))  # half precision has no eigh
+    vector = torch.randn(rows, size, generator=generator, dtype=torch.float64, device="cpu").to(like)
     vector = vector / vector.norm(dim=1, keepdim=True)
     basis, diagonal, off = [vector], [], []
     for step in range(steps):
-        image = product(vector)
+        image = product(vector.to(narrow)).to(like)
         diagonal.append((image * vector).sum(1))
         frame = torch.stack(basis, 1)  # [G, k, n]
         for _ in range(2):  # once is not enough in finite precision
@@ -59,7 +60,8 @@ def lowest_eigenpair(
     values, vectors = torch.linalg.eigh(_tridiagonal(diagonal, off, frame))
     weights = vectors[:, :, 0]
     error = off[-1] * weights[:, -1].abs()
-    return Lowest(values[:, 0], torch.einsum("gk,gkn->gn", weights, frame), error, steps)
+    vector = torch.einsum("gk,gkn->gn", weights, frame).to(narrow)
+    return Lowest(values[:, 0].to(narrow), vector, error.to(narrow), steps)
 
 
 def _tridiagonal(diagonal: list[Tensor], off: list[Tensor], frame: Tensor) -> Tensor:

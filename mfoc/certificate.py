@@ -13,6 +13,7 @@ the control. (Take f(u) = (u, -u^2/2) and Phi(a, b) = a^2 + b: J = u^2/2 has its
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -22,16 +23,18 @@ import torch
 from torch import Tensor, nn
 
 from mfoc import _tree
-from mfoc._blocks import Block, blocks
+from mfoc._blocks import Block, each_block
 from mfoc._errors import InvalidType, InvalidValue
 from mfoc._lanczos import Lowest, lowest_eigenpair
 from mfoc._staging import named_stages
 from mfoc._tree import Tree
-from mfoc.inner import LBFGS, Inner
+from mfoc.inner import LBFGS, Inner, check_inner
 from mfoc.networks import Loss, from_module
 from mfoc.pontryagin import adjoint, rollout
 from mfoc.population import population as as_population
 from mfoc.problem import Particles, Problem, RunningCost, per_stage
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -40,8 +43,10 @@ class Measure:
 
     Attributes:
         value: its value on the particles given.
-        low, high: bootstrap interval: values it would take on other samples of as many particles. It always holds
-            ``value``; at a minimiser of the sample the residual is 0 and ``high`` is its sampling noise.
+        low, high: bootstrap interval over groups of particles, stretched to hold ``value``. For the residual: what it
+            would be on other samples of as many particles, so that at a minimiser of this sample ``high`` is its
+            sampling noise. For gap and curvature: of E [H(u) - H(v)] and of w' E d2H/du2 w, at the minimiser v and
+            the eigenvector w of this sample, which understates the spread where they depend much on the sample.
     """
 
     value: float
@@ -60,10 +65,10 @@ class StageCertificate:
         name: the stage.
         parameters: how many numbers its control holds.
         residual: ||E dH/du||.
-        gap: E H(u) - min_u E H(u), by the inner minimiser from u: a lower bound where H is not convex; infinite where
-            H is unbounded below (a linear layer without weight decay).
-        curvature: smallest eigenvalue of E d2H/du2, by Lanczos: an upper bound, off by at most ``curvature_error``
-            from some eigenvalue.
+        gap: E H(u) - min_u E H(u), by the inner minimiser from u, so a lower bound; infinite where H appears to be
+            unbounded below (a linear layer without weight decay); NaN where the inner minimiser failed.
+        curvature: smallest eigenvalue of E d2H/du2, by Lanczos: an upper bound, within ``curvature_error`` of some
+            eigenvalue (more ``lanczos`` products make it smaller).
         curvature_error: the residual norm of the eigenpair.
     """
 
@@ -104,7 +109,7 @@ class Certificate:
         return math.fsum(stage.gap.value for stage in self.stages)
 
     def __str__(self) -> str:
-        width = max(5, *(len(stage.name) for stage in self.stages))
+        width = max([5, *(len(stage.name) for stage in self.stages)])
         level = f"{100 * self.confidence:.0f}%"
         lines = [
             f"Pontryagin certificate on {self.particles} particles, J = {self.value:.6g} "
@@ -114,6 +119,7 @@ class Certificate:
         ]
         lines += [
             f"{s.name:{width}s}  {s.parameters:8d}  {s.residual!s:32s}  {s.gap!s:32s}  {s.curvature!s:32s}"
+            + (f"  (± {s.curvature_error:.0e})" if s.curvature_error > 0.05 * abs(s.curvature.value) else "")
             for s in self.stages
         ]
         return "\n".join([*lines, f"total residual {self.residual:.3g}, total gap {self.gap:.3g}"])
@@ -155,12 +161,21 @@ def certify(
         InvalidType, InvalidValue: arguments out of range, or particles that do not fit the problem.
     """
     _check_settings(problem, lanczos, groups, replicates, confidence, names)
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
+        raise InvalidValue(f"seed is {seed!r}; expected a non-negative integer")
+    if inner is not None:
+        check_inner(inner)
+    if torch.is_inference_mode_enabled():
+        raise InvalidValue("torch.inference_mode() is on and a certificate needs derivatives; leave it")
     cloud = _whole(as_population(population).epoch())
     problem.validate(cloud, controls)
     controls = _tree.detached(controls)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         trajectory = rollout(problem, controls, cloud)
+    value = float(trajectory.cost.mean())
+    if not math.isfinite(value):
+        raise InvalidValue(f"controls: J is {value} at them, so there is nothing to certify")
     costates = adjoint(problem, controls, trajectory, cloud)[0]
     study = _Study(
         _memberships(len(cloud), min(groups, len(cloud)), generator, trajectory.cost),
@@ -171,13 +186,11 @@ def certify(
     )
     found: dict[int, StageCertificate] = {}
     passes = 1.0
-    for block in blocks(problem, controls, trajectory.states, costates, cloud.data):
-        rows, used = study.block(block)
+    for block, (rows, used) in each_block(study.block, problem, controls, trajectory.states, costates, cloud.data):
         passes += used * len(block.stages) / problem.stages
         for stage, row in zip(block.stages, rows, strict=False):  # a shared control has one row for all stages
             label = "shared" if problem.schedule is not per_stage else str(stage) if names is None else names[stage]
             found[stage] = StageCertificate(label, block.start.shape[1], *row)
-    value = float(trajectory.cost.mean())
     return Certificate([found[t] for t in sorted(found)], value, len(cloud), confidence, passes)
 
 
@@ -191,6 +204,9 @@ def certify_module(
     **settings: Any,
 ) -> Certificate:
     """The certificate of a trained network, however it was trained.
+
+    Choose ``stages`` so that a layer and its activation are one: the Hamiltonian of a linear layer alone is affine in
+    the weights, so that its gap and curvature say no more than its residual and the weight decay.
 
     Args:
         net: see ``mfoc.from_module``.
@@ -218,8 +234,10 @@ class _Bootstrap:
 
     def weights(self, groups: int, like: Tensor) -> Tensor:
         """How often each group is drawn in each replicate, over ``groups``: ``[replicates, groups]``."""
-        drawn = torch.randint(groups, (self.replicates, groups), generator=self.generator)
-        return torch.nn.functional.one_hot(drawn, groups).sum(1).to(like) / groups
+        shape = (self.replicates, groups)
+        drawn = torch.randint(groups, shape, generator=self.generator, device="cpu")
+        ones = torch.ones(shape, device="cpu")
+        return torch.zeros(shape, device="cpu").scatter_add_(1, drawn, ones).to(like) / groups
 
     def measure(self, value: Tensor, replicates: Tensor) -> Measure:
         tail = (1 - self.confidence) / 2
@@ -242,6 +260,7 @@ class _Study:
     lanczos: int
     generator: torch.Generator
 
+    @torch.enable_grad()
     def block(self, block: Block) -> tuple[list[Row], float]:
         """The measures of each row of a block, and the backward passes they took."""
         weights = self.bootstrap.weights(len(self.members), block.start)
@@ -272,14 +291,21 @@ class _Study:
         length = 1e-3 * (1 + start.norm(dim=1, keepdim=True)) * (lowest.value < -lowest.error)[:, None]
         uphill = (block.evaluate(start)[1] * lowest.vector).sum(1, keepdim=True) > 0
         found = self.inner.minimise(block.evaluate, start + torch.where(uphill, -length, length) * lowest.vector)
-        with torch.no_grad():
-            fall = (block.per_particle(block.start) - block.per_particle(found.point)) @ self.members.mT  # [G, K]
         sizes = self._sizes()
+        with torch.no_grad():
+            before = block.per_particle(start) @ self.members.mT  # [G, K]
+            fall = before - block.per_particle(found.point) @ self.members.mT
         gaps = []
-        for row, endless in zip(fall, found.unbounded.tolist(), strict=True):
+        for row, level, endless in zip(fall, (before * sizes).sum(1), found.unbounded.tolist(), strict=True):
             value = (row * sizes).sum()
-            bounded = self.bootstrap.measure(value.clamp_min(0), (_resampled(weights, sizes) @ row).clamp_min(0))
-            gaps.append(Measure(math.inf, math.inf, math.inf) if endless else bounded)
+            rounding = math.sqrt(torch.finfo(value.dtype).eps) * (1 + level.abs())
+            if endless:
+                gaps.append(Measure(math.inf, math.inf, math.inf))
+            elif not value.isfinite() or value < -rounding:
+                logger.warning("the inner minimiser ended above its start, or not at a number: the gap is not known")
+                gaps.append(Measure(math.nan, math.nan, math.nan))
+            else:
+                gaps.append(self.bootstrap.measure(value.clamp_min(0), _resampled(weights, sizes) @ row))
         return gaps, found.evaluations
 
     def _lowest(self, block: Block) -> Lowest:
@@ -340,8 +366,9 @@ def _length(gram: Tensor, weights: Tensor) -> Tensor:
 
 def _memberships(particles: int, groups: int, generator: torch.Generator, like: Tensor) -> Tensor:
     """A random partition of the particles as averaging rows ``[K, N]``."""
-    group = torch.arange(particles) % groups
-    member = torch.nn.functional.one_hot(group[torch.randperm(particles, generator=generator)], groups).to(like).mT
+    group = torch.arange(particles, device="cpu") % groups
+    order = torch.randperm(particles, generator=generator, device="cpu")
+    member = torch.nn.functional.one_hot(group[order], groups).to(like).mT
     return member / member.sum(1, keepdim=True)
 
 
@@ -365,7 +392,11 @@ def _check_settings(
     for name, count in (("lanczos", lanczos), ("groups", groups), ("replicates", replicates)):
         if isinstance(count, bool) or not isinstance(count, int) or count < 1:
             raise InvalidValue(f"{name} is {count!r}; expected a positive integer")
-    if not 0 < confidence < 1:
+    if not isinstance(confidence, float) or not 0 < confidence < 1:
         raise InvalidValue(f"confidence is {confidence!r}; expected a level between 0 and 1")
-    if names is not None and len(names) != problem.stages:
+    if names is None:
+        return
+    if isinstance(names, str) or not isinstance(names, Sequence) or not all(isinstance(name, str) for name in names):
+        raise InvalidType(f"names is {names!r}; expected a list of strings, one for each stage")
+    if len(names) != problem.stages:
         raise InvalidValue(f"names has {len(names)} entries; the problem has {problem.stages} stages")

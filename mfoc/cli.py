@@ -25,13 +25,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if not 0 < options.scale <= 1:
         parser.error(f"--scale is {options.scale}; expected a number in (0, 1]")
-    if options.seed < 0:
-        parser.error(f"--seed is {options.seed}; expected a non-negative integer")
+    if not 0 <= options.seed < 2**32:
+        parser.error(f"--seed is {options.seed}; expected an integer from 0 to 2**32 - 1")
     try:
         from mfoc._demo import run  # here, so that `mfoc --help` needs no extra
 
         run(options.out, seed=options.seed, scale=options.scale)
-    except MfocError as error:
+    except (MfocError, OSError) as error:
         sys.stderr.write(f"mfoc: {error}\n")
         return 1
     return 0

@@ -1,6 +1,7 @@
 """Hooks for ``solve``: functions of the iterate, called after each step.
 
-A hook may also have ``start(steps)`` and ``finish(solution)``; one that returns True stops the solve.
+A hook may also have ``start(steps)``, ``finish(solution)`` and ``close()``, which is called however the solve ends; a
+hook that returns True stops the solve.
 """
 
 from __future__ import annotations
@@ -64,8 +65,11 @@ class Progress:
         if self._task is not None:
             figures = f"J {solution.value:.4g}  {solution.status.value}"
             self._display.update(self._task, completed=solution.last.step, figures=figures)
-            if self._own:
-                self._display.stop()
+
+    def close(self) -> None:
+        """Gives the terminal back."""
+        if self._own and self._display is not None:
+            self._display.stop()
 
 
 def progress_display() -> Any:
@@ -98,7 +102,8 @@ class Record:
         self._began = time.perf_counter()
 
     def start(self, steps: int) -> None:
-        """Starts the clock."""
+        """Starts the clock, and the record anew."""
+        self.steps, self.seconds, self.values = [], [], []
         self._began = time.perf_counter()
 
     def __call__(self, iterate: Iterate) -> None:
@@ -124,9 +129,13 @@ class Checkpoint:
     """
 
     def __init__(self, path: str | os.PathLike[str], *, every: int = 100) -> None:
+        if not isinstance(path, str | os.PathLike):
+            raise InvalidType(f"path is a {type(path).__name__}; expected a file name")
         self._path, self._every = Path(path), _check_every(every)
         if not self._path.parent.is_dir():
             raise InvalidValue(f"path is {self._path}; its folder does not exist")
+        if self._path.is_dir():
+            raise InvalidValue(f"path is {self._path}; it is a folder, expected a file")
 
     def __call__(self, iterate: Iterate) -> None:
         """Saves, when it is time."""
@@ -183,4 +192,6 @@ def load(path: str | os.PathLike[str], *, map_location: Any = None) -> Iterate:
         raise InvalidValue(f"path is {path}; it is not a checkpoint: {error}") from error
     if not isinstance(record, dict) or record.get("format") != _FORMAT:
         raise InvalidValue(f"path is {path}; it holds something else than an mfoc checkpoint")
+    if record.keys() != {"format", "step", "controls", "state"} or not isinstance(record["step"], int):
+        raise InvalidValue(f"path is {path}; it is a damaged mfoc checkpoint")
     return Iterate(record["step"], record["controls"], record["state"])

@@ -6,6 +6,7 @@ curvature, so the result for a row does not depend on which others it is stacked
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
@@ -13,7 +14,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from mfoc._errors import InvalidValue
+from mfoc._errors import InvalidType, InvalidValue
 
 Evaluate = Callable[[Tensor], tuple[Tensor, Tensor]]
 
@@ -23,8 +24,9 @@ class Minimum(NamedTuple):
 
     Attributes:
         point: ``[G, n]``.
-        value: ``[G]``.
-        unbounded: rows along which the function fell without end ``[G]``.
+        value: the value last seen: at the point for ``LBFGS``, one step before it for ``Descent`` ``[G]``.
+        unbounded: rows along which the function still fell after all doublings of a line search, or reached minus
+            infinity: it appears unbounded below ``[G]``.
         evaluations: values and gradients asked for.
     """
 
@@ -54,7 +56,7 @@ class Descent:
     steps: int = 1
 
     def __post_init__(self) -> None:
-        if not isinstance(self.lr, int | float) or not self.lr > 0:
+        if isinstance(self.lr, bool) or not isinstance(self.lr, int | float) or not 0 < self.lr < math.inf:
             raise InvalidValue(f"lr is {self.lr!r}; expected a positive step length")
         _positive(steps=self.steps)
 
@@ -90,7 +92,7 @@ class LBFGS:
 
     def __post_init__(self) -> None:
         _positive(steps=self.steps, history=self.history, trials=self.trials)
-        if not isinstance(self.tol, int | float) or not self.tol >= 0:
+        if isinstance(self.tol, bool) or not isinstance(self.tol, int | float) or not 0 <= self.tol < math.inf:
             raise InvalidValue(f"tol is {self.tol!r}; expected a non-negative number")
 
     def minimise(self, evaluate: Evaluate, start: Tensor) -> Minimum:
@@ -106,8 +108,12 @@ class LBFGS:
             there = here.point + search.length[:, None] * search.direction
             search = search.advance(here, _Point(there, *evaluate(there)))
             evaluations += 1
-            ended = active & (search.satisfied | (search.trials >= self.trials))
-            unbounded = unbounded | (ended & ~search.satisfied & search.high.isinf())
+            # A search that has found nothing and can gain far less than rounding is over.
+            gain = search.length * search.descent.abs()
+            futile = ~search.moved & (gain <= 1e-2 * torch.finfo(gain.dtype).eps * here.value.abs())
+            endless = search.best.value == -torch.inf
+            ended = active & (search.satisfied | futile | endless | (search.trials >= self.trials))
+            unbounded = unbounded | (ended & (endless | (~search.satisfied & search.high.isinf())))
             accepted = ended & search.moved
             if not bool(ended.any()):
                 continue
@@ -175,7 +181,7 @@ class _Search(NamedTuple):
     def advance(self, here: _Point, there: _Point, *, armijo: float = 1e-4, wolfe: float = 0.9) -> _Search:
         """Narrows (or doubles) the bracket by what was found at the length tried."""
         enough = here.value + armijo * self.length * self.descent
-        falls = (there.value <= enough) & there.value.isfinite()
+        falls = there.value <= enough  # a NaN or +inf does not; -inf is the end of it
         low = torch.where(falls, self.length, self.low)
         high = torch.where(falls, self.high, self.length)
         return self._replace(
@@ -222,3 +228,13 @@ class _Memory:
         v = torch.linalg.solve_triangular(triangle.mT, right, upper=False)
         product: Tensor = (scale[:, :, None] * (g - change) + s.mT @ v)[:, :, 0]
         return product.to(slope.dtype)
+
+
+def check_inner(inner: Any) -> None:
+    """Refuses what is not an inner minimiser.
+
+    Raises:
+        InvalidType: it is a class, or has no ``minimise``.
+    """
+    if isinstance(inner, type) or not callable(getattr(inner, "minimise", None)):
+        raise InvalidType(f"inner is {inner!r}; expected mfoc.inner.LBFGS(...) or mfoc.inner.Descent(lr=...)")

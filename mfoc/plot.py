@@ -47,8 +47,18 @@ def curves(
         x_label: with its unit.
         y_label: with its unit.
         title: title of the figure.
-        log: logarithmic y axis.
+        log: logarithmic y axis, where all values are positive.
+
+    Raises:
+        InvalidType: no curves.
+        InvalidValue: x and y of different lengths.
     """
+    if not isinstance(series, Mapping) or not series:
+        raise InvalidType("series: expected a dict, name -> (x, y), with at least one curve")
+    for name, (x, y) in series.items():
+        if len(x) != len(y):
+            raise InvalidValue(f"series[{name!r}] has {len(x)} x and {len(y)} y values; they must agree")
+    log = log and all(min(y, default=1) > 0 for _, y in series.values())  # a logarithm shows no negative J
     figure = _figure(7, 4.2)
     axis = figure.subplots()
     for (name, (x, y)), color in zip(series.items(), _colors(len(series)), strict=True):
@@ -77,6 +87,8 @@ def certificate(*certificates: Certificate, names: Sequence[str] = ()) -> Any:
     if names and len(names) != len(certificates):
         raise InvalidValue(f"names has {len(names)} entries for {len(certificates)} certificates")
     labels = [stage.name for stage in certificates[0].stages]
+    if any([stage.name for stage in other.stages] != labels for other in certificates):
+        raise InvalidValue("certificates have different stages; expected certificates of one problem")
     figure = _figure(min(14.0, max(9.0, 3 + 1.05 * len(labels))), 3.6)
     panels = figure.subplots(1, 3)
     for panel, (field, title) in zip(
@@ -134,6 +146,8 @@ def cloud(trajectory: Trajectory, labels: Tensor | None = None, *, stages: Seque
     Raises:
         InvalidType: states that are not single tensors.
     """
+    if not isinstance(trajectory, Trajectory):
+        raise InvalidType(f"trajectory is a {type(trajectory).__name__}; expected what mfoc.rollout returns")
     states = trajectory.states
     if not all(isinstance(state, Tensor) for state in states):
         raise InvalidType(f"trajectory: cloud draws states that are single tensors; got {_tree.describe(states[0])}")
@@ -143,6 +157,10 @@ def cloud(trajectory: Trajectory, labels: Tensor | None = None, *, stages: Seque
         if stages is not None
         else sorted({round(k * last / min(5, last)) for k in range(min(5, last) + 1)})
     )
+    if not shown or not all(isinstance(t, int) and 0 <= t <= last for t in shown):
+        raise InvalidValue(f"stages is {stages}; expected stages from 0 to {last}")
+    if labels is not None and (not isinstance(labels, Tensor) or labels.shape != (len(states[0]),)):
+        raise InvalidValue(f"labels: expected a tensor of {len(states[0])} classes, one for each particle")
     figure = _figure(2.5 * len(shown), 2.9)
     axes = figure.subplots(1, len(shown), squeeze=False)[0]
     previous: Tensor | None = None

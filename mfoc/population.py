@@ -57,12 +57,19 @@ class _Drawn(Population):
         self._draw = draw
 
     def __call__(self, step: int) -> Particles:
+        cloud = self._all(step)
+        everyone = torch.arange(len(cloud), device="cpu")
+        mine = share(everyone)
+        return cloud if len(mine) == len(everyone) else cloud[mine]
+
+    def epoch(self) -> Iterator[Particles]:
+        yield self._all(0)
+
+    def _all(self, step: int) -> Particles:
         cloud = self._draw(step)
         if not isinstance(cloud, Particles):
             raise InvalidType(f"the population's function returned a {type(cloud).__name__}; expected mfoc.Particles")
-        everyone = torch.arange(len(cloud))
-        mine = share(everyone)
-        return cloud if len(mine) == len(everyone) else cloud[mine]
+        return cloud
 
 
 class _Stored(Population):
@@ -86,10 +93,12 @@ class _Stored(Population):
         self.size, self.batch_size = size, size if batch_size is None else min(batch_size, size)
         self.batches_per_epoch = size // self.batch_size if drop_last else -(-size // self.batch_size)
         if not drop_last:
-            share(torch.arange(size % self.batch_size or self.batch_size))  # refuses a last batch too short to split
+            share(
+                torch.arange(size % self.batch_size or self.batch_size, device="cpu")
+            )  # refuses a last batch too short to split
         self._fetch, self._seed = fetch, seed
         self._shuffle = shuffle and self.batch_size < size
-        self._order: tuple[int, Tensor] = (-1, torch.arange(size))  # the permutation last made, a memo
+        self._order: tuple[int, Tensor] = (-1, torch.arange(size, device="cpu"))  # the permutation last made, a memo
 
     def __call__(self, step: int) -> Particles:
         if step < 0:
@@ -97,12 +106,14 @@ class _Stored(Population):
         epoch, batch = divmod(step, self.batches_per_epoch)
         if self._shuffle and self._order[0] != epoch:
             generator = torch.Generator().manual_seed(mixed_seed(self._seed, epoch))
-            self._order = (epoch, torch.randperm(self.size, generator=generator))
+            self._order = (epoch, torch.randperm(self.size, generator=generator, device="cpu"))
         return self._fetch(share(self._indices(self._order[1], batch)), mixed_seed(self._seed, step, 1))
 
     def epoch(self) -> Iterator[Particles]:
         for batch in range(-(-self.size // self.batch_size)):
-            yield self._fetch(self._indices(torch.arange(self.size), batch), mixed_seed(self._seed, batch, 2))
+            yield self._fetch(
+                self._indices(torch.arange(self.size, device="cpu"), batch), mixed_seed(self._seed, batch, 2)
+            )
 
     def _indices(self, order: Tensor, batch: int) -> Tensor:
         return order[batch * self.batch_size : (batch + 1) * self.batch_size]

@@ -219,7 +219,7 @@ def solve(
         tol: stop as soon as the stationarity residual ||E dH/du|| on the batch is at most this; the controls returned
             are those it was measured at.
         hooks: functions of the ``Iterate``, called after each step; one that returns True stops the solve. A hook's
-            ``start(steps)`` and ``finish(solution)`` are called too, if it has them.
+            ``start(steps)``, ``finish(solution)`` and (whatever happens) ``close()`` are called too, if it has them.
         start: an iterate to resume from.
 
     Returns:
@@ -233,8 +233,7 @@ def solve(
     began, history = time.perf_counter(), []
     at = _begin(problem, solver, source, start)
     status, message = Status.MAX_STEPS, f"did {steps} steps"
-    for hook in hooks:
-        getattr(hook, "start", lambda steps: None)(steps)
+    _each(hooks, "start", steps)
     try:
         stream = _advance(problem, solver, source, at)
         while at.step < steps:
@@ -257,11 +256,23 @@ def solve(
     except Exception as error:
         error.last_iterate = at  # type: ignore[attr-defined]
         error.add_note(f"mfoc.solve: raised after step {at.step}; that iterate is kept as error.last_iterate")
+        _each(hooks, "close")
         raise
     solution = _finish(problem, source, at, status, message, history)
-    for hook in hooks:
-        getattr(hook, "finish", lambda solution: None)(solution)
+    try:
+        _each(hooks, "finish", solution)
+    except Exception as error:
+        error.last_iterate = at  # type: ignore[attr-defined]
+        error.add_note("mfoc.solve: a hook failed after the solve; its last iterate is kept as error.last_iterate")
+        raise
+    finally:
+        _each(hooks, "close")
     return solution
+
+
+def _each(hooks: Sequence[Hook], method: str, *args: Any) -> None:
+    for hook in hooks:
+        getattr(hook, method, lambda *args: None)(*args)
 
 
 def _check_arguments(source: Any, steps: int, tol: float | None, hooks: Sequence[Hook]) -> Population:
@@ -269,8 +280,8 @@ def _check_arguments(source: Any, steps: int, tol: float | None, hooks: Sequence
         raise InvalidValue(f"steps is {steps!r}; expected a non-negative integer")
     if tol is not None and (isinstance(tol, bool) or not isinstance(tol, int | float) or not tol >= 0):
         raise InvalidValue(f"tol is {tol!r}; expected a non-negative number or None")
-    if not isinstance(hooks, Sequence) or not all(callable(hook) for hook in hooks):
-        raise InvalidType("hooks must be a list of functions of the iterate")
+    if not isinstance(hooks, Sequence) or not all(callable(hook) and not isinstance(hook, type) for hook in hooks):
+        raise InvalidType("hooks must be a list of functions of the iterate (instances, not classes)")
     return as_population(source)
 
 

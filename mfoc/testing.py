@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mfoc import _tree
+from mfoc._errors import InvalidType
 from mfoc._tree import Tree
 from mfoc.pontryagin import adjoint, evaluate, rollout
 from mfoc.problem import Particles, Problem
@@ -33,6 +34,8 @@ def check_problem(problem: Problem, particles: Particles, *, interacting: bool |
         InvalidType, InvalidValue: the problem does not fit the particles.
         AssertionError: a law is broken; the message says which and by how much.
     """
+    if not isinstance(problem, Problem):
+        raise InvalidType(f"problem is a {type(problem).__name__}; expected mfoc.Problem")
     problem.validate(particles)
     _check_purity(problem, particles)
     with torch.no_grad():
@@ -57,23 +60,31 @@ def check_solver(solver: Solver, problem: Problem, particles: Particles) -> None
     Raises:
         AssertionError: a law is broken; the message says which.
     """
+    if isinstance(solver, type) or not isinstance(solver, Solver):
+        raise InvalidType(f"solver is {solver!r}; expected an object with init() and step()")
     controls = _tree.copy(problem.controls)
     state = solver.init(problem, controls)
-    before = _tree.copy([controls, state, particles.state])
+    before = _tree.copy([controls, state, particles.state, particles.data])
     first, next_state, info = solver.step(problem, controls, state, particles)
     second, _, _ = solver.step(problem, controls, state, particles)
-    _same_bits(before, [controls, state, particles.state], "step changed its inputs")
+    _same_bits(before, [controls, state, particles.state, particles.data], "step changed its inputs")
     _same_bits(first, second, "two steps from the same place differ")
-    assert _tree.same_structure(first, controls), "step returned controls of another structure"
+    _require(_tree.same_structure(first, controls), "step returned controls of another structure")
     for name, new, old in _beside(first, controls):
-        assert new.shape == old.shape, f"{name} changed shape from {tuple(old.shape)} to {tuple(new.shape)}"
-        assert new.dtype == old.dtype, f"{name} changed dtype from {old.dtype} to {new.dtype}"
+        _require(new.shape == old.shape, f"{name} changed shape from {tuple(old.shape)} to {tuple(new.shape)}")
+        _require(new.dtype == old.dtype, f"{name} changed dtype from {old.dtype} to {new.dtype}")
     value, gradient = evaluate(problem, controls, particles)
     _close(info.value, value, "info.value is not J at the controls given", 1e-5)
     _close(info.gradient, _tree.leaves(gradient), "info.gradient is not dJ/du at the controls given", 1e-5)
     for leaf in _tree.leaves(next_state):
         plain = leaf is None or isinstance(leaf, Tensor | int | float | bool | str)
-        assert plain, f"the solver's state holds a {type(leaf).__name__}; expected tensors and plain values"
+        _require(plain, f"the solver's state holds a {type(leaf).__name__}; expected tensors and plain values")
+
+
+def _require(condition: bool, message: str) -> None:
+    """An assertion that holds under ``python -O`` too."""
+    if not condition:
+        raise AssertionError(message)
 
 
 def _check_purity(problem: Problem, particles: Particles) -> None:
@@ -90,7 +101,7 @@ def _check_purity(problem: Problem, particles: Particles) -> None:
 
 
 def _check_permutation(problem: Problem, particles: Particles, cost: Tensor) -> None:
-    order = torch.arange(len(particles) - 1, -1, -1)
+    order = torch.arange(len(particles) - 1, -1, -1, device="cpu")
     permuted = rollout(problem, problem.controls, particles[order]).cost
     _close(permuted, cost[order], "a permutation of the particles changes their costs", _tolerance(cost))
 
@@ -104,6 +115,7 @@ def _tolerance(cost: Tensor) -> float:
     return math.sqrt(torch.finfo(cost.dtype).eps)
 
 
+@torch.enable_grad()
 def _check_identity(problem: Problem, particles: Particles) -> None:
     cloud = particles.to(torch.float64)
     controls = _tree.map(lambda leaf: leaf.detach().double(), problem.controls)
@@ -124,7 +136,7 @@ def _beside(left: Tree, right: Tree) -> list[tuple[str, Any, Any]]:
 def _same_bits(left: Tree, right: Tree, message: str) -> None:
     for name, a, b in _beside(left, right):
         same = torch.equal(a, b) if isinstance(a, Tensor) else a == b
-        assert same, f"{message} ({name})"
+        _require(same, f"{message} ({name})")
 
 
 def _close(left: Tree, right: Tree, message: str, tolerance: float) -> None:
@@ -132,4 +144,4 @@ def _close(left: Tree, right: Tree, message: str, tolerance: float) -> None:
         if _tree.differentiable(a):
             scale = max(1.0, float(b.detach().abs().max())) if b.numel() else 1.0
             gap = float((a - b).detach().abs().max()) if b.numel() else 0.0
-            assert gap <= tolerance * scale, f"{message} ({name}: off by {gap:.3g}, allowed {tolerance * scale:.3g})"
+            _require(gap <= tolerance * scale, f"{message} ({name}: off by {gap:.3g}, allowed {tolerance * scale:.3g})")

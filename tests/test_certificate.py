@@ -171,3 +171,71 @@ def test_a_saddle_of_the_hamiltonian_is_left():
     assert found.residual.value == 0
     assert found.curvature.value == pytest.approx(-1)
     assert found.gap.value > 0
+
+
+@pytest.mark.parametrize("off", [torch.no_grad, torch.inference_mode])
+def test_gradients_switched_off_do_not_fake_a_certificate(off):
+    problem, cloud, _, _ = open_loop_lq()
+    expected = mfoc.certify(problem, problem.controls, cloud)
+    with off():
+        if off is torch.inference_mode:
+            with pytest.raises(mfoc.InvalidValue, match="inference_mode"):
+                mfoc.certify(problem, problem.controls, cloud)
+        else:
+            assert mfoc.certify(problem, problem.controls, cloud).stages == expected.stages
+            mfoc.testing.check_problem(problem, cloud)
+
+
+def test_a_failing_inner_minimiser_is_not_a_zero_gap():
+    problem, cloud, _, _ = open_loop_lq()
+    found = mfoc.certify(problem, problem.controls, cloud, inner=mfoc.inner.Descent(lr=100.0, steps=5))
+    assert all(math.isnan(stage.gap.value) for stage in found.stages)
+
+
+class Gate(nn.Module):
+    """Equal stages that cannot be evaluated in one batch."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(3, 3)
+
+    def forward(self, x):
+        h = self.linear(x)
+        return torch.tanh(h) if h.abs().max() < 1e6 else h
+
+
+def test_stages_that_cannot_be_batched_are_taken_one_by_one():
+    net = nn.Sequential(Gate(), Gate(), nn.Linear(3, 2)).double()
+    data = (normal(20, 3), torch.arange(20) % 2)
+    decay = mfoc.weight_decay(1e-2)
+    assert len(mfoc.certify_module(net, F.cross_entropy, data, running_cost=decay).stages) == 3
+    problem = mfoc.from_module(net, F.cross_entropy, running_cost=decay)
+    assert mfoc.solve(problem, mfoc.EMSA(1.0, adaptive=True), data, steps=2).value < 1
+
+
+def test_half_precision():
+    net = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).bfloat16()
+    data = (normal(20, 3).bfloat16(), torch.arange(20) % 2)
+    found = mfoc.certify_module(net, F.cross_entropy, data, running_cost=mfoc.weight_decay(1e-2))
+    assert all(0 < stage.residual.value < 10 for stage in found.stages)
+
+
+@pytest.mark.parametrize(
+    ("settings", "culprit"),
+    [
+        ({"inner": mfoc.inner.LBFGS}, "inner"),
+        ({"inner": "x"}, "inner"),
+        ({"confidence": "0.9"}, "confidence"),
+        ({"seed": "a"}, "seed"),
+        ({"seed": 2**70}, "seed"),
+        ({"names": 3}, "names"),
+        ({"names": "abc"}, "names"),
+        ({"names": ["a"]}, "names"),
+        ({"lanczos": 0}, "lanczos"),
+        ({"groups": 1.5}, "groups"),
+    ],
+)
+def test_bad_settings(settings, culprit):
+    problem, cloud, _, _ = open_loop_lq()
+    with pytest.raises(mfoc.MfocError, match=culprit):
+        mfoc.certify(problem, problem.controls, cloud, **settings)

@@ -8,7 +8,7 @@ import torch
 
 import mfoc
 from mfoc._blocks import Penalty, blocks
-from mfoc.inner import LBFGS, Descent
+from mfoc.inner import LBFGS, Descent, Minimum
 from mfoc.pontryagin import adjoint
 from tests.problems import CATALOGUE, INTERACTING, D, distance, leaves, normal, same_bits
 
@@ -276,7 +276,13 @@ def test_adaptive_emsa_never_raises_the_objective(name):
 
 def test_adaptive_emsa_keeps_the_controls_when_every_try_fails():
     problem, particles = CATALOGUE["mlp"]()
-    solver = mfoc.EMSA(1e-6, inner=Descent(1e4), adaptive=True, tries=3)
+
+    class Wild:
+        def minimise(self, evaluate, start):
+            value, _ = evaluate(start)
+            return Minimum(start + 1e4, value, torch.zeros_like(value, dtype=torch.bool), 1)
+
+    solver = mfoc.EMSA(1e-6, inner=Wild(), adaptive=True, tries=3)
     controls, state, info = solver.step(problem, problem.controls, solver.init(problem, problem.controls), particles)
     assert same_bits(controls, problem.controls)
     assert state["scale"] == 8.0

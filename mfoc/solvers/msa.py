@@ -9,20 +9,22 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from mfoc import _tree
-from mfoc._blocks import Penalty, blocks
+from mfoc._blocks import Penalty, each_block
 from mfoc._distributed import expectation
 from mfoc._errors import InvalidType, InvalidValue
 from mfoc._tree import Tree
-from mfoc.inner import LBFGS, Inner
+from mfoc.inner import LBFGS, Descent, Inner, check_inner
 from mfoc.pontryagin import adjoint, rollout
 from mfoc.problem import Particles, Problem, per_stage
 from mfoc.solve import Info
+
+_MOST = 2.0**30  # of the factor by which rho may have grown
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class MSA:
     inner: Inner = field(default_factory=LBFGS)
 
     def __post_init__(self) -> None:
-        _check_inner(self.inner)
+        check_inner(self.inner)
 
     def init(self, problem: Problem, controls: Tree) -> Tree:
         """Nothing is carried from step to step."""
@@ -59,7 +61,7 @@ class EMSA:
 
         H_t + rho/2 ||x_(t+1) - f_t||^2 + costate_rho/2 ||p_t - dH_t/dx||^2      (per particle, then E).
 
-    With a fixed rho the objective may rise; Li et al. (2018), theorem 2, bounds the rise by the infeasibility that rho
+    With a fixed rho the objective may rise; Li et al. (2018), sec. 3, bound the rise by the infeasibility that rho
     penalises. With ``adaptive=True`` a step is accepted only if J on its batch does not rise: else rho is doubled and
     the minimisation repeated; if ``tries`` of them fail the controls are left as they are (J unchanged, rho kept
     large). On a fixed population J then never increases (to rounding). After an accepted step rho shrinks by a tenth.
@@ -91,7 +93,11 @@ class EMSA:
             raise InvalidValue(f"tries is {self.tries!r}; expected a positive integer")
         if self.adaptive and self.rho == 0:
             raise InvalidValue("rho is 0; adaptive=True multiplies rho, so start from a positive one")
-        _check_inner(self.inner)
+        check_inner(self.inner)
+        if not isinstance(self.adaptive, bool):
+            raise InvalidType(f"adaptive is {self.adaptive!r}; expected True or False")
+        if self.adaptive and isinstance(self.inner, Descent):
+            raise InvalidValue("inner is Descent, whose fixed step overshoots as rho grows; adaptive needs inner.LBFGS")
 
     def init(self, problem: Problem, controls: Tree) -> Tree:
         """The factor by which rho has been adapted."""
@@ -110,7 +116,7 @@ class EMSA:
             if _objective(problem, moved, particles) <= sweep.value + slack:
                 scale *= 0.9
                 break
-            scale, moved = 2 * scale, controls
+            scale, moved = min(2 * scale, _MOST), controls
         extra = {**report, "inner_evaluations": evaluations, "rho": self.rho * scale}
         return moved, {"scale": scale}, Info(sweep.value, sweep.gradient, extra)
 
@@ -138,21 +144,12 @@ def _minimise(
     problem: Problem, controls: Tree, sweep: _Sweep, particles: Particles, inner: Inner, penalty: Penalty | None
 ) -> tuple[Tree, dict[str, int]]:
     """New controls, the minimisers of the frozen Hamiltonian, and what the search reports."""
-    frozen = (problem, controls, sweep.states, sweep.costates, particles.data)
     report = {"inner_evaluations": 0, "unbounded_stages": 0}
     new = list(controls) if problem.schedule is per_stage else controls
-    todo = blocks(*frozen, penalty=penalty)
-    while todo:
-        block = todo.pop(0)
-        try:
-            found = inner.minimise(block.evaluate, block.start)
-        except RuntimeError:
-            if len(block.start) == 1:
-                raise
-            # Stages that cannot be evaluated in one batch (control flow that depends on values): one by one.
-            apart = blocks(*frozen, penalty=penalty, stacked=False)
-            todo = [one for one in apart if one.stages[0] in block.stages] + todo
-            continue
+    for block, found in each_block(
+        lambda block: inner.minimise(block.evaluate, block.start),
+        problem, controls, sweep.states, sweep.costates, particles.data, penalty=penalty,
+    ):  # fmt: skip
         report["inner_evaluations"] += found.evaluations
         report["unbounded_stages"] += int(found.unbounded.sum())
         if problem.schedule is not per_stage:
@@ -166,8 +163,3 @@ def _objective(problem: Problem, controls: Tree, particles: Particles) -> Tensor
     with torch.no_grad():
         cost = rollout(problem, controls, particles).cost.mean()
     return expectation([cost], len(particles))[0]
-
-
-def _check_inner(inner: Any) -> None:
-    if isinstance(inner, type) or not hasattr(inner, "minimise"):
-        raise InvalidType(f"inner is {inner!r}; expected mfoc.inner.LBFGS(...) or mfoc.inner.Descent(lr=...)")
