@@ -175,7 +175,8 @@ def leaf_gradients(
     """``gradients`` for a list of differentiable tensors."""
     if not inputs or not output.requires_grad:
         return [torch.zeros_like(leaf) for leaf in inputs]
-    seed = torch.ones_like(output) if grad_output is None else grad_output
+    # Expanded, not filled: products with it then run over whole blocks of memory, not over the last axis.
+    seed = output.new_ones(()).expand(output.shape) if grad_output is None else grad_output
     found = torch.autograd.grad(output, inputs, seed, create_graph=create_graph, allow_unused=True)
     return [torch.zeros_like(leaf) if g is None else g for leaf, g in zip(inputs, found, strict=True)]
 
