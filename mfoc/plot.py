@@ -11,7 +11,8 @@ from torch import Tensor
 
 from mfoc import _tree
 from mfoc._errors import InvalidType, InvalidValue, require
-from mfoc.certificate import Certificate, Measure
+from mfoc._study import Measure
+from mfoc.certificate import Certificate
 from mfoc.pontryagin import Trajectory
 
 # Okabe & Ito's palette: told apart by readers who do not see all colours.
