@@ -17,7 +17,7 @@ from torch import Tensor
 from mfoc import _tree
 from mfoc._distributed import expectation
 from mfoc._tree import Tree
-from mfoc.pontryagin import hamiltonian
+from mfoc.pontryagin import hamiltonian, hamiltonian_and_next
 from mfoc.problem import Problem, per_stage
 
 logger = logging.getLogger(__name__)
@@ -170,7 +170,7 @@ def _stage_block(
 
     def one(row: Tensor, leaves: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
         x, p = _tree.rebuild(like, leaves)
-        value, moved = _hamiltonian_and_next(problem, first, x, p, restore(row), data)
+        value, moved = hamiltonian_and_next(problem, first, x, p, restore(row), data)
         return value, _tree.leaves(moved)
 
     def alone(rows: Tensor, leaves: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
@@ -204,7 +204,7 @@ def _joint_block(problem: Problem, controls: Tree, frozen: list[_Frozen], data: 
                 continue
             free = at.free()
             with torch.enable_grad():
-                value, moved = _hamiltonian_and_next(problem, t, free.x, free.p, u, data)
+                value, moved = hamiltonian_and_next(problem, t, free.x, free.p, u, data)
                 total = total + _penalised(value, _tree.leaves(moved), free, penalty)
         return total[None]
 
@@ -214,15 +214,6 @@ def _joint_block(problem: Problem, controls: Tree, frozen: list[_Frozen], data: 
 
 def _stacked(trees: list[Tree]) -> Tree:
     return _tree.map(lambda *leaves: torch.stack(leaves), *trees)
-
-
-def _hamiltonian_and_next(problem: Problem, t: int, x: Tree, p: Tree, u: Tree, z: Tree) -> tuple[Tensor, Tree]:
-    """H_t ``[N]`` and f_t, from one evaluation of the dynamics."""
-    moved = problem.dynamics(t, x, u, z)
-    value = _tree.inner(moved, p)
-    if problem.running_cost is not None:
-        value = value + problem.running_cost(t, x, u, z)
-    return value, moved
 
 
 def _penalised(value: Tensor, moved: list[Tensor], at: _Frozen, penalty: Penalty) -> Tensor:

@@ -86,8 +86,7 @@ class Study:
 
     def _residuals(self, block: Block, weights: Tensor) -> list[Measure]:
         point = block.start.clone().requires_grad_()
-        with torch.enable_grad():
-            means = block.per_particle(point) @ self.members.mT  # [G, K]
+        means = block.per_particle(point) @ self.members.mT  # [G, K]
         last = means.shape[1] - 1
         slopes = torch.stack(
             [_grad(means[:, k].sum(), point, retain_graph=k < last) for k in range(means.shape[1])], 1
@@ -123,8 +122,7 @@ class Study:
 
     def _lowest(self, block: Block) -> Lowest:
         point = block.start.clone().requires_grad_()
-        with torch.enable_grad():
-            slope = _grad(block.per_particle(point).mean(1).sum(), point, create_graph=True)
+        slope = _grad(block.per_particle(point).mean(1).sum(), point, create_graph=True)
         product = _hessian_product(slope, point)
         return lowest_eigenpair(product, block.start, iterations=self.lanczos, generator=self.generator)
 
@@ -141,11 +139,10 @@ class Study:
         rows, groups = len(block.start), len(self.members)
         point = block.start.clone().requires_grad_()
         share = torch.ones(rows, groups, dtype=point.dtype, device=point.device, requires_grad=True)
-        with torch.enable_grad():
-            total = (block.per_particle(point) @ self.members.mT * share).sum()
-            first = (_grad(total, point, create_graph=True) * direction).sum()
-            second = (_grad(first, point, create_graph=True) * direction).sum()
-            return _grad(second, share)
+        total = (block.per_particle(point) @ self.members.mT * share).sum()
+        first = (_grad(total, point, create_graph=True) * direction).sum()
+        second = (_grad(first, point, create_graph=True) * direction).sum()
+        return _grad(second, share)
 
     def _sizes(self) -> Tensor:
         """The share of the particles in each group ``[K]``."""

@@ -23,7 +23,7 @@ from torch import nn
 
 from mfoc import _tree
 from mfoc._blocks import each_block
-from mfoc._errors import InvalidType, InvalidValue
+from mfoc._errors import InvalidType, InvalidValue, check_positive
 from mfoc._staging import named_stages
 from mfoc._study import Bootstrap, Measure, Study, memberships
 from mfoc._tree import Tree
@@ -218,9 +218,7 @@ def _check_settings(
 ) -> None:
     if not isinstance(problem, Problem):
         raise InvalidType(f"problem is a {type(problem).__name__}; expected mfoc.Problem")
-    for name, count in (("lanczos", lanczos), ("groups", groups), ("replicates", replicates)):
-        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-            raise InvalidValue(f"{name} is {count!r}; expected a positive integer")
+    check_positive(lanczos=lanczos, groups=groups, replicates=replicates)
     if not isinstance(confidence, float) or not 0 < confidence < 1:
         raise InvalidValue(f"confidence is {confidence!r}; expected a level between 0 and 1")
     if names is None:

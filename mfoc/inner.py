@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from mfoc._errors import InvalidType, InvalidValue
+from mfoc._errors import InvalidType, InvalidValue, check_positive
 
 Evaluate = Callable[[Tensor], tuple[Tensor, Tensor]]
 
@@ -58,7 +58,7 @@ class Descent:
     def __post_init__(self) -> None:
         if isinstance(self.lr, bool) or not isinstance(self.lr, int | float) or not 0 < self.lr < math.inf:
             raise InvalidValue(f"lr is {self.lr!r}; expected a positive step length")
-        _positive(steps=self.steps)
+        check_positive(steps=self.steps)
 
     def minimise(self, evaluate: Evaluate, start: Tensor) -> Minimum:
         """See ``Inner``."""
@@ -91,7 +91,7 @@ class LBFGS:
     trials: int = 20
 
     def __post_init__(self) -> None:
-        _positive(steps=self.steps, history=self.history, trials=self.trials)
+        check_positive(steps=self.steps, history=self.history, trials=self.trials)
         if isinstance(self.tol, bool) or not isinstance(self.tol, int | float) or not 0 <= self.tol < math.inf:
             raise InvalidValue(f"tol is {self.tol!r}; expected a non-negative number")
 
@@ -125,12 +125,6 @@ class LBFGS:
             fresh = _Search.along(here, -memory.times(here.slope), torch.ones_like(here.value))
             search = _Search(*(_where(accepted, new, old) for new, old in zip(fresh, search, strict=True)))
         return Minimum(here.point, here.value, unbounded, evaluations)
-
-
-def _positive(**counts: int) -> None:
-    for name, count in counts.items():
-        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-            raise InvalidValue(f"{name} is {count!r}; expected a positive integer")
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:

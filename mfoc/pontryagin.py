@@ -95,10 +95,16 @@ def hamiltonian(problem: Problem, t: int, x: Tree, p: Tree, u: Tree, z: Tree = N
     Returns:
         The Hamiltonian ``[N]``.
     """
-    value = _tree.inner(problem.dynamics(t, x, u, z), p)
+    return hamiltonian_and_next(problem, t, x, p, u, z)[0]
+
+
+def hamiltonian_and_next(problem: Problem, t: int, x: Tree, p: Tree, u: Tree, z: Tree) -> tuple[Tensor, Tree]:
+    """H_t ``[N]`` and f_t, from one evaluation of the dynamics; see ``hamiltonian``."""
+    moved = problem.dynamics(t, x, u, z)
+    value = _tree.inner(moved, p)
     if problem.running_cost is not None:
         value = value + problem.running_cost(t, x, u, z)
-    return value
+    return value, moved
 
 
 def adjoint(problem: Problem, controls: Tree, trajectory: Trajectory, particles: Particles) -> tuple[list[Tree], Tree]:

@@ -44,7 +44,7 @@ class Population:
 
     def epoch(self) -> Iterator[Particles]:
         """Every particle once, in the order of the source (batch 0 when drawn on demand); the same on all ranks."""
-        yield self(0)
+        raise NotImplementedError
 
     def __repr__(self) -> str:
         return f"{type(self).__name__.strip('_')}(size={self.size}, batch_size={self.batch_size})"

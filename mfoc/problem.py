@@ -156,10 +156,6 @@ class Problem:
         assert self.horizon is not None
         return self.horizon
 
-    def control(self, controls: Tree, t: int) -> Tree:
-        """The control u_t that the schedule takes from ``controls``."""
-        return self.schedule(controls, t)
-
     def check_controls(self, controls: Tree) -> None:
         """Refuses controls that this problem cannot run with.
 

@@ -222,7 +222,7 @@ def test_augmented_hamiltonian_equals_the_formula(name, penalty):
         torch.testing.assert_close(value, expected.detach(), rtol=1e-11, atol=1e-11)
         expected_slope = torch.autograd.grad(expected.sum(), free)[0]
         torch.testing.assert_close(slope, expected_slope, rtol=1e-10, atol=1e-11)
-    with_controls = [t for t in range(problem.stages) if leaves(problem.control(problem.controls, t))]
+    with_controls = [t for t in range(problem.stages) if leaves(problem.schedule(problem.controls, t))]
     assert sorted(seen) == with_controls
 
 

@@ -16,7 +16,7 @@ SGD = partial(torch.optim.SGD, lr=0.1)
 def output(problem, x, z=None, controls=None):
     controls = problem.controls if controls is None else controls
     for t in range(problem.stages):
-        x = problem.dynamics(t, x, problem.control(controls, t), z)
+        x = problem.dynamics(t, x, problem.schedule(controls, t), z)
     return x
 
 

@@ -36,7 +36,7 @@ def cost_from(problem, t, x, controls, z):
     """Total cost per particle from stage t on."""
     total = 0
     for s in range(t, problem.stages):
-        u = problem.control(controls, s)
+        u = problem.schedule(controls, s)
         if problem.running_cost is not None:
             total = total + problem.running_cost(s, x, u, z)
         x = problem.dynamics(s, x, u, z)
@@ -73,7 +73,7 @@ def test_hamiltonian_definition_and_stationarity(name):
     gradient = mfoc.evaluate(problem, problem.controls, particles).gradient
     for t in range(problem.stages):
         x, p = trajectory.states[t], costates[t + 1]
-        u = mfoc._tree.detached(problem.control(problem.controls, t), requires_grad=True)
+        u = mfoc._tree.detached(problem.schedule(problem.controls, t), requires_grad=True)
         found = mfoc.hamiltonian(problem, t, x, p, u, z)
         pairs = zip(leaves(problem.dynamics(t, x, u, z)), leaves(p), strict=True)
         expected = sum((f * q).reshape(len(particles), -1).sum(1) for f, q in pairs if f.is_floating_point())

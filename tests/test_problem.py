@@ -59,7 +59,7 @@ def test_value_is_the_sum_of_costs():
 def test_stages_and_schedule():
     problem, _ = CATALOGUE["tied"]()
     assert problem.stages == 4
-    assert problem.control(problem.controls, 3) is problem.controls
+    assert problem.schedule(problem.controls, 3) is problem.controls
     custom = mfoc.Problem(
         lambda t, x, u, z: x + u,
         lambda x, z: x,

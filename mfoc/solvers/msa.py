@@ -17,7 +17,7 @@ from torch import Tensor
 from mfoc import _tree
 from mfoc._blocks import Penalty, each_block
 from mfoc._distributed import expectation
-from mfoc._errors import InvalidType, InvalidValue
+from mfoc._errors import InvalidType, InvalidValue, check_positive
 from mfoc._tree import Tree
 from mfoc.inner import LBFGS, Descent, Inner, check_inner
 from mfoc.pontryagin import adjoint, rollout
@@ -89,8 +89,7 @@ class EMSA:
                 continue
             if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight < math.inf:
                 raise InvalidValue(f"{name} is {weight!r}; expected a non-negative finite number")
-        if isinstance(self.tries, bool) or not isinstance(self.tries, int) or self.tries < 1:
-            raise InvalidValue(f"tries is {self.tries!r}; expected a positive integer")
+        check_positive(tries=self.tries)
         if self.adaptive and self.rho == 0:
             raise InvalidValue("rho is 0; adaptive=True multiplies rho, so start from a positive one")
         check_inner(self.inner)
