@@ -149,19 +149,15 @@ def copy(tree: Tree) -> Tree:
     return map(lambda leaf: leaf.detach().clone() if isinstance(leaf, Tensor) else leaf, tree)
 
 
-def gradients(
-    output: Tensor, trees: Sequence[Tree], *, create_graph: bool = False, grad_output: Tensor | None = None
-) -> list[Tree]:
+def gradients(output: Tensor, trees: Sequence[Tree]) -> list[Tree]:
     """D output / d tree for each tree; zero where ``output`` does not depend on a leaf.
 
     Args:
-        output: a tensor; its sum is differentiated unless ``grad_output`` weighs it.
+        output: a tensor; its sum is differentiated.
         trees: pytrees whose differentiable leaves require grad.
-        create_graph: keep the graph of the derivative.
-        grad_output: weights of the entries of ``output``.
     """
     inputs = [leaf for tree in trees for leaf in tensors(tree)]
-    stream = iter(leaf_gradients(output, inputs, create_graph=create_graph, grad_output=grad_output))
+    stream = iter(leaf_gradients(output, inputs))
 
     def pick(leaf: Any) -> Any:
         return next(stream) if differentiable(leaf) else torch.zeros_like(leaf)
@@ -169,14 +165,12 @@ def gradients(
     return [map(pick, tree) for tree in trees]
 
 
-def leaf_gradients(
-    output: Tensor, inputs: list[Tensor], *, create_graph: bool = False, grad_output: Tensor | None = None
-) -> list[Tensor]:
-    """``gradients`` for a list of differentiable tensors."""
+def leaf_gradients(output: Tensor, inputs: list[Tensor], *, create_graph: bool = False) -> list[Tensor]:
+    """``gradients`` for a list of differentiable tensors; ``create_graph`` keeps the graph of the derivative."""
     if not inputs or not output.requires_grad:
         return [torch.zeros_like(leaf) for leaf in inputs]
     # Expanded, not filled: products with it then run over whole blocks of memory, not over the last axis.
-    seed = output.new_ones(()).expand(output.shape) if grad_output is None else grad_output
+    seed = output.new_ones(()).expand(output.shape)
     found = torch.autograd.grad(output, inputs, seed, create_graph=create_graph, allow_unused=True)
     return [torch.zeros_like(leaf) if g is None else g for leaf, g in zip(inputs, found, strict=True)]
 
