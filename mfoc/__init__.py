@@ -1,26 +1,30 @@
 """Training as mean-field optimal control: one problem, every solver, a certificate of optimality."""
 
-from mfoc import hooks, inner, lq, networks, plot, schemes, testing
+from mfoc import hooks, inner, lq, maximisers, networks, plot, schemes, testing
 from mfoc._errors import InvalidType, InvalidValue, MfocError, MissingExtra, NonFiniteError
 from mfoc.certificate import Certificate, certify, certify_module
+from mfoc.game import Ball, Game
 from mfoc.networks import from_module, to_module, weight_decay
 from mfoc.pontryagin import Trajectory, costates, evaluate, hamiltonian, rollout
 from mfoc.population import Population, population
 from mfoc.problem import Particles, Problem, per_stage, tied
 from mfoc.schemes import continuous, euler, euler_maruyama, heun, rk4
 from mfoc.solve import Info, Iterate, Solution, Solver, Status, iterate, solve
-from mfoc.solvers import EMSA, MSA, Gradient
+from mfoc.solvers import EMSA, MSA, Gradient, Minimax
 
 __all__ = [
     "EMSA",
     "MSA",
+    "Ball",
     "Certificate",
+    "Game",
     "Gradient",
     "Info",
     "InvalidType",
     "InvalidValue",
     "Iterate",
     "MfocError",
+    "Minimax",
     "MissingExtra",
     "NonFiniteError",
     "Particles",
@@ -44,6 +48,7 @@ __all__ = [
     "inner",
     "iterate",
     "lq",
+    "maximisers",
     "networks",
     "per_stage",
     "plot",

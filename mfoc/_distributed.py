@@ -23,9 +23,14 @@ def active() -> bool:
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
+def rank() -> int:
+    """This process's number among the ranks; 0 without a process group."""
+    return dist.get_rank() if active() else 0
+
+
 def is_main() -> bool:
     """Whether this process is the one that writes files and shows progress."""
-    return not active() or dist.get_rank() == 0
+    return rank() == 0
 
 
 def share(index: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from mfoc import _tree
 from mfoc._errors import InvalidType, InvalidValue
@@ -78,6 +78,28 @@ _DIRECT: dict[type[nn.Module], Callable[[Any, Tensor, dict[str, Tensor]], Tensor
     nn.Conv1d: lambda layer, x, u: layer._conv_forward(x, u["weight"], u.get("bias")),
     nn.Conv2d: lambda layer, x, u: layer._conv_forward(x, u["weight"], u.get("bias")),
 }
+
+# Layers that are affine in their input, whatever their settings. A Sequential of them is, too.
+_AFFINE = (
+    nn.Linear,
+    nn.modules.conv._ConvNd,
+    nn.modules.pooling._AvgPoolNd,
+    nn.Identity,
+    nn.Flatten,
+    nn.Unflatten,
+)
+
+
+def _is_affine(module: nn.Module) -> bool:
+    if any(module.__dict__[key] for key in _HOOKS):
+        return False
+    if type(module) is nn.Sequential:
+        return all(_is_affine(part) for part in module)
+    if isinstance(module, fx.GraphModule):  # a stage cut from a larger module
+        steps = [node for node in module.graph.nodes if node.op not in ("placeholder", "output")]
+        return all(n.op == "call_module" and _is_affine(module.get_submodule(str(n.target))) for n in steps)
+    known = type(module).__module__.startswith("torch.nn.")  # a subclass may have a forward pass of its own
+    return known and isinstance(module, _AFFINE)
 
 
 class _Stage:
@@ -223,10 +245,13 @@ def from_module(
     def kind(t: int) -> Hashable:
         return (t,) if kinds[t] is None else kinds[t]
 
+    affine = [_is_affine(stage.module) for stage in layers]
     controls = [stage.controls() for stage in layers]
     if not any(controls):
         raise InvalidValue("net has no parameter that requires grad; there is nothing to train")
-    return Problem(dynamics, per_sample(loss), controls, running_cost=running_cost, kind=kind)
+    return Problem(
+        dynamics, per_sample(loss), controls, running_cost=running_cost, kind=kind, affine=affine.__getitem__
+    )
 
 
 def to_module(net: nn.Module, controls: Tree, *, stages: Sequence[str | Sequence[str]] | None = None) -> nn.Module:

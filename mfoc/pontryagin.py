@@ -66,9 +66,25 @@ def rollout(problem: Problem, controls: Tree, particles: Particles) -> Trajector
         raise InvalidType(f"particles is a {type(particles).__name__}; expected mfoc.Particles")
     if problem.schedule is per_stage and len(controls) != problem.stages:
         raise InvalidValue(f"controls has {len(controls)} stages; the problem has {problem.stages}")
-    x, z, n = particles.state, particles.data, len(particles)
+    return rollout_from(problem, controls, 0, particles.state, particles.data)
+
+
+def rollout_from(problem: Problem, controls: Tree, stage: int, x: Tree, z: Tree = None) -> Trajectory:
+    """Runs the dynamics forward from a later stage: its cost is the cost-to-go.
+
+    Args:
+        problem: the control problem.
+        controls: controls shaped as ``problem.controls``.
+        stage: the stage to start at.
+        x: the states that enter it ``[N, ...]``.
+        z: data ``[N, ...]``.
+
+    Returns:
+        The states x_stage..x_T and each particle's cost from there on ``[N]``.
+    """
     states, total = [x], None
-    for t in range(problem.stages):
+    n = len(_tree.leaves(x)[0])
+    for t in range(stage, problem.stages):
         u = problem.schedule(controls, t)
         if problem.running_cost is not None:
             cost = problem.running_cost(t, x, u, z)

@@ -104,6 +104,8 @@ class Problem:
         schedule: ``schedule(controls, t) -> u_t``.
         kind: ``kind(t)`` names the function that stage t computes. Stages of equal kind must be the same
             function of (x, u, z), so that a solver may evaluate them in one batch. None: no two are known alike.
+        affine: ``affine(t)`` says that f_t is affine in x (a linear or convolutional layer), so that <p, f_t> has the
+            same gradient in x everywhere. None: no stage is known to be.
 
     Raises:
         InvalidType: something is not callable, or a control leaf is not a floating-point tensor.
@@ -118,12 +120,13 @@ class Problem:
     horizon: int | None = None
     schedule: Schedule = per_stage
     kind: Callable[[int], Hashable] | None = None
+    affine: Callable[[int], bool] | None = None
 
     def __post_init__(self) -> None:
         for name in ("dynamics", "terminal_cost", "schedule"):
             if not callable(getattr(self, name)):
                 raise InvalidType(f"{name} is a {type(getattr(self, name)).__name__}; expected a function")
-        for name in ("running_cost", "kind"):
+        for name in ("running_cost", "kind", "affine"):
             if getattr(self, name) is not None and not callable(getattr(self, name)):
                 raise InvalidType(f"{name} is a {type(getattr(self, name)).__name__}; expected a function or None")
         object.__setattr__(self, "horizon", self._horizon())

@@ -53,7 +53,11 @@ class Info:
 
 @runtime_checkable
 class Solver(Protocol):
-    """What ``solve`` needs of a solver; both methods are pure."""
+    """What ``solve`` needs of a solver; both methods are pure.
+
+    A solver whose objective is not the problem's own J on the particles given (``Minimax``: the adversary moves them)
+    also has ``evaluate(problem, controls, state, particles) -> Evaluation``, by which the solution is judged.
+    """
 
     def init(self, problem: Problem, controls: Tree) -> Tree:
         """The state before the first step: a pytree of tensors and plain values."""
@@ -258,7 +262,7 @@ def solve(
         error.add_note(f"mfoc.solve: raised after step {at.step}; that iterate is kept as error.last_iterate")
         _each(hooks, "close")
         raise
-    solution = _finish(problem, source, at, status, message, history)
+    solution = _finish(problem, solver, source, at, status, message, history)
     try:
         _each(hooks, "finish", solution)
     except Exception as error:
@@ -294,11 +298,16 @@ def _record(at: Iterate, seconds: float) -> dict[str, float]:
 
 def _finish(
     problem: Problem,
+    solver: Solver,
     source: Population,
     at: Iterate,
     status: Status,
     message: str,
     history: list[dict[str, float]],
 ) -> Solution:
-    value, gradient = evaluate(problem, at.controls, source(at.step))
+    particles = source(at.step)
+    if hasattr(solver, "evaluate"):
+        value, gradient = solver.evaluate(problem, at.controls, at.state, particles)
+    else:
+        value, gradient = evaluate(problem, at.controls, particles)
     return Solution(at.controls, float(value), float(_tree.norm(gradient)), status, history, at, message)

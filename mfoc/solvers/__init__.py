@@ -1,6 +1,7 @@
 """Solvers: each is a way to use the Hamiltonian."""
 
 from mfoc.solvers.gradient import Gradient
+from mfoc.solvers.minimax import Minimax
 from mfoc.solvers.msa import EMSA, MSA
 
-__all__ = ["EMSA", "MSA", "Gradient"]
+__all__ = ["EMSA", "MSA", "Gradient", "Minimax"]

@@ -28,10 +28,12 @@ class Gradient:
     Attributes:
         optimizer: makes the optimiser from a list of tensors: ``functools.partial(torch.optim.SGD, lr=0.1)``.
         recompute: activation checkpointing at stage boundaries: one more forward pass, the memory of one stage.
+        schedule: the learning rate of step k as a multiple of the optimiser's own: ``lambda k: 0.99 ** k``.
     """
 
     optimizer: Callable[[list[Tensor]], torch.optim.Optimizer]
     recompute: bool = False
+    schedule: Callable[[int], float] | None = None
 
     def __post_init__(self) -> None:
         if not callable(self.optimizer):
@@ -39,21 +41,46 @@ class Gradient:
                 f"optimizer is a {type(self.optimizer).__name__}; expected a function of a list of tensors, "
                 "such as functools.partial(torch.optim.SGD, lr=0.1)"
             )
+        if self.schedule is not None and not callable(self.schedule):
+            raise InvalidType(f"schedule is a {type(self.schedule).__name__}; expected a function of the step or None")
 
     def init(self, problem: Problem, controls: Tree) -> Tree:
         """An optimiser that has seen nothing."""
         optimizer = self._make(_parameters(controls))
-        return {**_capture(optimizer), "writes_gradients": _writes_gradients(self._make(_parameters(controls)))}
+        writes = _writes_gradients(self._make(_parameters(controls)))
+        return {**_capture(optimizer), "writes_gradients": writes, "steps": 0}
 
     def step(self, problem: Problem, controls: Tree, state: Tree, particles: Particles) -> tuple[Tree, Tree, Info]:
         """One step of the optimiser; see ``mfoc.Solver``."""
+
+        def evaluate(leaves: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+            return value_and_slopes(problem, leaves, controls, particles, recompute=self.recompute)
+
+        return self.follow(evaluate, controls, state)
+
+    def follow(
+        self, evaluate: Callable[[list[Tensor]], tuple[Tensor, list[Tensor]]], controls: Tree, state: Tree
+    ) -> tuple[Tree, Tree, Info]:
+        """One step of the optimiser along a gradient from anywhere.
+
+        Args:
+            evaluate: the leaves of the controls (they require grad) to the objective and its gradient for each leaf.
+            controls: where to start.
+            state: the optimiser's memory.
+
+        Returns:
+            As ``step``.
+        """
         parameters = _parameters(controls)
         optimizer = self._make(parameters)
+        rates = [group["lr"] for group in optimizer.param_groups] if self.schedule is not None else []
         _restore(optimizer, state)
+        for group, rate in zip(optimizer.param_groups, rates, strict=False):
+            group["lr"] = rate * self.schedule(state["steps"])  # type: ignore[misc]
         free = [p.detach().requires_grad_() for p in parameters]  # views: they follow what the optimiser writes
 
         def closure() -> tuple[Tensor, list[Tensor]]:
-            value, slopes = value_and_slopes(problem, free, controls, particles, recompute=self.recompute)
+            value, slopes = evaluate(free)
             for parameter, slope in zip(parameters, slopes, strict=True):
                 parameter.grad = slope
             return value, slopes
@@ -64,7 +91,7 @@ class Gradient:
         pending = [value]  # what was just evaluated is the first answer an optimiser gets
         optimizer.step(lambda: pending.pop() if pending else closure()[0])  # type: ignore[arg-type, return-value]
         moved = _tree.rebuild(controls, [p.detach() for p in parameters])
-        return moved, {**_capture(optimizer), "writes_gradients": writes}, info
+        return moved, {**_capture(optimizer), "writes_gradients": writes, "steps": state["steps"] + 1}, info
 
     def _make(self, parameters: list[Tensor]) -> torch.optim.Optimizer:
         optimizer = self.optimizer(parameters)

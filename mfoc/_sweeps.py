@@ -1,0 +1,144 @@
+"""Passes through a game's problem that serve both players."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from mfoc import _tree
+from mfoc._tree import Tree
+from mfoc.game import Game, undisturbed, with_target
+from mfoc.pontryagin import pull_back, rollout_from
+from mfoc.problem import Particles
+
+
+def entering(game: Game, controls: Tree, particles: Particles) -> Tree:
+    """The states that enter the disturbed stage, before they are disturbed (cut from any graph)."""
+    x, z = particles.state, undisturbed(particles.data)
+    with torch.no_grad():
+        for t in range(game.stage):
+            x = game.dynamics(t, x, game.schedule(controls, t), z)
+    return x
+
+
+@torch.enable_grad()
+def costate_at(game: Game, controls: Tree, x: Tree, z: Tree, eta: Tensor) -> Tensor:
+    """The gradient of the mean cost in the disturbed state: p_s / N.
+
+    Args:
+        game: the game.
+        controls: the controls; no gradient in them is computed.
+        x: what ``entering`` returned.
+        z: the problem's data.
+        eta: the disturbance.
+    """
+    point = game.ball.enter(game.target(x), eta).detach().requires_grad_()
+    cost = rollout_from(game, _tree.detached(controls), game.stage, with_target(game.part, x, point), z).cost
+    return _tree.leaf_gradients(cost.mean(), [point])[0]
+
+
+class Pass(NamedTuple):
+    """One pass: what of its graph the backward passes start from and end at.
+
+    Attributes:
+        target: the part of the state that is disturbed, before it is.
+        point: the same after it is.
+        entry: the whole state that enters the disturbed stage.
+        moved: the state that leaves it.
+        cost: the running cost of the disturbed stage ``[N]``, if it has one.
+        value: the mean cost (NaN when the pass is that of the disturbed stage alone).
+    """
+
+    target: Tensor
+    point: Tensor
+    entry: Tree
+    moved: Tree
+    cost: list[Tensor]
+    value: Tensor
+
+
+class Sweep:
+    """Forward and backward passes at fixed controls, one for each disturbance tried.
+
+    Args:
+        game: the game.
+        controls: the controls.
+        particles: the cloud.
+        descend: whether gradients in the controls will be asked for.
+    """
+
+    def __init__(self, game: Game, controls: Tree, particles: Particles, *, descend: bool) -> None:
+        self.game, self.controls = game, controls
+        self.state, self.data = particles.state, undisturbed(particles.data)
+        with torch.no_grad():
+            staged = [game.schedule(controls, t) for t in range(game.stages)]
+        self.staged = [_tree.detached(u, requires_grad=descend) for u in staged]
+        self.descend = descend
+
+    def weights(self, stages: Sequence[int]) -> list[Tensor]:
+        """The leaves of the controls of some stages."""
+        return [leaf for t in stages for leaf in _tree.tensors(self.staged[t])]
+
+    @torch.enable_grad()
+    def forward(self, eta: Tensor) -> Pass:
+        """A whole pass with a disturbance."""
+        game, s = self.game, self.game.stage
+        x, costs = self.state, []
+        for t in range(s):
+            costs += self._cost(t, x)
+            x = game.dynamics(t, x, self.staged[t], self.data)
+        run = self._disturbed(game.target(x), x, eta)
+        x, costs = run.moved, [*costs, *run.cost]
+        for t in range(s + 1, game.stages):
+            costs += self._cost(t, x)
+            x = game.dynamics(t, x, self.staged[t], self.data)
+        return run._replace(value=sum(costs, game.terminal_cost(x, self.data)).mean())
+
+    @torch.enable_grad()
+    def local(self, run: Pass, eta: Tensor) -> Pass:
+        """The disturbed stage alone, with another disturbance."""
+        return self._disturbed(run.target, _tree.detached(run.entry), eta)
+
+    def _disturbed(self, target: Tensor, x: Tree, eta: Tensor) -> Pass:
+        game, s = self.game, self.game.stage
+        point = game.ball.enter(target, eta)
+        if not point.requires_grad:
+            point = point.detach().requires_grad_()
+        entry = with_target(game.part, x, point)
+        cost = self._cost(s, entry)
+        moved = game.dynamics(s, entry, self.staged[s], self.data)
+        return Pass(target.detach(), point, entry, moved, cost, point.new_full((), torch.nan))
+
+    def _cost(self, t: int, x: Tree) -> list[Tensor]:
+        if self.game.running_cost is None:
+            return []
+        return [self.game.running_cost(t, x, self.staged[t], self.data)]
+
+    def hamiltonian_slopes(self, run: Pass, costate: list[Tensor], inputs: list[Tensor], *, keep: bool) -> list[Tensor]:
+        """The gradient of E H_s with a frozen costate: p_(s+1) / N for each leaf of the state that leaves stage s."""
+        shares = [cost.mean() for cost in run.cost]
+        seeds = [*costate, *(torch.ones_like(share) for share in shares)]
+        return pulled([*_tree.tensors(run.moved), *shares], inputs, seeds, keep=keep)
+
+    def value_slopes(self, run: Pass, inputs: list[Tensor]) -> list[Tensor]:
+        """The gradient of the mean cost."""
+        return pulled([run.value], inputs, [torch.ones_like(run.value)])
+
+    def gradient(self, by_leaf: list[Tensor]) -> Tree:
+        """The gradient in the controls from those in the weights of all stages."""
+        stream = iter(by_leaf)
+        by_stage = [_tree.rebuild(u, [next(stream) for _ in _tree.leaves(u)]) for u in self.staged]
+        return pull_back(self.game, self.controls, by_stage)
+
+
+def pulled(outputs: list[Tensor], inputs: list[Tensor], seeds: list[Tensor], *, keep: bool = False) -> list[Tensor]:
+    """The vector-Jacobian product; zero where nothing depends on an input."""
+    pairs = [(output, seed) for output, seed in zip(outputs, seeds, strict=True) if output.requires_grad]
+    if not pairs or not inputs:
+        return [torch.zeros_like(leaf) for leaf in inputs]
+    reached, weights = zip(*pairs, strict=True)
+    found = torch.autograd.grad(reached, inputs, weights, retain_graph=keep, allow_unused=True)
+    return [torch.zeros_like(leaf) if g is None else g for leaf, g in zip(inputs, found, strict=True)]
