@@ -11,33 +11,8 @@ from torch import Tensor
 from mfoc import _tree
 from mfoc._tree import Tree
 from mfoc.game import Game, undisturbed, with_target
-from mfoc.pontryagin import pull_back, rollout_from
+from mfoc.pontryagin import pull_back
 from mfoc.problem import Particles
-
-
-def entering(game: Game, controls: Tree, particles: Particles) -> Tree:
-    """The states that enter the disturbed stage, before they are disturbed (cut from any graph)."""
-    x, z = particles.state, undisturbed(particles.data)
-    with torch.no_grad():
-        for t in range(game.stage):
-            x = game.dynamics(t, x, game.schedule(controls, t), z)
-    return x
-
-
-@torch.enable_grad()
-def costate_at(game: Game, controls: Tree, x: Tree, z: Tree, eta: Tensor) -> Tensor:
-    """The gradient of the mean cost in the disturbed state: p_s / N.
-
-    Args:
-        game: the game.
-        controls: the controls; no gradient in them is computed.
-        x: what ``entering`` returned.
-        z: the problem's data.
-        eta: the disturbance.
-    """
-    point = game.ball.enter(game.target(x), eta).detach().requires_grad_()
-    cost = rollout_from(game, _tree.detached(controls), game.stage, with_target(game.part, x, point), z).cost
-    return _tree.leaf_gradients(cost.mean(), [point])[0]
 
 
 class Pass(NamedTuple):
@@ -137,8 +112,11 @@ class Sweep:
 def pulled(outputs: list[Tensor], inputs: list[Tensor], seeds: list[Tensor], *, keep: bool = False) -> list[Tensor]:
     """The vector-Jacobian product; zero where nothing depends on an input."""
     pairs = [(output, seed) for output, seed in zip(outputs, seeds, strict=True) if output.requires_grad]
-    if not pairs or not inputs:
-        return [torch.zeros_like(leaf) for leaf in inputs]
-    reached, weights = zip(*pairs, strict=True)
-    found = torch.autograd.grad(reached, inputs, weights, retain_graph=keep, allow_unused=True)
-    return [torch.zeros_like(leaf) if g is None else g for leaf, g in zip(inputs, found, strict=True)]
+    free = [leaf for leaf in inputs if leaf.requires_grad]
+    found: list[Tensor | None] = []
+    if pairs and free:
+        reached, weights = zip(*pairs, strict=True)
+        found = list(torch.autograd.grad(reached, free, weights, retain_graph=keep, allow_unused=True))
+    by_leaf = {id(leaf): slope for leaf, slope in zip(free, found, strict=False)}
+    slopes = [by_leaf.get(id(leaf)) for leaf in inputs]
+    return [torch.zeros_like(leaf) if g is None else g for leaf, g in zip(inputs, slopes, strict=True)]

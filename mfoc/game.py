@@ -20,6 +20,7 @@ from torch import Tensor
 from mfoc import _tree
 from mfoc._errors import InvalidType, InvalidValue
 from mfoc._tree import Tree
+from mfoc.pontryagin import rollout_from
 from mfoc.problem import Particles, Problem
 
 _NORMS = ("linf", "l2")
@@ -274,3 +275,28 @@ def with_target(part: int | str | None, x: Tree, value: Tensor) -> Tree:
         return {**x, part: value}
     entries = [value if i == part else entry for i, entry in enumerate(x)]
     return entries if isinstance(x, list) else tuple(entries)
+
+
+def entering(game: Game, controls: Tree, particles: Particles) -> Tree:
+    """The states that enter the disturbed stage, before they are disturbed (cut from any graph)."""
+    x, z = particles.state, undisturbed(particles.data)
+    with torch.no_grad():
+        for t in range(game.stage):
+            x = game.dynamics(t, x, game.schedule(controls, t), z)
+    return x
+
+
+@torch.enable_grad()
+def costate_at(game: Game, controls: Tree, x: Tree, z: Tree, eta: Tensor) -> Tensor:
+    """The gradient of the mean cost in the disturbed state: p_s / N.
+
+    Args:
+        game: the game.
+        controls: the controls; no gradient in them is computed.
+        x: what ``entering`` returned.
+        z: the problem's data.
+        eta: the disturbance.
+    """
+    point = game.ball.enter(game.target(x), eta).detach().requires_grad_()
+    cost = rollout_from(game, _tree.detached(controls), game.stage, with_target(game.part, x, point), z).cost
+    return _tree.leaf_gradients(cost.mean(), [point])[0]

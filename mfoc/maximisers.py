@@ -16,9 +16,9 @@ from torch import Tensor
 
 from mfoc import _tree
 from mfoc._errors import InvalidType, InvalidValue, check_positive
-from mfoc._sweeps import Pass, Sweep, costate_at, entering
+from mfoc._sweeps import Pass, Sweep
 from mfoc._tree import Tree
-from mfoc.game import Game, undisturbed
+from mfoc.game import Game, costate_at, entering, undisturbed
 from mfoc.problem import Particles
 
 _REACH = 2.5  # default: all steps together could cross the ball from end to end, and a quarter more

@@ -1,0 +1,184 @@
+"""How near a game is to its saddle point: stationarity of both players and the duality gap."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from statistics import NormalDist
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import mfoc
+from mfoc import InvalidType, InvalidValue
+from mfoc.game import costate_at, entering
+from mfoc.maximisers import PGD, Maximiser
+from paradigms.adversarial.games import GameFormulation
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over particles with a normal interval."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.value:.3g} [{self.low:.3g}, {self.high:.3g}]"
+
+
+@dataclass(frozen=True)
+class GameCertificate:
+    """The certificate of a game; print it.
+
+    Attributes:
+        minimiser: Pontryagin's certificate of the controls, with the adversary's present answer frozen.
+        adversary: the adversary's first-order stationarity, E max <dJ/deta, eta' - eta> over admissible eta' (Wang et
+            al. 2019, "On the convergence and robustness of adversarial training", eq. 8): 0 at a stationary point.
+        gap: E[cost at the best response] - E[cost at the present answer]: how much a stronger adversary gains, and a
+            lower bound of what the strongest would. It estimates the adversary's share of the duality gap.
+        present, best: the two mean costs.
+        clean: the mean cost without disturbance.
+        confidence: level of the intervals.
+    """
+
+    minimiser: mfoc.Certificate
+    adversary: Estimate
+    gap: Estimate
+    present: float
+    best: float
+    clean: float
+    confidence: float
+
+    def __str__(self) -> str:
+        return "\n".join(
+            [
+                f"Certificate of a game on {self.minimiser.particles} particles "
+                f"({100 * self.confidence:.0f}% intervals)",
+                f"cost: clean {self.clean:.4g}, present adversary {self.present:.4g}, best response {self.best:.4g}",
+                f"adversary: first-order gap {self.adversary}; duality gap (best response - present) {self.gap}",
+                f"minimiser, adversary frozen: {self.minimiser}",
+            ]
+        )
+
+
+def certify(
+    formulation: GameFormulation,
+    solution: Any,
+    *,
+    maximiser: Maximiser,
+    best_response: Maximiser | None = None,
+    restarts: int = 2,
+    population: Any = None,
+    confidence: float = 0.95,
+    seed: int = 0,
+    **settings: Any,
+) -> GameCertificate:
+    """Measures how near a solved game is to its saddle point.
+
+    The particles of one epoch are taken as one cloud: give a subsample of a population that does not fit in memory.
+
+    Args:
+        formulation: what ``game`` returned.
+        solution: the solution, or anything with ``controls``.
+        maximiser: the adversary the game was solved against; its answer is the present disturbance.
+        best_response: a stronger adversary; ``PGD(100)`` when None.
+        restarts: runs of it; each particle keeps the best disturbance found, the present one included.
+        population: what ``mfoc.population`` takes; the formulation's when None.
+        confidence: level of the intervals.
+        seed: of the random starts, and of ``mfoc.certify``.
+        **settings: of ``mfoc.certify``, for the minimiser's part.
+
+    Raises:
+        InvalidType, InvalidValue: wrong arguments.
+    """
+    _check(formulation, maximiser, best_response, restarts, confidence)
+    made: Any = formulation.problem
+    batches = list((formulation.population if population is None else _source(formulation, population)).epoch())
+    controls = solution.controls
+    parts = [
+        _measure(made, controls, b, maximiser, best_response or PGD(100), restarts, seed + k)
+        for k, b in enumerate(batches)
+    ]
+    clean, present, best, slack = (torch.cat([part[i] for part in parts]) for i in range(4))
+    eta = torch.cat([part[4] for part in parts])
+    cloud = made.disturb(_joined(batches), eta)
+    minimiser = mfoc.certify(made, controls, cloud, confidence=confidence, seed=seed, **settings)
+    return GameCertificate(
+        minimiser,
+        _estimate(slack, confidence),
+        _estimate(best - present, confidence),
+        float(present.mean()),
+        float(best.mean()),
+        float(clean.mean()),
+        confidence,
+    )
+
+
+def _check(formulation: Any, maximiser: Any, best_response: Any, restarts: int, confidence: float) -> None:
+    if not isinstance(formulation, GameFormulation):
+        raise InvalidType(f"formulation is a {type(formulation).__name__}; expected what game(...) returned")
+    for name, player in (("maximiser", maximiser), ("best_response", best_response)):
+        if player is not None and (isinstance(player, type) or not isinstance(player, Maximiser)):
+            raise InvalidType(f"{name} is {player!r}; expected a maximiser such as PGD(20)")
+    if isinstance(restarts, bool) or not isinstance(restarts, int) or restarts < 1:
+        raise InvalidValue(f"restarts is {restarts!r}; expected a positive integer")
+    if not isinstance(confidence, float) or not 0 < confidence < 1:
+        raise InvalidValue(f"confidence is {confidence!r}; expected a level between 0 and 1")
+
+
+def _source(formulation: GameFormulation, population: Any) -> mfoc.Population:
+    source = mfoc.population(population)
+    if not formulation.pairs:
+        return source
+    return mfoc.population(_joined([formulation.cloud(batch.state, batch.data) for batch in source.epoch()]))
+
+
+def _measure(
+    made: mfoc.Game,
+    controls: Any,
+    batch: mfoc.Particles,
+    maximiser: Maximiser,
+    stronger: Maximiser,
+    restarts: int,
+    seed: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Clean, present and best cost and the first-order gap of each particle ``[N]``, and the present disturbance."""
+
+    def cost(eta: Tensor | None) -> Tensor:
+        with torch.no_grad():
+            return mfoc.rollout(made, controls, batch if eta is None else made.disturb(batch, eta)).cost
+
+    states = entering(made, controls, batch)
+    x = made.target(states)
+    generator = torch.Generator(x.device).manual_seed(seed)
+    eta = maximiser.maximise(made, controls, batch, generator)
+    slope = costate_at(made, controls, states, batch.data, eta) * len(batch)
+    present = cost(eta)
+    best = present
+    for _ in range(restarts):
+        best = torch.maximum(best, cost(stronger.maximise(made, controls, batch, generator)))
+    return cost(None), present, best, made.ball.gap(x, eta, slope), eta
+
+
+def _joined(batches: list[mfoc.Particles]) -> mfoc.Particles:
+    """All batches as one cloud; the states of a game are a tensor or a pair of them."""
+    first = batches[0]
+    if len(batches) == 1:
+        return first
+    parts = [batch.state for batch in batches]
+    state = (
+        tuple(torch.cat(part) for part in zip(*parts, strict=True))
+        if isinstance(first.state, tuple)
+        else torch.cat(parts)
+    )
+    data = None if first.data is None else torch.cat([batch.data for batch in batches])
+    return mfoc.Particles(state, data)
+
+
+def _estimate(sample: Tensor, confidence: float) -> Estimate:
+    mean = float(sample.double().mean())
+    half = NormalDist().inv_cdf(0.5 + confidence / 2) * float(sample.double().std()) / math.sqrt(len(sample))
+    return Estimate(mean, mean - half, mean + half)

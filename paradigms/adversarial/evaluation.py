@@ -1,0 +1,258 @@
+"""How robust a network is: accuracies under attacks, with intervals."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from statistics import NormalDist
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import mfoc
+from mfoc import InvalidType, InvalidValue, MissingExtra
+from mfoc.hooks import progress_display
+from mfoc.maximisers import FGSM, PGD, Maximiser
+from paradigms.adversarial.games import GameFormulation, Loss, game
+from paradigms.adversarial.interop import FromTorchattacks, torchattacks
+
+logger = logging.getLogger(__name__)
+
+Attack = Maximiser | Callable[[nn.Module], Any]
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """The accuracy under one attack.
+
+    Attributes:
+        attack: its name.
+        correct: particles that are classified right undisturbed and disturbed.
+        total: particles.
+        low, high: Wilson score interval.
+        seconds: what the attack took.
+    """
+
+    attack: str
+    correct: int
+    total: int
+    low: float
+    high: float
+    seconds: float
+
+    @property
+    def value(self) -> float:
+        """The accuracy."""
+        return self.correct / self.total
+
+
+@dataclass(frozen=True)
+class Robustness:
+    """Accuracies under attacks; print it. ``table["PGD-20"].value`` is one of them.
+
+    Attributes:
+        rows: one for each attack, the undisturbed accuracy first ("clean").
+        ball: what the attacks were allowed.
+        confidence: level of the intervals.
+    """
+
+    rows: list[Accuracy]
+    ball: mfoc.Ball
+    confidence: float
+
+    def __getitem__(self, attack: str) -> Accuracy:
+        for row in self.rows:
+            if row.attack == attack:
+                return row
+        raise KeyError(f"{attack!r}; the table has {[row.attack for row in self.rows]}")
+
+    def __str__(self) -> str:
+        width = max(6, *(len(row.attack) for row in self.rows))
+        lines = [
+            f"Accuracy on {self.rows[0].total} particles, {self.ball.norm} ball of radius {self.ball.epsilon:g} "
+            f"({100 * self.confidence:.0f}% Wilson intervals)",
+            f"{'attack':{width}s}  accuracy  interval            seconds",
+        ]
+        lines += [
+            f"{row.attack:{width}s}  {row.value:8.2%}  [{row.low:7.2%}, {row.high:7.2%}]  {row.seconds:8.2f}"
+            for row in self.rows
+        ]
+        return "\n".join(lines)
+
+
+def evaluate(
+    net: nn.Module,
+    data: Any,
+    *,
+    epsilon: float,
+    norm: str = "linf",
+    bounds: tuple[float, float] | None = (0.0, 1.0),
+    attacks: Mapping[str, Attack] | None = None,
+    loss: Loss | nn.Module = F.cross_entropy,
+    batch_size: int = 256,
+    confidence: float = 0.95,
+    seed: int = 0,
+    progress: bool = True,
+) -> Robustness:
+    """Accuracy of a classifier under attacks.
+
+    A particle counts as correct when it is classified right undisturbed and disturbed, so that attacks run on the
+    particles that are right undisturbed only; no disturbance is an admissible one.
+
+    Args:
+        net: the network, logits ``[N, classes]``; it is copied and run in evaluation mode.
+        data: what ``mfoc.population`` takes; inputs and integer labels.
+        epsilon: radius of the ball.
+        norm: "linf" or "l2".
+        bounds: least and largest value of an input; None where there are none.
+        attacks: name -> maximiser, or function of the network that makes an attack of torchattacks. When None: FGSM,
+            PGD-20, and, for images ``[N, C, H, W]`` with bounds, APGD-CE and (from four classes on) AutoAttack, which
+            is by far the slowest.
+        loss: what the maximisers raise.
+        batch_size: particles attacked at once.
+        confidence: level of the Wilson intervals.
+        seed: of the attacks.
+        progress: show a progress bar where ``rich`` is installed.
+
+    Raises:
+        InvalidType, InvalidValue: wrong arguments, or an attack that cannot take this input.
+        MissingExtra: an attack of torchattacks is asked for and it is not installed.
+    """
+    if not isinstance(net, nn.Module):
+        raise InvalidType(f"net is a {type(net).__name__}; expected a torch.nn.Module")
+    if not isinstance(confidence, float) or not 0 < confidence < 1:
+        raise InvalidValue(f"confidence is {confidence!r}; expected a level between 0 and 1")
+    whole = nn.Sequential(net) if type(net).forward is not nn.Sequential.forward else net
+    training = net.training
+    try:
+        formulation = game(
+            whole.eval(), loss, data, epsilon=epsilon, norm=norm, bounds=bounds, batch_size=batch_size, seed=seed
+        )
+    finally:
+        net.train(training)
+    batches = list(formulation.population.epoch())
+    chosen = _defaults(formulation, batches[0], seed) if attacks is None else _checked(attacks)
+    ball = formulation.problem.ball  # type: ignore[attr-defined]
+    rows = []
+    with _bar(progress, 1 + len(chosen), len(batches)) as tick:
+        began = time.perf_counter()
+        right = [_right(formulation, batch, tick) for batch in batches]
+        rows.append(_row("clean", right, time.perf_counter() - began, confidence))
+        for number, (name, attack) in enumerate(chosen.items()):
+            began = time.perf_counter()
+            survived = []
+            for k, (batch, alive) in enumerate(zip(batches, right, strict=True)):
+                generator = torch.Generator(alive.device).manual_seed(seed + 1000003 * number + k)
+                survived.append(_attacked(formulation, attack, batch, alive, generator))
+                tick(name)
+            rows.append(_row(name, survived, time.perf_counter() - began, confidence))
+            logger.info("%s: %.4f", name, rows[-1].value)
+    return Robustness(rows, ball, confidence)
+
+
+def _defaults(formulation: GameFormulation, batch: mfoc.Particles, seed: int) -> dict[str, Maximiser]:
+    attacks: dict[str, Maximiser] = {"FGSM": FGSM(), "PGD-20": PGD(20)}
+    ball = formulation.problem.ball  # type: ignore[attr-defined]
+    if batch.state.dim() != 4 or ball.bounds is None:
+        return attacks
+    library = torchattacks()
+    settings = {
+        "eps": ball.epsilon / (ball.bounds[1] - ball.bounds[0]),
+        "norm": {"linf": "Linf", "l2": "L2"}[ball.norm],
+    }
+    attacks["APGD-CE"] = FromTorchattacks(lambda net: library.APGD(net, steps=20, seed=seed, loss="ce", **settings))
+    classes = _logits(formulation, batch[:1]).shape[1]
+    if classes >= 4:
+        attacks["AutoAttack"] = FromTorchattacks(
+            lambda net: library.AutoAttack(net, n_classes=classes, seed=seed, **settings)
+        )
+    return attacks
+
+
+def _checked(attacks: Mapping[str, Attack]) -> dict[str, Maximiser]:
+    if not isinstance(attacks, Mapping):
+        raise InvalidType(f"attacks is a {type(attacks).__name__}; expected a dict from names to attacks")
+    chosen: dict[str, Maximiser] = {}
+    for name, attack in attacks.items():
+        if isinstance(attack, Maximiser) and not isinstance(attack, type):
+            chosen[name] = attack
+        else:
+            chosen[name] = FromTorchattacks(attack)
+    return chosen
+
+
+def _logits(formulation: GameFormulation, batch: mfoc.Particles) -> Tensor:
+    with torch.no_grad():
+        out: Tensor = mfoc.rollout(formulation.problem, formulation.problem.controls, batch).states[-1]
+    return out
+
+
+def _right(formulation: GameFormulation, batch: mfoc.Particles, tick: Callable[[str], None]) -> Tensor:
+    logits = _logits(formulation, batch)
+    if logits.dim() != 2 or not isinstance(batch.data, Tensor) or batch.data.is_floating_point():
+        raise InvalidType(
+            f"accuracy needs logits [N, classes] and integer labels [N]; the network returns {tuple(logits.shape)}"
+        )
+    tick("clean")
+    return logits.argmax(1) == batch.data
+
+
+def _attacked(
+    formulation: GameFormulation,
+    attack: Maximiser,
+    batch: mfoc.Particles,
+    alive: Tensor,
+    generator: torch.Generator,
+) -> Tensor:
+    """Which particles are still classified right."""
+    if not alive.any():
+        return alive
+    made = formulation.problem
+    assert isinstance(made, mfoc.Game)
+    some = batch[alive]
+    eta = attack.maximise(made, made.controls, some, generator)
+    survived = alive.clone()
+    survived[alive] = _logits(formulation, made.disturb(some, eta)).argmax(1) == some.data
+    return survived
+
+
+def _row(name: str, survived: list[Tensor], seconds: float, confidence: float) -> Accuracy:
+    correct = sum(int(s.sum()) for s in survived)
+    total = sum(len(s) for s in survived)
+    return Accuracy(name, correct, total, *wilson(correct, total, confidence), seconds)
+
+
+def wilson(successes: int, trials: int, confidence: float = 0.95) -> tuple[float, float]:
+    """The Wilson score interval of a proportion (Wilson 1927).
+
+    Args:
+        successes: how many.
+        trials: out of how many.
+        confidence: level.
+    """
+    z = NormalDist().inv_cdf(0.5 + confidence / 2)
+    share, spread = successes / trials, z * z / trials
+    centre = (share + spread / 2) / (1 + spread)
+    half = z / (1 + spread) * math.sqrt(share * (1 - share) / trials + spread / (4 * trials))
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+@contextmanager
+def _bar(progress: bool, rounds: int, batches: int) -> Iterator[Callable[[str], None]]:
+    """A progress bar where rich is installed."""
+    try:
+        display = progress_display() if progress else None
+    except MissingExtra:
+        display = None
+    if display is None:
+        yield lambda name: None
+        return
+    with display:
+        task = display.add_task("attacks", total=rounds * batches, figures="")
+        yield lambda name: display.update(task, advance=1, figures=name)

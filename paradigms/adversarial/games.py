@@ -1,0 +1,208 @@
+"""Adversarial training written as a game."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import mfoc
+from mfoc import InvalidType, InvalidValue
+from paradigms.formulation import Formulation
+
+Loss = Callable[..., Tensor]
+Stages = Sequence[str | Sequence[str]]
+
+
+@dataclass(frozen=True)
+class TRADES:
+    """The loss of TRADES: loss(f(x), y) + beta KL(f(x) || f(x + eta)), a game on pairs (x, x').
+
+    Zhang, Yu, Jiao, Xing, El Ghaoui, Jordan (2019), "Theoretically principled trade-off between robustness and
+    accuracy", arXiv:1901.08573, eq. (5); their 1/lambda is beta. Only x' is disturbed, so the adversary sees the KL
+    term alone. Give it to ``game`` in the place of a loss.
+
+    Attributes:
+        beta: weight of the KL term.
+        loss: the loss on the undisturbed input; the network returns logits ``[N, classes]``.
+    """
+
+    beta: float = 6.0
+    loss: Loss = F.cross_entropy
+
+    def __post_init__(self) -> None:
+        if isinstance(self.beta, bool) or not isinstance(self.beta, int | float) or not 0 < self.beta < math.inf:
+            raise InvalidValue(f"beta is {self.beta!r}; expected a positive finite number")
+        if not callable(self.loss):
+            raise InvalidType(f"loss is a {type(self.loss).__name__}; expected a function loss(output, z) -> [N]")
+
+    def over(self, problem: mfoc.Problem) -> mfoc.Problem:
+        """The problem on pairs, from the problem of the loss alone."""
+        running = problem.running_cost
+
+        def dynamics(t: int, x: Any, u: Any, z: Any) -> tuple[Any, Any]:
+            return problem.dynamics(t, x[0], u, z), problem.dynamics(t, x[1], u, z)
+
+        def terminal_cost(x: Any, z: Any) -> Tensor:
+            return problem.terminal_cost(x[0], z) + self.beta * _divergence(*x)
+
+        return dataclasses.replace(
+            problem,
+            dynamics=dynamics,
+            terminal_cost=terminal_cost,
+            running_cost=None if running is None else lambda t, x, u, z: running(t, x[0], u, z),
+        )
+
+
+def _divergence(natural: Tensor, disturbed: Tensor) -> Tensor:
+    """KL(softmax(natural) || softmax(disturbed)) ``[N]``."""
+    if natural.dim() != 2:
+        raise InvalidValue(f"TRADES needs logits [N, classes]; the network's output has shape {tuple(natural.shape)}")
+    return F.kl_div(disturbed.log_softmax(1), natural.log_softmax(1), reduction="none", log_target=True).sum(1)
+
+
+@dataclass(frozen=True)
+class GameFormulation(Formulation):
+    """Adversarial training written as a game.
+
+    Attributes:
+        net: the network the game was made from, or None when it was made from a problem.
+        pairs: whether states are pairs (x, x'), as for TRADES.
+        remake: the same game for another network of this architecture.
+    """
+
+    net: nn.Module | None = None
+    pairs: bool = False
+    remake: Callable[[nn.Module], mfoc.Game] | None = None
+
+    def cloud(self, x: Tensor, z: Any) -> mfoc.Particles:
+        """Inputs and targets as particles of this game."""
+        return mfoc.Particles((x, x) if self.pairs else x, z)
+
+
+def game(
+    net: nn.Module | mfoc.Problem,
+    loss: Loss | nn.Module | TRADES | None,
+    data: Any,
+    *,
+    epsilon: float,
+    norm: str = "linf",
+    bounds: tuple[float, float] | None = (0.0, 1.0),
+    at: int = 0,
+    stages: Stages | None = None,
+    batch_size: int | None = None,
+    seed: int = 0,
+) -> GameFormulation:
+    """Adversarial training as a differential game: min over weights, max over ||eta|| <= epsilon, of E[loss].
+
+    Zhang et al. (2019), arXiv:1905.00877, eq. (1)-(4). Solve it with ``mfoc.Minimax(inner=PGD(10), outer=...)``.
+
+    Batch norm in training mode uses the statistics of the disturbed batch, and no running average is advanced while
+    the game is solved; the readout's averages are those of one pass over the undisturbed population. In evaluation mode
+    the network's own averages are constants.
+
+    Args:
+        net: a network as ``mfoc.from_module`` takes it (an unmodified ``nn.Sequential``, whose first layer becomes the
+            first stage, or any module with ``stages``), or an ``mfoc.Problem``. It is copied, never changed.
+        loss: ``loss(output, z) -> [N]``, any torch loss, or ``TRADES(beta)``; None with a problem, which has its own.
+        data: what ``mfoc.population`` takes; the state is the input, a floating-point tensor ``[N, ...]``.
+        epsilon: radius of the ball of disturbances, in units of the input.
+        norm: "linf" or "l2".
+        bounds: least and largest value of a disturbed input; None where there are none.
+        at: the stage whose incoming state is disturbed: 0 is the input. Hidden states have no bounds: pass None.
+        stages: see ``mfoc.from_module``.
+        batch_size: particles in a batch; all of them when None.
+        seed: of the batches.
+
+    Returns:
+        A formulation; its ``readout(solution)`` is the robust network in evaluation mode (for a problem: the controls).
+
+    Raises:
+        InvalidType, InvalidValue: wrong arguments, data that exceed the bounds, or that do not fit the network.
+    """
+    ball = mfoc.Ball(epsilon, norm, bounds)
+    trades = loss if isinstance(loss, TRADES) else None
+    source = mfoc.population(data, batch_size=batch_size, seed=seed)
+    if trades is not None:
+        source = _Pairs(source)
+    if isinstance(net, mfoc.Problem):
+        if loss is not None or stages is not None:
+            raise InvalidType("net is an mfoc.Problem, which has a loss and stages of its own; pass loss=None")
+        made = mfoc.Game.of(net, ball, stage=at)
+        _check_data(made, source, data)
+        return GameFormulation(made, source, lambda solution: solution.controls)
+    if loss is None:
+        raise InvalidType("loss is None; expected a function loss(output, z) -> [N], a torch loss or TRADES(beta)")
+
+    def remake(module: nn.Module) -> mfoc.Game:
+        base = mfoc.from_module(module, trades.loss if trades else loss, stages=stages)  # type: ignore[arg-type]
+        problem = trades.over(base) if trades else base
+        return mfoc.Game.of(problem, ball, stage=at, part=1 if trades else None)
+
+    def readout(solution: Any) -> nn.Module:
+        solved = mfoc.to_module(net, solution.controls, stages=stages)
+        _refresh(solved, source)
+        return solved.eval()
+
+    made = remake(net)
+    _check_data(made, source, data)
+    return GameFormulation(made, source, readout, net, trades is not None, remake)
+
+
+class _Pairs(mfoc.Population):
+    """A population whose states x are doubled to (x, x)."""
+
+    def __init__(self, source: mfoc.Population) -> None:
+        self._source = source
+        self.size, self.batch_size = source.size, source.batch_size
+        self.batches_per_epoch = source.batches_per_epoch
+
+    def __call__(self, step: int) -> mfoc.Particles:
+        return _doubled(self._source(step))
+
+    def epoch(self) -> Iterator[mfoc.Particles]:
+        return map(_doubled, self._source.epoch())
+
+
+def _doubled(particles: mfoc.Particles) -> mfoc.Particles:
+    return mfoc.Particles((particles.state, particles.state), particles.data)
+
+
+def _check_data(made: mfoc.Game, source: mfoc.Population, data: Any) -> None:
+    """Refuses data that do not fit the network, or exceed the bounds: all of them where they are in memory."""
+    few = source(0)[:2]
+    made.validate(few)
+    with torch.no_grad():
+        x = mfoc.rollout(made, made.controls, few).states[made.stage]
+        made.disturb(few, made.ball.sample(made.target(x)))
+        if made.ball.bounds is None:
+            return
+        in_memory = made.stage == 0 and isinstance(data, tuple | list | Tensor | np.ndarray | mfoc.Particles)
+        for particles in source.epoch() if in_memory else [source(0)]:
+            x = particles.state if made.stage == 0 else mfoc.rollout(made, made.controls, particles).states[made.stage]
+            _check_bounds(made.target(x), made.ball.bounds, made.stage)
+
+
+def _check_bounds(x: Tensor, bounds: tuple[float, float], stage: int) -> None:
+    low, high = float(x.min()), float(x.max())
+    if low < bounds[0] or high > bounds[1]:
+        what = "the data reach" if stage == 0 else f"the states that enter stage {stage} reach"
+        raise InvalidValue(
+            f"bounds is {bounds} and {what} from {low:.4g} to {high:.4g}; pass their true range, or bounds=None"
+        )
+
+
+def _refresh(net: nn.Module, source: mfoc.Population) -> None:
+    """Batch-norm averages over one pass of the undisturbed inputs, for a network that was solved in training mode."""
+    layers = [m for m in net.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training]
+    if not any(layer.track_running_stats for layer in layers):
+        return
+    inputs = (p.state[0] if isinstance(p.state, tuple) else p.state for p in source.epoch())
+    torch.optim.swa_utils.update_bn(inputs, net)

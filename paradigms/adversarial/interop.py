@@ -1,0 +1,198 @@
+"""torchattacks in both directions: its attacks as maximisers, our maximisers as attacks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from importlib import import_module
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import mfoc
+from mfoc import InvalidType, InvalidValue, MissingExtra
+from mfoc.game import Disturbed, entering
+from mfoc.maximisers import Maximiser
+from paradigms.adversarial.games import GameFormulation
+
+_ROUNDING = 1e-4  # relative: attacks project in the input's precision
+
+
+def torchattacks() -> Any:
+    """The package torchattacks.
+
+    Raises:
+        MissingExtra: it is not installed.
+    """
+    try:
+        return import_module("torchattacks")
+    except ModuleNotFoundError as error:
+        raise MissingExtra("this needs 'torchattacks': pip install 'mfoc[adversarial]'", name=error.name) from error
+
+
+@dataclass(frozen=True)
+class FromTorchattacks:
+    """Any attack of torchattacks as a maximiser.
+
+    The attack sees the network from the disturbed stage on, with inputs scaled from the game's bounds to [0, 1], so its
+    ``eps`` is in units of that range. It maximises its own loss (cross-entropy as a rule) whatever the game's is. It
+    draws from torch's global generator, which is seeded for the call and put back.
+
+    Attributes:
+        attack: makes the attack: ``lambda net: torchattacks.APGD(net, eps=0.1, steps=10)``.
+    """
+
+    attack: Callable[[nn.Module], Any]
+
+    def __post_init__(self) -> None:
+        if not callable(self.attack):
+            raise InvalidType(
+                f"attack is a {type(self.attack).__name__}; expected a function of the network, such as "
+                "lambda net: torchattacks.PGD(net, eps=0.1)"
+            )
+
+    @cached_property
+    def _made(self) -> dict[torch.device, tuple[_Logits, Any]]:
+        # One attack for each device, used again: torchattacks keeps every attack's network alive for good.
+        return {}
+
+    def maximise(
+        self, game: mfoc.Game, controls: Any, particles: mfoc.Particles, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """See ``mfoc.maximisers.Maximiser``.
+
+        Raises:
+            InvalidValue: no bounds, an attack that leaves the ball, or one that cannot take this input.
+        """
+        if game.ball.bounds is None:
+            raise InvalidValue("bounds is None; torchattacks clamps to a range, so give the game the range of its data")
+        states = entering(game, controls, particles)
+        x = game.target(states)
+        labels = _labels(particles.data)
+        low, high = game.ball.bounds
+        logits, attack = self._on(x.device)
+        with _seeded(generator, x.device), logits.of(game, controls, states, particles.data):
+            try:
+                found = attack((x - low) / (high - low), labels)
+            except (IndexError, RuntimeError, ValueError) as error:
+                needs = "" if x.dim() == 4 else "; many attacks take images [N, C, H, W] only"
+                raise InvalidValue(
+                    f"{_name(attack)} failed on inputs of shape {tuple(x.shape)}: {error}{needs}"
+                ) from error
+        eta = found.detach().to(x) * (high - low) + low - x
+        inside = game.ball.project(eta)
+        if float((eta - inside).abs().max()) > _ROUNDING * (high - low):
+            raise InvalidValue(
+                f"{_name(attack)} left the ball of the game (epsilon {game.ball.epsilon:g}, {game.ball.norm}); make it "
+                f"with eps={game.ball.epsilon / (high - low):g}"
+            )
+        return inside
+
+    def _on(self, device: torch.device) -> tuple[_Logits, Any]:
+        if device not in self._made:
+            logits = _Logits(device)
+            attack = self.attack(logits)
+            if not isinstance(attack, torchattacks().attack.Attack):
+                raise InvalidType(f"attack(net) returned a {type(attack).__name__}; expected a torchattacks attack")
+            self._made[device] = (logits, attack)
+        return self._made[device]
+
+
+def _name(attack: Any) -> str:
+    return str(getattr(attack, "attack", type(attack).__name__))
+
+
+def _labels(z: Any) -> Tensor:
+    labels = z.data if isinstance(z, Disturbed) else z
+    if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.dim() != 1:
+        raise InvalidType("torchattacks needs class labels: the data of the particles must be an integer tensor [N]")
+    return labels
+
+
+class _Logits(nn.Module):
+    """The network of a game from its disturbed stage on, on inputs scaled to [0, 1]."""
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__()
+        # torchattacks asks the first parameter where the network is.
+        self.place = nn.Parameter(torch.zeros(1, device=device), requires_grad=False)
+        self._play: Callable[[Tensor], Tensor] | None = None
+
+    @contextmanager
+    def of(self, game: mfoc.Game, controls: Any, states: Any, z: Any) -> Iterator[None]:
+        """For the length of a with-block, the network at these controls."""
+        assert game.ball.bounds is not None
+        low, high = game.ball.bounds
+        data = z.data if isinstance(z, Disturbed) else z
+
+        def play(x: Tensor) -> Tensor:
+            point = x * (high - low) + low
+            state = point if game.part is None else type(states)(point for _ in states)
+            last: Any = state
+            for t in range(game.stage, game.stages):
+                last = game.dynamics(t, last, game.schedule(controls, t), data)
+            out: Tensor = last if game.part is None else last[game.part]
+            return out
+
+        self._play = play
+        try:
+            yield
+        finally:
+            self._play = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert self._play is not None
+        return self._play(x)
+
+
+@contextmanager
+def _seeded(generator: torch.Generator | None, device: torch.device) -> Iterator[None]:
+    """Global randomness for the length of a call: a function of the generator, then put back; as it is when None."""
+    if generator is None:
+        yield
+        return
+    seed = int(torch.randint(2**62, (1,), generator=generator, device=generator.device))
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
+
+
+def as_attack(formulation: GameFormulation, maximiser: Maximiser, net: nn.Module | None = None) -> Any:
+    """A maximiser as an attack of torchattacks, which can be used wherever one can (in ``MultiAttack`` for example).
+
+    It attacks ``attack.model`` as it is at the time of the call, in evaluation mode as torchattacks has it, with the
+    loss, the ball and the disturbed stage of the formulation, and draws from torch's global generator.
+
+    Args:
+        formulation: what ``game`` returned for a network; its bounds must be (0, 1), the range of torchattacks.
+        maximiser: the adversary.
+        net: the network to attack; the one of the formulation when None. Attacks that are combined need one and the
+            same network.
+
+    Raises:
+        InvalidType, InvalidValue: a formulation of a problem, or other bounds.
+        MissingExtra: torchattacks is not installed.
+    """
+    if not isinstance(formulation, GameFormulation) or formulation.remake is None:
+        raise InvalidType("formulation has no network; expected what paradigms.adversarial.game(net, ...) returned")
+    if not isinstance(maximiser, Maximiser):
+        raise InvalidType(f"maximiser is a {type(maximiser).__name__}; expected PGD(...), YOPO(...) or the like")
+    made = formulation.problem
+    assert isinstance(made, mfoc.Game)
+    if made.ball.bounds != (0.0, 1.0):
+        raise InvalidValue(f"the game has bounds {made.ball.bounds}; torchattacks works on images in (0, 1)")
+    if made.stage != 0:
+        raise InvalidValue(f"the game disturbs stage {made.stage}; an attack changes the input, stage 0")
+    remake, cloud = formulation.remake, formulation.cloud
+
+    class _Attack(torchattacks().attack.Attack):  # type: ignore[misc]
+        def forward(self, images: Tensor, labels: Tensor) -> Tensor:
+            images, labels = images.detach().to(self.device), labels.detach().to(self.device)
+            attacked = remake(self.model)
+            eta = maximiser.maximise(attacked, attacked.controls, cloud(images, labels))
+            return attacked.ball.enter(images, eta).detach()
+
+    return _Attack(repr(maximiser), formulation.net if net is None else net)
