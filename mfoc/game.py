@@ -55,6 +55,8 @@ class Ball:
         if not isinstance(self.bounds, tuple | list) or len(self.bounds) != 2:
             raise InvalidType(f"bounds is {self.bounds!r}; expected a pair (least, largest) or None")
         low, high = self.bounds
+        if not all(isinstance(bound, int | float) for bound in self.bounds):
+            raise InvalidType(f"bounds is {self.bounds!r}; expected a pair of numbers (least, largest) or None")
         if not low < high:
             raise InvalidValue(f"bounds is {self.bounds!r}; expected least < largest")
         object.__setattr__(self, "bounds", (float(low), float(high)))
@@ -119,22 +121,27 @@ class Ball:
         """
         point = self.enter(x, eta)
         if self.norm == "l2":
-            return (self.epsilon * _sizes(slope)).flatten() - (slope * (point - x)).flatten(1).sum(1)
+            return (self.epsilon * _sizes(slope)).flatten() - _rows(slope * (point - x)).sum(1)
         best = self.enter(x, self.epsilon * slope.sign())
-        return (slope * (best - point)).flatten(1).sum(1)
+        return _rows(slope * (best - point)).sum(1)
 
 
 def _sizes(x: Tensor) -> Tensor:
     """Euclidean norms of the particles, shaped so that they broadcast."""
-    sizes: Tensor = torch.linalg.vector_norm(x.flatten(1), dim=1).view(-1, *[1] * (x.dim() - 1))
+    sizes: Tensor = torch.linalg.vector_norm(_rows(x), dim=1).view(-1, *[1] * (x.dim() - 1))
     return sizes
+
+
+def _rows(x: Tensor) -> Tensor:
+    """One row for each particle ``[N, d]``."""
+    return x.reshape(len(x), -1)
 
 
 class Disturbed(NamedTuple):
     """What a game's functions receive as z once a disturbance is played.
 
     Attributes:
-        data: the z of the problem.
+        data: the z of the problem; an empty tuple when it has none.
         disturbance: eta ``[N, ...]``, shaped as the (part of the) state it is added to.
     """
 
@@ -181,24 +188,26 @@ class Game(Problem):
         """
         if not isinstance(problem, Problem):
             raise InvalidType(f"problem is a {type(problem).__name__}; expected mfoc.Problem")
+        if isinstance(problem, Game):
+            raise InvalidType("problem is a Game already; a game has one adversary")
         running_cost, kind = problem.running_cost, problem.kind
 
-        def entering(t: int, x: Tree, z: Tree) -> tuple[Tree, Tree]:
+        def before(t: int, x: Tree, z: Tree) -> tuple[Tree, Tree]:
             if not isinstance(z, Disturbed):
                 return x, z
-            return (_entered(ball, part, x, z.disturbance) if t == stage else x), z.data
+            return (_entered(ball, part, x, z.disturbance) if t == stage else x), undisturbed(z)
 
         def dynamics(t: int, x: Tree, u: Tree, z: Tree) -> Tree:
-            x, z = entering(t, x, z)
+            x, z = before(t, x, z)
             return problem.dynamics(t, x, u, z)
 
         def cost(t: int, x: Tree, u: Tree, z: Tree) -> Tensor:
             assert running_cost is not None
-            x, z = entering(t, x, z)
+            x, z = before(t, x, z)
             return running_cost(t, x, u, z)
 
         def terminal_cost(x: Tree, z: Tree) -> Tensor:
-            return problem.terminal_cost(x, z.data if isinstance(z, Disturbed) else z)
+            return problem.terminal_cost(x, undisturbed(z))
 
         def kind_of(t: int) -> Hashable:
             assert kind is not None
@@ -233,17 +242,22 @@ class Game(Problem):
 
     def disturb(self, particles: Particles, eta: Tensor) -> Particles:
         """The particles on which this game's functions see the disturbance eta ``[N, ...]``."""
-        return Particles(particles.state, Disturbed(undisturbed(particles.data), eta))
+        data = undisturbed(particles.data)
+        return Particles(particles.state, Disturbed(() if data is None else data, eta))
 
 
 def undisturbed(z: Tree) -> Tree:
     """The data of a problem, whether or not a disturbance is played."""
-    return z.data if isinstance(z, Disturbed) else z
+    if not isinstance(z, Disturbed):
+        return z
+    return None if isinstance(z.data, tuple) and not z.data else z.data
 
 
 def target_of(part: int | str | None, x: Tree) -> Tensor:
     """The disturbed tensor of a state; see ``Game.target``."""
     if part is not None:
+        if isinstance(x, Tensor):
+            raise InvalidValue(f"part is {part!r} and the state is a tensor {tuple(x.shape)}; leave part out")
         try:
             x = x[part]
         except (KeyError, IndexError, TypeError) as error:
@@ -273,12 +287,15 @@ def with_target(part: int | str | None, x: Tree, value: Tensor) -> Tree:
         return value
     if isinstance(x, dict):
         return {**x, part: value}
-    entries = [value if i == part else entry for i, entry in enumerate(x)]
-    return entries if isinstance(x, list) else tuple(entries)
+    entries = list(x)
+    entries[part] = value  # type: ignore[index, call-overload]
+    return type(x)(*entries) if hasattr(x, "_fields") else type(x)(entries)
 
 
 def entering(game: Game, controls: Tree, particles: Particles) -> Tree:
     """The states that enter the disturbed stage, before they are disturbed (cut from any graph)."""
+    if not isinstance(game, Game):
+        raise InvalidType(f"game is a {type(game).__name__}; expected mfoc.Game, made by mfoc.Game.of(problem, ball)")
     x, z = particles.state, undisturbed(particles.data)
     with torch.no_grad():
         for t in range(game.stage):

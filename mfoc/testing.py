@@ -50,7 +50,8 @@ def check_solver(solver: Solver, problem: Problem, particles: Particles) -> None
     """Checks that a solver keeps the laws ``solve`` relies on.
 
     Its step is pure, returns controls of the same structure, shapes and dtypes, reports the objective and gradient
-    of the controls it was given, and keeps a state of tensors and plain values.
+    of the controls it was given (unless it has an ``evaluate`` of its own, whose objective is another), and keeps a
+    state of tensors and plain values.
 
     Args:
         solver: the solver.
@@ -73,12 +74,54 @@ def check_solver(solver: Solver, problem: Problem, particles: Particles) -> None
     for name, new, old in _beside(first, controls):
         _require(new.shape == old.shape, f"{name} changed shape from {tuple(old.shape)} to {tuple(new.shape)}")
         _require(new.dtype == old.dtype, f"{name} changed dtype from {old.dtype} to {new.dtype}")
-    value, gradient = evaluate(problem, controls, particles)
-    _close(info.value, value, "info.value is not J at the controls given", 1e-5)
-    _close(info.gradient, _tree.leaves(gradient), "info.gradient is not dJ/du at the controls given", 1e-5)
+    if not hasattr(solver, "evaluate"):
+        value, gradient = evaluate(problem, controls, particles)
+        _close(info.value, value, "info.value is not J at the controls given", 1e-5)
+        _close(info.gradient, _tree.leaves(gradient), "info.gradient is not dJ/du at the controls given", 1e-5)
     for leaf in _tree.leaves(next_state):
         plain = leaf is None or isinstance(leaf, Tensor | int | float | bool | str)
         _require(plain, f"the solver's state holds a {type(leaf).__name__}; expected tensors and plain values")
+
+
+def check_formulation(formulation: Any, solver: Solver, *, steps: int = 2) -> None:
+    """Checks a paradigm's formulation: what ``paradigms.Formulation`` promises to users and to other code.
+
+    Its problem keeps the laws of ``check_problem`` on its population, the population is a pure function of the step,
+    it solves with the given solver to a finite value, and reading a solution out twice gives the same and leaves the
+    solution as it was.
+
+    Args:
+        formulation: an object with ``problem``, ``population``, ``readout`` and ``solve``.
+        solver: a solver for it.
+        steps: how many steps to solve for.
+
+    Raises:
+        InvalidType: it is no formulation.
+        AssertionError: a law is broken; the message says which.
+    """
+    for name in ("problem", "population", "readout", "solve"):
+        if not hasattr(formulation, name):
+            raise InvalidType(f"formulation is a {type(formulation).__name__} without {name!r}")
+    first, again = (formulation.population(0) for _ in range(2))
+    _same_bits([first.state, first.data], [again.state, again.data], "the population is not a function of the step")
+    check_problem(formulation.problem, first[: min(len(first), 8)])
+    check_solver(solver, formulation.problem, first)
+    before = _tree.copy(formulation.problem.controls)
+    solution = formulation.solve(solver, steps=steps)
+    _same_bits(before, formulation.problem.controls, "solving changed the problem's controls")
+    _require(math.isfinite(solution.value), f"the value after {steps} steps is {solution.value}: {solution.message}")
+    _require(solution.last.step == steps, f"the solve ended after {solution.last.step} of {steps} steps")
+    kept = _tree.copy(solution.controls)
+    readings = [_state_of(formulation.readout(solution)) for _ in range(2)]
+    _same_bits(kept, solution.controls, "readout changed the solution")
+    _same_bits(readings[0], readings[1], "two readouts of one solution differ")
+
+
+def _state_of(reading: Any) -> Tree:
+    """The tensors of a readout, as far as they can be seen."""
+    if isinstance(reading, torch.nn.Module):
+        return dict(reading.state_dict())
+    return [leaf for leaf in _tree.leaves(reading) if isinstance(leaf, Tensor)]
 
 
 def _require(condition: bool, message: str) -> None:

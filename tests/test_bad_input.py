@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 import mfoc
 from mfoc.inner import LBFGS, Descent
+from mfoc.maximisers import PGD, YOPO, Free
 
 SGD = mfoc.Gradient(partial(torch.optim.SGD, lr=0.1))
 X = torch.ones(4, 2)
@@ -87,6 +88,15 @@ def old_weight_norm():
 def shared():
     linear = nn.Linear(2, 2)
     return net(linear, linear)
+
+
+def game(state=None, eta=None, **options):
+    made = mfoc.Game.of(problem(), mfoc.Ball(0.1), **options)
+    return made if state is None else made.enter(state, X if eta is None else eta)
+
+
+def duel(inner=None, outer=SGD, seed=0):
+    return mfoc.Minimax(inner or PGD(1), outer, seed)
 
 
 def states_of(solver):
@@ -344,6 +354,32 @@ BAD = {
     "no trials": (lambda: LBFGS(trials=0), "trials is 0"),
     "negative inner tol": (lambda: LBFGS(tol=-1.0), "tol is -1.0"),
     "inner tol by name": (lambda: LBFGS(tol="0"), "tol is '0'"),
+    "schedule of rates": (lambda: mfoc.Gradient(torch.optim.Adam, schedule=0.9), "schedule is a float"),
+    # games
+    **{f"epsilon {e}": (lambda e=e: mfoc.Ball(e), f"epsilon is {e}") for e in (0, -1, float("nan"), float("inf"))},
+    **{f"epsilon {e!r}": (lambda e=e: mfoc.Ball(e), f"epsilon is a {type(e).__name__}") for e in (True, "a", None)},
+    **{f"bounds {b}": (lambda b=b: mfoc.Ball(1, bounds=b), "bounds is") for b in (3, (1, 0), (0, 1, 2))},
+    "unknown norm": (lambda: mfoc.Ball(1, "l1"), "norm is 'l1'.*'linf'"),
+    "game of nothing": (lambda: mfoc.Game.of(None, mfoc.Ball(1)), "problem is a NoneType"),
+    "radius as ball": (lambda: mfoc.Game.of(problem(), 0.1), "ball is a float"),
+    **{f"stage {s} of a game": (lambda s=s: game(stage=s), rf"stage is {s}.*0\.\.1") for s in (-1, 2, True, 1.0)},
+    **{f"part {p!r} of a tuple": (lambda p=p: game((X, X), part=p), f"part is {p!r}") for p in (2, "q")},
+    "part that is missing": (lambda: game((X, X)), "is a tuple.*part="),
+    "disturbance of another shape": (lambda: game(X, X[:, :1]), r"shape \(4, 1\).*\(4, 2\)"),
+    "integer state in a game": (lambda: game(X.long()), "torch.int64 tensor"),
+    **{f"PGD({k})": (lambda k=k: PGD(k), f"steps is {k}") for k in (0, -1, 2.0, True)},
+    **{f"step size {a}": (lambda a=a: PGD(3, a), f"step_size is {a}") for a in (-1, 0, True, float("nan"))},
+    "random start by number": (lambda: PGD(3, random_start=1), "random_start is 1"),
+    "step size of YOPO": (lambda: YOPO(1, 1, "small"), "step_size is 'small'"),
+    "no passes": (lambda: YOPO(0, 1), "m is 0"),
+    "no steps a pass": (lambda: YOPO(1, 0), "n is 0"),
+    "no replays": (lambda: Free(0), "replays is 0"),
+    "adversary class": (lambda: duel(PGD), "inner is the class PGD"),
+    "adversary by name": (lambda: duel("pgd"), "inner is str"),
+    "minimiser by name": (lambda: duel(outer="sgd"), "outer is a str"),
+    **{f"seed {s} of a game": (lambda s=s: duel(seed=s), f"seed is {s}") for s in (-1, True, 0.5)},
+    "game in a game": (lambda: duel(outer=duel()), "outer is a Minimax"),
+    "no adversary": (lambda: solve(solver=duel()), "Problem without an adversary.*Game.of"),
 }
 
 

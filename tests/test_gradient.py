@@ -113,3 +113,75 @@ def test_a_batched_solve_equals_a_torch_loop():
         optimiser.step()
     solution = mfoc.solve(problem, mfoc.Gradient(partial(torch.optim.Adam, lr=0.01)), batches, steps=7)
     assert distance(solution.controls, controls) < 1e-12
+
+
+SCHEDULES = {
+    "decay": lambda k: 0.7**k,
+    "warm-up": lambda k: min(1.0, (k + 1) / 4),
+    "steps": lambda k: 0.1 if k >= 3 else 1,
+    "halt": lambda k: float(k < 2),
+}
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("optimiser", ["nesterov", "adam", "adamw"])
+def test_a_schedule_is_that_of_torch(optimiser, schedule):
+    problem, particles = CATALOGUE["mlp"]()
+    make, rate = OPTIMISERS[optimiser], SCHEDULES[schedule]
+    controls = mfoc._tree.map(lambda leaf: leaf.detach().clone().requires_grad_(), problem.controls)
+    descent = make(leaves(controls))
+    scheduler = torch.optim.lr_scheduler.LambdaLR(descent, rate)
+    for _ in range(7):
+        descent.zero_grad()
+        mfoc.rollout(problem, controls, particles).cost.mean().backward()
+        descent.step()
+        scheduler.step()
+    solution = mfoc.solve(problem, mfoc.Gradient(make, schedule=rate), particles, steps=7)
+    assert distance(solution.controls, controls) < 1e-12
+    unscheduled = mfoc.solve(problem, mfoc.Gradient(make), particles, steps=7)
+    assert distance(solution.controls, unscheduled.controls) > 1e-3
+
+
+def test_each_group_keeps_its_own_rate_under_a_schedule():
+    problem, particles = CATALOGUE["mlp"]()
+
+    def make(parameters):
+        groups = [{"params": parameters[:2], "lr": 0.3}, {"params": parameters[2:]}]
+        return torch.optim.SGD(groups, lr=0.05, momentum=0.9)
+
+    controls = mfoc._tree.map(lambda leaf: leaf.detach().clone().requires_grad_(), problem.controls)
+    descent = make(leaves(controls))
+    for k in range(4):
+        for group, rate in zip(descent.param_groups, (0.3, 0.05), strict=True):
+            group["lr"] = rate / (k + 1)
+        descent.zero_grad()
+        mfoc.rollout(problem, controls, particles).cost.mean().backward()
+        descent.step()
+    solution = mfoc.solve(problem, mfoc.Gradient(make, schedule=lambda k: 1 / (k + 1)), particles, steps=4)
+    assert distance(solution.controls, controls) < 1e-12
+
+
+@pytest.mark.parametrize("optimiser", ["nesterov", "adam"])
+def test_a_schedule_goes_on_where_a_run_stopped(optimiser, tmp_path):
+    problem, particles = CATALOGUE["mlp"]()
+    solver = mfoc.Gradient(OPTIMISERS[optimiser], schedule=lambda k: 0.8**k)
+    whole = mfoc.solve(problem, solver, particles, steps=8)
+    mfoc.solve(problem, solver, particles, steps=5, hooks=[mfoc.hooks.Checkpoint(tmp_path / "run")])
+    resumed = mfoc.solve(problem, solver, particles, steps=8, start=mfoc.hooks.load(tmp_path / "run"))
+    assert same_bits(resumed.controls, whole.controls)
+    assert same_bits(resumed.last.state, whole.last.state)
+
+
+def test_a_gradient_from_elsewhere_is_followed():
+    problem, _ = CATALOGUE["mlp"]()
+    solver, seen = mfoc.Gradient(OPTIMISERS["sgd"]), []
+
+    def evaluate(free):
+        seen.append([leaf.requires_grad for leaf in free])
+        return torch.tensor(3.0), [torch.full_like(leaf, 2.0) for leaf in free]
+
+    moved, state, info = solver.follow(evaluate, problem.controls, solver.init(problem, problem.controls))
+    assert seen == [[True] * len(leaves(problem.controls))]
+    assert float(info.value) == 3.0
+    assert state["steps"] == 1
+    assert distance(moved, [leaf - 0.2 for leaf in leaves(problem.controls)]) < 1e-15

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -76,7 +77,7 @@ class Gradient:
         rates = [group["lr"] for group in optimizer.param_groups] if self.schedule is not None else []
         _restore(optimizer, state)
         for group, rate in zip(optimizer.param_groups, rates, strict=False):
-            group["lr"] = rate * self.schedule(state["steps"])  # type: ignore[misc]
+            group["lr"] = rate * self._factor(state["steps"])
         free = [p.detach().requires_grad_() for p in parameters]  # views: they follow what the optimiser writes
 
         def closure() -> tuple[Tensor, list[Tensor]]:
@@ -92,6 +93,13 @@ class Gradient:
         optimizer.step(lambda: pending.pop() if pending else closure()[0])  # type: ignore[arg-type, return-value]
         moved = _tree.rebuild(controls, [p.detach() for p in parameters])
         return moved, {**_capture(optimizer), "writes_gradients": writes, "steps": state["steps"] + 1}, info
+
+    def _factor(self, step: int) -> float:
+        assert self.schedule is not None
+        factor = self.schedule(step)
+        if not isinstance(factor, int | float) or not 0 <= factor < math.inf:
+            raise InvalidValue(f"schedule({step}) returned {factor!r}; expected a non-negative finite number")
+        return factor
 
     def _make(self, parameters: list[Tensor]) -> torch.optim.Optimizer:
         optimizer = self.optimizer(parameters)

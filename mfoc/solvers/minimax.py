@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -21,6 +21,8 @@ from mfoc.problem import Particles, Problem
 from mfoc.solve import Info, Solver
 from mfoc.solvers.gradient import Gradient
 
+_LEAST = 1e-6  # the smallest share of the ball a ramp starts with
+
 
 @dataclass(frozen=True)
 class Minimax:
@@ -34,11 +36,14 @@ class Minimax:
         inner: the adversary: ``mfoc.maximisers.PGD(...)``, ``YOPO(m, n)``, ``Free(replays)`` or any ``Maximiser``.
         outer: the minimiser: a function that makes a ``torch.optim`` optimiser from a list of tensors, or a solver.
         seed: of the adversary's random starts, which are a function of (seed, step).
+        ramp: the ball's radius at step k as a share of the game's, ``lambda k: min(1.0, k / 500)``: where the full ball
+            keeps training at a constant output (MNIST at 0.3 does), a growing one does not.
     """
 
     inner: Maximiser
     outer: Callable[[list[Tensor]], torch.optim.Optimizer] | Solver
     seed: int = 0
+    ramp: Callable[[int], float] | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.inner, type) or not isinstance(self.inner, Maximiser):
@@ -53,6 +58,8 @@ class Minimax:
             )
         if isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0:
             raise InvalidValue(f"seed is {self.seed!r}; expected a non-negative integer")
+        if self.ramp is not None and not callable(self.ramp):
+            raise InvalidType(f"ramp is a {type(self.ramp).__name__}; expected a function of the step or None")
 
     @cached_property
     def minimiser(self) -> Solver:
@@ -67,21 +74,21 @@ class Minimax:
 
     def step(self, problem: Problem, controls: Tree, state: Tree, particles: Particles) -> tuple[Tree, Tree, Info]:
         """One batch; see ``mfoc.Solver``. What it reports was seen at the adversary's answer."""
-        game, inner, outer = _check_game(problem), self.inner, self.minimiser
+        game, inner, outer = self._at(_check_game(problem), state["steps"]), self.inner, self.minimiser
         generator = self._generator(particles, state["steps"])
         after = {**state, "steps": state["steps"] + 1}
         if isinstance(inner, SharingMaximiser) and isinstance(outer, Gradient):
             previous = state["disturbance"] if inner.carries else None
             eta = inner.begin(game, controls, particles, generator, previous)
             controls, after["outer"], info, eta = self._share(inner, outer, game, controls, state, particles, eta)
-            after["disturbance"] = eta if inner.carries else None
+            after["disturbance"] = _kept(eta, previous) if inner.carries else None
             return controls, after, info
         eta = inner.maximise(game, controls, particles, generator)
         controls, after["outer"], info = outer.step(game, controls, state["outer"], game.disturb(particles, eta))
         return controls, after, info
 
     def evaluate(self, problem: Problem, controls: Tree, state: Tree, particles: Particles) -> Evaluation:
-        """J and dJ/du at the adversary's answer, the controls fixed."""
+        """J and dJ/du at the adversary's answer in the whole ball, the controls fixed."""
         game = _check_game(problem)
         eta = self.inner.maximise(game, controls, particles, self._generator(particles, state["steps"]))
         return evaluate(game, controls, game.disturb(particles, eta))
@@ -96,13 +103,23 @@ class Minimax:
         particles: Particles,
         eta: Tensor,
     ) -> tuple[Tree, Tree, Info, Tensor]:
-        """Plays on one batch, the optimiser following the gradient of each; reports the first."""
-        plays = _Plays(inner, game, controls, particles, eta)
-        controls, memory, first = outer.follow(plays, controls, state["outer"])
-        for _ in range(inner.updates - 1):
-            plays = _Plays(inner, game, controls, particles, plays.eta)
-            controls, memory, _ = outer.follow(plays, controls, memory)
-        return controls, memory, first, plays.eta
+        """Plays on one batch, the optimiser following the gradient of each; reports the first (or one that failed)."""
+        memory, seen = state["outer"], []
+        for _ in range(inner.updates):
+            plays = _Plays(inner, game, controls, particles, eta)
+            controls, memory, info = outer.follow(plays, controls, memory)
+            seen.append(info)
+            eta = plays.eta
+        bad = [info for info in seen if not info.value.isfinite()]
+        return controls, memory, (bad or seen)[0], eta
+
+    def _at(self, game: Game, step: int) -> Game:
+        """The game with the ball of this step."""
+        share = 1.0 if self.ramp is None else self.ramp(step)
+        if not isinstance(share, int | float) or not 0 <= share <= 1:
+            raise InvalidValue(f"ramp({step}) returned {share!r}; expected a share of the radius, in [0, 1]")
+        radius = max(share, _LEAST) * game.ball.epsilon  # a ball of radius zero is no ball
+        return game if share == 1 else replace(game, ball=replace(game.ball, epsilon=radius))
 
     def _generator(self, particles: Particles, steps: int) -> torch.Generator:
         device = next(leaf.device for leaf in _tree.leaves(particles.state) if isinstance(leaf, Tensor))
@@ -110,16 +127,24 @@ class Minimax:
 
 
 class _Plays:
-    """What an optimiser evaluates: the first play, which moves the adversary, and any it asks for after that."""
+    """What an optimiser evaluates: plays that all start from one disturbance, however often it asks."""
 
     def __init__(self, inner: SharingMaximiser, game: Game, controls: Tree, particles: Particles, eta: Tensor) -> None:
-        self.inner, self.game, self.controls, self.particles, self.eta = inner, game, controls, particles, eta
+        self.inner, self.game, self.controls, self.particles = inner, game, controls, particles
+        self.start = self.eta = eta
 
     def __call__(self, leaves: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        play = self.inner.play(self.game, _tree.rebuild(self.controls, leaves), self.particles, self.eta)
+        play = self.inner.play(self.game, _tree.rebuild(self.controls, leaves), self.particles, self.start)
         self.eta = play.disturbance
         value, *slopes = expectation([play.value, *_tree.leaves(play.gradient)], len(self.particles))
         return value, slopes
+
+
+def _kept(eta: Tensor, previous: Tensor | None) -> Tensor:
+    """What is carried on: a batch shorter than the one before leaves the rest of its disturbance as it was."""
+    if previous is None or previous.shape[1:] != eta.shape[1:] or len(previous) <= len(eta):
+        return eta
+    return torch.cat([eta, previous[len(eta) :].to(eta)])
 
 
 def _check_game(problem: Problem) -> Game:

@@ -1,0 +1,202 @@
+"""Adversarial training: what YOPO costs and how robust it makes a network, against PGD training.
+
+    python tests/benchmarks/bench_adversarial.py                          step times, and accuracies on digits
+    python tests/benchmarks/bench_adversarial.py --mnist mnist10k.npz     accuracies on MNIST at epsilon 0.3 too
+
+The file has arrays ``images`` uint8 [N, 28, 28] and ``labels`` [N]. All methods start from the same network and see
+the same batches; they run on one thread, interleaved epoch by epoch, and evaluations are not counted in their times.
+"""
+
+import argparse
+import math
+import platform
+import statistics
+import time
+from functools import partial
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import torchattacks
+from sklearn.datasets import load_digits
+from torch import nn
+
+import mfoc
+from paradigms.adversarial import PGD, YOPO, FromTorchattacks, as_attack, evaluate, game
+
+
+def digits_net():
+    return nn.Sequential(
+        nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 32, 3, padding=1, stride=2), nn.ReLU(),
+        nn.Flatten(), nn.Linear(512, 10),
+    )  # fmt: skip
+
+
+def light_net():
+    return nn.Sequential(
+        nn.Conv2d(1, 16, 4, stride=2, padding=1), nn.ReLU(), nn.Conv2d(16, 32, 4, stride=2, padding=1), nn.ReLU(),
+        nn.Flatten(), nn.Linear(32 * 49, 100), nn.ReLU(), nn.Linear(100, 10),
+    )  # fmt: skip
+
+
+def small_cnn():
+    """The network for MNIST of Zhang et al. (2019)."""
+    return nn.Sequential(
+        nn.Conv2d(1, 32, 3), nn.ReLU(), nn.Conv2d(32, 32, 3), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Conv2d(32, 64, 3), nn.ReLU(), nn.Conv2d(64, 64, 3), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Flatten(), nn.Linear(1024, 200), nn.ReLU(), nn.Linear(200, 200), nn.ReLU(), nn.Linear(200, 10),
+    )  # fmt: skip
+
+
+def wide_first_net():
+    """Most of the work is in the first layer."""
+    return nn.Sequential(
+        nn.Conv2d(1, 64, 7, padding=3), nn.ReLU(), nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(1024, 10)
+    )
+
+
+def step_times(make_net, shape, rounds):
+    """Median seconds a step, methods interleaved."""
+    torch.manual_seed(0)
+    x, y = torch.rand(128, *shape), torch.randint(0, 10, (128,))
+    formulation = game(make_net(), F.cross_entropy, (x, y), epsilon=0.1)
+    problem, cloud = formulation.problem, mfoc.Particles(x, y)
+    methods = {"PGD-10": PGD(10), "YOPO-5-3": YOPO(5, 3), "PGD-40": PGD(40), "YOPO-5-10": YOPO(5, 10)}
+    solvers = {name: mfoc.Minimax(inner, partial(torch.optim.Adam, lr=1e-3)) for name, inner in methods.items()}
+    at = {name: (problem.controls, solver.init(problem, problem.controls)) for name, solver in solvers.items()}
+    taken = {name: [] for name in solvers}
+    for _ in range(rounds):
+        for name, solver in solvers.items():
+            began = time.perf_counter()
+            controls, state, _ = solver.step(problem, *at[name], cloud)
+            taken[name].append(time.perf_counter() - began)
+            at[name] = controls, state
+    return {name: statistics.median(times) for name, times in taken.items()}
+
+
+def attack_times(make_net, shape, rounds):
+    """Median seconds of PGD-10: ours as an attack of torchattacks, and theirs."""
+    torch.manual_seed(0)
+    net, x, y = make_net(), torch.rand(128, *shape), torch.randint(0, 10, (128,))
+    formulation = game(net, F.cross_entropy, (x, y), epsilon=0.1)
+    attacks = {"ours": as_attack(formulation, PGD(10, 0.025), net), "theirs": torchattacks.PGD(net, 0.1, 0.025, 10)}
+    taken = {name: [] for name in attacks}
+    for _ in range(rounds):
+        for name, attack in attacks.items():
+            began = time.perf_counter()
+            attack(x, y)
+            taken[name].append(time.perf_counter() - began)
+    return {name: statistics.median(times) for name, times in taken.items()}
+
+
+def one_cycle(total, warm):
+    """Learning-rate factor: up linearly for a share ``warm`` of the steps, then down to zero along a cosine."""
+
+    def factor(k):
+        if k < warm * total:
+            return (k + 1) / (warm * total)
+        return 0.5 * (1 + math.cos(math.pi * (k - warm * total) / ((1 - warm) * total)))
+
+    return factor
+
+
+def compete(make_net, train, test, methods, *, epsilon, epochs, lr, batch_size, seed, goal):
+    """Trains with each method, interleaved epoch by epoch; accuracies, seconds, and seconds to the goal."""
+    torch.manual_seed(seed)
+    net = make_net()
+    formulation = game(net, F.cross_entropy, train, epsilon=epsilon, batch_size=batch_size, seed=seed)
+    per_epoch = formulation.population.batches_per_epoch
+    schedule = one_cycle(epochs * per_epoch, 0.3)
+    outer = mfoc.Gradient(partial(torch.optim.Adam, lr=lr), schedule=schedule)
+    solvers = {name: mfoc.Minimax(inner, outer, seed=seed) for name, inner in methods.items()}
+    runs = {name: mfoc.iterate(formulation.problem, s, formulation.population) for name, s in solvers.items()}
+    seconds, reached, at = dict.fromkeys(methods, 0.0), dict.fromkeys(methods, math.inf), {}
+    few = (test[0][:1000], test[1][:1000])
+    for _ in range(epochs):
+        for name, run in runs.items():
+            began = time.perf_counter()
+            for _ in range(per_epoch):
+                at[name] = next(run)
+            seconds[name] += time.perf_counter() - began
+            if reached[name] == math.inf:
+                judge = evaluate(
+                    formulation.readout(at[name]), few, epsilon=epsilon, attacks={"PGD-20": PGD(20)}, progress=False
+                )
+                if judge["PGD-20"].value >= goal:
+                    reached[name] = seconds[name]
+    apgd = FromTorchattacks(lambda n: torchattacks.APGD(n, eps=epsilon, steps=20, loss="ce"))
+    judges = {"PGD-20": PGD(20), "APGD-CE": apgd}
+    rows = {}
+    for name in methods:
+        table = evaluate(formulation.readout(at[name]), test, epsilon=epsilon, attacks=judges, progress=False)
+        rows[name] = [row.value for row in table.rows] + [seconds[name], reached[name]]
+    return rows
+
+
+def report(title, runs):
+    print(f"\n{title}: mean over {len(runs)} seeds (± standard deviation)")
+    print(f"{'training':10s}  {'clean':>14s}  {'PGD-20':>14s}  {'APGD-CE':>14s}  {'seconds':>8s}  {'to the goal':>11s}")
+    for name in runs[0]:
+        columns = list(zip(*(run[name] for run in runs), strict=True))
+        spread = [statistics.stdev(c) if len(c) > 1 else 0.0 for c in columns]
+        figures = [f"{statistics.mean(c):7.2%} ± {s:4.2%}" for c, s in zip(columns[:3], spread, strict=False)]
+        print(
+            f"{name:10s}  {'  '.join(figures)}  {statistics.median(columns[3]):8.1f}  {statistics.median(columns[4]):11.1f}",
+            flush=True,
+        )
+
+
+def digits():
+    images, labels = load_digits(return_X_y=True)
+    x, y = torch.tensor(images, dtype=torch.float32).view(-1, 1, 8, 8) / 16, torch.tensor(labels)
+    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
+    x, y = x[order], y[order]
+    return (x[:1297], y[:1297]), (x[1297:], y[1297:])
+
+
+def mnist(path):
+    with np.load(path) as stored:
+        x, y = torch.tensor(stored["images"])[:, None].float() / 255, torch.tensor(stored["labels"]).long()
+    return (x[:8000], y[:8000]), (x[8000:], y[8000:])
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--mnist", help="an .npz file with images and labels")
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--skip-times", action="store_true")
+    parser.add_argument("--skip-digits", action="store_true")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    print(f"{platform.machine()}, torch {torch.__version__}, 1 thread")
+    if not arguments.skip_times:
+        nets = [
+            (digits_net, (1, 8, 8), 15),
+            (light_net, (1, 28, 28), 9),
+            (small_cnn, (1, 28, 28), 3),
+            (wide_first_net, (1, 28, 28), 3),
+        ]
+        for make_net, shape, rounds in nets:
+            t = step_times(make_net, shape, rounds)
+            print(
+                f"{make_net.__name__:15s} step: " + ", ".join(f"{n} {1e3 * s:.1f} ms" for n, s in t.items())
+                + f"; PGD-10 / YOPO-5-3 = {t['PGD-10'] / t['YOPO-5-3']:.2f}, "
+                f"PGD-40 / YOPO-5-10 = {t['PGD-40'] / t['YOPO-5-10']:.2f}"
+            )  # fmt: skip
+            a = attack_times(make_net, shape, rounds)
+            print(f"{'':15s} PGD-10 attack: ours / torchattacks = {a['ours'] / a['theirs']:.2f}", flush=True)
+    methods = {"PGD-10": PGD(10), "YOPO-5-3": YOPO(5, 3)}
+    if not arguments.skip_digits:
+        settings = {"epsilon": 0.1, "epochs": 30, "lr": 3e-3, "batch_size": 128, "goal": 0.75}
+        runs = [compete(digits_net, *digits(), methods, seed=s, **settings) for s in range(arguments.seeds)]
+        report(f"digits, {settings}", runs)
+    if arguments.mnist:
+        settings = {"epsilon": 0.3, "epochs": 15, "lr": 1e-3, "batch_size": 128, "goal": 0.8}
+        runs = [
+            compete(light_net, *mnist(arguments.mnist), methods, seed=s, **settings) for s in range(arguments.seeds)
+        ]
+        report(f"MNIST, {settings}", runs)
+
+
+if __name__ == "__main__":
+    main()
