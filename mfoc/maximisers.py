@@ -147,7 +147,8 @@ class Free:
     """Free adversarial training: each pass moves both players (Shafahi et al. 2019, "Adversarial training for free!").
 
     A batch is replayed, and after each replay the controls and the disturbance move along the two parts of one
-    gradient. The disturbance a batch ends with is where the next one starts (algorithm 1 of the paper).
+    gradient. The disturbance a batch ends with is where the next one starts (algorithm 1 of the paper). A learning-rate
+    schedule counts the steps of the optimiser, so ``replays`` for each step of the solve.
 
     Attributes:
         replays: replays of a batch (m in the paper): each is one step of the minimiser.

@@ -8,7 +8,7 @@ print(evaluate(robust, test, epsilon=0.1))
 
 from mfoc.maximisers import FGSM, PGD, YOPO, Free
 from paradigms.adversarial.certificate import GameCertificate, certify
-from paradigms.adversarial.evaluation import Robustness, evaluate
+from paradigms.adversarial.evaluation import Robustness, evaluate, wilson
 from paradigms.adversarial.games import TRADES, GameFormulation, game
 from paradigms.adversarial.interop import FromTorchattacks, as_attack
 
@@ -26,4 +26,5 @@ __all__ = [
     "certify",
     "evaluate",
     "game",
+    "wilson",
 ]

@@ -82,7 +82,7 @@ def certify(
 
     Args:
         formulation: what ``game`` returned.
-        solution: the solution, or anything with ``controls``.
+        solution: the solution, an iterate, or controls.
         maximiser: the adversary the game was solved against; its answer is the present disturbance.
         best_response: a stronger adversary; ``PGD(100)`` when None.
         restarts: runs of it; each particle keeps the best disturbance found, the present one included.
@@ -95,9 +95,9 @@ def certify(
         InvalidType, InvalidValue: wrong arguments.
     """
     _check(formulation, maximiser, best_response, restarts, confidence)
-    made: Any = formulation.problem
+    made = formulation.problem
     batches = list((formulation.population if population is None else _source(formulation, population)).epoch())
-    controls = solution.controls
+    controls = getattr(solution, "controls", solution)
     parts = [
         _measure(made, controls, b, maximiser, best_response or PGD(100), restarts, seed + k)
         for k, b in enumerate(batches)

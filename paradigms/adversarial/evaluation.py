@@ -138,7 +138,7 @@ def evaluate(
         net.train(training)
     batches = list(formulation.population.epoch())
     chosen = _defaults(formulation, batches[0], seed) if attacks is None else _checked(attacks)
-    ball = formulation.problem.ball  # type: ignore[attr-defined]
+    ball = formulation.problem.ball
     rows = []
     with _bar(progress, 1 + len(chosen), len(batches)) as tick:
         began = time.perf_counter()
@@ -158,7 +158,7 @@ def evaluate(
 
 def _defaults(formulation: GameFormulation, batch: mfoc.Particles, seed: int) -> dict[str, Maximiser]:
     attacks: dict[str, Maximiser] = {"FGSM": FGSM(), "PGD-20": PGD(20)}
-    ball = formulation.problem.ball  # type: ignore[attr-defined]
+    ball = formulation.problem.ball
     if batch.state.dim() != 4 or ball.bounds is None:
         return attacks
     library = torchattacks()
@@ -214,7 +214,6 @@ def _attacked(
     if not alive.any():
         return alive
     made = formulation.problem
-    assert isinstance(made, mfoc.Game)
     some = batch[alive]
     eta = attack.maximise(made, made.controls, some, generator)
     survived = alive.clone()

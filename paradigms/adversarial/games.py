@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 import mfoc
 from mfoc import InvalidType, InvalidValue
+from mfoc.problem import RunningCost
 from paradigms.formulation import Formulation
 
 Loss = Callable[..., Tensor]
@@ -73,11 +74,13 @@ class GameFormulation(Formulation):
     """Adversarial training written as a game.
 
     Attributes:
+        problem: the game.
         net: the network the game was made from, or None when it was made from a problem.
         pairs: whether states are pairs (x, x'), as for TRADES.
         remake: the same game for another network of this architecture.
     """
 
+    problem: mfoc.Game
     net: nn.Module | None = None
     pairs: bool = False
     remake: Callable[[nn.Module], mfoc.Game] | None = None
@@ -97,6 +100,7 @@ def game(
     bounds: tuple[float, float] | None = (0.0, 1.0),
     at: int = 0,
     stages: Stages | None = None,
+    running_cost: RunningCost | None = None,
     batch_size: int | None = None,
     seed: int = 0,
 ) -> GameFormulation:
@@ -118,6 +122,7 @@ def game(
         bounds: least and largest value of a disturbed input; None where there are none.
         at: the stage whose incoming state is disturbed: 0 is the input. Hidden states have no bounds: pass None.
         stages: see ``mfoc.from_module``.
+        running_cost: see ``mfoc.from_module``; for example ``mfoc.weight_decay(1e-4)``.
         batch_size: particles in a batch; all of them when None.
         seed: of the batches.
 
@@ -133,8 +138,8 @@ def game(
     if trades is not None:
         source = _Pairs(source)
     if isinstance(net, mfoc.Problem):
-        if loss is not None or stages is not None:
-            raise InvalidType("net is an mfoc.Problem, which has a loss and stages of its own; pass loss=None")
+        if loss is not None or stages is not None or running_cost is not None:
+            raise InvalidType("net is an mfoc.Problem, which has costs and stages of its own; pass loss=None")
         made = mfoc.Game.of(net, ball, stage=at)
         _check_data(made, source, data)
         return GameFormulation(made, source, lambda solution: solution.controls)
@@ -142,7 +147,8 @@ def game(
         raise InvalidType("loss is None; expected a function loss(output, z) -> [N], a torch loss or TRADES(beta)")
 
     def remake(module: nn.Module) -> mfoc.Game:
-        base = mfoc.from_module(module, trades.loss if trades else loss, stages=stages)  # type: ignore[arg-type]
+        plain = trades.loss if trades else loss
+        base = mfoc.from_module(module, plain, stages=stages, running_cost=running_cost)  # type: ignore[arg-type]
         problem = trades.over(base) if trades else base
         return mfoc.Game.of(problem, ball, stage=at, part=1 if trades else None)
 

@@ -181,7 +181,6 @@ def as_attack(formulation: GameFormulation, maximiser: Maximiser, net: nn.Module
     if not isinstance(maximiser, Maximiser):
         raise InvalidType(f"maximiser is a {type(maximiser).__name__}; expected PGD(...), YOPO(...) or the like")
     made = formulation.problem
-    assert isinstance(made, mfoc.Game)
     if made.ball.bounds != (0.0, 1.0):
         raise InvalidValue(f"the game has bounds {made.ball.bounds}; torchattacks works on images in (0, 1)")
     if made.stage != 0:
