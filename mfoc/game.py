@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import NamedTuple
 
 import torch
@@ -44,7 +45,7 @@ class Ball:
     bounds: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
-        if isinstance(self.epsilon, bool) or not isinstance(self.epsilon, int | float):
+        if isinstance(self.epsilon, bool) or not isinstance(self.epsilon, Real):
             raise InvalidType(f"epsilon is a {type(self.epsilon).__name__}; expected a positive number")
         if not 0 < self.epsilon < math.inf:
             raise InvalidValue(f"epsilon is {self.epsilon!r}; expected a positive finite number")
@@ -55,7 +56,7 @@ class Ball:
         if not isinstance(self.bounds, tuple | list) or len(self.bounds) != 2:
             raise InvalidType(f"bounds is {self.bounds!r}; expected a pair (least, largest) or None")
         low, high = self.bounds
-        if not all(isinstance(bound, int | float) for bound in self.bounds):
+        if any(isinstance(bound, bool) or not isinstance(bound, Real) for bound in self.bounds):
             raise InvalidType(f"bounds is {self.bounds!r}; expected a pair of numbers (least, largest) or None")
         if not low < high:
             raise InvalidValue(f"bounds is {self.bounds!r}; expected least < largest")

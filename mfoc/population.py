@@ -151,6 +151,8 @@ def population(source: Any, *, batch_size: int | None = None, shuffle: bool = Tr
         InvalidValue: an empty or ragged source, non-finite states, a bad batch size or seed.
     """
     if isinstance(source, Population):
+        if batch_size is not None:
+            raise InvalidValue("batch_size was given with a population, which has batches of its own")
         return source
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
         raise InvalidValue(f"seed is {seed!r}; expected a non-negative integer")

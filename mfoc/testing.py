@@ -104,6 +104,9 @@ def check_formulation(formulation: Any, solver: Solver, *, steps: int = 2) -> No
             raise InvalidType(f"formulation is a {type(formulation).__name__} without {name!r}")
     first, again = (formulation.population(0) for _ in range(2))
     _same_bits([first.state, first.data], [again.state, again.data], "the population is not a function of the step")
+    _require(isinstance(steps, int) and steps > 0, f"steps is {steps!r}; expected a positive number of steps")
+    cost = rollout(formulation.problem, formulation.problem.controls, first).cost
+    _require(bool(cost.isfinite().all()), "the cost of the initial controls is not finite")
     check_problem(formulation.problem, first[: min(len(first), 8)])
     check_solver(solver, formulation.problem, first)
     before = _tree.copy(formulation.problem.controls)

@@ -20,8 +20,7 @@ class Formulation:
     Attributes:
         problem: the control problem.
         population: what it is solved on.
-        readout: a solution in the paradigm's own terms: ``readout(solution)``; anything with ``controls`` will do, an
-            ``mfoc.Iterate`` for example.
+        readout: ``readout(solution)`` is the solution (or an iterate, or controls) in the paradigm's own terms.
     """
 
     problem: mfoc.Problem
@@ -47,6 +46,21 @@ class Formulation:
             **options: of ``mfoc.solve``: ``tol``, ``hooks``, ``start``.
         """
         return mfoc.solve(self.problem, solver, self.population, steps=steps, **options)
+
+
+def controls_of(solution: Any) -> Any:
+    """The controls of a solution, of an iterate, or the controls themselves.
+
+    Raises:
+        InvalidType: it is none of these.
+    """
+    if isinstance(solution, mfoc.Solution | mfoc.Iterate):
+        return solution.controls
+    if isinstance(solution, list | tuple | dict):
+        return solution
+    raise InvalidType(
+        f"solution is a {type(solution).__name__}; expected what solve() returned, an iterate or controls"
+    )
 
 
 def available() -> list[str]:

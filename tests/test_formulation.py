@@ -320,3 +320,27 @@ def test_bad_input(name):
         act()
     assert isinstance(caught.value, ValueError | TypeError)
     assert len(str(caught.value)) > 25
+
+
+def test_making_and_reading_out_a_game_draws_no_global_random_numbers():
+    net = nn.Sequential(nn.Linear(3, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.Linear(8, 4), nn.BatchNorm1d(4)).train()
+    net[2].eval()
+    net[4].eval()  # frozen: its averages are constants of the game
+    net[4].running_mean.fill_(0.3)
+    x, y = torch.rand(12, 3, generator=torch.Generator().manual_seed(0)), torch.arange(12) % 4
+    before = torch.get_rng_state()
+    formulation = game(net, F.cross_entropy, (x, y), epsilon=0.1)
+    first, second = (formulation.readout(formulation.problem.controls) for _ in range(2))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(torch.equal(a, b) for a, b in zip(first.buffers(), second.buffers(), strict=True))
+    assert torch.equal(first[4].running_mean, net[4].running_mean)
+    assert torch.allclose(first[1].running_mean, net[0](x).mean(0), atol=1e-6)
+
+
+def test_a_frozen_network_can_be_judged_and_keeps_its_modes():
+    net = nn.Sequential(nn.Linear(3, 8), nn.BatchNorm1d(8), nn.Linear(8, 2)).requires_grad_(False).train()
+    net[1].eval()
+    x, y = torch.rand(20, 3, generator=torch.Generator().manual_seed(0)), torch.arange(20) % 2
+    table = evaluate(net, (x, y), epsilon=0.1, attacks={"PGD": PGD(5)}, progress=False)
+    assert table["PGD"].value <= table["clean"].value
+    assert [part.training for part in net] == [True, False, True]

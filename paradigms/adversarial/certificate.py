@@ -14,7 +14,8 @@ import mfoc
 from mfoc import InvalidType, InvalidValue
 from mfoc.game import costate_at, entering
 from mfoc.maximisers import PGD, Maximiser
-from paradigms.adversarial.games import GameFormulation
+from paradigms.adversarial.games import GameFormulation, check_inside
+from paradigms.formulation import controls_of
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,8 @@ def certify(
     """Measures how near a solved game is to its saddle point.
 
     The particles of one epoch are taken as one cloud: give a subsample of a population that does not fit in memory.
+    That each particle keeps the best disturbance found for it presumes that particles do not interact (as they do
+    through batch norm in training mode).
 
     Args:
         formulation: what ``game`` returned.
@@ -94,18 +97,15 @@ def certify(
     Raises:
         InvalidType, InvalidValue: wrong arguments.
     """
-    _check(formulation, maximiser, best_response, restarts, confidence)
+    _check(formulation, maximiser, best_response, restarts, confidence, seed)
     made = formulation.problem
-    batches = list((formulation.population if population is None else _source(formulation, population)).epoch())
-    controls = getattr(solution, "controls", solution)
-    parts = [
-        _measure(made, controls, b, maximiser, best_response or PGD(100), restarts, seed + k)
-        for k, b in enumerate(batches)
-    ]
-    clean, present, best, slack = (torch.cat([part[i] for part in parts]) for i in range(4))
-    eta = torch.cat([part[4] for part in parts])
-    cloud = made.disturb(_joined(batches), eta)
-    minimiser = mfoc.certify(made, controls, cloud, confidence=confidence, seed=seed, **settings)
+    cloud = _cloud(formulation, population)
+    controls = controls_of(solution)
+    made.validate(cloud, controls)
+    clean, present, best, slack, eta = _measure(
+        made, controls, cloud, maximiser, best_response or PGD(100), restarts, seed
+    )
+    minimiser = mfoc.certify(made, controls, made.disturb(cloud, eta), confidence=confidence, seed=seed, **settings)
     return GameCertificate(
         minimiser,
         _estimate(slack, confidence),
@@ -117,23 +117,47 @@ def certify(
     )
 
 
-def _check(formulation: Any, maximiser: Any, best_response: Any, restarts: int, confidence: float) -> None:
+def _check(formulation: Any, maximiser: Any, best_response: Any, restarts: int, confidence: float, seed: int) -> None:
     if not isinstance(formulation, GameFormulation):
         raise InvalidType(f"formulation is a {type(formulation).__name__}; expected what game(...) returned")
     for name, player in (("maximiser", maximiser), ("best_response", best_response)):
         if player is not None and (isinstance(player, type) or not isinstance(player, Maximiser)):
             raise InvalidType(f"{name} is {player!r}; expected a maximiser such as PGD(20)")
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**62:
+        raise InvalidValue(f"seed is {seed!r}; expected a non-negative integer")
     if isinstance(restarts, bool) or not isinstance(restarts, int) or restarts < 1:
         raise InvalidValue(f"restarts is {restarts!r}; expected a positive integer")
     if not isinstance(confidence, float) or not 0 < confidence < 1:
         raise InvalidValue(f"confidence is {confidence!r}; expected a level between 0 and 1")
 
 
-def _source(formulation: GameFormulation, population: Any) -> mfoc.Population:
-    source = mfoc.population(population)
-    if not formulation.pairs:
-        return source
-    return mfoc.population(_joined([formulation.cloud(batch.state, batch.data) for batch in source.epoch()]))
+def _cloud(formulation: GameFormulation, population: Any) -> mfoc.Particles:
+    """All particles to measure on, as one cloud of the game."""
+    source = formulation.population if population is None else mfoc.population(population)
+    batches = list(source.epoch())
+    cloud = (
+        batches[0]
+        if len(batches) == 1
+        else mfoc.Particles(joined([batch.state for batch in batches]), joined([batch.data for batch in batches]))
+    )
+    if formulation.pairs and isinstance(cloud.state, Tensor):
+        cloud = formulation.cloud(cloud.state, cloud.data)
+    if len(cloud) < 2:
+        raise InvalidValue("the population holds one particle; an interval needs at least two")
+    check_inside(formulation.problem, cloud)
+    return cloud
+
+
+def joined(trees: list[Any]) -> Any:
+    """Trees of tensors ``[N, ...]`` put together along the particle axis."""
+    first = trees[0]
+    if isinstance(first, Tensor):
+        return torch.cat(trees)
+    if isinstance(first, dict):
+        return {key: joined([tree[key] for tree in trees]) for key in first}
+    if isinstance(first, list | tuple):
+        return type(first)(joined(list(parts)) for parts in zip(*trees, strict=True))
+    return first
 
 
 def _measure(
@@ -161,21 +185,6 @@ def _measure(
     for _ in range(restarts):
         best = torch.maximum(best, cost(stronger.maximise(made, controls, batch, generator)))
     return cost(None), present, best, made.ball.gap(x, eta, slope), eta
-
-
-def _joined(batches: list[mfoc.Particles]) -> mfoc.Particles:
-    """All batches as one cloud; the states of a game are a tensor or a pair of them."""
-    first = batches[0]
-    if len(batches) == 1:
-        return first
-    parts = [batch.state for batch in batches]
-    state = (
-        tuple(torch.cat(part) for part in zip(*parts, strict=True))
-        if isinstance(first.state, tuple)
-        else torch.cat(parts)
-    )
-    data = None if first.data is None else torch.cat([batch.data for batch in batches])
-    return mfoc.Particles(state, data)
 
 
 def _estimate(sample: Tensor, confidence: float) -> Estimate:

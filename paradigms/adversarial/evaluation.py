@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import math
 import time
@@ -19,7 +20,7 @@ import mfoc
 from mfoc import InvalidType, InvalidValue, MissingExtra
 from mfoc.hooks import progress_display
 from mfoc.maximisers import FGSM, PGD, Maximiser
-from paradigms.adversarial.games import GameFormulation, Loss, game
+from paradigms.adversarial.games import GameFormulation, Loss, frozen, game
 from paradigms.adversarial.interop import FromTorchattacks, torchattacks
 
 logger = logging.getLogger(__name__)
@@ -95,7 +96,7 @@ def evaluate(
     bounds: tuple[float, float] | None = (0.0, 1.0),
     attacks: Mapping[str, Attack] | None = None,
     loss: Loss | nn.Module = F.cross_entropy,
-    batch_size: int = 256,
+    batch_size: int | None = 256,
     confidence: float = 0.95,
     seed: int = 0,
     progress: bool = True,
@@ -115,7 +116,8 @@ def evaluate(
             PGD-20, and, for images ``[N, C, H, W]`` with bounds, APGD-CE and (from four classes on) AutoAttack, which
             is by far the slowest.
         loss: what the maximisers raise.
-        batch_size: particles attacked at once.
+        batch_size: particles attacked at once; where the data have batches of their own (a DataLoader, a population, a
+            function) those are used.
         confidence: level of the Wilson intervals.
         seed: of the attacks.
         progress: show a progress bar where ``rich`` is installed.
@@ -128,14 +130,12 @@ def evaluate(
         raise InvalidType(f"net is a {type(net).__name__}; expected a torch.nn.Module")
     if not isinstance(confidence, float) or not 0 < confidence < 1:
         raise InvalidValue(f"confidence is {confidence!r}; expected a level between 0 and 1")
-    whole = nn.Sequential(net) if type(net).forward is not nn.Sequential.forward else net
-    training = net.training
-    try:
-        formulation = game(
-            whole.eval(), loss, data, epsilon=epsilon, norm=norm, bounds=bounds, batch_size=batch_size, seed=seed
-        )
-    finally:
-        net.train(training)
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**62:
+        raise InvalidValue(f"seed is {seed!r}; expected a non-negative integer")
+    batched = isinstance(data, mfoc.Population | torch.utils.data.DataLoader) or callable(data)
+    size = None if batched else batch_size
+    problem = frozen(copy.deepcopy(net).eval(), loss)
+    formulation = game(problem, None, data, epsilon=epsilon, norm=norm, bounds=bounds, batch_size=size)
     batches = list(formulation.population.epoch())
     chosen = _defaults(formulation, batches[0], seed) if attacks is None else _checked(attacks)
     ball = formulation.problem.ball
@@ -180,6 +180,8 @@ def _checked(attacks: Mapping[str, Attack]) -> dict[str, Maximiser]:
         raise InvalidType(f"attacks is a {type(attacks).__name__}; expected a dict from names to attacks")
     chosen: dict[str, Maximiser] = {}
     for name, attack in attacks.items():
+        if not isinstance(name, str) or name == "clean":
+            raise InvalidValue(f"attacks has the name {name!r}; expected a string other than 'clean'")
         if isinstance(attack, Maximiser) and not isinstance(attack, type):
             chosen[name] = attack
         else:
@@ -195,12 +197,16 @@ def _logits(formulation: GameFormulation, batch: mfoc.Particles) -> Tensor:
 
 def _right(formulation: GameFormulation, batch: mfoc.Particles, tick: Callable[[str], None]) -> Tensor:
     logits = _logits(formulation, batch)
-    if logits.dim() != 2 or not isinstance(batch.data, Tensor) or batch.data.is_floating_point():
+    labels = batch.data
+    if logits.dim() != 2 or not isinstance(labels, Tensor) or labels.is_floating_point() or labels.dim() != 1:
+        given = f"{tuple(labels.shape)} {labels.dtype}" if isinstance(labels, Tensor) else type(labels).__name__
         raise InvalidType(
-            f"accuracy needs logits [N, classes] and integer labels [N]; the network returns {tuple(logits.shape)}"
+            f"accuracy needs logits [N, classes] and integer labels [N]; the network returns {tuple(logits.shape)} and "
+            f"the labels are {given}"
         )
     tick("clean")
-    return logits.argmax(1) == batch.data
+    right: Tensor = logits.argmax(1) == labels
+    return right
 
 
 def _attacked(
@@ -234,7 +240,14 @@ def wilson(successes: int, trials: int, confidence: float = 0.95) -> tuple[float
         successes: how many.
         trials: out of how many.
         confidence: level.
+
+    Raises:
+        InvalidValue: no trials.
     """
+    if not 0 <= successes <= trials or trials == 0:
+        raise InvalidValue(
+            f"{successes} successes out of {trials} trials; expected 0 <= successes <= trials, trials > 0"
+        )
     z = NormalDist().inv_cdf(0.5 + confidence / 2)
     share, spread = successes / trials, z * z / trials
     centre = (share + spread / 2) / (1 + spread)

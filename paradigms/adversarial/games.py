@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -15,11 +16,22 @@ from torch import Tensor, nn
 
 import mfoc
 from mfoc import InvalidType, InvalidValue
+from mfoc.game import entering
 from mfoc.problem import RunningCost
-from paradigms.formulation import Formulation
+from paradigms.formulation import Formulation, controls_of
 
 Loss = Callable[..., Tensor]
 Stages = Sequence[str | Sequence[str]]
+
+_IN_MEMORY = (
+    tuple,
+    list,
+    Tensor,
+    np.ndarray,
+    torch.utils.data.TensorDataset,
+    mfoc.Particles,
+    mfoc.Population,
+)
 
 
 @dataclass(frozen=True)
@@ -28,7 +40,8 @@ class TRADES:
 
     Zhang, Yu, Jiao, Xing, El Ghaoui, Jordan (2019), "Theoretically principled trade-off between robustness and
     accuracy", arXiv:1901.08573, eq. (5); their 1/lambda is beta. Only x' is disturbed, so the adversary sees the KL
-    term alone. Give it to ``game`` in the place of a loss.
+    term alone. Give it to ``game`` in the place of a loss. Its maximiser needs a random start: without a disturbance
+    the KL term has no gradient.
 
     Attributes:
         beta: weight of the KL term.
@@ -142,24 +155,38 @@ def game(
             raise InvalidType("net is an mfoc.Problem, which has costs and stages of its own; pass loss=None")
         made = mfoc.Game.of(net, ball, stage=at)
         _check_data(made, source, data)
-        return GameFormulation(made, source, lambda solution: solution.controls)
+        return GameFormulation(made, source, controls_of)
+    if not isinstance(net, nn.Module):
+        raise InvalidType(f"net is a {type(net).__name__}; expected a torch.nn.Module or an mfoc.Problem")
     if loss is None:
         raise InvalidType("loss is None; expected a function loss(output, z) -> [N], a torch loss or TRADES(beta)")
 
     def remake(module: nn.Module) -> mfoc.Game:
         plain = trades.loss if trades else loss
-        base = mfoc.from_module(module, plain, stages=stages, running_cost=running_cost)  # type: ignore[arg-type]
+        if any(parameter.requires_grad for parameter in module.parameters()):
+            base = mfoc.from_module(module, plain, stages=stages, running_cost=running_cost)  # type: ignore[arg-type]
+        else:
+            base = frozen(module, plain)  # type: ignore[arg-type]
         problem = trades.over(base) if trades else base
         return mfoc.Game.of(problem, ball, stage=at, part=1 if trades else None)
 
     def readout(solution: Any) -> nn.Module:
-        solved = mfoc.to_module(net, solution.controls, stages=stages)
+        solved = mfoc.to_module(net, controls_of(solution), stages=stages)
         _refresh(solved, source)
         return solved.eval()
 
     made = remake(net)
+    _check_batches(net, source)
     _check_data(made, source, data)
     return GameFormulation(made, source, readout, net, trades is not None, remake)
+
+
+def frozen(net: nn.Module, loss: Loss | nn.Module) -> mfoc.Problem:
+    """A network to be attacked, not trained: one stage, whose control does nothing. It is copied."""
+    fixed = copy.deepcopy(net).requires_grad_(False)
+    weights = [leaf for leaf in [*net.parameters(), *net.buffers()] if leaf.is_floating_point()]
+    control = weights[0].new_zeros(1) if weights else torch.zeros(1)
+    return mfoc.Problem(lambda t, x, u, z: fixed(x), mfoc.networks.per_sample(loss), [control])
 
 
 class _Pairs(mfoc.Population):
@@ -184,31 +211,65 @@ def _doubled(particles: mfoc.Particles) -> mfoc.Particles:
 def _check_data(made: mfoc.Game, source: mfoc.Population, data: Any) -> None:
     """Refuses data that do not fit the network, or exceed the bounds: all of them where they are in memory."""
     few = source(0)[:2]
+    inputs = few.state[0] if made.part is not None else few.state
+    if not isinstance(inputs, Tensor) or not inputs.is_floating_point():
+        what = f"a {inputs.dtype} tensor" if isinstance(inputs, Tensor) else f"a {type(inputs).__name__}"
+        raise InvalidType(f"the input of the network is {what}; expected a floating-point tensor [N, ...]")
     made.validate(few)
     with torch.no_grad():
-        x = mfoc.rollout(made, made.controls, few).states[made.stage]
-        made.disturb(few, made.ball.sample(made.target(x)))
+        made.target(mfoc.rollout(made, made.controls, few).states[made.stage])
         if made.ball.bounds is None:
             return
-        in_memory = made.stage == 0 and isinstance(data, tuple | list | Tensor | np.ndarray | mfoc.Particles)
+        in_memory = made.stage == 0 and isinstance(data, _IN_MEMORY)
         for particles in source.epoch() if in_memory else [source(0)]:
-            x = particles.state if made.stage == 0 else mfoc.rollout(made, made.controls, particles).states[made.stage]
-            _check_bounds(made.target(x), made.ball.bounds, made.stage)
+            check_inside(made, particles)
 
 
-def _check_bounds(x: Tensor, bounds: tuple[float, float], stage: int) -> None:
+def check_inside(made: mfoc.Game, particles: mfoc.Particles) -> None:
+    """Refuses particles whose states at the disturbed stage exceed the game's bounds.
+
+    Raises:
+        InvalidValue: says by how much.
+    """
+    bounds = made.ball.bounds
+    if bounds is None:
+        return
+    x = made.target(entering(made, made.controls, particles))
     low, high = float(x.min()), float(x.max())
     if low < bounds[0] or high > bounds[1]:
-        what = "the data reach" if stage == 0 else f"the states that enter stage {stage} reach"
+        what = "the data reach" if made.stage == 0 else f"the states that enter stage {made.stage} reach"
         raise InvalidValue(
             f"bounds is {bounds} and {what} from {low:.4g} to {high:.4g}; pass their true range, or bounds=None"
         )
 
 
-def _refresh(net: nn.Module, source: mfoc.Population) -> None:
-    """Batch-norm averages over one pass of the undisturbed inputs, for a network that was solved in training mode."""
-    layers = [m for m in net.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training]
-    if not any(layer.track_running_stats for layer in layers):
+def _training_norms(net: nn.Module) -> list[nn.modules.batchnorm._NormBase]:
+    norms = [m for m in net.modules() if isinstance(m, nn.modules.batchnorm._NormBase)]
+    return [norm for norm in norms if norm.training and norm.track_running_stats]
+
+
+def _check_batches(net: nn.Module, source: mfoc.Population) -> None:
+    """Refuses a batch of one particle where batch norm needs the statistics of the batch."""
+    if not any(isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training for m in net.modules()):
         return
-    inputs = (p.state[0] if isinstance(p.state, tuple) else p.state for p in source.epoch())
-    torch.optim.swa_utils.update_bn(inputs, net)
+    if source.size is not None and source.batch_size is not None and source.size % source.batch_size == 1:
+        raise InvalidValue(
+            f"the last batch of {source.size} particles in batches of {source.batch_size} holds one, and batch norm in "
+            "training mode needs more; choose another batch_size"
+        )
+
+
+def _refresh(net: nn.Module, source: mfoc.Population) -> None:
+    """Averages of the normalisation layers that are in training mode, over one pass of the undisturbed inputs."""
+    norms = _training_norms(net)
+    if not norms:
+        return
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # the plain average of all batches
+    with torch.no_grad():
+        for batch in source.epoch():
+            net(batch.state[0] if isinstance(batch.state, tuple) else batch.state)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -53,6 +54,10 @@ class FromTorchattacks:
                 f"attack is a {type(self.attack).__name__}; expected a function of the network, such as "
                 "lambda net: torchattacks.PGD(net, eps=0.1)"
             )
+        if hasattr(self.attack, "get_logits") and not isinstance(self.attack, type):
+            raise InvalidType("attack is made for one network; expected a function of the network that makes it")
+        if hasattr(self.attack, "maximise"):
+            raise InvalidType(f"attack is {self.attack!r}, a maximiser; use (an instance of) it as it is")
 
     @cached_property
     def _made(self) -> dict[torch.device, tuple[_Logits, Any]]:
@@ -67,8 +72,10 @@ class FromTorchattacks:
         Raises:
             InvalidValue: no bounds, an attack that leaves the ball, or one that cannot take this input.
         """
-        if game.ball.bounds is None:
-            raise InvalidValue("bounds is None; torchattacks clamps to a range, so give the game the range of its data")
+        if game.ball.bounds is None or not all(map(math.isfinite, game.ball.bounds)):
+            raise InvalidValue(
+                f"bounds is {game.ball.bounds}; torchattacks clamps to a range, so give the game the range of its data"
+            )
         states = entering(game, controls, particles)
         x = game.target(states)
         labels = _labels(particles.data)
@@ -82,6 +89,9 @@ class FromTorchattacks:
                 raise InvalidValue(
                     f"{_name(attack)} failed on inputs of shape {tuple(x.shape)}: {error}{needs}"
                 ) from error
+        if found.shape != x.shape or not found.isfinite().all():
+            what = f"shape {tuple(found.shape)}" if found.shape != x.shape else "NaN or infinite values"
+            raise InvalidValue(f"{_name(attack)} returned {what} for inputs of shape {tuple(x.shape)}")
         eta = found.detach().to(x) * (high - low) + low - x
         inside = game.ball.project(eta)
         if float((eta - inside).abs().max()) > _ROUNDING * (high - low):
@@ -144,7 +154,8 @@ class _Logits(nn.Module):
             self._play = None
 
     def forward(self, x: Tensor) -> Tensor:
-        assert self._play is not None
+        if self._play is None:
+            raise InvalidValue("the network cannot be run while the attack is made, only while it attacks")
         return self._play(x)
 
 
@@ -178,17 +189,24 @@ def as_attack(formulation: GameFormulation, maximiser: Maximiser, net: nn.Module
     """
     if not isinstance(formulation, GameFormulation) or formulation.remake is None:
         raise InvalidType("formulation has no network; expected what paradigms.adversarial.game(net, ...) returned")
-    if not isinstance(maximiser, Maximiser):
-        raise InvalidType(f"maximiser is a {type(maximiser).__name__}; expected PGD(...), YOPO(...) or the like")
+    if isinstance(maximiser, type) or not isinstance(maximiser, Maximiser):
+        raise InvalidType(f"maximiser is {maximiser!r}; expected PGD(...), YOPO(...) or the like")
+    if net is not None and not isinstance(net, nn.Module):
+        raise InvalidType(f"net is a {type(net).__name__}; expected a torch.nn.Module or None")
     made = formulation.problem
     if made.ball.bounds != (0.0, 1.0):
-        raise InvalidValue(f"the game has bounds {made.ball.bounds}; torchattacks works on images in (0, 1)")
+        raise InvalidValue(
+            f"the game has bounds {made.ball.bounds}; torchattacks works on images in (0, 1): scale the data to that "
+            "range and make the game with bounds=(0, 1)"
+        )
     if made.stage != 0:
         raise InvalidValue(f"the game disturbs stage {made.stage}; an attack changes the input, stage 0")
     remake, cloud = formulation.remake, formulation.cloud
 
     class _Attack(torchattacks().attack.Attack):  # type: ignore[misc]
-        def forward(self, images: Tensor, labels: Tensor) -> Tensor:
+        def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
+            if labels is None:
+                raise InvalidValue("labels are missing; the game's loss needs them")
             images, labels = images.detach().to(self.device), labels.detach().to(self.device)
             attacked = remake(self.model)
             eta = maximiser.maximise(attacked, attacked.controls, cloud(images, labels))

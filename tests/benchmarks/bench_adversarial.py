@@ -193,12 +193,13 @@ def main():
             )  # fmt: skip
             a = attack_times(make_net, shape, rounds)
             print(f"{'':15s} PGD-10 attack: ours / torchattacks = {a['ours'] / a['theirs']:.2f}", flush=True)
-    methods = {"PGD-10": PGD(10), "YOPO-5-3": YOPO(5, 3)}
     if not arguments.skip_digits:
+        methods = {"PGD-10": PGD(10), "YOPO-5-3": YOPO(5, 3, step_size=0.1 / 3)}
         settings = {"epsilon": 0.1, "epochs": 30, "lr": 1e-2, "ramp": 0, "goal": 0.8}
         runs = [compete(digits_net, *digits(), methods, seed=s, **settings) for s in range(arguments.seeds)]
         report(f"digits, {settings}", runs)
     if arguments.mnist:
+        methods = {"PGD-10": PGD(10), "YOPO-5-3": YOPO(5, 3)}
         settings = {"epsilon": 0.3, "epochs": 15, "lr": 8e-3, "ramp": 0.4, "goal": 0.7}
         data = mnist(arguments.mnist)
         runs = [compete(light_net, *data, methods, seed=s, **settings) for s in range(arguments.seeds)]
