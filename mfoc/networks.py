@@ -18,7 +18,7 @@ from torch import Tensor, fx, nn
 
 from mfoc import _tree
 from mfoc._errors import InvalidType, InvalidValue
-from mfoc._staging import named_stages
+from mfoc._staging import named_stages as named_stages  # public here
 from mfoc._tree import Tree
 from mfoc.problem import Problem, RunningCost, TerminalCost
 

@@ -1,0 +1,62 @@
+"""Bayesian learning as control: variational laws, particle flows and stochastic-control samplers, in and out of Pyro.
+
+formulation = variational(net, (x, y), likelihood="gaussian", samples=10)
+solution = formulation.solve(mfoc.Gradient(partial(torch.optim.Adam, lr=1e-2)), steps=2000)
+posterior = formulation.readout(solution)
+prediction = predict(posterior, x_test)
+print(nll(prediction, y_test), rmse(prediction, y_test))
+"""
+
+from paradigms.bayesian.density import LogDensity, log_density
+from paradigms.bayesian.drifts import Drift, GaussianDrift
+from paradigms.bayesian.flows import MALA, SGLD, ULA, langevin
+from paradigms.bayesian.follmer import Evidence, Follmer, follmer
+from paradigms.bayesian.interop import Potential, as_model, to_potential
+from paradigms.bayesian.metrics import Reliability, accuracy, ece, nll, reliability, rmse
+from paradigms.bayesian.plots import band, calibration
+from paradigms.bayesian.posterior import NetworkPosterior
+from paradigms.bayesian.predict import Prediction, predict
+from paradigms.bayesian.sampler import Draws, Sampler, sample
+from paradigms.bayesian.stein import RBF, PyroRBF, discrepancy
+from paradigms.bayesian.svgd import AdaGradRule, AdamRule, PlainRule, Stein, svgd
+from paradigms.bayesian.variational import variational
+
+__all__ = [
+    "MALA",
+    "RBF",
+    "SGLD",
+    "ULA",
+    "AdaGradRule",
+    "AdamRule",
+    "Draws",
+    "Drift",
+    "Evidence",
+    "Follmer",
+    "GaussianDrift",
+    "LogDensity",
+    "NetworkPosterior",
+    "PlainRule",
+    "Potential",
+    "Prediction",
+    "PyroRBF",
+    "Reliability",
+    "Sampler",
+    "Stein",
+    "accuracy",
+    "as_model",
+    "band",
+    "calibration",
+    "discrepancy",
+    "ece",
+    "follmer",
+    "langevin",
+    "log_density",
+    "nll",
+    "predict",
+    "reliability",
+    "rmse",
+    "sample",
+    "svgd",
+    "to_potential",
+    "variational",
+]

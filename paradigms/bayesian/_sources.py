@@ -1,0 +1,296 @@
+"""Densities of one particle: from a Pyro model, a network with a likelihood and a prior, or a control problem."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import mfoc
+from mfoc import InvalidType, InvalidValue
+from paradigms.bayesian import _pyro
+
+NOISE = "noise"  # name of a learned noise scale
+Likelihood = Callable[[Tensor, Tensor], Tensor]
+
+
+def _plainly(function: Callable[..., Any], *args: Any) -> Any:
+    return function(*args)
+
+
+def _unchecked(function: Callable[..., Any], *args: Any) -> Any:
+    with _pyro.quietly():
+        return function(*args)
+
+
+@dataclass(frozen=True)
+class Source:
+    """The log density of one particle, a vector ``[d]``, and what is known about it; see ``LogDensity``.
+
+    Attributes:
+        one: ``[d]`` to a scalar.
+        on_batch: ``([d], index [B])`` to a scalar, or None.
+        around: calls a function of particles in the right surroundings (checks of values off).
+    """
+
+    one: Callable[[Tensor], Tensor]
+    shapes: dict[str, torch.Size]
+    like: Tensor
+    draw: Callable[[int, int], Tensor] | None = None
+    constrain: Callable[[Tensor], dict[str, Tensor]] | None = None
+    size: int | None = None
+    on_batch: Callable[[Tensor, Tensor], Tensor] | None = None
+    around: Callable[..., Any] = _plainly
+
+
+def flat(parameters: Mapping[str, Tensor]) -> Tensor:
+    """Named tensors as one vector ``[d]``.
+
+    Raises:
+        InvalidType: one is not floating point.
+        InvalidValue: mixed dtypes or devices.
+    """
+    first = next(iter(parameters.values()))
+    for name, leaf in parameters.items():
+        if not leaf.is_floating_point():
+            raise InvalidType(f"parameter {name!r} has dtype {leaf.dtype}; expected floating point")
+        if leaf.dtype != first.dtype or leaf.device != first.device:
+            raise InvalidValue(f"parameter {name!r} is {leaf.dtype} on {leaf.device}; all need one dtype and device")
+    return torch.cat([leaf.detach().reshape(-1) for leaf in parameters.values()])
+
+
+def split(x: Tensor, shapes: Mapping[str, torch.Size]) -> dict[str, Tensor]:
+    """A vector ``[d]`` as named tensors."""
+    parts = torch.split(x, [math.prod(shape) for shape in shapes.values()])
+    return {name: part.view(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
+
+
+# ---- Pyro models
+
+
+def from_pyro(model: Callable[..., Any], data: Any, size: int | None) -> Source:
+    """A Pyro model with its data; see ``log_density``."""
+    args, kwargs = ((), data) if isinstance(data, dict) else (data, {})
+    example = _pyro.latents(model, args, kwargs)
+    shapes = {name: leaf.shape for name, leaf in example.items()}
+
+    def one(x: Tensor) -> Tensor:
+        return _pyro.evaluate(model, args, kwargs, split(x, shapes))[0]
+
+    def values(x: Tensor) -> dict[str, Tensor]:
+        return _pyro.evaluate(model, args, kwargs, split(x, shapes))[1]
+
+    def constrain(x: Tensor) -> dict[str, Tensor]:
+        with torch.no_grad():
+            found: dict[str, Tensor] = _unchecked(torch.func.vmap(values), x)
+        return found
+
+    def on_batch(x: Tensor, index: Tensor) -> Tensor:
+        cut = [_rows(arg, index, size) for arg in args]
+        named = {key: _rows(arg, index, size) for key, arg in kwargs.items()}
+        return _pyro.evaluate(model, tuple(cut), named, split(x, shapes), size / len(index))[0]  # type: ignore[operator]
+
+    if size is not None:
+        _check_batches(model, args, kwargs, shapes, size)
+    batch = None if size is None else on_batch
+    return Source(one, shapes, flat(example), constrain=constrain, size=size, on_batch=batch, around=_unchecked)
+
+
+def _rows(arg: Any, index: Tensor, size: int | None) -> Any:
+    return arg[index] if isinstance(arg, Tensor) and arg.dim() > 0 and len(arg) == size else arg
+
+
+def _check_batches(
+    model: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    shapes: dict[str, torch.Size],
+    size: int,
+) -> None:
+    tensors = [arg for arg in (*args, *kwargs.values()) if isinstance(arg, Tensor) and arg.dim() > 0]
+    if not any(len(arg) == size for arg in tensors):
+        raise InvalidValue(f"size is {size}; no argument of the model has as many rows to take a batch of")
+    index = torch.zeros(1, dtype=torch.long)
+    cut = tuple(_rows(arg, index, size) for arg in args)
+    found = _pyro.latents(model, cut, {key: _rows(arg, index, size) for key, arg in kwargs.items()})
+    if {name: leaf.shape for name, leaf in found.items()} != shapes:
+        raise InvalidValue("the latents of this model grow with its data, so a batch has other latents; leave size out")
+
+
+# ---- networks
+
+
+def from_net(net: nn.Module, data: Any, likelihood: Any, noise: float | None, prior: Any) -> Source:
+    """A network with a likelihood and a prior; see ``log_density``."""
+    if not isinstance(data, tuple | list) or len(data) != 2 or not all(isinstance(part, Tensor) for part in data):
+        raise InvalidType("data must be a pair of tensors (inputs, targets) for a network")
+    inputs, targets = data
+    if len(inputs) != len(targets) or len(inputs) == 0:
+        raise InvalidValue(
+            f"data holds {len(inputs)} inputs and {len(targets)} targets; expected as many, at least one"
+        )
+    net = copy.deepcopy(net).eval()
+    law = weight_law(prior)
+    example = {name: p.detach() for name, p in net.named_parameters() if p.requires_grad}
+    if not example:
+        raise InvalidValue("net has no parameter that requires grad; there is nothing to sample")
+    learned = likelihood == "gaussian" and noise is None
+    if learned:
+        if NOISE in example:
+            raise InvalidValue(f"net has a parameter named {NOISE!r}, the name of the learned scale; pass noise=")
+        example = {**example, NOISE: next(iter(example.values())).new_zeros(())}
+    elif likelihood != "gaussian" and noise is not None:
+        raise InvalidValue("noise is the scale of the Gaussian likelihood; leave it out")
+    fit = likelihood_of(likelihood, noise)
+    shapes = {name: leaf.shape for name, leaf in example.items()}
+    total = len(inputs)
+
+    def joint(x: Tensor, xs: Tensor, ys: Tensor) -> Tensor:
+        parameters = split(x, shapes)
+        spread = parameters.pop(NOISE) if learned else None
+        out = torch.func.functional_call(net, parameters, (_cast(xs, x),))
+        fitted = fit(out, _cast(ys, x), spread).sum() * (total / len(xs))
+        weights = sum(_log_prob(law, leaf).sum() for leaf in parameters.values())
+        return fitted + weights + (0 if spread is None else _standard_normal(spread))
+
+    def draw(n: int, seed: int) -> Tensor:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            points = [law.expand(shape).sample((n,)).reshape(n, -1) for shape in shapes.values()]
+            if learned:
+                points[-1] = torch.randn(n, 1)
+        return torch.cat([point.to(vector) for point in points], dim=1)
+
+    def constrain(x: Tensor) -> dict[str, Tensor]:
+        named = dict(torch.func.vmap(lambda row: split(row, shapes))(x))
+        return {**named, NOISE: named[NOISE].exp()} if learned else named
+
+    vector = flat(example)
+    return Source(
+        lambda x: joint(x, inputs, targets),
+        shapes,
+        vector,
+        draw,
+        constrain,
+        total,
+        lambda x, index: joint(x, inputs[index], targets[index]),
+        _unchecked if type(law).__module__.startswith("pyro") else _unvalidated,
+    )
+
+
+def _cast(leaf: Tensor, like: Tensor) -> Tensor:
+    return leaf.to(like.dtype) if leaf.is_floating_point() else leaf
+
+
+def _standard_normal(x: Tensor) -> Tensor:
+    return -0.5 * x.square() - 0.5 * math.log(2 * math.pi)
+
+
+def weight_law(prior: Any) -> torch.distributions.Distribution:
+    """The law of each weight.
+
+    Raises:
+        InvalidType: not a distribution.
+        InvalidValue: not one of real scalars.
+    """
+    if prior is None:
+        return torch.distributions.Normal(0.0, 1.0)
+    law: torch.distributions.Distribution = prior
+    if not isinstance(law, torch.distributions.Distribution):
+        raise InvalidType(
+            f"prior is a {type(prior).__name__}; expected a torch or Pyro distribution such as Normal(0, 1)"
+        )
+    if prior.event_shape or prior.batch_shape or prior.support is not torch.distributions.constraints.real:
+        raise InvalidValue(
+            f"prior is {prior}; expected a distribution of one real number, shared by all weights, such as Normal(0, 1)"
+        )
+    return law
+
+
+def _log_prob(law: torch.distributions.Distribution, x: Tensor) -> Tensor:
+    if type(law) is torch.distributions.Normal and isinstance(law.loc, Tensor):
+        return _normal(x, float(law.loc), float(law.scale))
+    value: Tensor = law.log_prob(x)
+    return value
+
+
+def _normal(x: Tensor, loc: Any, scale: Any) -> Tensor:
+    log_scale = scale.log() if isinstance(scale, Tensor) else math.log(scale)
+    value: Tensor = -0.5 * ((x - loc) / scale).square() - log_scale - 0.5 * math.log(2 * math.pi)
+    return value
+
+
+def likelihood_of(likelihood: Any, noise: float | None) -> Callable[[Tensor, Tensor, Tensor | None], Tensor]:
+    """Log likelihoods ``[N]`` of (output, target, log of the learned scale or None)."""
+    if likelihood == "gaussian":
+        if noise is not None and (isinstance(noise, bool) or not isinstance(noise, int | float) or not noise > 0):
+            raise InvalidValue(f"noise is {noise!r}; expected a positive scale, or None to learn it")
+
+        def gaussian(out: Tensor, y: Tensor, log_scale: Tensor | None) -> Tensor:
+            out = out.squeeze(-1) if out.dim() == y.dim() + 1 and out.shape[-1] == 1 else out
+            if out.shape != y.shape:
+                raise InvalidValue(
+                    f"the network returns {tuple(out.shape)} and the targets are {tuple(y.shape)}; "
+                    "expected equal shapes"
+                )
+            scale = noise if log_scale is None else log_scale.exp()
+            return _normal(y, out, scale).flatten(1).sum(1) if y.dim() > 1 else _normal(y, out, scale)
+
+        return gaussian
+    if likelihood == "categorical":
+
+        def categorical(out: Tensor, y: Tensor, _: Tensor | None) -> Tensor:
+            if y.is_floating_point() or y.dim() != 1 or out.dim() != 2:
+                raise InvalidValue(
+                    f"categorical needs logits (N, classes) and integer labels (N,); got {tuple(out.shape)} and "
+                    f"{tuple(y.shape)} of {y.dtype}"
+                )
+            return -F.cross_entropy(out, y, reduction="none")
+
+        return categorical
+    if callable(likelihood):
+        return lambda out, y, _: likelihood(out, y)
+    raise InvalidValue(
+        f"likelihood is {likelihood!r}; expected 'gaussian', 'categorical' or a function (output, target)"
+    )
+
+
+def _unvalidated(function: Callable[..., Any], *args: Any) -> Any:
+    """Calls a function with torch's checks of distributions off; the flag is restored."""
+    kept = torch.distributions.Distribution._validate_args
+    torch.distributions.Distribution.set_default_validate_args(False)
+    try:
+        return function(*args)
+    finally:
+        torch.distributions.Distribution.set_default_validate_args(kept)
+
+
+# ---- control problems
+
+
+def from_problem(problem: mfoc.Problem, data: Any, prior: Any, temperature: float) -> Source:
+    """The Gibbs law of a problem's controls; see ``log_density``."""
+    if not isinstance(data, mfoc.Particles):
+        raise InvalidType(f"data is a {type(data).__name__}; a problem needs its mfoc.Particles")
+    if isinstance(temperature, bool) or not isinstance(temperature, int | float) or not temperature > 0:
+        raise InvalidValue(f"temperature is {temperature!r}; expected a positive number")
+    law = None if prior is None else weight_law(prior)
+    paths, structure = torch.utils._pytree.tree_flatten_with_path(problem.controls)
+    example = {".".join(str(getattr(k, "key", getattr(k, "idx", k))) for k in path): leaf for path, leaf in paths}
+    example = {name or "u": leaf for name, leaf in example.items()}
+    shapes = {name: leaf.shape for name, leaf in example.items()}
+    problem.validate(data)
+
+    def one(x: Tensor) -> Tensor:
+        leaves = list(split(x, shapes).values())
+        controls = torch.utils._pytree.tree_unflatten(leaves, structure)
+        gibbs = -mfoc.rollout(problem, controls, data).cost.sum() / temperature
+        return gibbs if law is None else gibbs + _log_prob(law, x).sum()
+
+    return Source(one, shapes, flat(example), around=_unvalidated)

@@ -1,0 +1,110 @@
+"""Drifts for the path-integral sampler: a network, and the optimal one for a Gaussian target."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from mfoc import InvalidValue
+
+
+class Drift(nn.Module):
+    """A drift u = a + b * clip(grad log gamma(x)), where a, b are two outputs ``[n, d]`` of one network.
+
+    After PIS-Grad of Zhang & Chen (2022), sec. 4.2, where b depends on time alone. Here both depend on time, x and
+    asinh(grad log gamma(x)): where the target is narrow the optimal drift is much smaller than the gradient, and how
+    narrow it is depends on x. Both start at zero, so that the first paths are those of the Brownian motion, or those of
+    ``base``.
+
+    Args:
+        dim: dimension d.
+        hidden: width of the layers.
+        layers: number of hidden layers.
+        score: whether the gradient is used.
+        clip: the gradient's coordinates are clipped to (-clip, clip), which keeps the first steps bounded.
+        base: a drift to add to, a module of (t, x); ``GaussianDrift`` for one.
+        T: the end time, in which the features of time are scaled.
+        seed: of the initial weights.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        hidden: int = 64,
+        layers: int = 2,
+        score: bool = True,
+        clip: float = 100.0,
+        base: nn.Module | None = None,
+        T: float = 1.0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.clip, self.T, self.takes_score, self.base = clip, T, score, base
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.time = nn.Sequential(nn.Linear(18, hidden), nn.GELU(), nn.Linear(hidden, hidden))
+            self.state = nn.Linear(2 * dim if score else dim, hidden)
+            self.trunk = nn.Sequential(
+                *(part for _ in range(layers) for part in (nn.GELU(), nn.Linear(hidden, hidden))), nn.GELU()
+            )
+            self.out = nn.Linear(hidden, 2 * dim if score else dim)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)
+        self.register_buffer("frequencies", torch.arange(1, 9) * math.pi)
+
+    def forward(self, t: Tensor, x: Tensor, score: Tensor | None = None) -> Tensor:
+        """Time (a scalar), points ``[n, d]`` and gradients ``[n, d]`` to drifts ``[n, d]``."""
+        s = t / self.T
+        waves = s * self.frequencies.to(x.dtype)  # type: ignore[operator]
+        features = torch.cat([torch.stack([s, (1.001 - s).log()]), waves.sin(), waves.cos()])
+        seen = torch.cat([x, score.asinh()], 1) if self.takes_score and score is not None else x
+        u: Tensor = self.out(self.trunk(self.state(seen) + self.time(features)))
+        if self.takes_score and score is not None:
+            u, gate = u.chunk(2, dim=1)
+            u = u + gate * score.clamp(-self.clip, self.clip)
+        return u if self.base is None else u + self.base(t, x)
+
+
+class GaussianDrift(nn.Module):
+    """The optimal drift for a Gaussian target N(m, C), in closed form.
+
+    With S = sigma^2 T, A = C^-1 - I / S and b = C^-1 m the ratio of target and reference is exp(-x.A x / 2 + b.x), and
+    its expectation over the rest of the path is Gaussian again:
+
+        u*(t, x) = sigma^2 (I + sigma^2 (T - t) A)^-1 (b - A x).
+
+    Its parameters are b and the logarithms of the eigenvalues of C^-1, so it may start from a rough guess (a Laplace
+    approximation) and be solved for; the eigenvectors stay.
+
+    Args:
+        mean: m ``[d]``.
+        covariance: C ``[d, d]``.
+        sigma: the noise.
+        T: the end time.
+    """
+
+    def __init__(self, mean: Tensor, covariance: Tensor, *, sigma: float = 1.0, T: float = 1.0) -> None:
+        super().__init__()
+        if mean.dim() != 1 or covariance.shape != (len(mean), len(mean)):
+            raise InvalidValue(
+                f"mean and covariance have shapes {tuple(mean.shape)} and {tuple(covariance.shape)}; "
+                "expected (d,) and (d, d)"
+            )
+        values, vectors = torch.linalg.eigh(covariance.detach())
+        if not (values > 0).all():
+            raise InvalidValue("covariance is not positive definite")
+        self.sigma, self.T = sigma, T
+        self.register_buffer("axes", vectors)
+        self.slope = nn.Parameter((mean.detach() @ vectors) / values)
+        self.log_precision = nn.Parameter(-values.log())
+
+    def forward(self, t: Tensor, x: Tensor) -> Tensor:
+        """Time (a scalar) and points ``[n, d]`` to drifts ``[n, d]``."""
+        axes: Tensor = self.axes.to(x.dtype)  # type: ignore[operator, assignment]
+        excess = self.log_precision.exp() - 1 / (self.sigma**2 * self.T)
+        pull = self.slope - excess * (x @ axes)
+        u: Tensor = (self.sigma**2 * pull / (1 + self.sigma**2 * (self.T - t) * excess)) @ axes.mT
+        return u

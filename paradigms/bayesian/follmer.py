@@ -1,0 +1,303 @@
+"""Sampling as stochastic control: the path-integral or Foellmer sampler, with an estimate of the evidence.
+
+Steer a diffusion that starts in one point to the target gamma / Z at time T, at the least cost,
+
+    dX = u dt + sigma dW,  X_0 = 0,      J(u) = E[ int |u|^2 / (2 sigma^2) dt + log p0_T(X_T) - log gamma(X_T) ],
+
+where p0_T = N(0, sigma^2 T) is the law of X_T without control. J(u) = KL(law of the path || optimal law) - log Z, so -J
+is a lower bound of log Z that the optimal control attains: u* = sigma^2 grad log E[gamma / p0_T (X_T) | X_t], the drift
+of Foellmer (1985). Zhang & Chen (2022), arXiv:2111.15141, eq. (5)-(10) (there u is in units of sigma); Tzen & Raginsky
+(2019), arXiv:1903.01608, thm. 2.1; Vargas et al. (2023), arXiv:2111.10510.
+
+Whatever the control, log w = -int |u|^2 / (2 sigma^2) dt - int u . dW / sigma - log p0_T(X_T) + log gamma(X_T) has
+E[w] = Z (Girsanov). On a grid both statements stay exact: without control the Euler-Maruyama path has the exact law
+N(0, sigma^2 T) at the end, and the ratio of two Gaussian transition densities is the discretised weight.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import itertools
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import mfoc
+from mfoc import InvalidType, InvalidValue
+from mfoc.population import mixed_seed
+from paradigms.bayesian.density import LogDensity
+from paradigms.bayesian.drifts import Drift
+from paradigms.formulation import Formulation
+
+_CHUNK = 4096  # particles run at once in an estimate
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Evidence:
+    """What weighted paths say about a target.
+
+    Attributes:
+        log_z: the estimate of log Z: the log of the mean weight.
+        error: its standard error (of the mean weight, by the delta method).
+        ess: effective sample size, (sum w)^2 / sum w^2, as a share of the number of paths.
+        J: the unscaled objective, as the mean of -log w over the same paths (the stochastic integral has mean zero and
+            takes most of the noise away); -J is a lower bound of log Z.
+        J_error: its standard error.
+        gap: J + log Z, which estimates KL(law of the path || optimal law) >= 0.
+        x: end points ``[n, d]``.
+        log_weights: log w ``[n]``, unnormalised: E[w] = Z.
+        density: the target.
+    """
+
+    log_z: float
+    error: float
+    ess: float
+    J: float
+    J_error: float
+    x: Tensor
+    log_weights: Tensor
+    density: LogDensity
+
+    @property
+    def gap(self) -> float:
+        """J + log Z."""
+        return self.J + self.log_z
+
+    def resampled(self, n: int | None = None, *, seed: int = 0) -> Tensor:
+        """End points drawn by their weights, by systematic resampling ``[n, d]``; as many as there are when None."""
+        n = len(self.x) if n is None else n
+        total = self.log_weights.double().softmax(0).cumsum(0)
+        offset = torch.rand(1, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(total.device)
+        level = (torch.arange(n, device=total.device) + offset) / n
+        return self.x[torch.searchsorted(total / total[-1], level).clamp_max(len(self.x) - 1)]
+
+    def posterior(self, n: int | None = None, *, seed: int = 0) -> dict[str, Tensor]:
+        """``resampled`` as posterior samples, name -> ``[n, ...]``, for ``pyro.infer.Predictive``."""
+        return self.density.named(self.resampled(n, seed=seed))
+
+    def __repr__(self) -> str:
+        return (
+            f"log Z = {self.log_z:.4f} +- {self.error:.4f}, J = {self.J:.4f} +- {self.J_error:.4f}, "
+            f"J + log Z = {self.gap:.4f}, ESS {self.ess:.1%} of {len(self.x)}"
+        )
+
+
+@dataclass(frozen=True)
+class Follmer(Formulation):
+    """The path-integral sampler written as a control problem; its control is the policy's parameters.
+
+    Attributes:
+        density: the target.
+        paths: ``paths(controls, n, seed) -> (x_T, log w)`` in chunks.
+        particles: paths in the readout.
+        seed: of the readout.
+    """
+
+    density: LogDensity
+    paths: Callable[[Any, int, int], Iterator[tuple[Tensor, Tensor]]]
+    particles: int
+    seed: int
+
+    def evaluate(self, solution: Any, *, n: int = 4096, seed: int = 1) -> Evidence:
+        """Log Z with its error bar, the effective sample size and J, on paths of its own.
+
+        Args:
+            solution: anything with ``controls``.
+            n: number of paths.
+            seed: of the paths; they are never those of the training, whatever the seed.
+
+        Raises:
+            InvalidValue: fewer than two paths, or none with a finite weight.
+        """
+        if isinstance(n, bool) or not isinstance(n, int) or n < 2:
+            raise InvalidValue(f"n is {n!r}; expected at least two paths")
+        found = list(self.paths(solution.controls, n, seed))
+        x, log_w = (torch.cat([part[i] for part in found]) for i in range(2))
+        if log_w.isnan().any() or not log_w.isfinite().any() or log_w.max() == math.inf:
+            raise InvalidValue(
+                f"{int((~log_w.isfinite()).sum())} of {n} weights are not finite; take more steps, or clip the drift"
+            )
+        logs = log_w.double()
+        scaled = (logs - logs.max()).exp()
+        mean = scaled.mean()
+        return Evidence(
+            log_z=float(mean.log() + logs.max()),
+            error=float(scaled.std() / mean / math.sqrt(n)),
+            ess=float(scaled.sum().square() / scaled.square().sum() / n),
+            J=-float(logs.mean()),
+            J_error=float(logs.std() / math.sqrt(n)),
+            x=x,
+            log_weights=log_w,
+            density=self.density,
+        )
+
+
+def follmer(
+    target: LogDensity,
+    policy: nn.Module | None = None,
+    *,
+    sigma: float = 1.0,
+    T: float = 1.0,
+    steps: int = 50,
+    spacing: float = 1.0,
+    particles: int = 256,
+    path_gradient: bool = True,
+    stop_score: bool = False,
+    seed: int = 0,
+) -> Follmer:
+    """The path-integral (Foellmer) sampler of a target.
+
+    Args:
+        target: what ``log_density`` returns.
+        policy: the drift u, a module of (t, x), or of (t, x, score) when it has an argument named ``score``, the
+            gradient of the log density at x; t is a scalar tensor, the time. It is copied, never changed.
+            ``Drift(dim)`` when None.
+        sigma: the noise. sigma^2 T is the variance of the uncontrolled end point: of the order of the target's.
+        T: the end time.
+        steps: Euler-Maruyama steps K.
+        spacing: the grid is t_k = T (1 - (1 - k / K)^spacing). A target that is narrow in some directions needs short
+            last steps: sigma^2 h of the order of its smallest variance. With spacing 2 the last step is T / K^2.
+        particles: paths in a batch; each step of a solver draws new ones.
+        path_gradient: adds int u . dW / sigma to the cost with the parameters in it held fixed. Its expectation is zero
+            whatever they are, so J and its gradient keep their expectations; but the cost of a path is then -log w,
+            which at the optimum is the same for all paths, so the noise of the gradient vanishes there (Xu et al. 2022,
+            arXiv:2102.06559, sec. 4.2). A second evaluation of the policy.
+        stop_score: do not differentiate through the gradient of the log density that the policy is given. It spares
+            second derivatives, and the gradient in the parameters is then biased.
+        seed: of the paths.
+
+    Returns:
+        A formulation: ``solve`` it, ``evaluate(solution)`` for log Z; ``readout(solution)`` is posterior samples, end
+        points drawn by their weights.
+
+    Raises:
+        InvalidType, InvalidValue: wrong arguments, or a policy that does not return ``[n, d]``.
+    """
+    if not isinstance(target, LogDensity):
+        raise InvalidType(f"target is a {type(target).__name__}; expected what log_density(...) returns")
+    for name, value in (("sigma", sigma), ("T", T), ("spacing", spacing)):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+            raise InvalidValue(f"{name} is {value!r}; expected a positive finite number")
+    for name, count in (("steps", steps), ("particles", particles)):
+        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+            raise InvalidValue(f"{name} is {count!r}; expected a positive integer")
+    if policy is None:
+        policy = Drift(target.dim, T=T).to(target.like)
+    if not isinstance(policy, nn.Module):
+        raise InvalidType(f"policy is a {type(policy).__name__}; expected a torch.nn.Module of (t, x)")
+    diffusion = _Diffusion(target, policy, sigma, grid(T, steps, spacing), path_gradient, stop_score)
+    diffusion.check()
+
+    def draw(k: int) -> mfoc.Particles:
+        generator = torch.Generator().manual_seed(mixed_seed(seed, k, 0))
+        noise = torch.stack([diffusion.normals(particles, generator) for _ in range(steps)], dim=1)
+        return mfoc.Particles(diffusion.start(particles), {"noise": noise})
+
+    def paths(controls: Any, n: int, key: int) -> Iterator[tuple[Tensor, Tensor]]:
+        generator = torch.Generator().manual_seed(mixed_seed(seed, key, 1))
+        for first in range(0, n, _CHUNK):
+            yield diffusion.run(controls, min(_CHUNK, n - first), generator)
+
+    def readout(solution: Any) -> dict[str, Tensor]:
+        return made.evaluate(solution, n=max(2, particles), seed=0).posterior(particles)
+
+    problem = mfoc.Problem(
+        diffusion.step, diffusion.terminal_cost, diffusion.controls(), horizon=steps, schedule=mfoc.tied
+    )
+    made = Follmer(problem, mfoc.population(draw), readout, target, paths, particles, seed)
+    return made
+
+
+def grid(T: float, steps: int, spacing: float) -> list[float]:
+    """The times t_0 = 0, ..., t_K = T; see ``follmer``."""
+    return [T * (1 - (1 - k / steps) ** spacing) for k in range(steps + 1)]
+
+
+class _Diffusion:
+    """The controlled diffusion on a grid. Its state has the points "x" and the cost so far, "cost"."""
+
+    def __init__(
+        self,
+        density: LogDensity,
+        policy: nn.Module,
+        sigma: float,
+        times: list[float],
+        path_gradient: bool,
+        stop_score: bool,
+    ) -> None:
+        self.density, self.policy, self.sigma, self.times = density, copy.deepcopy(policy), sigma, times
+        self.lengths = [after - before for before, after in itertools.pairwise(times)]
+        self.variance = sigma**2 * times[-1]
+        self.path_gradient, self.stop_score = path_gradient, stop_score
+        parameters = list(inspect.signature(policy.forward).parameters)
+        self.takes_score = "score" in parameters and getattr(policy, "takes_score", True)
+
+    def controls(self) -> dict[str, Tensor]:
+        return {k: p.detach().clone() for k, p in self.policy.named_parameters() if p.requires_grad and p.numel()}
+
+    def check(self) -> None:
+        """Refuses a policy that does not fit."""
+        if not self.controls():
+            raise InvalidValue("policy has no parameter that requires grad; there is nothing to solve for")
+        x = self.density.check(self.density.initial(2))
+        try:
+            with torch.no_grad():
+                u = self.drift(self.controls(), 0, x, self.density.score(x))
+        except (RuntimeError, TypeError, ValueError) as error:
+            raise InvalidValue(f"policy(t, x) failed on t a scalar and x of shape {tuple(x.shape)}: {error}") from error
+        if not isinstance(u, Tensor) or u.shape != x.shape:
+            what = tuple(u.shape) if isinstance(u, Tensor) else type(u).__name__
+            raise InvalidValue(f"policy(t, x) returned {what} for x of shape {tuple(x.shape)}; expected that shape")
+
+    def start(self, n: int) -> dict[str, Tensor]:
+        zeros = self.density.like.new_zeros(n, self.density.dim)
+        return {"x": zeros, "cost": zeros[:, 0].clone()}
+
+    def normals(self, n: int, generator: torch.Generator) -> Tensor:
+        like = self.density.like
+        return torch.randn(n, self.density.dim, generator=generator, dtype=like.dtype).to(like.device)
+
+    def drift(self, controls: dict[str, Tensor], t: int, x: Tensor, score: Tensor | None) -> Tensor:
+        time = x.new_tensor(self.times[t])
+        args = (time, x, score) if self.takes_score else (time, x)
+        u: Tensor = torch.func.functional_call(self.policy, controls, args)
+        return u
+
+    def step(self, t: int, state: Any, controls: Any, z: Any) -> dict[str, Tensor]:
+        return self.advance(t, state, controls, z["noise"][:, t])
+
+    def advance(self, t: int, state: Any, controls: Any, xi: Tensor) -> dict[str, Tensor]:
+        """One step; xi are standard normals ``[n, d]``."""
+        x, h = state["x"], self.lengths[t]
+        score = self.density.score(x.detach() if self.stop_score else x) if self.takes_score else None
+        u = self.drift(controls, t, x, score)
+        cost = state["cost"] + h / (2 * self.sigma**2) * u.square().sum(1)
+        if self.path_gradient:
+            held = u
+            if torch.is_grad_enabled():
+                held = self.drift({name: leaf.detach() for name, leaf in controls.items()}, t, x, score)
+            cost = cost + math.sqrt(h) / self.sigma * (held * xi).sum(1)
+        return {"x": x + h * u + self.sigma * math.sqrt(h) * xi, "cost": cost}
+
+    def terminal_cost(self, state: Any, z: Any) -> Tensor:
+        x = state["x"]
+        reference = -0.5 * (x.square() / self.variance + math.log(2 * math.pi * self.variance)).sum(1)
+        cost: Tensor = state["cost"] + reference - self.density(x)
+        return cost
+
+    @torch.no_grad()
+    def run(self, controls: Any, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """End points ``[n, d]`` and log weights ``[n]``."""
+        state, integral = self.start(n), self.density.like.new_zeros(n)
+        for t, h in enumerate(self.lengths):
+            xi, before = self.normals(n, generator), state["x"]
+            state = self.advance(t, state, controls, xi)
+            if not self.path_gradient:  # u . dW / sigma, which the cost then lacks; u from the move itself
+                dw = math.sqrt(h) * xi
+                integral = integral + ((state["x"] - before - self.sigma * dw) * dw).sum(1) / (h * self.sigma)
+        return state["x"], -self.terminal_cost(state, None) - integral

@@ -1,0 +1,134 @@
+"""To and from Pyro: potentials for NUTS and HMC, particles for ``Predictive``, a network as a Pyro model.
+
+The way in is ``log_density(pyro_model, data)``. The ways out:
+
+    potential = to_potential(density)
+    kernel = pyro.infer.NUTS(potential_fn=potential.potential_fn)
+    mcmc = pyro.infer.MCMC(kernel, num_samples=1000, initial_params=potential.initial_params)
+    mcmc.run()
+    samples = potential.posterior(mcmc.get_samples())
+
+    pyro.infer.Predictive(model, posterior_samples=density.named(x))(...)
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mfoc import InvalidType, InvalidValue
+from paradigms.bayesian import _pyro, _sources
+from paradigms.bayesian.density import LogDensity, log_density
+
+
+@dataclass(frozen=True, eq=False)
+class Potential:
+    """What ``pyro.infer.NUTS`` and ``HMC`` take in place of a model.
+
+    Attributes:
+        potential_fn: named unconstrained parameters of one particle to minus the log density, a scalar.
+        initial_params: where to start, by name; with a leading axis of chains when there are several.
+        density: the density.
+    """
+
+    potential_fn: Callable[[Mapping[str, Tensor]], Tensor]
+    initial_params: dict[str, Tensor]
+    density: LogDensity
+
+    def posterior(self, samples: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Samples of the chain, name -> ``[n, ...]`` unconstrained, in the parameters' own terms."""
+        return self.density.named(self.density.ravel(samples))
+
+
+def to_potential(target: Any, data: Any = None, *, chains: int = 1, seed: int = 0, **options: Any) -> Potential:
+    """A log density, or the cost of a control problem, as the potential of Pyro's HMC and NUTS.
+
+    Args:
+        target: a ``LogDensity``, a formulation with one (``langevin``, ``svgd``, ``follmer``), or anything that
+            ``log_density`` takes: an ``mfoc.Problem`` with its particles has the potential sum_i cost_i(u) /
+            temperature, its named parameters being the controls.
+        data: see ``log_density``.
+        chains: number of chains to start.
+        seed: of where they start.
+        **options: of ``log_density``: prior, temperature, likelihood, ...
+
+    Raises:
+        InvalidType, InvalidValue: see ``log_density``.
+    """
+    target = getattr(target, "density", target)
+    density = target if isinstance(target, LogDensity) else log_density(target, data, **options)
+    if isinstance(chains, bool) or not isinstance(chains, int) or chains < 1:
+        raise InvalidValue(f"chains is {chains!r}; expected a positive integer")
+    start = density.check(density.initial(chains, seed))
+
+    def potential_fn(parameters: Mapping[str, Tensor]) -> Tensor:
+        x = torch.cat([parameters[name].reshape(-1) for name in density.shapes])[None]
+        return -density(x)[0]
+
+    return Potential(potential_fn, density.unravel(start if chains > 1 else start[0]), density)
+
+
+def as_model(
+    net: nn.Module, *, likelihood: Any, noise: float | None = None, prior: Any = None
+) -> Callable[..., Tensor]:
+    """A network with a likelihood and a prior as a Pyro model ``model(inputs, targets=None)``: that of ``log_density``.
+
+    Its latents are named as the network's parameters (and "noise" where the scale is learned), so the particles of the
+    density are its posterior samples: ``Predictive(as_model(net, ...), posterior_samples=density.named(x))(inputs)``.
+
+    Args:
+        net: the network, used in evaluation mode.
+        likelihood: "gaussian" or "categorical".
+        noise: see ``log_density``.
+        prior: see ``log_density``.
+
+    Returns:
+        A model with the observed site "y"; it returns the network's output.
+
+    Raises:
+        InvalidValue: another likelihood.
+        MissingExtra: pyro is not installed.
+    """
+    ppl = _pyro.pyro()
+    dist = ppl.distributions
+    if not isinstance(net, nn.Module):
+        raise InvalidType(f"net is a {type(net).__name__}; expected a torch.nn.Module")
+    if likelihood not in ("gaussian", "categorical"):
+        raise InvalidValue(f"likelihood is {likelihood!r}; a Pyro model needs 'gaussian' or 'categorical'")
+    law = _sources.weight_law(prior)
+    net = copy.deepcopy(net).eval()
+    shapes = {name: p.shape for name, p in net.named_parameters() if p.requires_grad}
+
+    def weight(name: str, shape: torch.Size) -> Tensor:
+        if type(law).__module__.startswith("pyro"):
+            each = law.expand(shape).to_event(len(shape))
+        else:  # Pyro's distributions are subclasses of torch's, with the same arguments
+            kind = getattr(dist, type(law).__name__)
+            each = kind(**{key: getattr(law, key) for key in law.arg_constraints}).expand(shape).to_event(len(shape))
+        value: Tensor = ppl.sample(name, each)
+        return value
+
+    def model(inputs: Tensor, targets: Tensor | None = None) -> Tensor:
+        weights = {name: weight(name, shape) for name, shape in shapes.items()}
+        out: Tensor = torch.func.functional_call(net, weights, (inputs,))
+        like = next(iter(weights.values()))
+        scale = ppl.sample(_sources.NOISE, dist.LogNormal(like.new_zeros(()), 1.0)) if noise is None else noise
+        if likelihood == "categorical":
+            observed = dist.Categorical(logits=out)
+        else:
+            mean = out.squeeze(-1) if out.dim() > 1 and out.shape[-1] == 1 else out
+            if targets is not None and targets.shape != mean.shape:
+                targets = targets.reshape(mean.shape)
+            observed = dist.Normal(mean, scale).to_event(mean.dim() - 1)
+        with ppl.plate("data", len(inputs)):
+            ppl.sample("y", observed, obs=targets)
+        return out
+
+    if likelihood == "categorical":
+        noise = 1.0  # not used; there is no scale to learn
+    return model

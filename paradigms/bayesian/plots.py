@@ -1,0 +1,125 @@
+"""Figures, made without pyplot: each function returns a ``matplotlib.figure.Figure``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import import_module
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mfoc import InvalidType, InvalidValue, MissingExtra
+from mfoc.plot import COLORS
+from paradigms.bayesian.metrics import Reliability
+from paradigms.bayesian.predict import Prediction
+
+
+def _figure(width: float, height: float) -> Any:
+    try:
+        module, backend = import_module("matplotlib.figure"), import_module("matplotlib.backends.backend_agg")
+    except ModuleNotFoundError as error:
+        raise MissingExtra("this needs 'matplotlib': pip install 'mfoc[plot]'", name=error.name) from error
+    figure = module.Figure(figsize=(width, height), layout="constrained", dpi=120)
+    backend.FigureCanvasAgg(figure)
+    return figure
+
+
+def _tidy(axis: Any) -> None:
+    for side in ("top", "right"):
+        axis.spines[side].set_visible(False)
+    axis.grid(True, color="#dddddd", linewidth=0.6)
+    axis.set_axisbelow(True)
+
+
+def calibration(curves: Mapping[str, Reliability], *, title: str = "") -> Any:
+    """Reliability diagrams: accuracy against confidence, and how many predictions lie in each bin.
+
+    Args:
+        curves: name -> what ``reliability(prediction, y)`` returned.
+        title: title of the figure.
+
+    Raises:
+        InvalidType: no curves, or something else.
+    """
+    if not isinstance(curves, Mapping) or not all(isinstance(c, Reliability) for c in curves.values()) or not curves:
+        raise InvalidType("curves: expected a dict, name -> what reliability(prediction, y) returned")
+    figure = _figure(4.6, 5.4)
+    upper, lower = figure.subplots(2, 1, height_ratios=(3, 1), sharex=True)
+    upper.plot([0, 1], [0, 1], color="#777777", linewidth=1, linestyle="--", label="calibrated")
+    count = len(curves)
+    for k, (name, curve) in enumerate(curves.items()):
+        color, bins = COLORS[k % len(COLORS)], len(curve.counts)
+        full = (curve.counts > 0).cpu()
+        x, y = curve.confidence.cpu()[full], curve.accuracy.cpu()[full]
+        shares = curve.counts.cpu() / curve.counts.sum().cpu()
+        upper.plot(x, y, "o-", color=color, markersize=4, linewidth=1.5, label=f"{name} (ECE {curve.ece:.3f})")
+        width = 0.9 / bins / count
+        left = [(m + 0.05) / bins + k * width for m in range(bins)]
+        lower.bar(left, shares.tolist(), width=width, align="edge", color=color)
+    upper.set(ylabel="accuracy", title=title, xlim=(0, 1), ylim=(0, 1.02))
+    upper.legend(frameon=False, loc="upper left")
+    lower.set(xlabel="confidence", ylabel="share")
+    lower.set_yscale("log")
+    for axis in (upper, lower):
+        _tidy(axis)
+    return figure
+
+
+def band(
+    x: Tensor,
+    prediction: Prediction,
+    *,
+    data: tuple[Tensor, Tensor] | None = None,
+    output: int = 0,
+    title: str = "",
+    x_label: str = "x",
+    y_label: str = "y",
+) -> Any:
+    """The predictive mean of a function of one variable with bands of two standard deviations.
+
+    Args:
+        x: the inputs of the prediction ``[B]`` or ``[B, 1]``.
+        prediction: of numbers, with an aleatoric part or without.
+        data: observations (x, y) to draw as points.
+        output: which output, when there are several.
+        title: title of the figure.
+        x_label: with its unit.
+        y_label: with its unit.
+
+    Raises:
+        InvalidValue: classes, or inputs of more than one variable.
+    """
+    if prediction.classes:
+        raise InvalidValue("prediction is of classes; a band is for numbers")
+    if x.numel() != len(prediction.mean):
+        raise InvalidValue(
+            f"x has shape {tuple(x.shape)}; expected one number for each of {len(prediction.mean)} inputs"
+        )
+    order = x.reshape(-1).argsort()
+
+    def column(values: Tensor) -> Tensor:
+        return values.reshape(len(values), -1)[order, output].detach().cpu()
+
+    figure = _figure(7, 4.2)
+    axis = figure.subplots()
+    at, mean, epistemic = x.reshape(-1)[order].cpu(), column(prediction.mean), column(prediction.epistemic).sqrt()
+    if prediction.aleatoric is not None:
+        total = column(prediction.total).sqrt()
+        axis.fill_between(
+            at, mean - 2 * total, mean + 2 * total, color=COLORS[5], alpha=0.3, linewidth=0,
+            label="± 2 sd, observation",
+        )  # fmt: skip
+    axis.fill_between(
+        at, mean - 2 * epistemic, mean + 2 * epistemic, color=COLORS[0], alpha=0.35, linewidth=0,
+        label="± 2 sd, function (epistemic)",
+    )  # fmt: skip
+    axis.plot(at, mean, color=COLORS[0], linewidth=1.8, label="predictive mean")
+    if data is not None:
+        points = [torch.as_tensor(part).detach().cpu() for part in data]
+        targets = points[1].reshape(len(points[1]), -1)[:, output]
+        axis.plot(points[0].reshape(-1), targets, ".", color="#333333", markersize=4, label="observations")
+    axis.set(xlabel=x_label, ylabel=y_label, title=title)
+    _tidy(axis)
+    axis.legend(frameon=False, loc="best")
+    return figure

@@ -1,0 +1,179 @@
+"""Predictions of a law over networks: the mean, and what is uncertain about it and why."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+import mfoc
+from mfoc import InvalidType, InvalidValue
+from paradigms.bayesian.likelihoods import Categorical, Gaussian, Likelihood
+from paradigms.bayesian.posterior import pyro_package
+
+
+@runtime_checkable
+class Drawable(Protocol):
+    """A law over networks with a likelihood: ``NetworkPosterior``, or an ensemble."""
+
+    @property
+    def likelihood(self) -> Likelihood:
+        """Of an observation given an output."""
+
+    def outputs(self, x: Tensor, samples: int = 100, *, seed: int = 0) -> Any:
+        """Outputs of drawn networks ``[samples, B, ...]``."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The posterior predictive law at B inputs, from S draws.
+
+    Attributes:
+        mean: its mean ``[B, ...]``; for classes, the probabilities ``[B, C]``.
+        epistemic: what more data would remove. For numbers the variance of the draws' means ``[B, ...]``; for classes
+            the mutual information of label and weights, in nats ``[B]`` (Houlsby et al. 2011, arXiv:1112.5745, eq. 2).
+        aleatoric: what it would not. For numbers the mean of the draws' variances (the two sum to the predictive
+            variance, by the law of total variance); for classes the mean entropy of the draws, in nats ``[B]``. None
+            for a likelihood given as a function.
+        log_probs: y -> log p(y | draw) ``[S, B]``.
+        classes: whether ``mean`` holds the probabilities of classes.
+    """
+
+    mean: Tensor
+    epistemic: Tensor
+    aleatoric: Tensor | None
+    log_probs: Callable[[Any], Tensor]
+    classes: bool
+
+    @property
+    def total(self) -> Tensor:
+        """Epistemic and aleatoric part together: the predictive variance, or entropy."""
+        if self.aleatoric is None:
+            raise InvalidValue("the likelihood is a function, which does not say what the spread of an observation is")
+        return self.epistemic + self.aleatoric
+
+    def log_prob(self, y: Any) -> Tensor:
+        """The log of the density of y averaged over the draws, log mean_s p(y | draw s) ``[B]``."""
+        each = self.log_probs(y)
+        return each.logsumexp(0) - math.log(len(each))
+
+
+def predict(
+    posterior: Any, x: Any, *, samples: int = 100, seed: int = 0, batch_size: int = 1024, site: str | None = None
+) -> Prediction:
+    """The posterior predictive law.
+
+    Args:
+        posterior: what ``formulation.readout(solution)`` returned: a ``NetworkPosterior``, anything else with
+            ``outputs`` and ``likelihood``, or a Pyro guide.
+        x: inputs ``[B, ...]``; for a Pyro guide the tuple (or dict) of the model's arguments, observations included
+            where the model needs them (they do not enter).
+        samples: draws S.
+        seed: of the draws.
+        batch_size: inputs that a network sees at once.
+        site: for a Pyro guide, the site to predict; the one observed site when None.
+
+    Raises:
+        InvalidType: a posterior that cannot be drawn from.
+        InvalidValue: bad counts, or no such site.
+    """
+    for name, count in (("samples", samples), ("batch_size", batch_size)):
+        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+            raise InvalidValue(f"{name} is {count!r}; expected a positive integer")
+    if isinstance(posterior, mfoc.Solution):
+        raise InvalidType("posterior is an mfoc.Solution; read it out first: formulation.readout(solution)")
+    if isinstance(posterior, Drawable):
+        return _of_networks(posterior, x, samples, seed, batch_size)
+    if hasattr(posterior, "model") and callable(posterior):
+        return _of_guide(posterior, x, samples, seed, site)
+    raise InvalidType(f"posterior is a {type(posterior).__name__}; expected what formulation.readout(solution) returns")
+
+
+def _of_networks(posterior: Drawable, x: Any, samples: int, seed: int, batch_size: int) -> Prediction:
+    x = torch.as_tensor(x)
+    if x.dim() == 0 or not len(x):
+        raise InvalidValue(f"x has shape {tuple(x.shape)}; expected inputs [B, ...]")
+    with torch.no_grad():
+        parts = [posterior.outputs(part, samples, seed=seed) for part in x.split(batch_size)]
+    if isinstance(parts[0], tuple):
+        outputs: Any = (torch.cat([mean for mean, _ in parts], 1), parts[0][1])
+    else:
+        outputs = torch.cat(parts, 1)
+    likelihood = posterior.likelihood
+
+    def log_probs(y: Any) -> Tensor:
+        first = outputs[0] if isinstance(outputs, tuple) else outputs
+        likelihood.check(first[0], y)
+        return likelihood.log_prob(outputs, torch.utils._pytree.tree_map(lambda leaf: leaf.unsqueeze(0), y))
+
+    if isinstance(likelihood, Categorical):
+        return _of_classes(outputs.softmax(-1), log_probs)
+    if isinstance(likelihood, Gaussian):
+        mean, noise = likelihood.split(outputs)
+        return _of_numbers(mean, noise.square().expand(mean.shape), log_probs)
+    return Prediction(outputs.mean(0), _variance(outputs), None, log_probs, False)
+
+
+def _of_classes(probabilities: Tensor, log_probs: Callable[[Any], Tensor]) -> Prediction:
+    """From ``[S, B, C]``."""
+    mean = probabilities.mean(0)
+    aleatoric = _entropy(probabilities).mean(0)
+    return Prediction(mean, (_entropy(mean) - aleatoric).clamp_min(0), aleatoric, log_probs, True)
+
+
+def _of_numbers(means: Tensor, variances: Tensor, log_probs: Callable[[Any], Tensor]) -> Prediction:
+    """From ``[S, B, ...]``."""
+    return Prediction(means.mean(0), _variance(means), variances.mean(0), log_probs, False)
+
+
+def _variance(draws: Tensor) -> Tensor:
+    return draws.var(0, correction=1 if len(draws) > 1 else 0)
+
+
+def _entropy(probabilities: Tensor) -> Tensor:
+    found: Tensor = -torch.special.xlogy(probabilities, probabilities).sum(-1)
+    return found
+
+
+def _of_guide(guide: Any, arguments: Any, samples: int, seed: int, site: str | None) -> Prediction:
+    args, kwargs = ((), arguments) if isinstance(arguments, dict) else (_tuple(arguments), {})
+    laws = list(_laws(guide, args, kwargs, samples, seed, site))
+    first = laws[0]
+    event = len(first.event_shape)
+
+    def log_probs(y: Any) -> Tensor:
+        found = torch.stack([law.log_prob(y) for law in laws])
+        return found if found.dim() > 1 else found.unsqueeze(1)
+
+    if not event and type(first).__name__ == "Categorical":
+        return _of_classes(torch.stack([law.probs for law in laws]), log_probs)
+    return _of_numbers(torch.stack([law.mean for law in laws]), torch.stack([law.variance for law in laws]), log_probs)
+
+
+def _tuple(arguments: Any) -> tuple[Any, ...]:
+    return tuple(arguments) if isinstance(arguments, tuple | list) else (arguments,)
+
+
+def _laws(guide: Any, args: Any, kwargs: Any, samples: int, seed: int, site: str | None) -> Iterator[Any]:
+    """The law of an observation in each of the drawn models."""
+    pyro = pyro_package()
+    devices = [p.device for p in guide.parameters() if p.device.type == "cuda"][:1]
+    with torch.no_grad(), torch.random.fork_rng(devices=devices), pyro.get_param_store().scope():
+        torch.manual_seed(seed)
+        for _ in range(samples):
+            with pyro.poutine.block():
+                drawn = guide(*args, **kwargs)
+                trace = pyro.poutine.trace(pyro.poutine.condition(guide.model, data=drawn)).get_trace(*args, **kwargs)
+            others = [
+                name
+                for name, node in trace.nodes.items()
+                if node["type"] == "sample" and name not in drawn and type(node["fn"]).__name__ != "_Subsample"
+            ]
+            name = others[0] if site is None and len(others) == 1 else site
+            if name not in others:
+                raise InvalidValue(f"site is {site!r}; the model's sites besides its latents are {others}")
+            yield trace.nodes[name]["fn"]

@@ -1,0 +1,169 @@
+"""Mean-field variational inference: step times against Pyro, and calibration on digits.
+
+    python tests/benchmarks/bench_variational.py            # both
+    python tests/benchmarks/bench_variational.py speed      # or one of: speed, digits
+
+All sides of a comparison run interleaved in one process on one thread; ratios of median step times are reported, in
+wall time and in processor time of the thread (which other processes on the machine disturb less).
+"""
+
+import math
+import statistics
+import sys
+import time
+from functools import partial
+
+import pyro
+import pyro.distributions as dist
+import torch
+import torch.nn.functional as F
+from pyro.infer import SVI, Trace_ELBO
+from pyro.infer.autoguide import AutoNormal
+from sklearn.datasets import load_diabetes, load_digits
+from torch import nn
+
+import mfoc
+from paradigms.bayesian import accuracy, ece, nll, predict, variational
+
+NOISE = 0.7
+ACTIVATIONS = {"tanh": (torch.tanh, nn.Tanh), "relu": (torch.relu, nn.ReLU)}
+
+
+def diabetes():
+    x, y = (torch.tensor(part, dtype=torch.float32) for part in load_diabetes(return_X_y=True))
+    return (x - x.mean(0)) / x.std(0), (y - y.mean()) / y.std()
+
+
+def pyro_model(activation):
+    """A 10-50-1 network written so that Pyro can vectorise it over particles."""
+
+    def model(x, y):
+        w1 = pyro.sample("w1", dist.Normal(0.0, 1.0).expand([50, 10]).to_event(2))
+        b1 = pyro.sample("b1", dist.Normal(0.0, 1.0).expand([50]).to_event(1))
+        w2 = pyro.sample("w2", dist.Normal(0.0, 1.0).expand([1, 50]).to_event(2))
+        b2 = pyro.sample("b2", dist.Normal(0.0, 1.0).expand([1]).to_event(1))
+        h = activation(x @ w1.mT + b1.unsqueeze(-2))
+        mean = (h @ w2.mT + b2.unsqueeze(-2)).squeeze(-1)
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Normal(mean, NOISE), obs=y)
+
+    return model
+
+
+def by_pyro(activation, x, y, samples, vectorised, options):
+    model = pyro_model(activation)
+    guide = AutoNormal(model)
+    elbo = Trace_ELBO(num_particles=samples, vectorize_particles=vectorised, max_plate_nesting=1)
+    svi = SVI(model, guide, pyro.optim.Adam({"lr": 1e-3, **options}), elbo)
+    return lambda: svi.step(x, y) / len(x)
+
+
+def by_mfoc(layer, x, y, samples, estimator, options):
+    net = nn.Sequential(nn.Linear(10, 50), layer(), nn.Linear(50, 1))
+    f = variational(net, (x, y[:, None]), likelihood="gaussian", noise=NOISE, samples=samples, estimator=estimator)
+    solver = mfoc.Gradient(partial(torch.optim.Adam, lr=1e-3, **options))
+    at = [f.problem.controls, solver.init(f.problem, f.problem.controls), 0]
+
+    def step():
+        controls, state, info = solver.step(f.problem, at[0], at[1], f.population(at[2]))
+        at[:] = controls, state, at[2] + 1
+        return info.value.item()
+
+    return step
+
+
+def medians(steps, rounds):
+    """Median wall and processor time of each step in ms."""
+    wall, own = {name: [] for name in steps}, {name: [] for name in steps}
+    for k in range(rounds + 5):
+        for name, step in steps.items():
+            start, busy = time.perf_counter(), time.thread_time()
+            step()
+            if k >= 5:
+                own[name].append(1e3 * (time.thread_time() - busy))
+                wall[name].append(1e3 * (time.perf_counter() - start))
+    return {name: (statistics.median(wall[name]), statistics.median(own[name])) for name in steps}
+
+
+def speed():
+    torch.set_num_threads(1)
+    torch.empty(8_000_000).fill_(0.0)  # glibc then keeps freed pages, as after loading a data set
+    x, y = diabetes()
+    print(f"SVI step on diabetes, 10-50-1, {len(x)} rows, Adam, torch {torch.__version__}, Pyro {pyro.__version__}")
+    for activation, (function, layer) in ACTIVATIONS.items():
+        for samples in (10, 32):
+            for fused in (False, True):
+                compare(function, layer, activation, x, y, samples, {"fused": True} if fused else {})
+
+
+def compare(function, layer, activation, x, y, samples, options):
+    pyro.clear_param_store()
+    torch.manual_seed(0)
+    vectorised = by_pyro(function, x, y, samples, True, options)
+    pyro.clear_param_store()
+    steps = {"pyro": vectorised, "pyro loop": by_pyro(function, x, y, samples, False, options)}
+    steps |= {name: by_mfoc(layer, x, y, samples, name, options) for name in ("weights", "local", "flipout")}
+    # The two Pyro sides have parameters of the same names: the store holds those of one at a time.
+    times = medians({name: step for name, step in steps.items() if name != "pyro loop"}, 60)
+    pyro.clear_param_store()
+    loop = medians({name: steps[name] for name in ("pyro loop", "weights")}, 12)
+    wall, own = (times["pyro"][k] / times["weights"][k] for k in (0, 1))
+    slow, slow_own = (loop["pyro loop"][k] / loop["weights"][k] for k in (0, 1))
+    others = ", ".join(f"{name} {times[name][1]:.2f}" for name in ("local", "flipout"))
+    print(
+        f"{activation} S={samples:2d}{' fused' if options else '':6s} mfoc {times['weights'][1]:6.2f} ms "
+        f"({others})   Pyro vectorised {times['pyro'][1]:6.2f} ms: ratio {own:.2f} (wall {wall:.2f})   "
+        f"Pyro loop {loop['pyro loop'][1]:7.2f} ms: ratio {slow_own:.1f} (wall {slow:.1f})",
+        flush=True,
+    )
+
+
+def digits(seeds=5, train=1200, hidden=50, width=3.0, steps=2000):
+    """A Bayesian network and a point network of the same architecture, initial weights, batches, optimiser and steps."""
+    torch.set_num_threads(1)
+    x, y = load_digits(return_X_y=True)
+    x, y = torch.tensor(x, dtype=torch.float32) / 16, torch.tensor(y)
+    rows = []
+    for seed in range(seeds):
+        order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))
+        fit, test = order[:train], order[train:]
+        rows.append(one_digits(x[fit], y[fit], x[test], y[test], seed, hidden, width, steps))
+        print(f"seed {seed}: " + "   ".join(f"{name} {value:.4f}" for name, value in rows[-1].items()), flush=True)
+    print(f"means over {seeds} seeds:")
+    for what in ("accuracy", "ECE", "NLL"):
+        point, bayes = ([row[f"{who} {what}"] for row in rows] for who in ("point", "Bayes"))
+        better = sum(b < p for b, p in zip(bayes, point, strict=True))
+        print(f"  {what:8s} point {statistics.mean(point):.4f}   Bayes {statistics.mean(bayes):.4f}   lower {better}x")
+
+
+def one_digits(x, y, x_test, y_test, seed, hidden, width, steps):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        net = nn.Sequential(nn.Linear(64, hidden), nn.ReLU(), nn.Linear(hidden, 10))
+    solver = mfoc.Gradient(
+        partial(torch.optim.Adam, lr=1e-2), schedule=lambda k: 0.5 * (1 + math.cos(math.pi * min(k / steps, 1)))
+    )
+    batches = mfoc.population((x, y), batch_size=128, seed=seed)
+    point = mfoc.solve(mfoc.from_module(net, F.cross_entropy), solver, batches, steps=steps)
+    with torch.no_grad():
+        alone = mfoc.to_module(net, point.controls)(x_test).softmax(1)
+    f = variational(
+        net, (x, y), likelihood="categorical", prior=dist.Normal(0.0, width), samples=2, batch_size=128,
+        estimator="local", init_scale=0.02, seed=seed,
+    )  # fmt: skip
+    bayes = predict(f.readout(f.solve(solver, steps=steps)), x_test, samples=200)
+    return {
+        f"{who} {name}": measure(p, y_test)
+        for name, measure in (("accuracy", accuracy), ("ECE", ece), ("NLL", nll))
+        for who, p in (("point", alone), ("Bayes", bayes))
+    }
+
+
+def main():
+    wanted = sys.argv[1:] or ["speed", "digits"]
+    for name in wanted:
+        {"speed": speed, "digits": digits}[name]()
+
+
+if __name__ == "__main__":
+    main()
