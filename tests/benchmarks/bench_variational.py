@@ -119,7 +119,7 @@ def compare(function, layer, activation, x, y, samples, options):
 
 
 def digits(seeds=5, train=1200, hidden=50, width=3.0, steps=2000):
-    """A Bayesian network and a point network of the same architecture, initial weights, batches, optimiser and steps."""
+    """A Bayesian and a point network of the same architecture, initial weights, batches, optimiser and steps."""
     torch.set_num_threads(1)
     x, y = load_digits(return_X_y=True)
     x, y = torch.tensor(x, dtype=torch.float32) / 16, torch.tensor(y)

@@ -1,0 +1,194 @@
+"""The gradient-based algorithms: MAML, Meta-SGD, ANIL and Reptile."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mfoc import InvalidValue
+from paradigms.meta.checks import check_rate, check_steps, checked_network
+from paradigms.meta.formulations import MetaFormulation, assemble, build
+from paradigms.meta.inner import Inner, Loss, Rule, TaskLoss
+from paradigms.meta.loop import Loop
+from paradigms.meta.stacked import Weights
+
+
+def maml(
+    net: nn.Module,
+    loss: Loss | nn.Module,
+    tasks: Any,
+    *,
+    inner_steps: int,
+    inner_lr: float,
+    first_order: bool = False,
+    step_losses: Sequence[float] | None = None,
+) -> MetaFormulation:
+    """Model-agnostic meta-learning: the initial weights are the control (Finn, Abbeel, Levine 2017, eq. 1).
+
+    Batch norm in training mode uses the statistics of the task's shots, support and query apart (transductive); nothing
+    leaks between tasks, and no running average is advanced. In evaluation mode its averages are constants.
+
+    Args:
+        net: any module from inputs ``[shots, ...]`` to outputs ``[shots, ...]``. It is copied, never changed. A chain
+            (``nn.Sequential``) of common layers is several times faster than other modules.
+        loss: ``loss(output, target) -> scalar`` for one task, or a torch loss.
+        tasks: a population of tasks (``sinusoids``, ``few_shot``, ``from_taskset``), particles made with ``tasks``, or
+            a function of the step that returns them.
+        inner_steps: gradient steps K on the support.
+        inner_lr: their step size alpha.
+        first_order: treat the inner slopes as constants (FOMAML).
+        step_losses: K weights of the query loss after each inner step, MAML++'s multi-step loss (Antoniou, Edwards,
+            Storkey 2019, eq. 3): the first K - 1 are a running cost; None is all weight on the last.
+
+    Returns:
+        A formulation whose ``readout(solution)`` is the network with the solved initial weights (and the buffers of
+        ``net``).
+
+    Raises:
+        InvalidType, InvalidValue: wrong arguments, a network with active dropout or shared weights, a loss that is not
+            a scalar for each task, empty tasks.
+    """
+    check_rate("inner_lr", inner_lr)
+    rule = Rule(lambda k, u: inner_lr)
+    return build(net, loss, tasks, rule, {}, inner_steps, first_order, step_losses, inner_lr=inner_lr)
+
+
+def meta_sgd(
+    net: nn.Module,
+    loss: Loss | nn.Module,
+    tasks: Any,
+    *,
+    inner_steps: int,
+    inner_lr: float | Sequence[Tensor] | dict[str, Tensor],
+    per_step: bool = False,
+    first_order: bool = False,
+    step_losses: Sequence[float] | None = None,
+) -> MetaFormulation:
+    """Meta-SGD: a step size for each weight is part of the control (Li, Zhou, Chen, Li 2017, arXiv:1707.09835, eq. 2).
+
+    Args:
+        net: see ``maml``.
+        loss: see ``maml``.
+        tasks: see ``maml``.
+        inner_steps: gradient steps K.
+        inner_lr: what step sizes start from: a number, or a tensor for each parameter, in order or by name.
+        per_step: step sizes of their own for each inner step, ``[K, ...]`` (MAML++ has one a layer and step); steps
+            beyond the K-th use the last.
+        first_order: see ``maml``.
+        step_losses: see ``maml``.
+
+    Returns:
+        A formulation; controls are {"phi": weights, "alpha": step sizes}, the readout is the network.
+    """
+    model = checked_network(net)
+    phi = model.initial()
+    alpha = _initial_rates(inner_lr, phi)
+    if per_step:
+        check_steps("inner_steps", inner_steps)
+        alpha = {name: a.expand(inner_steps, *a.shape).clone() for name, a in alpha.items()}
+
+    def at(k: int, u: Any) -> Weights:
+        rates: Weights = u["alpha"]
+        return {name: a[min(k, len(a) - 1)] for name, a in rates.items()} if per_step else rates
+
+    return build(net, loss, tasks, Rule(at), {"alpha": alpha}, inner_steps, first_order, step_losses)
+
+
+def anil(
+    net: nn.Module,
+    loss: Loss | nn.Module,
+    tasks: Any,
+    *,
+    inner_steps: int,
+    inner_lr: float,
+    head: str | Sequence[str] | None = None,
+    first_order: bool = False,
+    step_losses: Sequence[float] | None = None,
+) -> MetaFormulation:
+    """Almost no inner loop: only the head is adapted (Raghu, Raghu, Bengio, Vinyals 2020, arXiv:1909.09157).
+
+    When the network is a chain and the head its end, features are computed once, at stage 0, and carried in the state.
+
+    Args:
+        net: see ``maml``.
+        loss: see ``maml``.
+        tasks: see ``maml``.
+        inner_steps: see ``maml``.
+        inner_lr: see ``maml``.
+        head: names of parameters or submodules that are adapted; the last module with parameters when None.
+        first_order: see ``maml``.
+        step_losses: see ``maml``.
+    """
+    check_rate("inner_lr", inner_lr)
+    model = checked_network(net)
+    chosen = _head(model.names, head)
+    rule = Rule(lambda k, u: inner_lr)
+    return build(net, loss, tasks, rule, {}, inner_steps, first_order, step_losses, inner_lr=inner_lr, adapted=chosen)
+
+
+def reptile(
+    net: nn.Module,
+    loss: Loss | nn.Module,
+    tasks: Any,
+    *,
+    inner_steps: int,
+    inner_lr: float,
+    shots_per_step: int | None = None,
+) -> MetaFormulation:
+    """Reptile: the initial weights move towards the adapted ones, phi += eps E[phi_K - phi].
+
+    Nichol, Achiam, Schulman (2018), arXiv:1803.02999, algorithm 1. That is no gradient of J. It is written as one: the
+    value of the problem is the query loss, its gradient is set to
+    E[phi - phi_K], so that SGD of rate eps is Reptile and any optimiser may take its place, as in the paper. The query
+    takes no part in learning.
+
+    Args:
+        net: see ``maml``.
+        loss: see ``maml``.
+        tasks: see ``maml``.
+        inner_steps: see ``maml``.
+        inner_lr: see ``maml``.
+        shots_per_step: each inner step uses the next so many shots of the support, in turn; all of them when None.
+    """
+    check_rate("inner_lr", inner_lr)
+    check_steps("inner_steps", inner_steps)
+    if shots_per_step is not None:
+        check_steps("shots_per_step", shots_per_step)
+    model = checked_network(net)
+    loop = Loop(
+        Inner(model, TaskLoss(loss), True),
+        tuple(model.names),
+        Rule(lambda k, u: inner_lr),
+        toward=True,
+        shots_per_step=shots_per_step,
+    )
+    return assemble(net, loop, {"phi": model.initial()}, tasks, inner_steps, inner_lr=inner_lr)
+
+
+def _head(names: list[str], head: str | Sequence[str] | None) -> list[str]:
+    if head is None:
+        head = names[-1].rpartition(".")[0] or names[-1]
+    wanted = [head] if isinstance(head, str) else list(head)
+    for prefix in wanted:
+        if not any(name == prefix or name.startswith(prefix + ".") for name in names):
+            raise InvalidValue(f"head names {prefix!r}; the trainable parameters are {', '.join(names)}")
+    return [name for name in names if any(name == p or name.startswith(p + ".") for p in wanted)]
+
+
+def _initial_rates(inner_lr: Any, phi: Weights) -> Weights:
+    if isinstance(inner_lr, int | float):
+        check_rate("inner_lr", inner_lr)
+        return {name: torch.full_like(leaf, inner_lr) for name, leaf in phi.items()}
+    rates = dict(inner_lr) if isinstance(inner_lr, dict) else dict(zip(phi, inner_lr, strict=False))
+    count = len(inner_lr)
+    for name, leaf in phi.items():
+        if count != len(phi) or name not in rates or not isinstance(rates[name], Tensor):
+            raise InvalidValue(f"inner_lr has {count} entries; expected a tensor for each of {', '.join(phi)}")
+        if rates[name].shape != leaf.shape:
+            raise InvalidValue(
+                f"inner_lr of {name!r} has shape {tuple(rates[name].shape)}; the parameter has {tuple(leaf.shape)}"
+            )
+    return {name: rates[name].detach().clone().to(leaf) for name, leaf in phi.items()}

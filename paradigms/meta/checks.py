@@ -1,0 +1,69 @@
+"""What networks and numbers are refused at the door."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from torch import Tensor, nn
+
+import mfoc
+from mfoc import InvalidType, InvalidValue
+from paradigms.meta.stacked import StackedNetwork
+
+
+def checked_network(net: Any) -> StackedNetwork:
+    """The network on stacked weights.
+
+    Raises:
+        InvalidType: no module.
+        InvalidValue: active dropout, shared or lazy parameters, nothing to train.
+    """
+    if not isinstance(net, nn.Module):
+        raise InvalidType(f"net is a {type(net).__name__}; expected a torch.nn.Module")
+    try:
+        mfoc.from_module(nn.Sequential(_Whole(net)), _sum)
+    except InvalidValue as error:
+        raise InvalidValue(f"net: {error}") from error
+    return StackedNetwork(net)
+
+
+class _Whole(nn.Module):
+    """A network as one stage."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+
+def _sum(output: Tensor, target: Tensor) -> Tensor:
+    return output.sum()
+
+
+def check_rate(name: str, rate: Any) -> None:
+    """Refuses what is no positive finite number."""
+    if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 < rate < math.inf:
+        raise InvalidValue(f"{name} is {rate!r}; expected a positive number")
+
+
+def check_steps(name: str, steps: Any) -> None:
+    """Refuses what is no count."""
+    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+        raise InvalidValue(f"{name} is {steps!r}; expected at least one step")
+
+
+def check_flag(name: str, flag: Any) -> None:
+    """Refuses what is neither True nor False."""
+    if not isinstance(flag, bool):
+        raise InvalidType(f"{name} is {flag!r}; expected True or False")
+
+
+def check_step_weights(weights: Any, steps: int) -> list[float] | None:
+    """Weights of the multi-step loss."""
+    if weights is None:
+        return None
+    found = list(weights)
+    bad = [w for w in found if isinstance(w, bool) or not isinstance(w, int | float) or not 0 <= w < math.inf]
+    if bad or len(found) != steps or not any(found):
+        raise InvalidValue(f"step_losses is {weights!r}; expected {steps} non-negative weights, not all zero")
+    return found

@@ -1,0 +1,195 @@
+"""Adaptation to new tasks, and how good it is."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from statistics import NormalDist
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mfoc import InvalidType, InvalidValue, MissingExtra
+from mfoc.hooks import progress_display
+from paradigms.meta.checks import check_steps
+from paradigms.meta.formulations import MetaFormulation, to_module
+from paradigms.meta.tasks import as_tasks, check_tasks
+from paradigms.meta.tasks import tasks as make_tasks
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over tasks with a normal interval."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.value:.4g} ± {(self.high - self.low) / 2:.2g}"
+
+
+@dataclass(frozen=True)
+class Adapted:
+    """How good the network is after a number of inner steps.
+
+    Attributes:
+        steps: inner steps.
+        loss: the query loss.
+        accuracy: the share of the query that is classified right; None when targets are no classes.
+    """
+
+    steps: int
+    loss: Estimate
+    accuracy: Estimate | None
+
+
+@dataclass(frozen=True)
+class Adaptation:
+    """Query losses and accuracies after inner steps; print it. ``table[10].loss.value`` is one of them.
+
+    Attributes:
+        rows: one for each number of steps.
+        tasks: tasks.
+        confidence: level of the intervals.
+    """
+
+    rows: list[Adapted]
+    tasks: int
+    confidence: float
+
+    def __getitem__(self, steps: int) -> Adapted:
+        for row in self.rows:
+            if row.steps == steps:
+                return row
+        raise KeyError(f"{steps!r}; the table has {[row.steps for row in self.rows]}")
+
+    def __str__(self) -> str:
+        lines = [f"Adaptation on {self.tasks} tasks ({100 * self.confidence:.0f}% intervals)", "steps  query loss"]
+        if self.rows[0].accuracy is not None:
+            lines[1] += "            accuracy"
+        for row in self.rows:
+            line = f"{row.steps:5d}  {row.loss!s:20s}"
+            lines.append((line if row.accuracy is None else f"{line}  {row.accuracy}").rstrip())
+        return "\n".join(lines)
+
+
+def evaluate(
+    formulation: MetaFormulation,
+    solution: Any,
+    tasks: Any = None,
+    *,
+    steps: Sequence[int] = (1, 5, 10),
+    batches: int = 1,
+    confidence: float = 0.95,
+    progress: bool = True,
+) -> Adaptation:
+    """The query loss after adaptation, at and beyond the inner steps that were trained for.
+
+    Args:
+        formulation: what ``maml`` or another function of this paradigm returned.
+        solution: the solution, or anything with ``controls``.
+        tasks: what ``maml`` takes; tasks that were not trained on. The formulation's own when None.
+        steps: numbers of inner steps; 0 is the network before adaptation.
+        batches: batches of the population, from step 0 on; all tasks of all batches are counted.
+        confidence: level of the intervals.
+        progress: show a progress bar where ``rich`` is installed.
+
+    Raises:
+        InvalidType, InvalidValue: wrong arguments.
+    """
+    wanted = _checked(formulation, steps, batches, confidence)
+    source = formulation.population if tasks is None else as_tasks(tasks)
+    losses: dict[int, list[Tensor]] = {k: [] for k in wanted}
+    hits: dict[int, list[Tensor]] = {k: [] for k in wanted}
+    loop = formulation.loop
+    with torch.no_grad(), _bar(progress, batches) as tick:
+        for batch in range(batches):
+            z = check_tasks(source(batch)).data
+            for k, state in loop.states(solution.controls, z, wanted):
+                losses[k].append(loop.query_loss(state, z))
+                found = _right(loop.outputs(state, z), z["query"][1])
+                if found is not None:
+                    hits[k].append(found)
+            tick()
+    rows = [
+        Adapted(k, _estimate(losses[k], confidence), _estimate(hits[k], confidence) if hits[k] else None)
+        for k in wanted
+    ]
+    return Adaptation(rows, sum(len(part) for part in losses[wanted[0]]), confidence)
+
+
+def adapt(formulation: MetaFormulation, solution: Any, support: Any, *, steps: int | None = None) -> nn.Module:
+    """The network adapted to one task, an ordinary module.
+
+    Args:
+        formulation: what ``maml`` or another function of this paradigm returned.
+        solution: the solution, or anything with ``controls``.
+        support: the pair (x, y) of the task, ``[shots, ...]``.
+        steps: inner steps; those of the formulation when None.
+
+    Raises:
+        InvalidType, InvalidValue: wrong arguments.
+    """
+    _check_formulation(formulation)
+    if steps is not None:
+        check_steps("steps", steps)
+    if not isinstance(support, tuple | list) or len(support) != 2 or not all(isinstance(a, Tensor) for a in support):
+        raise InvalidType(f"support is a {type(support).__name__}; expected a pair (x, y) of tensors [shots, ...]")
+    pair = (support[0][None], support[1][None])
+    z = make_tasks(pair, pair).data
+    count = formulation.adapt_steps if steps is None else steps
+    with torch.no_grad():
+        ((_, state),) = formulation.loop.states(solution.controls, z, [count])
+    weights = {**solution.controls["phi"], **{name: leaf[0] for name, leaf in state["fast"].items()}}
+    return to_module(formulation.net, weights)
+
+
+def _check_formulation(formulation: Any) -> None:
+    if not isinstance(formulation, MetaFormulation):
+        raise InvalidType(f"formulation is a {type(formulation).__name__}; expected what paradigms.meta.maml returns")
+
+
+def _checked(formulation: Any, steps: Any, batches: Any, confidence: Any) -> list[int]:
+    _check_formulation(formulation)
+    wanted = sorted(set(steps)) if isinstance(steps, Sequence) else [steps]
+    if not wanted or any(isinstance(k, bool) or not isinstance(k, int) or k < 0 for k in wanted):
+        raise InvalidValue(f"steps is {steps!r}; expected numbers of inner steps, such as (1, 5, 10)")
+    check_steps("batches", batches)
+    if not isinstance(confidence, float) or not 0 < confidence < 1:
+        raise InvalidValue(f"confidence is {confidence!r}; expected a level between 0 and 1")
+    return wanted
+
+
+def _right(output: Tensor, target: Tensor) -> Tensor | None:
+    """The share of right answers of each task ``[tasks]``, where targets are classes."""
+    if target.is_floating_point() or output.dim() != 3 or target.dim() != 2:
+        return None
+    return (output.argmax(2) == target).to(output.dtype).mean(1)
+
+
+def _estimate(parts: list[Tensor], confidence: float) -> Estimate:
+    sample = torch.cat(parts).double()
+    mean = float(sample.mean())
+    if len(sample) < 2:
+        return Estimate(mean, -math.inf, math.inf)
+    half = NormalDist().inv_cdf(0.5 + confidence / 2) * float(sample.std()) / math.sqrt(len(sample))
+    return Estimate(mean, mean - half, mean + half)
+
+
+@contextmanager
+def _bar(progress: bool, batches: int) -> Iterator[Callable[[], None]]:
+    """A progress bar where rich is installed."""
+    try:
+        display = progress_display() if progress else None
+    except MissingExtra:
+        display = None
+    if display is None:
+        yield lambda: None
+        return
+    with display:
+        task = display.add_task("tasks", total=batches, figures="")
+        yield lambda: display.update(task, advance=1)

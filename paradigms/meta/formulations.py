@@ -1,0 +1,132 @@
+"""Meta-learning written as a control problem over a law of tasks.
+
+    phi_0 = u.phi for every task                                     stage 0: the control is lifted into fast weights
+    phi_(k+1) = phi_k - alpha_k d_k,  d_k = P grad L_S(phi_k)        stages 1..K
+    J = E_task[ L_Q(phi_K) + sum_k w_k L_Q(phi_k) ]
+
+The costate of the fast weights follows p_k = (I - alpha H_S)^T p_(k+1): the Hessian-vector recursion of MAML (Finn,
+Abbeel, Levine 2017, arXiv:1703.03400), and dJ/dphi_0 = E p_1. First-order MAML sets that Jacobian to I.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+import mfoc
+from mfoc import InvalidValue
+from paradigms.formulation import Formulation
+from paradigms.meta.checks import check_flag, check_step_weights, check_steps, checked_network
+from paradigms.meta.inner import Inner, Loss, Rule, TaskLoss
+from paradigms.meta.loop import Loop
+from paradigms.meta.stacked import StackedNetwork, Weights
+from paradigms.meta.tasks import as_tasks
+
+
+@dataclass(frozen=True)
+class MetaFormulation(Formulation):
+    """Meta-learning written as a control problem.
+
+    Attributes:
+        net: the network it was made from.
+        loop: the inner loop: losses, slopes and the rule of the fast weights.
+        inner_steps: inner steps K of the problem.
+        inner_lr: the step size where it is a constant; None where it is a control.
+        remake: the same problem with another number of inner steps, all weight on the last.
+        origin: the object it was read from, where it was; see ``from_learn2learn``.
+    """
+
+    net: nn.Module = field(kw_only=True)
+    loop: Loop = field(kw_only=True)
+    inner_steps: int = field(kw_only=True)
+    inner_lr: float | None = field(kw_only=True)
+    remake: Callable[[int], mfoc.Problem] = field(kw_only=True)
+    origin: Any = field(default=None, kw_only=True)
+
+    @property
+    def adapt_steps(self) -> int:
+        """Gradient steps of an adaptation: those towards the equilibrium, for iMAML."""
+        return getattr(self.loop.settle, "steps", self.inner_steps)
+
+    @property
+    def first_order(self) -> bool:
+        """Whether the inner slopes are constants for the adjoint."""
+        return self.loop.inner.first_order
+
+
+def build(
+    net: nn.Module,
+    loss: Loss | nn.Module,
+    tasks: Any,
+    rule: Rule,
+    extra: dict[str, Any],
+    inner_steps: int,
+    first_order: bool,
+    step_losses: Sequence[float] | None,
+    *,
+    inner_lr: float | None = None,
+    adapted: list[str] | None = None,
+) -> MetaFormulation:
+    """The formulation of any rule; ``adapted`` names the weights that follow it."""
+    model, measure = checked_network(net), TaskLoss(loss)
+    check_steps("inner_steps", inner_steps)
+    check_flag("first_order", first_order)
+    weights = check_step_weights(step_losses, inner_steps)
+    names = tuple(model.names if adapted is None else adapted)
+    loop = Loop(Inner(model, measure, first_order, _split_at(model, names)), names, rule)
+    controls = {"phi": model.initial(), **extra}
+    return assemble(net, loop, controls, tasks, inner_steps, weights, inner_lr=inner_lr)
+
+
+def assemble(
+    net: nn.Module,
+    loop: Loop,
+    controls: dict[str, Any],
+    tasks: Any,
+    inner_steps: int,
+    step_losses: Sequence[float] | None = None,
+    *,
+    inner_lr: float | None = None,
+    remake: Callable[[int], mfoc.Problem] | None = None,
+) -> MetaFormulation:
+    """The formulation of an inner loop, checked on its first batch of tasks."""
+    source = as_tasks(tasks)
+    problem = loop.problem(controls, inner_steps, step_losses)
+    problem.validate(source(0))
+    return MetaFormulation(
+        problem,
+        source,
+        lambda solution: to_module(net, solution.controls["phi"]),
+        net=net,
+        loop=loop,
+        inner_steps=inner_steps,
+        inner_lr=inner_lr,
+        remake=remake or (lambda steps: loop.problem(controls, steps, None)),
+    )
+
+
+def to_module(net: nn.Module, weights: Weights) -> nn.Module:
+    """A copy of a network with these weights, an ordinary module; parameters that are not named stay."""
+    solved = copy.deepcopy(net)
+    own = dict(solved.named_parameters())
+    with torch.no_grad():
+        for name, value in weights.items():
+            if name not in own or own[name].shape != value.shape:
+                raise InvalidValue(f"weights of {name!r} {tuple(value.shape)} do not belong to this network")
+            own[name].data = value.detach().clone()
+    return solved
+
+
+def _split_at(model: StackedNetwork, adapted: tuple[str, ...]) -> int:
+    """The first layer with an adapted weight, if no later one has a weight that is not; 0 when layers cannot be cut."""
+    owners = [name.rpartition(".")[0] for name in model.names]
+    fixed = [
+        model.layers.index(o) for o, n in zip(owners, model.names, strict=True) if n not in adapted and model.layers
+    ]
+    moving = [model.layers.index(o) for o, n in zip(owners, model.names, strict=True) if n in adapted and model.layers]
+    return min(moving) if fixed and moving and max(fixed) < min(moving) else 0

@@ -1,0 +1,92 @@
+"""Learned update rules: feedback policies from slopes and weights to directions."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mfoc import InvalidType, InvalidValue
+from paradigms.meta.checks import check_rate
+from paradigms.meta.formulations import MetaFormulation, build
+from paradigms.meta.inner import Loss, Rule
+from paradigms.meta.stacked import Weights
+
+
+def learned_update(
+    net: nn.Module,
+    loss: Loss | nn.Module,
+    tasks: Any,
+    *,
+    rule: nn.Module,
+    inner_steps: int,
+    inner_lr: float = 1.0,
+    first_order: bool = False,
+    step_losses: Sequence[float] | None = None,
+) -> MetaFormulation:
+    """A learned update rule: a feedback policy (slope, weight) -> direction with weights of its own in the control.
+
+    Andrychowicz et al. (2016), arXiv:1606.04474, with a rule that has no memory. It includes preconditioners P.
+
+    Args:
+        net: see ``maml``.
+        loss: see ``maml``.
+        tasks: see ``maml``.
+        rule: ``rule(slope, weight) -> direction``, called once for each parameter with tensors ``[tasks, ...]``; it
+            must keep their shape and treat tasks alike (``Coordinatewise`` does). An ``nn.ModuleDict`` has a rule for
+            each parameter, by its name with "." written as "_".
+        inner_steps: steps K.
+        inner_lr: what directions are multiplied by.
+        first_order: see ``maml``.
+        step_losses: see ``maml``.
+
+    Returns:
+        A formulation; controls are {"phi": weights, "rule": the rule's weights}, the readout is the network.
+    """
+    if not isinstance(rule, nn.Module):
+        raise InvalidType(f"rule is a {type(rule).__name__}; expected a torch.nn.Module rule(slope, weight)")
+    check_rate("inner_lr", inner_lr)
+    own = copy.deepcopy(rule)
+    weights = {name: p.detach().clone() for name, p in own.named_parameters() if p.requires_grad}
+    if not weights:
+        raise InvalidValue("rule has no parameter that requires grad; there is nothing to learn in it")
+
+    def direction(slopes: Weights, phi: Weights, u: Any) -> Weights:
+        return {name: _apply(own, u["rule"], name, slope, phi[name]) for name, slope in slopes.items()}
+
+    made = Rule(lambda k, u: inner_lr, direction)
+    return build(net, loss, tasks, made, {"rule": weights}, inner_steps, first_order, step_losses)
+
+
+def _apply(rule: nn.Module, weights: Weights, name: str, slope: Tensor, value: Tensor) -> Tensor:
+    part, prefix = rule, ""
+    if isinstance(rule, nn.ModuleDict):
+        prefix = name.replace(".", "_")
+        if prefix not in rule:
+            raise InvalidValue(f"rule has no entry {prefix!r}; it has {sorted(rule)}")
+        part, prefix = rule[prefix], prefix + "."
+    own = {key.removeprefix(prefix): leaf for key, leaf in weights.items() if key.startswith(prefix)}
+    out: Tensor = torch.func.functional_call(part, own, (slope, value))
+    if out.shape != slope.shape:
+        raise InvalidValue(f"rule returned shape {tuple(out.shape)} for slopes of {name!r} {tuple(slope.shape)}")
+    return out
+
+
+class Coordinatewise(nn.Module):
+    """An update rule that treats each weight alone: net([slope, weight]) -> direction (Andrychowicz et al. 2016).
+
+    Args:
+        net: a module from features ``[..., 2]`` to ``[..., 1]``.
+    """
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, slope: Tensor, weight: Tensor) -> Tensor:
+        """Slopes and weights of one shape to directions of that shape."""
+        out: Tensor = self.net(torch.stack([slope, weight], -1))
+        return out.squeeze(-1)

@@ -1,0 +1,205 @@
+"""Meta-learning: speed against learn2learn's loop, memory of many inner steps, quality on sinusoids and Omniglot.
+
+    python tests/benchmarks/bench_meta.py                                  speed and memory
+    python tests/benchmarks/bench_meta.py --sinusoids                      quality on sinusoids, minutes
+    python tests/benchmarks/bench_meta.py --omniglot omniglot_small.npz    quality on held-out characters
+
+The file has arrays ``images`` uint8 [N, 28, 28] and ``character`` [N]. Speeds are ratios of medians of one evaluation
+of the query loss and its gradient in the initial weights, on the same tasks, one thread, the two sides
+interleaved.
+"""
+
+import argparse
+import contextlib
+import copy
+import io
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from functools import partial
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import mfoc
+from paradigms.meta import evaluate, few_shot, maml, meta_sgd, sinusoids, tasks
+
+
+def sine_net():
+    return nn.Sequential(nn.Linear(1, 40), nn.ReLU(), nn.Linear(40, 40), nn.ReLU(), nn.Linear(40, 1))
+
+
+def conv_net(norm=True, pool=False, width=32):
+    """Four 3 x 3 convolutions, with strides or pools, as in Finn et al. (2017), sec. 5.2."""
+    layers, channels = [], 1
+    for _ in range(4):
+        layers.append(nn.Conv2d(channels, width, 3, stride=1 if pool else 2, padding=1))
+        layers += [nn.BatchNorm2d(width)] if norm else []
+        layers.append(nn.ReLU())
+        layers += [nn.MaxPool2d(2)] if pool else []
+        channels = width
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(width * (1 if pool else 4), 5))
+
+
+def images(count, queries=1):
+    generator = torch.Generator().manual_seed(0)
+    x, a = (torch.rand(count, 5 * k, 1, 28, 28, generator=generator) for k in (1, queries))
+    y, b = (torch.arange(5).repeat_interleave(k).expand(count, -1) for k in (1, queries))
+    return tasks((x, y), (a, b))
+
+
+def compare(name, net, loss, cloud, steps, first_order=False, rounds=9):
+    """Prints the times and how far the gradients are apart."""
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        import learn2learn
+
+    def our_side(net, cloud):
+        made = maml(net, loss, cloud, inner_steps=steps, inner_lr=0.01, first_order=first_order)
+        return lambda: list(mfoc.evaluate(made.problem, made.problem.controls, cloud).gradient["phi"].values())
+
+    def their_side(net, cloud):
+        learner = learn2learn.algorithms.MAML(net, lr=0.01, first_order=first_order)
+        (x, y), (a, b) = cloud.data["support"], cloud.data["query"]
+
+        def run():
+            net.zero_grad()
+            total = 0.0
+            for i in range(len(cloud)):
+                clone = learner.clone()
+                for _ in range(steps):
+                    clone.adapt(loss(clone(x[i]), y[i]))
+                total = total + loss(clone(a[i]), b[i])
+            (total / len(cloud)).backward()
+            return [p.grad.clone() for p in net.parameters()]
+
+        return run
+
+    # In double precision: in single, a pre-activation that rounds to the other side of a ReLU's kink shows.
+    exact = [part(copy.deepcopy(net).double(), cloud.to(torch.float64)) for part in (our_side, their_side)]
+    gap = max(float((p - q).abs().max()) for p, q in zip(*(side() for side in exact), strict=True))
+    ours, theirs = (part(net, cloud) for part in (our_side, their_side))
+    taken = {ours: [], theirs: []}
+    for _ in range(rounds):
+        for side in (ours, theirs):
+            began = time.perf_counter()
+            side()
+            taken[side].append(time.perf_counter() - began)
+    mine, other = (1e3 * statistics.median(taken[side]) for side in (ours, theirs))
+    order = "first order" if first_order else "second order"
+    print(
+        f"{name:34s} {len(cloud):3d} tasks {steps} steps {order:12s} ours {mine:7.1f} ms  learn2learn {other:7.1f} ms  "
+        f"ratio {other / mine:5.1f}  gradients apart {gap:.0e} (double)",
+        flush=True,
+    )
+
+
+def speed():
+    torch.manual_seed(0)
+    linear = nn.Sequential(nn.Linear(1, 40), nn.Linear(40, 40), nn.Linear(40, 1))
+    for count in (25, 4):
+        cloud = sinusoids(tasks=count)(0)
+        for order in (False, True):
+            compare("sine net 40-40", sine_net(), F.mse_loss, cloud, 5, order)
+        compare("linear layers 40-40", linear, F.mse_loss, cloud, 5)
+    for count in (32, 4):
+        for steps in (1, 5):
+            compare("4 conv of 32, stride, batch norm", conv_net(), F.cross_entropy, images(count), steps, rounds=5)
+        compare("4 conv of 32, stride, batch norm", conv_net(), F.cross_entropy, images(count), 1, True, rounds=5)
+        compare("4 conv of 32, stride", conv_net(norm=False), F.cross_entropy, images(count), 1, rounds=5)
+        compare("4 conv of 32, pool, batch norm", conv_net(pool=True), F.cross_entropy, images(count), 1, rounds=5)
+
+
+def peak_memory(recompute, steps):
+    """Peak memory of one evaluation, less that of the process before it, in MiB."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    made = maml(conv_net(), F.cross_entropy, images(16), inner_steps=steps, inner_lr=0.01)
+    cloud = made.population(0)
+    small = maml(conv_net(), F.cross_entropy, images(2), inner_steps=1, inner_lr=0.01)
+    mfoc.evaluate(small.problem, small.problem.controls, small.population(0))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    mfoc.evaluate(made.problem, made.problem.controls, cloud, recompute=recompute)
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+
+
+def memory():
+    for steps in (5, 20):
+        found = [
+            float(subprocess.run([sys.executable, __file__, f"--memory={how},{steps}"], capture_output=True, text=True,
+                                 check=True, env=os.environ).stdout)
+            for how in ("stored", "recompute")
+        ]  # fmt: skip
+        print(
+            f"memory, 4 conv of 32, 16 tasks, {steps:2d} inner steps: stored {found[0]:6.0f} MiB, "
+            f"recompute=True {found[1]:6.0f} MiB",
+            flush=True,
+        )
+
+
+def regression(iterations):
+    """Finn et al. (2017), sec. 5.1: 10 shots, 1 inner step of size 0.01 in training."""
+    torch.manual_seed(0)
+    law = sinusoids(tasks=50, shots=10, queries=20, seed=0)
+    made = maml(sine_net(), F.mse_loss, law, inner_steps=1, inner_lr=0.01)
+    decay = mfoc.Gradient(partial(torch.optim.Adam, lr=2e-3), schedule=lambda k: min(1.0, 2 - 2 * k / iterations))
+    began = time.perf_counter()
+    solution = made.solve(decay, steps=iterations)
+    spent = time.perf_counter() - began
+    test = sinusoids(tasks=100, shots=10, queries=100, seed=1)
+    table = evaluate(made, solution, test, steps=(0, 1, 5, 10), batches=20, progress=False)
+    print(f"sinusoids, 10 shots, MAML, {iterations} iterations in {spent:.0f} s\n{table}", flush=True)
+
+
+def omniglot(path, iterations, algorithm, held_out=30):
+    """5-way 1-shot on characters that were not trained on."""
+    with np.load(path) as stored:
+        x, y = torch.tensor(stored["images"])[:, None].float() / 255, torch.tensor(stored["character"]).long()
+    kinds = torch.randperm(int(y.max()) + 1, generator=torch.Generator().manual_seed(0))
+    new = torch.isin(y, kinds[:held_out])
+    torch.manual_seed(0)
+    law = few_shot(x[~new], y[~new], ways=5, shots=1, queries=3, tasks=16, rotations=True, seed=0)
+    made = algorithm(conv_net(), F.cross_entropy, law, inner_steps=1, inner_lr=0.4)
+    test = few_shot(x[new], y[new], ways=5, shots=1, queries=15, tasks=50, seed=1)
+    print(f"Omniglot: {int((~new).sum())} drawings to train on, {held_out} characters held out", flush=True)
+    began, last = time.perf_counter(), None
+    schedule = mfoc.Gradient(partial(torch.optim.Adam, lr=3e-3), schedule=lambda k: 0.1 ** (k / iterations))
+    for step in range(iterations // 6, iterations + 1, iterations // 6):
+        solution = made.solve(schedule, steps=step, start=last)
+        last = solution.last
+        table = evaluate(made, solution, test, steps=(1, 3, 5), batches=4 if step < iterations else 12, progress=False)
+        print(f"after {step} iterations, {time.perf_counter() - began:.0f} s\n{table}", flush=True)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sinusoids", action="store_true")
+    parser.add_argument("--omniglot", help="an .npz file with images and characters")
+    parser.add_argument("--algorithm", choices=("maml", "meta_sgd"), default="maml", help="for Omniglot")
+    parser.add_argument("--iterations", type=int)
+    parser.add_argument("--memory", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.memory:  # a process of its own for each figure
+        how, steps = arguments.memory.split(",")
+        print(peak_memory(how == "recompute", int(steps)))
+        return
+    torch.set_num_threads(1)
+    print(f"{platform.machine()}, torch {torch.__version__}, 1 thread")
+    if arguments.sinusoids:
+        regression(arguments.iterations or 15000)
+    if arguments.omniglot:
+        omniglot(
+            arguments.omniglot, arguments.iterations or 3600, {"maml": maml, "meta_sgd": meta_sgd}[arguments.algorithm]
+        )
+    if not arguments.sinusoids and not arguments.omniglot:
+        memory()
+        speed()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,188 @@
+"""Stacked networks: every layer, its derivatives, and that nothing leaks between tasks."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import mfoc
+from paradigms.meta import maml, tasks
+from paradigms.meta.convolution import Window, convolve
+from paradigms.meta.normalisation import normalise
+from paradigms.meta.stacked import StackedNetwork
+
+TASKS, SHOTS = 3, 4
+
+
+class Skip(nn.Module):
+    """A module that is no chain."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(2, 2, 3, padding=1), nn.Linear(2 * 36, 3)
+
+    def forward(self, x):
+        return self.head((x + self.conv(x).relu()).reshape(len(x), -1))
+
+
+def conv(*layers):
+    return nn.Sequential(*layers, nn.Flatten(), nn.LazyLinear(3))
+
+
+NETS = {
+    "linear": lambda: nn.Sequential(nn.Flatten(), nn.Linear(72, 5), nn.Tanh(), nn.Linear(5, 3, bias=False)),
+    "conv": lambda: conv(
+        nn.Conv2d(2, 4, 3, stride=2, padding=1), nn.ReLU(inplace=True), nn.Conv2d(4, 4, 2, dilation=2)
+    ),
+    "groups": lambda: conv(nn.Conv2d(2, 4, 3, groups=2, bias=False), nn.GELU(), nn.AdaptiveAvgPool2d(2)),
+    "batch norm": lambda: conv(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.MaxPool2d(2)),
+    "plain batch norm": lambda: conv(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4, affine=False), nn.ReLU(), nn.AvgPool2d(2)),
+    "batch norm 1d": lambda: nn.Sequential(
+        nn.Flatten(), nn.Linear(72, 5), nn.BatchNorm1d(5), nn.SiLU(), nn.Linear(5, 3)
+    ),
+    "group norm": lambda: conv(nn.Conv2d(2, 4, 3), nn.GroupNorm(2, 4), nn.ELU()),
+    "layer norm": lambda: conv(nn.Conv2d(2, 4, 3), nn.LayerNorm([4, 4, 4]), nn.ReLU()),
+    "nested": lambda: nn.Sequential(nn.Sequential(nn.Conv2d(2, 4, 6), nn.Tanh()), nn.Flatten(), nn.Linear(4, 3)),
+    "frozen": lambda: frozen(conv(nn.Conv2d(2, 4, 3), nn.ReLU())),
+    "same padding": lambda: conv(nn.Conv2d(2, 4, 3, padding="same"), nn.ReLU()),
+    "instance norm": lambda: conv(nn.Conv2d(2, 4, 3), nn.InstanceNorm2d(4, affine=True), nn.ReLU()),
+    "skip": Skip,
+}
+DIRECT = set(NETS) - {"same padding", "instance norm", "skip"}
+
+
+def frozen(net):
+    net[0].weight.requires_grad_(False)
+    return net
+
+
+def made(name):
+    torch.manual_seed(0)
+    net = NETS[name]().double()
+    net(torch.randn(SHOTS, 2, 6, 6).double())
+    return net
+
+
+def task_batch():
+    generator = torch.Generator().manual_seed(1)
+    x, a = (torch.randn(TASKS, SHOTS, 2, 6, 6, generator=generator).double() for _ in range(2))
+    y, b = (torch.randint(0, 3, (TASKS, SHOTS), generator=generator) for _ in range(2))
+    return tasks((x, y), (a, b))
+
+
+def reference(net, particles, steps=2, lr=0.1):
+    """MAML a task at a time, with batch statistics of each call and averages that are never advanced."""
+    phi = {name: p.detach().clone().requires_grad_() for name, p in net.named_parameters() if p.requires_grad}
+    buffers = {name: b.clone() for name, b in net.named_buffers()}
+    total = 0
+    (x, y), (a, b) = particles.data["support"], particles.data["query"]
+
+    def loss(weights, pair):
+        return F.cross_entropy(torch.func.functional_call(net, (weights, dict(buffers)), (pair[0],)), pair[1])
+
+    for i in range(len(particles)):
+        fast = dict(phi)
+        for _ in range(steps):
+            slopes = torch.autograd.grad(loss(fast, (x[i], y[i])), list(fast.values()), create_graph=True)
+            fast = {name: leaf - lr * s for (name, leaf), s in zip(fast.items(), slopes, strict=True)}
+        total = total + loss(fast, (a[i], b[i]))
+    return total / len(particles), torch.autograd.grad(total / len(particles), list(phi.values()))
+
+
+@pytest.mark.parametrize("mode", ["train", "eval"])
+@pytest.mark.parametrize("name", NETS)
+def test_second_order_maml(name, mode):
+    net, particles = made(name), task_batch()
+    net.train(mode == "train")
+    before = {key: value.clone() for key, value in net.state_dict().items()}
+    formulation = maml(net, F.cross_entropy, particles, inner_steps=2, inner_lr=0.1)
+    found = mfoc.evaluate(formulation.problem, formulation.problem.controls, particles)
+    for key, value in net.state_dict().items():
+        assert torch.equal(value, before[key]), f"{key} was written into"
+    value, gradient = reference(net, particles)
+    torch.testing.assert_close(found.value, value.detach(), rtol=1e-10, atol=1e-12)
+    for ours, theirs in zip(found.gradient["phi"].values(), gradient, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-8, atol=1e-11)
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_which_layers_are_direct(name):
+    assert bool(StackedNetwork(made(name)).layers) == (name in DIRECT)
+
+
+def test_a_hook_is_run():
+    net = made("linear")
+    net[1].register_forward_hook(lambda module, inputs, output: 2 * output)
+    stacked, x = StackedNetwork(net), task_batch().data["support"][0]
+    wide = {name: p.detach().expand(TASKS, *p.shape) for name, p in net.named_parameters()}
+    torch.testing.assert_close(stacked(wide, x)[1], net(x[1]).detach())
+
+
+@pytest.mark.parametrize("name", ["batch norm", "batch norm 1d", "group norm", "instance norm"])
+def test_nothing_leaks_between_tasks(name):
+    """Another task's inputs, however large, change no bit beyond rounding of a task's cost and costates."""
+    net, particles = made(name), task_batch()
+    formulation = maml(net, F.cross_entropy, particles, inner_steps=2, inner_lr=0.1)
+    problem = formulation.problem
+    (x, y), query = particles.data["support"], particles.data["query"]
+    loud = x.clone()
+    loud[0] = 100 * loud[0] ** 3 + 7
+    other = tasks((loud, y), query)
+    runs = [mfoc.rollout(problem, problem.controls, cloud) for cloud in (particles, other)]
+    assert (runs[0].cost[0] - runs[1].cost[0]).abs() > 1e-3
+    torch.testing.assert_close(runs[0].cost[1:], runs[1].cost[1:], rtol=1e-11, atol=1e-12)
+    mfoc.testing.check_problem(problem, particles, interacting=False)
+
+
+def test_parts_change_nothing(monkeypatch):
+    net, particles = made("batch norm"), task_batch()
+    values = []
+    for cache in (2**30, 1):  # all tasks at once, one at a time
+        monkeypatch.setattr("paradigms.meta.stacked._CACHE", cache)
+        formulation = maml(net, F.cross_entropy, particles, inner_steps=2, inner_lr=0.1)
+        values.append(mfoc.evaluate(formulation.problem, formulation.problem.controls, particles))
+    torch.testing.assert_close(values[0].value, values[1].value, rtol=1e-11, atol=0)
+    for whole, parts in zip(values[0].gradient["phi"].values(), values[1].gradient["phi"].values(), strict=True):
+        torch.testing.assert_close(whole, parts, rtol=1e-9, atol=1e-12)
+
+
+def test_channels_that_are_not_there():
+    """A pool would run over the shots; ours would run over the tasks."""
+    x, y = torch.zeros(2, 3, 4), torch.zeros(2, 3, 1)
+    net = nn.Sequential(nn.MaxPool1d(2), nn.Linear(2, 1))
+    with pytest.raises(mfoc.InvalidValue, match="spatial axes"):
+        maml(net, F.mse_loss, tasks((x, y), (x, y)), inner_steps=1, inner_lr=0.1)
+
+
+def random(*shapes):
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(s, generator=generator, dtype=torch.float64).requires_grad_() for s in shapes]
+
+
+@pytest.mark.parametrize("kind", [1, 2])
+def test_convolution_derivatives(kind):
+    window = Window((2,) * kind, (1,) * kind, (1,) * kind, 2)
+    inputs = random((2, 4, *[5] * kind), (6, 2, *[3] * kind), (6,))
+
+    def function(x, weight, bias):
+        return convolve(x, weight, bias, window)
+
+    expected = (F.conv1d, F.conv2d)[kind - 1](*inputs, stride=2, padding=1, groups=2)
+    torch.testing.assert_close(function(*inputs), expected)
+    assert torch.autograd.gradcheck(function, inputs)
+    assert torch.autograd.gradgradcheck(function, inputs)
+
+
+def test_batch_norm_derivatives():
+    inputs = random((3, 2, 2, 2), (2,), (2,))
+
+    def function(x, weight, bias):
+        return normalise(x, weight, bias, 1e-3)
+
+    def slopes(*inputs):
+        return torch.autograd.grad(function(*inputs).sin().sum(), inputs, create_graph=True)
+
+    torch.testing.assert_close(function(*inputs), F.batch_norm(inputs[0], None, None, *inputs[1:], True, 0.0, 1e-3))
+    assert torch.autograd.gradcheck(function, inputs)
+    assert torch.autograd.gradgradcheck(function, inputs)
+    assert torch.autograd.gradgradcheck(slopes, inputs)  # the third derivative, for curvatures

@@ -1,0 +1,168 @@
+"""Laws of tasks: pure functions of the step, with the statistics they say they have."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from sklearn.datasets import load_digits
+from torch.utils.data import Dataset
+
+import mfoc
+from paradigms.meta import few_shot, from_taskset, sinusoids, tasks
+from tests.problems import same_bits
+
+
+def labelled(classes=6, each=7):
+    """Inputs that name their class and example."""
+    y = torch.arange(classes).repeat_interleave(each) * 10 + 3
+    x = torch.stack([y.double(), torch.arange(each).repeat(classes).double()], 1)
+    return x, y
+
+
+def test_sinusoids():
+    law = sinusoids(tasks=400, shots=30, queries=3, dtype=torch.float64, seed=2)
+    batch = law(5)
+    (x, y), (a, b) = batch.data["support"], batch.data["query"]
+    assert x.shape == y.shape == (400, 30, 1)
+    assert a.shape == b.shape == (400, 3, 1)
+    assert len(batch) == 400
+    assert -5 <= float(x.min()) < -4.9
+    assert 4.9 < float(x.max()) <= 5
+    # y = c sin x - s cos x with (c, s) = A (cos b, sin b), the same for support and query
+    basis = torch.cat([x.sin(), -x.cos()], 2)
+    c = torch.linalg.lstsq(basis, y).solution
+    torch.testing.assert_close(basis @ c, y, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(torch.cat([a.sin(), -a.cos()], 2) @ c, b, rtol=1e-9, atol=1e-9)
+    size, phase = c.square().sum(1).sqrt(), torch.atan2(c[:, 1], c[:, 0])
+    for value, low, high in ((size, 0.1, 5.0), (phase, 0.0, math.pi)):
+        assert low <= float(value.min()) < low + 0.05 * (high - low)
+        assert high - 0.05 * (high - low) < float(value.max()) <= high
+        assert float(value.mean()) == pytest.approx((low + high) / 2, abs=0.1)
+
+
+@pytest.mark.parametrize("law", [sinusoids(seed=1), few_shot(*labelled(), ways=3, shots=1, queries=2, tasks=4, seed=1)])
+def test_pure_functions_of_the_step(law):
+    torch.manual_seed(0)
+    first = law(3)
+    torch.rand(5)
+    assert same_bits(first.data, law(3).data)
+    assert not same_bits(first.data, law(4).data)
+
+
+def test_few_shot():
+    x, y = labelled()
+    law = few_shot(x, y, ways=4, shots=2, queries=3, tasks=50)
+    (a, b), (c, d) = law(0).data["support"], law(0).data["query"]
+    assert a.shape == (50, 8, 2)
+    assert c.shape == (50, 12, 2)
+    classes = set()
+    for i in range(50):
+        names = [a[i][b[i] == k, 0].unique() for k in range(4)]
+        assert all(len(name) == 1 for name in names)  # one class behind each label
+        assert len({float(name) for name in names}) == 4  # and another for each
+        for k in range(4):
+            assert (c[i][d[i] == k, 0] == names[k]).all()
+            drawn = [*a[i][b[i] == k, 1].tolist(), *c[i][d[i] == k, 1].tolist()]
+            assert len(set(drawn)) == 5  # no example twice
+        classes |= {float(name) for name in names}
+    assert classes == set(y.unique().double().tolist())
+
+
+def test_classes_of_different_sizes():
+    x, y = labelled()
+    keep = torch.ones(len(y), dtype=torch.bool)
+    keep[:4] = False  # three examples of the first class are left
+    x, y = x[keep], y[keep]
+    law = few_shot(x, y, ways=6, shots=1, queries=2, tasks=200)
+    (a, _), (c, _) = law(0).data["support"], law(0).data["query"]
+    rows = torch.cat([a, c], 1).flatten(0, 1)
+    mine = rows[rows[:, 0] == 3]
+    assert set(mine[:, 1].tolist()) == {4.0, 5.0, 6.0}
+
+
+def test_rotations_are_classes():
+    x = torch.zeros(2 * 3, 1, 4, 4)
+    x[:, :, 0, 1] = 1.0  # one bright pixel, which a rotation moves
+    x[3:] *= 2
+    law = few_shot(x, torch.arange(2).repeat_interleave(3), ways=8, shots=1, queries=2, tasks=3, rotations=True)
+    (a, _), (c, d) = law(0).data["support"], law(0).data["query"]
+    assert len(a[0].flatten(1).unique(dim=0)) == 8
+    for i in range(3):
+        for k in range(8):
+            assert (c[i][d[i] == k] == a[i, k]).all()
+
+
+class Listed(Dataset):
+    def __init__(self, x, y):
+        self.x, self.y = x, y
+
+    def __len__(self):
+        return len(self.x)
+
+    def __getitem__(self, i):
+        return self.x[i], int(self.y[i])
+
+
+def test_arrays_and_datasets():
+    images, labels = load_digits(return_X_y=True)
+    settings = {"ways": 5, "shots": 1, "queries": 2, "tasks": 3}
+    first = few_shot(torch.tensor(images), torch.tensor(labels), **settings)(0)
+    assert same_bits(first.data, few_shot(images, labels, **settings)(0).data)
+    assert same_bits(first.data, few_shot(Listed(torch.tensor(images), labels), **settings)(0).data)
+    assert first.data["support"][1].dtype == torch.int64
+    bright = few_shot(images.astype(np.uint8), labels, **settings)(0).data["support"][0]
+    assert bright.dtype == torch.get_default_dtype()
+    assert float(bright.max()) == pytest.approx(16 / 255)
+
+
+class Task:
+    """What a Taskset is to us."""
+
+    def __init__(self, sizes=(4, 4)):
+        self.sizes = sizes
+
+    def __getitem__(self, i):
+        return self.sample()
+
+    def sample(self):
+        y = torch.cat([torch.full((n,), k) for k, n in enumerate(self.sizes)])
+        return torch.randn(len(y), 2), y[torch.randperm(len(y))]
+
+
+def test_task_sets():
+    law = from_taskset(Task(), shots=1, tasks=3)
+    state = torch.get_rng_state()
+    first = law(2)
+    assert torch.equal(state, torch.get_rng_state())
+    assert same_bits(first.data, law(2).data)
+    (x, y), (a, b) = first.data["support"], first.data["query"]
+    assert x.shape == (3, 2, 2)
+    assert a.shape == (3, 6, 2)
+    assert (y == torch.tensor([0, 1])).all()
+    assert (b == torch.tensor([0, 0, 0, 1, 1, 1])).all()
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: few_shot(*labelled(), ways=7, shots=1, queries=1, tasks=1), "ways is 7 and the data have 6"),
+        (lambda: few_shot(*labelled(), ways=2, shots=4, queries=4, tasks=1), "has 7 examples"),
+        (lambda: few_shot(*labelled(), ways=2, shots=0, queries=4, tasks=1), "shots is 0"),
+        (lambda: few_shot(*labelled(), ways=2, shots=1, queries=1, tasks=1, seed=-1), "seed"),
+        (lambda: few_shot(*labelled(), ways=2, shots=1, queries=1, tasks=1, rotations=True), "square"),
+        (lambda: few_shot(labelled()[0], None, ways=2, shots=1, queries=1, tasks=1), "labels"),
+        (lambda: few_shot(labelled()[0], labelled()[1][1:], ways=2, shots=1, queries=1, tasks=1), "one integer"),
+        (lambda: few_shot(iter([]), ways=2, shots=1, queries=1, tasks=1), "dataset"),
+        (lambda: sinusoids(tasks=0), "tasks is 0"),
+        (lambda: sinusoids(phase=(1.0, 0.0)), "phase"),
+        (lambda: from_taskset(Task(), shots=4, tasks=2), "none is left"),
+        (lambda: from_taskset([], shots=4, tasks=2), "Taskset"),
+        (lambda: tasks(torch.zeros(1), torch.zeros(1)), "pair"),
+        (lambda: tasks(*[(torch.zeros(1, 1, 1), -torch.ones(1, 1).long())] * 2), "classes from 0"),
+        (lambda: tasks((torch.zeros(1, 1, 2), torch.zeros(1, 1)), (torch.zeros(1, 1, 3), torch.zeros(1, 1))), "shapes"),
+    ],
+)
+def test_refused(make, message):
+    with pytest.raises((mfoc.InvalidValue, mfoc.InvalidType), match=message):
+        make()
