@@ -20,7 +20,7 @@ from mfoc import InvalidType, InvalidValue
 from mfoc.population import mixed_seed
 from paradigms.bayesian.joint import Arguments, Joint, Latents, prototype
 from paradigms.bayesian.layers import shared
-from paradigms.bayesian.networks import check_finite
+from paradigms.bayesian.networks import check_finite, check_shares
 from paradigms.bayesian.posterior import name_apart, pyro_package, set_up
 from paradigms.formulation import Formulation
 
@@ -191,6 +191,7 @@ def of_model(
     law = guide_of(model, guide, arguments)
     source = None if batch_size is None else arguments.batches(batch_size, seed)
     if source is not None:
+        check_shares(source)
         _check_batch(model, arguments.take(source(0).state), law)
     controls = law.controls()
     n, joint = arguments.size, Joint(model, arguments, list(law.sites))

@@ -164,6 +164,8 @@ class Draws(mfoc.Population):
     def __init__(self, source: mfoc.Population, network: RandomNetwork, samples: int, seed: int) -> None:
         self._source, self._network, self._samples, self._seed = source, network, samples, seed
         self._plans: dict[Any, Any] = {}  # a memo of shapes
+        self._like = first([u for u in network.base.controls if u])
+        check_shares(source)
         self.batches_per_epoch = source.batches_per_epoch
 
     def __call__(self, step: int) -> mfoc.Particles:
@@ -178,18 +180,20 @@ class Draws(mfoc.Population):
     def _cloud(self, batch: mfoc.Particles, key: int) -> mfoc.Particles:
         s = self._samples
         x = batch.state.expand(s, *batch.state.shape)
-        y = torch.utils._pytree.tree_map(lambda leaf: leaf.expand(s, *leaf.shape), batch.data)
+        y = _expanded(batch.data, s)
         noise = self._noise(batch.state, key)
         return mfoc.Particles(x, {"y": y, "noise": noise})
 
     def _noise(self, x: Tensor, key: int) -> list[Weights]:
-        generator, plan = torch.Generator().manual_seed(key), self._plan(x)
-        like = first([u for u in self._network.base.controls if u])
+        generator, plan, like = torch.Generator().manual_seed(key), self._plan(x), self._like
         normals = [shape for stage in plan for shape in stage[0].values()]
         signs = [shape for stage in plan for shape in stage[1].values()]
         gauss = torch.randn(_total(normals), generator=generator, dtype=like.dtype, device="cpu")
-        flips = torch.empty(_total(signs), dtype=like.dtype, device="cpu").bernoulli_(0.5, generator=generator)
-        made = iter([*_blocks(gauss, normals, like), *_blocks(2 * flips - 1, signs, like)])
+        parts = _blocks(gauss, normals, like)
+        if signs:
+            flips = torch.empty(_total(signs), dtype=like.dtype, device="cpu").bernoulli_(0.5, generator=generator)
+            parts += _blocks(2 * flips - 1, signs, like)
+        made = iter(parts)
         found = [{name: next(made) for name in stage[0]} for stage in plan]
         return [{**entry, **{name: next(made) for name in stage[1]}} for entry, stage in zip(found, plan, strict=True)]
 
@@ -206,6 +210,31 @@ class Draws(mfoc.Population):
                 for t, stage in enumerate(self._network.stages)
             ]
         return self._plans[x.shape]  # type: ignore[no-any-return]
+
+
+def check_shares(source: mfoc.Population) -> None:
+    """Refuses batches that ranks would split unevenly: each rank counts by its draws, which are equally many.
+
+    Raises:
+        InvalidValue: a batch that the number of ranks does not divide.
+    """
+    grouped = torch.distributed.is_available() and torch.distributed.is_initialized()
+    ranks = torch.distributed.get_world_size() if grouped else 1
+    if source.size is None or source.batch_size is None:
+        return
+    last = source.size - (source.batches_per_epoch - 1) * source.batch_size
+    for rows in (source.batch_size, min(last, source.batch_size)):
+        if rows % ranks:
+            raise InvalidValue(
+                f"a batch of {rows} observations cannot be split evenly over {ranks} ranks; choose N and batch_size "
+                f"divisible by {ranks}"
+            )
+
+
+def _expanded(data: Any, s: int) -> Any:
+    if isinstance(data, Tensor):
+        return data.expand(s, *data.shape)
+    return torch.utils._pytree.tree_map(lambda leaf: leaf.expand(s, *leaf.shape), data)
 
 
 def _total(shapes: list[tuple[int, ...]]) -> int:
@@ -239,6 +268,12 @@ def check_data(network: RandomNetwork, batch: mfoc.Particles) -> None:
         raise InvalidType("data: the state must be one tensor, the inputs [N, ...]")
     if batch.data is None:
         raise InvalidValue("data holds inputs only; expected a pair (x, y), inputs and observations")
+    for name, module in network.net.named_modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training:
+            raise InvalidValue(
+                f"module {name!r} is batch norm in training mode, whose draws have no averages to predict with; call "
+                ".eval() on it, or use a layer or group norm"
+            )
     dataclasses.replace(network.base, terminal_cost=lambda x, z: _one_each(x)).validate(batch)
     with torch.no_grad():
         output = batch.state
