@@ -294,8 +294,10 @@ def test_draws_are_posterior_samples_and_can_be_continued():
     assert 0 < drawn.acceptance <= 1
     predicted = Predictive(conjugate, posterior_samples=drawn.posterior())(X[:2])["y"]
     assert predicted.shape == (15, 2)
-    again = sample(made, steps=2, start=drawn.last, seed=1)
-    assert torch.equal(again.x[0], _one(made, drawn.last))
+    whole, first = sample(made, steps=7), sample(made, steps=4)
+    again = sample(made, steps=3, start=first)
+    assert torch.equal(torch.cat([first.x, again.x]), whole.x)
+    assert again.done == 7
 
 
 def _one(made, state):

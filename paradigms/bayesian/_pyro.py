@@ -32,8 +32,12 @@ def pyro() -> Any:
 @contextmanager
 def quietly() -> Iterator[None]:
     """Without Pyro's and torch's checks of values, which no ``vmap`` can run; their flags are restored."""
-    with pyro().validation_enabled(False):
-        yield
+    checked = torch.distributions.Distribution._validate_args
+    try:
+        with pyro().validation_enabled(False):
+            yield
+    finally:  # Pyro puts torch's flag to its own
+        torch.distributions.Distribution.set_default_validate_args(checked)
 
 
 def latents(model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Tensor]:

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 import mfoc
@@ -251,7 +250,7 @@ def likelihood_of(likelihood: Any, noise: float | None) -> Callable[[Tensor, Ten
                     f"categorical needs logits (N, classes) and integer labels (N,); got {tuple(out.shape)} and "
                     f"{tuple(y.shape)} of {y.dtype}"
                 )
-            return -F.cross_entropy(out, y, reduction="none")
+            return out.log_softmax(1).gather(1, y.unsqueeze(1)).squeeze(1)  # which refuses labels that are no class
 
         return categorical
     if callable(likelihood):

@@ -32,7 +32,7 @@ from mfoc import InvalidType, InvalidValue
 from mfoc.population import mixed_seed
 from paradigms.bayesian.density import LogDensity
 from paradigms.bayesian.drifts import Drift
-from paradigms.formulation import Formulation
+from paradigms.formulation import Formulation, controls_of
 
 _CHUNK = 4096  # particles run at once in an estimate
 
@@ -107,7 +107,7 @@ class Follmer(Formulation):
         """Log Z with its error bar, the effective sample size and J, on paths of its own.
 
         Args:
-            solution: anything with ``controls``.
+            solution: the solution, an iterate or controls.
             n: number of paths.
             seed: of the paths; they are never those of the training, whatever the seed.
 
@@ -116,7 +116,7 @@ class Follmer(Formulation):
         """
         if isinstance(n, bool) or not isinstance(n, int) or n < 2:
             raise InvalidValue(f"n is {n!r}; expected at least two paths")
-        found = list(self.paths(solution.controls, n, seed))
+        found = list(self.paths(controls_of(solution), n, seed))
         x, log_w = (torch.cat([part[i] for part in found]) for i in range(2))
         if log_w.isnan().any() or not log_w.isfinite().any() or log_w.max() == math.inf:
             raise InvalidValue(

@@ -243,6 +243,11 @@ def _check_batch(model: Callable[..., Any], arguments: Arguments, law: GaussianG
         if site["value"].shape != law.sites[name]["value"].shape:
             raise InvalidValue(f"latent {name!r} has one entry for each observation; solve without batch_size")
     for name in trace.observation_nodes:
+        site = trace.nodes[name]
+        if type(site["fn"]).__name__ == "Unit" and not site["cond_indep_stack"]:
+            raise InvalidValue(
+                f"the factor {name!r} is outside of any plate, and a batch counts N / B times; solve without batch_size"
+            )
         if float(torch.as_tensor(trace.nodes[name]["scale"]).max()) != 1:
             raise InvalidValue(
                 f"the model scales its observations ({name!r}) to the whole data; leave that out: a batch counts for N"

@@ -74,8 +74,12 @@ class Arguments:
 def quiet() -> Iterator[None]:
     """Pyro without validation, whose checks vmap cannot pass, and away from its parameter store; both put back."""
     pyro = pyro_package()
-    with pyro.validation_enabled(False), pyro.get_param_store().scope():
-        yield
+    checked = torch.distributions.Distribution._validate_args
+    try:
+        with pyro.validation_enabled(False), pyro.get_param_store().scope():
+            yield
+    finally:  # Pyro puts torch's flag to its own
+        torch.distributions.Distribution.set_default_validate_args(checked)
 
 
 def prototype(model: Callable[..., Any], arguments: Arguments) -> Any:

@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mfoc import InvalidValue
+
 Weights = dict[str, Tensor]
 Run = Callable[[Any, Weights], Any]
 
@@ -100,6 +102,11 @@ class RandomStage:
         if not self.random:
             return self._run(x, {}) if self._elementwise else self._vmapped(x, {})
         if self.estimator == "local":
+            if self._convolution or x.dim() != 3:
+                raise InvalidValue(
+                    "estimator='local' draws each activation for itself, which is exact only where no two share a "
+                    "weight: linear layers on [N, d]. Use 'flipout' or 'weights'"
+                )
             return self._local(x, self.split(u["loc"]), self.split(F.softplus(u["scale"])), noise["activations"])
         if self.estimator == "flipout":
             mean = self._merged(x, self.split(u["loc"]))

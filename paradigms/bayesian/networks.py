@@ -174,8 +174,7 @@ class Draws(mfoc.Population):
 
     def epoch(self) -> Iterator[mfoc.Particles]:
         """Fresh draws on every batch of one pass."""
-        for k, batch in enumerate(self._source.epoch()):
-            yield self._cloud(batch, mixed_seed(self._seed, k, 4))
+        return (self._cloud(batch, mixed_seed(self._seed, k, 4)) for k, batch in enumerate(self._source.epoch()))
 
     def _cloud(self, batch: mfoc.Particles, key: int) -> mfoc.Particles:
         s = self._samples

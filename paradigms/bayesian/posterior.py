@@ -177,7 +177,7 @@ def name_apart(guide: Any) -> None:
 def pyro_model(posterior: NetworkPosterior) -> Any:
     """The network with its prior and likelihood as a Pyro module ``model(x, y=None)``.
 
-    A batch of y counts for all N observations, as in the objective. A learned noise is a parameter at its solved value.
+    A batch of y counts for all N observations, as in the objective. A learned noise is a constant, at its solved value.
     """
     pyro, dist, pnn = pyro_package(), pyro_package("pyro.distributions"), pyro_package("pyro.nn")
     lifted = posterior.at_mean()
@@ -199,7 +199,8 @@ def pyro_model(posterior: NetworkPosterior) -> Any:
             super().__init__()
             self.net = lifted
             if learned:
-                self.noise = pnn.PyroParam(posterior.observation_noise, dist.constraints.softplus_positive)
+                # A buffer, not a parameter: Pyro's store has one name for the parameters of all such models.
+                self.register_buffer("noise", posterior.observation_noise)
 
         def forward(self, x: Tensor, y: Any = None) -> Any:
             """The output; y is observed where it is given."""

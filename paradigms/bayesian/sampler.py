@@ -126,7 +126,7 @@ def _generator(seed: int, k: int) -> torch.Generator:
 
 def _start(density: LogDensity, particles: Any, seed: int) -> Tensor:
     if isinstance(particles, Tensor):
-        return density.check(particles.detach().to(density.like))
+        return density.check(particles.detach().to(density.like).clone())
     if isinstance(particles, bool) or not isinstance(particles, int) or particles < 1:
         raise InvalidValue(f"particles is {particles!r}; expected a positive number of them, or points [n, d]")
     return density.check(density.initial(particles, seed))
@@ -162,6 +162,7 @@ class Draws:
     Attributes:
         x: the draws kept ``[k, n, d]``, in the order of the steps.
         last: the state after the last step.
+        done: steps made so far, those of the draws it went on from included.
         moved: the share of particles that moved, by step: the acceptance rate of MALA. ``[steps]``
         density: the target.
     """
@@ -170,6 +171,7 @@ class Draws:
     last: Any
     moved: Tensor
     density: LogDensity
+    done: int
 
     @property
     def acceptance(self) -> float:
@@ -201,7 +203,7 @@ def sample(
         burn_in: steps before the first draw is kept.
         thin: keep one in so many clouds.
         controls: step sizes; those of the problem when None.
-        start: a state to go on from: ``draws.last``.
+        start: draws to go on from: with the same seed the run is then the one that never stopped.
         seed: which noise: that of ``formulation.population(seed)``.
 
     Raises:
@@ -217,10 +219,13 @@ def sample(
             raise InvalidValue(f"{name} is {count!r}; expected an integer from {least} on")
     if burn_in >= steps:
         raise InvalidValue(f"burn_in is {burn_in} of {steps} steps; nothing would be kept")
-    if steps > problem.stages and problem.schedule is mfoc.per_stage:
+    if start is not None and not isinstance(start, Draws):
+        raise InvalidType(f"start is a {type(start).__name__}; expected the draws that sample(...) returned")
+    done = steps + (0 if start is None else start.done)
+    if done > problem.stages and problem.schedule is mfoc.per_stage:
         raise InvalidValue(f"steps is {steps}; the schedule of step sizes ends after {problem.stages}")
     found = _run(formulation, problem.controls if controls is None else controls, seed, steps, burn_in, thin, start)
-    return Draws(torch.stack(found.kept), found.state, torch.stack(found.moved), formulation.density)
+    return Draws(torch.stack(found.kept), found.state, torch.stack(found.moved), formulation.density, done)
 
 
 @dataclass
@@ -236,21 +241,29 @@ class _Run:
 
 @torch.no_grad()
 def _run(
-    made: Sampler, controls: Any, k: int, steps: int, burn_in: int = 0, thin: int | None = None, start: Any = None
+    made: Sampler,
+    controls: Any,
+    k: int,
+    steps: int,
+    burn_in: int = 0,
+    thin: int | None = None,
+    start: Draws | None = None,
 ) -> _Run:
     density, flow, problem = made.density, made.flow, made.problem
     generator = _generator(made.seed, k)
-    run = _Run(flow.start(density, made.start) if start is None else start, [], [])
-    n = len(points(run.state))
+    run = _Run(flow.start(density, made.start) if start is None else start.last, [], [])
+    n, first = len(points(run.state)), 0 if start is None else start.done
+    for _ in range(first):
+        flow.draw(density, n, generator)  # the noise of the steps made before
     sizes: dict[int, Tensor] = {}
-    for t in range(steps):
+    for t in range(first, first + steps):
         u = problem.schedule(controls, t)["log_step"]
         h = sizes.setdefault(id(u), u.exp())
         before = run.state
         run.state = flow.step(density, t, before, h, flow.draw(density, n, generator))
         if thin is not None:
             run.moved.append((points(run.state) != points(before)).any(1).to(h.dtype).mean())
-            if t >= burn_in and (t - burn_in + 1) % thin == 0:
+            if t - first >= burn_in and (t - first - burn_in + 1) % thin == 0:
                 run.kept.append(run.x)
     if not run.x.isfinite().all():
         lost = int((~run.x.isfinite()).any(1).sum())

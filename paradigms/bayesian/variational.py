@@ -68,8 +68,8 @@ def variational(
         batch_size: observations in a step; all of them when None.
         tau: the temperature; 1/N when None.
         size: N, where it cannot be read off the data.
-        estimator: "weights", "local" (local reparametrisation) or "flipout", for the linear and convolutional layers of
-            a network.
+        estimator: "weights", "local" (local reparametrisation, for networks whose random layers are linear ones on
+            ``[N, d]``) or "flipout" (linear and convolutional layers).
         kl: "exact", in closed form where it is known (as Pyro's TraceMeanField_ELBO; the default for networks), or
             "sampled", log q - log p at the draw (as Pyro's Trace_ELBO; the default for Pyro models, where "exact" means
             the entropy of q).

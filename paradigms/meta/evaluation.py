@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from mfoc import InvalidType, InvalidValue, MissingExtra
 from mfoc.hooks import progress_display
+from paradigms.formulation import controls_of
 from paradigms.meta.checks import check_steps
 from paradigms.meta.formulations import MetaFormulation, to_module
 from paradigms.meta.tasks import as_tasks, check_tasks
@@ -91,7 +92,7 @@ def evaluate(
 
     Args:
         formulation: what ``maml`` or another function of this paradigm returned.
-        solution: the solution, or anything with ``controls``.
+        solution: the solution, an iterate or controls.
         tasks: what ``maml`` takes; tasks that were not trained on. The formulation's own when None.
         steps: numbers of inner steps; 0 is the network before adaptation.
         batches: batches of the population, from step 0 on; all tasks of all batches are counted.
@@ -103,13 +104,18 @@ def evaluate(
     """
     wanted = _checked(formulation, steps, batches, confidence)
     source = formulation.population if tasks is None else as_tasks(tasks)
+    if source.size is not None and batches > source.batches_per_epoch:
+        raise InvalidValue(
+            f"batches is {batches} and the tasks fill {source.batches_per_epoch}; counting a task twice would make the "
+            "intervals too short"
+        )
     losses: dict[int, list[Tensor]] = {k: [] for k in wanted}
     hits: dict[int, list[Tensor]] = {k: [] for k in wanted}
     loop = formulation.loop
     with torch.no_grad(), _bar(progress, batches) as tick:
         for batch in range(batches):
             z = check_tasks(source(batch)).data
-            for k, state in loop.states(solution.controls, z, wanted):
+            for k, state in loop.states(controls_of(solution), z, wanted):
                 losses[k].append(loop.query_loss(state, z))
                 found = _right(loop.outputs(state, z), z["query"][1])
                 if found is not None:
@@ -127,7 +133,7 @@ def adapt(formulation: MetaFormulation, solution: Any, support: Any, *, steps: i
 
     Args:
         formulation: what ``maml`` or another function of this paradigm returned.
-        solution: the solution, or anything with ``controls``.
+        solution: the solution, an iterate or controls.
         support: the pair (x, y) of the task, ``[shots, ...]``.
         steps: inner steps; those of the formulation when None.
 
@@ -139,12 +145,13 @@ def adapt(formulation: MetaFormulation, solution: Any, support: Any, *, steps: i
         check_steps("steps", steps)
     if not isinstance(support, tuple | list) or len(support) != 2 or not all(isinstance(a, Tensor) for a in support):
         raise InvalidType(f"support is a {type(support).__name__}; expected a pair (x, y) of tensors [shots, ...]")
+    controls = controls_of(solution)
     pair = (support[0][None], support[1][None])
     z = make_tasks(pair, pair).data
     count = formulation.adapt_steps if steps is None else steps
     with torch.no_grad():
-        ((_, state),) = formulation.loop.states(solution.controls, z, [count])
-    weights = {**solution.controls["phi"], **{name: leaf[0] for name, leaf in state["fast"].items()}}
+        ((_, state),) = formulation.loop.states(controls, z, [count])
+    weights = {**controls["phi"], **{name: leaf[0] for name, leaf in state["fast"].items()}}
     return to_module(formulation.net, weights)
 
 

@@ -72,9 +72,10 @@ def few_shot(
 
     def draw(step: int) -> mfoc.Particles:
         generator = torch.Generator("cpu").manual_seed(mixed_seed(seed, step))
-        kind = torch.rand(tasks, kinds, generator=generator, device="cpu").topk(ways, 1).indices
+        kind = torch.rand(tasks, kinds, generator=generator, device="cpu", dtype=torch.float32).topk(ways, 1).indices
         chosen = kind % len(classes)
-        keys = torch.rand(tasks, ways, members.shape[1], generator=generator, device="cpu").masked_fill(
+        shape = (tasks, ways, members.shape[1])
+        keys = torch.rand(shape, generator=generator, device="cpu", dtype=torch.float32).masked_fill(
             beyond[chosen], -1.0
         )
         picked = members[chosen].gather(2, keys.topk(shots + queries, 2).indices)
@@ -165,7 +166,7 @@ def _labelled(x: Any, y: Any) -> Pair:
         x, y = torch.utils.data.default_collate([x[i] for i in range(len(x))])[:2]
     if y is None:
         raise InvalidType("y is None; expected integer labels [N]")
-    inputs, labels = (torch.as_tensor(np.asarray(a)) if not isinstance(a, Tensor) else a for a in (x, y))
+    inputs, labels = (torch.from_numpy(np.array(a)) if not isinstance(a, Tensor) else a for a in (x, y))
     if labels.dim() != 1 or len(labels) != len(inputs) or labels.is_floating_point():
         raise InvalidValue(
             f"labels of dtype {labels.dtype} and shape {tuple(labels.shape)} for inputs {tuple(inputs.shape)}; "

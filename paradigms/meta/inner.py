@@ -26,6 +26,7 @@ _MODULES = (
     nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss, nn.BCEWithLogitsLoss, nn.BCELoss, nn.SoftMarginLoss,
     nn.CrossEntropyLoss, nn.NLLLoss,
 )  # fmt: skip
+_CROSS = (nn.CrossEntropyLoss, nn.NLLLoss)
 
 
 class TaskLoss:
@@ -62,13 +63,15 @@ class TaskLoss:
                 f"loss: outputs {tuple(output.shape[1:])} and targets {tuple(target.shape[1:])} of a task were "
                 "broadcast; give the targets the shape of the outputs"
             )
-        each = each.view(len(output), -1)
+        each = each.reshape(len(output), -1)
         return each.sum(1) if self._sum else each.mean(1)
 
     def total(self, output: Tensor, target: Tensor) -> Tensor:
         """The sum over tasks: the same number as ``self(output, target).sum()``, in fewer operations."""
         classes = not target.is_floating_point() and target.shape == output.shape[: target.dim()]
-        if self._all is None or not (classes or target.shape == output.shape):
+        # Class probabilities: the mean is over shots, not over the elements of the target.
+        probable = target.is_floating_point() and (self._loss is F.cross_entropy or isinstance(self._loss, _CROSS))
+        if self._all is None or probable or not (classes or target.shape == output.shape):
             return self(output, target).sum()
         value: Tensor = self._all(output.flatten(0, 1), target.flatten(0, 1))
         return value if self._sum else value * (len(target) / target.numel())

@@ -49,6 +49,13 @@ def learned_update(
     if not isinstance(rule, nn.Module):
         raise InvalidType(f"rule is a {type(rule).__name__}; expected a torch.nn.Module rule(slope, weight)")
     check_rate("inner_lr", inner_lr)
+    owners = [id(p) for _, p in rule.named_parameters(remove_duplicate=False)]
+    if len(set(owners)) != len(owners):
+        raise InvalidValue("rule shares parameters between its parts; give each part its own copy")
+    if any(isinstance(part, nn.modules.batchnorm._NormBase) and part.training for part in rule.modules()):
+        raise InvalidValue(
+            "rule has batch norm in training mode, which mixes tasks; call .eval() on it, or use LayerNorm"
+        )
     own = copy.deepcopy(rule)
     weights = {name: p.detach().clone() for name, p in own.named_parameters() if p.requires_grad}
     if not weights:

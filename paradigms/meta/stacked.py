@@ -175,8 +175,10 @@ def pure_copy(net: nn.Module) -> nn.Module:
 def _chain(module: nn.Module, prefix: str) -> Iterator[tuple[str, nn.Module]]:
     """The layers of nested ``nn.Sequential`` in the order they run; a module that is none is one layer."""
     hooked = any(module.__dict__[key] for key in _BOOKKEEPING)
-    if type(module).forward is nn.Sequential.forward and not hooked:
-        for name, child in module.named_children():
+    plain = type(module).forward is nn.Sequential.forward and "forward" not in module.__dict__
+    if plain and not hooked:
+        for name, child in module._modules.items():  # a layer that is used twice included
+            assert child is not None
             yield from _chain(child, f"{prefix}.{name}" if prefix else name)
     else:
         yield prefix, module

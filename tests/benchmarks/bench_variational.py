@@ -120,7 +120,7 @@ def compare(function, layer, activation, x, y, samples, options):
 
 
 # The weight of the KL, in units of 1/N, and the width of the prior. At full weight J is -ELBO/N. The light one, a cold
-# posterior (Wenzel et al. 2020, arXiv:2002.02405), was chosen among 0.03, 0.1, 0.3 and 1 on other splits than below.
+# posterior (Wenzel et al. 2020, arXiv:2002.02405), was chosen among 0.03, 0.1 and 0.3 on other splits than below.
 LAWS = {"Bayes": (1.0, 3.0), "cold": (0.03, 1.0)}
 MEASURES = {"accuracy": accuracy, "ECE": ece, "NLL": nll}
 
