@@ -9,6 +9,7 @@ print(nll(prediction, y_test), rmse(prediction, y_test))
 
 from paradigms.bayesian.density import LogDensity, log_density
 from paradigms.bayesian.drifts import Drift, GaussianDrift
+from paradigms.bayesian.ensemble import Ensemble, ensemble
 from paradigms.bayesian.flows import MALA, SGLD, ULA, langevin
 from paradigms.bayesian.follmer import Evidence, Follmer, follmer
 from paradigms.bayesian.interop import Potential, as_model, to_potential
@@ -30,6 +31,7 @@ __all__ = [
     "AdamRule",
     "Draws",
     "Drift",
+    "Ensemble",
     "Evidence",
     "Follmer",
     "GaussianDrift",
@@ -48,6 +50,7 @@ __all__ = [
     "calibration",
     "discrepancy",
     "ece",
+    "ensemble",
     "follmer",
     "langevin",
     "log_density",

@@ -68,8 +68,8 @@ def predict(
     """The posterior predictive law.
 
     Args:
-        posterior: what ``formulation.readout(solution)`` returned: a ``NetworkPosterior``, anything else with
-            ``outputs`` and ``likelihood``, or a Pyro guide.
+        posterior: what the readout of ``variational`` returned, a ``NetworkPosterior`` or a Pyro guide; for draws of a
+            sampler ``ensemble(net, draws, likelihood=...)``; or anything else with ``outputs`` and ``likelihood``.
         x: inputs ``[B, ...]``; for a Pyro guide the tuple (or dict) of the model's arguments, observations included
             where the model needs them (they do not enter).
         samples: draws S.
@@ -90,7 +90,10 @@ def predict(
         return _of_networks(posterior, x, samples, seed, batch_size)
     if hasattr(posterior, "model") and callable(posterior):
         return _of_guide(posterior, x, samples, seed, site)
-    raise InvalidType(f"posterior is a {type(posterior).__name__}; expected what formulation.readout(solution) returns")
+    hint = "; make draws of weights an ensemble(net, draws, likelihood=...)" if isinstance(posterior, dict) else ""
+    raise InvalidType(
+        f"posterior is a {type(posterior).__name__}; expected what the readout of variational(...) returns{hint}"
+    )
 
 
 def _of_networks(posterior: Drawable, x: Any, samples: int, seed: int, batch_size: int) -> Prediction:
