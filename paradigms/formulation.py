@@ -49,12 +49,12 @@ class Formulation:
 
 
 def controls_of(solution: Any) -> Any:
-    """The controls of a solution, of an iterate, or the controls themselves.
+    """The controls of a solution or an iterate, the initial ones of a problem, or the controls themselves.
 
     Raises:
         InvalidType: it is none of these.
     """
-    if isinstance(solution, mfoc.Solution | mfoc.Iterate):
+    if isinstance(solution, mfoc.Solution | mfoc.Iterate | mfoc.Problem):
         return solution.controls
     if isinstance(solution, list | tuple | dict):
         return solution
