@@ -240,8 +240,8 @@ def _label(leaf: Tensor) -> Tensor:
 
 
 @contextmanager
-def _seeded(key: int) -> Iterator[None]:
-    """Random transforms draw from global generators: seeded for this batch, then put back."""
+def seeded(key: int) -> Iterator[None]:
+    """Random transforms draw from global generators: seeded for the length of the block, then put back."""
     kept, legacy = random.getstate(), np.random.get_state()  # noqa: NPY002
     with torch.random.fork_rng(devices=[]):
         try:
@@ -258,7 +258,7 @@ def _collated(dataset: Any, collate: Callable[[list[Any]], Tree]) -> Fetch:
     """Fetches items one by one and collates them."""
 
     def fetch(index: Tensor, key: int) -> Particles:
-        with _seeded(key):
+        with seeded(key):
             rows = [dataset[i] for i in index.tolist()]
         try:
             batch = collate(rows)

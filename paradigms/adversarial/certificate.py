@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from statistics import NormalDist
 from typing import Any
 
 import torch
@@ -16,6 +14,7 @@ from mfoc.game import costate_at, entering
 from mfoc.maximisers import PGD, Maximiser
 from paradigms.adversarial.games import GameFormulation, check_inside
 from paradigms.formulation import controls_of
+from paradigms.reporting import normal_interval
 
 
 @dataclass(frozen=True)
@@ -108,8 +107,8 @@ def certify(
     minimiser = mfoc.certify(made, controls, made.disturb(cloud, eta), confidence=confidence, seed=seed, **settings)
     return GameCertificate(
         minimiser,
-        _estimate(slack, confidence),
-        _estimate(best - present, confidence),
+        Estimate(*normal_interval(slack, confidence)),
+        Estimate(*normal_interval(best - present, confidence)),
         float(present.mean()),
         float(best.mean()),
         float(clean.mean()),
@@ -185,9 +184,3 @@ def _measure(
     for _ in range(restarts):
         best = torch.maximum(best, cost(stronger.maximise(made, controls, batch, generator)))
     return cost(None), present, best, made.ball.gap(x, eta, slope), eta
-
-
-def _estimate(sample: Tensor, confidence: float) -> Estimate:
-    mean = float(sample.double().mean())
-    half = NormalDist().inv_cdf(0.5 + confidence / 2) * float(sample.double().std()) / math.sqrt(len(sample))
-    return Estimate(mean, mean - half, mean + half)

@@ -6,8 +6,7 @@ import copy
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Any
@@ -17,11 +16,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import mfoc
-from mfoc import InvalidType, InvalidValue, MissingExtra
-from mfoc.hooks import progress_display
+from mfoc import InvalidType, InvalidValue
 from mfoc.maximisers import FGSM, PGD, Maximiser
 from paradigms.adversarial.games import GameFormulation, Loss, frozen, game
 from paradigms.adversarial.interop import FromTorchattacks, torchattacks
+from paradigms.reporting import progress_bar
 
 logger = logging.getLogger(__name__)
 
@@ -140,7 +139,7 @@ def evaluate(
     chosen = _defaults(formulation, batches[0], seed) if attacks is None else _checked(attacks)
     ball = formulation.problem.ball
     rows = []
-    with _bar(progress, 1 + len(chosen), len(batches)) as tick:
+    with progress_bar("attacks", (1 + len(chosen)) * len(batches), shown=progress) as tick:
         began = time.perf_counter()
         right = [_right(formulation, batch, tick) for batch in batches]
         rows.append(_row("clean", right, time.perf_counter() - began, confidence))
@@ -253,18 +252,3 @@ def wilson(successes: int, trials: int, confidence: float = 0.95) -> tuple[float
     centre = (share + spread / 2) / (1 + spread)
     half = z / (1 + spread) * math.sqrt(share * (1 - share) / trials + spread / (4 * trials))
     return max(0.0, centre - half), min(1.0, centre + half)
-
-
-@contextmanager
-def _bar(progress: bool, rounds: int, batches: int) -> Iterator[Callable[[str], None]]:
-    """A progress bar where rich is installed."""
-    try:
-        display = progress_display() if progress else None
-    except MissingExtra:
-        display = None
-    if display is None:
-        yield lambda name: None
-        return
-    with display:
-        task = display.add_task("attacks", total=rounds * batches, figures="")
-        yield lambda name: display.update(task, advance=1, figures=name)

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import NormalDist
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mfoc import InvalidType, InvalidValue, MissingExtra
-from mfoc.hooks import progress_display
+from mfoc import InvalidType, InvalidValue
 from paradigms.formulation import controls_of
 from paradigms.meta.checks import check_steps
 from paradigms.meta.formulations import MetaFormulation, to_module
 from paradigms.meta.tasks import as_tasks, check_tasks
 from paradigms.meta.tasks import tasks as make_tasks
+from paradigms.reporting import normal_interval, progress_bar
 
 
 @dataclass(frozen=True)
@@ -112,7 +109,7 @@ def evaluate(
     losses: dict[int, list[Tensor]] = {k: [] for k in wanted}
     hits: dict[int, list[Tensor]] = {k: [] for k in wanted}
     loop = formulation.loop
-    with torch.no_grad(), _bar(progress, batches) as tick:
+    with torch.no_grad(), progress_bar("tasks", batches, shown=progress) as tick:
         for batch in range(batches):
             z = check_tasks(source(batch)).data
             for k, state in loop.states(controls_of(solution), z, wanted):
@@ -120,11 +117,12 @@ def evaluate(
                 found = _right(loop.outputs(state, z), z["query"][1])
                 if found is not None:
                     hits[k].append(found)
-            tick()
-    rows = [
-        Adapted(k, _estimate(losses[k], confidence), _estimate(hits[k], confidence) if hits[k] else None)
-        for k in wanted
-    ]
+            tick("")
+    rows = []
+    for k in wanted:
+        loss = Estimate(*normal_interval(torch.cat(losses[k]), confidence))
+        accuracy = Estimate(*normal_interval(torch.cat(hits[k]), confidence)) if hits[k] else None
+        rows.append(Adapted(k, loss, accuracy))
     return Adaptation(rows, sum(len(part) for part in losses[wanted[0]]), confidence)
 
 
@@ -176,27 +174,3 @@ def _right(output: Tensor, target: Tensor) -> Tensor | None:
     if target.is_floating_point() or output.dim() != 3 or target.dim() != 2:
         return None
     return (output.argmax(2) == target).to(output.dtype).mean(1)
-
-
-def _estimate(parts: list[Tensor], confidence: float) -> Estimate:
-    sample = torch.cat(parts).double()
-    mean = float(sample.mean())
-    if len(sample) < 2:
-        return Estimate(mean, -math.inf, math.inf)
-    half = NormalDist().inv_cdf(0.5 + confidence / 2) * float(sample.std()) / math.sqrt(len(sample))
-    return Estimate(mean, mean - half, mean + half)
-
-
-@contextmanager
-def _bar(progress: bool, batches: int) -> Iterator[Callable[[], None]]:
-    """A progress bar where rich is installed."""
-    try:
-        display = progress_display() if progress else None
-    except MissingExtra:
-        display = None
-    if display is None:
-        yield lambda: None
-        return
-    with display:
-        task = display.add_task("tasks", total=batches, figures="")
-        yield lambda: display.update(task, advance=1)

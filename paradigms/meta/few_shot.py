@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import random
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -13,7 +10,7 @@ from torch import Tensor
 
 import mfoc
 from mfoc import InvalidType, InvalidValue
-from mfoc.population import mixed_seed
+from mfoc.population import mixed_seed, seeded
 from paradigms.meta.tasks import Pair, as_tasks, check_counts, check_seed
 
 
@@ -114,7 +111,7 @@ def from_taskset(taskset: Any, *, shots: int, tasks: int, seed: int = 0) -> mfoc
     check_seed(seed)
 
     def draw(step: int) -> mfoc.Particles:
-        with _seeded(mixed_seed(seed, step)):
+        with seeded(mixed_seed(seed, step)):
             drawn = [_split(taskset.sample(), shots) for _ in range(tasks)]
         try:
             columns = [torch.stack(column) for column in zip(*drawn, strict=True)]
@@ -142,21 +139,6 @@ def _split(task: Any, shots: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     rank = torch.arange(len(y), device=y.device) - first.repeat_interleave(counts)
     near = rank < shots
     return x[near], y[near], x[~near], y[~near]
-
-
-@contextmanager
-def _seeded(key: int) -> Iterator[None]:
-    """Task transforms draw from global generators: seeded for this batch, then put back."""
-    kept, legacy = random.getstate(), np.random.get_state()  # noqa: NPY002
-    with torch.random.fork_rng(devices=[]):
-        try:
-            torch.default_generator.manual_seed(key)
-            random.seed(key)
-            np.random.seed(key % 2**32)  # noqa: NPY002
-            yield
-        finally:
-            random.setstate(kept)
-            np.random.set_state(legacy)  # noqa: NPY002
 
 
 def _labelled(x: Any, y: Any) -> Pair:

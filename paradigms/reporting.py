@@ -1,0 +1,44 @@
+"""What evaluations of every paradigm show: progress while they run, and intervals when they are done."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from statistics import NormalDist
+
+from torch import Tensor
+
+from mfoc import MissingExtra
+from mfoc.hooks import progress_display
+
+
+@contextmanager
+def progress_bar(label: str, total: int, *, shown: bool) -> Iterator[Callable[[str], None]]:
+    """A progress bar where rich is installed; it yields a function that moves it on and shows a word.
+
+    Args:
+        label: what to call the work.
+        total: how many moves there are.
+        shown: False: no bar.
+    """
+    try:
+        display = progress_display() if shown else None
+    except MissingExtra:
+        display = None
+    if display is None:
+        yield lambda word: None
+        return
+    with display:
+        task = display.add_task(label, total=total, figures="")
+        yield lambda word: display.update(task, advance=1, figures=word)
+
+
+def normal_interval(sample: Tensor, confidence: float) -> tuple[float, float, float]:
+    """The mean of a sample ``[n]`` and the ends of its normal interval, which are infinite for a sample of one."""
+    sample = sample.double()
+    mean = float(sample.mean())
+    if len(sample) < 2:
+        return mean, -math.inf, math.inf
+    half = NormalDist().inv_cdf(0.5 + confidence / 2) * float(sample.std()) / math.sqrt(len(sample))
+    return mean, mean - half, mean + half
