@@ -7,6 +7,7 @@ prediction = predict(posterior, x_test)
 print(nll(prediction, y_test), rmse(prediction, y_test))
 """
 
+from paradigms.bayesian.bridges import bridge_matching, cross_entropy
 from paradigms.bayesian.density import LogDensity, log_density
 from paradigms.bayesian.drifts import Drift, GaussianDrift
 from paradigms.bayesian.ensemble import Ensemble, ensemble
@@ -47,7 +48,9 @@ __all__ = [
     "accuracy",
     "as_model",
     "band",
+    "bridge_matching",
     "calibration",
+    "cross_entropy",
     "discrepancy",
     "ece",
     "ensemble",

@@ -11,12 +11,13 @@ from mfoc import InvalidValue
 
 
 class Drift(nn.Module):
-    """A drift u = a + b * clip(grad log gamma(x)), where a, b are two outputs ``[n, d]`` of one network.
+    """A drift u = a + b * clip(grad log gamma(x)) + c * x / (1 - 0.99 t / T): a, b, c are outputs of a network.
 
-    After PIS-Grad of Zhang & Chen (2022), sec. 4.2, where b depends on time alone. Here both depend on time, x and
-    asinh(grad log gamma(x)): where the target is narrow the optimal drift is much smaller than the gradient, and how
-    narrow it is depends on x. Both start at zero, so that the first paths are those of the Brownian motion, or those of
-    ``base``.
+    After PIS-Grad of Zhang & Chen (2022), sec. 4.2, where b depends on time alone and there is no c. Here all depend
+    on time, x and the gradient; the network also sees asinh(x), and only asinh of the gradient, so that large values
+    do not drown the others. Where a target is narrow around zero the optimal drift is close to -x / (T - t), far less
+    than the gradient, and how narrow it is depends on x; where it is wide the drift grows with x. a, b, c start at
+    zero, so that the first paths are those of the Brownian motion, or those of ``base``.
 
     Args:
         dim: dimension d.
@@ -46,11 +47,11 @@ class Drift(nn.Module):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.time = nn.Sequential(nn.Linear(18, hidden), nn.GELU(), nn.Linear(hidden, hidden))
-            self.state = nn.Linear(2 * dim if score else dim, hidden)
+            self.state = nn.Linear(3 * dim if score else 2 * dim, hidden)
             self.trunk = nn.Sequential(
                 *(part for _ in range(layers) for part in (nn.GELU(), nn.Linear(hidden, hidden))), nn.GELU()
             )
-            self.out = nn.Linear(hidden, 2 * dim if score else dim)
+            self.out = nn.Linear(hidden, 3 * dim if score else 2 * dim)
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
         self.register_buffer("frequencies", torch.arange(1, 9) * math.pi)
@@ -60,12 +61,15 @@ class Drift(nn.Module):
         s = t / self.T
         waves = s * self.frequencies.to(x.dtype)  # type: ignore[operator]
         features = torch.cat([torch.stack([s, (1.001 - s).log()]), waves.sin(), waves.cos()])
-        seen = torch.cat([x, score.asinh()], 1) if self.takes_score and score is not None else x
-        u: Tensor = self.out(self.trunk(self.state(seen) + self.time(features)))
+        along = [x / (1 - 0.99 * s)]
+        seen = [x, x.asinh()]
         if self.takes_score and score is not None:
-            u, gate = u.chunk(2, dim=1)
-            u = u + gate * score.clamp(-self.clip, self.clip)
-        return u if self.base is None else u + self.base(t, x)
+            along.append(score.clamp(-self.clip, self.clip))
+            seen.append(score.asinh())
+        u, *gates = self.out(self.trunk(self.state(torch.cat(seen, 1)) + self.time(features))).split(x.shape[1], dim=1)
+        for gate, direction in zip(gates, along, strict=True):
+            u = u + gate * direction
+        return u if self.base is None else u + self.base(t, x)  # type: ignore[no-any-return]
 
 
 class GaussianDrift(nn.Module):

@@ -16,11 +16,8 @@ N(0, sigma^2 T) at the end, and the ratio of two Gaussian transition densities i
 
 from __future__ import annotations
 
-import copy
-import inspect
-import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +28,7 @@ import mfoc
 from mfoc import InvalidType, InvalidValue
 from mfoc.population import mixed_seed
 from paradigms.bayesian.density import LogDensity
+from paradigms.bayesian.diffusion import Diffusion, grid
 from paradigms.bayesian.drifts import Drift
 from paradigms.formulation import Formulation, controls_of
 
@@ -93,13 +91,13 @@ class Follmer(Formulation):
 
     Attributes:
         density: the target.
-        paths: ``paths(controls, n, seed) -> (x_T, log w)`` in chunks.
-        particles: paths in the readout.
-        seed: of the readout.
+        diffusion: the controlled diffusion on its grid.
+        particles: paths in a batch and in the readout.
+        seed: of the paths.
     """
 
     density: LogDensity
-    paths: Callable[[Any, int, int], Iterator[tuple[Tensor, Tensor]]]
+    diffusion: Diffusion
     particles: int
     seed: int
 
@@ -116,7 +114,7 @@ class Follmer(Formulation):
         """
         if isinstance(n, bool) or not isinstance(n, int) or n < 2:
             raise InvalidValue(f"n is {n!r}; expected at least two paths")
-        found = list(self.paths(controls_of(solution), n, seed))
+        found = list(self._paths(controls_of(solution), n, seed))
         x, log_w = (torch.cat([part[i] for part in found]) for i in range(2))
         if log_w.isnan().any() or not log_w.isfinite().any() or log_w.max() == math.inf:
             raise InvalidValue(
@@ -135,6 +133,11 @@ class Follmer(Formulation):
             log_weights=log_w,
             density=self.density,
         )
+
+    def _paths(self, controls: Any, n: int, key: int) -> Iterator[tuple[Tensor, Tensor]]:
+        generator = torch.Generator().manual_seed(mixed_seed(self.seed, key, 1))
+        for first in range(0, n, _CHUNK):
+            yield self.diffusion.run(controls, min(_CHUNK, n - first), generator)
 
 
 def follmer(
@@ -190,7 +193,7 @@ def follmer(
         policy = Drift(target.dim, T=T).to(target.like)
     if not isinstance(policy, nn.Module):
         raise InvalidType(f"policy is a {type(policy).__name__}; expected a torch.nn.Module of (t, x)")
-    diffusion = _Diffusion(target, policy, sigma, grid(T, steps, spacing), path_gradient, stop_score)
+    diffusion = Diffusion(target, policy, sigma, grid(T, steps, spacing), path_gradient, stop_score)
     diffusion.check()
 
     def draw(k: int) -> mfoc.Particles:
@@ -198,106 +201,11 @@ def follmer(
         noise = torch.stack([diffusion.normals(particles, generator) for _ in range(steps)], dim=1)
         return mfoc.Particles(diffusion.start(particles), {"noise": noise})
 
-    def paths(controls: Any, n: int, key: int) -> Iterator[tuple[Tensor, Tensor]]:
-        generator = torch.Generator().manual_seed(mixed_seed(seed, key, 1))
-        for first in range(0, n, _CHUNK):
-            yield diffusion.run(controls, min(_CHUNK, n - first), generator)
-
     def readout(solution: Any) -> dict[str, Tensor]:
         return made.evaluate(solution, n=max(2, particles), seed=0).posterior(particles)
 
     problem = mfoc.Problem(
         diffusion.step, diffusion.terminal_cost, diffusion.controls(), horizon=steps, schedule=mfoc.tied
     )
-    made = Follmer(problem, mfoc.population(draw), readout, target, paths, particles, seed)
+    made = Follmer(problem, mfoc.population(draw), readout, target, diffusion, particles, seed)
     return made
-
-
-def grid(T: float, steps: int, spacing: float) -> list[float]:
-    """The times t_0 = 0, ..., t_K = T; see ``follmer``."""
-    return [T * (1 - (1 - k / steps) ** spacing) for k in range(steps + 1)]
-
-
-class _Diffusion:
-    """The controlled diffusion on a grid. Its state has the points "x" and the cost so far, "cost"."""
-
-    def __init__(
-        self,
-        density: LogDensity,
-        policy: nn.Module,
-        sigma: float,
-        times: list[float],
-        path_gradient: bool,
-        stop_score: bool,
-    ) -> None:
-        self.density, self.policy, self.sigma, self.times = density, copy.deepcopy(policy), sigma, times
-        self.lengths = [after - before for before, after in itertools.pairwise(times)]
-        self.variance = sigma**2 * times[-1]
-        self.path_gradient, self.stop_score = path_gradient, stop_score
-        parameters = list(inspect.signature(policy.forward).parameters)
-        self.takes_score = "score" in parameters and getattr(policy, "takes_score", True)
-
-    def controls(self) -> dict[str, Tensor]:
-        return {k: p.detach().clone() for k, p in self.policy.named_parameters() if p.requires_grad and p.numel()}
-
-    def check(self) -> None:
-        """Refuses a policy that does not fit."""
-        if not self.controls():
-            raise InvalidValue("policy has no parameter that requires grad; there is nothing to solve for")
-        x = self.density.check(self.density.initial(2))
-        try:
-            with torch.no_grad():
-                u = self.drift(self.controls(), 0, x, self.density.score(x))
-        except (RuntimeError, TypeError, ValueError) as error:
-            raise InvalidValue(f"policy(t, x) failed on t a scalar and x of shape {tuple(x.shape)}: {error}") from error
-        if not isinstance(u, Tensor) or u.shape != x.shape:
-            what = tuple(u.shape) if isinstance(u, Tensor) else type(u).__name__
-            raise InvalidValue(f"policy(t, x) returned {what} for x of shape {tuple(x.shape)}; expected that shape")
-
-    def start(self, n: int) -> dict[str, Tensor]:
-        zeros = self.density.like.new_zeros(n, self.density.dim)
-        return {"x": zeros, "cost": zeros[:, 0].clone()}
-
-    def normals(self, n: int, generator: torch.Generator) -> Tensor:
-        like = self.density.like
-        return torch.randn(n, self.density.dim, generator=generator, dtype=like.dtype).to(like.device)
-
-    def drift(self, controls: dict[str, Tensor], t: int, x: Tensor, score: Tensor | None) -> Tensor:
-        time = x.new_tensor(self.times[t])
-        args = (time, x, score) if self.takes_score else (time, x)
-        u: Tensor = torch.func.functional_call(self.policy, controls, args)
-        return u
-
-    def step(self, t: int, state: Any, controls: Any, z: Any) -> dict[str, Tensor]:
-        return self.advance(t, state, controls, z["noise"][:, t])
-
-    def advance(self, t: int, state: Any, controls: Any, xi: Tensor) -> dict[str, Tensor]:
-        """One step; xi are standard normals ``[n, d]``."""
-        x, h = state["x"], self.lengths[t]
-        score = self.density.score(x.detach() if self.stop_score else x) if self.takes_score else None
-        u = self.drift(controls, t, x, score)
-        cost = state["cost"] + h / (2 * self.sigma**2) * u.square().sum(1)
-        if self.path_gradient:
-            held = u
-            if torch.is_grad_enabled():
-                held = self.drift({name: leaf.detach() for name, leaf in controls.items()}, t, x, score)
-            cost = cost + math.sqrt(h) / self.sigma * (held * xi).sum(1)
-        return {"x": x + h * u + self.sigma * math.sqrt(h) * xi, "cost": cost}
-
-    def terminal_cost(self, state: Any, z: Any) -> Tensor:
-        x = state["x"]
-        reference = -0.5 * (x.square() / self.variance + math.log(2 * math.pi * self.variance)).sum(1)
-        cost: Tensor = state["cost"] + reference - self.density(x)
-        return cost
-
-    @torch.no_grad()
-    def run(self, controls: Any, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """End points ``[n, d]`` and log weights ``[n]``."""
-        state, integral = self.start(n), self.density.like.new_zeros(n)
-        for t, h in enumerate(self.lengths):
-            xi, before = self.normals(n, generator), state["x"]
-            state = self.advance(t, state, controls, xi)
-            if not self.path_gradient:  # u . dW / sigma, which the cost then lacks; u from the move itself
-                dw = math.sqrt(h) * xi
-                integral = integral + ((state["x"] - before - self.sigma * dw) * dw).sum(1) / (h * self.sigma)
-        return state["x"], -self.terminal_cost(state, None) - integral
