@@ -1,7 +1,7 @@
 """Training as mean-field optimal control: one problem, every solver, a certificate of optimality."""
 
 from mfoc import hooks, inner, lq, maximisers, networks, plot, schemes, testing
-from mfoc._errors import InvalidType, InvalidValue, MfocError, MissingExtra, NonFiniteError
+from mfoc._errors import InvalidType, InvalidValue, MfocError, MissingExtra, NonFiniteError, require
 from mfoc.certificate import Certificate, certify, certify_module
 from mfoc.game import Ball, Game
 from mfoc.networks import from_module, to_module, weight_decay
@@ -53,6 +53,7 @@ __all__ = [
     "per_stage",
     "plot",
     "population",
+    "require",
     "rk4",
     "rollout",
     "schemes",

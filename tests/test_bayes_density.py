@@ -54,6 +54,14 @@ def test_scores_carry_a_graph_where_the_points_do():
     assert not density.score(x.detach()).requires_grad
 
 
+def test_scores_carry_no_graph_of_the_data():
+    density = log_density(regression, (X.clone().requires_grad_(), Y))
+    x = density.initial(2)
+    value, score = density.value_and_score(x)
+    assert not any(found.requires_grad for found in (value, score, density.score(x)))
+    torch.testing.assert_close(density.score(x), log_density(regression, (X, Y)).score(x))
+
+
 # ---- Pyro models
 
 
@@ -287,10 +295,12 @@ NET = small_net()
         (lambda: log_density(lambda x: x, like=LIKE[None]), mfoc.InvalidValue, "expected one particle"),
         (lambda: log_density(lambda x: x.sum(1), like=LIKE, size=3), mfoc.InvalidValue, "go together"),
         (lambda: log_density(lambda x: x.sum(1), like=LIKE, noise=1.0), mfoc.InvalidValue, "noise cannot be used"),
-        (lambda: log_density(discrete, ()), mfoc.InvalidType, "'k' is discrete"),
-        (lambda: log_density(growing, (X,), size=40), mfoc.InvalidValue, "grow with its data"),
+        (lambda: log_density(discrete, ()), mfoc.InvalidValue, "'k' is discrete"),
+        (lambda: log_density(growing, (X,), size=40), mfoc.InvalidValue, "one entry for each observation"),
         (lambda: log_density(subsampling, (X,)), mfoc.InvalidValue, "draws a subsample"),
-        (lambda: log_density(regression, (X, Y[:3])), mfoc.InvalidValue, "cannot be evaluated"),
+        (lambda: log_density(regression, (X, Y[:3])), mfoc.InvalidValue, "cannot be run"),
+        (lambda: log_density(regression, (X, Y), size=40.0), mfoc.InvalidValue, "size is 40.0"),
+        (lambda: log_density(regression, (X, Y), size=0), mfoc.InvalidValue, "size is 0"),
         (lambda: log_density(regression, (X, Y), size=7), mfoc.InvalidValue, "as many rows"),
         (lambda: log_density(lambda: None, ()), mfoc.InvalidValue, "no latent"),
         (lambda: log_density(NET, (X, Y[:3]), likelihood="gaussian"), mfoc.InvalidValue, "40 inputs and 3"),

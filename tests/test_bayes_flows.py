@@ -339,3 +339,54 @@ POINTS = normal(4, 3)
 def test_bad_input_is_refused_with_a_reason(call, error, words):
     with pytest.raises(error, match=words):
         call()
+
+
+# ---- points that coincide, and no points
+
+
+@pytest.mark.parametrize("kernel", [RBF(), PyroRBF(), PyroRBF(mode="multivariate")])
+def test_where_most_particles_coincide_the_positive_distances_give_the_bandwidth(kernel):
+    """Seven points in one place and one far off: the median distance is zero; that of the positive ones is not."""
+    x = torch.zeros(8, 2, dtype=D)
+    x[0] = torch.tensor([1.0, 2.0], dtype=D)
+    score = -x
+    h = x[0].square() / math.log(9)  # by coordinate
+    k = (-x[0].square() / h).exp() if isinstance(kernel, PyroRBF) else torch.exp(-torch.tensor(math.log(9.0), dtype=D))
+    if isinstance(kernel, RBF):
+        h = x[0].square().sum() / math.log(9)
+    elif kernel.mode == "multivariate":
+        k = k.prod()
+    expected = torch.empty_like(x)
+    expected[0] = (score[0] + 7 * k * 2 / h * x[0]) / 8
+    expected[1:] = (k * score[0] - k * 2 / h * x[0]) / 8
+    torch.testing.assert_close(kernel.direction(x, score), expected)
+    together = kernel.direction(torch.ones(5, 2, dtype=D), torch.full((5, 2), 3.0, dtype=D))
+    torch.testing.assert_close(together, torch.full((5, 2), 3.0, dtype=D))
+
+
+def test_rounding_of_points_that_coincide_is_no_distance():
+    """In single precision far from the origin, where products of equal rows differ in the last digits."""
+    x = (1e3 * normal(2, 60, seed=1)).float()
+    cloud = torch.cat([x[:1].expand(2, 60), x[1:].expand(9, 60)])
+    found = RBF().direction(cloud, torch.zeros_like(cloud))
+    exact = RBF().direction(cloud.double(), torch.zeros_like(cloud).double())
+    torch.testing.assert_close(found.double(), exact, rtol=1e-3, atol=1e-3 * float(exact.abs().max()))
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda target: svgd(target, step=0.1, particles=torch.ones(5, 2)), "start in one point"),
+        (lambda target: svgd(target, step=0.1, particles=torch.ones(0, 2)), r"shape \(0, 2\)"),
+        (lambda target: langevin(target, step=0.1, particles=torch.ones(0, 2)), r"shape \(0, 2\)"),
+        (lambda target: langevin(target, step=0.1, particles=torch.ones(2)), r"shape \(2,\)"),
+        (lambda target: langevin(target, step=0.1, particles=0), "particles is 0"),
+    ],
+)
+def test_clouds_without_extent_are_refused(make, words):
+    bare = lambda x: -x.square().sum(1)  # noqa: E731
+    for target in (log_density(bare, like=torch.zeros(2)), bare):
+        if "is 0" in words and target is bare:
+            continue  # a bare function takes its dimension from the points
+        with pytest.raises(mfoc.InvalidValue, match=words):
+            make(target)

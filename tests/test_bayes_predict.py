@@ -183,6 +183,10 @@ def test_what_is_refused():
 
     value, kind = mfoc.InvalidValue, mfoc.InvalidType
     refused(value, "samples is 0", predict, posterior, x, samples=0)
+    refused(value, "seed is", predict, posterior, x, seed="a")
+    refused(value, "seed is", predict, posterior, x, seed=-1)
+    refused(kind, "x is a str", predict, posterior, "a")
+    refused(value, "x holds NaN", predict, posterior, x * math.nan)
     refused(value, "batch_size is", predict, posterior, x, batch_size=-1)
     refused(kind, "readout", predict, 3, x)
     refused(value, "expected inputs", predict, posterior, torch.tensor(1.0))

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import mfoc
-from paradigms.bayesian import langevin, log_density, variational
+from paradigms.bayesian import langevin, log_density, sample, variational
 from tests.problems import normal, seeded
 
 pyro = pytest.importorskip("pyro")
@@ -78,3 +78,31 @@ def test_where_particles_start_is_copied():
     after = made.population(0).state
     for a, b in zip(torch.utils._pytree.tree_leaves(kept), torch.utils._pytree.tree_leaves(after), strict=True):
         assert torch.equal(a, b)
+
+
+def test_a_sampler_takes_solutions_and_refuses_what_is_not_its_own():
+    target = log_density(lambda x: -0.5 * x.square().sum(1), like=torch.zeros(2))
+    made = {method: langevin(target, step=0.1, steps=2, particles=3, method=method) for method in ("ula", "mala")}
+    ula, mala = made.values()
+    solution = ula.solve(ADAM, steps=1)
+    assert torch.equal(sample(ula, controls=solution).x, sample(ula, controls=solution.controls).x)
+    assert torch.equal(ula.readout(solution)["x"], ula.readout(solution.controls)["x"])
+    others = sample(langevin(target, step=0.1, steps=2, particles=4))
+    for words, wrong in (
+        ("another sampler", lambda: sample(mala, start=sample(ula))),
+        ("another sampler", lambda: sample(ula, start=others)),
+        ("log_step", lambda: sample(ula, controls={"a": torch.zeros(())})),
+        ("solution is a NoneType", lambda: ula.readout(None)),
+    ):
+        with pytest.raises(mfoc.MfocError, match=words):
+            wrong()
+
+
+def test_seeds_and_priors_out_of_range_are_refused():
+    x = normal(6, 3).float()
+    for seed in ("a", -1, 1.5, True):
+        with pytest.raises(mfoc.InvalidValue, match="seed is"):
+            variational(coin, (torch.ones(5),), seed=seed)
+    prior = dist.Normal(0.0, float("nan"), validate_args=False)
+    with pytest.raises(mfoc.InvalidValue, match="NaN or infinite"):
+        variational(nn.Sequential(seeded(lambda: nn.Linear(3, 3)).float()), (x, x), likelihood="gaussian", prior=prior)

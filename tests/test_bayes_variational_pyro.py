@@ -1,6 +1,7 @@
 """Variational inference on Pyro models, the way back into Pyro, and what is refused."""
 
 import math
+import re
 import subprocess
 import sys
 from functools import partial
@@ -103,6 +104,9 @@ def test_the_objective_and_its_gradient_are_those_of_pyro_on_the_same_noise(guid
 def test_conforms(guide, batch_size, data):
     f = variational(model, data, guide=guide, samples=3, batch_size=batch_size)
     check_formulation(f, adam(0.01))
+    start, solved = f.readout(f.problem), f.readout(f.solve(adam(0.01), steps=2))
+    assert type(start) is type(solved) is guide
+    assert not torch.equal(start.median()["w"], solved.median()["w"])
 
 
 def test_tau_weighs_the_divergence_alone(data):
@@ -239,9 +243,11 @@ def test_a_network_posterior_is_a_guide(likelihood, data):
 # ---- what is refused
 
 
-def refused(words, *args, error=mfoc.InvalidValue, **kwargs):
-    with pytest.raises(error, match=words):
+def refusal(*args, error=mfoc.InvalidValue, **kwargs):
+    """What ``variational`` says when it refuses."""
+    with pytest.raises(error) as caught:
         variational(*args, **kwargs)
+    return str(caught.value)
 
 
 def mixture(y):
@@ -283,27 +289,27 @@ def subsampling(y):
 
 def test_models_that_do_not_fit_are_refused(data):
     y = data[1]
-    refused("'z' is discrete", mixture, (y,))
-    refused("parameter 'loc'", with_parameter, (y,))
-    refused("cannot be run .* nan", improper, (y,))
-    refused("log density is nan", improper_later, (y,))
-    refused("vectorised", branching, (y,))
-    refused("one entry for each observation", local, (y,), batch_size=5)
-    refused("draws a subsample", subsampling, (y,))
-    refused("no latent", lambda y: pyro.sample("y", dist.Normal(y, 1.0).to_event(1), obs=y), (y,))
-    refused("N is missing", lambda: pyro.sample("w", dist.Normal(0.0, 1.0)), ())
-    refused("N is missing", lambda x, y: None, (data[0], y[:3]))
-    refused("expected the tuple", model, 3, error=mfoc.InvalidType)
-    refused("leave it out", model, data, likelihood="gaussian")
-    refused("is for networks", model, data, estimator="local")
+    assert "'z' is discrete" in refusal(mixture, (y,))
+    assert "parameter 'loc'" in refusal(with_parameter, (y,))
+    assert re.search("cannot be run .* nan", refusal(improper, (y,)))
+    assert "log density is nan" in refusal(improper_later, (y,))
+    assert "vectorised" in refusal(branching, (y,))
+    assert "one entry for each observation" in refusal(local, (y,), batch_size=5)
+    assert "draws a subsample" in refusal(subsampling, (y,))
+    assert "no latent" in refusal(lambda y: pyro.sample("y", dist.Normal(y, 1.0).to_event(1), obs=y), (y,))
+    assert "N is missing" in refusal(lambda: pyro.sample("w", dist.Normal(0.0, 1.0)), ())
+    assert "N is missing" in refusal(lambda x, y: None, (data[0], y[:3]))
+    assert "expected the tuple" in refusal(model, 3, error=mfoc.InvalidType)
+    assert "leave it out" in refusal(model, data, likelihood="gaussian")
+    assert "is for networks" in refusal(model, data, estimator="local")
 
 
 def test_guides_that_do_not_match_are_refused(data):
-    refused("does not cover", model, data, guide=guides.AutoNormal(linear))
-    refused("has also", linear, data, guide=lambda m: guides.AutoNormal(model))
-    refused("expected one of", model, data, guide=guides.AutoDelta, error=mfoc.InvalidType)
-    refused("expected one of", model, data, guide=3, error=mfoc.InvalidType)
-    refused("mean-field", net(), data, likelihood="gaussian", guide=guides.AutoMultivariateNormal)
+    assert "does not cover" in refusal(model, data, guide=guides.AutoNormal(linear))
+    assert "has also" in refusal(linear, data, guide=lambda m: guides.AutoNormal(model))
+    assert "expected one of" in refusal(model, data, guide=guides.AutoDelta, error=mfoc.InvalidType)
+    assert "expected one of" in refusal(model, data, guide=3, error=mfoc.InvalidType)
+    assert "mean-field" in refusal(net(), data, likelihood="gaussian", guide=guides.AutoMultivariateNormal)
     f, g = variational(model, data), variational(linear, data)
     with pytest.raises(mfoc.InvalidValue, match="solved for it"):
         f.readout(mfoc.Iterate(0, g.problem.controls, {}))
@@ -311,27 +317,29 @@ def test_guides_that_do_not_match_are_refused(data):
 
 def test_networks_that_do_not_fit_are_refused(data):
     x, y = data[0], normal(20, 2, seed=5)
-    refused("N is missing", net(), lambda n: mfoc.Particles(x, y), likelihood="gaussian")
-    refused("likelihood is missing", net(), (x, y))
-    refused("expected 'gaussian'", net(), (x, y), likelihood="normal")
-    refused("must agree", net(), (x, y[:, :1]), likelihood="gaussian")
-    refused("integer labels", net(), (x, y), likelihood="categorical", error=mfoc.InvalidType)
-    refused("2 classes", net(), (x, torch.arange(20)), likelihood="categorical")
-    refused("inputs only", net(), x, likelihood="gaussian")
-    refused("positive and finite", net(), (x, y), likelihood="gaussian", noise=-1.0)
-    refused("only a Gaussian", net(), (x, torch.arange(20) % 2), likelihood="categorical", noise=1.0)
-    refused("real numbers", net(), (x, y), likelihood="gaussian", prior=dist.Gamma(1.0, 1.0))
-    refused("expected a distribution", net(), (x, y), likelihood="gaussian", prior=3, error=mfoc.InvalidType)
-    refused("the parameter has", net(), (x, y), likelihood="gaussian", prior=dist.Normal(torch.zeros(9), 1.0))
-    refused("draws no weights", net(), (x, y), likelihood="gaussian", prior=dist.StudentT(3.0), estimator="local")
-    refused("log density is nan", net(), (x, y * math.nan), likelihood="gaussian", noise=1.0)
-    refused("one cost|each observation", net(), (x, y), likelihood=lambda out, y: (out - y).square())
+    assert "N is missing" in refusal(net(), lambda n: mfoc.Particles(x, y), likelihood="gaussian")
+    assert "likelihood is missing" in refusal(net(), (x, y))
+    assert "expected 'gaussian'" in refusal(net(), (x, y), likelihood="normal")
+    assert "must agree" in refusal(net(), (x, y[:, :1]), likelihood="gaussian")
+    assert "integer labels" in refusal(net(), (x, y), likelihood="categorical", error=mfoc.InvalidType)
+    assert "2 classes" in refusal(net(), (x, torch.arange(20)), likelihood="categorical")
+    assert "inputs only" in refusal(net(), x, likelihood="gaussian")
+    assert "positive and finite" in refusal(net(), (x, y), likelihood="gaussian", noise=-1.0)
+    assert "only a Gaussian" in refusal(net(), (x, torch.arange(20) % 2), likelihood="categorical", noise=1.0)
+    assert "real numbers" in refusal(net(), (x, y), likelihood="gaussian", prior=dist.Gamma(1.0, 1.0))
+    assert "expected a distribution" in refusal(net(), (x, y), likelihood="gaussian", prior=3, error=mfoc.InvalidType)
+    assert "the parameter has" in refusal(net(), (x, y), likelihood="gaussian", prior=dist.Normal(torch.zeros(9), 1.0))
+    assert "draws no weights" in refusal(
+        net(), (x, y), likelihood="gaussian", prior=dist.StudentT(3.0), estimator="local"
+    )
+    assert "y holds NaN" in refusal(net(), (x, y * math.nan), likelihood="gaussian", noise=1.0)
+    assert re.search("one cost|each observation", refusal(net(), (x, y), likelihood=lambda out, y: (out - y).square()))
     for name, value in {"samples": 0, "tau": 0.0, "size": -1, "estimator": "x", "kl": "x", "init_scale": 0}.items():
-        refused(f"{name} is", net(), (x, y), likelihood="gaussian", **{name: value})
+        assert f"{name} is" in refusal(net(), (x, y), likelihood="gaussian", **{name: value})
     norm = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
-    refused("batch norm in training mode", norm, (x, y), likelihood="gaussian")
-    refused("random in training mode", nn.Sequential(*net(), nn.Dropout(0.1)), (x, y), likelihood="gaussian")
-    refused("expected a torch.nn.Module", 3, (x, y), likelihood="gaussian", error=mfoc.InvalidType)
+    assert "batch norm in training mode" in refusal(norm, (x, y), likelihood="gaussian")
+    assert "random in training mode" in refusal(nn.Sequential(*net(), nn.Dropout(0.1)), (x, y), likelihood="gaussian")
+    assert "expected a torch.nn.Module" in refusal(3, (x, y), likelihood="gaussian", error=mfoc.InvalidType)
 
 
 def test_without_pyro_networks_work_and_the_rest_says_what_is_missing(monkeypatch, data):

@@ -1,5 +1,6 @@
 """Formulations: what a paradigm returns, how paradigms are found, and the check that third parties can run."""
 
+import math
 import subprocess
 import sys
 from dataclasses import FrozenInstanceError
@@ -344,3 +345,9 @@ def test_a_frozen_network_can_be_judged_and_keeps_its_modes():
     table = evaluate(net, (x, y), epsilon=0.1, attacks={"PGD": PGD(5)}, progress=False)
     assert table["PGD"].value <= table["clean"].value
     assert [part.training for part in net] == [True, False, True]
+
+
+def test_what_is_missing_is_named_with_the_extra_that_brings_it():
+    assert mfoc.require("math", "plot").pi == math.pi
+    with pytest.raises(mfoc.MissingExtra, match=r"'no_such_package.part'.*pip install 'mfoc\[bayes\]'"):
+        mfoc.require("no_such_package.part", "bayes")

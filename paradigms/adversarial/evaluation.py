@@ -16,10 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import mfoc
-from mfoc import InvalidType, InvalidValue
+from mfoc import InvalidType, InvalidValue, require
 from mfoc.maximisers import FGSM, PGD, Maximiser
 from paradigms.adversarial.games import GameFormulation, Loss, frozen, game
-from paradigms.adversarial.interop import FromTorchattacks, torchattacks
+from paradigms.adversarial.interop import FromTorchattacks
 from paradigms.reporting import progress_bar
 
 logger = logging.getLogger(__name__)
@@ -160,7 +160,7 @@ def _defaults(formulation: GameFormulation, batch: mfoc.Particles, seed: int) ->
     ball = formulation.problem.ball
     if batch.state.dim() != 4 or ball.bounds is None:
         return attacks
-    library = torchattacks()
+    library = require("torchattacks", "adversarial")
     settings = {
         "eps": ball.epsilon / (ball.bounds[1] - ball.bounds[0]),
         "norm": {"linf": "Linf", "l2": "L2"}[ball.norm],

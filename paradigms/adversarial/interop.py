@@ -7,31 +7,18 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from importlib import import_module
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 import mfoc
-from mfoc import InvalidType, InvalidValue, MissingExtra
+from mfoc import InvalidType, InvalidValue, require
 from mfoc.game import Disturbed, entering
 from mfoc.maximisers import Maximiser
 from paradigms.adversarial.games import GameFormulation
 
 _ROUNDING = 1e-4  # relative: attacks project in the input's precision
-
-
-def torchattacks() -> Any:
-    """The package torchattacks.
-
-    Raises:
-        MissingExtra: it is not installed.
-    """
-    try:
-        return import_module("torchattacks")
-    except ModuleNotFoundError as error:
-        raise MissingExtra("this needs 'torchattacks': pip install 'mfoc[adversarial]'", name=error.name) from error
 
 
 @dataclass(frozen=True)
@@ -105,7 +92,7 @@ class FromTorchattacks:
         if device not in self._made:
             logits = _Logits(device)
             attack = self.attack(logits)
-            if not isinstance(attack, torchattacks().attack.Attack):
+            if not isinstance(attack, require("torchattacks", "adversarial").attack.Attack):
                 raise InvalidType(f"attack(net) returned a {type(attack).__name__}; expected a torchattacks attack")
             self._made[device] = (logits, attack)
         return self._made[device]
@@ -203,7 +190,7 @@ def as_attack(formulation: GameFormulation, maximiser: Maximiser, net: nn.Module
         raise InvalidValue(f"the game disturbs stage {made.stage}; an attack changes the input, stage 0")
     remake, cloud = formulation.remake, formulation.cloud
 
-    class _Attack(torchattacks().attack.Attack):  # type: ignore[misc]
+    class _Attack(require("torchattacks", "adversarial").attack.Attack):  # type: ignore[misc]
         def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
             if labels is None:
                 raise InvalidValue("labels are missing; the game's loss needs them")

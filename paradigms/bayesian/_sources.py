@@ -14,6 +14,7 @@ from torch import Tensor, nn
 import mfoc
 from mfoc import InvalidType, InvalidValue
 from paradigms.bayesian import _pyro
+from paradigms.bayesian._arguments import Arguments
 
 NOISE = "noise"  # name of a learned noise scale
 Likelihood = Callable[[Tensor, Tensor], Tensor]
@@ -75,51 +76,40 @@ def split(x: Tensor, shapes: Mapping[str, torch.Size]) -> dict[str, Tensor]:
 
 def from_pyro(model: Callable[..., Any], data: Any, size: int | None) -> Source:
     """A Pyro model with its data; see ``log_density``."""
-    args, kwargs = ((), data) if isinstance(data, dict) else (data, {})
-    example = _pyro.latents(model, args, kwargs)
+    arguments = Arguments(data)
+    trace = _pyro.prototype(model, arguments)
+    example, params = _pyro.unconstrained(trace), _pyro.parameters(trace)
     shapes = {name: leaf.shape for name, leaf in example.items()}
 
+    def joint(x: Tensor, rows: Mapping[Any, Tensor] | None = None) -> _pyro.Joint:
+        return _pyro.evaluate(model, arguments, split(x, shapes), rows=rows, params=params)
+
     def one(x: Tensor) -> Tensor:
-        return _pyro.evaluate(model, args, kwargs, split(x, shapes))[0]
+        found = joint(x)
+        return found.observed + found.prior + found.volume
 
     def values(x: Tensor) -> dict[str, Tensor]:
-        return _pyro.evaluate(model, args, kwargs, split(x, shapes))[1]
+        return joint(x).values
 
     def constrain(x: Tensor) -> dict[str, Tensor]:
         with torch.no_grad():
             found: dict[str, Tensor] = _unchecked(torch.func.vmap(values), x)
         return found
 
-    def on_batch(x: Tensor, index: Tensor) -> Tensor:
-        cut = [_rows(arg, index, size) for arg in args]
-        named = {key: _rows(arg, index, size) for key, arg in kwargs.items()}
-        return _pyro.evaluate(model, tuple(cut), named, split(x, shapes), size / len(index))[0]  # type: ignore[operator]
-
-    if size is not None:
-        _check_batches(model, args, kwargs, shapes, size)
-    batch = None if size is None else on_batch
-    return Source(one, shapes, flat(example), constrain=constrain, size=size, on_batch=batch, around=_unchecked)
-
-
-def _rows(arg: Any, index: Tensor, size: int | None) -> Any:
-    return arg[index] if isinstance(arg, Tensor) and arg.dim() > 0 and len(arg) == size else arg
-
-
-def _check_batches(
-    model: Callable[..., Any],
-    args: tuple[Any, ...],
-    kwargs: Mapping[str, Any],
-    shapes: dict[str, torch.Size],
-    size: int,
-) -> None:
-    tensors = [arg for arg in (*args, *kwargs.values()) if isinstance(arg, Tensor) and arg.dim() > 0]
-    if not any(len(arg) == size for arg in tensors):
+    if size is None:
+        return Source(one, shapes, flat(example), constrain=constrain, around=_unchecked)
+    rows = arguments.rows(size)
+    if not rows:
         raise InvalidValue(f"size is {size}; no argument of the model has as many rows to take a batch of")
-    index = torch.zeros(1, dtype=torch.long)
-    cut = tuple(_rows(arg, index, size) for arg in args)
-    found = _pyro.latents(model, cut, {key: _rows(arg, index, size) for key, arg in kwargs.items()})
-    if {name: leaf.shape for name, leaf in found.items()} != shapes:
-        raise InvalidValue("the latents of this model grow with its data, so a batch has other latents; leave size out")
+    if size > 1:
+        part = _pyro.prototype(model, arguments.take({key: value[:1] for key, value in rows.items()}))
+        _pyro.check_batch(trace, part, instead="leave size out")
+
+    def on_batch(x: Tensor, index: Tensor) -> Tensor:
+        found = joint(x, {key: value[index] for key, value in rows.items()})
+        return size / len(index) * found.observed + found.prior + found.volume
+
+    return Source(one, shapes, flat(example), constrain=constrain, size=size, on_batch=on_batch, around=_unchecked)
 
 
 # ---- networks
@@ -147,6 +137,7 @@ def from_net(net: nn.Module, data: Any, likelihood: Any, noise: float | None, pr
     elif likelihood != "gaussian" and noise is not None:
         raise InvalidValue("noise is the scale of the Gaussian likelihood; leave it out")
     fit = likelihood_of(likelihood, noise)
+    _check_targets(net, inputs, targets, likelihood)
     shapes = {name: leaf.shape for name, leaf in example.items()}
     total = len(inputs)
 
@@ -181,6 +172,23 @@ def from_net(net: nn.Module, data: Any, likelihood: Any, noise: float | None, pr
         lambda x, index: joint(x, inputs[index], targets[index]),
         _unchecked if type(law).__module__.startswith("pyro") else _unvalidated,
     )
+
+
+def _check_targets(net: nn.Module, inputs: Tensor, targets: Tensor, likelihood: Any) -> None:
+    """Refuses observations that no output of the network explains."""
+    if likelihood == "gaussian" and not targets.isfinite().all():
+        raise InvalidValue("the targets hold NaN or infinite values")
+    if likelihood == "categorical" and not targets.is_floating_point():
+        try:
+            with torch.no_grad():
+                classes = net(_cast(inputs[:1], next(net.parameters()))).shape[-1]
+        except RuntimeError as error:
+            raise InvalidValue(f"the network cannot take inputs of shape {tuple(inputs.shape)}: {error}") from error
+        if int(targets.min()) < 0 or int(targets.max()) >= classes:
+            raise InvalidValue(
+                f"the targets hold labels from {int(targets.min())} to {int(targets.max())}; the network has {classes} "
+                "classes"
+            )
 
 
 def _cast(leaf: Tensor, like: Tensor) -> Tensor:

@@ -79,7 +79,8 @@ class LogDensity:
         recorded = torch.is_grad_enabled() and x.requires_grad
         if index is None and self.fused is not None and not recorded:
             self._check_points(x)
-            return self.fused(x.detach())
+            with torch.no_grad():  # the data may ask for gradients
+                return self.fused(x.detach())
         with torch.enable_grad():
             point = x if recorded else x.detach().requires_grad_()
             value = self(point) if index is None else self._on_batch(point, index)
@@ -90,7 +91,8 @@ class LogDensity:
         """The gradient of the log density ``[n, d]``; see ``value_and_score``."""
         if index is None and self.slope is not None and not (torch.is_grad_enabled() and x.requires_grad):
             self._check_points(x)
-            return self.slope(x.detach())
+            with torch.no_grad():
+                return self.slope(x.detach())
         return self.value_and_score(x, index)[1]
 
     def named(self, x: Tensor) -> dict[str, Tensor]:
@@ -181,7 +183,8 @@ def log_density(
             * a function with ``like``: particles ``[n, d]``, or a dict name -> ``[n, ...]``, to log densities ``[n]``;
             * a Pyro model with ``data``: the tuple of its arguments (``()`` when it takes none), or a dict of keyword
               arguments. The density is that of its latents given the observed sites, in unconstrained coordinates (with
-              the log Jacobian), normalised when the model is, so that its integral is the evidence;
+              the log Jacobian), normalised when the model is, so that its integral is the evidence. Parameters
+              (``pyro.param``) keep the values they have now;
             * an ``nn.Module`` with ``data`` a pair (inputs, targets), a ``likelihood`` and a ``prior``. It is used in
               evaluation mode; parameters that do not require grad are constants;
             * an ``mfoc.Problem`` with ``data`` its ``mfoc.Particles``: exp(-sum_i cost_i(u) / temperature) prior(u).
@@ -202,10 +205,13 @@ def log_density(
         A ``LogDensity``.
 
     Raises:
-        InvalidType: a source that is none of these, or discrete latents.
-        InvalidValue: arguments that do not go together, or a log density that is not finite where it starts.
+        InvalidType: a source that is none of these.
+        InvalidValue: arguments that do not go together, discrete latents, or a log density that is not finite where it
+            starts.
         MissingExtra: a Pyro model without pyro.
     """
+    if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
+        raise InvalidValue(f"size is {size!r}; expected a positive integer, the number of observations")
     options = {"like": like, "likelihood": likelihood, "noise": noise, "prior": prior, "minibatch": minibatch}
     if isinstance(source, LogDensity):
         return source

@@ -83,6 +83,8 @@ def ensemble(net: nn.Module, draws: Mapping[str, Tensor], *, likelihood: Any, no
                 f"draws of {name!r} have shape {tuple(draws[name].shape)}; expected (n, {tuple(parameter.shape)}) with "
                 "one n for all"
             )
+    if lengths == {0}:
+        raise InvalidValue("draws holds no draw; expected values [n, ...] with n of at least 1")
     scale = draws[_NOISE].detach().clone() if learned else None
     weights = {name: draws[name].detach().clone() for name in own}
     return Ensemble(copy.deepcopy(net).eval(), weights, made, scale)

@@ -1,28 +1,26 @@
-"""Variational inference on a Pyro model with one of its Gaussian guides, as a control problem.
-
-The control holds the guide's unconstrained parameters, a particle is a standard normal vector eps ``[D]``, and the one
-stage makes it the unconstrained latents z = loc + L eps (Kucukelbir et al. 2017, arXiv:1603.00788, eq. 9). The stage's
-running cost is tau log q(z); the terminal cost is - log p(y | T(z)) / N - tau log (p(T(z)) |dT/dz|).
-"""
+"""The Gaussian guides of Pyro, read as laws of the unconstrained latents, and whether they fit a model."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator
+import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-import mfoc
-from mfoc import InvalidType, InvalidValue
-from mfoc.population import mixed_seed
-from paradigms.bayesian.joint import Arguments, Joint, Latents, prototype
-from paradigms.bayesian.layers import shared
-from paradigms.bayesian.networks import check_finite, check_shares
-from paradigms.bayesian.posterior import name_apart, pyro_package, set_up
-from paradigms.formulation import Formulation
+from mfoc import InvalidType, InvalidValue, require
+from paradigms.bayesian._arguments import Arguments
+from paradigms.bayesian._pyro import (
+    name_apart,
+    parameters,
+    prototype,
+    same_support,
+    set_up,
+    unconstrained,
+)
 
 _KNOWN = ("AutoNormal", "AutoDiagonalNormal", "AutoMultivariateNormal")
 
@@ -55,7 +53,7 @@ class GaussianGuide:
     def law(self, u: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor | None]:
         """The mean ``[D]``, scale ``[D]`` and, for a full covariance, the unit triangle ``[D, D]``: L = scale * it."""
         to = torch.distributions.transform_to
-        if isinstance(self.guide, pyro_package("pyro.infer.autoguide").AutoNormal):
+        if isinstance(self.guide, require("pyro", "bayes").infer.autoguide.AutoNormal):
             scales = to(type(self.guide).scale_constraint)
             loc = torch.cat([u[f"locs.{name}_unconstrained"].reshape(-1) for name in self.shapes])
             rho = torch.cat([u[f"scales.{name}_unconstrained"].reshape(-1) for name in self.shapes])
@@ -64,19 +62,6 @@ class GaussianGuide:
         if "scale_tril_unconstrained" not in u:
             return u["loc"], scale, None
         return u["loc"], scale, to(type(self.guide).scale_tril_constraint)(u["scale_tril_unconstrained"])
-
-    def latents(self, z: Tensor) -> tuple[Latents, Tensor]:
-        """The latents in their supports ``{name: [S, ...]}``, and the log volume of the map ``[S]``."""
-        found, volume = {}, z.new_zeros(len(z))
-        for (name, shape), part in zip(
-            self.shapes.items(), torch.split(z, [shape.numel() for shape in self.shapes.values()], 1), strict=True
-        ):
-            free = part.view(len(z), *shape)
-            transform = torch.distributions.biject_to(self.sites[name]["fn"].support)
-            found[name] = value = transform(free)
-            log_slope = transform.log_abs_det_jacobian(free, value)
-            volume = volume + log_slope.reshape(len(z), -1).sum(1)
-        return found, volume
 
     def solved(self, u: dict[str, Tensor]) -> Any:
         """A new guide of this class at other parameters."""
@@ -96,21 +81,26 @@ def guide_of(model: Callable[..., Any], guide: Any, arguments: Arguments) -> Gau
 
     Args:
         model: the Pyro model.
-        guide: a class, a function of the model, an instance, or None for ``AutoNormal``.
+        guide: a class, a function of the model, an instance, or None for ``AutoNormal``. Of an instance the class, the
+            settings and, once it is set up, the parameters are taken.
         arguments: the model's arguments.
 
     Raises:
         InvalidType: not one of the three Gaussian guides.
-        InvalidValue: its latents are not the model's.
+        InvalidValue: its latents are not the model's, or the model has parameters or supports that move.
     """
-    known = tuple(getattr(pyro_package("pyro.infer.autoguide"), name) for name in _KNOWN)
-    guide = known[0] if guide is None else guide
+    guides = require("pyro", "bayes").infer.autoguide
+    known = tuple(getattr(guides, name) for name in _KNOWN)
+    guide = guides.AutoNormal if guide is None else guide
     given = guide if isinstance(guide, known) else None
-    trace = prototype(model, arguments)
+    if given is None and not callable(guide):
+        raise InvalidType(f"guide is a {type(guide).__name__}; expected one of {', '.join(_KNOWN)}")
+    trace = _fixed(model, arguments)
+    make = guide if given is None else _again(given, trace, arguments)
 
     def remake() -> Any:
         try:
-            made = type(given)(given.model) if given is not None else guide(model)
+            made = make(model)
         except TypeError as error:
             raise InvalidType(
                 f"guide is {guide!r} and cannot be made anew ({error}); pass a function model -> guide"
@@ -120,135 +110,131 @@ def guide_of(model: Callable[..., Any], guide: Any, arguments: Arguments) -> Gau
         arguments.call(lambda *args, **kwargs: set_up(made, args, kwargs))
         return made
 
-    if given is None and not callable(guide):
-        raise InvalidType(f"guide is a {type(guide).__name__}; expected one of {', '.join(_KNOWN)}")
     try:
         made = remake()
     except NotImplementedError as error:  # what Pyro says of supports it cannot unconstrain, and of sequential plates
         raise InvalidValue(f"the guide cannot be made for this model: {error}") from error
+    check_match(made.prototype_trace, trace)
+    if given is None:
+        _check_model(made, trace, arguments)
+    elif given.prototype_trace is not None:  # an instance in use: start where it is
+        _start_at(made, given)
     sites = dict(made.prototype_trace.iter_stochastic_nodes())
-    _check_sites(sites, dict(trace.iter_stochastic_nodes()))
-    shapes = {
-        name: torch.distributions.biject_to(site["fn"].support).inv(site["value"]).shape for name, site in sites.items()
-    }
-    if given is not None and given.prototype_trace is not None:  # an instance in use: start where it is
-        with torch.no_grad():
-            for own, value in zip(made.parameters(), given.parameters(), strict=True):
-                own.copy_(value)
+    shapes = {name: value.shape for name, value in unconstrained(made.prototype_trace).items()}
     return GaussianGuide(made, sites, shapes, remake)
 
 
-def _check_sites(own: dict[str, Any], model: dict[str, Any]) -> None:
-    for kind, names in (("does not cover", model.keys() - own.keys()), ("has also", own.keys() - model.keys())):
-        if names:
-            raise InvalidValue(f"the guide does not match the model: it {kind} the latents {sorted(names)}")
-    for name, site in own.items():
-        if site["value"].shape != model[name]["value"].shape:
+def _fixed(model: Callable[..., Any], arguments: Arguments) -> Any:
+    """A trace of a model whose latents are the same in every run, and which has no parameters."""
+    trace, other = (prototype(model, arguments, seed=seed) for seed in range(2))
+    if params := parameters(trace):
+        raise InvalidValue(
+            f"the model has a parameter {min(params)!r} (pyro.param); give it a prior, or make it a constant"
+        )
+    if arguments.lengths and not trace.observation_nodes:
+        raise InvalidValue(
+            f"the model observes nothing at these data: all of {sorted(dict(trace.iter_stochastic_nodes()))} are "
+            "latent; pass the observations, too (obs=y)"
+        )
+    latents, others = (dict(one.iter_stochastic_nodes()) for one in (trace, other))
+    if latents.keys() != others.keys():
+        raise InvalidValue(
+            f"which latents the model has depends on their values ({sorted(latents.keys() ^ others.keys())}); a guide "
+            "needs the same in every run"
+        )
+    for name, site in latents.items():
+        if not same_support(site["fn"].support, others[name]["fn"].support):
             raise InvalidValue(
-                f"the guide does not match the model: latent {name!r} has shape {tuple(site['value'].shape)} in the "
-                f"guide and {tuple(model[name]['value'].shape)} in the model"
+                f"the support of latent {name!r} depends on another latent, and the guides of Pyro have one that is "
+                "fixed: draw it on a fixed support and transform it, as u ~ Uniform(0, 1), top * u; or use "
+                "log_density(model, data), which takes it, with svgd, langevin or follmer"
             )
+    return trace
 
 
-class _Normals(mfoc.Population):
-    """Standard normal vectors ``[S, D]``, with the rows of a batch."""
+def _again(given: Any, trace: Any, arguments: Arguments) -> Callable[..., Any]:
+    """A function model -> guide that makes guides like a given one: its class, settings and starting point.
 
-    def __init__(self, source: mfoc.Population | None, samples: int, like: Tensor, dimension: int, seed: int) -> None:
-        self._source, self._samples, self._like = source, samples, like
-        self._dimension, self._seed = dimension, seed
-        self.batches_per_epoch = 1 if source is None else source.batches_per_epoch
-
-    def __call__(self, step: int) -> mfoc.Particles:
-        """The draws of step ``step`` on its batch."""
-        return self._cloud(None if self._source is None else self._source(step), mixed_seed(self._seed, step, 3))
-
-    def epoch(self) -> Iterator[mfoc.Particles]:
-        """Fresh draws on every batch of one pass."""
-        for k, batch in enumerate([None] if self._source is None else self._source.epoch()):
-            yield self._cloud(batch, mixed_seed(self._seed, k, 4))
-
-    def _cloud(self, batch: mfoc.Particles | None, key: int) -> mfoc.Particles:
-        s, generator = self._samples, torch.Generator().manual_seed(key)
-        noise = torch.randn(s, self._dimension, generator=generator, dtype=self._like.dtype, device="cpu")
-        rows = None if batch is None else {k: v.expand(s, *v.shape) for k, v in batch.state.items()}
-        return mfoc.Particles(noise.to(self._like.device), rows)
+    Raises:
+        InvalidValue: it was made for another model.
+    """
+    own = _check_model(given, trace, arguments)
+    if given.prototype_trace is not None:
+        check_match(given.prototype_trace, trace)
+    settings: dict[str, Any] = {"init_scale": given._init_scale}
+    if own is not None:
+        values = {name: site["value"] for name, site in own.iter_stochastic_nodes()}
+        settings["init_loc_fn"] = require("pyro", "bayes").infer.autoguide.init_to_value(values=values)
+    if getattr(given, "create_plates", None) is not None:
+        settings["create_plates"] = given.create_plates
+    kind: Callable[..., Any] = type(given)
+    taken = inspect.signature(kind).parameters  # a subclass may set some of these itself
+    anything = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in taken.values())
+    return partial(kind, **{key: value for key, value in settings.items() if anything or key in taken})
 
 
-def of_model(
-    model: Callable[..., Any],
-    data: Any,
-    *,
-    guide: Any,
-    samples: int,
-    batch_size: int | None,
-    tau: float | None,
-    size: int | None,
-    kl: str | None,
-    seed: int,
-) -> Formulation:
-    """Variational inference on a Pyro model; see ``variational``."""
-    arguments = Arguments(data, size)
-    law = guide_of(model, guide, arguments)
-    source = None if batch_size is None else arguments.batches(batch_size, seed)
-    if source is not None:
-        check_shares(source)
-        _check_batch(model, arguments.take(source(0).state), law)
-    controls = law.controls()
-    n, joint = arguments.size, Joint(model, arguments, list(law.sites))
-    temperature, exact = 1 / n if tau is None else tau, kl == "exact"
-
-    def dynamics(t: int, x: Tensor, u: Any, z: Any) -> Tensor:
-        loc, scale, triangle = law.law(u)
-        return torch.addcmul(loc, scale, x if triangle is None else x @ triangle.mT)
-
-    def running_cost(t: int, x: Tensor, u: Any, z: Any) -> Tensor:
-        logs = law.law(u)[1].log().sum()
-        constant = 0.5 * law.dimension * math.log(2 * math.pi)
-        spread = 0.5 * law.dimension if exact else 0.5 * x.square().sum(1)
-        return (-temperature * (spread + logs + constant)).expand(len(x))
-
-    def terminal_cost(x: Tensor, z: Any) -> Tensor:
-        latents, volume = law.latents(x)
-        count = n if z is None else next(iter(z.values())).shape[1]
-        prior, observed = _evaluate(joint, latents, z)
-        return -observed / count - temperature * (prior + volume)
-
-    problem = mfoc.Problem(dynamics, terminal_cost, [controls], running_cost=running_cost)
-    normals = _Normals(source, samples, next(iter(controls.values())), law.dimension, seed)
-    problem.validate(normals(0))
-    check_finite(problem, normals(0))
-
-    def readout(solution: Any) -> Any:
-        problem.check_controls(solution.controls)
-        return law.solved(solution.controls[0])
-
-    return Formulation(problem, normals, readout)
+def _check_model(guide: Any, trace: Any, arguments: Arguments) -> Any:
+    """Refuses a guide made for another model; returns a trace of the guide's own."""
+    try:
+        own = guide.model
+    except TypeError:  # one that was pickled has lost its model
+        return None
+    run = prototype(own, arguments)
+    check_match(run, trace)
+    theirs, ours = (_observations(one) for one in (run, trace))
+    for name, what in theirs.items():
+        if ours.get(name) != what:
+            raise InvalidValue(
+                f"the guide was made for another model: it observes {name!r} as {what}, and the model "
+                f"{ours.get(name, sorted(ours))}"
+            )
+    return run
 
 
-def _evaluate(joint: Joint, latents: Latents, rows: dict[Any, Tensor] | None) -> tuple[Tensor, Tensor]:
-    """The log joint; draws that share their batch are vectorised over the latents only."""
-    if rows is None or all(shared(value) for value in rows.values()):
-        return joint(latents, None if rows is None else {key: value[0] for key, value in rows.items()})
-    parts = [
-        joint({k: v[i : i + 1] for k, v in latents.items()}, {k: v[i] for k, v in rows.items()})
-        for i in range(len(next(iter(rows.values()))))
-    ]
-    return torch.cat([prior for prior, _ in parts]), torch.cat([observed for _, observed in parts])
-
-
-def _check_batch(model: Callable[..., Any], arguments: Arguments, law: GaussianGuide) -> None:
-    """Refuses models whose latents grow with the batch, or that scale a batch themselves."""
-    trace = prototype(model, arguments)
-    for name, site in trace.iter_stochastic_nodes():
-        if site["value"].shape != law.sites[name]["value"].shape:
-            raise InvalidValue(f"latent {name!r} has one entry for each observation; solve without batch_size")
+def _observations(trace: Any) -> dict[str, str]:
+    """The observed sites of a trace, each described by its law, plates and shape."""
+    found = {}
     for name in trace.observation_nodes:
         site = trace.nodes[name]
-        if type(site["fn"]).__name__ == "Unit" and not site["cond_indep_stack"]:
-            raise InvalidValue(
-                f"the factor {name!r} is outside of any plate, and a batch counts N / B times; solve without batch_size"
-            )
-        if float(torch.as_tensor(trace.nodes[name]["scale"]).max()) != 1:
-            raise InvalidValue(
-                f"the model scales its observations ({name!r}) to the whole data; leave that out: a batch counts for N"
-            )
+        if not site["infer"].get("_deterministic"):
+            plates = [frame.name for frame in site["cond_indep_stack"]]
+            found[name] = f"{type(site['fn']).__name__}{tuple(site['value'].shape)} in plates {plates}"
+    return found
+
+
+def _start_at(made: Any, given: Any) -> None:
+    start = dict(given.named_parameters())
+    with torch.no_grad():
+        for name, own in made.named_parameters():
+            if name not in start or start[name].shape != own.shape:
+                raise InvalidValue(
+                    f"the guide was set up on other data: its parameter {name!r} has "
+                    f"{'no value' if name not in start else f'shape {tuple(start[name].shape)}'}; expected "
+                    f"{tuple(own.shape)}"
+                )
+            own.copy_(start[name])
+
+
+def check_match(own: Any, model: Any) -> None:
+    """Refuses a guide whose latents are not the model's: names, shapes, supports and plates, from traces of both.
+
+    Raises:
+        InvalidValue: says which.
+    """
+    mine, theirs = (dict(trace.iter_stochastic_nodes()) for trace in (own, model))
+    what = "the guide does not match the model"
+    for kind, names in (("does not cover", theirs.keys() - mine.keys()), ("has also", mine.keys() - theirs.keys())):
+        if names:
+            raise InvalidValue(f"{what}: it {kind} the latents {sorted(names)}")
+    for name, site in mine.items():
+        other = theirs[name]
+        shapes = [tuple(each["value"].shape) for each in (site, other)]
+        supports = [each["fn"].support for each in (site, other)]
+        plates = [[(frame.name, frame.size) for frame in each["cond_indep_stack"]] for each in (site, other)]
+        for word, (left, right), same in (
+            ("shape", shapes, shapes[0] == shapes[1]),
+            ("support", supports, same_support(*supports)),
+            ("plates", plates, plates[0] == plates[1]),
+        ):
+            if not same:
+                raise InvalidValue(f"{what}: latent {name!r} has {word} {left} in the guide and {right} in the model")

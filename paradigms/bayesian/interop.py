@@ -21,8 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mfoc import InvalidType, InvalidValue
-from paradigms.bayesian import _pyro, _sources
+from mfoc import InvalidType, InvalidValue, require
+from paradigms.bayesian import _sources
 from paradigms.bayesian.density import LogDensity, log_density
 
 
@@ -94,7 +94,7 @@ def as_model(
         InvalidValue: another likelihood.
         MissingExtra: pyro is not installed.
     """
-    ppl = _pyro.pyro()
+    ppl = require("pyro", "bayes")
     dist = ppl.distributions
     if not isinstance(net, nn.Module):
         raise InvalidType(f"net is a {type(net).__name__}; expected a torch.nn.Module")

@@ -65,6 +65,9 @@ class Gaussian:
                 f"y has shape {tuple(y.shape)} and the network's output {tuple(output.shape)}; they must agree "
                 "(y.unsqueeze(1) makes [N] into [N, 1])"
             )
+        if not y.isfinite().all():
+            bad = (~y.isfinite()).reshape(len(y), -1).any(1)
+            raise InvalidValue(f"y holds NaN or infinite values, first at observation {int(bad.nonzero()[0])}")
         if self.noise is not None:
             noise = torch.as_tensor(self.noise)
             if not noise.isfinite().all() or not (noise > 0).all():

@@ -88,6 +88,8 @@ def rmse(prediction: Prediction | Tensor, y: Tensor) -> float:
     if isinstance(prediction, Prediction) and prediction.classes:
         raise InvalidValue("prediction is of classes; rmse is for numbers")
     mean = prediction.mean if isinstance(prediction, Prediction) else prediction
+    if not isinstance(mean, Tensor) or not isinstance(y, Tensor):
+        raise InvalidType(f"expected tensors; prediction is a {type(prediction).__name__} and y a {type(y).__name__}")
     if mean.shape != y.shape:
         raise InvalidValue(f"y has shape {tuple(y.shape)} and the predictive mean {tuple(mean.shape)}; they must agree")
     return float((mean - y).double().square().mean().sqrt())

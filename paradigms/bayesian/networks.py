@@ -7,7 +7,7 @@ of the batch; the stage's share of tau KL(q || prior) is its running cost.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
@@ -19,9 +19,8 @@ from torch import Tensor, nn
 import mfoc
 from mfoc import InvalidType, InvalidValue
 from mfoc.networks import named_stages
-from mfoc.population import mixed_seed
 from paradigms.bayesian.layers import RandomStage, Weights, drawn, first, softplus_inverse
-from paradigms.bayesian.likelihoods import Gaussian, Likelihood
+from paradigms.bayesian.likelihoods import Categorical, Gaussian, Likelihood
 from paradigms.bayesian.priors import divergence, prior_of
 
 Stages = Sequence[str | Sequence[str]]
@@ -154,97 +153,6 @@ def problem_of(network: RandomNetwork, controls: list[Any], tau: float, exact: b
     return mfoc.Problem(dynamics, terminal_cost, controls, running_cost=running_cost, affine=affine)
 
 
-class Draws(mfoc.Population):
-    """Particles that are draws of the network, each on the whole batch of a population of (x, y).
-
-    Without a process group the batch of step n is that of the source; over ranks, each rank has its part of the batch
-    and, for draws of weights, the same draws.
-    """
-
-    def __init__(self, source: mfoc.Population, network: RandomNetwork, samples: int, seed: int) -> None:
-        self._source, self._network, self._samples, self._seed = source, network, samples, seed
-        self._plans: dict[Any, Any] = {}  # a memo of shapes
-        self._like = first([u for u in network.base.controls if u])
-        check_shares(source)
-        self.batches_per_epoch = source.batches_per_epoch
-
-    def __call__(self, step: int) -> mfoc.Particles:
-        """The draws of step ``step`` on its batch."""
-        return self._cloud(self._source(step), mixed_seed(self._seed, step, 3))
-
-    def epoch(self) -> Iterator[mfoc.Particles]:
-        """Fresh draws on every batch of one pass."""
-        return (self._cloud(batch, mixed_seed(self._seed, k, 4)) for k, batch in enumerate(self._source.epoch()))
-
-    def _cloud(self, batch: mfoc.Particles, key: int) -> mfoc.Particles:
-        s = self._samples
-        x = batch.state.expand(s, *batch.state.shape)
-        y = _expanded(batch.data, s)
-        noise = self._noise(batch.state, key)
-        return mfoc.Particles(x, {"y": y, "noise": noise})
-
-    def _noise(self, x: Tensor, key: int) -> list[Weights]:
-        generator, plan, like = torch.Generator().manual_seed(key), self._plan(x), self._like
-        normals = [shape for stage in plan for shape in stage[0].values()]
-        signs = [shape for stage in plan for shape in stage[1].values()]
-        gauss = torch.randn(_total(normals), generator=generator, dtype=like.dtype, device="cpu")
-        parts = _blocks(gauss, normals, like)
-        if signs:
-            flips = torch.empty(_total(signs), dtype=like.dtype, device="cpu").bernoulli_(0.5, generator=generator)
-            parts += _blocks(2 * flips - 1, signs, like)
-        made = iter(parts)
-        found = [{name: next(made) for name in stage[0]} for stage in plan]
-        return [{**entry, **{name: next(made) for name in stage[1]}} for entry, stage in zip(found, plan, strict=True)]
-
-    def _plan(self, x: Tensor) -> list[tuple[dict[str, Any], dict[str, Any]]]:
-        """The shapes of the noise of each stage, for a batch of this shape."""
-        if x.shape not in self._plans:
-            base, shapes, state = self._network.base, [x.shape], x
-            with torch.no_grad():
-                for t, weights in enumerate(base.controls):
-                    state = base.dynamics(t, state, weights, None)
-                    shapes.append(state.shape)
-            self._plans[x.shape] = [
-                stage.noise(self._samples, tuple(shapes[t]), tuple(shapes[t + 1]))
-                for t, stage in enumerate(self._network.stages)
-            ]
-        return self._plans[x.shape]  # type: ignore[no-any-return]
-
-
-def check_shares(source: mfoc.Population) -> None:
-    """Refuses batches that ranks would split unevenly: each rank counts by its draws, which are equally many.
-
-    Raises:
-        InvalidValue: a batch that the number of ranks does not divide.
-    """
-    grouped = torch.distributed.is_available() and torch.distributed.is_initialized()
-    ranks = torch.distributed.get_world_size() if grouped else 1
-    if source.size is None or source.batch_size is None:
-        return
-    last = source.size - (source.batches_per_epoch - 1) * source.batch_size
-    for rows in (source.batch_size, min(last, source.batch_size)):
-        if rows % ranks:
-            raise InvalidValue(
-                f"a batch of {rows} observations cannot be split evenly over {ranks} ranks; choose N and batch_size "
-                f"divisible by {ranks}"
-            )
-
-
-def _expanded(data: Any, s: int) -> Any:
-    if isinstance(data, Tensor):
-        return data.expand(s, *data.shape)
-    return torch.utils._pytree.tree_map(lambda leaf: leaf.expand(s, *leaf.shape), data)
-
-
-def _total(shapes: list[tuple[int, ...]]) -> int:
-    return sum(torch.Size(shape).numel() for shape in shapes)
-
-
-def _blocks(flat: Tensor, shapes: list[tuple[int, ...]], like: Tensor) -> list[Tensor]:
-    parts = torch.split(flat.to(like.device), [torch.Size(shape).numel() for shape in shapes])
-    return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
-
-
 def with_noise(network: RandomNetwork, controls: list[Any], x: Tensor, y: Tensor) -> list[Any]:
     """The controls with one more stage for a learned noise, which starts at the size of the initial residuals."""
     if not network.learns_noise:
@@ -257,8 +165,13 @@ def with_noise(network: RandomNetwork, controls: list[Any], x: Tensor, y: Tensor
         return [*controls, {"noise": size + torch.log(-torch.expm1(-size))}]
 
 
-def check_data(network: RandomNetwork, batch: mfoc.Particles) -> None:
+def check_data(network: RandomNetwork, batch: mfoc.Particles, observations: Tensor | None = None) -> None:
     """Refuses data that do not fit the network and the likelihood.
+
+    Args:
+        network: the random network.
+        batch: the first batch.
+        observations: those of all batches, where they lie in memory.
 
     Raises:
         InvalidType, InvalidValue: says what does not fit.
@@ -279,6 +192,9 @@ def check_data(network: RandomNetwork, batch: mfoc.Particles) -> None:
         for t, weights in enumerate(network.base.controls):
             output = network.base.dynamics(t, output, weights, None)
         network.likelihood.check(output, batch.data)
+        if observations is not None and isinstance(network.likelihood, Gaussian | Categorical):
+            shape = len(observations), *output.shape[1:]  # what is asked of outputs
+            network.likelihood.check(output[:1].expand(shape), observations)
 
 
 def check_finite(problem: mfoc.Problem, particles: mfoc.Particles) -> None:

@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from importlib import import_module
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from mfoc import InvalidType, InvalidValue, MissingExtra
+from mfoc import InvalidType, InvalidValue, require
 from mfoc.plot import COLORS
 from paradigms.bayesian.metrics import Reliability
 from paradigms.bayesian.predict import Prediction
 
 
 def _figure(width: float, height: float) -> Any:
-    try:
-        module, backend = import_module("matplotlib.figure"), import_module("matplotlib.backends.backend_agg")
-    except ModuleNotFoundError as error:
-        raise MissingExtra("this needs 'matplotlib': pip install 'mfoc[plot]'", name=error.name) from error
-    figure = module.Figure(figsize=(width, height), layout="constrained", dpi=120)
-    backend.FigureCanvasAgg(figure)
+    figure = require("matplotlib.figure", "plot").Figure(figsize=(width, height), layout="constrained", dpi=120)
+    require("matplotlib.backends.backend_agg", "plot").FigureCanvasAgg(figure)
     return figure
 
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from importlib import import_module
 from typing import Any
 
 import torch
@@ -14,22 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import mfoc
-from mfoc import InvalidValue, MissingExtra
+from mfoc import InvalidValue, require
+from paradigms.bayesian._pyro import name_apart, set_up
 from paradigms.bayesian.layers import drawn, first
 from paradigms.bayesian.likelihoods import Categorical, Custom, Gaussian, Likelihood
 from paradigms.bayesian.networks import RandomNetwork
-
-
-def pyro_package(name: str = "pyro") -> Any:
-    """A module of Pyro.
-
-    Raises:
-        MissingExtra: it is not installed.
-    """
-    try:
-        return import_module(name)
-    except ModuleNotFoundError as error:
-        raise MissingExtra("this needs 'pyro-ppl': pip install 'mfoc[bayes]'", name=error.name) from error
 
 
 @dataclass(frozen=True)
@@ -137,8 +124,7 @@ class NetworkPosterior:
     @cached_property
     def guide(self) -> Any:
         """The posterior as an ``AutoNormal`` of ``model``."""
-        guides = pyro_package("pyro.infer.autoguide")
-        guide = guides.AutoNormal(self.model)
+        guide = require("pyro", "bayes").infer.autoguide.AutoNormal(self.model)
         set_up(guide, self.example)
         own = dict(guide.named_parameters())
         with torch.no_grad():
@@ -158,28 +144,13 @@ def _check_samples(samples: Any) -> None:
         raise InvalidValue(f"samples is {samples!r}; expected a positive integer")
 
 
-def set_up(guide: Any, args: Sequence[Any], kwargs: dict[str, Any] | None = None) -> None:
-    """Makes the parameters of an AutoGuide: neither the parameter store nor the random generator is touched."""
-    pyro = pyro_package()
-    with torch.random.fork_rng(devices=[]), pyro.get_param_store().scope():
-        torch.manual_seed(0)
-        guide._setup_prototype(*args, **(kwargs or {}))
-
-
-def name_apart(guide: Any) -> None:
-    """Gives a guide a name made from its values: Pyro would fill a guide with what its store holds under that name."""
-    crc = 0
-    for value in guide.parameters():
-        crc = zlib.crc32(value.detach().cpu().double().numpy().tobytes(), crc)
-    guide._pyro_set_supermodule(f"{type(guide).__name__}_{crc:08x}", guide._pyro_context)
-
-
 def pyro_model(posterior: NetworkPosterior) -> Any:
     """The network with its prior and likelihood as a Pyro module ``model(x, y=None)``.
 
     A batch of y counts for all N observations, as in the objective. A learned noise is a constant, at its solved value.
     """
-    pyro, dist, pnn = pyro_package(), pyro_package("pyro.distributions"), pyro_package("pyro.nn")
+    pyro = require("pyro", "bayes")
+    dist, pnn = pyro.distributions, pyro.nn
     lifted = posterior.at_mean()
     pnn.module.to_pyro_module_(lifted)
     modules = dict(lifted.named_modules())

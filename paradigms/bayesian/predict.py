@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import mfoc
-from mfoc import InvalidType, InvalidValue
+from mfoc import InvalidType, InvalidValue, require
+from paradigms.bayesian._pyro import model_of, store_kept
 from paradigms.bayesian.likelihoods import Categorical, Gaussian, Likelihood
-from paradigms.bayesian.posterior import pyro_package
 
 
 @runtime_checkable
@@ -71,24 +71,29 @@ def predict(
         posterior: what the readout of ``variational`` returned, a ``NetworkPosterior`` or a Pyro guide; for draws of a
             sampler ``ensemble(net, draws, likelihood=...)``; or anything else with ``outputs`` and ``likelihood``.
         x: inputs ``[B, ...]``; for a Pyro guide the tuple (or dict) of the model's arguments, observations included
-            where the model needs them (they do not enter).
+            where the model needs them (they do not enter). A Pyro guide takes its parameters, and the model's, from
+            the parameter store, as it does whenever it is called; the store is left as it was.
         samples: draws S.
         seed: of the draws.
         batch_size: inputs that a network sees at once.
-        site: for a Pyro guide, the site to predict; the one observed site when None.
+        site: for a Pyro guide, the site to predict; the one that is neither a latent, ``pyro.deterministic`` nor a
+            ``pyro.factor`` when None. Its law is taken entry by entry: ``to_event`` and masks do not matter, and the
+            first axis is that of the observations.
 
     Raises:
         InvalidType: a posterior that cannot be drawn from.
-        InvalidValue: bad counts, or no such site.
+        InvalidValue: bad counts, inputs that the network or model cannot take, or no such site.
     """
     for name, count in (("samples", samples), ("batch_size", batch_size)):
         if isinstance(count, bool) or not isinstance(count, int) or count < 1:
             raise InvalidValue(f"{name} is {count!r}; expected a positive integer")
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+        raise InvalidValue(f"seed is {seed!r}; expected a non-negative integer")
     if isinstance(posterior, mfoc.Solution):
         raise InvalidType("posterior is an mfoc.Solution; read it out first: formulation.readout(solution)")
     if isinstance(posterior, Drawable):
         return _of_networks(posterior, x, samples, seed, batch_size)
-    if hasattr(posterior, "model") and callable(posterior):
+    if _is_guide(posterior):
         return _of_guide(posterior, x, samples, seed, site)
     hint = "; make draws of weights an ensemble(net, draws, likelihood=...)" if isinstance(posterior, dict) else ""
     raise InvalidType(
@@ -97,11 +102,21 @@ def predict(
 
 
 def _of_networks(posterior: Drawable, x: Any, samples: int, seed: int, batch_size: int) -> Prediction:
-    x = torch.as_tensor(x)
+    try:
+        x = torch.as_tensor(x)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InvalidType(f"x is a {type(x).__name__}; expected a tensor of inputs [B, ...]") from error
     if x.dim() == 0 or not len(x):
         raise InvalidValue(f"x has shape {tuple(x.shape)}; expected inputs [B, ...]")
+    if not x.isfinite().all():
+        raise InvalidValue("x holds NaN or infinite values")
     with torch.no_grad():
-        parts = [posterior.outputs(part, samples, seed=seed) for part in x.split(batch_size)]
+        try:
+            parts = [posterior.outputs(part, samples, seed=seed) for part in x.split(batch_size)]
+        except (RuntimeError, IndexError) as error:
+            raise InvalidValue(
+                f"the network cannot take inputs x of shape {tuple(x.shape)}; expected {_inputs(posterior)}: {error}"
+            ) from error
     if isinstance(parts[0], tuple):
         outputs: Any = (torch.cat([mean for mean, _ in parts], 1), parts[0][1])
     else:
@@ -142,41 +157,86 @@ def _entropy(probabilities: Tensor) -> Tensor:
     return found
 
 
+def _inputs(posterior: Any) -> str:
+    """What a law over networks takes, in words."""
+    example = getattr(posterior, "example", None)
+    if example is not None:
+        return f"[B, {', '.join(map(str, example[0].shape[1:]))}], as in its data".replace("[B, ]", "[B]")
+    layers = posterior.net.modules() if isinstance(getattr(posterior, "net", None), nn.Module) else ()
+    first = next((layer for layer in layers if any(True for _ in layer.parameters(recurse=False))), None)
+    return "[B, ...]" if first is None else f"[B, ...] as its first layer takes them, {first}"
+
+
+# ---- Pyro guides
+
+
+def _is_guide(posterior: Any) -> bool:
+    return callable(posterior) and "model" in dir(posterior)  # asking for the attribute may fail
+
+
 def _of_guide(guide: Any, arguments: Any, samples: int, seed: int, site: str | None) -> Prediction:
     args, kwargs = ((), arguments) if isinstance(arguments, dict) else (_tuple(arguments), {})
-    laws = list(_laws(guide, args, kwargs, samples, seed, site))
+    laws = [_bare(law) for law in _laws(guide, args, kwargs, samples, seed, site)]
     first = laws[0]
-    event = len(first.event_shape)
+    classes = isinstance(first, torch.distributions.Categorical)
+    shape = first.batch_shape + first.event_shape
 
     def log_probs(y: Any) -> Tensor:
-        found = torch.stack([law.log_prob(y) for law in laws])
-        return found if found.dim() > 1 else found.unsqueeze(1)
+        if not isinstance(y, Tensor) or y.shape != shape:
+            what = f"has shape {tuple(y.shape)}" if isinstance(y, Tensor) else f"is a {type(y).__name__}"
+            raise InvalidValue(f"y {what}; the predictions are of a tensor of shape {tuple(shape)}")
+        if classes and (y.is_floating_point() or int(y.min()) < 0 or int(y.max()) >= first.probs.shape[-1]):
+            raise InvalidValue(f"y must hold integer labels from 0 to {first.probs.shape[-1] - 1}")
+        try:
+            each = torch.stack([law.log_prob(y) for law in laws])
+        except ValueError as error:
+            raise InvalidValue(f"y is outside of what can be observed: {error}") from error
+        return each.flatten(2).sum(2) if each.dim() > 2 else each.view(samples, -1)
 
-    if not event and type(first).__name__ == "Categorical":
+    if classes:
         return _of_classes(torch.stack([law.probs for law in laws]), log_probs)
-    return _of_numbers(torch.stack([law.mean for law in laws]), torch.stack([law.variance for law in laws]), log_probs)
+    try:
+        means, variances = (torch.stack([getattr(law, what) for law in laws]) for what in ("mean", "variance"))
+    except (NotImplementedError, AttributeError) as error:
+        raise InvalidValue(
+            f"the law of the observations, {type(first).__name__}, has no mean or variance to predict"
+        ) from error
+    return _of_numbers(means, variances, log_probs)
 
 
 def _tuple(arguments: Any) -> tuple[Any, ...]:
     return tuple(arguments) if isinstance(arguments, tuple | list) else (arguments,)
 
 
+def _bare(law: Any) -> Any:
+    """A law without masks, and with axes of events that were declared as such put back into the batch."""
+    while type(law).__name__ in ("Independent", "MaskedDistribution"):
+        law = law.base_dist
+    return law
+
+
 def _laws(guide: Any, args: Any, kwargs: Any, samples: int, seed: int, site: str | None) -> Iterator[Any]:
     """The law of an observation in each of the drawn models."""
-    pyro = pyro_package()
-    devices = [p.device for p in guide.parameters() if p.device.type == "cuda"][:1]
-    with torch.no_grad(), torch.random.fork_rng(devices=devices), pyro.get_param_store().scope():
+    poutine, model = require("pyro", "bayes").poutine, model_of(guide)
+    devices = [p.device for p in getattr(guide, "parameters", list)() if p.device.type == "cuda"][:1]
+    with torch.no_grad(), torch.random.fork_rng(devices=devices), store_kept():
         torch.manual_seed(seed)
         for _ in range(samples):
-            with pyro.poutine.block():
-                drawn = guide(*args, **kwargs)
-                trace = pyro.poutine.trace(pyro.poutine.condition(guide.model, data=drawn)).get_trace(*args, **kwargs)
-            others = [
-                name
-                for name, node in trace.nodes.items()
-                if node["type"] == "sample" and name not in drawn and type(node["fn"]).__name__ != "_Subsample"
-            ]
+            try:
+                with poutine.block():
+                    drawn = poutine.trace(guide).get_trace(*args, **kwargs)
+                    trace = poutine.trace(poutine.replay(model, trace=drawn)).get_trace(*args, **kwargs)
+            except Exception as error:  # whatever the user's model raises
+                raise InvalidValue(f"the guide or its model cannot be run on these arguments: {error}") from error
+            others = [name for name, node in trace.nodes.items() if name not in drawn.nodes and _is_law(node)]
             name = others[0] if site is None and len(others) == 1 else site
             if name not in others:
                 raise InvalidValue(f"site is {site!r}; the model's sites besides its latents are {others}")
             yield trace.nodes[name]["fn"]
+
+
+def _is_law(node: Any) -> bool:
+    """Whether a site is drawn or observed: no value computed from others, no factor, no choice of a subsample."""
+    if node["type"] != "sample" or node["infer"].get("_deterministic"):
+        return False
+    return type(_bare(node["fn"])).__name__ not in ("Unit", "_Subsample")

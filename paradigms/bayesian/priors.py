@@ -67,7 +67,7 @@ def _moved(prior: Distribution, like: Tensor) -> Distribution:
         return prior
     try:
         return type(prior)(**{key: getattr(prior, key).detach().to(like) for key in prior.arg_constraints})
-    except (TypeError, AttributeError):  # made of other distributions
+    except (TypeError, AttributeError, ValueError):  # made of other distributions, or of numbers out of range
         return prior
 
 

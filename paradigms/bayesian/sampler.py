@@ -25,7 +25,7 @@ from mfoc import InvalidType, InvalidValue
 from mfoc.population import mixed_seed
 from paradigms.bayesian.density import LogDensity, log_density
 from paradigms.bayesian.stein import discrepancy
-from paradigms.formulation import Formulation
+from paradigms.formulation import Formulation, controls_of
 
 State = Any
 Steps = float | Tensor | Sequence[float] | Callable[[int], float]
@@ -71,7 +71,9 @@ def as_density(target: Any, particles: Any) -> LogDensity:
     """A target as a log density; a bare function takes its dimension from the particles."""
     if isinstance(target, LogDensity):
         return target
-    if isinstance(particles, Tensor) and particles.dim() == 2 and not isinstance(target, torch.nn.Module):
+    if isinstance(particles, Tensor) and callable(target) and not isinstance(target, torch.nn.Module):
+        if particles.dim() != 2 or not len(particles):
+            raise InvalidValue(f"particles has shape {tuple(particles.shape)}; expected points [n, d], at least one")
         return log_density(target, like=particles[0])
     raise InvalidType(
         f"the target is a {type(target).__name__}; expected what log_density(...) returns, or a function together with "
@@ -114,7 +116,7 @@ def sampler(density: LogDensity, flow: Flow, step: Steps, steps: int, particles:
     source = mfoc.population(draw)
 
     def readout(solution: Any) -> dict[str, Tensor]:
-        return density.named(_run(made, solution.controls, 0, steps).x)
+        return density.named(_run(made, _step_sizes(problem, solution), 0, steps).x)
 
     made = Sampler(problem, source, readout, density, flow, start, seed)
     return made
@@ -126,6 +128,10 @@ def _generator(seed: int, k: int) -> torch.Generator:
 
 def _start(density: LogDensity, particles: Any, seed: int) -> Tensor:
     if isinstance(particles, Tensor):
+        if particles.dim() != 2 or not len(particles):
+            raise InvalidValue(
+                f"particles has shape {tuple(particles.shape)}; expected points (n, {density.dim}), at least one"
+            )
         return density.check(particles.detach().to(density.like).clone())
     if isinstance(particles, bool) or not isinstance(particles, int) or particles < 1:
         raise InvalidValue(f"particles is {particles!r}; expected a positive number of them, or points [n, d]")
@@ -202,13 +208,13 @@ def sample(
         steps: how many; the horizon when None. Past it only a constant step size can go.
         burn_in: steps before the first draw is kept.
         thin: keep one in so many clouds.
-        controls: step sizes; those of the problem when None.
+        controls: step sizes, or a solution that has them; those of the problem when None.
         start: draws to go on from: with the same seed the run is then the one that never stopped.
         seed: which noise: that of ``formulation.population(seed)``.
 
     Raises:
         InvalidType: no sampler.
-        InvalidValue: wrong counts, or a cloud that is no longer finite.
+        InvalidValue: wrong counts, controls or draws of another sampler, or a cloud that is no longer finite.
     """
     if not isinstance(formulation, Sampler):
         raise InvalidType(f"formulation is a {type(formulation).__name__}; expected what langevin or svgd returned")
@@ -221,11 +227,33 @@ def sample(
         raise InvalidValue(f"burn_in is {burn_in} of {steps} steps; nothing would be kept")
     if start is not None and not isinstance(start, Draws):
         raise InvalidType(f"start is a {type(start).__name__}; expected the draws that sample(...) returned")
+    controls = _step_sizes(problem, problem if controls is None else controls)
+    if start is not None:
+        _check_start(formulation, start.last)
     done = steps + (0 if start is None else start.done)
     if done > problem.stages and problem.schedule is mfoc.per_stage:
         raise InvalidValue(f"steps is {steps}; the schedule of step sizes ends after {problem.stages}")
-    found = _run(formulation, problem.controls if controls is None else controls, seed, steps, burn_in, thin, start)
+    found = _run(formulation, controls, seed, steps, burn_in, thin, start)
     return Draws(torch.stack(found.kept), found.state, torch.stack(found.moved), formulation.density, done)
+
+
+def _step_sizes(problem: mfoc.Problem, solution: Any) -> Any:
+    """The controls of a solution, if they are step sizes for this problem."""
+    controls = controls_of(solution)
+    found, wanted = (torch.utils._pytree.tree_structure(tree) for tree in (controls, problem.controls))
+    if found != wanted:
+        raise InvalidValue(
+            'the controls are not those of this sampler: expected {"log_step": ...}, one or one for each step'
+        )
+    problem.check_controls(controls)
+    return controls
+
+
+def _check_start(made: Sampler, state: Any) -> None:
+    own, structure = torch.utils._pytree.tree_flatten(made.flow.start(made.density, made.start))
+    leaves, other = torch.utils._pytree.tree_flatten(state)
+    if structure != other or any(a.shape != b.shape for a, b in zip(own, leaves, strict=True)):
+        raise InvalidValue("start holds draws of another sampler: another method, or another number of particles")
 
 
 @dataclass

@@ -37,7 +37,8 @@ class RBF:
 
     Attributes:
         bandwidth: h; None takes median^2 / log(n + 1) of the distances of the pairs, at each step (Liu & Wang 2016,
-            sec. 5, with n + 1 so that two particles have one).
+            sec. 5, with n + 1 so that two particles have one). Where most pairs coincide the median is zero, and it is
+            then that of the positive distances, as in the code of Gretton et al. (2012, "A kernel two-sample test").
     """
 
     bandwidth: float | None = None
@@ -55,7 +56,7 @@ class RBF:
             h = self.bandwidth
         else:
             left, right, _ = _pairs(n, x.device)
-            h = _medians(squares[left, right][None])[0] / math.log(n + 1)
+            h = _spreads(squares[left, right][None], rounding=4.0)[0] / math.log(n + 1)
         k = (squares / -h).exp()
         phi: Tensor = (k @ score + (2 / h) * (centred * k.sum(1, keepdim=True) - k @ centred)) / n
         return phi
@@ -64,6 +65,8 @@ class RBF:
 @dataclass(frozen=True)
 class PyroRBF:
     """The kernel ``pyro.infer.RBFSteinKernel``: a bandwidth for each coordinate, median of (x_i - y_i)^2 / log(n + 1).
+
+    Where that median is zero Pyro divides by it; here it is then the median of the positive ones, as in ``RBF``.
 
     Attributes:
         bandwidth_factor: multiplies the bandwidths.
@@ -84,7 +87,7 @@ class PyroRBF:
         left, right, where = _pairs(n, x.device)
         columns = x.mT.contiguous()
         squares = (columns.index_select(1, left) - columns.index_select(1, right)).square()  # [d, pairs]
-        h = _medians(squares) / math.log(n + 1)
+        h = _spreads(squares) / math.log(n + 1)
         h = h if self.bandwidth_factor is None else self.bandwidth_factor * h
         if self.mode == "multivariate":
             scaled = (x - x.mean(0)) / h.sqrt()
@@ -110,14 +113,25 @@ def _pairs(n: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     return left, right, where.flatten()
 
 
-def _medians(rows: Tensor) -> Tensor:
-    """The lower median of each row ``[d, pairs]``: ``[d]``."""
-    if rows.device.type != "cpu" or (torch.is_grad_enabled() and rows.requires_grad):
-        return rows.median(1).values
-    middle = (rows.shape[1] - 1) // 2
-    return torch.from_numpy(
-        np.partition(rows.detach().numpy(), middle, axis=1)[:, middle].copy()
-    )  # several times faster
+def _spreads(rows: Tensor, rounding: float = 0.0) -> Tensor:
+    """The lower medians of squared distances ``[d, pairs]``; of the positive ones where the median is zero: ``[d]``.
+
+    A row without a positive one gets 1: its kernel is 1 whatever the bandwidth, and nothing is repelled. What is below
+    ``rounding`` units of the largest distance counts as zero.
+    """
+    unit = rounding * torch.finfo(rows.dtype).eps
+    if rows.device.type == "cpu" and not (torch.is_grad_enabled() and rows.requires_grad):  # several times faster
+        numbers, middle = rows.detach().numpy(), (rows.shape[1] - 1) // 2
+        found = np.partition(numbers, middle, axis=1)[:, middle].copy()
+        medians, least = torch.from_numpy(found), unit * float(numbers.max()) if unit else 0.0
+        usual = float(found.min()) > least
+    else:
+        medians, least = rows.median(1).values, unit * float(rows.detach().max()) if unit else 0.0
+        usual = bool((medians > least).all())
+    if usual or bool(medians.isnan().any()):
+        return medians
+    positive = rows.detach().masked_fill(rows.detach() <= least, math.nan).nanmedian(1).values
+    return torch.where(medians <= least, positive.nan_to_num(1.0), medians)
 
 
 def _squares(x: Tensor) -> Tensor:

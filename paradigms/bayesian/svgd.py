@@ -148,7 +148,8 @@ def svgd(
         A formulation; run it with ``mfoc.rollout`` or ``sample``.
 
     Raises:
-        InvalidType, InvalidValue: wrong arguments, fewer than two particles, or a log density that is not finite.
+        InvalidType, InvalidValue: wrong arguments, fewer than two particles, all in one point, or a log density that is
+            not finite.
     """
     kernel, rule = RBF() if kernel is None else kernel, PlainRule() if rule is None else rule
     for name, given, kind in (("kernel", kernel, Kernel), ("rule", rule, Rule)):
@@ -158,4 +159,8 @@ def svgd(
     made = sampler(as_density(target, particles), Stein(kernel, rule), step, steps, particles, seed)
     if len(made.start) < 2:
         raise InvalidValue("SVGD needs at least two particles: they find the mode alone")
+    if bool((made.start == made.start[0]).all()):
+        raise InvalidValue(
+            "particles: all start in one point, where no kernel drives them apart; spread them, or pass their number"
+        )
     return made

@@ -5,17 +5,18 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import mfoc
 from mfoc import InvalidType, InvalidValue
 from mfoc.networks import per_sample
-from paradigms.bayesian.guides import of_model
+from paradigms.bayesian.draws import Draws
 from paradigms.bayesian.layers import ESTIMATORS
 from paradigms.bayesian.likelihoods import likelihood_of
+from paradigms.bayesian.models import of_model
 from paradigms.bayesian.networks import (
-    Draws,
     RandomNetwork,
     Stages,
     check_data,
@@ -24,7 +25,7 @@ from paradigms.bayesian.networks import (
     with_noise,
 )
 from paradigms.bayesian.posterior import NetworkPosterior
-from paradigms.formulation import Formulation
+from paradigms.formulation import Formulation, controls_of
 
 
 def variational(
@@ -63,7 +64,7 @@ def variational(
             (name, parameter) -> distribution; standard normal when None.
         guide: for a network only the mean-field Gaussian, ``AutoNormal`` (or None). For a Pyro model ``AutoNormal``
             (when None), ``AutoDiagonalNormal``, ``AutoMultivariateNormal``, a function model -> one of them, or one of
-            them made for this model.
+            them made for this model, whose settings are kept, and its parameters if it has been in use.
         samples: draws S in a step.
         batch_size: observations in a step; all of them when None.
         tau: the temperature; 1/N when None.
@@ -79,7 +80,8 @@ def variational(
 
     Returns:
         A formulation. ``readout(solution)`` is, for a network, a ``NetworkPosterior``; for a Pyro model, a guide of the
-        class asked for.
+        class asked for. ``mfoc.certify`` measures it on ``samples`` draws, each on all observations whatever the
+        batches: give it the population of a formulation with many.
 
     Raises:
         InvalidType, InvalidValue: arguments that do not fit each other or the data, N that is not known, discrete
@@ -87,6 +89,8 @@ def variational(
         MissingExtra: a Pyro model, and Pyro is not installed.
     """
     _check(samples, tau, size, estimator, kl, init_scale)
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+        raise InvalidValue(f"seed is {seed!r}; expected a non-negative integer")
     if isinstance(model, nn.Module) and not _is_pyro(model):
         network = RandomNetwork(model, _likelihood(likelihood, noise), prior, estimator, stages)
         _check_guide(guide)
@@ -94,7 +98,8 @@ def variational(
         n = source.size if size is None else size
         if n is None:
             raise InvalidValue("N is missing: data are drawn on demand, so pass size=N, the number of observations")
-        return _of_network(network, source, samples, 1 / n if tau is None else tau, n, kl, init_scale, seed)
+        y = None if batch_size is None else _observations(data)
+        return _of_network(network, source, y, samples, 1 / n if tau is None else tau, n, kl, init_scale, seed)
     if not callable(model):
         raise InvalidType(f"model is a {type(model).__name__}; expected a torch.nn.Module or a Pyro model")
     _check_model_options(likelihood, noise, prior, estimator, stages)
@@ -106,6 +111,7 @@ def variational(
 def _of_network(
     network: RandomNetwork,
     source: mfoc.Population,
+    observations: Tensor | None,
     samples: int,
     tau: float,
     n: int,
@@ -114,7 +120,7 @@ def _of_network(
     seed: int,
 ) -> Formulation:
     batch = source(0)
-    check_data(network, batch)
+    check_data(network, batch, observations)
     controls = with_noise(network, network.controls(init_scale), batch.state, batch.data)
     problem = problem_of(network, controls, tau, kl != "sampled")
     draws = Draws(source, network, samples, seed)
@@ -123,10 +129,22 @@ def _of_network(
     example = (batch.state[:1], torch.utils._pytree.tree_map(lambda leaf: leaf[:1], batch.data))
 
     def readout(solution: Any) -> NetworkPosterior:
-        problem.check_controls(solution.controls)
-        return NetworkPosterior(network, solution.controls, n, example)
+        found = controls_of(solution)
+        problem.check_controls(found)
+        return NetworkPosterior(network, found, n, example)
 
     return Formulation(problem, draws, readout)
+
+
+def _observations(data: Any) -> Tensor | None:
+    """All observations, where they are a tensor in memory."""
+    if type(data) is torch.utils.data.TensorDataset:
+        data = data.tensors
+    y = data.data if isinstance(data, mfoc.Particles) else data[1] if isinstance(data, tuple | list) else None
+    if not isinstance(y, Tensor | np.ndarray):
+        return None
+    found: Tensor = mfoc.population((torch.arange(len(y)), y))(0).data  # with labels widened
+    return found
 
 
 def _likelihood(likelihood: Any, noise: Any) -> Any:

@@ -4,30 +4,17 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
-from importlib import import_module
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mfoc import InvalidType, InvalidValue, MissingExtra
+from mfoc import InvalidType, InvalidValue, require
 from paradigms.meta.algorithms import maml, meta_sgd
 from paradigms.meta.formulations import MetaFormulation, to_module
 from paradigms.meta.inner import Loss
 from paradigms.meta.rules import learned_update
 from paradigms.meta.stacked import pure_copy
-
-
-def learn2learn() -> Any:
-    """The package learn2learn; importing it takes seconds and prints a banner of gym.
-
-    Raises:
-        MissingExtra: it is not installed.
-    """
-    try:
-        return import_module("learn2learn")
-    except ModuleNotFoundError as error:
-        raise MissingExtra("this needs 'learn2learn': pip install 'mfoc[meta]'", name=error.name) from error
 
 
 def from_learn2learn(
@@ -47,7 +34,7 @@ def from_learn2learn(
         InvalidValue: a GBML that adapts its transforms, which is another law of the inner loop.
         MissingExtra: learn2learn is not installed.
     """
-    known = learn2learn().algorithms
+    known = require("learn2learn", "meta").algorithms  # takes seconds and prints a banner of gym
     settings = {"inner_steps": inner_steps, "first_order": bool(getattr(algorithm, "first_order", False)), **options}
     if isinstance(algorithm, known.MAML):
         return maml(algorithm.module, loss, tasks, inner_lr=float(algorithm.lr), **settings)
@@ -97,7 +84,7 @@ def to_learn2learn(formulation: MetaFormulation, solution: Any) -> Any:
     """
     if not isinstance(formulation, MetaFormulation):
         raise InvalidType(f"formulation is a {type(formulation).__name__}; expected what paradigms.meta.maml returns")
-    known, loop, controls = learn2learn().algorithms, formulation.loop, solution.controls
+    known, loop, controls = require("learn2learn", "meta").algorithms, formulation.loop, solution.controls
     if formulation.origin is not None:
         return _gbml(formulation, controls)
     net = to_module(formulation.net, controls["phi"])
