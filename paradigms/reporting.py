@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from statistics import NormalDist
 
 from torch import Tensor
@@ -34,11 +35,26 @@ def progress_bar(label: str, total: int, *, shown: bool) -> Iterator[Callable[[s
         yield lambda word: display.update(task, advance=1, figures=word)
 
 
+@dataclass(frozen=True)
+class Estimate:
+    """A mean with a normal interval."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.value:.4g} [{self.low:.4g}, {self.high:.4g}]"
+
+
 def normal_interval(sample: Tensor, confidence: float) -> tuple[float, float, float]:
-    """The mean of a sample ``[n]`` and the ends of its normal interval, which are infinite for a sample of one."""
+    """The mean of a sample ``[n]`` and the ends of its normal interval.
+
+    They are infinite for a sample of one, and for one with infinite or undefined members.
+    """
     sample = sample.double()
     mean = float(sample.mean())
-    if len(sample) < 2:
+    if len(sample) < 2 or not math.isfinite(mean):
         return mean, -math.inf, math.inf
     half = NormalDist().inv_cdf(0.5 + confidence / 2) * float(sample.std()) / math.sqrt(len(sample))
     return mean, mean - half, mean + half

@@ -210,6 +210,55 @@ def test_task_set_of_learn2learn():
             assert (c[i][d[i] == k] // 8 == a[i][b[i] == k] // 8).all()  # query and support of one class
 
 
+def test_finite_task_set_of_learn2learn():
+    """Two runs that ask for the batches in other orders see the same ones, each task once an epoch."""
+
+    def source():
+        data = learn2learn.data.MetaDataset(
+            torch.utils.data.TensorDataset(torch.arange(400.0).view(400, 1), torch.arange(400) // 8)
+        )
+        kinds = learn2learn.data.transforms
+        steps = [kinds.NWays(data, 3), kinds.KShots(data, 4), kinds.LoadData(data), kinds.RemapLabels(data)]
+        return learn2learn.data.Taskset(data, steps, num_tasks=7)
+
+    first, again = (from_taskset(source(), shots=1, tasks=3, seed=2) for _ in range(2))
+    batches = {step: first(step).data["support"][0] for step in (0, 1, 2, 3)}
+    for step in (3, 1, 2, 0):
+        assert torch.equal(again(step).data["support"][0], batches[step])
+    assert first.size == 7
+    assert len(torch.cat([batches[step] for step in (0, 1, 2)]).unique(dim=0)) == 7
+
+
+def test_meta_sgd_with_a_frozen_layer():
+    """Their own adapt fails on it; ours moves the others, as their update does when it is given their slopes."""
+    algorithm = theirs("MetaSGD")
+    algorithm.module[0].weight.requires_grad_(False)
+    formulation = from_learn2learn(algorithm, LAW, F.mse_loss, inner_steps=2)
+    assert "0.weight" not in formulation.problem.controls["alpha"]
+    found = mfoc.evaluate(formulation.problem, formulation.problem.controls, LAW(0))
+    (x, y), (a, b) = LAW(0).data["support"], LAW(0).data["query"]
+    total = 0
+    for i in range(len(x)):
+        clone = algorithm.clone()
+        for _ in range(2):
+            still, *moving = clone.module.parameters()
+            slopes = torch.autograd.grad(F.mse_loss(clone(x[i]), y[i]), moving, create_graph=True)
+            every = [torch.zeros_like(still), *slopes]
+            clone.module = algorithms.meta_sgd.meta_sgd_update(clone.module, clone.lrs, every)
+        total = total + F.mse_loss(clone(a[i]), b[i]) / len(x)
+    wanted = [p for p in algorithm.module.parameters() if p.requires_grad]
+    torch.testing.assert_close(found.value, total.detach(), rtol=1e-10, atol=0)
+    slopes = torch.autograd.grad(total, [*wanted, *list(algorithm.lrs)[1:]])
+    for mine, other in zip(torch.utils._pytree.tree_leaves(found.gradient), slopes, strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-10, atol=1e-12)
+    learner = Learner(formulation)
+    free = [p for p in learner.parameters() if p.requires_grad]
+    value, slopes = loop(learner, LAW(0), steps=2, parameters=free)
+    torch.testing.assert_close(value, found.value, rtol=1e-10, atol=0)
+    for mine, other in zip(torch.utils._pytree.tree_leaves(found.gradient), slopes, strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-10, atol=1e-12)
+
+
 def test_few_shot_against_their_loop():
     generator = torch.Generator().manual_seed(0)
     x, y = torch.randn(30, 1, 8, 8, generator=generator).double(), torch.arange(30) // 6

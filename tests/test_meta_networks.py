@@ -29,6 +29,25 @@ def conv(*layers):
     return nn.Sequential(*layers, nn.Flatten(), nn.LazyLinear(3))
 
 
+class Own(nn.Module):
+    """A forward of one's own over one layer, with a buffer."""
+
+    def __init__(self, forward, layer=None):
+        super().__init__()
+        self.layer, self.run = layer or nn.Linear(72, 3), forward
+        self.register_buffer("mean", torch.full((72,), 0.1))
+
+    def forward(self, x):
+        return self.run(self, x.flatten(1))
+
+
+def counting(net, x):
+    """Writes into its buffer, in place and by assignment."""
+    net.mean.mul_(0.9).add_(0.1 * x.detach().mean(0))
+    net.mean = net.mean + x.detach().mean(0)
+    return net.layer(x - net.mean)
+
+
 NETS = {
     "linear": lambda: nn.Sequential(nn.Flatten(), nn.Linear(72, 5), nn.Tanh(), nn.Linear(5, 3, bias=False)),
     "conv": lambda: conv(
@@ -47,8 +66,22 @@ NETS = {
     "same padding": lambda: conv(nn.Conv2d(2, 4, 3, padding="same"), nn.ReLU()),
     "instance norm": lambda: conv(nn.Conv2d(2, 4, 3), nn.InstanceNorm2d(4, affine=True), nn.ReLU()),
     "skip": Skip,
+    "branch on values": lambda: Own(lambda net, x: net.layer(x) if x.sum() > 0 else net.layer(x).tanh()),
+    "item": lambda: Own(lambda net, x: net.layer(x) * (1 + float(net.layer.weight.detach().sum().item() > 0))),
+    "mask": lambda: Own(lambda net, x: net.layer(torch.where(x.sum(1, keepdim=True) > 0, x, -x)[x.sum(1) < 1e9])),
+    "loop over shots": lambda: Own(lambda net, x: torch.stack([net.layer(row) for row in x])),
+    "buffers": lambda: Own(counting),
+    "a layer used twice": lambda: Own(
+        lambda net, x: net.layer(x) + net.layer(x.flip(0)) @ net.layer.weight @ net.layer.weight.T
+    ),
+    "recurrent": lambda: Own(lambda net, x: net.layer(x[:, None])[0][:, 0], nn.GRU(72, 3, batch_first=True)),
+    "parametrised": lambda: nn.Sequential(nn.Flatten(), nn.utils.parametrizations.weight_norm(nn.Linear(72, 3))),
 }
-DIRECT = set(NETS) - {"same padding", "instance norm", "skip"}
+DIRECT = {
+    "linear", "conv", "groups", "batch norm", "plain batch norm", "batch norm 1d", "group norm", "layer norm", "nested",
+    "frozen",
+}  # fmt: skip
+LOOPED = {"branch on values", "item", "mask", "buffers", "recurrent"}  # what vmap cannot follow
 
 
 def frozen(net):
@@ -59,7 +92,7 @@ def frozen(net):
 def made(name):
     torch.manual_seed(0)
     net = NETS[name]().double()
-    net(torch.randn(SHOTS, 2, 6, 6).double())
+    net(torch.randn(SHOTS, 2, 6, 6).double())  # lazy layers take their shape, averages move
     return net
 
 
@@ -78,7 +111,8 @@ def reference(net, particles, steps=2, lr=0.1):
     (x, y), (a, b) = particles.data["support"], particles.data["query"]
 
     def loss(weights, pair):
-        return F.cross_entropy(torch.func.functional_call(net, (weights, dict(buffers)), (pair[0],)), pair[1])
+        own = {name: b.clone() for name, b in buffers.items()}
+        return F.cross_entropy(torch.func.functional_call(net, (weights, own), (pair[0],)), pair[1])
 
     for i in range(len(particles)):
         fast = dict(phi)
@@ -106,8 +140,43 @@ def test_second_order_maml(name, mode):
 
 
 @pytest.mark.parametrize("name", NETS)
-def test_which_layers_are_direct(name):
-    assert bool(StackedNetwork(made(name)).layers) == (name in DIRECT)
+def test_which_layers_are_stacked(name):
+    stacked, x = StackedNetwork(made(name)), task_batch().data["support"][0]
+    assert bool(stacked.layers) == (name in DIRECT)
+    stacked({key: leaf.expand(TASKS, *leaf.shape) for key, leaf in stacked.initial().items()}, x)
+    assert stacked.looped == (name in LOOPED)
+
+
+@pytest.mark.parametrize(
+    ("forward", "message"),
+    [
+        (lambda net, x: (net.layer(x), x), "returns a tuple"),
+        (lambda net, x: {"out": net.layer(x)}, "returns a dict"),
+        (lambda net, x: (net.layer(x), x) if x.sum() > 0 else (x, x), "returns a tuple"),
+        (lambda net, x: net.layer(x)[:2], r"shape \(2, 3\) for the 4 shots"),
+        (lambda net, x: net.layer(F.dropout(x, 0.5)), "random numbers"),
+        (
+            lambda net, x: net.layer(F.dropout(x, 0.5)) if x.sum() > 0 else net.layer(F.dropout(x, 0.1)),
+            "random numbers",
+        ),
+    ],
+)
+def test_forwards_that_are_refused(forward, message):
+    with pytest.raises((mfoc.InvalidValue, mfoc.InvalidType), match=message):
+        maml(Own(forward).double(), F.cross_entropy, task_batch(), inner_steps=1, inner_lr=0.1)
+
+
+def test_tied_weights_are_refused():
+    net = nn.Sequential(nn.Flatten(), nn.Linear(72, 72), nn.Linear(72, 72), nn.Linear(72, 3)).double()
+    net[2].weight = net[1].weight
+    with pytest.raises(mfoc.InvalidValue, match="shared"):
+        maml(net, F.cross_entropy, task_batch(), inner_steps=1, inner_lr=0.1)
+
+
+def test_one_shot_of_batch_norm_is_refused():
+    cloud = tasks(*[tuple(part[:, :1] for part in task_batch().data["support"])] * 2)
+    with pytest.raises(mfoc.InvalidValue, match="more than 1 value per channel"):
+        maml(made("batch norm 1d"), F.cross_entropy, cloud, inner_steps=1, inner_lr=0.1)
 
 
 def test_a_hook_is_run():

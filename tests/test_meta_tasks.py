@@ -1,6 +1,7 @@
 """Laws of tasks: pure functions of the step, with the statistics they say they have."""
 
 import math
+import random
 
 import numpy as np
 import pytest
@@ -143,6 +144,70 @@ def test_task_sets():
     assert (b == torch.tensor([0, 0, 0, 1, 1, 1])).all()
 
 
+class Finite(Task):
+    """A finite set describes a task when it is first asked for it, and keeps the description."""
+
+    def __init__(self, count=7):
+        super().__init__()
+        self.num_tasks, self.sampled_descriptions = count, {}
+
+    def sample_task_description(self):
+        return random.random()
+
+    def get_task(self, description):
+        y = torch.arange(2).repeat_interleave(3)
+        return torch.stack([torch.full((6,), description), torch.randn(6)], 1).double(), y
+
+    def sample(self):
+        i = random.randrange(self.num_tasks)
+        return self.get_task(self.sampled_descriptions.setdefault(i, self.sample_task_description()))
+
+
+def test_finite_task_sets_are_functions_of_the_step():
+    """Asked in another order, by another process, beside other users of the set: the same batches."""
+    source = Finite()
+    law = from_taskset(source, shots=1, tasks=3, seed=4)
+    assert (law.size, law.batches_per_epoch) == (7, 3)
+    batches = [law(step) for step in range(6)]
+    assert source.sampled_descriptions == {}
+    source.sample()
+    again = from_taskset(Finite(), shots=1, tasks=3, seed=4)
+    for step in (5, 2, 0):
+        assert same_bits(batches[step].data, again(step).data)
+        assert same_bits(batches[step].data, law(step).data)
+    seen = torch.cat([batch.data["query"][0][:, 0, 0] for batch in batches[:3]])
+    assert len(seen.unique()) == 7  # each task once an epoch
+    other = torch.cat([batch.data["query"][0][:, 0, 0] for batch in batches[3:]])
+    assert torch.equal(seen.sort().values, other.sort().values)
+    assert not torch.equal(seen, other)
+    assert (
+        len(torch.unique(torch.cat([seen, from_taskset(Finite(), shots=1, tasks=7)(0).data["query"][0][:, 0, 0]]))) > 7
+    )
+
+
+def test_descriptions_that_are_there_are_kept():
+    source = Finite(2)
+    source.sampled_descriptions = {0: 10.0, 1: 20.0}
+    x = from_taskset(source, shots=1, tasks=2)(0).data["support"][0]
+    assert set(x[:, 0, 0].tolist()) == {10.0, 20.0}
+
+
+class Counted(Task):
+    """No function of the generators."""
+
+    calls = 0
+
+    def sample(self):
+        self.calls += 1
+        return torch.full((8, 2), float(self.calls)), torch.arange(2).repeat_interleave(4)
+
+
+class Closed(Task):
+    """A finite set that tells nothing of its descriptions."""
+
+    num_tasks = 5
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -158,8 +223,11 @@ def test_task_sets():
         (lambda: sinusoids(phase=(1.0, 0.0)), "phase"),
         (lambda: from_taskset(Task(), shots=4, tasks=2), "none is left"),
         (lambda: from_taskset([], shots=4, tasks=2), "Taskset"),
+        (lambda: from_taskset(Counted(), shots=1, tasks=2), "seeded alike"),
+        (lambda: from_taskset(Closed(), shots=1, tasks=2), "cannot be read"),
+        (lambda: from_taskset(Finite(3), shots=1, tasks=4), "tasks is 4 and the task set has 3"),
+        (lambda: from_taskset(Finite(3), shots=3, tasks=2), "none is left"),
         (lambda: tasks(torch.zeros(1), torch.zeros(1)), "pair"),
-        (lambda: tasks(*[(torch.zeros(1, 1, 1), -torch.ones(1, 1).long())] * 2), "classes from 0"),
         (lambda: tasks((torch.zeros(1, 1, 2), torch.zeros(1, 1)), (torch.zeros(1, 1, 3), torch.zeros(1, 1))), "shapes"),
     ],
 )

@@ -14,19 +14,7 @@ from mfoc.game import costate_at, entering
 from mfoc.maximisers import PGD, Maximiser
 from paradigms.adversarial.games import GameFormulation, check_inside
 from paradigms.formulation import controls_of
-from paradigms.reporting import normal_interval
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A mean over particles with a normal interval."""
-
-    value: float
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        return f"{self.value:.3g} [{self.low:.3g}, {self.high:.3g}]"
+from paradigms.reporting import Estimate, normal_interval
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from paradigms.meta.algorithms import anil, maml, meta_sgd, reptile
 from paradigms.meta.evaluation import Adaptation, adapt, evaluate
 from paradigms.meta.few_shot import few_shot, from_taskset
 from paradigms.meta.formulations import MetaFormulation
-from paradigms.meta.implicit import imaml
+from paradigms.meta.implicit import imaml, residuals
 from paradigms.meta.interop import Learner, from_learn2learn, to_learn2learn
 from paradigms.meta.rules import Coordinatewise, learned_update
 from paradigms.meta.tasks import sinusoids, tasks
@@ -31,6 +31,7 @@ __all__ = [
     "maml",
     "meta_sgd",
     "reptile",
+    "residuals",
     "sinusoids",
     "tasks",
     "to_learn2learn",

@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mfoc import InvalidValue
+from mfoc import InvalidType, InvalidValue
 from paradigms.meta.checks import check_rate, check_steps, checked_network
 from paradigms.meta.formulations import MetaFormulation, assemble, build
-from paradigms.meta.inner import Inner, Loss, Rule, TaskLoss
+from paradigms.meta.inner import Inner, Rule
 from paradigms.meta.loop import Loop
+from paradigms.meta.losses import Loss, TaskLoss
 from paradigms.meta.stacked import Weights
 
 
@@ -33,7 +34,8 @@ def maml(
 
     Args:
         net: any module from inputs ``[shots, ...]`` to outputs ``[shots, ...]``. It is copied, never changed. A chain
-            (``nn.Sequential``) of common layers is several times faster than other modules.
+            (``nn.Sequential``) of common layers is several times faster than other modules; ``paradigms.meta.stacked``
+            says which they are.
         loss: ``loss(output, target) -> scalar`` for one task, or a torch loss.
         tasks: a population of tasks (``sinusoids``, ``few_shot``, ``from_taskset``), particles made with ``tasks``, or
             a function of the step that returns them.
@@ -165,13 +167,19 @@ def reptile(
         toward=True,
         shots_per_step=shots_per_step,
     )
-    return assemble(net, loop, {"phi": model.initial()}, tasks, inner_steps, inner_lr=inner_lr)
+    made = assemble(net, loop, {"phi": model.initial()}, tasks, inner_steps, inner_lr=inner_lr)
+    shots = made.population(0).data["support"][0].shape[1]
+    if shots_per_step is not None and shots_per_step > shots:
+        raise InvalidValue(f"shots_per_step is {shots_per_step} and the support has {shots}; expected no more")
+    return made
 
 
 def _head(names: list[str], head: str | Sequence[str] | None) -> list[str]:
     if head is None:
         head = names[-1].rpartition(".")[0] or names[-1]
-    wanted = [head] if isinstance(head, str) else list(head)
+    wanted = [head] if isinstance(head, str) else list(head) if isinstance(head, Sequence) else [head]
+    if not wanted or not all(isinstance(prefix, str) and prefix for prefix in wanted):
+        raise InvalidValue(f"head is {head!r}; expected names of parameters or submodules, at least one, or None")
     for prefix in wanted:
         if not any(name == prefix or name.startswith(prefix + ".") for name in names):
             raise InvalidValue(f"head names {prefix!r}; the trainable parameters are {', '.join(names)}")
@@ -182,6 +190,11 @@ def _initial_rates(inner_lr: Any, phi: Weights) -> Weights:
     if isinstance(inner_lr, int | float):
         check_rate("inner_lr", inner_lr)
         return {name: torch.full_like(leaf, inner_lr) for name, leaf in phi.items()}
+    if isinstance(inner_lr, Tensor | str) or not isinstance(inner_lr, Sequence | dict | nn.ParameterList):
+        raise InvalidType(
+            f"inner_lr is a {type(inner_lr).__name__}; expected a number, or a tensor for each parameter, in order or "
+            "by name"
+        )
     rates = dict(inner_lr) if isinstance(inner_lr, dict) else dict(zip(phi, inner_lr, strict=False))
     count = len(inner_lr)
     for name, leaf in phi.items():
@@ -191,4 +204,6 @@ def _initial_rates(inner_lr: Any, phi: Weights) -> Weights:
             raise InvalidValue(
                 f"inner_lr of {name!r} has shape {tuple(rates[name].shape)}; the parameter has {tuple(leaf.shape)}"
             )
+        if not rates[name].isfinite().all():
+            raise InvalidValue(f"inner_lr of {name!r} holds NaN or infinite values")
     return {name: rates[name].detach().clone().to(leaf) for name, leaf in phi.items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 from torch import Tensor, nn
@@ -62,6 +63,8 @@ def check_step_weights(weights: Any, steps: int) -> list[float] | None:
     """Weights of the multi-step loss."""
     if weights is None:
         return None
+    if not isinstance(weights, Iterable):
+        raise InvalidType(f"step_losses is a {type(weights).__name__}; expected {steps} weights, or None")
     found = list(weights)
     bad = [w for w in found if isinstance(w, bool) or not isinstance(w, int | float) or not 0 <= w < math.inf]
     if bad or len(found) != steps or not any(found):

@@ -10,24 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from mfoc import InvalidType, InvalidValue
-from paradigms.formulation import controls_of
 from paradigms.meta.checks import check_steps
-from paradigms.meta.formulations import MetaFormulation, to_module
+from paradigms.meta.formulations import MetaFormulation, checked_controls, to_module
+from paradigms.meta.losses import TaskLoss
 from paradigms.meta.tasks import as_tasks, check_tasks
 from paradigms.meta.tasks import tasks as make_tasks
-from paradigms.reporting import normal_interval, progress_bar
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A mean over tasks with a normal interval."""
-
-    value: float
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        return f"{self.value:.4g} ± {(self.high - self.low) / 2:.2g}"
+from paradigms.reporting import Estimate, normal_interval, progress_bar
 
 
 @dataclass(frozen=True)
@@ -38,11 +26,13 @@ class Adapted:
         steps: inner steps.
         loss: the query loss.
         accuracy: the share of the query that is classified right; None when targets are no classes.
+        diverged: tasks whose loss is not finite; where there are any, the mean is infinite or NaN.
     """
 
     steps: int
     loss: Estimate
     accuracy: Estimate | None
+    diverged: int = 0
 
 
 @dataclass(frozen=True)
@@ -68,10 +58,11 @@ class Adaptation:
     def __str__(self) -> str:
         lines = [f"Adaptation on {self.tasks} tasks ({100 * self.confidence:.0f}% intervals)", "steps  query loss"]
         if self.rows[0].accuracy is not None:
-            lines[1] += "            accuracy"
+            lines[1] += f"{'':20s}accuracy"
         for row in self.rows:
-            line = f"{row.steps:5d}  {row.loss!s:20s}"
-            lines.append((line if row.accuracy is None else f"{line}  {row.accuracy}").rstrip())
+            line = f"{row.steps:5d}  {row.loss!s:28s}"
+            line = line if row.accuracy is None else f"{line}  {row.accuracy}"
+            lines.append(f"{line}  ({row.diverged} of {self.tasks} tasks diverged)" if row.diverged else line.rstrip())
         return "\n".join(lines)
 
 
@@ -99,7 +90,8 @@ def evaluate(
     Raises:
         InvalidType, InvalidValue: wrong arguments.
     """
-    wanted = _checked(formulation, steps, batches, confidence)
+    controls = checked_controls(formulation, solution)
+    wanted = _checked(steps, batches, confidence)
     source = formulation.population if tasks is None else as_tasks(tasks)
     if source.size is not None and batches > source.batches_per_epoch:
         raise InvalidValue(
@@ -112,17 +104,19 @@ def evaluate(
     with torch.no_grad(), progress_bar("tasks", batches, shown=progress) as tick:
         for batch in range(batches):
             z = check_tasks(source(batch)).data
-            for k, state in loop.states(controls_of(solution), z, wanted):
+            loop.check(controls, z)
+            for k, state in loop.states(controls, z, wanted):
                 losses[k].append(loop.query_loss(state, z))
-                found = _right(loop.outputs(state, z), z["query"][1])
+                found = _right(loop.outputs(state, z), z["query"][1], loop.inner.loss)
                 if found is not None:
                     hits[k].append(found)
             tick("")
     rows = []
     for k in wanted:
-        loss = Estimate(*normal_interval(torch.cat(losses[k]), confidence))
+        sample = torch.cat(losses[k])
+        loss = Estimate(*normal_interval(sample, confidence))
         accuracy = Estimate(*normal_interval(torch.cat(hits[k]), confidence)) if hits[k] else None
-        rows.append(Adapted(k, loss, accuracy))
+        rows.append(Adapted(k, loss, accuracy, int((~sample.isfinite()).sum())))
     return Adaptation(rows, sum(len(part) for part in losses[wanted[0]]), confidence)
 
 
@@ -138,14 +132,14 @@ def adapt(formulation: MetaFormulation, solution: Any, support: Any, *, steps: i
     Raises:
         InvalidType, InvalidValue: wrong arguments.
     """
-    _check_formulation(formulation)
+    controls = checked_controls(formulation, solution)
     if steps is not None:
         check_steps("steps", steps)
     if not isinstance(support, tuple | list) or len(support) != 2 or not all(isinstance(a, Tensor) for a in support):
         raise InvalidType(f"support is a {type(support).__name__}; expected a pair (x, y) of tensors [shots, ...]")
-    controls = controls_of(solution)
     pair = (support[0][None], support[1][None])
     z = make_tasks(pair, pair).data
+    formulation.loop.check(controls, z)
     count = formulation.adapt_steps if steps is None else steps
     with torch.no_grad():
         ((_, state),) = formulation.loop.states(controls, z, [count])
@@ -153,13 +147,7 @@ def adapt(formulation: MetaFormulation, solution: Any, support: Any, *, steps: i
     return to_module(formulation.net, weights)
 
 
-def _check_formulation(formulation: Any) -> None:
-    if not isinstance(formulation, MetaFormulation):
-        raise InvalidType(f"formulation is a {type(formulation).__name__}; expected what paradigms.meta.maml returns")
-
-
-def _checked(formulation: Any, steps: Any, batches: Any, confidence: Any) -> list[int]:
-    _check_formulation(formulation)
+def _checked(steps: Any, batches: Any, confidence: Any) -> list[int]:
     wanted = sorted(set(steps)) if isinstance(steps, Sequence) else [steps]
     if not wanted or any(isinstance(k, bool) or not isinstance(k, int) or k < 0 for k in wanted):
         raise InvalidValue(f"steps is {steps!r}; expected numbers of inner steps, such as (1, 5, 10)")
@@ -169,8 +157,12 @@ def _checked(formulation: Any, steps: Any, batches: Any, confidence: Any) -> lis
     return wanted
 
 
-def _right(output: Tensor, target: Tensor) -> Tensor | None:
+def _right(output: Tensor, target: Tensor, loss: TaskLoss) -> Tensor | None:
     """The share of right answers of each task ``[tasks]``, where targets are classes."""
-    if target.is_floating_point() or output.dim() != 3 or target.dim() != 2:
+    if loss.elementwise or target.is_floating_point() or output.dim() != 3 or target.dim() != 2:
         return None
-    return (output.argmax(2) == target).to(output.dtype).mean(1)
+    counted = loss.counted(target)
+    if not loss.classes and bool((target[counted] < 0).any()):
+        return None
+    right = (output.argmax(2) == target) & counted
+    return right.to(output.dtype).sum(1) / counted.sum(1)

@@ -11,7 +11,8 @@ from torch import Tensor
 import mfoc
 from mfoc import InvalidType, InvalidValue
 from mfoc.population import mixed_seed, seeded
-from paradigms.meta.tasks import Pair, as_tasks, check_counts, check_seed
+from paradigms.meta.checks import check_flag
+from paradigms.meta.tasks import Pair, as_tasks, check_counts, check_seed, check_tasks
 
 
 def few_shot(
@@ -44,6 +45,9 @@ def few_shot(
     """
     check_counts(ways=ways, shots=shots, queries=queries, tasks=tasks)
     check_seed(seed)
+    check_flag("rotations", rotations)
+    if ways < 2:
+        raise InvalidValue(f"ways is {ways}; a choice needs at least two classes")
     inputs, labels = _labelled(x, y)
     if rotations and (inputs.dim() < 3 or inputs.shape[-1] != inputs.shape[-2]):
         raise InvalidValue(f"rotations need square images; the inputs have shape {tuple(inputs.shape)}")
@@ -92,36 +96,85 @@ def from_taskset(taskset: Any, *, shots: int, tasks: int, seed: int = 0) -> mfoc
     """A learn2learn ``Taskset`` as a population of tasks.
 
     Each of its tasks (x, y) is split: the first ``shots`` examples of each class are the support, the others the query.
-    With ``num_tasks=-1`` tasks are drawn afresh; a finite set keeps the tasks it once described, as it does for
-    learn2learn.
+    With ``num_tasks=-1`` tasks are drawn afresh. The tasks of a finite set are its particles: each is visited once an
+    epoch, and the description of task i is a function of (seed, i), where the set has not described it before. The set
+    itself is left as it is, so that its own ``[i]`` may describe task i otherwise.
 
     Args:
-        taskset: a ``learn2learn.data.Taskset``, or anything whose ``[i]`` and ``sample()`` give a task (x, y).
+        taskset: a ``learn2learn.data.Taskset``, or anything whose ``[i]`` and ``sample()`` give a task (x, y) and draw
+            from the global generators alone.
         shots: examples of each class in the support.
         tasks: tasks in a batch.
         seed: seeds the global generators that the task transforms draw from; they are put back.
 
     Raises:
         InvalidType: no task set.
-        InvalidValue: a class with no example left for the query, tasks of different sizes.
+        InvalidValue: a class with no example left for the query, tasks of different sizes, a finite set with fewer
+            tasks than a batch, a set whose tasks are no function of the generators.
     """
     if not hasattr(taskset, "sample") or not hasattr(taskset, "__getitem__"):
         raise InvalidType(f"taskset is a {type(taskset).__name__}; expected a learn2learn.data.Taskset")
     check_counts(shots=shots, tasks=tasks)
     check_seed(seed)
+    count = getattr(taskset, "num_tasks", -1)
+    if count == -1:
+        found = mfoc.population(lambda step: _drawn(taskset, shots, tasks, mixed_seed(seed, step)))
+        _check_repeats(check_tasks(found(0)), found(0))
+        return found
+    if not (hasattr(taskset, "sample_task_description") and hasattr(taskset, "get_task")):
+        raise InvalidType(
+            f"taskset is a {type(taskset).__name__} of {count} tasks whose descriptions cannot be read, so that batch "
+            "n is no function of n; expected a learn2learn.data.Taskset, or one with num_tasks=-1"
+        )
+    if count < tasks:
+        raise InvalidValue(f"tasks is {tasks} and the task set has {count}; expected at most as many in a batch")
+    loader: Any = torch.utils.data.DataLoader(
+        _Described(taskset, shots, seed), batch_size=tasks, shuffle=True, collate_fn=_batch
+    )
+    return as_tasks(mfoc.population(loader, seed=seed))
 
-    def draw(step: int) -> mfoc.Particles:
-        with seeded(mixed_seed(seed, step)):
-            drawn = [_split(taskset.sample(), shots) for _ in range(tasks)]
-        try:
-            columns = [torch.stack(column) for column in zip(*drawn, strict=True)]
-        except RuntimeError as error:
-            raise InvalidValue(f"the tasks of a batch differ in size (ragged supports): {error}") from error
-        like = columns[0] if columns[0].is_floating_point() else torch.zeros(())
-        data = {"support": (columns[0], columns[1]), "query": (columns[2], columns[3])}
-        return mfoc.Particles(like.new_zeros(tasks), data)
 
-    return as_tasks(draw)
+def _drawn(taskset: Any, shots: int, tasks: int, key: int) -> mfoc.Particles:
+    with seeded(key):
+        drawn = [_split(taskset.sample(), shots) for _ in range(tasks)]
+    try:
+        return mfoc.Particles(*_batch(drawn))
+    except RuntimeError as error:
+        raise InvalidValue(f"the tasks of a batch differ in size (ragged supports): {error}") from error
+
+
+def _batch(drawn: list[tuple[Tensor, Tensor, Tensor, Tensor]]) -> tuple[Tensor, dict[str, Pair]]:
+    """Placeholder state and data of a batch of tasks."""
+    x, y, a, b = (torch.stack(column) for column in zip(*drawn, strict=True))
+    like = x if x.is_floating_point() else torch.zeros(())
+    return like.new_zeros(len(x)), {"support": (x, y), "query": (a, b)}
+
+
+def _check_repeats(first: mfoc.Particles, again: mfoc.Particles) -> None:
+    """Refuses a law that gives other tasks when it is asked again."""
+    leaves = ([leaf for pair in cloud.data.values() for leaf in pair] for cloud in (first, again))
+    if not all((a.shape == b.shape and a.equal(b)) or bool((a != a).any()) for a, b in zip(*leaves, strict=True)):
+        raise InvalidValue(
+            "taskset gives other tasks when the global generators (torch, numpy, random) are seeded alike; a "
+            "population must be a function of the step alone"
+        )
+
+
+class _Described(torch.utils.data.Dataset[Any]):
+    """The tasks of a finite set, described as they are asked for: a map-style dataset."""
+
+    def __init__(self, taskset: Any, shots: int, seed: int) -> None:
+        self._taskset, self._shots, self._seed = taskset, shots, seed
+        self._known = dict(getattr(taskset, "sampled_descriptions", {}))
+
+    def __len__(self) -> int:
+        return int(self._taskset.num_tasks)
+
+    def __getitem__(self, i: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        if i not in self._known:
+            with seeded(mixed_seed(self._seed, i, 3)):
+                self._known[i] = self._taskset.sample_task_description()
+        return _split(self._taskset.get_task(self._known[i]), self._shots)
 
 
 def _split(task: Any, shots: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -143,18 +196,46 @@ def _split(task: Any, shots: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 def _labelled(x: Any, y: Any) -> Pair:
     if y is None and not isinstance(x, Tensor | np.ndarray):
-        if not hasattr(x, "__getitem__") or not hasattr(x, "__len__"):
+        if isinstance(x, dict) or not hasattr(x, "__getitem__") or not hasattr(x, "__len__"):
             raise InvalidType(f"x is a {type(x).__name__}; expected inputs and labels, or a map-style dataset of pairs")
-        x, y = torch.utils.data.default_collate([x[i] for i in range(len(x))])[:2]
+        x, y = _read(x)
     if y is None:
         raise InvalidType("y is None; expected integer labels [N]")
-    inputs, labels = (torch.from_numpy(np.array(a)) if not isinstance(a, Tensor) else a for a in (x, y))
-    if labels.dim() != 1 or len(labels) != len(inputs) or labels.is_floating_point():
+    inputs, labels = _tensor(x, "x"), _tensor(y, "y")
+    if inputs.dim() < 2 or not inputs.numel():
+        raise InvalidValue(f"x has shape {tuple(inputs.shape)}; expected examples [N, ...], none of them empty")
+    if labels.dim() != 1 or len(labels) != len(inputs) or labels.is_floating_point() or labels.is_complex():
         raise InvalidValue(
             f"labels of dtype {labels.dtype} and shape {tuple(labels.shape)} for inputs {tuple(inputs.shape)}; "
             "expected one integer for each input, [N]"
         )
-    if not len(labels):
-        raise InvalidValue("x is empty; expected at least one example")
+    if inputs.is_complex():
+        raise InvalidValue(f"x has dtype {inputs.dtype}; expected real numbers")
+    if inputs.is_floating_point() and not inputs.isfinite().all():
+        bad = int((~inputs.isfinite()).flatten(1).any(1).nonzero()[0])
+        raise InvalidValue(f"x holds NaN or infinite values, first in example {bad}")
     inputs = inputs.to(torch.get_default_dtype()) / 255 if inputs.dtype == torch.uint8 else inputs
     return inputs, labels.long().cpu()
+
+
+def _read(dataset: Any) -> tuple[Any, Any]:
+    """Inputs and labels of a map-style dataset of pairs."""
+    if not len(dataset):
+        raise InvalidValue("x is empty; expected at least one example")
+    first = dataset[0]
+    if not isinstance(first, tuple | list) or len(first) < 2:
+        raise InvalidType(f"x holds items of {type(first).__name__}; expected pairs (input, label)")
+    try:
+        x, y = torch.utils.data.default_collate([dataset[i] for i in range(len(dataset))])[:2]
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise InvalidValue(f"the dataset's items make no arrays (tensors of one size?): {error}") from error
+    return x, y
+
+
+def _tensor(value: Any, name: str) -> Tensor:
+    if isinstance(value, Tensor):
+        return value
+    try:
+        return torch.from_numpy(np.array(value))
+    except (TypeError, ValueError) as error:
+        raise InvalidType(f"{name} makes no array of numbers: {error}") from error

@@ -19,11 +19,12 @@ import torch
 from torch import nn
 
 import mfoc
-from mfoc import InvalidValue
-from paradigms.formulation import Formulation
+from mfoc import InvalidType, InvalidValue
+from paradigms.formulation import Formulation, controls_of
 from paradigms.meta.checks import check_flag, check_step_weights, check_steps, checked_network
-from paradigms.meta.inner import Inner, Loss, Rule, TaskLoss
+from paradigms.meta.inner import Inner, Rule
 from paradigms.meta.loop import Loop
+from paradigms.meta.losses import Loss, TaskLoss
 from paradigms.meta.stacked import StackedNetwork, Weights
 from paradigms.meta.tasks import as_tasks
 
@@ -96,8 +97,10 @@ def assemble(
 ) -> MetaFormulation:
     """The formulation of an inner loop, checked on its first batch of tasks."""
     source = as_tasks(tasks)
+    first = source(0)
+    loop.check(controls, first.data)
     problem = loop.problem(controls, inner_steps, step_losses)
-    problem.validate(source(0))
+    problem.validate(first)
     return MetaFormulation(
         problem,
         source,
@@ -108,6 +111,34 @@ def assemble(
         inner_lr=inner_lr,
         remake=remake or (lambda steps: loop.problem(controls, steps, None)),
     )
+
+
+def checked_controls(formulation: Any, solution: Any) -> Any:
+    """The controls of a solution, an iterate or a problem, or the controls themselves.
+
+    Raises:
+        InvalidType: no formulation of this paradigm, no solution.
+        InvalidValue: controls of another formulation, or such as are not finite.
+    """
+    if not isinstance(formulation, MetaFormulation):
+        raise InvalidType(f"formulation is a {type(formulation).__name__}; expected what paradigms.meta.maml returns")
+    controls, own = controls_of(solution), formulation.problem.controls
+    found, expected = (_shapes(tree) for tree in (controls, own))
+    if found != expected:
+        names = [name for name in {**expected, **found} if found.get(name) != expected.get(name)]
+        raise InvalidValue(
+            f"solution is of another formulation: {names[0]} has shape {found.get(names[0], 'none (it is missing)')}; "
+            f"expected {expected.get(names[0], 'no such control')}"
+        )
+    formulation.problem.check_controls(controls)
+    return controls
+
+
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    leaves = torch.utils._pytree.tree_flatten_with_path(tree)[0]
+    return {
+        "".join(str(key) for key in path): tuple(leaf.shape) for path, leaf in leaves if isinstance(leaf, torch.Tensor)
+    }
 
 
 def to_module(net: nn.Module, weights: Weights) -> nn.Module:

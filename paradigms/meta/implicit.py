@@ -10,7 +10,7 @@ length enters the adjoint, so that memory does not grow with the inner steps.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,12 +19,15 @@ from torch import Tensor, nn
 from torch.autograd import Function
 
 import mfoc
-from mfoc import InvalidValue
+from mfoc import InvalidType, InvalidValue
 from paradigms.meta.checks import check_rate, check_steps, checked_network
-from paradigms.meta.formulations import MetaFormulation, assemble
-from paradigms.meta.inner import Inner, Loss, Pair, TaskLoss
+from paradigms.meta.formulations import MetaFormulation, assemble, checked_controls
+from paradigms.meta.inner import Inner, Pair
 from paradigms.meta.loop import Loop
+from paradigms.meta.losses import Loss, TaskLoss
 from paradigms.meta.stacked import Weights
+from paradigms.meta.tasks import as_tasks, check_tasks
+from paradigms.reporting import Estimate, normal_interval
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,12 @@ class Equilibrium:
 
     def solve(self, phi: Weights, g: Sequence[Tensor], pair: Pair) -> list[Tensor]:
         """P with (I + H / strength) p = g, each task on its own, by conjugate gradients."""
+        return _conjugate_gradients(
+            self._operator(phi, pair), [leaf.detach() for leaf in g], self.cg_steps, self.cg_tol
+        )
+
+    def _operator(self, phi: Weights, pair: Pair) -> Callable[[list[Tensor]], list[Tensor]]:
+        """V to (I + H / strength) v, the Hessian at phi."""
         with torch.enable_grad():
             free = {name: leaf.detach().requires_grad_() for name, leaf in phi.items()}
             slopes = list(self.inner.slopes(free, {}, pair).values())
@@ -77,24 +86,42 @@ class Equilibrium:
             bent = torch.autograd.grad(slopes, leaves, v, retain_graph=True, allow_unused=True, materialize_grads=True)
             return [a + b / self.strength for a, b in zip(v, bent, strict=True)]
 
-        return _conjugate_gradients(apply, [leaf.detach() for leaf in g], self.cg_steps, self.cg_tol)
+        return apply
+
+    def slack(self, start: Weights, pair: Pair, settled: Weights) -> Tensor:
+        """How far the inner solve is from the equilibrium ``[tasks]``: its slope there, relative to that at phi_0."""
+        with torch.no_grad():
+            first, last = (self.inner.slopes(phi, {}, pair) for phi in (start, settled))
+            pulled = [last[name] + self.strength * (settled[name] - start[name]) for name in start]
+            return _relative(pulled, list(first.values()))
+
+    def adjoint_slack(self, settled: Weights, pair: Pair, g: Sequence[Tensor]) -> Tensor:
+        """The relative residual of the conjugate gradients ``[tasks]``: ||g - (I + H / strength) p|| / ||g||."""
+        apply = self._operator(settled, pair)
+        p = self.solve(settled, g, pair)
+        left = [a - b for a, b in zip(g, apply(p), strict=True)]
+        return _relative(left, list(g))
 
 
 def _conjugate_gradients(apply: Any, g: list[Tensor], steps: int, tol: float) -> list[Tensor]:
     """Conjugate gradients for all tasks at once, each with coefficients of its own (Hestenes & Stiefel 1952).
 
-    A task whose residual is small, or whose direction has no positive curvature, stays where it is.
+    A task whose residual is small, or whose direction has no positive curvature, stays where it is: the equilibrium is
+    no minimum then. When that is so of the first direction, p = g, as if H were 0 (Nocedal & Wright 2006, algorithm
+    7.1); ``residuals`` reports it.
     """
     p, r, d = [torch.zeros_like(a) for a in g], list(g), list(g)
     rr = _dots(r, r)
     goal = rr * tol * tol
-    for _ in range(steps):
+    for k in range(steps):
         if bool((rr <= goal).all()):
             break
         bent = apply(d)
         curvature = _dots(d, bent)
         moving = (rr > goal) & (curvature > 0)
         a = torch.where(moving, rr / curvature, 0.0)
+        if k == 0:
+            p = _plus(p, ((rr > goal) & (curvature <= 0)).to(a.dtype), g)
         p, r = _plus(p, a, d), _plus(r, -a, bent)
         fresh = _dots(r, r)
         d = _plus(r, torch.where(moving, fresh / rr, 0.0), d)
@@ -104,6 +131,12 @@ def _conjugate_gradients(apply: Any, g: list[Tensor], steps: int, tol: float) ->
 
 def _dots(left: list[Tensor], right: list[Tensor]) -> Tensor:
     return torch.stack([(a * b).flatten(1).sum(1) for a, b in zip(left, right, strict=True)]).sum(0)
+
+
+def _relative(left: list[Tensor], right: list[Tensor]) -> Tensor:
+    """||left|| / ||right|| of each task ``[tasks]``; 0 for 0 / 0."""
+    size = _dots(left, left)
+    return torch.where(size == 0, size, size / _dots(right, right)).sqrt()
 
 
 def _plus(x: list[Tensor], a: Tensor, y: list[Tensor]) -> list[Tensor]:
@@ -183,9 +216,19 @@ def imaml(
 
     Returns:
         A formulation whose readout is the network with the solved initial weights.
+
+    Raises:
+        InvalidType, InvalidValue: see ``maml``; steps that diverge: inner_lr * strength of 2 and more, or a first batch
+            on which they raise the regularised loss.
     """
     check_rate("inner_lr", inner_lr)
     check_rate("strength", strength)
+    if inner_lr * strength >= 2:
+        raise InvalidValue(
+            f"inner_lr * strength is {inner_lr} * {strength} = {inner_lr * strength:g}; steps towards the equilibrium "
+            f"multiply the way back to phi_0 by 1 - inner_lr * strength and diverge from 2 on: inner_lr below "
+            f"{2 / strength:g}"
+        )
     check_steps("inner_steps", inner_steps)
     check_steps("cg_steps", cg_steps)
     if isinstance(cg_tol, bool) or not isinstance(cg_tol, int | float) or not 0 <= cg_tol < math.inf:
@@ -199,4 +242,72 @@ def imaml(
     def remake(steps: int) -> mfoc.Problem:
         return replace(loop, settle=replace(settle, steps=steps)).problem(controls, 1, None)
 
-    return assemble(net, loop, controls, tasks, 1, inner_lr=inner_lr, remake=remake)
+    made = assemble(net, loop, controls, tasks, 1, inner_lr=inner_lr, remake=remake)
+    _check_descent(loop, settle, controls, made.population(0).data)
+    return made
+
+
+def _check_descent(loop: Loop, settle: Equilibrium, controls: Any, z: Any) -> None:
+    """Refuses steps that climb: step sizes beyond 2 / (strength + curvature of the loss)."""
+    start, pair = loop.lift(controls["phi"], z)["fast"], z["support"]
+    with torch.no_grad():
+        settled = settle.settle(start, pair)
+        away = [settled[name] - leaf for name, leaf in start.items()]
+        before = settle.inner.value(start, {}, pair)
+        after = settle.inner.value(settled, {}, pair) + settle.strength / 2 * _dots(away, away)
+    if not bool(after.mean() <= before.mean()):
+        raise InvalidValue(
+            f"{settle.steps} steps of inner_lr {settle.rate:g} take the regularised support loss of the first batch "
+            f"from {float(before.mean()):.4g} to {float(after.mean()):.4g}; gradient descent diverges where inner_lr "
+            f"exceeds 2 / (strength + curvature of the loss), strength {settle.strength:g}: take a smaller inner_lr"
+        )
+
+
+@dataclass(frozen=True)
+class Residuals:
+    """How exact the equilibria of implicit MAML and their adjoints are, relative, 0 is exact; print it.
+
+    Attributes:
+        equilibrium: the slope of the regularised support loss where the inner steps end, relative to where they began.
+        adjoint: the residual of the conjugate gradients, relative to the right-hand side.
+        worst: the largest of both over the tasks.
+    """
+
+    equilibrium: Estimate
+    adjoint: Estimate
+    worst: tuple[float, float]
+
+    def __str__(self) -> str:
+        return (
+            f"relative residuals: equilibrium {self.equilibrium}, at worst {self.worst[0]:.3g}; "
+            f"adjoint {self.adjoint}, at worst {self.worst[1]:.3g}"
+        )
+
+
+def residuals(formulation: MetaFormulation, solution: Any, tasks: Any = None, *, confidence: float = 0.95) -> Residuals:
+    """How exact the gradient of implicit MAML is: more inner steps lower the first residual, ``cg_steps`` the second.
+
+    Args:
+        formulation: what ``imaml`` returned.
+        solution: the solution, an iterate, controls, or the problem for its initial controls.
+        tasks: what ``imaml`` takes; the formulation's own when None. Batch 0 is measured.
+        confidence: level of the intervals.
+
+    Raises:
+        InvalidType: a formulation that has no equilibrium.
+        InvalidValue: a solution or tasks that do not belong to it.
+    """
+    controls = checked_controls(formulation, solution)
+    settle = formulation.loop.settle
+    if not isinstance(settle, Equilibrium):
+        raise InvalidType("formulation has no equilibrium; expected what paradigms.meta.imaml returns")
+    loop, z = formulation.loop, check_tasks((formulation.population if tasks is None else as_tasks(tasks))(0)).data
+    loop.check(controls, z)
+    start = loop.lift(controls["phi"], z)["fast"]
+    settled = {name: leaf.requires_grad_() for name, leaf in settle.settle(start, z["support"]).items()}
+    with torch.enable_grad():
+        value = settle.inner.value(settled, {}, z["query"]).sum()
+        g = torch.autograd.grad(value, list(settled.values()), allow_unused=True, materialize_grads=True)
+    found = [settle.slack(start, z["support"], settled), settle.adjoint_slack(settled, z["support"], g)]
+    spread = [Estimate(*normal_interval(part.detach(), confidence)) for part in found]
+    return Residuals(spread[0], spread[1], (float(found[0].max()), float(found[1].max())))

@@ -2,93 +2,18 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from mfoc import InvalidType, InvalidValue
+from paradigms.meta.losses import TaskLoss
 from paradigms.meta.stacked import StackedNetwork, Weights
 
-Loss = Callable[..., Tensor]
 Pair = tuple[Tensor, Tensor]
-
-# Torch losses whose mean is a plain mean over elements, so that all tasks can be evaluated in one call.
-_PLAIN: tuple[Any, ...] = (
-    F.mse_loss, F.l1_loss, F.smooth_l1_loss, F.huber_loss, F.soft_margin_loss, F.binary_cross_entropy,
-    F.binary_cross_entropy_with_logits, F.cross_entropy, F.nll_loss,
-)  # fmt: skip
-_MODULES = (
-    nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss, nn.BCEWithLogitsLoss, nn.BCELoss, nn.SoftMarginLoss,
-    nn.CrossEntropyLoss, nn.NLLLoss,
-)  # fmt: skip
-_CROSS = (nn.CrossEntropyLoss, nn.NLLLoss)
-
-
-class TaskLoss:
-    """A loss of one task, ``loss(output [shots, ...], target [shots, ...]) -> scalar``, over all tasks: ``[tasks]``.
-
-    Args:
-        loss: a function of the outputs and targets of one task; torch losses are evaluated in one call for all tasks,
-            others through ``torch.func.vmap``.
-    """
-
-    def __init__(self, loss: Loss | nn.Module) -> None:
-        if isinstance(loss, type):
-            raise InvalidType(f"loss is the class {loss.__name__}; make an instance, {loss.__name__}()")
-        if not callable(loss):
-            raise InvalidType(f"loss is a {type(loss).__name__}; expected a function loss(output, target) -> scalar")
-        reduction = getattr(loss, "reduction", "mean")
-        if reduction not in ("mean", "sum"):
-            raise InvalidValue(f"loss has reduction={reduction!r}; expected one number a task: 'mean' or 'sum'")
-        self._loss, self._sum = loss, reduction == "sum"
-        self._each, self._all = _reduced(loss, "none"), _reduced(loss, "sum")
-
-    def __call__(self, output: Tensor, target: Tensor) -> Tensor:
-        """Outputs and targets ``[tasks, shots, ...]`` to losses ``[tasks]``."""
-        if self._each is None:
-            value: Tensor = torch.func.vmap(self._loss)(output, target)
-            if value.dim() != 1:
-                raise InvalidValue(
-                    f"loss returned shape {tuple(value.shape[1:])} for one task; expected a scalar (its mean, say)"
-                )
-            return value
-        each = self._each(output.flatten(0, 1), target.flatten(0, 1))
-        if each.numel() > output.numel():
-            raise InvalidValue(
-                f"loss: outputs {tuple(output.shape[1:])} and targets {tuple(target.shape[1:])} of a task were "
-                "broadcast; give the targets the shape of the outputs"
-            )
-        each = each.reshape(len(output), -1)
-        return each.sum(1) if self._sum else each.mean(1)
-
-    def total(self, output: Tensor, target: Tensor) -> Tensor:
-        """The sum over tasks: the same number as ``self(output, target).sum()``, in fewer operations."""
-        classes = not target.is_floating_point() and target.shape == output.shape[: target.dim()]
-        # Class probabilities: the mean is over shots, not over the elements of the target.
-        probable = target.is_floating_point() and (self._loss is F.cross_entropy or isinstance(self._loss, _CROSS))
-        if self._all is None or probable or not (classes or target.shape == output.shape):
-            return self(output, target).sum()
-        value: Tensor = self._all(output.flatten(0, 1), target.flatten(0, 1))
-        return value if self._sum else value * (len(target) / target.numel())
-
-
-def _reduced(loss: Any, reduction: str) -> Loss | None:
-    """The loss with another reduction, where its own is plain; None otherwise."""
-    if isinstance(loss, nn.Module):
-        weighted = any(True for _ in loss.buffers()) or getattr(loss, "ignore_index", -100) != -100
-        if type(loss) not in _MODULES or weighted:
-            return None
-        single = copy.deepcopy(loss)
-        single.reduction = reduction  # type: ignore[assignment]
-        return single
-    if loss not in _PLAIN:
-        return None
-    return lambda output, target: loss(output, target, reduction=reduction)
 
 
 @dataclass(frozen=True)
@@ -136,6 +61,34 @@ class Inner:
     def before(self, body: Weights, x: Tensor) -> Tensor:
         """Outputs of the layers before ``start`` ``[tasks, shots, ...]``."""
         return torch.cat([self.network(u, x, stop=self.start) for u, _, (x,) in self._parts(body, {}, (x,), True)])
+
+    def check(self, weights: Weights, pair: Pair, name: str) -> None:
+        """Refuses tasks that the network or the loss cannot take.
+
+        Args:
+            weights: the network's, not stacked.
+            pair: inputs and targets.
+            name: what to call them.
+
+        Raises:
+            InvalidType, InvalidValue: inputs the network does not run on, targets that do not fit its outputs.
+        """
+        x, y = pair
+        if x.is_floating_point() and not bool(x.isfinite().all()):
+            raise InvalidValue(f"{name} x holds NaN or infinite values")
+        wide = {key: leaf.detach()[None] for key, leaf in weights.items()}
+        try:
+            with torch.no_grad():
+                output = self.network(wide, x[:1])
+        except (InvalidType, InvalidValue):
+            raise
+        except (RuntimeError, IndexError, TypeError, ValueError, AttributeError) as error:
+            like = next(iter(weights.values()))
+            raise InvalidValue(
+                f"net ({like.dtype} on {like.device}) cannot run on the {name} inputs of a task, {tuple(x.shape[1:])} "
+                f"({x.dtype} on {x.device}): {error}"
+            ) from error
+        self.loss.check(output, y, name)
 
     def outputs(self, fast: Weights, body: Weights, x: Tensor) -> Tensor:
         """Outputs ``[tasks, shots, ...]``."""

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from mfoc import InvalidType, InvalidValue, require
 from paradigms.meta.algorithms import maml, meta_sgd
-from paradigms.meta.formulations import MetaFormulation, to_module
-from paradigms.meta.inner import Loss
+from paradigms.meta.formulations import MetaFormulation, checked_controls, to_module
+from paradigms.meta.learner import Learner as Learner
+from paradigms.meta.losses import Loss
 from paradigms.meta.rules import learned_update
-from paradigms.meta.stacked import pure_copy
 
 
 def from_learn2learn(
@@ -39,8 +39,11 @@ def from_learn2learn(
     if isinstance(algorithm, known.MAML):
         return maml(algorithm.module, loss, tasks, inner_lr=float(algorithm.lr), **settings)
     if isinstance(algorithm, known.MetaSGD):
-        names = [name for name, _ in algorithm.module.named_parameters()]
-        rates = {name: rate.detach() for name, rate in zip(names, algorithm.lrs, strict=True)}
+        rates = {
+            name: rate.detach()
+            for (name, p), rate in zip(algorithm.module.named_parameters(), algorithm.lrs, strict=True)
+            if p.requires_grad
+        }
         return meta_sgd(algorithm.module, loss, tasks, inner_lr=rates, **settings)
     if isinstance(algorithm, known.GBML):
         if algorithm.adapt_transform:
@@ -82,9 +85,8 @@ def to_learn2learn(formulation: MetaFormulation, solution: Any) -> Any:
         InvalidType: a formulation that learn2learn has no algorithm for.
         MissingExtra: learn2learn is not installed.
     """
-    if not isinstance(formulation, MetaFormulation):
-        raise InvalidType(f"formulation is a {type(formulation).__name__}; expected what paradigms.meta.maml returns")
-    known, loop, controls = require("learn2learn", "meta").algorithms, formulation.loop, solution.controls
+    controls = checked_controls(formulation, solution)
+    known, loop = require("learn2learn", "meta").algorithms, formulation.loop
     if formulation.origin is not None:
         return _gbml(formulation, controls)
     net = to_module(formulation.net, controls["phi"])
@@ -115,85 +117,3 @@ def _gbml(formulation: MetaFormulation, controls: Any) -> Any:
             for name, value in weights.items():
                 own[name].data = value.detach().clone()
     return solved
-
-
-class Learner(nn.Module):
-    """The inner loop one call at a time: ``clone()``, ``adapt(loss)``, ``learner(x)``, as learners of learn2learn have.
-
-    Its parameters are the controls, so that a torch optimiser can train it; ``controls()`` gives them back. Clones hold
-    the fast weights of one task and derive into them. Batch norm takes its statistics from the call's own batch and no
-    running average is advanced: clones share nothing that is written to.
-
-    Args:
-        formulation: an inner loop of steps: what ``maml``, ``meta_sgd``, ``anil``, ``learned_update`` or ``reptile``
-            returned.
-        solution: where the controls are taken from; the initial guess when None.
-
-    Raises:
-        InvalidType: an equilibrium (iMAML), which has no steps.
-    """
-
-    def __init__(self, formulation: MetaFormulation, solution: Any = None) -> None:
-        super().__init__()
-        if not isinstance(formulation, MetaFormulation) or formulation.loop.move is None:
-            raise InvalidType("formulation has no inner steps; expected what paradigms.meta.maml(...) returns")
-        self._formulation = formulation
-        self._net = [pure_copy(formulation.net)]  # in a list: its own parameters are not this module's
-        controls = formulation.problem.controls if solution is None else solution.controls
-        leaves, self._spec = torch.utils._pytree.tree_flatten(controls)
-        self.values = nn.ParameterList([nn.Parameter(leaf.detach().clone()) for leaf in leaves])
-        self._fast: dict[str, Tensor] | None = None
-        self._parent: list[Learner] = []
-        self._step = 0
-
-    def controls(self) -> Any:
-        """The controls: a tree of the parameters."""
-        owner = self._parent[0] if self._parent else self
-        return torch.utils._pytree.tree_unflatten(list(owner.values), self._spec)
-
-    def clone(self) -> Learner:
-        """A learner with fast weights of its own, which derive into the parameters of this one."""
-        twin = Learner.__new__(Learner)
-        nn.Module.__init__(twin)
-        twin._formulation, twin._net, twin._spec = self._formulation, self._net, self._spec
-        twin._parent = self._parent or [self]
-        twin._fast, twin._step = {name: leaf.clone() for name, leaf in self._weights().items()}, self._step
-        return twin
-
-    def adapt(self, loss: Tensor, first_order: bool | None = None) -> None:
-        """One inner step on the loss of the task's support.
-
-        Args:
-            loss: a scalar computed with this learner.
-            first_order: treat the slopes as constants; as the formulation has it when None.
-
-        Raises:
-            InvalidType, InvalidValue: no scalar, or the learner is no clone.
-        """
-        if self._fast is None:
-            raise InvalidValue("adapt was called on the learner itself; call clone() first, and adapt the clone")
-        if not isinstance(loss, Tensor) or loss.dim() != 0:
-            what = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
-            raise InvalidValue(f"loss is no scalar tensor ({what}); pass the mean over the support")
-        loop = self._formulation.loop
-        assert loop.move is not None
-        onward = not (loop.inner.first_order if first_order is None else first_order)
-        fast = {name: self._fast[name] for name in loop.adapted}
-        slopes = torch.autograd.grad(loss, list(fast.values()), create_graph=onward, allow_unused=True)
-        wide = {
-            name: (torch.zeros_like(leaf) if slope is None else slope)[None]
-            for (name, leaf), slope in zip(fast.items(), slopes, strict=True)
-        }
-        moved = loop.move(self._step, {name: leaf[None] for name, leaf in fast.items()}, wide, self.controls())
-        self._fast = {**self._fast, **{name: leaf[0] for name, leaf in moved.items()}}
-        self._step += 1
-
-    def forward(self, *inputs: Any) -> Any:
-        """The network with the present weights."""
-        return torch.func.functional_call(self._net[0], self._weights(), inputs)
-
-    def _weights(self) -> dict[str, Tensor]:
-        if self._fast is not None:
-            return self._fast
-        phi: dict[str, Tensor] = self.controls()["phi"]
-        return phi

@@ -56,6 +56,11 @@ class Loop:
             state["body"] = body
         return state
 
+    def check(self, controls: Any, z: Any) -> None:
+        """Refuses tasks that the network or the loss cannot take; see ``Inner.check``."""
+        for part in ("support", "query"):
+            self.inner.check(controls["phi"], z[part], part)
+
     def pair(self, x: State, z: Any, part: str) -> Pair:
         """What the layers that are left run on, and the targets."""
         own, y = z[part]

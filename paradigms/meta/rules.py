@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from mfoc import InvalidType, InvalidValue
 from paradigms.meta.checks import check_rate
 from paradigms.meta.formulations import MetaFormulation, build
-from paradigms.meta.inner import Loss, Rule
+from paradigms.meta.inner import Rule
+from paradigms.meta.losses import Loss
 from paradigms.meta.stacked import Weights
 
 

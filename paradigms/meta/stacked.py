@@ -1,8 +1,12 @@
 """One network with weights of its own for each task, all tasks in one evaluation.
 
 The fast weights are stacked: each parameter is ``[tasks, ...]``, the inputs ``[tasks, shots, ...]``. A chain of known
-layers is evaluated directly: linear layers as batched matrix products, convolutions as grouped ones. Any other module
-goes through ``torch.func.vmap``, which is exact too and slower.
+layers is evaluated directly: linear layers as batched matrix products, convolutions as grouped ones. Known are linear
+layers, convolutions (padded with zeros, by numbers), batch, group and layer norm, max, average and adaptive average
+pools, ``Flatten()``, elementwise activations and dropout that is off, in nested ``nn.Sequential`` without hooks. One
+layer of another kind, or a module with a forward of its own, sends the whole network through ``torch.func.vmap``,
+which is exact too and slower; where vmap cannot follow (a forward that branches on values, recurrent layers) tasks run
+one after another.
 
 Two layouts are used on the way. Rows: ``[tasks, shots, ...]``. Planes: ``[shots, tasks * channels, ...]``, in which a
 channel of one task is a channel of its own, so that convolutions, pools and batch norm run natively and batch norm in
@@ -20,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mfoc import InvalidValue
+from mfoc import InvalidType, InvalidValue
 from paradigms.meta.convolution import Window, convolve
 from paradigms.meta.normalisation import normalise
 
@@ -83,6 +87,7 @@ class StackedNetwork:
     Attributes:
         names: names of the parameters that require grad, in the order of the module.
         layers: names of the layers of a chain, in order; empty when the network is no chain of known layers.
+        looped: tasks run one after another, as vmap could not follow the network.
     """
 
     def __init__(self, net: nn.Module) -> None:
@@ -97,6 +102,7 @@ class StackedNetwork:
         self._direct = direct if len(direct) == len(made) else []
         self.layers = [name for name, _ in chain] if self._direct else []
         self._largest: dict[Any, int] = {}
+        self.looped = False
 
     def initial(self) -> Weights:
         """Copies of the network's own weights, not stacked."""
@@ -120,15 +126,33 @@ class StackedNetwork:
                 flow = layer(flow, weights)
             return flow.as_rows()
 
-        def one(weights: Weights, x: Tensor) -> Tensor:
-            out: Tensor = torch.func.functional_call(self._module, (weights, buffers), (x,))
-            return out
+        return self._called(weights, x)
 
+    def _called(self, weights: Weights, x: Tensor) -> Tensor:
+        """The module's own forward on each task: through vmap, or in a loop where vmap cannot follow it."""
         like = next(iter(weights.values()))
-        buffers = {name: b.to(like) if b.is_floating_point() else b for name, b in self._buffers.items()}
 
-        out: Tensor = torch.func.vmap(one)(weights, x)
-        return out
+        def one(weights: Weights, x: Tensor) -> Any:
+            # Copies, as a forward may write into its buffers: each evaluation starts from the network's.
+            buffers = {
+                name: b.to(like, copy=True) if b.is_floating_point() else b.clone() for name, b in self._buffers.items()
+            }
+            return torch.func.functional_call(self._module, (weights, buffers), (x,))
+
+        if not self.looped:
+            try:
+                out: Tensor = torch.func.vmap(one)(weights, x)
+                return out
+            except (RuntimeError, NotImplementedError) as error:
+                if "called random operation" in str(error):
+                    raise InvalidValue(
+                        "net draws random numbers in its forward pass (dropout?); costs must be pure: switch it off"
+                    ) from error
+        found = [one({name: leaf[i] for name, leaf in weights.items()}, x[i]) for i in range(len(x))]
+        if not all(isinstance(part, Tensor) for part in found):
+            raise InvalidType(f"net returns a {type(found[0]).__name__}; expected one tensor: wrap it in a module")
+        self.looped = True  # a memo: forward branches on values, or has an operation that vmap lacks
+        return torch.stack(found)
 
     def _complete(self, weights: Weights, tasks: int) -> Weights:
         """With the constants: parameters that do not require grad."""

@@ -69,8 +69,6 @@ def check_tasks(particles: Any) -> mfoc.Particles:
             )
         if x.shape[1] == 0:
             raise InvalidValue(f"{name} is empty: x has shape {tuple(x.shape)}; expected at least one shot a task")
-        if not y.is_floating_point() and not y.is_complex() and y.numel() and int(y.min()) < 0:
-            raise InvalidValue(f"{name} y holds the label {int(y.min())}; expected classes from 0 on")
     if particles.data["support"][0].shape[2:] != particles.data["query"][0].shape[2:]:
         raise InvalidValue("support and query hold inputs of different shapes")
     return particles

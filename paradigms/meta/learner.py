@@ -1,0 +1,241 @@
+"""The inner loop one call at a time, where a learner of learn2learn would stand."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mfoc import InvalidType, InvalidValue
+from paradigms.meta.formulations import MetaFormulation, checked_controls, to_module
+
+_NAMES = {"alpha": "lrs"}  # a control's name where learn2learn has another
+
+
+class Learner(nn.Module):
+    """The inner loop one call at a time: ``clone()``, ``adapt(loss)``, ``learner(x)``, as learners of learn2learn have.
+
+    It stands where ``learn2learn.algorithms.MAML`` or ``MetaSGD`` stands: ``module`` is the network and its parameters
+    are those of the controls, under the same names ("module.0.weight", "lrs.0"), so that optimisers, ``state_dict`` and
+    ``zero_grad`` work alike; other attributes are looked up in the network. A clone's parameters are the fast weights
+    of one task and derive into those of the learner.
+
+    Two things differ, on purpose. A clone has buffers of its own: batch-norm averages of one task are seen by no other
+    and do not reach the learner. And parameters that require no grad are left alone without being asked.
+
+    Args:
+        formulation: an inner loop of steps: what ``maml``, ``meta_sgd``, ``anil``, ``learned_update`` or ``reptile``
+            returned.
+        solution: where the controls are taken from; the initial guess when None.
+        first_order: treat the slopes as constants; as the formulation has it when None.
+        allow_unused: a loss need not depend on every adapted weight; what ``allow_nograd`` is when None.
+        allow_nograd: parameters may require no grad; whether the network has such ones when None.
+
+    Attributes:
+        module: the network.
+        lr: the step size, where it is a constant; it may be set, to an ``nn.Parameter`` for one.
+        lrs: the step sizes of Meta-SGD, in the order of the weights that are adapted.
+
+    Raises:
+        InvalidType: an equilibrium (iMAML), which has no steps.
+        InvalidValue: a solution of another formulation.
+    """
+
+    def __init__(
+        self,
+        formulation: MetaFormulation,
+        solution: Any = None,
+        *,
+        first_order: bool | None = None,
+        allow_unused: bool | None = None,
+        allow_nograd: bool | None = None,
+    ) -> None:
+        super().__init__()
+        if not isinstance(formulation, MetaFormulation) or formulation.loop.move is None:
+            raise InvalidType("formulation has no inner steps; expected what paradigms.meta.maml(...) returns")
+        controls = checked_controls(formulation, formulation.problem if solution is None else solution)
+        self._formulation = formulation
+        self.module = _without_inplace(to_module(formulation.net, controls["phi"]))
+        self._specs: dict[str, Any] = {}
+        for key, tree in controls.items():
+            if key != "phi":
+                leaves, self._specs[key] = torch.utils._pytree.tree_flatten(tree)
+                owned = nn.ParameterList([nn.Parameter(leaf.detach().clone()) for leaf in leaves])
+                setattr(self, _NAMES.get(key, key), owned)
+        if formulation.inner_lr is not None:
+            self.lr: Any = formulation.inner_lr
+        frozen = not all(p.requires_grad for p in self.module.parameters())
+        self.first_order = formulation.first_order if first_order is None else first_order
+        self.allow_nograd = frozen if allow_nograd is None else allow_nograd
+        self.allow_unused = self.allow_nograd if allow_unused is None else allow_unused
+        self._cloned, self._step = False, 0
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            module = self.__dict__.get("_modules", {}).get("module")
+            if module is None:
+                raise
+            return getattr(module, name)
+
+    def controls(self) -> Any:
+        """The controls: a tree of the parameters; of a clone, with its fast weights."""
+        own = dict(self.module.named_parameters())
+        found: dict[str, Any] = {"phi": {name: own[name] for name in self._formulation.problem.controls["phi"]}}
+        for key, spec in self._specs.items():
+            found[key] = torch.utils._pytree.tree_unflatten(list(getattr(self, _NAMES.get(key, key))), spec)
+        return found
+
+    def clone(
+        self, first_order: bool | None = None, allow_unused: bool | None = None, allow_nograd: bool | None = None
+    ) -> Learner:
+        """A learner with fast weights of its own, which derive into the parameters of this one.
+
+        Args:
+            first_order: see ``Learner``; as here when None.
+            allow_unused: see ``Learner``; as here when None.
+            allow_nograd: see ``Learner``; as here when None.
+        """
+        twin = Learner.__new__(Learner)
+        nn.Module.__init__(twin)
+        twin.train(self.training)
+        kept = {key: value for key, value in self.__dict__.items() if key not in nn.Module().__dict__}
+        twin.__dict__.update(kept)
+        twin.module = _twin(self.module)
+        for key in self._specs:  # a plain list: step sizes are no parameters of a task
+            name = _NAMES.get(key, key)
+            twin.__dict__[name] = [leaf.clone() for leaf in getattr(self, name)]
+        if "lr" in self._parameters:  # a step size that is learned
+            twin.lr = self.lr
+        twin._cloned = True
+        for name, flag in (
+            ("first_order", first_order),
+            ("allow_unused", allow_unused),
+            ("allow_nograd", allow_nograd),
+        ):
+            if flag is not None:
+                setattr(twin, name, flag)
+        return twin
+
+    def adapt(
+        self,
+        loss: Tensor,
+        first_order: bool | None = None,
+        allow_unused: bool | None = None,
+        allow_nograd: bool | None = None,
+    ) -> None:
+        """One inner step on the loss of the task's support.
+
+        Args:
+            loss: a scalar computed with this clone.
+            first_order: see ``Learner``; as the clone has it when None.
+            allow_unused: see ``Learner``; as the clone has it when None.
+            allow_nograd: see ``Learner``; as the clone has it when None.
+
+        Raises:
+            InvalidValue: no scalar, a loss that does not depend on the weights, or a learner that is no clone.
+        """
+        if not self._cloned:
+            raise InvalidValue("adapt was called on the learner itself; call clone() first, and adapt the clone")
+        _check_loss(loss)
+        unused = self.allow_unused if allow_unused is None else allow_unused
+        onward = not (self.first_order if first_order is None else first_order)
+        fast = self._free(self.allow_nograd if allow_nograd is None else allow_nograd)
+        slopes = torch.autograd.grad(loss, list(fast.values()), create_graph=onward, allow_unused=True)
+        missing = [name for name, slope in zip(fast, slopes, strict=True) if slope is None]
+        if missing and (not unused or len(missing) == len(fast)):
+            raise InvalidValue(
+                f"loss does not depend on {', '.join(missing)}: compute it with this clone, after its last adapt; "
+                "allow_unused=True accepts weights that take no part"
+            )
+        wide = {
+            name: (torch.zeros_like(leaf) if slope is None else slope)[None]
+            for (name, leaf), slope in zip(fast.items(), slopes, strict=True)
+        }
+        moved = self._rule()(self._step, {name: leaf[None] for name, leaf in fast.items()}, wide, self.controls())
+        _place(self.module, {name: leaf[0] for name, leaf in moved.items()})
+        self._step += 1
+
+    def forward(self, *inputs: Any, **options: Any) -> Any:
+        """The network with the present weights."""
+        return self.module(*inputs, **options)
+
+    def _free(self, allow_nograd: bool) -> dict[str, Tensor]:
+        """The weights that move."""
+        own = dict(self.module.named_parameters())
+        still = [name for name, leaf in own.items() if not leaf.requires_grad]
+        if still and not allow_nograd:
+            raise InvalidValue(f"{', '.join(still)} require no grad; allow_nograd=True leaves them as they are")
+        fast: dict[str, Tensor] = {
+            name: own[name] for name in self._formulation.loop.adapted if own[name].requires_grad
+        }
+        if not fast:
+            raise InvalidValue("no adapted weight requires grad; there is nothing to adapt")
+        return fast
+
+    def _rule(self) -> Any:
+        move = self._formulation.loop.move
+        assert move is not None
+        lr = self.__dict__.get("lr", self._parameters.get("lr"))
+        return move if lr is None else replace(move, alpha=lambda k, u: lr)
+
+
+def _check_loss(loss: Any) -> None:
+    if not isinstance(loss, Tensor) or loss.dim() != 0:
+        what = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+        raise InvalidValue(f"loss is no scalar tensor ({what}); pass the mean over the support")
+    if not loss.requires_grad:
+        raise InvalidValue("loss has no graph (computed under no_grad, or detached); adapt differentiates it")
+
+
+def _without_inplace(module: nn.Module) -> nn.Module:
+    """Layers that write over their input do so no more: it may be a user's tensor."""
+    for part in module.modules():
+        if getattr(part, "inplace", False) is True:
+            part.inplace = False  # type: ignore[assignment]
+    return module
+
+
+def _twin(module: nn.Module, known: dict[int, Any] | None = None) -> Any:
+    """The same structure on new tensors: parameters derive into the old ones, buffers are copies.
+
+    A parameter or a submodule in two places stays in both; ``known`` maps the old ones to the new.
+    """
+    known = {} if known is None else known
+    if id(module) in known:
+        return known[id(module)]
+    twin = type(module).__new__(type(module))
+    known[id(module)] = twin
+    twin.__dict__.update(module.__dict__)
+    twin.__dict__["_parameters"] = {
+        name: leaf if leaf is None else known.setdefault(id(leaf), leaf.clone())
+        for name, leaf in module._parameters.items()
+    }
+    twin.__dict__["_buffers"] = {
+        name: leaf if leaf is None else known.setdefault(id(leaf), leaf.clone())
+        for name, leaf in module._buffers.items()
+    }
+    twin.__dict__["_modules"] = {
+        name: child if child is None else _twin(child, known) for name, child in module._modules.items()
+    }
+    _refer(twin)
+    return twin
+
+
+def _place(module: nn.Module, weights: dict[str, Tensor]) -> None:
+    """Puts weights into a twin."""
+    for name, leaf in weights.items():
+        path, _, last = name.rpartition(".")
+        part = module.get_submodule(path)
+        part._parameters[last] = leaf  # type: ignore[assignment]  # assignment would ask for an nn.Parameter
+        _refer(part)
+
+
+def _refer(module: Any) -> None:
+    """Recurrent layers keep a second list of their weights."""
+    names = module.__dict__.get("_flat_weights_names")
+    if names is not None:
+        module.__dict__["_flat_weights"] = [module._parameters.get(name) for name in names]
