@@ -15,6 +15,7 @@ Ruiz 2016, arXiv:1505.01874).
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -25,7 +26,7 @@ import mfoc
 from mfoc import InvalidType, InvalidValue
 from mfoc.population import mixed_seed
 from paradigms.bayesian.flows import langevin
-from paradigms.bayesian.follmer import Follmer
+from paradigms.bayesian.follmer import Follmer, systematic
 from paradigms.bayesian.sampler import sample
 
 _SIZES = 8  # step sizes of the default moves, from the largest to 1e-4 of it
@@ -90,19 +91,20 @@ def cross_entropy(
     *,
     rounds: int,
     steps: int = 100,
-    paths: int = 4096,
+    paths: int = 1024,
     particles: int = 2048,
-    keep: int = 4,
+    keep: int = 16,
     moves: Callable[[Tensor, int], Tensor] | None = None,
     start: mfoc.Iterate | None = None,
     hooks: Any = (),
 ) -> mfoc.Solution:
     """Solves a path-integral sampler by rounds of draws and bridge matching: the cross-entropy method.
 
-    A round runs paths with the drift it has, draws end points by their weights, moves them by a Markov chain that
-    leaves the target invariant, so that equal ones part, and takes ``steps`` steps of the solver on bridges to the end
-    points of the last rounds. It covers targets that ``made.solve``, whose objective seeks modes, does not: funnels,
-    modes far apart. Kappen & Ruiz (2016), arXiv:1505.01874, alg. 1, with bridges in the place of weighted paths.
+    A round runs paths with the drift it has, draws end points by their weights, moves these and those of the last
+    rounds by a Markov chain that leaves the target invariant, so that equal ones part and the cloud spreads to where
+    no path went yet, and takes ``steps`` steps of the solver on bridges to them. It covers targets that ``made.solve``,
+    whose objective seeks modes, does not: funnels, modes far apart. Kappen & Ruiz (2016), arXiv:1505.01874, alg. 1,
+    with bridges in the place of weighted paths.
 
     Args:
         made: what ``follmer`` returned.
@@ -111,10 +113,10 @@ def cross_entropy(
         steps: of the solver in a round.
         paths: drawn in a round.
         particles: points of bridges in a batch of the solver.
-        keep: rounds whose end points are in use at once.
-        moves: ``moves(x, round)``, end points ``[n, d]`` to as many. When None: 24 steps of MALA, their sizes in
-            cycles from sigma^2 T down to 1e-4 of it, so that wide and narrow parts both move. ``lambda x, k: x`` for
-            none.
+        keep: rounds for which end points stay in use.
+        moves: ``moves(x, step)``, end points ``[n, d]`` to as many, the newest first. When None: 24 steps of MALA,
+            their sizes in cycles from sigma^2 T down to 1e-4 of it, so that wide and narrow parts both move.
+            ``lambda x, step: x`` for none.
         start: the iterate to start from: of ``made.solve``, or to go on from. The end points kept are drawn again by
             its drift, so the run is not that which never stopped.
         hooks: of ``mfoc.solve``.
@@ -134,16 +136,33 @@ def cross_entropy(
     moves = _chain(made) if moves is None else moves
     at: mfoc.Iterate | None = start
     ends = made.density.like.new_zeros(0, made.density.dim)
-    for k in range(rounds):
-        controls = made.problem.controls if at is None else at.controls
-        evidence = made.evaluate(controls, n=paths, seed=mixed_seed(made.seed, k, 3))
-        ends = moves(torch.cat([evidence.resampled(seed=k), ends]), k)[: keep * paths]
+    for _ in range(rounds):
+        k, controls = (0, made.problem.controls) if at is None else (at.step, at.controls)
+        ends = torch.cat([_drawn(made, controls, paths, k), ends])[: keep * paths]
+        ends = _moved(moves, ends, k)
         matched = bridge_matching(made, ends, particles=particles, seed=mixed_seed(made.seed, k, 4))
-        solution = matched.solve(solver, steps=steps + (0 if at is None else at.step), start=at, hooks=hooks)
+        solution = matched.solve(solver, steps=k + steps, start=at, hooks=hooks)
         at = solution.last
         if solution.status is not mfoc.Status.MAX_STEPS:
             break
     return solution
+
+
+def _drawn(made: Follmer, controls: Any, n: int, k: int) -> Tensor:
+    """End points drawn by their weights; a path that left the range of floating-point numbers has none."""
+    x, log_w = made.paths(controls, n=n, seed=mixed_seed(made.seed, k, 3))
+    log_w = log_w.nan_to_num(nan=-math.inf, posinf=-math.inf)
+    if log_w.max() == -math.inf:
+        raise InvalidValue(f"none of {n} paths has a finite weight; take more steps, a smaller sigma or a lower clip")
+    return x[systematic(log_w, n, mixed_seed(made.seed, k, 6))]
+
+
+def _moved(moves: Callable[[Tensor, int], Tensor], ends: Tensor, k: int) -> Tensor:
+    found = moves(ends, k)
+    if not isinstance(found, Tensor) or found.shape != ends.shape:
+        what = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+        raise InvalidValue(f"moves returned {what} for end points {tuple(ends.shape)}; expected that shape")
+    return found
 
 
 def _chain(made: Follmer) -> Callable[[Tensor, int], Tensor]:

@@ -17,7 +17,6 @@ N(0, sigma^2 T) at the end, and the ratio of two Gaussian transition densities i
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,11 +67,7 @@ class Evidence:
 
     def resampled(self, n: int | None = None, *, seed: int = 0) -> Tensor:
         """End points drawn by their weights, by systematic resampling ``[n, d]``; as many as there are when None."""
-        n = len(self.x) if n is None else n
-        total = self.log_weights.double().softmax(0).cumsum(0)
-        offset = torch.rand(1, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(total.device)
-        level = (torch.arange(n, device=total.device) + offset) / n
-        return self.x[torch.searchsorted(total / total[-1], level).clamp_max(len(self.x) - 1)]
+        return self.x[systematic(self.log_weights, len(self.x) if n is None else n, seed)]
 
     def posterior(self, n: int | None = None, *, seed: int = 0) -> dict[str, Tensor]:
         """``resampled`` as posterior samples, name -> ``[n, ...]``, for ``pyro.infer.Predictive``."""
@@ -112,10 +107,7 @@ class Follmer(Formulation):
         Raises:
             InvalidValue: fewer than two paths, or none with a finite weight.
         """
-        if isinstance(n, bool) or not isinstance(n, int) or n < 2:
-            raise InvalidValue(f"n is {n!r}; expected at least two paths")
-        found = list(self._paths(controls_of(solution), n, seed))
-        x, log_w = (torch.cat([part[i] for part in found]) for i in range(2))
+        x, log_w = self.paths(solution, n=n, seed=seed)
         if log_w.isnan().any() or not log_w.isfinite().any() or log_w.max() == math.inf:
             raise InvalidValue(
                 f"{int((~log_w.isfinite()).sum())} of {n} weights are not finite; take more steps, or clip the drift"
@@ -134,10 +126,25 @@ class Follmer(Formulation):
             density=self.density,
         )
 
-    def _paths(self, controls: Any, n: int, key: int) -> Iterator[tuple[Tensor, Tensor]]:
-        generator = torch.Generator().manual_seed(mixed_seed(self.seed, key, 1))
-        for first in range(0, n, _CHUNK):
-            yield self.diffusion.run(controls, min(_CHUNK, n - first), generator)
+    def paths(self, solution: Any, *, n: int = 4096, seed: int = 1) -> tuple[Tensor, Tensor]:
+        """Paths of the diffusion: their end points ``[n, d]`` and log weights ``[n]``; see ``evaluate``."""
+        if isinstance(n, bool) or not isinstance(n, int) or n < 2:
+            raise InvalidValue(f"n is {n!r}; expected at least two paths")
+        controls = controls_of(solution)
+        generator = torch.Generator().manual_seed(mixed_seed(self.seed, seed, 1))
+        sizes = [min(_CHUNK, n - first) for first in range(0, n, _CHUNK)]
+        x, log_w = zip(*(self.diffusion.run(controls, size, generator) for size in sizes), strict=True)
+        return torch.cat(x), torch.cat(log_w)
+
+
+def systematic(log_weights: Tensor, n: int, seed: int) -> Tensor:
+    """Indices ``[n]`` drawn by weights ``[m]``, by systematic resampling: the i-th level is (i + U) / n."""
+    if isinstance(n, bool) or not isinstance(n, int) or n < 1:
+        raise InvalidValue(f"n is {n!r}; expected a positive number of draws")
+    total = log_weights.double().softmax(0).cumsum(0)
+    offset = torch.rand(1, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(total.device)
+    level = (torch.arange(n, device=total.device) + offset) / n
+    return torch.searchsorted(total / total[-1], level).clamp_max(len(total) - 1)
 
 
 def follmer(
