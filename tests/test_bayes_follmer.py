@@ -303,6 +303,17 @@ class Wrong(nn.Module):
         return self.u.expand(len(x), 3)
 
 
+class Layered(nn.Module):
+    """A drift through a layer."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer, self.out = layer.double(), nn.Linear(2, 2).double()
+
+    def forward(self, t, x):
+        return self.out(self.layer(x))
+
+
 @pytest.mark.parametrize(
     ("call", "error", "words"),
     [
@@ -316,6 +327,13 @@ class Wrong(nn.Module):
         (lambda: follmer(gaussian(), nn.Identity()), mfoc.InvalidValue, "nothing to solve for"),
         (lambda: follmer(gaussian(), nn.Linear(2, 2).double()), mfoc.InvalidValue, r"policy\(t, x\) failed"),
         (lambda: follmer(gaussian(), Wrong()), mfoc.InvalidValue, r"returned \(2, 3\)"),
+        (lambda: follmer(gaussian(), Layered(nn.BatchNorm1d(2))), mfoc.InvalidValue, "layer .BatchNorm1d. mixes"),
+        (
+            lambda: follmer(gaussian(), Layered(nn.BatchNorm1d(2, track_running_stats=False)).eval()),
+            mfoc.InvalidValue,
+            "mixes",
+        ),
+        (lambda: follmer(gaussian(), Layered(nn.Dropout(0.5))), mfoc.InvalidValue, "draws at random"),
         (lambda: GaussianDrift(MEAN, -COVARIANCE), mfoc.InvalidValue, "positive definite"),
         (lambda: GaussianDrift(MEAN, COVARIANCE[:1]), mfoc.InvalidValue, "shapes"),
     ],
@@ -323,6 +341,12 @@ class Wrong(nn.Module):
 def test_bad_input_is_refused_with_a_reason(call, error, words):
     with pytest.raises(error, match=words):
         call()
+
+
+@pytest.mark.parametrize("layer", [nn.BatchNorm1d(2).eval(), nn.Dropout(0.5).eval(), nn.LayerNorm(2)])
+def test_layers_that_keep_paths_apart_are_taken(layer):
+    made = follmer(gaussian(), Layered(layer), steps=2)
+    assert made.evaluate(made.problem, n=10).log_weights.isfinite().all()
 
 
 def test_weights_that_are_not_finite_are_an_error():

@@ -47,6 +47,7 @@ class Diffusion:
         """Refuses a policy that does not fit."""
         if not self.controls():
             raise InvalidValue("policy has no parameter that requires grad; there is nothing to solve for")
+        _refuse_mixing(self.policy)
         x = self.density.check(self.density.initial(2))
         try:
             with torch.no_grad():
@@ -124,3 +125,17 @@ class Diffusion:
                 dw = math.sqrt(h) * xi
                 integral = integral + ((state["x"] - before - self.sigma * dw) * dw).sum(1) / (h * self.sigma)
         return state["x"], -self.terminal_cost(state, None) - integral
+
+
+def _refuse_mixing(policy: nn.Module) -> None:
+    """Refuses a policy by which paths depend on each other or on chance: weights must be independent and pure."""
+    for name, module in policy.named_modules():
+        norm = isinstance(module, nn.modules.batchnorm._NormBase)
+        mixes = norm and (module.training or not module.track_running_stats) and "Instance" not in type(module).__name__
+        random = isinstance(module, nn.modules.dropout._DropoutNd) and module.training and module.p > 0
+        if mixes or random:
+            why = "mixes the paths of a batch, whose weights must be independent" if mixes else "draws at random"
+            raise InvalidValue(
+                f"policy: {name or 'the module'} ({type(module).__name__}) {why}; call eval() on it (batch norm then "
+                "needs running averages), or take a layer norm"
+            )
