@@ -235,7 +235,7 @@ def solve(
     """
     source = _check_arguments(population, steps, tol, hooks)
     began, history = time.perf_counter(), []
-    at = _begin(problem, solver, source, start)
+    at = good = _begin(problem, solver, source, start)
     status, message = Status.MAX_STEPS, f"did {steps} steps"
     _each(hooks, "start", steps)
     try:
@@ -263,6 +263,11 @@ def solve(
         _each(hooks, "close")
         raise
     solution = _finish(problem, solver, source, at, status, message, history)
+    if good is not at and not (math.isfinite(solution.value) and math.isfinite(solution.residual)):
+        what = _find_nonfinite(problem, at.controls, source(at.step))[1]  # what one more step would have found
+        message, at = f"step {at.step}: {what}", good
+        logger.warning("solve stopped: %s", message)
+        solution = _finish(problem, solver, source, at, Status.NONFINITE, message, history)
     try:
         _each(hooks, "finish", solution)
     except Exception as error:

@@ -74,6 +74,22 @@ def test_drifts_at_many_times_are_the_drift_at_each(policy):
         torch.testing.assert_close(found[i : i + 1], one, rtol=1e-12, atol=1e-12)
 
 
+class ByName(Constant):
+    """A drift that takes the gradient by name only, after an argument of its own."""
+
+    def forward(self, t, x, other=None, *, score):
+        assert other is None
+        return self.u * score
+
+
+def test_the_gradient_is_given_by_name():
+    """Wherever the argument stands, and in bridge matching, too."""
+    made, x = follmer(gaussian(), ByName(MEAN), steps=3), torch.ones(4, 2, dtype=D)
+    wanted = MEAN * made.density.score(x)
+    torch.testing.assert_close(made.diffusion.drift(made.problem.controls, 1, x, made.diffusion.score(x)), wanted)
+    torch.testing.assert_close(made.diffusion.drifts(made.problem.controls, x[:, 0] / 3, x), wanted)
+
+
 def test_bridges_leave_the_formulation_as_it_was():
     made = follmer(gaussian(), wild(), steps=3)
     matched = bridge_matching(made, draws(10), particles=7)
@@ -159,8 +175,107 @@ def test_cross_entropy_leaves_out_paths_that_explode():
     cross_entropy(made, ADAM, rounds=1, steps=1, paths=500, moves=lambda x, k: seen.append(x) or x, particles=4)
     assert bool(seen[0].isfinite().all())
     nowhere = follmer(gaussian(), Exploding(everywhere=True), steps=4)
-    with pytest.raises(mfoc.InvalidValue, match="none of 500 paths"):
+    with pytest.raises(mfoc.InvalidValue, match="no path has a finite weight"):
         cross_entropy(nowhere, ADAM, rounds=1, steps=1, paths=500)
+
+
+# ---- runs that fail
+
+
+def after(step, act):
+    """Moves that go well until a step."""
+    return lambda x, k: act(x) if k >= step else x
+
+
+def raising(error):
+    def act(x):
+        raise error
+
+    return act
+
+
+@pytest.mark.parametrize(
+    ("act", "error"),
+    [
+        (raising(RuntimeError("mine")), RuntimeError),
+        (lambda x: x * math.nan, mfoc.InvalidValue),
+        (lambda x: None, mfoc.InvalidValue),
+    ],
+)
+def test_an_error_between_rounds_carries_the_last_iterate(act, error):
+    made = follmer(gaussian(), wild(), steps=3)
+    run = partial(cross_entropy, made, ADAM, steps=4, paths=20, particles=8)
+    with pytest.raises(error) as caught:
+        run(rounds=3, moves=after(8, act))
+    whole = run(rounds=2, moves=lambda x, k: x)
+    assert caught.value.last_iterate.step == 8
+    assert all(torch.equal(caught.value.last_iterate.controls[k], whole.controls[k]) for k in whole.controls)
+
+
+def test_an_interrupt_between_rounds_ends_the_run_with_what_it_reached():
+    made = follmer(gaussian(), wild(), steps=3)
+    run = partial(cross_entropy, made, ADAM, steps=4, paths=20, particles=8)
+    solution = run(rounds=3, moves=after(4, raising(KeyboardInterrupt())))
+    assert solution.status is mfoc.Status.INTERRUPTED
+    assert (solution.last.step, len(solution.history)) == (4, 4)
+    with pytest.raises(KeyboardInterrupt):  # nothing was reached
+        run(rounds=3, moves=after(0, raising(KeyboardInterrupt())))
+
+
+class Cubic(Constant):
+    """A drift by which paths explode, and points of bridges do not."""
+
+    def forward(self, t, x):
+        return self.u * x**3
+
+
+def test_a_drift_that_comes_to_explode_is_taken_back():
+    made = follmer(gaussian(), Cubic(-0.1 * MEAN.abs()), steps=8)
+    huge = mfoc.Gradient(partial(torch.optim.SGD, lr=1e-4), schedule=lambda k: 1e30 if k == 8 else 1.0)
+    solution = cross_entropy(made, huge, rounds=5, steps=3, paths=50, particles=32)
+    assert solution.status is mfoc.Status.NONFINITE
+    assert "after step 9 no path has a finite weight" in solution.message
+    assert solution.last.step == 6
+    assert math.isfinite(made.evaluate(solution, n=50).log_z)
+
+
+def test_for_hooks_all_rounds_are_one_solve():
+    class Hook:
+        def __init__(self):
+            self.seen = []
+
+        def __call__(self, at):
+            self.seen.append(at.step)
+
+        def start(self, steps):
+            self.seen.append(("start", steps))
+
+        def finish(self, solution):
+            self.seen.append(("finish", solution.last.step))
+
+        def close(self):
+            self.seen.append("close")
+
+    made, hook = follmer(gaussian(), wild(), steps=3), Hook()
+    record = mfoc.hooks.Record(lambda at: at.step)
+    run = partial(cross_entropy, made, ADAM, steps=2, paths=20, particles=8)
+    solution = run(rounds=3, hooks=[hook, record])
+    assert hook.seen == [("start", 6), 1, 2, 3, 4, 5, 6, ("finish", 6), "close"]
+    assert record.steps == [1, 2, 3, 4, 5, 6]
+    assert [each["step"] for each in solution.history] == [0, 1, 2, 3, 4, 5]
+    seconds = [each["seconds"] for each in solution.history]
+    assert seconds == sorted(seconds)
+    hook.seen.clear()
+    with pytest.raises(RuntimeError, match="mine"):
+        run(rounds=3, hooks=[hook], moves=after(2, raising(RuntimeError("mine"))))
+    assert hook.seen == [("start", 6), 1, 2, "close"]
+
+
+class Branching(Constant):
+    """A drift that cannot run at many times at once."""
+
+    def forward(self, t, x):
+        return self.u.expand_as(x) if t < 0.5 else 0 * x
 
 
 @pytest.mark.parametrize(
@@ -172,6 +287,21 @@ def test_cross_entropy_leaves_out_paths_that_explode():
         (lambda made: bridge_matching(made, draws(3)[:, :1]), mfoc.InvalidValue, "2"),
         (lambda made: bridge_matching(made, draws(3), particles=0), mfoc.InvalidValue, "particles is 0"),
         (lambda made: bridge_matching(made, draws(3), seed=-1), mfoc.InvalidValue, "seed is -1"),
+        (lambda made: bridge_matching(made, torch.tensor(1.0)), mfoc.InvalidValue, "particles of dimension 2"),
+        (
+            lambda made: bridge_matching(follmer(gaussian(), Branching(MEAN)), draws(3)),
+            mfoc.InvalidValue,
+            "cannot be run under torch.vmap",
+        ),
+        (lambda made: cross_entropy(made, ADAM, rounds=1, particles=0), mfoc.InvalidValue, "particles is 0"),
+        (lambda made: cross_entropy(made, ADAM, rounds=1, moves="mala"), mfoc.InvalidType, "moves is a str"),
+        (lambda made: cross_entropy(made, ADAM, rounds=1, hooks=print), mfoc.InvalidType, "hooks must be a list"),
+        (lambda made: cross_entropy(made, ADAM, rounds=1, start=made.solve(ADAM, steps=1)), mfoc.InvalidType, "start"),
+        (
+            lambda made: cross_entropy(made, ADAM, rounds=1, start=mfoc.Iterate(0, {"u": MEAN}, None)),
+            mfoc.InvalidValue,
+            "another structure",
+        ),
         (lambda made: cross_entropy(gaussian(), ADAM, rounds=1), mfoc.InvalidType, "follmer"),
         (lambda made: cross_entropy(made, ADAM, rounds=0), mfoc.InvalidValue, "rounds is 0"),
         (lambda made: cross_entropy(made, ADAM, rounds=1, keep=True), mfoc.InvalidValue, "keep is True"),

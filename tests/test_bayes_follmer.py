@@ -303,6 +303,20 @@ class Wrong(nn.Module):
         return self.u.expand(len(x), 3)
 
 
+class Mixing(Constant):
+    """A drift to the mean of the cloud."""
+
+    def forward(self, t, x):
+        return self.u * (x.mean(0) - x)
+
+
+class Chancy(Constant):
+    """A drift that is drawn."""
+
+    def forward(self, t, x):
+        return self.u + torch.randn_like(x)
+
+
 class Layered(nn.Module):
     """A drift through a layer."""
 
@@ -334,6 +348,24 @@ class Layered(nn.Module):
             "mixes",
         ),
         (lambda: follmer(gaussian(), Layered(nn.Dropout(0.5))), mfoc.InvalidValue, "draws at random"),
+        (lambda: follmer(gaussian(), Mixing(MEAN)), mfoc.InvalidValue, "mixes the paths"),
+        (lambda: follmer(gaussian(), Chancy(MEAN)), mfoc.InvalidValue, "draws at random"),
+        (lambda: follmer(gaussian(), Drift(2).double(), T=2.0), mfoc.InvalidValue, "another end time than T = 2"),
+        (lambda: follmer(gaussian(), seed=-1), mfoc.InvalidValue, "seed is -1"),
+        (lambda: follmer(gaussian()).paths({}), mfoc.InvalidValue, "not those of this sampler"),
+        (lambda: follmer(gaussian(), wild()).evaluate({"u": MEAN}), mfoc.InvalidValue, r"expected net.weight \(2, 2\)"),
+        (lambda: follmer(gaussian(), Constant(MEAN)).paths({"u": MEAN[:1]}), mfoc.InvalidValue, r"u \(2,\)"),
+        (lambda: follmer(gaussian(), Constant(MEAN)).paths({"u": MEAN}, seed=-1), mfoc.InvalidValue, "seed is -1"),
+        (lambda: Drift(2.0), mfoc.InvalidValue, "dim is 2.0"),
+        (lambda: Drift(2, hidden=0), mfoc.InvalidValue, "hidden is 0"),
+        (lambda: Drift(2, layers=-1), mfoc.InvalidValue, "layers is -1"),
+        (lambda: Drift(2, clip=-1.0), mfoc.InvalidValue, "clip is -1.0"),
+        (lambda: Drift(2, base=lambda t, x: x), mfoc.InvalidType, "base is a function"),
+        (lambda: GaussianDrift(MEAN, COVARIANCE, sigma=0.0), mfoc.InvalidValue, "sigma is 0.0"),
+        (lambda: GaussianDrift([0.0, 0.0], COVARIANCE), mfoc.InvalidType, "mean is a list"),
+        (lambda: GaussianDrift(MEAN.float(), COVARIANCE), mfoc.InvalidType, "covariance is torch.float64"),
+        (lambda: GaussianDrift(MEAN * math.nan, COVARIANCE), mfoc.InvalidValue, "mean holds NaN"),
+        (lambda: GaussianDrift(MEAN, COVARIANCE.triu()), mfoc.InvalidValue, "not symmetric"),
         (lambda: GaussianDrift(MEAN, -COVARIANCE), mfoc.InvalidValue, "positive definite"),
         (lambda: GaussianDrift(MEAN, COVARIANCE[:1]), mfoc.InvalidValue, "shapes"),
     ],

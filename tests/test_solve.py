@@ -168,6 +168,10 @@ def test_nan_stops_with_stage_step_and_last_good_iterate(solver, what, stage, wo
     assert all(leaf.isfinite().all() for leaf in leaves(solution.controls))
     assert [float(u) for u in solution.controls] == pytest.approx([last] * 3)
     assert any("stopped" in record.message for record in caplog.records)
+    at_the_end = mfoc.solve(problem, solver, x, steps=last + 1)  # nothing is left to do, and still it is seen
+    assert (at_the_end.status, at_the_end.message) == (solution.status, solution.message)
+    assert at_the_end.last.step == last
+    assert at_the_end.value == solution.value
     with pytest.raises(mfoc.NonFiniteError) as caught:
         for _ in mfoc.iterate(problem, solver, x):
             pass

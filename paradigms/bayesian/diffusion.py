@@ -49,14 +49,30 @@ class Diffusion:
             raise InvalidValue("policy has no parameter that requires grad; there is nothing to solve for")
         _refuse_mixing(self.policy)
         x = self.density.check(self.density.initial(2))
+        for t in (0, len(self.lengths) - 1):
+            u = self._probed(t, x)
+            if not u.isfinite().all():
+                raise InvalidValue(
+                    f"policy(t, x) is not finite at t = {self.times[t]:.4g}; was it made for another end time than "
+                    f"T = {self.times[-1]:.4g}?"
+                )
+        alone = torch.cat([self._probed(t, x[i : i + 1]) for i in range(len(x))])
+        if not torch.allclose(u, alone, rtol=1e-2, atol=1e-3 * float(u.abs().max())):
+            raise InvalidValue(
+                "policy(t, x) gives a point another drift when other points are there, or every time: it draws at "
+                "random or mixes the paths of a batch, whose weights must be independent"
+            )
+
+    def _probed(self, t: int, x: Tensor) -> Tensor:
         try:
             with torch.no_grad():
-                u = self.drift(self.controls(), 0, x, self.density.score(x))
+                u = self.drift(self.controls(), t, x, self.density.score(x))
         except (RuntimeError, TypeError, ValueError) as error:
             raise InvalidValue(f"policy(t, x) failed on t a scalar and x of shape {tuple(x.shape)}: {error}") from error
         if not isinstance(u, Tensor) or u.shape != x.shape:
             what = tuple(u.shape) if isinstance(u, Tensor) else type(u).__name__
             raise InvalidValue(f"policy(t, x) returned {what} for x of shape {tuple(x.shape)}; expected that shape")
+        return u
 
     def start(self, n: int) -> dict[str, Tensor]:
         """The state at time 0."""
@@ -75,16 +91,17 @@ class Diffusion:
     def drift(self, controls: dict[str, Tensor], t: int, x: Tensor, score: Tensor | None) -> Tensor:
         """The drift u at the start of step t ``[n, d]``."""
         time = x.new_tensor(self.times[t])
-        args = (time, x, score) if self.takes_score else (time, x)
-        u: Tensor = torch.func.functional_call(self.policy, controls, args)
+        named = {"score": score} if self.takes_score else {}
+        u: Tensor = torch.func.functional_call(self.policy, controls, (time, x), named)
         return u
 
     def drifts(self, controls: dict[str, Tensor], times: Tensor, x: Tensor) -> Tensor:
-        """The drift at points ``[n, d]`` with a time ``[n]`` for each."""
+        """The drift at points ``[n, d]`` with a time ``[n]`` for each; the policy runs under ``torch.vmap``."""
         score = self.score(x)
 
         def one(time: Tensor, x: Tensor, *score: Tensor) -> Tensor:
-            u: Tensor = torch.func.functional_call(self.policy, controls, (time, x[None], *(s[None] for s in score)))
+            named = {"score": score[0][None]} if score else {}
+            u: Tensor = torch.func.functional_call(self.policy, controls, (time, x[None]), named)
             return u[0]
 
         u: Tensor = torch.vmap(one)(times, x, *(() if score is None else (score,)))

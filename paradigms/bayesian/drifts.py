@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from mfoc import InvalidValue
+from mfoc import InvalidType, InvalidValue
 
 
 class Drift(nn.Module):
@@ -26,8 +26,11 @@ class Drift(nn.Module):
         score: whether the gradient is used.
         clip: the gradient's coordinates are clipped to (-clip, clip), which keeps the first steps bounded.
         base: a drift to add to, a module of (t, x); ``GaussianDrift`` for one.
-        T: the end time, in which the features of time are scaled.
+        T: the end time, in which the features of time are scaled; that of ``follmer``.
         seed: of the initial weights.
+
+    Raises:
+        InvalidType, InvalidValue: bad counts, a clip or an end time that is not positive, a base that is no module.
     """
 
     def __init__(
@@ -43,6 +46,12 @@ class Drift(nn.Module):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        for name, count, least in (("dim", dim, 1), ("hidden", hidden, 1), ("layers", layers, 0), ("seed", seed, 0)):
+            if isinstance(count, bool) or not isinstance(count, int) or count < least:
+                raise InvalidValue(f"{name} is {count!r}; expected an integer from {least} on")
+        _check_positive(clip=clip, T=T)
+        if base is not None and not isinstance(base, nn.Module):
+            raise InvalidType(f"base is a {type(base).__name__}; expected a torch.nn.Module of (t, x)")
         self.clip, self.T, self.takes_score, self.base = clip, T, score, base
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -86,17 +95,29 @@ class GaussianDrift(nn.Module):
     Args:
         mean: m ``[d]``.
         covariance: C ``[d, d]``.
-        sigma: the noise.
-        T: the end time.
+        sigma: the noise; that of ``follmer``.
+        T: the end time; that of ``follmer``.
+
+    Raises:
+        InvalidType, InvalidValue: no such pair, or a sigma or T that is not positive.
     """
 
     def __init__(self, mean: Tensor, covariance: Tensor, *, sigma: float = 1.0, T: float = 1.0) -> None:
         super().__init__()
+        _check_positive(sigma=sigma, T=T)
+        for name, value in (("mean", mean), ("covariance", covariance)):
+            if not isinstance(value, Tensor) or not value.is_floating_point() or value.dtype != mean.dtype:
+                what = value.dtype if isinstance(value, Tensor) else f"a {type(value).__name__}"
+                raise InvalidType(f"{name} is {what}; expected floating-point tensors of one dtype")
+            if not value.isfinite().all():
+                raise InvalidValue(f"{name} holds NaN or infinite values")
         if mean.dim() != 1 or covariance.shape != (len(mean), len(mean)):
             raise InvalidValue(
                 f"mean and covariance have shapes {tuple(mean.shape)} and {tuple(covariance.shape)}; "
                 "expected (d,) and (d, d)"
             )
+        if not torch.allclose(covariance, covariance.mT, rtol=0, atol=1e-3 * float(covariance.abs().max())):
+            raise InvalidValue("covariance is not symmetric")
         values, vectors = torch.linalg.eigh(covariance.detach())
         if not (values > 0).all():
             raise InvalidValue("covariance is not positive definite")
@@ -112,3 +133,9 @@ class GaussianDrift(nn.Module):
         pull = self.slope - excess * (x @ axes)
         u: Tensor = (self.sigma**2 * pull / (1 + self.sigma**2 * (self.T - t) * excess)) @ axes.mT
         return u
+
+
+def _check_positive(**numbers: float) -> None:
+    for name, value in numbers.items():
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+            raise InvalidValue(f"{name} is {value!r}; expected a positive finite number")

@@ -105,7 +105,8 @@ class Follmer(Formulation):
             seed: of the paths; they are never those of the training, whatever the seed.
 
         Raises:
-            InvalidValue: fewer than two paths, or none with a finite weight.
+            InvalidType, InvalidValue: controls of another problem, fewer than two paths, a bad seed, a weight that is
+                NaN or infinite, or none that is positive.
         """
         x, log_w = self.paths(solution, n=n, seed=seed)
         if log_w.isnan().any() or not log_w.isfinite().any() or log_w.max() == math.inf:
@@ -130,21 +131,43 @@ class Follmer(Formulation):
         """Paths of the diffusion: their end points ``[n, d]`` and log weights ``[n]``; see ``evaluate``."""
         if isinstance(n, bool) or not isinstance(n, int) or n < 2:
             raise InvalidValue(f"n is {n!r}; expected at least two paths")
-        controls = controls_of(solution)
+        _check_seed(seed)
+        controls = self._own(solution)
         generator = torch.Generator().manual_seed(mixed_seed(self.seed, seed, 1))
         sizes = [min(_CHUNK, n - first) for first in range(0, n, _CHUNK)]
         x, log_w = zip(*(self.diffusion.run(controls, size, generator) for size in sizes), strict=True)
         return torch.cat(x), torch.cat(log_w)
+
+    def _own(self, solution: Any) -> Any:
+        """The controls of a solution, if they are this policy's: others would leave it as it was made."""
+        controls, own = controls_of(solution), self.problem.controls
+        for name in own:
+            if (
+                not isinstance(controls, dict)
+                or controls.keys() != own.keys()
+                or controls[name].shape != own[name].shape
+            ):
+                raise InvalidValue(
+                    "the controls are not those of this sampler's policy: expected "
+                    f"{', '.join(f'{key} {tuple(leaf.shape)}' for key, leaf in own.items())}"
+                )
+        return controls
 
 
 def systematic(log_weights: Tensor, n: int, seed: int) -> Tensor:
     """Indices ``[n]`` drawn by weights ``[m]``, by systematic resampling: the i-th level is (i + U) / n."""
     if isinstance(n, bool) or not isinstance(n, int) or n < 1:
         raise InvalidValue(f"n is {n!r}; expected a positive number of draws")
+    _check_seed(seed)
     total = log_weights.double().softmax(0).cumsum(0)
     offset = torch.rand(1, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(total.device)
     level = (torch.arange(n, device=total.device) + offset) / n
     return torch.searchsorted(total / total[-1], level).clamp_max(len(total) - 1)
+
+
+def _check_seed(seed: int) -> None:
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+        raise InvalidValue(f"seed is {seed!r}; expected a non-negative integer")
 
 
 def follmer(
@@ -165,7 +188,8 @@ def follmer(
     Args:
         target: what ``log_density`` returns.
         policy: the drift u, a module of (t, x), or of (t, x, score) when it has an argument named ``score``, the
-            gradient of the log density at x; t is a scalar tensor, the time. It is copied, never changed.
+            gradient of the log density at x; t is a scalar tensor, the time. Each point's drift must be its own: it
+            may depend neither on other points nor on chance. It is copied, never changed.
             ``Drift(dim)`` when None.
         sigma: the noise. sigma^2 T is the variance of the uncontrolled end point: of the order of the target's.
         T: the end time.
@@ -186,7 +210,7 @@ def follmer(
         points drawn by their weights.
 
     Raises:
-        InvalidType, InvalidValue: wrong arguments, or a policy that does not return ``[n, d]``.
+        InvalidType, InvalidValue: wrong arguments, or a policy that does not return finite drifts ``[n, d]``.
     """
     if not isinstance(target, LogDensity):
         raise InvalidType(f"target is a {type(target).__name__}; expected what log_density(...) returns")
@@ -196,6 +220,7 @@ def follmer(
     for name, count in (("steps", steps), ("particles", particles)):
         if isinstance(count, bool) or not isinstance(count, int) or count < 1:
             raise InvalidValue(f"{name} is {count!r}; expected a positive integer")
+    _check_seed(seed)
     if policy is None:
         policy = Drift(target.dim, T=T).to(target.like)
     if not isinstance(policy, nn.Module):
