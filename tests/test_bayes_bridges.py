@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import mfoc
-from paradigms.bayesian import Drift, GaussianDrift, bridge_matching, cross_entropy, follmer, log_density
+from paradigms.bayesian import CrossEntropy, Drift, GaussianDrift, bridge_matching, follmer, log_density
 from tests.problems import D
 from tests.test_bayes_follmer import COVARIANCE, LOG_Z, MEAN, Constant, gaussian, wild
 
@@ -118,29 +118,38 @@ def two_modes():
 @pytest.mark.slow
 def test_cross_entropy_covers_modes_far_apart():
     made = follmer(two_modes(), Drift(1, hidden=32), sigma=3.0, steps=25, spacing=2.0, seed=1)
-    solution = cross_entropy(made, mfoc.Gradient(partial(torch.optim.Adam, lr=5e-3)), rounds=6, steps=60, paths=1000)
+    solver = CrossEntropy(made, mfoc.Gradient(partial(torch.optim.Adam, lr=5e-3)), every=60)
+    solution = made.solve(solver, steps=360)
     before, after = made.evaluate(made.problem, n=4000), made.evaluate(solution, n=4000)
     assert solution.status is mfoc.Status.MAX_STEPS
-    assert solution.last.step == 360
     assert after.log_z == pytest.approx(2, abs=4 * after.error)
     assert after.ess > 2 * before.ess
     assert float((after.resampled() > 0).float().mean()) == pytest.approx(0.75, abs=0.05)
     assert float((after.x > 0).float().mean()) == pytest.approx(0.75, abs=0.15)
 
 
-def test_cross_entropy_is_repeatable_and_goes_on():
+def test_cross_entropy_finds_the_gaussian_drift():
     made = follmer(gaussian(), GaussianDrift(MEAN + 0.5, 2 * COVARIANCE), steps=5)
-    run = partial(cross_entropy, made, ADAM, steps=8, paths=200, particles=256)
-    seen = []
-    first, again = run(rounds=2, hooks=[lambda at: seen.append(at.step)]), run(rounds=2)
-    assert seen == list(range(1, 17))
-    assert all(torch.equal(first.controls[k], again.controls[k]) for k in first.controls)
-    further = run(rounds=1, start=first.last)
-    assert further.last.step == 24
-    assert not torch.equal(further.controls["slope"], first.controls["slope"])
-    start, end = (made.evaluate(at, n=4000) for at in (made.problem, run(rounds=12)))
+    solution = made.solve(CrossEntropy(made, ADAM, every=8, paths=200, particles=256), steps=100)
+    start, end = (made.evaluate(at, n=4000) for at in (made.problem, solution))
     assert end.J < start.J - 0.1
     assert end.log_z == pytest.approx(LOG_Z, abs=4 * end.error)
+    matched = bridge_matching(made, solution.last.state["ends"], particles=50_000)
+    assert solution.value == pytest.approx(made_value(matched, solution.controls), rel=0.1)
+
+
+def made_value(made, controls):
+    return float(mfoc.evaluate(made.problem, controls, made.population(0)).value)
+
+
+def test_cross_entropy_resumes_to_the_bit(tmp_path):
+    made = follmer(gaussian(), wild(), steps=5)
+    solver = CrossEntropy(made, ADAM, every=4, paths=50, particles=32, keep=3)
+    whole = made.solve(solver, steps=14)
+    made.solve(solver, steps=7, hooks=[mfoc.hooks.Checkpoint(tmp_path / "at.pt", every=7)])
+    rest = made.solve(solver, steps=14, start=mfoc.hooks.load(tmp_path / "at.pt"))
+    assert all(torch.equal(whole.controls[k], rest.controls[k]) for k in whole.controls)
+    assert torch.equal(whole.last.state["ends"], rest.last.state["ends"])
 
 
 def test_cross_entropy_takes_moves_and_keeps_so_many_end_points():
@@ -151,75 +160,33 @@ def test_cross_entropy_takes_moves_and_keeps_so_many_end_points():
         return x
 
     made = follmer(gaussian(), wild(), steps=3)
-    cross_entropy(made, ADAM, rounds=4, steps=1, paths=10, keep=2, moves=moves, particles=4)
-    assert seen == [(10, 0), (20, 1), (20, 2), (20, 3)]
+    made.solve(CrossEntropy(made, ADAM, every=2, paths=10, keep=2, moves=moves, particles=4), steps=7)
+    assert seen == [(10, 0), (20, 2), (20, 4), (20, 6)]
 
 
 class Exploding(nn.Module):
     """A drift that sends some paths to infinity."""
 
-    def __init__(self, everywhere=False):
+    def __init__(self, beyond):
         super().__init__()
         self.u = nn.Parameter(torch.zeros(2, dtype=D))
-        self.everywhere = everywhere
+        self.beyond = beyond
 
     def forward(self, t, x):
-        return self.u + torch.where((x[:, :1] > 0.5) | torch.tensor(self.everywhere), 1e200 * (1 + x.square()), 0.0)
+        return self.u + torch.where(x[:, :1] >= self.beyond, 1e200 * (1 + x.square()), 0.0)
 
 
 def test_cross_entropy_leaves_out_paths_that_explode():
-    made = follmer(gaussian(), Exploding(), steps=4)
+    made = follmer(gaussian(), Exploding(0.5), steps=4)
     with pytest.raises(mfoc.InvalidValue, match="weights are not finite"):
         made.evaluate(made.problem)
     seen = []
-    cross_entropy(made, ADAM, rounds=1, steps=1, paths=500, moves=lambda x, k: seen.append(x) or x, particles=4)
+    made.solve(CrossEntropy(made, ADAM, paths=500, moves=lambda x, k: seen.append(x) or x, particles=4), steps=1)
     assert bool(seen[0].isfinite().all())
-    nowhere = follmer(gaussian(), Exploding(everywhere=True), steps=4)
-    with pytest.raises(mfoc.InvalidValue, match="no path has a finite weight"):
-        cross_entropy(nowhere, ADAM, rounds=1, steps=1, paths=500)
-
-
-# ---- runs that fail
-
-
-def after(step, act):
-    """Moves that go well until a step."""
-    return lambda x, k: act(x) if k >= step else x
-
-
-def raising(error):
-    def act(x):
-        raise error
-
-    return act
-
-
-@pytest.mark.parametrize(
-    ("act", "error"),
-    [
-        (raising(RuntimeError("mine")), RuntimeError),
-        (lambda x: x * math.nan, mfoc.InvalidValue),
-        (lambda x: None, mfoc.InvalidValue),
-    ],
-)
-def test_an_error_between_rounds_carries_the_last_iterate(act, error):
-    made = follmer(gaussian(), wild(), steps=3)
-    run = partial(cross_entropy, made, ADAM, steps=4, paths=20, particles=8)
-    with pytest.raises(error) as caught:
-        run(rounds=3, moves=after(8, act))
-    whole = run(rounds=2, moves=lambda x, k: x)
-    assert caught.value.last_iterate.step == 8
-    assert all(torch.equal(caught.value.last_iterate.controls[k], whole.controls[k]) for k in whole.controls)
-
-
-def test_an_interrupt_between_rounds_ends_the_run_with_what_it_reached():
-    made = follmer(gaussian(), wild(), steps=3)
-    run = partial(cross_entropy, made, ADAM, steps=4, paths=20, particles=8)
-    solution = run(rounds=3, moves=after(4, raising(KeyboardInterrupt())))
-    assert solution.status is mfoc.Status.INTERRUPTED
-    assert (solution.last.step, len(solution.history)) == (4, 4)
-    with pytest.raises(KeyboardInterrupt):  # nothing was reached
-        run(rounds=3, moves=after(0, raising(KeyboardInterrupt())))
+    nowhere = follmer(gaussian(), Exploding(-1e9), steps=4)
+    solution = nowhere.solve(CrossEntropy(nowhere, ADAM, paths=500), steps=1)
+    assert solution.status is mfoc.Status.NONFINITE
+    assert solution.last.step == 0
 
 
 class Cubic(Constant):
@@ -229,46 +196,44 @@ class Cubic(Constant):
         return self.u * x**3
 
 
-def test_a_drift_that_comes_to_explode_is_taken_back():
+def test_a_drift_that_comes_to_explode_is_still_regressed_on_the_end_points_it_has(caplog):
     made = follmer(gaussian(), Cubic(-0.1 * MEAN.abs()), steps=8)
-    huge = mfoc.Gradient(partial(torch.optim.SGD, lr=1e-4), schedule=lambda k: 1e30 if k == 8 else 1.0)
-    solution = cross_entropy(made, huge, rounds=5, steps=3, paths=50, particles=32)
-    assert solution.status is mfoc.Status.NONFINITE
-    assert "after step 9 no path has a finite weight" in solution.message
-    assert solution.last.step == 6
-    assert math.isfinite(made.evaluate(solution, n=50).log_z)
+    huge = mfoc.Gradient(partial(torch.optim.SGD, lr=1e-4), schedule=lambda k: 1e30 if k == 2 else 1.0)
+    solution = made.solve(CrossEntropy(made, huge, every=3, paths=50, particles=32, keep=9), steps=4)
+    assert "none of 50 paths has a finite weight" in caplog.text
+    assert solution.last.step == 4
+    assert solution.last.state["ends"].shape == (50, 2)
 
 
-def test_for_hooks_all_rounds_are_one_solve():
-    class Hook:
-        def __init__(self):
-            self.seen = []
+@pytest.mark.parametrize(
+    ("act", "error"),
+    [
+        (lambda x: 1 / 0, ZeroDivisionError),
+        (lambda x: x * math.nan, mfoc.InvalidValue),
+        (lambda x: x[:, :1], mfoc.InvalidValue),
+        (lambda x: None, mfoc.InvalidValue),
+    ],
+)
+def test_moves_that_fail_lose_nothing(act, error):
+    made = follmer(gaussian(), wild(), steps=3)
+    solver = partial(CrossEntropy, made, ADAM, every=4, paths=20, particles=8)
+    with pytest.raises(error) as caught:
+        made.solve(solver(moves=lambda x, k: act(x) if k >= 8 else x), steps=12)
+    whole = made.solve(solver(moves=lambda x, k: x), steps=8)
+    assert caught.value.last_iterate.step == 8
+    assert all(torch.equal(caught.value.last_iterate.controls[k], whole.controls[k]) for k in whole.controls)
 
-        def __call__(self, at):
-            self.seen.append(at.step)
 
-        def start(self, steps):
-            self.seen.append(("start", steps))
-
-        def finish(self, solution):
-            self.seen.append(("finish", solution.last.step))
-
-        def close(self):
-            self.seen.append("close")
-
-    made, hook = follmer(gaussian(), wild(), steps=3), Hook()
-    record = mfoc.hooks.Record(lambda at: at.step)
-    run = partial(cross_entropy, made, ADAM, steps=2, paths=20, particles=8)
-    solution = run(rounds=3, hooks=[hook, record])
-    assert hook.seen == [("start", 6), 1, 2, 3, 4, 5, 6, ("finish", 6), "close"]
-    assert record.steps == [1, 2, 3, 4, 5, 6]
-    assert [each["step"] for each in solution.history] == [0, 1, 2, 3, 4, 5]
-    seconds = [each["seconds"] for each in solution.history]
-    assert seconds == sorted(seconds)
-    hook.seen.clear()
-    with pytest.raises(RuntimeError, match="mine"):
-        run(rounds=3, hooks=[hook], moves=after(2, raising(RuntimeError("mine"))))
-    assert hook.seen == [("start", 6), 1, 2, "close"]
+def test_it_is_a_solver_like_any_other():
+    made = follmer(gaussian(), wild(), steps=3)
+    solver = CrossEntropy(made, ADAM, every=3, paths=20, particles=8)
+    kept = {k: v.clone() for k, v in made.problem.controls.items()}
+    one, two = (list(zip(range(5), mfoc.iterate(made.problem, solver, made.population), strict=False)) for _ in "ab")
+    assert all(torch.equal(one[-1][1].controls[k], two[-1][1].controls[k]) for k in kept)
+    assert all(torch.equal(made.problem.controls[k], kept[k]) for k in kept)
+    other = follmer(gaussian(), wild(), steps=3)
+    with pytest.raises(mfoc.InvalidValue, match="not the sampler's problem"):
+        other.solve(solver, steps=1)
 
 
 class Branching(Constant):
@@ -293,21 +258,15 @@ class Branching(Constant):
             mfoc.InvalidValue,
             "cannot be run under torch.vmap",
         ),
-        (lambda made: cross_entropy(made, ADAM, rounds=1, particles=0), mfoc.InvalidValue, "particles is 0"),
-        (lambda made: cross_entropy(made, ADAM, rounds=1, moves="mala"), mfoc.InvalidType, "moves is a str"),
-        (lambda made: cross_entropy(made, ADAM, rounds=1, hooks=print), mfoc.InvalidType, "hooks must be a list"),
-        (lambda made: cross_entropy(made, ADAM, rounds=1, start=made.solve(ADAM, steps=1)), mfoc.InvalidType, "start"),
-        (
-            lambda made: cross_entropy(made, ADAM, rounds=1, start=mfoc.Iterate(0, {"u": MEAN}, None)),
-            mfoc.InvalidValue,
-            "another structure",
-        ),
-        (lambda made: cross_entropy(gaussian(), ADAM, rounds=1), mfoc.InvalidType, "follmer"),
-        (lambda made: cross_entropy(made, ADAM, rounds=0), mfoc.InvalidValue, "rounds is 0"),
-        (lambda made: cross_entropy(made, ADAM, rounds=1, keep=True), mfoc.InvalidValue, "keep is True"),
-        (lambda made: cross_entropy(made, ADAM, rounds=1, paths=1), mfoc.InvalidValue, "two paths"),
-        (lambda made: cross_entropy(made, "adam", rounds=1), mfoc.InvalidType, "solver"),
-        (lambda made: cross_entropy(made, ADAM, rounds=1, moves=lambda x, k: x[:, :1]), mfoc.InvalidValue, "moves"),
+        (lambda made: CrossEntropy(gaussian(), ADAM), mfoc.InvalidType, "follmer"),
+        (lambda made: CrossEntropy(made, "adam"), mfoc.InvalidType, "inner is 'adam'"),
+        (lambda made: CrossEntropy(made, mfoc.Gradient), mfoc.InvalidType, "inner is <class"),
+        (lambda made: CrossEntropy(made, ADAM, every=0), mfoc.InvalidValue, "every is 0"),
+        (lambda made: CrossEntropy(made, ADAM, keep=True), mfoc.InvalidValue, "keep is True"),
+        (lambda made: CrossEntropy(made, ADAM, paths=1), mfoc.InvalidValue, "paths is 1"),
+        (lambda made: CrossEntropy(made, ADAM, particles=0), mfoc.InvalidValue, "particles is 0"),
+        (lambda made: CrossEntropy(made, ADAM, moves="mala"), mfoc.InvalidType, "moves is a str"),
+        (lambda made: CrossEntropy(follmer(gaussian(), Branching(MEAN)), ADAM), mfoc.InvalidValue, "torch.vmap"),
     ],
 )
 def test_bad_input_is_refused_with_a_reason(call, error, words):

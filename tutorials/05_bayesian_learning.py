@@ -30,9 +30,9 @@ from torch import nn
 import mfoc
 from paradigms.bayesian import (
     AdamRule,
+    CrossEntropy,
     Drift,
     GaussianDrift,
-    cross_entropy,
     follmer,
     langevin,
     log_density,
@@ -181,18 +181,16 @@ print(evidence["follmer"])
 # ### The same sampler by the other divergence
 #
 # J + log Z is KL(law of the paths || optimal law), and paths that minimise it may leave out what they cover badly, as
-# no weight tells. `cross_entropy` minimises KL(optimal law || law of the paths): it draws end points by their
-# weights, moves them by MALA, and regresses the drift on Brownian bridges to them. Tails of the weights get lighter.
+# no weight tells. `CrossEntropy` is a solver that minimises KL(optimal law || law of the paths): it draws end points by
+# their weights, moves them by MALA, and regresses the drift on Brownian bridges to them. The weights get lighter tails.
 
 # %%
-rounds, steps = (1, 2) if SMOKE else (40, 40)
-solver = mfoc.Gradient(
-    partial(torch.optim.Adam, lr=3e-3), schedule=lambda k: (1 + math.cos(math.pi * k / (rounds * steps))) / 2
-)
+steps = 2 if SMOKE else 1600
+adam = mfoc.Gradient(partial(torch.optim.Adam, lr=3e-3), schedule=lambda k: (1 + math.cos(math.pi * k / steps)) / 2)
 
 
 def run_cross_entropy():
-    solution = cross_entropy(sampler, solver, rounds=rounds, steps=steps, paths=64 if SMOKE else 512)
+    solution = sampler.solve(CrossEntropy(sampler, adam, every=40, paths=64 if SMOKE else 512), steps=steps)
     evidence["cross-entropy"] = sampler.evaluate(solution, n=500 if SMOKE else 10_000)
     return evidence["cross-entropy"].resampled(1000)
 

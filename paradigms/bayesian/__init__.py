@@ -7,7 +7,7 @@ prediction = predict(posterior, x_test)
 print(nll(prediction, y_test), rmse(prediction, y_test))
 """
 
-from paradigms.bayesian.bridges import bridge_matching, cross_entropy
+from paradigms.bayesian.bridges import CrossEntropy, bridge_matching
 from paradigms.bayesian.density import LogDensity, log_density
 from paradigms.bayesian.drifts import Drift, GaussianDrift
 from paradigms.bayesian.ensemble import Ensemble, ensemble
@@ -30,6 +30,7 @@ __all__ = [
     "ULA",
     "AdaGradRule",
     "AdamRule",
+    "CrossEntropy",
     "Draws",
     "Drift",
     "Ensemble",
@@ -50,7 +51,6 @@ __all__ = [
     "band",
     "bridge_matching",
     "calibration",
-    "cross_entropy",
     "discrepancy",
     "ece",
     "ensemble",

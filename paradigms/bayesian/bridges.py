@@ -11,17 +11,17 @@ a regression on points of bridges to draws from the target: bridge matching, als
 (Peluchetti 2021; Liu et al. 2022, arXiv:2208.14699). On the grid it stays exact, a sum over the steps; there both
 terms are finite, which in continuous time only their sum is.
 
-``cross_entropy`` needs no such draws: it takes those it has, the end points of its own paths by their weights (Kappen &
+``CrossEntropy`` needs no such draws: it takes those it has, the end points of its own paths by their weights (Kappen &
 Ruiz 2016, arXiv:1505.01874).
 """
 
 from __future__ import annotations
 
 import dataclasses
+import logging
 import math
-import time
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -29,10 +29,14 @@ from torch import Tensor
 
 import mfoc
 from mfoc import InvalidType, InvalidValue
+from mfoc.pontryagin import Evaluation
 from mfoc.population import mixed_seed
+from paradigms.bayesian.diffusion import Diffusion
 from paradigms.bayesian.flows import langevin
 from paradigms.bayesian.follmer import Follmer, systematic
 from paradigms.bayesian.sampler import sample
+
+logger = logging.getLogger(__name__)
 
 _SIZES = 8  # step sizes of the default moves, from the largest to 1e-4 of it
 
@@ -52,8 +56,7 @@ def bridge_matching(made: Follmer, ends: Tensor, *, particles: int = 2048, seed:
         InvalidType, InvalidValue: wrong arguments, draws that do not fit the target or are not finite, or a policy that
             cannot run under ``torch.vmap``.
     """
-    if not isinstance(made, Follmer):
-        raise InvalidType(f"made is a {type(made).__name__}; expected what follmer(...) returns")
+    _check_sampler(made)
     for name, count, least in (("particles", particles, 1), ("seed", seed, 0)):
         if isinstance(count, bool) or not isinstance(count, int) or count < least:
             raise InvalidValue(f"{name} is {count!r}; expected an integer from {least} on")
@@ -61,19 +64,114 @@ def bridge_matching(made: Follmer, ends: Tensor, *, particles: int = 2048, seed:
         what = "an empty tensor" if isinstance(ends, Tensor) else f"a {type(ends).__name__}"
         raise InvalidType(f"ends is {what}; expected draws from the target [m, {made.density.dim}]")
     pool = made.density.check(ends.detach().to(made.density.like).clone())
-    diffusion, stages = made.diffusion, len(made.diffusion.lengths)
-    _check_policy(made)
-    times, lengths = (pool.new_tensor(values) for values in (diffusion.times[:-1], diffusion.lengths))
-    T = diffusion.times[-1]
 
     def draw(k: int) -> mfoc.Particles:
-        generator = torch.Generator().manual_seed(mixed_seed(seed, k, 2))
-        end = pool[torch.randint(len(pool), (particles,), generator=generator).to(pool.device)]
-        stage = (torch.arange(particles) + torch.randint(stages, (1,), generator=generator)) % stages
-        t, h = times[stage.to(pool.device)], lengths[stage.to(pool.device)]
-        deviation = diffusion.sigma * (t * (T - t) / T).sqrt()
-        x = t[:, None] / T * end + deviation[:, None] * diffusion.normals(particles, generator)
-        return mfoc.Particles(x, {"end": end, "time": t, "weight": stages * h / (2 * diffusion.sigma**2)})
+        return _bridges(made.diffusion, pool, particles, mixed_seed(seed, k, 2))
+
+    return dataclasses.replace(made, problem=_matching(made), population=mfoc.population(draw))
+
+
+@dataclass(frozen=True)
+class CrossEntropy:
+    """Solves a path-integral sampler by bridge matching to its own weighted end points: the cross-entropy method.
+
+    Every so many steps it runs paths with the drift it has, draws end points by their weights, and moves these and
+    those drawn before by a Markov chain that leaves the target invariant, so that equal ones part and the cloud spreads
+    to where no path went yet. In between, ``inner`` regresses the drift on bridges to them. It covers targets that
+    the sampler's own J, which seeks modes, does not: funnels, modes far apart. Kappen & Ruiz (2016), arXiv:1505.01874,
+    alg. 1, with bridges in the place of weighted paths.
+
+    Use it as any solver: ``made.solve(CrossEntropy(made, mfoc.Gradient(...)), steps=2000)``. The value it reports is
+    that of bridge matching on the end points it has.
+
+    Attributes:
+        made: the sampler, what ``follmer`` returned.
+        inner: the solver of the regression, such as ``mfoc.Gradient``.
+        every: steps between two draws of end points.
+        paths: run at each draw.
+        particles: points of bridges in a batch of ``inner``.
+        keep: draws for which end points stay in use.
+        moves: ``moves(x, step)``, end points ``[n, d]`` to as many, the newest first. When None: 24 steps of MALA,
+            their sizes in cycles from sigma^2 T down to 1e-4 of it, so that wide and narrow parts both move.
+            ``lambda x, step: x`` for none.
+
+    Raises:
+        InvalidType, InvalidValue: wrong arguments, or a policy that cannot run under ``torch.vmap``; while solving, end
+            points that moved to where the density is not finite.
+    """
+
+    made: Follmer
+    inner: mfoc.Solver
+    every: int = 50
+    paths: int = 1024
+    particles: int = 2048
+    keep: int = 16
+    moves: Callable[[Tensor, int], Tensor] | None = None
+
+    def __post_init__(self) -> None:
+        _check_sampler(self.made)
+        if isinstance(self.inner, type) or not isinstance(self.inner, mfoc.Solver):
+            raise InvalidType(f"inner is {self.inner!r}; expected a solver, such as mfoc.Gradient(...)")
+        for name, least in (("every", 1), ("paths", 2), ("particles", 1), ("keep", 1)):
+            count = getattr(self, name)
+            if isinstance(count, bool) or not isinstance(count, int) or count < least:
+                raise InvalidValue(f"{name} is {count!r}; expected an integer from {least} on")
+        if self.moves is not None and not callable(self.moves):
+            raise InvalidType(f"moves is a {type(self.moves).__name__}; expected a function moves(x, step) or None")
+
+    def init(self, problem: mfoc.Problem, controls: Any) -> Any:
+        """The inner state, the end points in use ``[m, d]`` and how many steps were made."""
+        if problem is not self.made.problem:
+            raise InvalidValue("this is not the sampler's problem; solve with made.solve(CrossEntropy(made, ...))")
+        ends = self.made.density.like.new_zeros(0, self.made.density.dim)
+        return {"inner": self.inner.init(problem, controls), "ends": ends, "steps": 0}
+
+    def step(
+        self, problem: mfoc.Problem, controls: Any, state: Any, particles: mfoc.Particles
+    ) -> tuple[Any, Any, mfoc.Info]:
+        """One step of the regression, on new end points when it is time; see ``mfoc.Solver``.
+
+        Without any end point, as no path had a finite weight yet, the value reported is infinite.
+        """
+        k, ends = state["steps"], state["ends"]
+        if k % self.every == 0:
+            ends = torch.cat([self._drawn(controls, k), ends])[: self.keep * self.paths]
+            if not len(ends):
+                lost = next(iter(controls.values())).new_tensor(math.inf)
+                return controls, state, mfoc.Info(lost, [torch.zeros_like(leaf) for leaf in controls.values()])
+            ends = self._moved(ends, k)
+        cloud = _bridges(self.made.diffusion, ends, self.particles, mixed_seed(self.made.seed, k, 4))
+        controls, inner, info = self.inner.step(_matching(self.made), controls, state["inner"], cloud)
+        return controls, {"inner": inner, "ends": ends, "steps": k + 1}, info
+
+    def evaluate(self, problem: mfoc.Problem, controls: Any, state: Any, particles: mfoc.Particles) -> Evaluation:
+        """The objective of bridge matching and its gradient; that of the sampler before there are end points."""
+        if not len(state["ends"]):
+            return mfoc.evaluate(problem, controls, particles)
+        key = mixed_seed(self.made.seed, state["steps"], 4)
+        cloud = _bridges(self.made.diffusion, state["ends"], self.particles, key)
+        return mfoc.evaluate(_matching(self.made), controls, cloud)
+
+    def _drawn(self, controls: Any, k: int) -> Tensor:
+        """End points drawn by their weights; a path that left the range of floating-point numbers has none."""
+        x, log_w = self.made.paths(controls, n=self.paths, seed=mixed_seed(self.made.seed, k, 3))
+        log_w = log_w.nan_to_num(nan=-math.inf, posinf=-math.inf)
+        if log_w.max() == -math.inf:
+            logger.warning("step %d: none of %d paths has a finite weight; no end points are drawn", k, self.paths)
+            return x[:0]
+        return x[systematic(log_w, self.paths, mixed_seed(self.made.seed, k, 6))]
+
+    def _moved(self, ends: Tensor, k: int) -> Tensor:
+        found = _chain(self.made, ends, k) if self.moves is None else self.moves(ends, k)
+        if not isinstance(found, Tensor) or found.shape != ends.shape:
+            what = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+            raise InvalidValue(f"moves returned {what} for end points {tuple(ends.shape)}; expected that shape")
+        return self.made.density.check(found.detach().to(ends))
+
+
+def _matching(made: Follmer) -> mfoc.Problem:
+    """The regression on points of bridges, as a problem of one stage."""
+    diffusion, T = made.diffusion, made.diffusion.times[-1]
 
     def mismatch(t: int, x: Tensor, controls: Any, z: Any) -> Tensor:
         wanted = (z["end"] - x) / (T - z["time"])[:, None]
@@ -81,7 +179,7 @@ def bridge_matching(made: Follmer, ends: Tensor, *, particles: int = 2048, seed:
         cost: Tensor = z["weight"] * (u - wanted).square().sum(1)
         return cost
 
-    problem = mfoc.Problem(
+    return mfoc.Problem(
         dynamics=lambda t, x, controls, z: x,
         running_cost=mismatch,
         terminal_cost=lambda x, z: x.new_zeros(len(x)),
@@ -89,200 +187,38 @@ def bridge_matching(made: Follmer, ends: Tensor, *, particles: int = 2048, seed:
         horizon=1,
         schedule=mfoc.tied,
     )
-    return dataclasses.replace(made, problem=problem, population=mfoc.population(draw))
 
 
-def cross_entropy(
-    made: Follmer,
-    solver: mfoc.Solver,
-    *,
-    rounds: int,
-    steps: int = 100,
-    paths: int = 1024,
-    particles: int = 2048,
-    keep: int = 16,
-    moves: Callable[[Tensor, int], Tensor] | None = None,
-    start: mfoc.Iterate | None = None,
-    hooks: Any = (),
-) -> mfoc.Solution:
-    """Solves a path-integral sampler by rounds of draws and bridge matching: the cross-entropy method.
+def _bridges(diffusion: Diffusion, pool: Tensor, n: int, seed: int) -> mfoc.Particles:
+    """Points of bridges to ends from the pool, spread evenly over the times of the grid."""
+    generator, stages = torch.Generator().manual_seed(seed), len(diffusion.lengths)
+    times, lengths, T = pool.new_tensor(diffusion.times[:-1]), pool.new_tensor(diffusion.lengths), diffusion.times[-1]
+    end = pool[torch.randint(len(pool), (n,), generator=generator).to(pool.device)]
+    stage = (torch.arange(n) + torch.randint(stages, (1,), generator=generator)) % stages
+    t, h = times[stage.to(pool.device)], lengths[stage.to(pool.device)]
+    deviation = diffusion.sigma * (t * (T - t) / T).sqrt()
+    x = t[:, None] / T * end + deviation[:, None] * diffusion.normals(n, generator)
+    return mfoc.Particles(x, {"end": end, "time": t, "weight": stages * h / (2 * diffusion.sigma**2)})
 
-    A round runs paths with the drift it has, draws end points by their weights, moves these and those of the last
-    rounds by a Markov chain that leaves the target invariant, so that equal ones part and the cloud spreads to where
-    no path went yet, and takes ``steps`` steps of the solver on bridges to them. It covers targets that ``made.solve``,
-    whose objective seeks modes, does not: funnels, modes far apart. Kappen & Ruiz (2016), arXiv:1505.01874, alg. 1,
-    with bridges in the place of weighted paths.
 
-    Args:
-        made: what ``follmer`` returned.
-        solver: of the regression, such as ``mfoc.Gradient``; a schedule counts steps over all rounds.
-        rounds: how many.
-        steps: of the solver in a round.
-        paths: drawn in a round.
-        particles: points of bridges in a batch of the solver.
-        keep: rounds for which end points stay in use.
-        moves: ``moves(x, step)``, end points ``[n, d]`` to as many, the newest first. When None: 24 steps of MALA,
-            their sizes in cycles from sigma^2 T down to 1e-4 of it, so that wide and narrow parts both move.
-            ``lambda x, step: x`` for none.
-        start: the iterate to start from: of ``made.solve`` with such a solver, or to go on from; for another solver
-            ``mfoc.Iterate(step, controls, solver.init(made.problem, controls))``. The end points kept are drawn again
-            by its drift, so the run is not that which never stopped.
-        hooks: of ``mfoc.solve``; for them all rounds are one solve.
+def _chain(made: Follmer, x: Tensor, k: int) -> Tensor:
+    """The default moves: MALA in cycles of step sizes."""
+    sizes = [made.diffusion.variance * 10 ** (-4 * (t % _SIZES) / (_SIZES - 1)) for t in range(3 * _SIZES)]
+    key = mixed_seed(made.seed, k, 5)
+    chain = langevin(made.density, step=sizes, steps=len(sizes), particles=x, method="mala", seed=key)
+    return sample(chain, burn_in=len(sizes) - 1).x[-1]
 
-    Returns:
-        The solution of the last round, whose value and residual are those of bridge matching, with the history of all.
-        A round that fails, or Ctrl-C, ends the run with what it reached; when no path has a finite weight any more, at
-        the start of the round before. An error in user code carries the last iterate, as ``error.last_iterate``.
 
-    Raises:
-        InvalidType, InvalidValue: wrong arguments, a policy that cannot run under ``torch.vmap``, end points that moved
-            to where the density is not finite, or no path with a finite weight at the start.
-    """
+def _check_sampler(made: Any) -> None:
+    """Refuses what is no sampler, and a policy that cannot be run at many times at once."""
     if not isinstance(made, Follmer):
         raise InvalidType(f"made is a {type(made).__name__}; expected what follmer(...) returns")
-    for name, count in (
-        ("rounds", rounds),
-        ("steps", steps),
-        ("paths", paths),
-        ("particles", particles),
-        ("keep", keep),
-    ):
-        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-            raise InvalidValue(f"{name} is {count!r}; expected a positive integer")
-    if moves is not None and not callable(moves):
-        raise InvalidType(f"moves is a {type(moves).__name__}; expected a function moves(x, step) or None")
-    if not isinstance(hooks, Sequence) or not all(callable(hook) and not isinstance(hook, type) for hook in hooks):
-        raise InvalidType("hooks must be a list of functions of the iterate (instances, not classes)")
-    _check_policy(made)
-    mfoc.iterate(made.problem, solver, made.population, start=start)  # refuses a solver or a start that does not fit
-    draw = partial(_ends, made, _chain(made) if moves is None else moves, paths, keep)
-    at = _begin(made, solver) if start is None else start
-    _each(hooks, "start", at.step + rounds * steps)
-    try:
-        solution = _rounds(made, solver, draw, at, rounds, steps, particles, [_called(hook) for hook in hooks])
-        try:
-            _each(hooks, "finish", solution)
-        except Exception as error:
-            error.last_iterate = solution.last  # type: ignore[attr-defined]
-            raise
-    finally:
-        _each(hooks, "close")
-    return solution
-
-
-def _rounds(
-    made: Follmer,
-    solver: mfoc.Solver,
-    draw: Callable[[Any, int, Tensor], Tensor | None],
-    at: mfoc.Iterate,
-    rounds: int,
-    steps: int,
-    particles: int,
-    hooks: list[Any],
-) -> mfoc.Solution:
-    matched, solution = None, None
-    history: list[dict[str, float]] = []
-    ends = made.density.like.new_zeros(0, made.density.dim)
-    began, before = time.perf_counter(), at
-    for _ in range(rounds):
-        try:
-            drawn = draw(at.controls, at.step, ends)
-            if drawn is None and matched is not None:
-                back = matched.solve(solver, steps=before.step, start=before)
-                return _ended(back, history, mfoc.Status.NONFINITE, f"after step {at.step} no path has a finite weight")
-            if drawn is None:
-                raise InvalidValue("no path has a finite weight; take more steps, a smaller sigma or a lower clip")
-            ends = drawn
-            matched = bridge_matching(made, ends, particles=particles, seed=mixed_seed(made.seed, at.step, 4))
-        except KeyboardInterrupt:
-            if solution is None:
-                raise
-            return _ended(solution, history, mfoc.Status.INTERRUPTED, f"interrupted after step {at.step}")
-        except Exception as error:
-            error.last_iterate = at  # type: ignore[attr-defined]
-            error.add_note(f"cross_entropy: raised after step {at.step}; that iterate is kept as error.last_iterate")
-            raise
-        late = time.perf_counter() - began
-        solution = matched.solve(solver, steps=at.step + steps, start=at, hooks=hooks)
-        history += [{**record, "seconds": record["seconds"] + late} for record in solution.history]
-        before, at = at, solution.last
-        if solution.status is not mfoc.Status.MAX_STEPS:
-            break
-    assert solution is not None
-    return dataclasses.replace(solution, history=history)
-
-
-def _ended(solution: mfoc.Solution, history: Any, status: mfoc.Status, message: str) -> mfoc.Solution:
-    return dataclasses.replace(solution, history=history, status=status, message=message)
-
-
-def _begin(made: Follmer, solver: mfoc.Solver) -> mfoc.Iterate:
-    controls = {name: leaf.clone() for name, leaf in made.problem.controls.items()}
-    return mfoc.Iterate(0, controls, solver.init(made.problem, controls))
-
-
-def _called(hook: Any) -> Callable[[mfoc.Iterate], object]:
-    """The hook without what it does at the start and the end, which are not those of a round."""
-    return lambda at: hook(at)
-
-
-def _each(hooks: Sequence[Any], method: str, *args: Any) -> None:
-    for hook in hooks:
-        getattr(hook, method, lambda *args: None)(*args)
-
-
-def _check_policy(made: Follmer) -> None:
-    """Refuses a policy that cannot be run at many times at once."""
-    x = made.density.initial(2)
-    times = x.new_tensor([made.diffusion.times[0], made.diffusion.times[-2]])
+    x, times = made.density.initial(2), made.diffusion.times
     try:
         with torch.no_grad():
-            made.diffusion.drifts(made.problem.controls, times, x)
+            made.diffusion.drifts(made.problem.controls, x.new_tensor([times[0], times[-2]]), x)
     except (RuntimeError, TypeError, ValueError) as error:
         raise InvalidValue(
             "policy(t, x) cannot be run under torch.vmap, for many times at once; write it without float(t), branches "
             f"on values and writes in place (torch.where for a branch): {error}"
         ) from error
-
-
-def _ends(
-    made: Follmer,
-    moves: Callable[[Tensor, int], Tensor],
-    paths: int,
-    keep: int,
-    controls: Any,
-    k: int,
-    ends: Tensor,
-) -> Tensor | None:
-    """The end points of a round, the newest first; None if no path has a finite weight."""
-    fresh = _drawn(made, controls, paths, k)
-    return None if fresh is None else _moved(moves, torch.cat([fresh, ends])[: keep * paths], k)
-
-
-def _drawn(made: Follmer, controls: Any, n: int, k: int) -> Tensor | None:
-    """End points drawn by their weights; a path that left the range of floating-point numbers has none."""
-    x, log_w = made.paths(controls, n=n, seed=mixed_seed(made.seed, k, 3))
-    log_w = log_w.nan_to_num(nan=-math.inf, posinf=-math.inf)
-    if log_w.max() == -math.inf:
-        return None
-    return x[systematic(log_w, n, mixed_seed(made.seed, k, 6))]
-
-
-def _moved(moves: Callable[[Tensor, int], Tensor], ends: Tensor, k: int) -> Tensor:
-    found = moves(ends, k)
-    if not isinstance(found, Tensor) or found.shape != ends.shape:
-        what = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
-        raise InvalidValue(f"moves returned {what} for end points {tuple(ends.shape)}; expected that shape")
-    return found
-
-
-def _chain(made: Follmer) -> Callable[[Tensor, int], Tensor]:
-    sizes = [made.diffusion.variance * 10 ** (-4 * (t % _SIZES) / (_SIZES - 1)) for t in range(3 * _SIZES)]
-
-    def moves(x: Tensor, k: int) -> Tensor:
-        chain = langevin(
-            made.density, step=sizes, steps=len(sizes), particles=x, method="mala", seed=mixed_seed(made.seed, k, 5)
-        )
-        return sample(chain, burn_in=len(sizes) - 1).x[-1]
-
-    return moves

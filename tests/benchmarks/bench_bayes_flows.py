@@ -28,10 +28,10 @@ from sklearn.datasets import load_breast_cancer, load_diabetes
 import mfoc
 from paradigms.bayesian import (
     AdamRule,
+    CrossEntropy,
     Drift,
     GaussianDrift,
     PyroRBF,
-    cross_entropy,
     follmer,
     log_density,
     sample,
@@ -140,19 +140,17 @@ def solved(made, steps, rate, paths):
     return solution, made.evaluate(solution, n=paths)
 
 
-def by_cross_entropy(made, rounds, steps, **options):
-    """Rounds of draws and bridge matching with Adam and a cosine, printing where it stands."""
-    began, total = time.perf_counter(), rounds * steps
+def by_cross_entropy(made, steps, every, **options):
+    """Solves by the cross-entropy method with Adam and a cosine, printing where it stands."""
+    began = time.perf_counter()
 
     def report(at):
-        if at.step % (steps * max(1, rounds // 4)) == 0:
+        if at.step % max(1, steps // 4) == 0:
             evidence = made.evaluate(at, n=4000)
             print(f"  {at.step:5d} steps, {time.perf_counter() - began:5.0f} s: {evidence}", flush=True)
 
-    solver = mfoc.Gradient(
-        partial(torch.optim.Adam, lr=2e-3), schedule=lambda k: (1 + math.cos(math.pi * k / total)) / 2
-    )
-    return cross_entropy(made, solver, rounds=rounds, steps=steps, paths=512, hooks=[report], **options)
+    adam = mfoc.Gradient(partial(torch.optim.Adam, lr=2e-3), schedule=lambda k: (1 + math.cos(math.pi * k / steps)) / 2)
+    return made.solve(CrossEntropy(made, adam, every=every, paths=512, **options), steps=steps, hooks=[report])
 
 
 def verdict(evidence, reference, error=0.0):
@@ -195,7 +193,7 @@ def bench_funnel(scale):
 
     target = log_density(funnel, like=torch.zeros(10))
     made = follmer(target, Drift(10, clip=10.0), sigma=3.0, steps=100, spacing=2.0)
-    solution = by_cross_entropy(made, max(1, int(400 * scale)), steps=40, particles=3000, keep=60)
+    solution = by_cross_entropy(made, int(16_000 * scale), every=40, particles=3000, keep=60)
     evidence = made.evaluate(solution, n=50_000)
     verdict(evidence, 0.0)
     weights, v = evidence.log_weights.double().softmax(0), evidence.x[:, 0]
@@ -227,7 +225,7 @@ def bench_logistic(scale):
     verdict(solved(made, int(200 * scale), 3e-3, 20_000)[1], reference, error)
     print("  from nothing, by the cross-entropy method")
     made = follmer(target, Drift(31, clip=10.0), steps=40, spacing=2.0)
-    solution = by_cross_entropy(made, max(1, int(60 * scale)), steps=60)
+    solution = by_cross_entropy(made, int(3600 * scale), every=60)
     verdict(made.evaluate(solution, n=20_000), reference, error)
 
 
