@@ -258,15 +258,16 @@ for name, x in results.items():
         f"{name:13s} {len(x):5d} networks in {seconds[name]:6.1f} s; predictions differ from those of NUTS by {gap:.3f}"
     )
 
-figure = Figure(figsize=(3.1 * len(results), 3.2), layout="constrained", dpi=120)
-places = figure.subplots(1, len(results), sharey=True)
-for place, (name, values) in zip(places, maps.items(), strict=True):
+figure = Figure(figsize=(9.4, 6), layout="constrained", dpi=120)
+places = figure.subplots(2, 3, sharex=True, sharey=True)
+for place, (name, values) in zip(places.flat, maps.items(), strict=True):
     filled = place.contourf(axis, axis, values.mT, levels=torch.linspace(0, 1, 11).tolist(), cmap="RdBu", alpha=0.8)
     place.contour(axis, axis, values.mT, levels=[0.5], colors="black", linewidths=1)
     place.scatter(*points.mT, c=labels, cmap="RdBu", edgecolors="black", s=18, linewidths=0.6)
-    place.set(title=name, aspect="equal", xlabel="first input")
-places[0].set_ylabel("second input")
-figure.colorbar(filled, ax=places, label="probability of the blue class,\naveraged over networks")
+    place.set(title=name, aspect="equal")
+figure.supxlabel("first input")
+figure.supylabel("second input")
+figure.colorbar(filled, ax=places, label="probability of the blue class, averaged over networks", shrink=0.8)
 figure.savefig(FIGURES / "05_posteriors.png")
 
 # %%
