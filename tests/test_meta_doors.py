@@ -74,6 +74,7 @@ def ours(net, loss, particles):
         (nn.SoftMarginLoss(), SIGNS),
         (nn.SoftMarginLoss(), SIGNS.double()),
         (nn.MSELoss(reduction="sum"), SIGNS.double()),
+        (nn.KLDivLoss(reduction="batchmean"), SIGNS.double().softmax(-1)),
     ],
 )
 def test_targets_that_are_legitimate(loss, targets):
@@ -187,6 +188,8 @@ def test_heads_that_name_nothing(head):
 def test_rates_that_are_none(rates):
     with pytest.raises((mfoc.InvalidValue, mfoc.InvalidType), match="inner_lr"):
         meta_sgd(linear(), F.cross_entropy, cloud(KINDS), inner_steps=1, inner_lr=rates)
+    with pytest.raises(mfoc.InvalidType, match="per_step is 1"):
+        meta_sgd(linear(), F.cross_entropy, cloud(KINDS), inner_steps=1, inner_lr=LR, per_step=1)
 
 
 IMAGES, DIGITS = np.random.default_rng(0).normal(size=(20, 3)), np.arange(20) % 4
@@ -267,6 +270,9 @@ def test_residuals_of_the_equilibrium_and_its_adjoint():
     assert "at worst" in str(found)
     with pytest.raises(mfoc.InvalidType, match="no equilibrium"):
         residuals(WAVES, WAVES.problem)
+    for level in (0.0, 1.0, 2, math.nan, "a", None):
+        with pytest.raises(mfoc.InvalidValue, match="confidence is"):
+            residuals(rough, rough.problem, confidence=level)
 
 
 def test_a_direction_of_negative_curvature_keeps_its_gradient():

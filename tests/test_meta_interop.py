@@ -259,6 +259,23 @@ def test_meta_sgd_with_a_frozen_layer():
         torch.testing.assert_close(mine, other, rtol=1e-10, atol=1e-12)
 
 
+def test_their_convolutional_network():
+    """Its convolutions have two names, "base" and "features.1"."""
+    torch.manual_seed(0)
+    net, images = learn2learn.vision.models.OmniglotCNN(2, hidden_size=4).double(), torch.randn(2, 2, 4, 1, 28, 28)
+    kinds = torch.arange(4).remainder(2).expand(2, 4).contiguous()
+    cloud = tasks(*((half.double(), kinds) for half in images))
+    made = maml(net, F.cross_entropy, cloud, inner_steps=1, inner_lr=LR)
+    value, gradient = loop(algorithms.MAML(net, lr=LR), cloud, F.cross_entropy, steps=1)
+    found = mfoc.evaluate(made.problem, made.problem.controls, cloud)
+    torch.testing.assert_close(found.value, value, rtol=1e-10, atol=0)
+    for mine, of_learner, theirs in zip(
+        found.gradient["phi"].values(), loop(Learner(made), cloud, F.cross_entropy, steps=1)[1], gradient, strict=True
+    ):
+        torch.testing.assert_close(mine, theirs, rtol=1e-8, atol=1e-12)
+        torch.testing.assert_close(of_learner, theirs, rtol=1e-8, atol=1e-12)
+
+
 def test_few_shot_against_their_loop():
     generator = torch.Generator().manual_seed(0)
     x, y = torch.randn(30, 1, 8, 8, generator=generator).double(), torch.arange(30) // 6

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import mfoc
-from paradigms.meta import maml, tasks
+from paradigms.meta import adapt, evaluate, few_shot, maml, tasks
 from paradigms.meta.convolution import Window, convolve
 from paradigms.meta.normalisation import normalise
 from paradigms.meta.stacked import StackedNetwork
@@ -171,6 +171,79 @@ def test_tied_weights_are_refused():
     net[2].weight = net[1].weight
     with pytest.raises(mfoc.InvalidValue, match="shared"):
         maml(net, F.cross_entropy, task_batch(), inner_steps=1, inner_lr=0.1)
+
+
+def test_a_layer_of_several_names():
+    """One layer that runs twice has one set of weights, and one fast copy of them a task."""
+    torch.manual_seed(0)
+    layer = nn.Linear(72, 72)
+    net = nn.Sequential(nn.Flatten(), layer, nn.Tanh(), layer, nn.Linear(72, 3)).double()
+    cloud = task_batch()
+    made = maml(net, F.cross_entropy, cloud, inner_steps=2, inner_lr=0.1)
+    found = mfoc.evaluate(made.problem, made.problem.controls, cloud).gradient["phi"]
+    assert list(found) == ["1.weight", "1.bias", "4.weight", "4.bias"]
+    weights, total = [p.detach().clone().requires_grad_() for p in net.parameters()], 0
+
+    def forward(w, x):
+        hidden = F.linear(x.flatten(1), w[0], w[1]).tanh()
+        return F.linear(F.linear(hidden, w[0], w[1]), w[2], w[3])
+
+    for i in range(TASKS):
+        (x, y), (a, b) = ([leaf[i] for leaf in cloud.data[part]] for part in ("support", "query"))
+        fast = weights
+        for _ in range(2):
+            slopes = torch.autograd.grad(F.cross_entropy(forward(fast, x), y), fast, create_graph=True)
+            fast = [w - 0.1 * s for w, s in zip(fast, slopes, strict=True)]
+        total = total + F.cross_entropy(forward(fast, a), b) / TASKS
+    for mine, plain in zip(found.values(), torch.autograd.grad(total, weights), strict=True):
+        torch.testing.assert_close(mine, plain, rtol=1e-10, atol=1e-13)
+    solved = made.readout(made.problem)
+    assert solved[1] is solved[3]
+
+
+def test_rows_of_an_embedding_that_are_padding():
+    """They are never trained, in the inner steps either."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Embedding(5, 3, padding_idx=0), nn.Flatten(), nn.Linear(6, 3)).double()
+    with torch.no_grad():
+        net[0].weight[0] = 1.0
+    words = torch.randint(0, 5, (2, TASKS, SHOTS, 2))
+    words[..., 0] = 0
+    kinds = torch.randint(0, 3, (2, TASKS, SHOTS))
+    cloud = tasks(*zip(words, kinds, strict=True))
+    made = maml(net, F.cross_entropy, cloud, inner_steps=2, inner_lr=0.5, step_losses=[0.5, 0.5])
+    adapted = adapt(made, made.problem, (words[0, 1], kinds[0, 1]))
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.5)
+    for _ in range(2):
+        optimizer.zero_grad()
+        F.cross_entropy(net(words[0, 1]), kinds[0, 1]).backward()
+        optimizer.step()
+    for mine, plain in zip(adapted.parameters(), net.parameters(), strict=True):
+        torch.testing.assert_close(mine, plain)
+    assert torch.equal(adapted[0].weight[0], torch.ones(3).double())
+    found = mfoc.evaluate(made.problem, made.problem.controls, made.population(0)).gradient["phi"]["0.weight"]
+    assert not found[0].any()
+    assert found[1:].any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_inputs_that_are_integers(dtype):
+    """Words of tasks and of few_shot, as steps or with multi-step losses: the network's dtype is that of the costs."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Embedding(5, 3), nn.Flatten(), nn.Linear(6, 3)).to(dtype)
+    words, kinds = torch.randint(0, 5, (30, 2)), torch.arange(30) % 3
+    pairs = [(w.view(TASKS, 5, 2), k.view(TASKS, 5)) for w, k in zip(words.chunk(2), kinds.chunk(2), strict=True)]
+    for law in (tasks(*pairs), few_shot(words, kinds, ways=3, shots=1, queries=1, tasks=2)):
+        for weights in (None, [0.5, 0.5]):
+            made = maml(net, F.cross_entropy, law, inner_steps=2, inner_lr=0.1, step_losses=weights)
+            cloud = made.population(0)
+            found = mfoc.evaluate(made.problem, made.problem.controls, cloud)
+            table = evaluate(made, made.problem, steps=(1, 2), progress=False)
+            share = [0.0, 1.0] if weights is None else weights
+            assert found.value.dtype == dtype
+            assert float(found.value) == pytest.approx(
+                sum(s * row.loss.value for s, row in zip(share, table.rows, strict=True)), rel=1e-5
+            )
 
 
 def test_one_shot_of_batch_norm_is_refused():

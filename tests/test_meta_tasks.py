@@ -208,6 +208,20 @@ class Closed(Task):
     num_tasks = 5
 
 
+class Fixed(Task):
+    """A set of one task."""
+
+    def __init__(self, *task):
+        super().__init__()
+        self.task = task
+
+    def sample(self):
+        return self.task
+
+
+X = torch.ones(6, 1)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -221,6 +235,17 @@ class Closed(Task):
         (lambda: few_shot(iter([]), ways=2, shots=1, queries=1, tasks=1), "dataset"),
         (lambda: sinusoids(tasks=0), "tasks is 0"),
         (lambda: sinusoids(phase=(1.0, 0.0)), "phase"),
+        (lambda: sinusoids(amplitude=3.0), "amplitude is 3.0"),
+        (lambda: sinusoids(x=(1, 2, 3)), "x is"),
+        (lambda: sinusoids(x=("a", "b")), "x is"),
+        (lambda: sinusoids(phase=(0.0, math.inf)), "phase is"),
+        (lambda: sinusoids(dtype=torch.int64), "dtype is torch.int64"),
+        (lambda: from_taskset(Fixed(X, X), shots=1, tasks=2), r"shape \(6, 1\)"),
+        (lambda: from_taskset(Fixed(X, X[:, 0]), shots=1, tasks=2), "for regression"),
+        (lambda: from_taskset(Fixed(X, torch.arange(4) % 2), shots=1, tasks=2), "for each of its examples"),
+        (lambda: from_taskset(Fixed(X[:0], X[:0, 0].long()), shots=1, tasks=2), "for each of its examples"),
+        (lambda: from_taskset(Fixed(X.numpy(), np.arange(6) % 2), shots=1, tasks=2), "made of ndarray, ndarray"),
+        (lambda: from_taskset(Fixed(X), shots=1, tasks=2), "made of Tensor"),
         (lambda: from_taskset(Task(), shots=4, tasks=2), "none is left"),
         (lambda: from_taskset([], shots=4, tasks=2), "Taskset"),
         (lambda: from_taskset(Counted(), shots=1, tasks=2), "seeded alike"),

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mfoc import InvalidType, InvalidValue
-from paradigms.meta.checks import check_rate, check_steps, checked_network
+from paradigms.meta.checks import check_flag, check_rate, check_steps, checked_network
 from paradigms.meta.formulations import MetaFormulation, assemble, build
 from paradigms.meta.inner import Inner, Rule
 from paradigms.meta.loop import Loop
@@ -43,15 +43,15 @@ def maml(
         inner_lr: their step size alpha.
         first_order: treat the inner slopes as constants (FOMAML).
         step_losses: K weights of the query loss after each inner step, MAML++'s multi-step loss (Antoniou, Edwards,
-            Storkey 2019, eq. 3): the first K - 1 are a running cost; None is all weight on the last.
+            Storkey 2019, sec. 4): the first K - 1 are a running cost; None is all weight on the last.
 
     Returns:
         A formulation whose ``readout(solution)`` is the network with the solved initial weights (and the buffers of
         ``net``).
 
     Raises:
-        InvalidType, InvalidValue: wrong arguments, a network with active dropout or shared weights, a loss that is not
-            a scalar for each task, empty tasks.
+        InvalidType, InvalidValue: wrong arguments, a network with active dropout or a parameter that two submodules
+            share (one submodule may run several times), a loss that is not a scalar for each task, empty tasks.
     """
     check_rate("inner_lr", inner_lr)
     rule = Rule(lambda k, u: inner_lr)
@@ -88,6 +88,7 @@ def meta_sgd(
     model = checked_network(net)
     phi = model.initial()
     alpha = _initial_rates(inner_lr, phi)
+    check_flag("per_step", per_step)
     if per_step:
         check_steps("inner_steps", inner_steps)
         alpha = {name: a.expand(inner_steps, *a.shape).clone() for name, a in alpha.items()}
@@ -142,10 +143,9 @@ def reptile(
 ) -> MetaFormulation:
     """Reptile: the initial weights move towards the adapted ones, phi += eps E[phi_K - phi].
 
-    Nichol, Achiam, Schulman (2018), arXiv:1803.02999, algorithm 1. That is no gradient of J. It is written as one: the
-    value of the problem is the query loss, its gradient is set to
-    E[phi - phi_K], so that SGD of rate eps is Reptile and any optimiser may take its place, as in the paper. The query
-    takes no part in learning.
+    Nichol, Achiam, Schulman (2018), arXiv:1803.02999, algorithm 1 in its batch version. That is no gradient of J. It is
+    written as one: the value of the problem is the query loss, its gradient is set to E[phi - phi_K], so that SGD of
+    rate eps is Reptile and any optimiser may take its place, as in the paper. The query takes no part in learning.
 
     Args:
         net: see ``maml``.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterable
 from typing import Any
@@ -10,23 +11,38 @@ from torch import Tensor, nn
 
 import mfoc
 from mfoc import InvalidType, InvalidValue
-from paradigms.meta.stacked import StackedNetwork
+from paradigms.meta.stacked import StackedNetwork, has_aliases
 
 
 def checked_network(net: Any) -> StackedNetwork:
     """The network on stacked weights.
 
+    A submodule may have several names, and run several times.
+
     Raises:
         InvalidType: no module.
-        InvalidValue: active dropout, shared or lazy parameters, nothing to train.
+        InvalidValue: active dropout, lazy parameters, a parameter that two submodules share, nothing to train.
     """
     if not isinstance(net, nn.Module):
         raise InvalidType(f"net is a {type(net).__name__}; expected a torch.nn.Module")
     try:
-        mfoc.from_module(nn.Sequential(_Whole(net)), _sum)
+        mfoc.from_module(nn.Sequential(_Whole(_named_once(net))), _sum)
     except InvalidValue as error:
         raise InvalidValue(f"net: {error}") from error
     return StackedNetwork(net)
+
+
+def _named_once(net: nn.Module) -> nn.Module:
+    """The network, or a copy in which each submodule has one name alone: what is in it, not how it runs."""
+    if not has_aliases(net):
+        return net
+    bare, seen = copy.deepcopy(net), set()
+    for part in list(bare.modules()):
+        for name, child in list(part._modules.items()):
+            if child is not None and child in seen:
+                part._modules[name] = None
+            seen.add(child)
+    return bare
 
 
 class _Whole(nn.Module):
@@ -57,6 +73,12 @@ def check_flag(name: str, flag: Any) -> None:
     """Refuses what is neither True nor False."""
     if not isinstance(flag, bool):
         raise InvalidType(f"{name} is {flag!r}; expected True or False")
+
+
+def check_confidence(level: Any) -> None:
+    """Refuses what is no level of an interval."""
+    if not isinstance(level, float) or not 0 < level < 1:
+        raise InvalidValue(f"confidence is {level!r}; expected a level between 0 and 1")
 
 
 def check_step_weights(weights: Any, steps: int) -> list[float] | None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mfoc import InvalidType, InvalidValue
-from paradigms.meta.checks import check_steps
+from paradigms.meta.checks import check_confidence, check_steps
 from paradigms.meta.formulations import MetaFormulation, checked_controls, to_module
 from paradigms.meta.losses import TaskLoss
 from paradigms.meta.tasks import as_tasks, check_tasks
@@ -152,8 +152,7 @@ def _checked(steps: Any, batches: Any, confidence: Any) -> list[int]:
     if not wanted or any(isinstance(k, bool) or not isinstance(k, int) or k < 0 for k in wanted):
         raise InvalidValue(f"steps is {steps!r}; expected numbers of inner steps, such as (1, 5, 10)")
     check_steps("batches", batches)
-    if not isinstance(confidence, float) or not 0 < confidence < 1:
-        raise InvalidValue(f"confidence is {confidence!r}; expected a level between 0 and 1")
+    check_confidence(confidence)
     return wanted
 
 

@@ -12,7 +12,7 @@ import mfoc
 from mfoc import InvalidType, InvalidValue
 from mfoc.population import mixed_seed, seeded
 from paradigms.meta.checks import check_flag
-from paradigms.meta.tasks import Pair, as_tasks, check_counts, check_seed, check_tasks
+from paradigms.meta.tasks import Pair, as_tasks, check_counts, check_seed, check_tasks, placeholder
 
 
 def few_shot(
@@ -87,7 +87,7 @@ def few_shot(
                 cloud[turns == turn] = torch.rot90(cloud[turns == turn], turn, (-2, -1))
         support, query = cloud[:, :, :shots].flatten(1, 2), cloud[:, :, shots:].flatten(1, 2)
         wanted = [a.to(cloud.device).expand(tasks, -1) for a in answers]
-        return mfoc.Particles(cloud.new_zeros(tasks), {"support": (support, wanted[0]), "query": (query, wanted[1])})
+        return mfoc.Particles(placeholder(cloud), {"support": (support, wanted[0]), "query": (query, wanted[1])})
 
     return mfoc.population(draw)
 
@@ -108,9 +108,9 @@ def from_taskset(taskset: Any, *, shots: int, tasks: int, seed: int = 0) -> mfoc
         seed: seeds the global generators that the task transforms draw from; they are put back.
 
     Raises:
-        InvalidType: no task set.
-        InvalidValue: a class with no example left for the query, tasks of different sizes, a finite set with fewer
-            tasks than a batch, a set whose tasks are no function of the generators.
+        InvalidType: no task set, or tasks that are no pairs of tensors.
+        InvalidValue: labels that are no classes, a class with no example left for the query, tasks of different sizes,
+            a finite set with fewer tasks than a batch, a set whose tasks are no function of the generators.
     """
     if not hasattr(taskset, "sample") or not hasattr(taskset, "__getitem__"):
         raise InvalidType(f"taskset is a {type(taskset).__name__}; expected a learn2learn.data.Taskset")
@@ -146,8 +146,7 @@ def _drawn(taskset: Any, shots: int, tasks: int, key: int) -> mfoc.Particles:
 def _batch(drawn: list[tuple[Tensor, Tensor, Tensor, Tensor]]) -> tuple[Tensor, dict[str, Pair]]:
     """Placeholder state and data of a batch of tasks."""
     x, y, a, b = (torch.stack(column) for column in zip(*drawn, strict=True))
-    like = x if x.is_floating_point() else torch.zeros(())
-    return like.new_zeros(len(x)), {"support": (x, y), "query": (a, b)}
+    return placeholder(x), {"support": (x, y), "query": (a, b)}
 
 
 def _check_repeats(first: mfoc.Particles, again: mfoc.Particles) -> None:
@@ -179,7 +178,7 @@ class _Described(torch.utils.data.Dataset[Any]):
 
 def _split(task: Any, shots: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Support and query of one task, classes in order."""
-    x, y = task[:2]
+    x, y = _checked_task(task)
     order = y.argsort(stable=True)
     x, y = x[order], y[order]
     _, counts = torch.unique_consecutive(y, return_counts=True)
@@ -192,6 +191,22 @@ def _split(task: Any, shots: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     rank = torch.arange(len(y), device=y.device) - first.repeat_interleave(counts)
     near = rank < shots
     return x[near], y[near], x[~near], y[~near]
+
+
+def _checked_task(task: Any) -> Pair:
+    """Inputs and labels of a task as the task set gives it."""
+    pair = tuple(task[:2]) if isinstance(task, tuple | list) else ()
+    if len(pair) != 2 or not all(isinstance(leaf, Tensor) for leaf in pair):
+        what = ", ".join(type(leaf).__name__ for leaf in pair) or type(task).__name__
+        raise InvalidType(f"a task of the task set is made of {what}; expected a pair (x, y) of tensors")
+    x, y = pair
+    if y.dim() != 1 or not len(y) or x.dim() == 0 or len(x) != len(y) or y.is_floating_point() or y.is_complex():
+        raise InvalidValue(
+            f"a task of the task set has labels of dtype {y.dtype} and shape {tuple(y.shape)} for inputs "
+            f"{tuple(x.shape)}; expected one integer for each of its examples: for regression, write a function of "
+            "the step that returns paradigms.meta.tasks"
+        )
+    return x, y
 
 
 def _labelled(x: Any, y: Any) -> Pair:

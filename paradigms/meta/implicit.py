@@ -20,7 +20,7 @@ from torch.autograd import Function
 
 import mfoc
 from mfoc import InvalidType, InvalidValue
-from paradigms.meta.checks import check_rate, check_steps, checked_network
+from paradigms.meta.checks import check_confidence, check_rate, check_steps, checked_network
 from paradigms.meta.formulations import MetaFormulation, assemble, checked_controls
 from paradigms.meta.inner import Inner, Pair
 from paradigms.meta.loop import Loop
@@ -295,9 +295,10 @@ def residuals(formulation: MetaFormulation, solution: Any, tasks: Any = None, *,
 
     Raises:
         InvalidType: a formulation that has no equilibrium.
-        InvalidValue: a solution or tasks that do not belong to it.
+        InvalidValue: a solution or tasks that do not belong to it, no level of confidence.
     """
     controls = checked_controls(formulation, solution)
+    check_confidence(confidence)
     settle = formulation.loop.settle
     if not isinstance(settle, Equilibrium):
         raise InvalidType("formulation has no equilibrium; expected what paradigms.meta.imaml returns")

@@ -23,7 +23,8 @@ class Learner(nn.Module):
     of one task and derive into those of the learner.
 
     Two things differ, on purpose. A clone has buffers of its own: batch-norm averages of one task are seen by no other
-    and do not reach the learner. And parameters that require no grad are left alone without being asked.
+    and do not reach the learner. And parameters that require no grad are left alone without being asked. Save a learner
+    by its ``state_dict``: the formulation in it cannot be pickled.
 
     Args:
         formulation: an inner loop of steps: what ``maml``, ``meta_sgd``, ``anil``, ``learned_update`` or ``reptile``

@@ -128,8 +128,8 @@ class Loop:
         def running_cost(t: int, x: Any, u: Any, z: Any) -> Tensor:
             assert weights is not None
             if t < 2 or weights[t - 2] == 0:  # phi_(t-1), the result of inner step t-1, enters stage t
-                like = x if isinstance(x, Tensor) else next(iter(x["fast"].values()))
-                return torch.zeros(len(like), dtype=like.dtype, device=like.device)
+                like: Tensor = next(iter(u["phi"].values()))
+                return like.new_zeros(len(z["support"][0]))
             return weights[t - 2] * self.query_loss(x, z)
 
         return mfoc.Problem(

@@ -45,11 +45,12 @@ class TaskLoss:
         if not callable(loss):
             raise InvalidType(f"loss is a {type(loss).__name__}; expected a function loss(output, target) -> scalar")
         reduction = getattr(loss, "reduction", "mean")
-        if reduction not in ("mean", "sum"):
-            raise InvalidValue(f"loss has reduction={reduction!r}; expected one number a task: 'mean' or 'sum'")
         self._loss, self._sum = loss, reduction == "sum"
         self.classes = _is(loss, _CLASSES, _CLASSES_MODULES)
         self.elementwise = _is(loss, _ELEMENTWISE, _ELEMENTWISE_MODULES)
+        scalar = reduction in ("mean", "sum") if self.classes or self.elementwise else reduction != "none"
+        if not scalar:
+            raise InvalidValue(f"loss has reduction={reduction!r}; expected one number a task: 'mean' or 'sum'")
         self.ignored = int(getattr(loss, "ignore_index", -100))
         self._looped = False
         self._answered: tuple[weakref.ref[Tensor] | None, int, bool] = (None, 0, False)

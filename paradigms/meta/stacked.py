@@ -4,9 +4,9 @@ The fast weights are stacked: each parameter is ``[tasks, ...]``, the inputs ``[
 layers is evaluated directly: linear layers as batched matrix products, convolutions as grouped ones. Known are linear
 layers, convolutions (padded with zeros, by numbers), batch, group and layer norm, max, average and adaptive average
 pools, ``Flatten()``, elementwise activations and dropout that is off, in nested ``nn.Sequential`` without hooks. One
-layer of another kind, or a module with a forward of its own, sends the whole network through ``torch.func.vmap``,
-which is exact too and slower; where vmap cannot follow (a forward that branches on values, recurrent layers) tasks run
-one after another.
+layer of another kind, a layer with weights that runs twice, or a module with a forward of its own, sends the whole
+network through ``torch.func.vmap``, which is exact too and slower; where vmap cannot follow (a forward that branches on
+values, recurrent layers, embeddings with a ``padding_idx``) tasks run one after another.
 
 Two layouts are used on the way. Rows: ``[tasks, shots, ...]``. Planes: ``[shots, tasks * channels, ...]``, in which a
 channel of one task is a channel of its own, so that convolutions, pools and batch norm run natively and batch norm in
@@ -99,10 +99,10 @@ class StackedNetwork:
         chain = list(_chain(self._module, ""))
         made = [_layer(name, module) for name, module in chain]
         direct = [layer for layer in made if layer is not None]
-        self._direct = direct if len(direct) == len(made) else []
+        self._direct = direct if len(direct) == len(made) and not has_aliases(self._module) else []
         self.layers = [name for name, _ in chain] if self._direct else []
         self._largest: dict[Any, int] = {}
-        self.looped = False
+        self.looped = any(_pads(part) for part in self._module.modules())
 
     def initial(self) -> Weights:
         """Copies of the network's own weights, not stacked."""
@@ -194,6 +194,17 @@ def pure_copy(net: nn.Module) -> nn.Module:
             part.running_mean = part.running_var = part.num_batches_tracked = None
             part.track_running_stats = False
     return module
+
+
+def _pads(module: nn.Module) -> bool:
+    """Whether a row of an embedding is never trained: vmap's embedding forgets which."""
+    return isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.padding_idx is not None
+
+
+def has_aliases(net: nn.Module) -> bool:
+    """Whether a submodule with parameters has several names."""
+    found = [id(part) for _, part in net.named_modules(remove_duplicate=False) if any(True for _ in part.parameters())]
+    return len(set(found)) < len(found)
 
 
 def _chain(module: nn.Module, prefix: str) -> Iterator[tuple[str, nn.Module]]:

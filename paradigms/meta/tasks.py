@@ -31,9 +31,12 @@ def tasks(support: Any, query: Any) -> mfoc.Particles:
         InvalidValue: empty or ragged supports or queries, numbers of tasks that differ.
     """
     pairs = {"support": _pair(support, "support"), "query": _pair(query, "query")}
-    x = pairs["support"][0]
-    like = x if x.is_floating_point() else torch.zeros((), device=x.device)
-    return check_tasks(mfoc.Particles(like.new_zeros(len(x)), pairs))
+    return check_tasks(mfoc.Particles(placeholder(pairs["support"][0]), pairs))
+
+
+def placeholder(x: Tensor) -> Tensor:
+    """The state that enters the problem: zeros ``[tasks]``, integers where the inputs are no floats."""
+    return x.new_zeros(len(x), dtype=x.dtype if x.is_floating_point() else torch.int64)
 
 
 def _pair(pair: Any, name: str) -> Pair:
@@ -109,14 +112,18 @@ def sinusoids(
         seed: seed; batches of different seeds are unrelated.
         dtype: of the points; torch's default when None.
         device: where to put them; they are drawn on the CPU.
+
+    Raises:
+        InvalidType, InvalidValue: counts, a seed or ranges that are none, a dtype that is not floating.
     """
     check_counts(tasks=tasks, shots=shots, queries=queries)
     check_seed(seed)
     ranges = {"amplitude": amplitude, "phase": phase, "x": x}
-    for name, (low, high) in ranges.items():
-        if not -math.inf < low <= high < math.inf:
-            raise InvalidValue(f"{name} is {(low, high)}; expected a range (low, high)")
+    for name, limits in ranges.items():
+        check_range(name, limits)
     kind = torch.get_default_dtype() if dtype is None else dtype
+    if not isinstance(kind, torch.dtype) or not kind.is_floating_point:
+        raise InvalidType(f"dtype is {dtype!r}; expected a floating one, such as torch.float64")
 
     def draw(step: int) -> mfoc.Particles:
         generator = torch.Generator("cpu").manual_seed(mixed_seed(seed, step))
@@ -141,6 +148,14 @@ def check_counts(**counts: Any) -> None:
     for name, count in counts.items():
         if isinstance(count, bool) or not isinstance(count, int) or count < 1:
             raise InvalidValue(f"{name} is {count!r}; expected a positive integer")
+
+
+def check_range(name: str, limits: Any) -> None:
+    """Refuses what is no pair of finite numbers in order."""
+    pair = limits if isinstance(limits, tuple | list) and len(limits) == 2 else (math.nan, math.nan)
+    numbers = all(isinstance(end, int | float) and math.isfinite(end) for end in pair)
+    if not numbers or pair[0] > pair[1]:
+        raise InvalidValue(f"{name} is {limits!r}; expected a range (low, high)")
 
 
 def check_seed(seed: Any) -> None:
