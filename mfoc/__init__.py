@@ -1,6 +1,6 @@
 """Training as mean-field optimal control: one problem, every solver, a certificate of optimality."""
 
-from mfoc import hooks, inner, lq, maximisers, networks, plot, schemes, testing
+from mfoc import checks, hooks, inner, lq, maximisers, networks, plot, schemes, testing
 from mfoc._errors import InvalidType, InvalidValue, MfocError, MissingExtra, NonFiniteError, require
 from mfoc.certificate import Certificate, certify, certify_module
 from mfoc.game import Ball, Game
@@ -36,6 +36,7 @@ __all__ = [
     "Trajectory",
     "certify",
     "certify_module",
+    "checks",
     "continuous",
     "costates",
     "euler",

@@ -39,20 +39,6 @@ class MissingExtra(MfocError, ImportError):
     """An optional dependency is not installed."""
 
 
-def check_positive(**counts: object) -> None:
-    """Refuses counts that are not positive integers.
-
-    Args:
-        **counts: argument name -> value.
-
-    Raises:
-        InvalidValue: names the argument.
-    """
-    for name, count in counts.items():
-        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-            raise InvalidValue(f"{name} is {count!r}; expected a positive integer")
-
-
 def require(module: str, extra: str) -> ModuleType:
     """Imports an optional dependency, or says how to install it.
 

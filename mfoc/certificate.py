@@ -23,10 +23,11 @@ from torch import nn
 
 from mfoc import _tree
 from mfoc._blocks import each_block
-from mfoc._errors import InvalidType, InvalidValue, check_positive
+from mfoc._errors import InvalidType, InvalidValue
 from mfoc._staging import named_stages
 from mfoc._study import Bootstrap, Measure, Study, memberships
 from mfoc._tree import Tree
+from mfoc.checks import check_between, check_integer
 from mfoc.inner import LBFGS, Inner, check_inner
 from mfoc.networks import Loss, from_module
 from mfoc.pontryagin import adjoint, rollout
@@ -138,8 +139,7 @@ def certify(
         InvalidType, InvalidValue: arguments out of range, or particles that do not fit the problem.
     """
     _check_settings(problem, lanczos, groups, replicates, confidence, names)
-    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
-        raise InvalidValue(f"seed is {seed!r}; expected a non-negative integer")
+    check_integer(0, 2**63 - 1, seed=seed)
     if inner is not None:
         check_inner(inner)
     if torch.is_inference_mode_enabled():
@@ -218,9 +218,8 @@ def _check_settings(
 ) -> None:
     if not isinstance(problem, Problem):
         raise InvalidType(f"problem is a {type(problem).__name__}; expected mfoc.Problem")
-    check_positive(lanczos=lanczos, groups=groups, replicates=replicates)
-    if not isinstance(confidence, float) or not 0 < confidence < 1:
-        raise InvalidValue(f"confidence is {confidence!r}; expected a level between 0 and 1")
+    check_integer(1, lanczos=lanczos, groups=groups, replicates=replicates)
+    check_between(0, 1, confidence=confidence)
     if names is None:
         return
     if isinstance(names, str) or not isinstance(names, Sequence) or not all(isinstance(name, str) for name in names):

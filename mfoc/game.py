@@ -21,6 +21,7 @@ from torch import Tensor
 from mfoc import _tree
 from mfoc._errors import InvalidType, InvalidValue
 from mfoc._tree import Tree
+from mfoc.checks import check_integer
 from mfoc.pontryagin import rollout_from
 from mfoc.problem import Particles, Problem
 
@@ -171,8 +172,7 @@ class Game(Problem):
         super().__post_init__()
         if not isinstance(self.ball, Ball):
             raise InvalidType(f"ball is a {type(self.ball).__name__}; expected mfoc.Ball(epsilon, norm, bounds)")
-        if isinstance(self.stage, bool) or not isinstance(self.stage, int) or not 0 <= self.stage < self.stages:
-            raise InvalidValue(f"stage is {self.stage!r}; expected one of the stages 0..{self.stages - 1}")
+        check_integer(0, self.stages - 1, stage=self.stage)
 
     @staticmethod
     def of(problem: Problem, ball: Ball, *, stage: int = 0, part: int | str | None = None) -> Game:

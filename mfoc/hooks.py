@@ -19,17 +19,12 @@ import torch
 from mfoc import _tree
 from mfoc._distributed import is_main
 from mfoc._errors import InvalidType, InvalidValue, require
+from mfoc.checks import check_integer
 from mfoc.solve import Iterate, Solution
 
 logger = logging.getLogger(__name__)
 
 _FORMAT = "mfoc.iterate.v1"
-
-
-def _check_every(every: int) -> int:
-    if isinstance(every, bool) or not isinstance(every, int) or every < 1:
-        raise InvalidValue(f"every is {every!r}; expected a positive number of steps")
-    return every
 
 
 class Progress:
@@ -95,7 +90,8 @@ class Record:
     def __init__(self, function: Callable[[Iterate], Any], *, every: int = 1) -> None:
         if not callable(function):
             raise InvalidType(f"function is a {type(function).__name__}; expected a function of the iterate")
-        self._function, self._every = function, _check_every(every)
+        check_integer(1, every=every)
+        self._function, self._every = function, every
         self.steps: list[int] = []
         self.seconds: list[float] = []
         self.values: list[Any] = []
@@ -131,7 +127,8 @@ class Checkpoint:
     def __init__(self, path: str | os.PathLike[str], *, every: int = 100) -> None:
         if not isinstance(path, str | os.PathLike):
             raise InvalidType(f"path is a {type(path).__name__}; expected a file name")
-        self._path, self._every = Path(path), _check_every(every)
+        check_integer(1, every=every)
+        self._path, self._every = Path(path), every
         if not self._path.parent.is_dir():
             raise InvalidValue(f"path is {self._path}; its folder does not exist")
         if self._path.is_dir():

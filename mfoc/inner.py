@@ -6,7 +6,6 @@ curvature, so the result for a row does not depend on which others it is stacked
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
@@ -14,7 +13,8 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from mfoc._errors import InvalidType, InvalidValue, check_positive
+from mfoc._errors import InvalidType
+from mfoc.checks import check_integer, check_non_negative, check_positive
 
 Evaluate = Callable[[Tensor], tuple[Tensor, Tensor]]
 
@@ -56,9 +56,8 @@ class Descent:
     steps: int = 1
 
     def __post_init__(self) -> None:
-        if isinstance(self.lr, bool) or not isinstance(self.lr, int | float) or not 0 < self.lr < math.inf:
-            raise InvalidValue(f"lr is {self.lr!r}; expected a positive step length")
-        check_positive(steps=self.steps)
+        check_positive(lr=self.lr)
+        check_integer(1, steps=self.steps)
 
     def minimise(self, evaluate: Evaluate, start: Tensor) -> Minimum:
         """See ``Inner``."""
@@ -91,9 +90,8 @@ class LBFGS:
     trials: int = 20
 
     def __post_init__(self) -> None:
-        check_positive(steps=self.steps, history=self.history, trials=self.trials)
-        if isinstance(self.tol, bool) or not isinstance(self.tol, int | float) or not 0 <= self.tol < math.inf:
-            raise InvalidValue(f"tol is {self.tol!r}; expected a non-negative number")
+        check_integer(1, steps=self.steps, history=self.history, trials=self.trials)
+        check_non_negative(tol=self.tol)
 
     def minimise(self, evaluate: Evaluate, start: Tensor) -> Minimum:
         """See ``Inner``."""

@@ -7,17 +7,17 @@ only stage s is needed; ``Free`` and ``YOPO`` share their passes with the minimi
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from mfoc import _tree
-from mfoc._errors import InvalidType, InvalidValue, check_positive
+from mfoc._errors import InvalidType
 from mfoc._sweeps import Pass, Sweep
 from mfoc._tree import Tree
+from mfoc.checks import check_integer, check_positive
 from mfoc.game import Game, costate_at, entering, undisturbed
 from mfoc.problem import Particles
 
@@ -100,8 +100,8 @@ class PGD:
     random_start: bool = True
 
     def __post_init__(self) -> None:
-        check_positive(steps=self.steps)
-        _check_step_size(self.step_size)
+        check_integer(1, steps=self.steps)
+        check_positive(step_size=self.step_size, optional=True)
         if not isinstance(self.random_start, bool):
             raise InvalidType(f"random_start is {self.random_start!r}; expected True or False")
 
@@ -159,8 +159,8 @@ class Free:
     step_size: float | None = None
 
     def __post_init__(self) -> None:
-        check_positive(replays=self.replays)
-        _check_step_size(self.step_size)
+        check_integer(1, replays=self.replays)
+        check_positive(step_size=self.step_size, optional=True)
 
     @property
     def updates(self) -> int:
@@ -228,8 +228,8 @@ class YOPO:
     step_size: float | None = None
 
     def __post_init__(self) -> None:
-        check_positive(m=self.m, n=self.n)
-        _check_step_size(self.step_size)
+        check_integer(1, m=self.m, n=self.n)
+        check_positive(step_size=self.step_size, optional=True)
 
     @property
     def updates(self) -> int:
@@ -317,10 +317,3 @@ def _reaches(costs: list[Tensor], x: Tensor) -> bool:
         cost.requires_grad and torch.autograd.grad(cost.sum(), x, retain_graph=True, allow_unused=True)[0] is not None
         for cost in costs
     )
-
-
-def _check_step_size(step_size: Any) -> None:
-    if step_size is None:
-        return
-    if isinstance(step_size, bool) or not isinstance(step_size, int | float) or not 0 < step_size < math.inf:
-        raise InvalidValue(f"step_size is {step_size!r}; expected a positive finite number or None")

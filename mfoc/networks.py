@@ -20,6 +20,7 @@ from mfoc import _tree
 from mfoc._errors import InvalidType, InvalidValue
 from mfoc._staging import named_stages as named_stages  # public here
 from mfoc._tree import Tree
+from mfoc.checks import check_non_negative
 from mfoc.problem import Problem, RunningCost, TerminalCost
 
 Loss = Callable[..., Tensor]
@@ -292,8 +293,7 @@ def weight_decay(coefficient: float) -> RunningCost:
     Args:
         coefficient: a non-negative number.
     """
-    if isinstance(coefficient, bool) or not isinstance(coefficient, int | float) or not coefficient >= 0:
-        raise InvalidValue(f"coefficient is {coefficient!r}; expected a non-negative number")
+    check_non_negative(coefficient=coefficient, finite=False)
 
     def cost(t: int, x: Tree, u: Tree, z: Tree) -> Tensor:
         leaf = _tree.leaves(x)[0]

@@ -20,6 +20,7 @@ from mfoc import _tree
 from mfoc._distributed import share
 from mfoc._errors import InvalidType, InvalidValue
 from mfoc._tree import Tree
+from mfoc.checks import check_integer
 from mfoc.problem import Particles
 
 Fetch = Callable[[Tensor, int], Particles]
@@ -154,10 +155,8 @@ def population(source: Any, *, batch_size: int | None = None, shuffle: bool = Tr
         if batch_size is not None:
             raise InvalidValue("batch_size was given with a population, which has batches of its own")
         return source
-    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-        raise InvalidValue(f"seed is {seed!r}; expected a non-negative integer")
-    if batch_size is not None and (isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1):
-        raise InvalidValue(f"batch_size is {batch_size!r}; expected a positive integer or None")
+    check_integer(0, seed=seed)
+    check_integer(1, batch_size=batch_size, optional=True)
     if isinstance(source, torch.utils.data.DataLoader):
         return _from_loader(source, batch_size, seed)
     if type(source) is torch.utils.data.TensorDataset:  # a subclass may have a __getitem__ of its own

@@ -19,6 +19,7 @@ from torch import Tensor
 from mfoc import _tree
 from mfoc._errors import InvalidType, InvalidValue, MfocError
 from mfoc._tree import Tree
+from mfoc.checks import check_integer
 
 Dynamics = Callable[[int, Tree, Tree, Tree], Tree]
 RunningCost = Callable[[int, Tree, Tree, Tree], Tensor]
@@ -134,8 +135,7 @@ class Problem:
 
     def _horizon(self) -> int:
         horizon = self.horizon
-        if horizon is not None and (not isinstance(horizon, int) or isinstance(horizon, bool) or horizon < 1):
-            raise InvalidValue(f"horizon is {horizon!r}; expected a positive number of stages")
+        check_integer(1, horizon=horizon, optional=True)
         if self.schedule is per_stage:
             if not isinstance(self.controls, list | tuple):
                 raise InvalidType(

@@ -19,6 +19,7 @@ from torch import Tensor
 from mfoc import _tree
 from mfoc._errors import InvalidType, InvalidValue
 from mfoc._tree import Tree
+from mfoc.checks import check_positive
 from mfoc.problem import Problem, Schedule, TerminalCost, per_stage
 
 Drift = Callable[[float, Tree, Tree, Tree], Tree]
@@ -148,8 +149,7 @@ def continuous(
         InvalidValue: T is not a positive finite number.
         InvalidType: drift or scheme is not a function.
     """
-    if isinstance(T, bool) or not isinstance(T, int | float) or not math.isfinite(T) or T <= 0:
-        raise InvalidValue(f"T is {T!r}; expected a positive end time")
+    check_positive(T=T)
     if not callable(drift):
         raise InvalidType(f"drift is a {type(drift).__name__}; expected a function b(t, x, u, z)")
     noisy = isinstance(scheme, euler_maruyama)

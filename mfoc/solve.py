@@ -23,6 +23,7 @@ from mfoc import _tree
 from mfoc._distributed import any_rank
 from mfoc._errors import InvalidType, InvalidValue, NonFiniteError
 from mfoc._tree import Tree
+from mfoc.checks import check_integer, check_non_negative
 from mfoc.pontryagin import adjoint, evaluate, rollout
 from mfoc.population import Population
 from mfoc.population import population as as_population
@@ -285,10 +286,8 @@ def _each(hooks: Sequence[Hook], method: str, *args: Any) -> None:
 
 
 def _check_arguments(source: Any, steps: int, tol: float | None, hooks: Sequence[Hook]) -> Population:
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 0:
-        raise InvalidValue(f"steps is {steps!r}; expected a non-negative integer")
-    if tol is not None and (isinstance(tol, bool) or not isinstance(tol, int | float) or not tol >= 0):
-        raise InvalidValue(f"tol is {tol!r}; expected a non-negative number or None")
+    check_integer(0, steps=steps)
+    check_non_negative(tol=tol, finite=False, optional=True)
     if not isinstance(hooks, Sequence) or not all(callable(hook) and not isinstance(hook, type) for hook in hooks):
         raise InvalidType("hooks must be a list of functions of the iterate (instances, not classes)")
     return as_population(source)

@@ -17,7 +17,7 @@ OPTIONAL = {"matplotlib", "rich", "sklearn", "scipy", "torchvision"}
 # The layers from the ground up. A module imports only from layers below it, or from its own.
 LAYERS = [
     {"_errors"},
-    {"_tree", "_distributed"},
+    {"_tree", "_distributed", "checks"},
     {"problem"},
     {"schemes", "population", "pontryagin", "_staging"},
     {"networks", "inner", "_blocks", "_riccati", "game"},

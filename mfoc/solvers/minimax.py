@@ -13,6 +13,7 @@ from mfoc import _tree
 from mfoc._distributed import expectation, rank
 from mfoc._errors import InvalidType, InvalidValue
 from mfoc._tree import Tree
+from mfoc.checks import check_integer
 from mfoc.game import Game
 from mfoc.maximisers import Maximiser, SharingMaximiser
 from mfoc.pontryagin import Evaluation, evaluate
@@ -56,8 +57,7 @@ class Minimax:
                 f"outer is a {type(self.outer).__name__}; expected a function that makes an optimiser, such as "
                 "functools.partial(torch.optim.Adam, lr=1e-3), or a solver"
             )
-        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0:
-            raise InvalidValue(f"seed is {self.seed!r}; expected a non-negative integer")
+        check_integer(0, seed=self.seed)
         if self.ramp is not None and not callable(self.ramp):
             raise InvalidType(f"ramp is a {type(self.ramp).__name__}; expected a function of the step or None")
 

@@ -7,7 +7,6 @@ Chen, Tai, E 2018, "Maximum principle based algorithms for deep learning", JMLR 
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -17,8 +16,9 @@ from torch import Tensor
 from mfoc import _tree
 from mfoc._blocks import Penalty, each_block
 from mfoc._distributed import expectation
-from mfoc._errors import InvalidType, InvalidValue, check_positive
+from mfoc._errors import InvalidType, InvalidValue
 from mfoc._tree import Tree
+from mfoc.checks import check_integer, check_non_negative
 from mfoc.inner import LBFGS, Descent, Inner, check_inner
 from mfoc.pontryagin import adjoint, rollout
 from mfoc.problem import Particles, Problem, per_stage
@@ -83,13 +83,9 @@ class EMSA:
     tries: int = 8
 
     def __post_init__(self) -> None:
-        for name in ("rho", "costate_rho"):
-            weight = getattr(self, name)
-            if weight is None and name == "costate_rho":
-                continue
-            if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight < math.inf:
-                raise InvalidValue(f"{name} is {weight!r}; expected a non-negative finite number")
-        check_positive(tries=self.tries)
+        check_non_negative(rho=self.rho)
+        check_non_negative(costate_rho=self.costate_rho, optional=True)
+        check_integer(1, tries=self.tries)
         if self.adaptive and self.rho == 0:
             raise InvalidValue("rho is 0; adaptive=True multiplies rho, so start from a positive one")
         check_inner(self.inner)

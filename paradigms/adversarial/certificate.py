@@ -10,6 +10,7 @@ from torch import Tensor
 
 import mfoc
 from mfoc import InvalidType, InvalidValue
+from mfoc.checks import check_between, check_integer
 from mfoc.game import costate_at, entering
 from mfoc.maximisers import PGD, Maximiser
 from paradigms.adversarial.games import GameFormulation, check_inside
@@ -110,12 +111,9 @@ def _check(formulation: Any, maximiser: Any, best_response: Any, restarts: int, 
     for name, player in (("maximiser", maximiser), ("best_response", best_response)):
         if player is not None and (isinstance(player, type) or not isinstance(player, Maximiser)):
             raise InvalidType(f"{name} is {player!r}; expected a maximiser such as PGD(20)")
-    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**62:
-        raise InvalidValue(f"seed is {seed!r}; expected a non-negative integer")
-    if isinstance(restarts, bool) or not isinstance(restarts, int) or restarts < 1:
-        raise InvalidValue(f"restarts is {restarts!r}; expected a positive integer")
-    if not isinstance(confidence, float) or not 0 < confidence < 1:
-        raise InvalidValue(f"confidence is {confidence!r}; expected a level between 0 and 1")
+    check_integer(0, 2**62 - 1, seed=seed)
+    check_integer(1, restarts=restarts)
+    check_between(0, 1, confidence=confidence)
 
 
 def _cloud(formulation: GameFormulation, population: Any) -> mfoc.Particles:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 import mfoc
 from mfoc import InvalidType, InvalidValue, require
+from mfoc.checks import check_between, check_integer
 from mfoc.maximisers import FGSM, PGD, Maximiser
 from paradigms.adversarial.games import GameFormulation, Loss, frozen, game
 from paradigms.adversarial.interop import FromTorchattacks
@@ -127,10 +128,8 @@ def evaluate(
     """
     if not isinstance(net, nn.Module):
         raise InvalidType(f"net is a {type(net).__name__}; expected a torch.nn.Module")
-    if not isinstance(confidence, float) or not 0 < confidence < 1:
-        raise InvalidValue(f"confidence is {confidence!r}; expected a level between 0 and 1")
-    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**62:
-        raise InvalidValue(f"seed is {seed!r}; expected a non-negative integer")
+    check_between(0, 1, confidence=confidence)
+    check_integer(0, 2**62 - 1, seed=seed)
     batched = isinstance(data, mfoc.Population | torch.utils.data.DataLoader) or callable(data)
     size = None if batched else batch_size
     problem = frozen(copy.deepcopy(net).eval(), loss)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 
 import mfoc
 from mfoc import InvalidType, InvalidValue
+from mfoc.checks import check_positive
 from mfoc.game import entering
 from mfoc.problem import RunningCost
 from paradigms.formulation import Formulation, controls_of
@@ -52,8 +52,7 @@ class TRADES:
     loss: Loss = F.cross_entropy
 
     def __post_init__(self) -> None:
-        if isinstance(self.beta, bool) or not isinstance(self.beta, int | float) or not 0 < self.beta < math.inf:
-            raise InvalidValue(f"beta is {self.beta!r}; expected a positive finite number")
+        check_positive(beta=self.beta)
         if not callable(self.loss):
             raise InvalidType(f"loss is a {type(self.loss).__name__}; expected a function loss(output, z) -> [N]")
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import mfoc
 from mfoc import InvalidType, InvalidValue
+from mfoc.checks import check_positive
 from paradigms.bayesian import _pyro
 from paradigms.bayesian._arguments import Arguments
 
@@ -236,8 +237,7 @@ def _normal(x: Tensor, loc: Any, scale: Any) -> Tensor:
 def likelihood_of(likelihood: Any, noise: float | None) -> Callable[[Tensor, Tensor, Tensor | None], Tensor]:
     """Log likelihoods ``[N]`` of (output, target, log of the learned scale or None)."""
     if likelihood == "gaussian":
-        if noise is not None and (isinstance(noise, bool) or not isinstance(noise, int | float) or not noise > 0):
-            raise InvalidValue(f"noise is {noise!r}; expected a positive scale, or None to learn it")
+        check_positive(noise=noise, finite=False, optional=True)
 
         def gaussian(out: Tensor, y: Tensor, log_scale: Tensor | None) -> Tensor:
             out = out.squeeze(-1) if out.dim() == y.dim() + 1 and out.shape[-1] == 1 else out
@@ -285,8 +285,7 @@ def from_problem(problem: mfoc.Problem, data: Any, prior: Any, temperature: floa
     """The Gibbs law of a problem's controls; see ``log_density``."""
     if not isinstance(data, mfoc.Particles):
         raise InvalidType(f"data is a {type(data).__name__}; a problem needs its mfoc.Particles")
-    if isinstance(temperature, bool) or not isinstance(temperature, int | float) or not temperature > 0:
-        raise InvalidValue(f"temperature is {temperature!r}; expected a positive number")
+    check_positive(temperature=temperature, finite=False)
     law = None if prior is None else weight_law(prior)
     paths, structure = torch.utils._pytree.tree_flatten_with_path(problem.controls)
     example = {".".join(str(getattr(k, "key", getattr(k, "idx", k))) for k in path): leaf for path, leaf in paths}

@@ -29,6 +29,7 @@ from torch import Tensor
 
 import mfoc
 from mfoc import InvalidType, InvalidValue
+from mfoc.checks import check_integer
 from mfoc.pontryagin import Evaluation
 from mfoc.population import mixed_seed
 from paradigms.bayesian.diffusion import Diffusion
@@ -57,9 +58,8 @@ def bridge_matching(made: Follmer, ends: Tensor, *, particles: int = 2048, seed:
             cannot run under ``torch.vmap``.
     """
     _check_sampler(made)
-    for name, count, least in (("particles", particles, 1), ("seed", seed, 0)):
-        if isinstance(count, bool) or not isinstance(count, int) or count < least:
-            raise InvalidValue(f"{name} is {count!r}; expected an integer from {least} on")
+    check_integer(1, particles=particles)
+    check_integer(0, seed=seed)
     if not isinstance(ends, Tensor) or not ends.numel():
         what = "an empty tensor" if isinstance(ends, Tensor) else f"a {type(ends).__name__}"
         raise InvalidType(f"ends is {what}; expected draws from the target [m, {made.density.dim}]")
@@ -112,10 +112,8 @@ class CrossEntropy:
         _check_sampler(self.made)
         if isinstance(self.inner, type) or not isinstance(self.inner, mfoc.Solver):
             raise InvalidType(f"inner is {self.inner!r}; expected a solver, such as mfoc.Gradient(...)")
-        for name, least in (("every", 1), ("paths", 2), ("particles", 1), ("keep", 1)):
-            count = getattr(self, name)
-            if isinstance(count, bool) or not isinstance(count, int) or count < least:
-                raise InvalidValue(f"{name} is {count!r}; expected an integer from {least} on")
+        check_integer(1, every=self.every, particles=self.particles, keep=self.keep)
+        check_integer(2, paths=self.paths)
         if self.moves is not None and not callable(self.moves):
             raise InvalidType(f"moves is a {type(self.moves).__name__}; expected a function moves(x, step) or None")
 

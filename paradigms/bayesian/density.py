@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 import mfoc
 from mfoc import InvalidType, InvalidValue
+from mfoc.checks import check_integer
 from paradigms.bayesian import _sources
 from paradigms.bayesian._traced import Traced
 
@@ -210,8 +211,7 @@ def log_density(
             starts.
         MissingExtra: a Pyro model without pyro.
     """
-    if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
-        raise InvalidValue(f"size is {size!r}; expected a positive integer, the number of observations")
+    check_integer(1, size=size, optional=True)
     options = {"like": like, "likelihood": likelihood, "noise": noise, "prior": prior, "minibatch": minibatch}
     if isinstance(source, LogDensity):
         return source

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from mfoc import InvalidType, InvalidValue
+from mfoc.checks import check_integer, check_positive
 
 
 class Drift(nn.Module):
@@ -46,10 +47,9 @@ class Drift(nn.Module):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        for name, count, least in (("dim", dim, 1), ("hidden", hidden, 1), ("layers", layers, 0), ("seed", seed, 0)):
-            if isinstance(count, bool) or not isinstance(count, int) or count < least:
-                raise InvalidValue(f"{name} is {count!r}; expected an integer from {least} on")
-        _check_positive(clip=clip, T=T)
+        check_integer(1, dim=dim, hidden=hidden)
+        check_integer(0, layers=layers, seed=seed)
+        check_positive(clip=clip, T=T)
         if base is not None and not isinstance(base, nn.Module):
             raise InvalidType(f"base is a {type(base).__name__}; expected a torch.nn.Module of (t, x)")
         self.clip, self.T, self.takes_score, self.base = clip, T, score, base
@@ -104,7 +104,7 @@ class GaussianDrift(nn.Module):
 
     def __init__(self, mean: Tensor, covariance: Tensor, *, sigma: float = 1.0, T: float = 1.0) -> None:
         super().__init__()
-        _check_positive(sigma=sigma, T=T)
+        check_positive(sigma=sigma, T=T)
         for name, value in (("mean", mean), ("covariance", covariance)):
             if not isinstance(value, Tensor) or not value.is_floating_point() or value.dtype != mean.dtype:
                 what = value.dtype if isinstance(value, Tensor) else f"a {type(value).__name__}"
@@ -133,9 +133,3 @@ class GaussianDrift(nn.Module):
         pull = self.slope - excess * (x @ axes)
         u: Tensor = (self.sigma**2 * pull / (1 + self.sigma**2 * (self.T - t) * excess)) @ axes.mT
         return u
-
-
-def _check_positive(**numbers: float) -> None:
-    for name, value in numbers.items():
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-            raise InvalidValue(f"{name} is {value!r}; expected a positive finite number")

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from mfoc import InvalidValue
+from mfoc.checks import check_integer
 from paradigms.bayesian.density import LogDensity
 from paradigms.bayesian.sampler import Sampler, State, Steps, as_density, sampler
 
@@ -138,12 +139,11 @@ def langevin(
     if (batch_size is not None) != (method == "sgld"):
         raise InvalidValue("batch_size goes with method='sgld'")
     density = as_density(target, particles)
-    if method == "sgld":
+    if batch_size is not None:  # the method is "sgld"
         if density.size is None:
             raise InvalidValue(
                 "this log density has no minibatch version, which 'sgld' needs; see log_density(size=...)"
             )
-        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or not 1 <= batch_size <= density.size:
-            raise InvalidValue(f"batch_size is {batch_size!r}; expected 1 to {density.size} observations")
+        check_integer(1, density.size, batch_size=batch_size)
         return sampler(density, SGLD(batch_size), step, steps, particles, seed)
     return sampler(density, ULA() if method == "ula" else MALA(), step, steps, particles, seed)

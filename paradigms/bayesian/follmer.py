@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 import mfoc
 from mfoc import InvalidType, InvalidValue
+from mfoc.checks import check_integer, check_positive
 from mfoc.population import mixed_seed
 from paradigms.bayesian.density import LogDensity
 from paradigms.bayesian.diffusion import Diffusion, grid
@@ -129,9 +130,8 @@ class Follmer(Formulation):
 
     def paths(self, solution: Any, *, n: int = 4096, seed: int = 1) -> tuple[Tensor, Tensor]:
         """Paths of the diffusion: their end points ``[n, d]`` and log weights ``[n]``; see ``evaluate``."""
-        if isinstance(n, bool) or not isinstance(n, int) or n < 2:
-            raise InvalidValue(f"n is {n!r}; expected at least two paths")
-        _check_seed(seed)
+        check_integer(2, n=n)
+        check_integer(0, seed=seed)
         controls = self._own(solution)
         generator = torch.Generator().manual_seed(mixed_seed(self.seed, seed, 1))
         sizes = [min(_CHUNK, n - first) for first in range(0, n, _CHUNK)]
@@ -156,18 +156,12 @@ class Follmer(Formulation):
 
 def systematic(log_weights: Tensor, n: int, seed: int) -> Tensor:
     """Indices ``[n]`` drawn by weights ``[m]``, by systematic resampling: the i-th level is (i + U) / n."""
-    if isinstance(n, bool) or not isinstance(n, int) or n < 1:
-        raise InvalidValue(f"n is {n!r}; expected a positive number of draws")
-    _check_seed(seed)
+    check_integer(1, n=n)
+    check_integer(0, seed=seed)
     total = log_weights.double().softmax(0).cumsum(0)
     offset = torch.rand(1, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(total.device)
     level = (torch.arange(n, device=total.device) + offset) / n
     return torch.searchsorted(total / total[-1], level).clamp_max(len(total) - 1)
-
-
-def _check_seed(seed: int) -> None:
-    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-        raise InvalidValue(f"seed is {seed!r}; expected a non-negative integer")
 
 
 def follmer(
@@ -214,13 +208,9 @@ def follmer(
     """
     if not isinstance(target, LogDensity):
         raise InvalidType(f"target is a {type(target).__name__}; expected what log_density(...) returns")
-    for name, value in (("sigma", sigma), ("T", T), ("spacing", spacing)):
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-            raise InvalidValue(f"{name} is {value!r}; expected a positive finite number")
-    for name, count in (("steps", steps), ("particles", particles)):
-        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-            raise InvalidValue(f"{name} is {count!r}; expected a positive integer")
-    _check_seed(seed)
+    check_positive(sigma=sigma, T=T, spacing=spacing)
+    check_integer(1, steps=steps, particles=particles)
+    check_integer(0, seed=seed)
     if policy is None:
         policy = Drift(target.dim, T=T).to(target.like)
     if not isinstance(policy, nn.Module):

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from mfoc import InvalidType, InvalidValue, require
+from mfoc.checks import check_integer
 from paradigms.bayesian import _sources
 from paradigms.bayesian.density import LogDensity, log_density
 
@@ -62,8 +63,7 @@ def to_potential(target: Any, data: Any = None, *, chains: int = 1, seed: int = 
     """
     target = getattr(target, "density", target)
     density = target if isinstance(target, LogDensity) else log_density(target, data, **options)
-    if isinstance(chains, bool) or not isinstance(chains, int) or chains < 1:
-        raise InvalidValue(f"chains is {chains!r}; expected a positive integer")
+    check_integer(1, chains=chains)
     start = density.check(density.initial(chains, seed))
 
     def potential_fn(parameters: Mapping[str, Tensor]) -> Tensor:

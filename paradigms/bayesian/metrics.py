@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mfoc import InvalidType, InvalidValue
+from mfoc.checks import check_integer
 from paradigms.bayesian.predict import Prediction
 
 
@@ -57,8 +58,7 @@ def reliability(prediction: Prediction | Tensor, y: Tensor, *, bins: int = 15) -
     Raises:
         InvalidType, InvalidValue: not classes, labels that do not fit, or a bad count.
     """
-    if isinstance(bins, bool) or not isinstance(bins, int) or bins < 1:
-        raise InvalidValue(f"bins is {bins!r}; expected a positive integer")
+    check_integer(1, bins=bins)
     confidence, label = _probabilities(prediction, y).double().max(1)
     right = (label == y).double()
     index = (confidence * bins).ceil().long().clamp(1, bins) - 1

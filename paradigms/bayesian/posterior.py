@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import mfoc
-from mfoc import InvalidValue, require
+from mfoc import require
+from mfoc.checks import check_integer
 from paradigms.bayesian._pyro import name_apart, set_up
 from paradigms.bayesian.layers import drawn, first
 from paradigms.bayesian.likelihoods import Categorical, Custom, Gaussian, Likelihood
@@ -71,7 +72,7 @@ class NetworkPosterior:
 
     def weights(self, samples: int, *, seed: int = 0) -> dict[str, Tensor]:
         """Draws of the weights, ``{parameter name: [samples, ...]}``."""
-        _check_samples(samples)
+        check_integer(1, samples=samples)
         return {
             names[key]: value
             for stage, names, u, noise in self._drawn(samples, seed)
@@ -110,7 +111,7 @@ class NetworkPosterior:
 
         The networks are those of ``weights(samples, seed=seed)``.
         """
-        _check_samples(samples)
+        check_integer(1, samples=samples)
         noise = [normals for *_, normals in self._drawn(samples, seed)]
         with torch.no_grad():
             x = x.to(noise[0]) if x.is_floating_point() else x.to(noise[0].device)
@@ -137,11 +138,6 @@ class NetworkPosterior:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Samples the weights, as a Pyro guide does."""
         return self.guide(*args, **kwargs)
-
-
-def _check_samples(samples: Any) -> None:
-    if isinstance(samples, bool) or not isinstance(samples, int) or samples < 1:
-        raise InvalidValue(f"samples is {samples!r}; expected a positive integer")
 
 
 def pyro_model(posterior: NetworkPosterior) -> Any:

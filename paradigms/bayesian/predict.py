@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import mfoc
 from mfoc import InvalidType, InvalidValue, require
+from mfoc.checks import check_integer
 from paradigms.bayesian._pyro import model_of, store_kept
 from paradigms.bayesian.likelihoods import Categorical, Gaussian, Likelihood
 
@@ -84,11 +85,8 @@ def predict(
         InvalidType: a posterior that cannot be drawn from.
         InvalidValue: bad counts, inputs that the network or model cannot take, or no such site.
     """
-    for name, count in (("samples", samples), ("batch_size", batch_size)):
-        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-            raise InvalidValue(f"{name} is {count!r}; expected a positive integer")
-    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-        raise InvalidValue(f"seed is {seed!r}; expected a non-negative integer")
+    check_integer(1, samples=samples, batch_size=batch_size)
+    check_integer(0, seed=seed)
     if isinstance(posterior, mfoc.Solution):
         raise InvalidType("posterior is an mfoc.Solution; read it out first: formulation.readout(solution)")
     if isinstance(posterior, Drawable):

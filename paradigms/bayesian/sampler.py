@@ -22,6 +22,7 @@ from torch import Tensor
 
 import mfoc
 from mfoc import InvalidType, InvalidValue
+from mfoc.checks import check_integer
 from mfoc.population import mixed_seed
 from paradigms.bayesian.density import LogDensity, log_density
 from paradigms.bayesian.stein import discrepancy
@@ -92,9 +93,8 @@ def sampler(density: LogDensity, flow: Flow, step: Steps, steps: int, particles:
         particles: how many, or where they start.
         seed: a non-negative integer.
     """
-    for name, count, least in (("steps", steps, 1), ("seed", seed, 0)):
-        if isinstance(count, bool) or not isinstance(count, int) or count < least:
-            raise InvalidValue(f"{name} is {count!r}; expected an integer from {least} on")
+    check_integer(1, steps=steps)
+    check_integer(0, seed=seed)
     start = _start(density, particles, seed)
     controls, schedule = _schedule(density, step, steps)
 
@@ -220,9 +220,8 @@ def sample(
         raise InvalidType(f"formulation is a {type(formulation).__name__}; expected what langevin or svgd returned")
     problem = formulation.problem
     steps = problem.stages if steps is None else steps
-    for name, count, least in (("steps", steps, 1), ("burn_in", burn_in, 0), ("thin", thin, 1)):
-        if isinstance(count, bool) or not isinstance(count, int) or count < least:
-            raise InvalidValue(f"{name} is {count!r}; expected an integer from {least} on")
+    check_integer(1, steps=steps, thin=thin)
+    check_integer(0, burn_in=burn_in)
     if burn_in >= steps:
         raise InvalidValue(f"burn_in is {burn_in} of {steps} steps; nothing would be kept")
     if start is not None and not isinstance(start, Draws):

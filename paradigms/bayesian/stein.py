@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from mfoc import InvalidValue
+from mfoc.checks import check_positive
 
 
 @runtime_checkable
@@ -44,7 +45,7 @@ class RBF:
     bandwidth: float | None = None
 
     def __post_init__(self) -> None:
-        _check_positive("bandwidth", self.bandwidth)
+        check_positive(bandwidth=self.bandwidth, finite=False, optional=True)
 
     def direction(self, x: Tensor, score: Tensor) -> Tensor:
         """See ``Kernel``."""
@@ -77,7 +78,7 @@ class PyroRBF:
     mode: str = "univariate"
 
     def __post_init__(self) -> None:
-        _check_positive("bandwidth_factor", self.bandwidth_factor)
+        check_positive(bandwidth_factor=self.bandwidth_factor, finite=False, optional=True)
         if self.mode not in ("univariate", "multivariate"):
             raise InvalidValue(f"mode is {self.mode!r}; expected 'univariate' or 'multivariate'")
 
@@ -168,8 +169,3 @@ def discrepancy(x: Tensor, score: Tensor, *, length: float = 1.0, beta: float = 
     second = -2 * beta * c * q.pow(beta - 1) * (along + d)
     third = -4 * beta * (beta - 1) * c * r * q.pow(beta - 2)
     return (first + second + third).mean(1)
-
-
-def _check_positive(name: str, value: float | None) -> None:
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or not value > 0):
-        raise InvalidValue(f"{name} is {value!r}; expected a positive number or None")

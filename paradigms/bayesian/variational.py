@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 
 import mfoc
 from mfoc import InvalidType, InvalidValue
+from mfoc.checks import check_integer, check_positive
 from mfoc.networks import per_sample
 from paradigms.bayesian.draws import Draws
 from paradigms.bayesian.layers import ESTIMATORS
@@ -89,8 +89,7 @@ def variational(
         MissingExtra: a Pyro model, and Pyro is not installed.
     """
     _check(samples, tau, size, estimator, kl, init_scale)
-    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-        raise InvalidValue(f"seed is {seed!r}; expected a non-negative integer")
+    check_integer(0, seed=seed)
     if isinstance(model, nn.Module) and not _is_pyro(model):
         network = RandomNetwork(model, _likelihood(likelihood, noise), prior, estimator, stages)
         _check_guide(guide)
@@ -180,16 +179,11 @@ def _check_model_options(likelihood: Any, noise: Any, prior: Any, estimator: str
 
 
 def _check(samples: Any, tau: Any, size: Any, estimator: Any, kl: Any, init_scale: Any) -> None:
-    for name, count in (("samples", samples), ("size", size)):
-        if count is None and name == "size":
-            continue
-        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-            raise InvalidValue(f"{name} is {count!r}; expected a positive integer")
-    if tau is not None and (isinstance(tau, bool) or not isinstance(tau, int | float) or not 0 < tau < math.inf):
-        raise InvalidValue(f"tau is {tau!r}; expected a positive number, 1/N for the posterior")
+    check_integer(1, samples=samples)
+    check_integer(1, size=size, optional=True)
+    check_positive(tau=tau, optional=True)
     if estimator not in ESTIMATORS:
         raise InvalidValue(f"estimator is {estimator!r}; expected one of {', '.join(map(repr, ESTIMATORS))}")
     if kl not in (None, "exact", "sampled"):
         raise InvalidValue(f"kl is {kl!r}; expected 'exact' or 'sampled'")
-    if isinstance(init_scale, bool) or not isinstance(init_scale, int | float) or not 0 < init_scale < math.inf:
-        raise InvalidValue(f"init_scale is {init_scale!r}; expected a positive standard deviation")
+    check_positive(init_scale=init_scale)

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from mfoc import InvalidType, InvalidValue
-from paradigms.meta.checks import check_flag, check_rate, check_steps, checked_network
+from mfoc.checks import check_integer, check_positive
+from paradigms.meta.checks import check_flag, checked_network
 from paradigms.meta.formulations import MetaFormulation, assemble, build
 from paradigms.meta.inner import Inner, Rule
 from paradigms.meta.loop import Loop
@@ -53,7 +54,7 @@ def maml(
         InvalidType, InvalidValue: wrong arguments, a network with active dropout or a parameter that two submodules
             share (one submodule may run several times), a loss that is not a scalar for each task, empty tasks.
     """
-    check_rate("inner_lr", inner_lr)
+    check_positive(inner_lr=inner_lr)
     rule = Rule(lambda k, u: inner_lr)
     return build(net, loss, tasks, rule, {}, inner_steps, first_order, step_losses, inner_lr=inner_lr)
 
@@ -90,7 +91,7 @@ def meta_sgd(
     alpha = _initial_rates(inner_lr, phi)
     check_flag("per_step", per_step)
     if per_step:
-        check_steps("inner_steps", inner_steps)
+        check_integer(1, inner_steps=inner_steps)
         alpha = {name: a.expand(inner_steps, *a.shape).clone() for name, a in alpha.items()}
 
     def at(k: int, u: Any) -> Weights:
@@ -125,7 +126,7 @@ def anil(
         first_order: see ``maml``.
         step_losses: see ``maml``.
     """
-    check_rate("inner_lr", inner_lr)
+    check_positive(inner_lr=inner_lr)
     model = checked_network(net)
     chosen = _head(model.names, head)
     rule = Rule(lambda k, u: inner_lr)
@@ -155,10 +156,9 @@ def reptile(
         inner_lr: see ``maml``.
         shots_per_step: each inner step uses the next so many shots of the support, in turn; all of them when None.
     """
-    check_rate("inner_lr", inner_lr)
-    check_steps("inner_steps", inner_steps)
-    if shots_per_step is not None:
-        check_steps("shots_per_step", shots_per_step)
+    check_positive(inner_lr=inner_lr)
+    check_integer(1, inner_steps=inner_steps)
+    check_integer(1, shots_per_step=shots_per_step, optional=True)
     model = checked_network(net)
     loop = Loop(
         Inner(model, TaskLoss(loss), True),
@@ -188,7 +188,7 @@ def _head(names: list[str], head: str | Sequence[str] | None) -> list[str]:
 
 def _initial_rates(inner_lr: Any, phi: Weights) -> Weights:
     if isinstance(inner_lr, int | float):
-        check_rate("inner_lr", inner_lr)
+        check_positive(inner_lr=inner_lr)
         return {name: torch.full_like(leaf, inner_lr) for name, leaf in phi.items()}
     if isinstance(inner_lr, Tensor | str) or not isinstance(inner_lr, Sequence | dict | nn.ParameterList):
         raise InvalidType(

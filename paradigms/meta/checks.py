@@ -57,28 +57,10 @@ def _sum(output: Tensor, target: Tensor) -> Tensor:
     return output.sum()
 
 
-def check_rate(name: str, rate: Any) -> None:
-    """Refuses what is no positive finite number."""
-    if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 < rate < math.inf:
-        raise InvalidValue(f"{name} is {rate!r}; expected a positive number")
-
-
-def check_steps(name: str, steps: Any) -> None:
-    """Refuses what is no count."""
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-        raise InvalidValue(f"{name} is {steps!r}; expected at least one step")
-
-
 def check_flag(name: str, flag: Any) -> None:
     """Refuses what is neither True nor False."""
     if not isinstance(flag, bool):
         raise InvalidType(f"{name} is {flag!r}; expected True or False")
-
-
-def check_confidence(level: Any) -> None:
-    """Refuses what is no level of an interval."""
-    if not isinstance(level, float) or not 0 < level < 1:
-        raise InvalidValue(f"confidence is {level!r}; expected a level between 0 and 1")
 
 
 def check_step_weights(weights: Any, steps: int) -> list[float] | None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mfoc import InvalidType, InvalidValue
-from paradigms.meta.checks import check_confidence, check_steps
+from mfoc.checks import check_between, check_integer
 from paradigms.meta.formulations import MetaFormulation, checked_controls, to_module
 from paradigms.meta.losses import TaskLoss
 from paradigms.meta.tasks import as_tasks, check_tasks
@@ -133,8 +133,7 @@ def adapt(formulation: MetaFormulation, solution: Any, support: Any, *, steps: i
         InvalidType, InvalidValue: wrong arguments.
     """
     controls = checked_controls(formulation, solution)
-    if steps is not None:
-        check_steps("steps", steps)
+    check_integer(1, steps=steps, optional=True)
     if not isinstance(support, tuple | list) or len(support) != 2 or not all(isinstance(a, Tensor) for a in support):
         raise InvalidType(f"support is a {type(support).__name__}; expected a pair (x, y) of tensors [shots, ...]")
     pair = (support[0][None], support[1][None])
@@ -151,8 +150,8 @@ def _checked(steps: Any, batches: Any, confidence: Any) -> list[int]:
     wanted = sorted(set(steps)) if isinstance(steps, Sequence) else [steps]
     if not wanted or any(isinstance(k, bool) or not isinstance(k, int) or k < 0 for k in wanted):
         raise InvalidValue(f"steps is {steps!r}; expected numbers of inner steps, such as (1, 5, 10)")
-    check_steps("batches", batches)
-    check_confidence(confidence)
+    check_integer(1, batches=batches)
+    check_between(0, 1, confidence=confidence)
     return wanted
 
 

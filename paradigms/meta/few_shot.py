@@ -10,9 +10,10 @@ from torch import Tensor
 
 import mfoc
 from mfoc import InvalidType, InvalidValue
+from mfoc.checks import check_integer
 from mfoc.population import mixed_seed, seeded
 from paradigms.meta.checks import check_flag
-from paradigms.meta.tasks import Pair, as_tasks, check_counts, check_seed, check_tasks, placeholder
+from paradigms.meta.tasks import Pair, as_tasks, check_tasks, placeholder
 
 
 def few_shot(
@@ -43,8 +44,8 @@ def few_shot(
     Raises:
         InvalidType, InvalidValue: wrong arguments, more ways than classes, a class with too few examples.
     """
-    check_counts(ways=ways, shots=shots, queries=queries, tasks=tasks)
-    check_seed(seed)
+    check_integer(1, ways=ways, shots=shots, queries=queries, tasks=tasks)
+    check_integer(0, seed=seed)
     check_flag("rotations", rotations)
     if ways < 2:
         raise InvalidValue(f"ways is {ways}; a choice needs at least two classes")
@@ -114,8 +115,8 @@ def from_taskset(taskset: Any, *, shots: int, tasks: int, seed: int = 0) -> mfoc
     """
     if not hasattr(taskset, "sample") or not hasattr(taskset, "__getitem__"):
         raise InvalidType(f"taskset is a {type(taskset).__name__}; expected a learn2learn.data.Taskset")
-    check_counts(shots=shots, tasks=tasks)
-    check_seed(seed)
+    check_integer(1, shots=shots, tasks=tasks)
+    check_integer(0, seed=seed)
     count = getattr(taskset, "num_tasks", -1)
     if count == -1:
         found = mfoc.population(lambda step: _drawn(taskset, shots, tasks, mixed_seed(seed, step)))

@@ -20,8 +20,9 @@ from torch import nn
 
 import mfoc
 from mfoc import InvalidType, InvalidValue
+from mfoc.checks import check_integer
 from paradigms.formulation import Formulation, controls_of
-from paradigms.meta.checks import check_flag, check_step_weights, check_steps, checked_network
+from paradigms.meta.checks import check_flag, check_step_weights, checked_network
 from paradigms.meta.inner import Inner, Rule
 from paradigms.meta.loop import Loop
 from paradigms.meta.losses import Loss, TaskLoss
@@ -75,7 +76,7 @@ def build(
 ) -> MetaFormulation:
     """The formulation of any rule; ``adapted`` names the weights that follow it."""
     model, measure = checked_network(net), TaskLoss(loss)
-    check_steps("inner_steps", inner_steps)
+    check_integer(1, inner_steps=inner_steps)
     check_flag("first_order", first_order)
     weights = check_step_weights(step_losses, inner_steps)
     names = tuple(model.names if adapted is None else adapted)

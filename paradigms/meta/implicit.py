@@ -9,7 +9,6 @@ length enters the adjoint, so that memory does not grow with the inner steps.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -20,7 +19,8 @@ from torch.autograd import Function
 
 import mfoc
 from mfoc import InvalidType, InvalidValue
-from paradigms.meta.checks import check_confidence, check_rate, check_steps, checked_network
+from mfoc.checks import check_between, check_integer, check_non_negative, check_positive
+from paradigms.meta.checks import checked_network
 from paradigms.meta.formulations import MetaFormulation, assemble, checked_controls
 from paradigms.meta.inner import Inner, Pair
 from paradigms.meta.loop import Loop
@@ -221,18 +221,15 @@ def imaml(
         InvalidType, InvalidValue: see ``maml``; steps that diverge: inner_lr * strength of 2 and more, or a first batch
             on which they raise the regularised loss.
     """
-    check_rate("inner_lr", inner_lr)
-    check_rate("strength", strength)
+    check_positive(inner_lr=inner_lr, strength=strength)
     if inner_lr * strength >= 2:
         raise InvalidValue(
             f"inner_lr * strength is {inner_lr} * {strength} = {inner_lr * strength:g}; steps towards the equilibrium "
             f"multiply the way back to phi_0 by 1 - inner_lr * strength and diverge from 2 on: inner_lr below "
             f"{2 / strength:g}"
         )
-    check_steps("inner_steps", inner_steps)
-    check_steps("cg_steps", cg_steps)
-    if isinstance(cg_tol, bool) or not isinstance(cg_tol, int | float) or not 0 <= cg_tol < math.inf:
-        raise InvalidValue(f"cg_tol is {cg_tol!r}; expected a non-negative number")
+    check_integer(1, inner_steps=inner_steps, cg_steps=cg_steps)
+    check_non_negative(cg_tol=cg_tol)
     model = checked_network(net)
     inner = Inner(model, TaskLoss(loss))
     settle = Equilibrium(inner, strength, inner_steps, inner_lr, cg_steps, cg_tol)
@@ -298,7 +295,7 @@ def residuals(formulation: MetaFormulation, solution: Any, tasks: Any = None, *,
         InvalidValue: a solution or tasks that do not belong to it, no level of confidence.
     """
     controls = checked_controls(formulation, solution)
-    check_confidence(confidence)
+    check_between(0, 1, confidence=confidence)
     settle = formulation.loop.settle
     if not isinstance(settle, Equilibrium):
         raise InvalidType("formulation has no equilibrium; expected what paradigms.meta.imaml returns")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mfoc import InvalidType, InvalidValue
-from paradigms.meta.checks import check_rate
+from mfoc.checks import check_positive
 from paradigms.meta.formulations import MetaFormulation, build
 from paradigms.meta.inner import Rule
 from paradigms.meta.losses import Loss
@@ -49,7 +49,7 @@ def learned_update(
     """
     if not isinstance(rule, nn.Module):
         raise InvalidType(f"rule is a {type(rule).__name__}; expected a torch.nn.Module rule(slope, weight)")
-    check_rate("inner_lr", inner_lr)
+    check_positive(inner_lr=inner_lr)
     owners = [id(p) for _, p in rule.named_parameters(remove_duplicate=False)]
     if len(set(owners)) != len(owners):
         raise InvalidValue("rule shares parameters between its parts; give each part its own copy")

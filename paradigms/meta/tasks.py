@@ -14,6 +14,7 @@ from torch import Tensor
 
 import mfoc
 from mfoc import InvalidType, InvalidValue
+from mfoc.checks import check_integer
 from mfoc.population import mixed_seed
 
 Pair = tuple[Tensor, Tensor]
@@ -116,8 +117,8 @@ def sinusoids(
     Raises:
         InvalidType, InvalidValue: counts, a seed or ranges that are none, a dtype that is not floating.
     """
-    check_counts(tasks=tasks, shots=shots, queries=queries)
-    check_seed(seed)
+    check_integer(1, tasks=tasks, shots=shots, queries=queries)
+    check_integer(0, seed=seed)
     ranges = {"amplitude": amplitude, "phase": phase, "x": x}
     for name, limits in ranges.items():
         check_range(name, limits)
@@ -143,22 +144,9 @@ def sinusoids(
     return mfoc.population(draw)
 
 
-def check_counts(**counts: Any) -> None:
-    """Refuses counts that are not positive integers."""
-    for name, count in counts.items():
-        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-            raise InvalidValue(f"{name} is {count!r}; expected a positive integer")
-
-
 def check_range(name: str, limits: Any) -> None:
     """Refuses what is no pair of finite numbers in order."""
     pair = limits if isinstance(limits, tuple | list) and len(limits) == 2 else (math.nan, math.nan)
     numbers = all(isinstance(end, int | float) and math.isfinite(end) for end in pair)
     if not numbers or pair[0] > pair[1]:
         raise InvalidValue(f"{name} is {limits!r}; expected a range (low, high)")
-
-
-def check_seed(seed: Any) -> None:
-    """Refuses what is no seed."""
-    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-        raise InvalidValue(f"seed is {seed!r}; expected a non-negative integer")

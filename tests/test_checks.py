@@ -1,0 +1,34 @@
+"""Argument checks: what each accepts and refuses, and what the message says."""
+
+from functools import partial
+from math import inf, nan
+
+import numpy as np
+import pytest
+
+import mfoc
+from mfoc.checks import check_between, check_integer, check_non_negative, check_positive
+
+NO_NUMBER = [True, False, "1", 1j, [1], np.int64(1), np.float32(0.5)]
+CASES = [  # check, accepted, refused, what the message says
+    (partial(check_integer, 0), [0, 7], [-1, 0.0], "a non-negative integer"),
+    (partial(check_integer, 1), [1, 2**70], [0, -1, 1.0], "a positive integer"),
+    (partial(check_integer, 2), [2], [1, nan, inf], "an integer from 2 on"),
+    (partial(check_integer, 1, 3), [1, 3], [0, 4, 2.0], "an integer from 1 to 3"),
+    (check_positive, [1, 1e-300, np.float64(2)], [0, -1, inf, nan], "a positive finite number"),
+    (partial(check_positive, finite=False), [1, inf], [0, -1, nan, -inf], "a positive number"),
+    (check_non_negative, [0, -0.0, 2], [-1e-300, inf, nan], "a non-negative finite number"),
+    (partial(check_non_negative, finite=False), [0, inf], [-1, nan, -inf], "a non-negative number"),
+    (partial(check_between, 0, 1), [0.5, 1e-9], [0.0, 1.0, 0, 1, nan, 95], "a number between 0 and 1"),
+]
+
+
+@pytest.mark.parametrize("optional", [False, True])
+@pytest.mark.parametrize(("check", "accepted", "refused", "expected"), CASES)
+def test_checks(check, accepted, refused, expected, optional):
+    for value in accepted + [None] * optional:
+        check(least=value, low=accepted[0], optional=optional)
+    for value in refused + NO_NUMBER + [None] * (not optional):
+        with pytest.raises(mfoc.InvalidValue) as caught:
+            check(right=accepted[0], wrong=value, optional=optional)
+        assert str(caught.value) == f"wrong is {value!r}; expected {expected}{' or None' if optional else ''}"
