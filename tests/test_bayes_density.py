@@ -306,7 +306,7 @@ NET = small_net()
         (lambda: log_density(NET, (X, Y[:3]), likelihood="gaussian"), mfoc.InvalidValue, "40 inputs and 3"),
         (lambda: log_density(NET, X, likelihood="gaussian"), mfoc.InvalidType, "a pair of tensors"),
         (lambda: log_density(NET, (X, Y), likelihood="poisson"), mfoc.InvalidValue, "'poisson'"),
-        (lambda: log_density(NET, (X, Y), likelihood="gaussian", noise=-1.0), mfoc.InvalidValue, "positive scale"),
+        (lambda: log_density(NET, (X, Y), likelihood="gaussian", noise=-1.0), mfoc.InvalidValue, "noise.*positive"),
         (lambda: log_density(NET, (X, Y), likelihood="categorical"), mfoc.InvalidValue, "integer labels"),
         (lambda: log_density(NET, (X, Y), likelihood="gaussian", prior=1.0), mfoc.InvalidType, "Normal"),
         (
