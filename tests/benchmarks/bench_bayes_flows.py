@@ -192,7 +192,7 @@ def bench_funnel(scale):
         return own - 0.5 * (rest.square().sum(1) * (-v).exp() + 9 * v + 9 * math.log(2 * math.pi))
 
     target = log_density(funnel, like=torch.zeros(10))
-    made = follmer(target, Drift(10, clip=10.0), sigma=3.0, steps=100, spacing=2.0)
+    made = follmer(target, Drift(10, clip=10.0), sigma=3.0, steps=100, spacing=3.0)
     solution = by_cross_entropy(made, int(16_000 * scale), every=40, particles=3000, keep=60)
     evidence = made.evaluate(solution, n=50_000)
     verdict(evidence, 0.0)
