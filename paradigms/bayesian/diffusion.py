@@ -48,16 +48,16 @@ class Diffusion:
         if not self.controls():
             raise InvalidValue("policy has no parameter that requires grad; there is nothing to solve for")
         _refuse_mixing(self.policy)
-        x = self.density.check(self.density.initial(2))
-        for t in (0, len(self.lengths) - 1):
-            u = self._probed(t, x)
-            if not u.isfinite().all():
+        x, last = self.density.check(self.density.initial(2)), len(self.lengths) - 1
+        for t in (0, last):
+            if not self._probed(t, x).isfinite().all():
                 raise InvalidValue(
                     f"policy(t, x) is not finite at t = {self.times[t]:.4g}; was it made for another end time than "
                     f"T = {self.times[-1]:.4g}?"
                 )
-        alone = torch.cat([self._probed(t, x[i : i + 1]) for i in range(len(x))])
-        if not torch.allclose(u, alone, rtol=1e-2, atol=1e-3 * float(u.abs().max())):
+        together = self._probed(last, x)
+        alone = torch.cat([self._probed(last, point[None]) for point in x])
+        if not torch.allclose(together, alone, rtol=1e-2, atol=1e-3 * float(together.abs().max())):
             raise InvalidValue(
                 "policy(t, x) gives a point another drift when other points are there, or every time: it draws at "
                 "random or mixes the paths of a batch, whose weights must be independent"
