@@ -14,7 +14,7 @@ the control. (Take f(u) = (u, -u^2/2) and Phi(a, b) = a^2 + b: J = u^2/2 has its
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,7 +32,8 @@ from mfoc.inner import LBFGS, Inner, check_inner
 from mfoc.networks import Loss, from_module
 from mfoc.pontryagin import adjoint, rollout
 from mfoc.population import population as as_population
-from mfoc.problem import Particles, Problem, RunningCost, per_stage
+from mfoc.population import whole
+from mfoc.problem import Problem, RunningCost, per_stage
 
 
 @dataclass(frozen=True)
@@ -144,7 +145,7 @@ def certify(
         check_inner(inner)
     if torch.is_inference_mode_enabled():
         raise InvalidValue("torch.inference_mode() is on and a certificate needs derivatives; leave it")
-    cloud = _whole(as_population(population).epoch())
+    cloud = whole(as_population(population).epoch())
     problem.validate(cloud, controls)
     controls = _tree.detached(controls)
     generator = torch.Generator().manual_seed(seed)
@@ -199,18 +200,6 @@ def certify_module(
     problem = from_module(net, loss, stages=stages, running_cost=running_cost)
     names = [name for name, _ in named_stages(net, stages)]
     return certify(problem, problem.controls, data, **{"names": names, **settings})
-
-
-def _whole(batches: Iterable[Particles]) -> Particles:
-    """All batches as one cloud."""
-    clouds = list(batches)
-    if len(clouds) == 1:
-        return clouds[0]
-    state = _tree.map(lambda *leaves: torch.cat(leaves), *(cloud.state for cloud in clouds))
-    data = None
-    if clouds[0].data is not None:
-        data = _tree.map(lambda *leaves: torch.cat(leaves), *(cloud.data for cloud in clouds))
-    return Particles(state, data)
 
 
 def _check_settings(

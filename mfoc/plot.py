@@ -20,16 +20,18 @@ COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#00
 _INK = "#333333"
 
 
-def _figure(width: float, height: float) -> Any:
+def new_figure(width: float, height: float) -> Any:
+    """An empty figure of that size, in inches, that needs no display."""
     figure = require("matplotlib.figure", "plot").Figure(figsize=(width, height), layout="constrained", dpi=120)
     require("matplotlib.backends.backend_agg", "plot").FigureCanvasAgg(figure)
     return figure
 
 
-def _tidy(axis: Any) -> None:
+def tidy(axis: Any, grid: str = "y") -> None:
+    """The look of mfoc's axes: no frame at the top and right, a faint grid ("x", "y" or "both") behind the data."""
     for side in ("top", "right"):
         axis.spines[side].set_visible(False)
-    axis.grid(True, axis="y", color="#dddddd", linewidth=0.6)
+    axis.grid(True, axis=grid, color="#dddddd", linewidth=0.6)
     axis.set_axisbelow(True)
 
 
@@ -60,14 +62,14 @@ def curves(
         if len(x) != len(y):
             raise InvalidValue(f"series[{name!r}] has {len(x)} x and {len(y)} y values; they must agree")
     log = log and all(min(y, default=1) > 0 for _, y in series.values())  # a logarithm shows no negative J
-    figure = _figure(7, 4.2)
+    figure = new_figure(7, 4.2)
     axis = figure.subplots()
     for (name, (x, y)), color in zip(series.items(), _colors(len(series)), strict=True):
         axis.plot(x, y, color=color, linewidth=1.8, label=name)
     axis.set(xlabel=x_label, ylabel=y_label, title=title)
     if log:
         axis.set_yscale("log")
-    _tidy(axis)
+    tidy(axis)
     axis.legend(frameon=False)
     return figure
 
@@ -90,7 +92,7 @@ def certificate(*certificates: Certificate, names: Sequence[str] = ()) -> Any:
     labels = [stage.name for stage in certificates[0].stages]
     if any([stage.name for stage in other.stages] != labels for other in certificates):
         raise InvalidValue("certificates have different stages; expected certificates of one problem")
-    figure = _figure(min(14.0, max(9.0, 3 + 1.05 * len(labels))), 3.6)
+    figure = new_figure(min(14.0, max(9.0, 3 + 1.05 * len(labels))), 3.6)
     panels = figure.subplots(1, 3)
     for panel, (field, title) in zip(
         panels,
@@ -109,7 +111,7 @@ def certificate(*certificates: Certificate, names: Sequence[str] = ()) -> Any:
         panel.set_xticks(range(0, len(labels), every), labels[::every])
         panel.set_xlim(-0.6, len(labels) - 0.4)
         panel.set_xlabel("stage")
-        _tidy(panel)
+        tidy(panel)
         if field == "curvature":
             panel.axhline(0, color=_INK, linewidth=0.8)
             smallest = [abs(s.curvature.value) for c in certificates for s in c.stages if s.curvature.value != 0]
@@ -162,7 +164,7 @@ def cloud(trajectory: Trajectory, labels: Tensor | None = None, *, stages: Seque
         raise InvalidValue(f"stages is {stages}; expected stages from 0 to {last}")
     if labels is not None and (not isinstance(labels, Tensor) or labels.shape != (len(states[0]),)):
         raise InvalidValue(f"labels: expected a tensor of {len(states[0])} classes, one for each particle")
-    figure = _figure(2.5 * len(shown), 2.9)
+    figure = new_figure(2.5 * len(shown), 2.9)
     axes = figure.subplots(1, len(shown), squeeze=False)[0]
     previous: Tensor | None = None
     for axis, t in zip(axes, shown, strict=True):

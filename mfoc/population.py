@@ -8,7 +8,7 @@ population (it is kept, never dropped or padded). When a process group is up, ea
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -118,6 +118,18 @@ class _Stored(Population):
 
     def _indices(self, order: Tensor, batch: int) -> Tensor:
         return order[batch * self.batch_size : (batch + 1) * self.batch_size]
+
+
+def whole(batches: Iterable[Particles]) -> Particles:
+    """All batches as one cloud."""
+    clouds = list(batches)
+    if len(clouds) == 1:
+        return clouds[0]
+    state = _tree.map(lambda *leaves: torch.cat(leaves), *(cloud.state for cloud in clouds))
+    data = None
+    if clouds[0].data is not None:
+        data = _tree.map(lambda *leaves: torch.cat(leaves), *(cloud.data for cloud in clouds))
+    return Particles(state, data)
 
 
 def mixed_seed(*parts: int) -> int:

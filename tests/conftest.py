@@ -1,5 +1,19 @@
 """One thread a process: the tests' tensors are small, and several processes may run at once."""
 
+import pytest
 import torch
 
 torch.set_num_threads(1)
+
+
+@pytest.fixture
+def double():
+    """float64 by default, an empty parameter store of Pyro, and a known state of torch's generator."""
+    pyro = pytest.importorskip("pyro")
+    torch.set_default_dtype(torch.float64)
+    pyro.clear_param_store()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        yield
+    torch.set_default_dtype(torch.float32)
+    pyro.clear_param_store()

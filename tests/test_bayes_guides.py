@@ -17,14 +17,7 @@ X = normal(10, 3, seed=1)
 Y = X.sum(1) + 0.1 * normal(10, seed=2)
 ONE = torch.ones((), dtype=D)
 
-
-@pytest.fixture(autouse=True)
-def _double():
-    torch.set_default_dtype(D)
-    pyro.clear_param_store()
-    yield
-    torch.set_default_dtype(torch.float32)
-    pyro.clear_param_store()
+pytestmark = pytest.mark.usefixtures("double")
 
 
 def regression(weights, law, plate="data"):

@@ -8,7 +8,7 @@ from torch import nn
 
 import mfoc
 from paradigms.bayesian import accuracy, ensemble, log_density, nll, predict, rmse, variational
-from tests.problems import D, normal, seeded
+from tests.problems import normal, seeded
 
 pyro = pytest.importorskip("pyro")
 dist = pyro.distributions
@@ -18,16 +18,7 @@ X = normal(10, 3, seed=1)
 Y = X.sum(1) + 0.1 * normal(10, seed=2)
 LABELS = torch.arange(10) % 4
 
-
-@pytest.fixture(autouse=True)
-def _double():
-    torch.set_default_dtype(D)
-    pyro.clear_param_store()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        yield
-    torch.set_default_dtype(torch.float32)
-    pyro.clear_param_store()
+pytestmark = pytest.mark.usefixtures("double")
 
 
 def with_parameter(x, y=None):

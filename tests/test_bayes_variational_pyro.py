@@ -13,7 +13,7 @@ from torch import nn
 import mfoc
 from mfoc.testing import check_formulation
 from paradigms.bayesian import variational
-from tests.problems import D, normal, seeded
+from tests.problems import normal, seeded
 
 pyro = pytest.importorskip("pyro")
 dist = pyro.distributions
@@ -26,15 +26,7 @@ def adam(lr, decay=1.0):
     return mfoc.Gradient(partial(torch.optim.Adam, lr=lr), schedule=lambda k: decay**k)
 
 
-@pytest.fixture(autouse=True)
-def _double():
-    torch.set_default_dtype(D)
-    pyro.clear_param_store()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        yield
-    torch.set_default_dtype(torch.float32)
-    pyro.clear_param_store()
+pytestmark = pytest.mark.usefixtures("double")
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ from mfoc import InvalidType, InvalidValue
 from mfoc.checks import check_between, check_integer
 from mfoc.game import costate_at, entering
 from mfoc.maximisers import PGD, Maximiser
+from mfoc.population import whole
 from paradigms.adversarial.games import GameFormulation, check_inside
 from paradigms.formulation import controls_of
 from paradigms.reporting import Estimate, normal_interval
@@ -119,30 +120,13 @@ def _check(formulation: Any, maximiser: Any, best_response: Any, restarts: int, 
 def _cloud(formulation: GameFormulation, population: Any) -> mfoc.Particles:
     """All particles to measure on, as one cloud of the game."""
     source = formulation.population if population is None else mfoc.population(population)
-    batches = list(source.epoch())
-    cloud = (
-        batches[0]
-        if len(batches) == 1
-        else mfoc.Particles(joined([batch.state for batch in batches]), joined([batch.data for batch in batches]))
-    )
+    cloud = whole(source.epoch())
     if formulation.pairs and isinstance(cloud.state, Tensor):
         cloud = formulation.cloud(cloud.state, cloud.data)
     if len(cloud) < 2:
         raise InvalidValue("the population holds one particle; an interval needs at least two")
     check_inside(formulation.problem, cloud)
     return cloud
-
-
-def joined(trees: list[Any]) -> Any:
-    """Trees of tensors ``[N, ...]`` put together along the particle axis."""
-    first = trees[0]
-    if isinstance(first, Tensor):
-        return torch.cat(trees)
-    if isinstance(first, dict):
-        return {key: joined([tree[key] for tree in trees]) for key in first}
-    if isinstance(first, list | tuple):
-        return type(first)(joined(list(parts)) for parts in zip(*trees, strict=True))
-    return first
 
 
 def _measure(

@@ -67,9 +67,9 @@ def flat(parameters: Mapping[str, Tensor]) -> Tensor:
 
 
 def split(x: Tensor, shapes: Mapping[str, torch.Size]) -> dict[str, Tensor]:
-    """A vector ``[d]`` as named tensors."""
-    parts = torch.split(x, [math.prod(shape) for shape in shapes.values()])
-    return {name: part.view(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
+    """Vectors ``[..., d]`` as named tensors ``[..., *shape]``."""
+    lead, parts = x.shape[:-1], torch.split(x, [math.prod(shape) for shape in shapes.values()], dim=-1)
+    return {name: part.reshape((*lead, *shape)) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
 
 
 # ---- Pyro models
@@ -148,7 +148,7 @@ def from_net(net: nn.Module, data: Any, likelihood: Any, noise: float | None, pr
         out = torch.func.functional_call(net, parameters, (_cast(xs, x),))
         fitted = fit(out, _cast(ys, x), spread).sum() * (total / len(xs))
         weights = sum(_log_prob(law, leaf).sum() for leaf in parameters.values())
-        return fitted + weights + (0 if spread is None else _standard_normal(spread))
+        return fitted + weights + (0 if spread is None else _normal(spread, 0.0, 1.0))
 
     def draw(n: int, seed: int) -> Tensor:
         with torch.random.fork_rng(devices=[]):
@@ -159,7 +159,7 @@ def from_net(net: nn.Module, data: Any, likelihood: Any, noise: float | None, pr
         return torch.cat([point.to(vector) for point in points], dim=1)
 
     def constrain(x: Tensor) -> dict[str, Tensor]:
-        named = dict(torch.func.vmap(lambda row: split(row, shapes))(x))
+        named = split(x, shapes)
         return {**named, NOISE: named[NOISE].exp()} if learned else named
 
     vector = flat(example)
@@ -194,10 +194,6 @@ def _check_targets(net: nn.Module, inputs: Tensor, targets: Tensor, likelihood: 
 
 def _cast(leaf: Tensor, like: Tensor) -> Tensor:
     return leaf.to(like.dtype) if leaf.is_floating_point() else leaf
-
-
-def _standard_normal(x: Tensor) -> Tensor:
-    return -0.5 * x.square() - 0.5 * math.log(2 * math.pi)
 
 
 def weight_law(prior: Any) -> torch.distributions.Distribution:

@@ -22,6 +22,7 @@ import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -117,6 +118,10 @@ class CrossEntropy:
         if self.moves is not None and not callable(self.moves):
             raise InvalidType(f"moves is a {type(self.moves).__name__}; expected a function moves(x, step) or None")
 
+    @cached_property
+    def _regression(self) -> mfoc.Problem:
+        return _matching(self.made)
+
     def init(self, problem: mfoc.Problem, controls: Any) -> Any:
         """The inner state, the end points in use ``[m, d]`` and how many steps were made."""
         if problem is not self.made.problem:
@@ -139,7 +144,7 @@ class CrossEntropy:
                 return controls, state, mfoc.Info(lost, [torch.zeros_like(leaf) for leaf in controls.values()])
             ends = self._moved(ends, k)
         cloud = _bridges(self.made.diffusion, ends, self.particles, mixed_seed(self.made.seed, k, 4))
-        controls, inner, info = self.inner.step(_matching(self.made), controls, state["inner"], cloud)
+        controls, inner, info = self.inner.step(self._regression, controls, state["inner"], cloud)
         return controls, {"inner": inner, "ends": ends, "steps": k + 1}, info
 
     def evaluate(self, problem: mfoc.Problem, controls: Any, state: Any, particles: mfoc.Particles) -> Evaluation:
@@ -148,7 +153,7 @@ class CrossEntropy:
             return mfoc.evaluate(problem, controls, particles)
         key = mixed_seed(self.made.seed, state["steps"], 4)
         cloud = _bridges(self.made.diffusion, state["ends"], self.particles, key)
-        return mfoc.evaluate(_matching(self.made), controls, cloud)
+        return mfoc.evaluate(self._regression, controls, cloud)
 
     def _drawn(self, controls: Any, k: int) -> Tensor:
         """End points drawn by their weights; a path that left the range of floating-point numbers has none."""

@@ -8,7 +8,6 @@ prior, or from a control problem (the Gibbs law of its controls). Whatever it ca
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -106,11 +105,7 @@ class LogDensity:
 
     def unravel(self, x: Tensor) -> dict[str, Tensor]:
         """Points ``[..., d]`` as unconstrained parameters, name -> ``[..., *shape]``."""
-        parts = torch.split(x, [math.prod(shape) for shape in self.shapes.values()], dim=-1)
-        return {
-            name: part.reshape((*x.shape[:-1], *shape))
-            for (name, shape), part in zip(self.shapes.items(), parts, strict=True)
-        }
+        return _sources.split(x, self.shapes)
 
     def ravel(self, parameters: Mapping[str, Tensor]) -> Tensor:
         """Unconstrained parameters, name -> ``[n, *shape]``, as points ``[n, d]``: the inverse of ``unravel``."""
@@ -261,7 +256,7 @@ def _from_function(
         raise InvalidValue("size and minibatch go together: the number of observations and the density of a batch")
     flat = _sources.flat(example)
     shapes = {name: leaf.shape for name, leaf in example.items()}
-    view = LogDensity(lambda x: x, shapes, flat).unravel if isinstance(like, dict) else (lambda x: x)
+    view = (lambda x: _sources.split(x, shapes)) if isinstance(like, dict) else (lambda x: x)
     batch = None if minibatch is None else (lambda x, index: minibatch(view(x), index))
     return LogDensity(lambda x: function(view(x)), shapes, flat, size=size, minibatch=batch)
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 import mfoc
 from mfoc import InvalidValue
-from mfoc.population import mixed_seed
+from mfoc.population import mixed_seed, whole
 from paradigms.bayesian.layers import Weights, first
 from paradigms.bayesian.networks import RandomNetwork
 
@@ -35,9 +35,7 @@ class Draws(mfoc.Population):
 
     def epoch(self) -> Iterator[mfoc.Particles]:
         """Fresh draws, each on all observations: batches of unequal size would count alike."""
-        batches = list(self._source.epoch())
-        whole = batches[0] if len(batches) == 1 else _joined(batches)
-        yield self._cloud(whole, mixed_seed(self._seed, 0, 4))
+        yield self._cloud(whole(self._source.epoch()), mixed_seed(self._seed, 0, 4))
 
     def _cloud(self, batch: mfoc.Particles, key: int) -> mfoc.Particles:
         s = self._samples
@@ -62,14 +60,9 @@ class Draws(mfoc.Population):
     def _plan(self, x: Tensor) -> list[tuple[dict[str, Any], dict[str, Any]]]:
         """The shapes of the noise of each stage, for a batch of this shape."""
         if x.shape not in self._plans:
-            base, shapes, state = self._network.base, [x.shape], x
-            with torch.no_grad():
-                for t, weights in enumerate(base.controls):
-                    state = base.dynamics(t, state, weights, None)
-                    shapes.append(state.shape)
+            shapes = [tuple(state.shape) for state in self._network.states(x)]
             self._plans[x.shape] = [
-                stage.noise(self._samples, tuple(shapes[t]), tuple(shapes[t + 1]))
-                for t, stage in enumerate(self._network.stages)
+                stage.noise(self._samples, shapes[t], shapes[t + 1]) for t, stage in enumerate(self._network.stages)
             ]
         return self._plans[x.shape]  # type: ignore[no-any-return]
 
@@ -91,14 +84,6 @@ def check_shares(source: mfoc.Population) -> None:
                 f"a batch of {rows} observations cannot be split evenly over {ranks} ranks; choose N and batch_size "
                 f"divisible by {ranks}"
             )
-
-
-def _joined(batches: list[mfoc.Particles]) -> mfoc.Particles:
-    state, data = (
-        torch.utils._pytree.tree_map(lambda *leaves: torch.cat(leaves), *parts)
-        for parts in ([batch.state for batch in batches], [batch.data for batch in batches])
-    )
-    return mfoc.Particles(state, data)
 
 
 def _expanded(data: Any, s: int) -> Any:

@@ -25,6 +25,7 @@ from mfoc import InvalidType, InvalidValue, require
 from mfoc.checks import check_integer
 from paradigms.bayesian import _sources
 from paradigms.bayesian.density import LogDensity, log_density
+from paradigms.bayesian.posterior import as_pyro
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,12 +106,7 @@ def as_model(
     shapes = {name: p.shape for name, p in net.named_parameters() if p.requires_grad}
 
     def weight(name: str, shape: torch.Size) -> Tensor:
-        if type(law).__module__.startswith("pyro"):
-            each = law.expand(shape).to_event(len(shape))
-        else:  # Pyro's distributions are subclasses of torch's, with the same arguments
-            kind = getattr(dist, type(law).__name__)
-            each = kind(**{key: getattr(law, key) for key in law.arg_constraints}).expand(shape).to_event(len(shape))
-        value: Tensor = ppl.sample(name, each)
+        value: Tensor = ppl.sample(name, as_pyro(law, dist).expand(shape).to_event(len(shape)))
         return value
 
     def model(inputs: Tensor, targets: Tensor | None = None) -> Tensor:

@@ -95,6 +95,14 @@ class RandomNetwork:
         ]
         return [{} if loc is None else {"loc": loc, "scale": torch.full_like(loc, rho)} for loc in flat]
 
+    @torch.no_grad()
+    def states(self, x: Any) -> list[Any]:
+        """The states ``[B, ...]`` of the network at its own weights, from the inputs to the output."""
+        found = [x]
+        for t, weights in enumerate(self.base.controls):
+            found.append(self.base.dynamics(t, found[-1], weights, None))
+        return found
+
     def outputs(self, controls: Any, x: Tensor, noise: Sequence[Any]) -> Any:
         """The outputs ``[S, B, ...]`` of drawn networks, from normals ``[S, n]`` for the weights of each stage.
 
@@ -158,10 +166,7 @@ def with_noise(network: RandomNetwork, controls: list[Any], x: Tensor, y: Tensor
     if not network.learns_noise:
         return controls
     with torch.no_grad():
-        state: Any = x
-        for t, weights in enumerate(network.base.controls):
-            state = network.base.dynamics(t, state, weights, None)
-        size = (y - state).square().mean(0).sqrt().clamp_min(1e-3)
+        size = (y - network.states(x)[-1]).square().mean(0).sqrt().clamp_min(1e-3)
         return [*controls, {"noise": size + torch.log(-torch.expm1(-size))}]
 
 
@@ -188,9 +193,7 @@ def check_data(network: RandomNetwork, batch: mfoc.Particles, observations: Tens
             )
     dataclasses.replace(network.base, terminal_cost=lambda x, z: _one_each(x)).validate(batch)
     with torch.no_grad():
-        output = batch.state
-        for t, weights in enumerate(network.base.controls):
-            output = network.base.dynamics(t, output, weights, None)
+        output = network.states(batch.state)[-1]
         network.likelihood.check(output, batch.data)
         if observations is not None and isinstance(network.likelihood, Gaussian | Categorical):
             shape = len(observations), *output.shape[1:]  # what is asked of outputs

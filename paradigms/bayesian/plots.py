@@ -8,23 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mfoc import InvalidType, InvalidValue, require
-from mfoc.plot import COLORS
+from mfoc import InvalidType, InvalidValue
+from mfoc.plot import COLORS, new_figure, tidy
 from paradigms.bayesian.metrics import Reliability
 from paradigms.bayesian.predict import Prediction
-
-
-def _figure(width: float, height: float) -> Any:
-    figure = require("matplotlib.figure", "plot").Figure(figsize=(width, height), layout="constrained", dpi=120)
-    require("matplotlib.backends.backend_agg", "plot").FigureCanvasAgg(figure)
-    return figure
-
-
-def _tidy(axis: Any) -> None:
-    for side in ("top", "right"):
-        axis.spines[side].set_visible(False)
-    axis.grid(True, color="#dddddd", linewidth=0.6)
-    axis.set_axisbelow(True)
 
 
 def calibration(curves: Mapping[str, Reliability], *, title: str = "") -> Any:
@@ -39,7 +26,7 @@ def calibration(curves: Mapping[str, Reliability], *, title: str = "") -> Any:
     """
     if not isinstance(curves, Mapping) or not all(isinstance(c, Reliability) for c in curves.values()) or not curves:
         raise InvalidType("curves: expected a dict, name -> what reliability(prediction, y) returned")
-    figure = _figure(4.6, 5.4)
+    figure = new_figure(4.6, 5.4)
     upper, lower = figure.subplots(2, 1, height_ratios=(3, 1), sharex=True)
     upper.plot([0, 1], [0, 1], color="#777777", linewidth=1, linestyle="--", label="calibrated")
     count = len(curves)
@@ -57,7 +44,7 @@ def calibration(curves: Mapping[str, Reliability], *, title: str = "") -> Any:
     lower.set(xlabel="confidence", ylabel="share")
     lower.set_yscale("log")
     for axis in (upper, lower):
-        _tidy(axis)
+        tidy(axis, grid="both")
     return figure
 
 
@@ -96,7 +83,7 @@ def band(
     def column(values: Tensor) -> Tensor:
         return values.reshape(len(values), -1)[order, output].detach().cpu()
 
-    figure = _figure(7, 4.2)
+    figure = new_figure(7, 4.2)
     axis = figure.subplots()
     at, mean, epistemic = x.reshape(-1)[order].cpu(), column(prediction.mean), column(prediction.epistemic).sqrt()
     if prediction.aleatoric is not None:
@@ -115,6 +102,6 @@ def band(
         targets = points[1].reshape(len(points[1]), -1)[:, output]
         axis.plot(points[0].reshape(-1), targets, ".", color="#333333", markersize=4, label="observations")
     axis.set(xlabel=x_label, ylabel=y_label, title=title)
-    _tidy(axis)
+    tidy(axis, grid="both")
     axis.legend(frameon=False, loc="best")
     return figure
