@@ -1,28 +1,52 @@
 """Training as mean-field optimal control: one problem, every solver, a certificate of optimality."""
 
-from mfoc import checks, hooks, inner, lq, maximisers, networks, plot, schemes, testing
-from mfoc._errors import InvalidType, InvalidValue, MfocError, MissingExtra, NonFiniteError, require
-from mfoc.certificate import Certificate, certify, certify_module
-from mfoc.game import Ball, Game
+from mfoc import (
+    certificate,
+    checks,
+    deprecation,
+    distributed,
+    errors,
+    games,
+    hooks,
+    lq,
+    maximisers,
+    minimisers,
+    networks,
+    plot,
+    schemes,
+    seeding,
+    testing,
+    tree,
+)
+from mfoc.certificate import Certificate, Measure, certify, certify_module
+from mfoc.errors import InvalidType, InvalidValue, MfocError, MissingExtra, NonFiniteError, require
+from mfoc.formulation import Formulation
+from mfoc.games import Ball, Game
 from mfoc.networks import from_module, to_module, weight_decay
-from mfoc.pontryagin import Trajectory, costates, evaluate, hamiltonian, rollout
-from mfoc.population import Population, population
-from mfoc.problem import Particles, Problem, per_stage, tied
+from mfoc.particles import Particles
+from mfoc.pontryagin import Evaluation, Trajectory, costates, evaluate, hamiltonian, rollout
+from mfoc.populations import Population, population
+from mfoc.problem import Problem, controls_of, per_stage, tied
 from mfoc.schemes import continuous, euler, euler_maruyama, heun, rk4
-from mfoc.solve import Info, Iterate, Solution, Solver, Status, iterate, solve
 from mfoc.solvers import EMSA, MSA, Gradient, Minimax
+from mfoc.solving import Info, Iterate, Solution, Solver, Status, iterate, solve
+
+__version__ = "0.1.0"
 
 __all__ = [
     "EMSA",
     "MSA",
     "Ball",
     "Certificate",
+    "Evaluation",
+    "Formulation",
     "Game",
     "Gradient",
     "Info",
     "InvalidType",
     "InvalidValue",
     "Iterate",
+    "Measure",
     "MfocError",
     "Minimax",
     "MissingExtra",
@@ -34,22 +58,28 @@ __all__ = [
     "Solver",
     "Status",
     "Trajectory",
+    "certificate",
     "certify",
     "certify_module",
     "checks",
     "continuous",
+    "controls_of",
     "costates",
+    "deprecation",
+    "distributed",
+    "errors",
     "euler",
     "euler_maruyama",
     "evaluate",
     "from_module",
+    "games",
     "hamiltonian",
     "heun",
     "hooks",
-    "inner",
     "iterate",
     "lq",
     "maximisers",
+    "minimisers",
     "networks",
     "per_stage",
     "plot",
@@ -58,9 +88,22 @@ __all__ = [
     "rk4",
     "rollout",
     "schemes",
+    "seeding",
     "solve",
     "testing",
     "tied",
     "to_module",
+    "tree",
     "weight_decay",
 ]
+
+deprecation.moved(
+    {
+        "mfoc.game": ["mfoc.games"],
+        "mfoc.inner": ["mfoc.minimisers"],
+        "mfoc.population": ["mfoc.populations", "mfoc.seeding", "mfoc.particles"],
+        "mfoc.solve": ["mfoc.solving"],
+    },
+    {"mfoc.population.whole": "concatenated"},
+)
+__getattr__ = deprecation.aliases("mfoc")

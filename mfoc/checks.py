@@ -1,7 +1,8 @@
 """Argument checks for solvers and adapters of your own.
 
-Arguments are given as ``name=value``, as in ``check_integer(1, steps=steps)``; the first that does not fit raises an
-``InvalidValue`` that names it. Booleans are no numbers here. With ``optional=True`` None is accepted too.
+Arguments are given as ``name=value``, as in ``check_integer(1, steps=steps)``. The first that does not fit is named in
+the error: an ``InvalidType`` where its type is wrong, an ``InvalidValue`` where its value is. Booleans are no numbers
+here. With ``optional=True`` None is accepted too.
 """
 
 from __future__ import annotations
@@ -10,36 +11,119 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from mfoc._errors import InvalidValue
+from mfoc.errors import InvalidType, InvalidValue
 
 
 def check_integer(least: int, most: int | None = None, /, *, optional: bool = False, **values: object) -> None:
-    """Refuses what is no integer from ``least`` on, up to ``most``: counts and seeds."""
+    """Refuses what is no integer from ``least`` on, up to ``most``: counts and seeds.
+
+    Raises:
+        InvalidType: it is no integer.
+        InvalidValue: it is out of range.
+    """
     kinds = {0: "a non-negative integer", 1: "a positive integer"}
     expected = kinds.get(least, f"an integer from {least} on") if most is None else f"an integer from {least} to {most}"
     _check(values, int, lambda value: least <= value and (most is None or value <= most), expected, optional)
 
 
 def check_positive(*, finite: bool = True, optional: bool = False, **values: object) -> None:
-    """Refuses what is no positive number; infinity too, unless ``finite=False``."""
+    """Refuses what is no positive number; infinity too, unless ``finite=False``.
+
+    Raises:
+        InvalidType: it is no number.
+        InvalidValue: it is not positive, or not finite.
+    """
     expected = f"a positive {'finite ' * finite}number"
     _check(values, int | float, lambda value: value > 0 and not (finite and value == math.inf), expected, optional)
 
 
 def check_non_negative(*, finite: bool = True, optional: bool = False, **values: object) -> None:
-    """Refuses what is no number from 0 on; infinity too, unless ``finite=False``."""
+    """Refuses what is no number from 0 on; infinity too, unless ``finite=False``.
+
+    Raises:
+        InvalidType: it is no number.
+        InvalidValue: it is negative, or not finite.
+    """
     expected = f"a non-negative {'finite ' * finite}number"
     _check(values, int | float, lambda value: value >= 0 and not (finite and value == math.inf), expected, optional)
 
 
 def check_between(low: float, high: float, /, *, optional: bool = False, **values: object) -> None:
-    """Refuses what is no number in the open interval (``low``, ``high``): the level of an interval, say."""
+    """Refuses what is no number in the open interval (``low``, ``high``): the level of an interval, say.
+
+    Raises:
+        InvalidType: it is no number.
+        InvalidValue: it is not in the interval.
+    """
     _check(values, int | float, lambda value: low < value < high, f"a number between {low} and {high}", optional)
+
+
+def check_flag(**values: object) -> None:
+    """Refuses what is neither True nor False.
+
+    Raises:
+        InvalidType: it is neither.
+    """
+    for name, value in values.items():
+        if not isinstance(value, bool):
+            raise InvalidType(f"{name} is {value!r}; expected True or False")
+
+
+def check_choice(*choices: str, **values: object) -> None:
+    """Refuses what is none of a few words.
+
+    Raises:
+        InvalidType: it is no string.
+        InvalidValue: it is none of them.
+    """
+    expected = f"expected one of {', '.join(map(repr, choices))}"
+    for name, value in values.items():
+        if not isinstance(value, str):
+            raise InvalidType(f"{name} is {value!r}; {expected}")
+        if value not in choices:
+            raise InvalidValue(f"{name} is {value!r}; {expected}")
+
+
+def check_callable(expected: str, /, *, optional: bool = False, **values: object) -> None:
+    """Refuses what cannot be called.
+
+    Args:
+        expected: what is wanted, as in "a function of the step".
+        optional: accept None.
+        **values: name = value.
+
+    Raises:
+        InvalidType: it cannot be called.
+    """
+    for name, value in values.items():
+        if not callable(value) and not (optional and value is None):
+            raise InvalidType(f"{name} is a {type(value).__name__}; expected {expected}{' or None' * optional}")
+
+
+def check_instance(kind: Any, expected: str, /, **values: object) -> None:
+    """Refuses what is no instance of a class or protocol; the class itself in its place, too.
+
+    Args:
+        kind: the class.
+        expected: what is wanted, as in "a maximiser such as mfoc.maximisers.PGD(10)".
+        **values: name = value.
+
+    Raises:
+        InvalidType: it is none.
+    """
+    for name, value in values.items():
+        if isinstance(value, type):
+            raise InvalidType(f"{name} is the class {value.__name__}; make an instance. Expected {expected}")
+        if not isinstance(value, kind):
+            raise InvalidType(f"{name} is a {type(value).__name__}; expected {expected}")
 
 
 def _check(values: dict[str, Any], kind: Any, fits: Callable[[Any], bool], expected: str, optional: bool) -> None:
     for name, value in values.items():
         if optional and value is None:
             continue
-        if isinstance(value, bool) or not isinstance(value, kind) or not fits(value):
-            raise InvalidValue(f"{name} is {value!r}; expected {expected}{' or None' * optional}")
+        message = f"{name} is {value!r}; expected {expected}{' or None' * optional}"
+        if isinstance(value, bool) or not isinstance(value, kind):
+            raise InvalidType(message)
+        if not fits(value):
+            raise InvalidValue(message)

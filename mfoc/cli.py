@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from mfoc._errors import MfocError
+from mfoc.errors import MfocError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -28,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not 0 <= options.seed < 2**32:
         parser.error(f"--seed is {options.seed}; expected an integer from 0 to 2**32 - 1")
     try:
-        from mfoc._demo import run  # here, so that `mfoc --help` needs no extra
+        from mfoc.demo import run
 
         run(options.out, seed=options.seed, scale=options.scale)
     except (MfocError, OSError) as error:

@@ -16,11 +16,11 @@ from typing import Any
 
 import torch
 
-from mfoc import _tree
-from mfoc._distributed import is_main
-from mfoc._errors import InvalidType, InvalidValue, require
+from mfoc import tree
 from mfoc.checks import check_integer
-from mfoc.solve import Iterate, Solution
+from mfoc.distributed import is_main
+from mfoc.errors import InvalidType, InvalidValue, require
+from mfoc.solving import Iterate, Solution
 
 logger = logging.getLogger(__name__)
 
@@ -150,7 +150,7 @@ class Checkpoint:
         temporary = self._path.with_name(f".{self._path.name}.{os.getpid()}.tmp")
         try:
             with open(temporary, "wb") as file:
-                torch.save(_tree.copy(record), file)  # a copy, so that a view saves itself alone
+                torch.save(tree.copy(record), file)  # a copy, so that a view saves itself alone
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, self._path)

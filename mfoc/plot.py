@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mfoc import _tree
-from mfoc._errors import InvalidType, InvalidValue, require
-from mfoc._study import Measure
+from mfoc import tree
 from mfoc.certificate import Certificate
+from mfoc.certificate.study import Measure
+from mfoc.errors import InvalidType, InvalidValue, require
 from mfoc.pontryagin import Trajectory
 
 # Okabe & Ito's palette: told apart by readers who do not see all colours.
@@ -153,7 +153,7 @@ def cloud(trajectory: Trajectory, labels: Tensor | None = None, *, stages: Seque
         raise InvalidType(f"trajectory is a {type(trajectory).__name__}; expected what mfoc.rollout returns")
     states = trajectory.states
     if not all(isinstance(state, Tensor) for state in states):
-        raise InvalidType(f"trajectory: cloud draws states that are single tensors; got {_tree.describe(states[0])}")
+        raise InvalidType(f"trajectory: cloud draws states that are single tensors; got {tree.describe(states[0])}")
     last = len(states) - 1
     shown = (
         list(stages)

@@ -16,11 +16,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mfoc import _tree
-from mfoc._distributed import expectation
-from mfoc._errors import InvalidType, InvalidValue
-from mfoc._tree import Tree
-from mfoc.problem import Particles, Problem, check_cost, per_stage
+from mfoc import tree
+from mfoc.derivatives import gradients, tree_gradients
+from mfoc.distributed import expectation
+from mfoc.errors import InvalidType, InvalidValue
+from mfoc.particles import Particles
+from mfoc.problem import Problem, check_cost, per_stage
+from mfoc.tree import Tree
 
 
 class Trajectory(NamedTuple):
@@ -83,7 +85,7 @@ def rollout_from(problem: Problem, controls: Tree, stage: int, x: Tree, z: Tree 
         The states x_stage..x_T and each particle's cost from there on ``[N]``.
     """
     states, total = [x], None
-    n = len(_tree.leaves(x)[0])
+    n = len(tree.leaves(x)[0])
     for t in range(stage, problem.stages):
         u = problem.schedule(controls, t)
         if problem.running_cost is not None:
@@ -117,7 +119,7 @@ def hamiltonian(problem: Problem, t: int, x: Tree, p: Tree, u: Tree, z: Tree = N
 def hamiltonian_and_next(problem: Problem, t: int, x: Tree, p: Tree, u: Tree, z: Tree) -> tuple[Tensor, Tree]:
     """H_t ``[N]`` and f_t, from one evaluation of the dynamics; see ``hamiltonian``."""
     moved = problem.dynamics(t, x, u, z)
-    value = _tree.inner(moved, p)
+    value = tree.dot(moved, p)
     if problem.running_cost is not None:
         value = value + problem.running_cost(t, x, u, z)
     return value, moved
@@ -148,15 +150,15 @@ def _sweep_back(
     """p_t and E dH_t/du for t = T-1..0, after p_T and None; takes each state off the list once it is done with it."""
     z, n = particles.data, len(particles)
     with torch.enable_grad():
-        x = _tree.detached(states.pop(), requires_grad=True)
-        p = _tree.gradients(problem.terminal_cost(x, z), [x])[0]
+        x = tree.detached(states.pop(), requires_grad=True)
+        p = tree_gradients(problem.terminal_cost(x, z), [x])[0]
     yield p, None
     for t in reversed(range(problem.stages)):
         with torch.enable_grad():
-            x = _tree.detached(states.pop(), requires_grad=True)
-            u = _tree.detached(problem.schedule(controls, t), requires_grad=True)
-            p, slope = _tree.gradients(hamiltonian(problem, t, x, p, u, z), [x, u])
-        yield p, _tree.map(lambda g: g / n, slope)
+            x = tree.detached(states.pop(), requires_grad=True)
+            u = tree.detached(problem.schedule(controls, t), requires_grad=True)
+            p, slope = tree_gradients(hamiltonian(problem, t, x, p, u, z), [x, u])
+        yield p, tree.map(lambda g: g / n, slope)
 
 
 def pull_back(problem: Problem, controls: Tree, by_stage: list[Tree]) -> Tree:
@@ -168,17 +170,17 @@ def pull_back(problem: Problem, controls: Tree, by_stage: list[Tree]) -> Tree:
         by_stage: T pytrees, each shaped as u_t.
     """
     if problem.schedule is per_stage:
-        return _tree.rebuild(controls, _tree.leaves(by_stage))
+        return tree.rebuild(controls, tree.leaves(by_stage))
     with torch.enable_grad():
-        free = _tree.detached(controls, requires_grad=True)
+        free = tree.detached(controls, requires_grad=True)
         paired = torch.stack(
             [
                 (leaf * slope).sum()
                 for t, stage in enumerate(by_stage)
-                for leaf, slope in zip(_tree.tensors(problem.schedule(free, t)), _tree.tensors(stage), strict=True)
+                for leaf, slope in zip(tree.tensors(problem.schedule(free, t)), tree.tensors(stage), strict=True)
             ]
         )
-        return _tree.gradients(paired.sum(), [free])[0]
+        return tree_gradients(paired.sum(), [free])[0]
 
 
 def costates(problem: Problem, controls: Tree, trajectory: Trajectory, particles: Particles) -> list[Tree]:
@@ -209,9 +211,9 @@ def evaluate(problem: Problem, controls: Tree, particles: Particles, *, recomput
     Returns:
         The value, a scalar, and the gradient shaped as the controls; expectations are over all ranks.
     """
-    free = [leaf.detach().requires_grad_() for leaf in _tree.leaves(controls)]
+    free = [leaf.detach().requires_grad_() for leaf in tree.leaves(controls)]
     value, slopes = value_and_slopes(problem, free, controls, particles, recompute=recompute)
-    return Evaluation(value, _tree.rebuild(controls, slopes))
+    return Evaluation(value, tree.rebuild(controls, slopes))
 
 
 def value_and_slopes(
@@ -229,17 +231,17 @@ def value_and_slopes(
     Returns:
         J, and dJ/du for each leaf, over all ranks.
     """
-    controls = _tree.rebuild(like, leaves)
+    controls = tree.rebuild(like, leaves)
     if recompute:
         with torch.no_grad():
             trajectory = rollout(problem, controls, particles)
         value = trajectory.cost.mean()
         # No costate is kept, and each state is let go as soon as its stage is done.
         by_stage = [slope for _, slope in _sweep_back(problem, controls, trajectory.states, particles)][:0:-1]
-        slopes = _tree.leaves(pull_back(problem, controls, by_stage))
+        slopes = tree.leaves(pull_back(problem, controls, by_stage))
     else:
         with torch.enable_grad():
             value = rollout(problem, controls, particles).cost.mean()
-        slopes = _tree.leaf_gradients(value, leaves)
+        slopes = gradients(value, leaves)
     value, *slopes = expectation([value.detach(), *slopes], len(particles))
     return value, slopes

@@ -16,10 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mfoc import _tree
-from mfoc._errors import InvalidType, InvalidValue, MfocError
-from mfoc._tree import Tree
+from mfoc import tree
 from mfoc.checks import check_integer
+from mfoc.errors import InvalidType, InvalidValue, MfocError
+from mfoc.particles import Particles
+from mfoc.tree import Tree
 
 Dynamics = Callable[[int, Tree, Tree, Tree], Tree]
 RunningCost = Callable[[int, Tree, Tree, Tree], Tensor]
@@ -37,62 +38,27 @@ def tied(controls: Tree, t: int) -> Tree:
     return controls
 
 
-@dataclass(frozen=True)
-class Particles:
-    """A cloud: pytrees of tensors whose leaves share the leading axis N.
+class HasControls:
+    """What controls can be taken from: a problem (its initial guess), an iterate, a solution."""
 
-    Attributes:
-        state: initial states ``[N, ...]``.
-        data: what dynamics and costs receive as z (labels, noise, masks) ``[N, ...]``, or None.
+    controls: Tree
+
+
+def controls_of(source: Any) -> Tree:
+    """The controls of a solution or an iterate, the initial ones of a problem, or the controls themselves.
+
+    Raises:
+        InvalidType: it is none of these.
     """
-
-    state: Tree
-    data: Tree = None
-
-    def __post_init__(self) -> None:
-        named = _tree.named_leaves(self.state, "state")
-        if not named:
-            raise InvalidValue("state has no tensor; a cloud needs at least one, with leading axis N")
-        if self.data is not None:
-            named += _tree.named_leaves(self.data, "data")
-        name, first = named[0]
-        for label, leaf in named:
-            if leaf.dim() == 0:
-                raise InvalidValue(f"{label} is a scalar; expected a leading particle axis, [N, ...]")
-            if len(leaf) != len(first):
-                raise InvalidValue(
-                    f"{label} holds {len(leaf)} particles and {name} holds {len(first)}; "
-                    "every leaf needs the same leading axis N"
-                )
-        if len(first) == 0:
-            raise InvalidValue(f"{name} is empty; a cloud needs at least one particle")
-
-    def __len__(self) -> int:
-        leaf: Tensor = _tree.leaves(self.state)[0]
-        return leaf.shape[0]
-
-    def __getitem__(self, index: Any) -> Particles:
-        """The particles chosen by a slice, a mask or an index tensor."""
-        return self._map(lambda leaf: leaf[index])
-
-    def to(self, *args: Any, **kwargs: Any) -> Particles:
-        """The cloud on another device or in another float dtype; integer and complex leaves keep their dtype."""
-
-        def move(leaf: Tensor) -> Tensor:
-            if leaf.is_floating_point():
-                return leaf.to(*args, **kwargs)
-            device = kwargs.get("device", next((a for a in args if isinstance(a, str | torch.device)), leaf.device))
-            return leaf.to(device)
-
-        return self._map(move)
-
-    def _map(self, function: Callable[[Tensor], Tensor]) -> Particles:
-        data = None if self.data is None else _tree.map(function, self.data)
-        return Particles(_tree.map(function, self.state), data)
+    if isinstance(source, HasControls):
+        return source.controls
+    if isinstance(source, Tensor) or not tree.is_leaf(source):
+        return source
+    raise InvalidType(f"solution is a {type(source).__name__}; expected what solve() returned, an iterate or controls")
 
 
-@dataclass(frozen=True)
-class Problem:
+@dataclass(frozen=True, eq=False)
+class Problem(HasControls):
     """A discrete-time, batched, pure mean-field control problem.
 
     Attributes:
@@ -171,7 +137,7 @@ class Problem:
                 raise InvalidType(f"controls is a {type(controls).__name__}; expected a list of {self.stages} pytrees")
             if len(controls) != self.stages:
                 raise InvalidValue(f"controls has {len(controls)} stages; the problem has {self.stages}")
-        named = _tree.named_leaves(controls, "controls")
+        named = tree.named_leaves(controls, "controls")
         if not named:
             raise InvalidValue("controls holds no tensor; there is nothing to optimise")
         first_name, first = named[0]
@@ -213,9 +179,9 @@ class Problem:
                 if self.running_cost is not None:
                     cost = _call(f"stage {t}: running_cost", self.running_cost, t, x, u, z)
                     check_cost(cost, n, f"stage {t}: running_cost")
-                came = _tree.describe(x)
+                came = tree.describe(x)
                 x = _call(
-                    f"stage {t}: dynamics (state {came}, control {_tree.describe(u)})",
+                    f"stage {t}: dynamics (state {came}, control {tree.describe(u)})",
                     self.dynamics,
                     t,
                     x,
@@ -224,13 +190,13 @@ class Problem:
                 )
                 _check_state(x, n, f"stage {t}: dynamics (given a state {came})")
                 before.check(f"stage {t}")
-            came = _tree.describe(x)
-            cost = _call(f"terminal_cost (state {came}, data {_tree.describe(z)})", self.terminal_cost, x, z)
+            came = tree.describe(x)
+            cost = _call(f"terminal_cost (state {came}, data {tree.describe(z)})", self.terminal_cost, x, z)
             check_cost(cost, n, "terminal_cost")
 
     def _check_agreement(self, particles: Particles, controls: Tree) -> None:
-        name, control = _tree.named_leaves(controls, "controls")[0]
-        for label, leaf in _tree.named_leaves(particles.state, "state"):
+        name, control = tree.named_leaves(controls, "controls")[0]
+        for label, leaf in tree.named_leaves(particles.state, "state"):
             if leaf.device != control.device:
                 raise InvalidValue(
                     f"{label} is on {leaf.device} and {name} on {control.device}; "
@@ -247,7 +213,7 @@ class _fingerprint:
     """What a pure function leaves alone: its arguments and the random generator."""
 
     def __init__(self, arguments: Tree) -> None:
-        self.tensors = [leaf for leaf in _tree.leaves(arguments) if isinstance(leaf, Tensor)]
+        self.tensors = [leaf for leaf in tree.leaves(arguments) if isinstance(leaf, Tensor)]
         self.versions = _versions(self.tensors)
         self.generator = torch.get_rng_state()
 
@@ -294,7 +260,7 @@ def check_cost(cost: Any, n: int, name: str) -> None:
 
 
 def _check_state(state: Tree, n: int, name: str) -> None:
-    leaves = _tree.named_leaves(state, f"{name} returned x")
+    leaves = tree.named_leaves(state, f"{name} returned x")
     if not leaves:
         raise InvalidValue(f"{name} returned an empty state")
     for label, leaf in leaves:

@@ -16,11 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mfoc import _tree
-from mfoc._errors import InvalidType, InvalidValue
-from mfoc._tree import Tree
+from mfoc import tree
 from mfoc.checks import check_positive
+from mfoc.errors import InvalidType, InvalidValue
 from mfoc.problem import Problem, Schedule, TerminalCost, per_stage
+from mfoc.tree import Tree
 
 Drift = Callable[[float, Tree, Tree, Tree], Tree]
 Scheme = Callable[[Drift, float, Tree, Tree, Tree, float], Tree]
@@ -30,7 +30,7 @@ def _axpy(x: Tree, h: float, *terms: tuple[float, Tree]) -> Tree:
     """X + h * sum_i c_i k_i on the floating-point leaves."""
     result = x
     for c, k in terms:
-        result = _tree.map(lambda a, b, s=h * c: _moved(a, s * b) if _tree.differentiable(a) else a, result, k)
+        result = tree.map(lambda a, b, s=h * c: _moved(a, s * b) if tree.differentiable(a) else a, result, k)
     return result
 
 
@@ -81,7 +81,7 @@ class euler_maruyama:
     def increment(self, t: Any, s: float, x: Tensor, u: Tree, z: Tree, h: float) -> Tensor:
         """Sigma dW over step t, of the shape of the state ``[N, d]``."""
         if not isinstance(x, Tensor):
-            raise InvalidType(f"euler_maruyama needs a state that is one tensor [N, d]; got {_tree.describe(x)}")
+            raise InvalidType(f"euler_maruyama needs a state that is one tensor [N, d]; got {tree.describe(x)}")
         dw = math.sqrt(h) * self._normals(z)[:, t]
         sigma = self.diffusion(s, x, u, z) if callable(self.diffusion) else self.diffusion
         matrix = isinstance(sigma, Tensor) and sigma.dim() == 3

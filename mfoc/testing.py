@@ -8,12 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mfoc import _tree
-from mfoc._errors import InvalidType
-from mfoc._tree import Tree
+from mfoc import tree
+from mfoc.derivatives import tree_gradients
+from mfoc.errors import InvalidType
+from mfoc.particles import Particles
 from mfoc.pontryagin import adjoint, evaluate, rollout
-from mfoc.problem import Particles, Problem
-from mfoc.solve import Solver
+from mfoc.problem import Problem
+from mfoc.solving import Solver
+from mfoc.tree import Tree
 
 _EXACT = 1e-10
 
@@ -63,22 +65,22 @@ def check_solver(solver: Solver, problem: Problem, particles: Particles) -> None
     """
     if isinstance(solver, type) or not isinstance(solver, Solver):
         raise InvalidType(f"solver is {solver!r}; expected an object with init() and step()")
-    controls = _tree.copy(problem.controls)
+    controls = tree.copy(problem.controls)
     state = solver.init(problem, controls)
-    before = _tree.copy([controls, state, particles.state, particles.data])
+    before = tree.copy([controls, state, particles.state, particles.data])
     first, next_state, info = solver.step(problem, controls, state, particles)
     second, _, _ = solver.step(problem, controls, state, particles)
     _same_bits(before, [controls, state, particles.state, particles.data], "step changed its inputs")
     _same_bits(first, second, "two steps from the same place differ")
-    _require(_tree.same_structure(first, controls), "step returned controls of another structure")
+    _require(tree.same_structure(first, controls), "step returned controls of another structure")
     for name, new, old in _beside(first, controls):
         _require(new.shape == old.shape, f"{name} changed shape from {tuple(old.shape)} to {tuple(new.shape)}")
         _require(new.dtype == old.dtype, f"{name} changed dtype from {old.dtype} to {new.dtype}")
     if not hasattr(solver, "evaluate"):
         value, gradient = evaluate(problem, controls, particles)
         _close(info.value, value, "info.value is not J at the controls given", 1e-5)
-        _close(info.gradient, _tree.leaves(gradient), "info.gradient is not dJ/du at the controls given", 1e-5)
-    for leaf in _tree.leaves(next_state):
+        _close(info.gradient, tree.leaves(gradient), "info.gradient is not dJ/du at the controls given", 1e-5)
+    for leaf in tree.leaves(next_state):
         plain = leaf is None or isinstance(leaf, Tensor | int | float | bool | str)
         _require(plain, f"the solver's state holds a {type(leaf).__name__}; expected tensors and plain values")
 
@@ -109,12 +111,12 @@ def check_formulation(formulation: Any, solver: Solver, *, steps: int = 2) -> No
     _require(bool(cost.isfinite().all()), "the cost of the initial controls is not finite")
     check_problem(formulation.problem, first[: min(len(first), 8)])
     check_solver(solver, formulation.problem, first)
-    before = _tree.copy(formulation.problem.controls)
+    before = tree.copy(formulation.problem.controls)
     solution = formulation.solve(solver, steps=steps)
     _same_bits(before, formulation.problem.controls, "solving changed the problem's controls")
     _require(math.isfinite(solution.value), f"the value after {steps} steps is {solution.value}: {solution.message}")
     _require(solution.last.step == steps, f"the solve ended after {solution.last.step} of {steps} steps")
-    kept = _tree.copy(solution.controls)
+    kept = tree.copy(solution.controls)
     readings = [_state_of(formulation.readout(solution)) for _ in range(2)]
     _same_bits(kept, solution.controls, "readout changed the solution")
     _same_bits(readings[0], readings[1], "two readouts of one solution differ")
@@ -124,7 +126,7 @@ def _state_of(reading: Any) -> Tree:
     """The tensors of a readout, as far as they can be seen."""
     if isinstance(reading, torch.nn.Module):
         return dict(reading.state_dict())
-    return [leaf for leaf in _tree.leaves(reading) if isinstance(leaf, Tensor)]
+    return [leaf for leaf in tree.leaves(reading) if isinstance(leaf, Tensor)]
 
 
 def _require(condition: bool, message: str) -> None:
@@ -135,7 +137,7 @@ def _require(condition: bool, message: str) -> None:
 
 def _check_purity(problem: Problem, particles: Particles) -> None:
     inputs = [problem.controls, particles.state, particles.data]
-    before = _tree.copy(inputs)
+    before = tree.copy(inputs)
     first = evaluate(problem, problem.controls, particles)
     trajectories = [rollout(problem, problem.controls, particles) for _ in range(2)]
     second = evaluate(problem, problem.controls, particles)
@@ -164,19 +166,19 @@ def _tolerance(cost: Tensor) -> float:
 @torch.enable_grad()
 def _check_identity(problem: Problem, particles: Particles) -> None:
     cloud = particles.to(torch.float64)
-    controls = _tree.map(lambda leaf: leaf.detach().double(), problem.controls)
+    controls = tree.map(lambda leaf: leaf.detach().double(), problem.controls)
     trajectory = rollout(problem, controls, cloud)
     costates, by_pontryagin = adjoint(problem, controls, trajectory, cloud)
-    free = _tree.detached([controls, cloud.state], requires_grad=True)
+    free = tree.detached([controls, cloud.state], requires_grad=True)
     value = rollout(problem, free[0], Particles(free[1], cloud.data)).cost.mean()
-    by_autograd, at_start = _tree.gradients(value, free)
+    by_autograd, at_start = tree_gradients(value, free)
     _close(by_pontryagin, by_autograd, "dJ/du = E dH/du fails", _EXACT)
-    scaled = _tree.map(lambda g: g * len(cloud), at_start)
+    scaled = tree.map(lambda g: g * len(cloud), at_start)
     _close(costates[0], scaled, "p_0 = N dJ/dx_0 fails", _EXACT)
 
 
 def _beside(left: Tree, right: Tree) -> list[tuple[str, Any, Any]]:
-    return [(f"leaf {i}", a, b) for i, (a, b) in enumerate(zip(_tree.leaves(left), _tree.leaves(right), strict=True))]
+    return [(f"leaf {i}", a, b) for i, (a, b) in enumerate(zip(tree.leaves(left), tree.leaves(right), strict=True))]
 
 
 def _same_bits(left: Tree, right: Tree, message: str) -> None:
@@ -187,7 +189,7 @@ def _same_bits(left: Tree, right: Tree, message: str) -> None:
 
 def _close(left: Tree, right: Tree, message: str, tolerance: float) -> None:
     for name, a, b in _beside(left, right):
-        if _tree.differentiable(a):
+        if tree.differentiable(a):
             scale = max(1.0, float(b.detach().abs().max())) if b.numel() else 1.0
             gap = float((a - b).detach().abs().max()) if b.numel() else 0.0
             _require(gap <= tolerance * scale, f"{message} ({name}: off by {gap:.3g}, allowed {tolerance * scale:.3g})")

@@ -4,6 +4,39 @@ Each paradigm is a module of functions that return a ``Formulation``: a problem,
 a solution is read back. ``available()`` and ``load(name)`` find the ones that are installed, third-party ones included.
 """
 
-from paradigms.formulation import Formulation, available, load
+from mfoc import Formulation, deprecation
+from paradigms.registry import available, load
 
 __all__ = ["Formulation", "available", "load"]
+
+_BAYESIAN = {
+    "draws": ["vi.noise"],
+    "bridges": ["samplers.bridges"],
+    "diffusion": ["samplers.diffusion"],
+    "drifts": ["samplers.drifts"],
+    "ensemble": ["samplers.ensemble"],
+    "flows": ["samplers.langevin"],
+    "follmer": ["samplers.follmer"],
+    "guides": ["pyro.guides"],
+    "interop": ["pyro.export"],
+    "layers": ["vi.stages"],
+    "likelihoods": ["laws.likelihoods"],
+    "models": ["pyro.inference"],
+    "networks": ["vi.network"],
+    "posterior": ["vi.posterior", "pyro.export"],
+    "predict": ["predictive", "laws.prediction"],
+    "priors": ["laws.priors"],
+    "sampler": ["samplers.runs"],
+    "stein": ["samplers.kernels"],
+    "svgd": ["samplers.svgd"],
+    "variational": ["vi.inference"],
+}
+_META = {"few_shot": ["classification"], "inner": ["objective"], "tasks": ["task_laws"]}
+
+deprecation.moved(
+    {
+        "paradigms.formulation": ["mfoc.formulation", "mfoc.problem", "paradigms.registry"],
+        **{f"paradigms.bayesian.{old}": [f"paradigms.bayesian.{new}" for new in to] for old, to in _BAYESIAN.items()},
+        **{f"paradigms.meta.{old}": [f"paradigms.meta.{new}" for new in to] for old, to in _META.items()},
+    }
+)

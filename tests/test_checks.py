@@ -1,4 +1,4 @@
-"""Argument checks: what each accepts and refuses, and what the message says."""
+"""Argument checks: what each accepts and refuses, with which error, and what the message says."""
 
 from functools import partial
 from math import inf, nan
@@ -7,28 +7,73 @@ import numpy as np
 import pytest
 
 import mfoc
-from mfoc.checks import check_between, check_integer, check_non_negative, check_positive
+from mfoc.checks import (
+    check_between,
+    check_callable,
+    check_choice,
+    check_flag,
+    check_instance,
+    check_integer,
+    check_non_negative,
+    check_positive,
+)
 
 NO_NUMBER = [True, False, "1", 1j, [1], np.int64(1), np.float32(0.5)]
-CASES = [  # check, accepted, refused, what the message says
-    (partial(check_integer, 0), [0, 7], [-1, 0.0], "a non-negative integer"),
-    (partial(check_integer, 1), [1, 2**70], [0, -1, 1.0], "a positive integer"),
-    (partial(check_integer, 2), [2], [1, nan, inf], "an integer from 2 on"),
-    (partial(check_integer, 1, 3), [1, 3], [0, 4, 2.0], "an integer from 1 to 3"),
-    (check_positive, [1, 1e-300, np.float64(2)], [0, -1, inf, nan], "a positive finite number"),
-    (partial(check_positive, finite=False), [1, inf], [0, -1, nan, -inf], "a positive number"),
-    (check_non_negative, [0, -0.0, 2], [-1e-300, inf, nan], "a non-negative finite number"),
-    (partial(check_non_negative, finite=False), [0, inf], [-1, nan, -inf], "a non-negative number"),
-    (partial(check_between, 0, 1), [0.5, 1e-9], [0.0, 1.0, 0, 1, nan, 95], "a number between 0 and 1"),
+CASES = [  # check, accepted, refused for its value, refused for its type, what the message says
+    (partial(check_integer, 0), [0, 7], [-1], [0.0], "a non-negative integer"),
+    (partial(check_integer, 1), [1, 2**70], [0, -1], [1.0], "a positive integer"),
+    (partial(check_integer, 2), [2], [1], [nan, inf], "an integer from 2 on"),
+    (partial(check_integer, 1, 3), [1, 3], [0, 4], [2.0], "an integer from 1 to 3"),
+    (check_positive, [1, 1e-300, np.float64(2)], [0, -1, inf, nan], [], "a positive finite number"),
+    (partial(check_positive, finite=False), [1, inf], [0, -1, nan, -inf], [], "a positive number"),
+    (check_non_negative, [0, -0.0, 2], [-1e-300, inf, nan], [], "a non-negative finite number"),
+    (partial(check_non_negative, finite=False), [0, inf], [-1, nan, -inf], [], "a non-negative number"),
+    (partial(check_between, 0, 1), [0.5, 1e-9], [0.0, 1.0, 0, 1, nan, 95], [], "a number between 0 and 1"),
 ]
 
 
 @pytest.mark.parametrize("optional", [False, True])
-@pytest.mark.parametrize(("check", "accepted", "refused", "expected"), CASES)
-def test_checks(check, accepted, refused, expected, optional):
+@pytest.mark.parametrize(("check", "accepted", "out_of_range", "no_number", "expected"), CASES)
+def test_numbers(check, accepted, out_of_range, no_number, expected, optional):
     for value in accepted + [None] * optional:
         check(least=value, low=accepted[0], optional=optional)
-    for value in refused + NO_NUMBER + [None] * (not optional):
-        with pytest.raises(mfoc.InvalidValue) as caught:
-            check(right=accepted[0], wrong=value, optional=optional)
-        assert str(caught.value) == f"wrong is {value!r}; expected {expected}{' or None' if optional else ''}"
+    wrong_types = no_number + NO_NUMBER + [None] * (not optional)
+    for error, values in ((mfoc.InvalidValue, out_of_range), (mfoc.InvalidType, wrong_types)):
+        for value in values:
+            with pytest.raises(error) as caught:
+                check(right=accepted[0], wrong=value, optional=optional)
+            assert str(caught.value) == f"wrong is {value!r}; expected {expected}{' or None' if optional else ''}"
+
+
+REFUSED = [
+    (lambda: check_flag(shuffle=1), mfoc.InvalidType, "shuffle is 1; expected True or False"),
+    (lambda: check_choice("a", "b", mode="c"), mfoc.InvalidValue, "mode is 'c'; expected one of 'a', 'b'"),
+    (lambda: check_choice("a", "b", mode=None), mfoc.InvalidType, "mode is None; expected one of 'a', 'b'"),
+    (lambda: check_callable("a function", ramp=3), mfoc.InvalidType, "ramp is a int; expected a function"),
+    (
+        lambda: check_callable("a function", optional=True, ramp=3),
+        mfoc.InvalidType,
+        "ramp is a int; expected a function or None",
+    ),
+    (lambda: check_instance(dict, "a dict", z=[]), mfoc.InvalidType, "z is a list; expected a dict"),
+    (
+        lambda: check_instance(mfoc.Solver, "a solver", solver=mfoc.MSA),
+        mfoc.InvalidType,
+        "solver is the class MSA; make an instance. Expected a solver",
+    ),
+]
+
+
+@pytest.mark.parametrize(("check", "error", "message"), REFUSED)
+def test_what_is_refused(check, error, message):
+    with pytest.raises(error) as caught:
+        check()
+    assert str(caught.value) == message
+
+
+def test_what_is_accepted():
+    check_flag(a=True, b=False)
+    check_choice("a", "b", mode="a", other="b")
+    check_callable("a function", f=len)
+    check_callable("a function", optional=True, f=None)
+    check_instance(mfoc.Solver, "a solver", solver=mfoc.MSA())

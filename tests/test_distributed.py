@@ -12,8 +12,8 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 import mfoc
-from mfoc import _distributed
-from mfoc.inner import LBFGS, Descent
+from mfoc import distributed
+from mfoc.minimisers import LBFGS, Descent
 from tests.problems import CATALOGUE, distance, same_bits
 
 RUNS = {
@@ -46,13 +46,13 @@ def reductions():
     n = [300, 1][rank]  # half precision cannot count to 301
     for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
         value = torch.full((2, 3), [1.0, 302.0][rank], dtype=dtype)
-        mixed, scalar = _distributed.expectation([value, torch.tensor(float(rank))], n)
+        mixed, scalar = distributed.expectation([value, torch.tensor(float(rank))], n)
         found[str(dtype)] = (mixed, scalar)
-    found["any"] = [_distributed.any_rank(rank == 1, torch.zeros(1)), _distributed.any_rank(0, torch.zeros(1))]
-    found["share"] = _distributed.share(torch.arange(5))
-    found["main"] = torch.tensor(_distributed.is_main())
+    found["any"] = [distributed.any_rank(rank == 1, torch.zeros(1)), distributed.any_rank(0, torch.zeros(1))]
+    found["share"] = distributed.share(torch.arange(5))
+    found["main"] = torch.tensor(distributed.is_main())
     try:
-        _distributed.share(torch.arange(1))
+        distributed.share(torch.arange(1))
     except mfoc.InvalidValue as error:
         found["refused"] = str(error)
     return found
@@ -112,11 +112,11 @@ def test_expectations_over_ranks(ranks):
 
 
 def test_without_a_group_nothing_changes():
-    assert not _distributed.active()
-    assert _distributed.is_main()
+    assert not distributed.active()
+    assert distributed.is_main()
     means = [torch.ones(2), torch.zeros(())]
-    assert all(a is b for a, b in zip(_distributed.expectation(means, 3), means, strict=True))
+    assert all(a is b for a, b in zip(distributed.expectation(means, 3), means, strict=True))
     index = torch.arange(3)
-    assert _distributed.share(index) is index
-    assert _distributed.any_rank([1], index)
-    assert not _distributed.any_rank([], index)
+    assert distributed.share(index) is index
+    assert distributed.any_rank([1], index)
+    assert not distributed.any_rank([], index)

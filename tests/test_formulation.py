@@ -13,7 +13,7 @@ from torch import nn
 
 import mfoc
 import paradigms
-from mfoc.maximisers import PGD, YOPO, Free
+from mfoc.games.maximisers import PGD, YOPO, Free
 from mfoc.testing import check_formulation
 from paradigms import Formulation
 from paradigms.adversarial import TRADES, FromTorchattacks, as_attack, certify, evaluate, game
@@ -109,7 +109,7 @@ def test_an_unknown_paradigm_is_refused_with_those_there_are(name):
 
 
 def test_without_any_paradigm_the_error_says_none(monkeypatch):
-    monkeypatch.setattr("paradigms.formulation.entry_points", lambda group: ())
+    monkeypatch.setattr("paradigms.registry.entry_points", lambda group: ())
     assert paradigms.available() == []
     with pytest.raises(mfoc.InvalidValue, match="available: none"):
         paradigms.load("adversarial")

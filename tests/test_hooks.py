@@ -20,7 +20,7 @@ ADAM = mfoc.Gradient(partial(torch.optim.Adam, lr=1e-2))
 
 
 def same(left, right):
-    return all(torch.equal(a, b) for a, b in zip(mfoc._tree.leaves(left), mfoc._tree.leaves(right), strict=True))
+    return all(torch.equal(a, b) for a, b in zip(mfoc.tree.leaves(left), mfoc.tree.leaves(right), strict=True))
 
 
 def test_resuming_is_bitwise(tmp_path):
@@ -49,7 +49,7 @@ SCRIPT = """
     path, steps, resume = sys.argv[1], int(sys.argv[2]), len(sys.argv) > 3
     start = mfoc.hooks.load(path) if resume else None
     done = mfoc.solve(problem, solver, source, steps=steps, start=start, hooks=[mfoc.hooks.Checkpoint(path, every=1)])
-    torch.save(mfoc._tree.ravel(done.controls), path + ".controls")
+    torch.save(mfoc.tree.ravel(done.controls), path + ".controls")
 """
 
 
@@ -99,7 +99,7 @@ def test_a_nonfinite_solve_saves_its_last_good_iterate(tmp_path):
     solution = mfoc.solve(problem, wild, cloud, steps=9, hooks=[hooks.Checkpoint(tmp_path / "run", every=100)])
     assert solution.status is mfoc.Status.NONFINITE
     kept = hooks.load(tmp_path / "run")
-    assert all(leaf.isfinite().all() for leaf in mfoc._tree.leaves(kept.controls))
+    assert all(leaf.isfinite().all() for leaf in mfoc.tree.leaves(kept.controls))
 
 
 @pytest.mark.parametrize("content", [b"", b"not a checkpoint"])

@@ -12,9 +12,9 @@ def floats(tree):
 
 def autograd(problem, controls, particles):
     """dJ/du written out."""
-    free = mfoc._tree.map(lambda leaf: leaf.detach().clone().requires_grad_(), controls)
+    free = mfoc.tree.map(lambda leaf: leaf.detach().clone().requires_grad_(), controls)
     mfoc.rollout(problem, free, particles).cost.mean().backward()
-    return mfoc._tree.map(lambda leaf: torch.zeros_like(leaf) if leaf.grad is None else leaf.grad, free)
+    return mfoc.tree.map(lambda leaf: torch.zeros_like(leaf) if leaf.grad is None else leaf.grad, free)
 
 
 @pytest.mark.parametrize("name", CATALOGUE)
@@ -26,7 +26,7 @@ def test_gradient_of_pontryagin_is_autograd(name):
     assert distance(adjoint(problem, problem.controls, trajectory, particles)[1], expected) < 1e-12
     for recompute in (False, True):
         found = mfoc.evaluate(problem, problem.controls, particles, recompute=recompute)
-        assert mfoc._tree.same_structure(found.gradient, problem.controls)
+        assert mfoc.tree.same_structure(found.gradient, problem.controls)
         assert distance(found.gradient, expected) < 1e-12
         assert float(found.value) == pytest.approx(float(trajectory.cost.mean()), rel=1e-14)
         assert not found.value.requires_grad
@@ -52,10 +52,10 @@ def test_costates_are_the_sensitivity_to_an_injected_perturbation(name):
     assert len(found) == problem.stages + 1
     for t in range(problem.stages + 1):
         x = trajectory.states[t]
-        assert mfoc._tree.same_structure(found[t], x)
+        assert mfoc.tree.same_structure(found[t], x)
         delta = [torch.zeros_like(leaf, requires_grad=True) for leaf in floats(x)]
         stream = iter(delta)
-        moved = mfoc._tree.map(
+        moved = mfoc.tree.map(
             lambda leaf, stream=stream: leaf.detach() + next(stream) if leaf.is_floating_point() else leaf, x
         )
         cost = cost_from(problem, t, moved, problem.controls, particles.data).mean()
@@ -73,7 +73,7 @@ def test_hamiltonian_definition_and_stationarity(name):
     gradient = mfoc.evaluate(problem, problem.controls, particles).gradient
     for t in range(problem.stages):
         x, p = trajectory.states[t], costates[t + 1]
-        u = mfoc._tree.detached(problem.schedule(problem.controls, t), requires_grad=True)
+        u = mfoc.tree.detached(problem.schedule(problem.controls, t), requires_grad=True)
         found = mfoc.hamiltonian(problem, t, x, p, u, z)
         pairs = zip(leaves(problem.dynamics(t, x, u, z)), leaves(p), strict=True)
         expected = sum((f * q).reshape(len(particles), -1).sum(1) for f, q in pairs if f.is_floating_point())
@@ -91,7 +91,7 @@ def test_interaction_is_not_lost(name):
     problem, particles = CATALOGUE[name]()
     whole = mfoc.evaluate(problem, problem.controls, particles).gradient
     halves = [mfoc.evaluate(problem, problem.controls, particles[i::2]).gradient for i in (0, 1)]
-    mean = mfoc._tree.map(lambda a, b: (a + b) / 2, *halves)
+    mean = mfoc.tree.map(lambda a, b: (a + b) / 2, *halves)
     assert distance(whole, mean) > 1e-3
 
 
@@ -119,7 +119,7 @@ def test_token_states_have_controls_and_no_costate():
     particles = mfoc.Particles(torch.arange(12).view(6, 2) % 5, torch.arange(6) % 2)
     expected = autograd(problem, problem.controls, particles)
     assert distance(mfoc.evaluate(problem, problem.controls, particles, recompute=True).gradient, expected) < 1e-12
-    for solver in (mfoc.MSA(mfoc.inner.Descent(0.1)), mfoc.EMSA(1.0, adaptive=True)):
+    for solver in (mfoc.MSA(mfoc.minimisers.Descent(0.1)), mfoc.EMSA(1.0, adaptive=True)):
         history = mfoc.solve(problem, solver, particles, steps=3).history
         assert history[-1]["value"] < history[0]["value"]
 

@@ -12,7 +12,7 @@ from tests.problems import CATALOGUE, INTERACTING, D, distance, leaves, normal, 
 def test_catalogue_validates_and_is_pure(name):
     problem, particles = CATALOGUE[name]()
     inputs = [problem.controls, particles.state]
-    before = mfoc._tree.copy(inputs)
+    before = mfoc.tree.copy(inputs)
     problem.validate(particles)
     first = mfoc.evaluate(problem, problem.controls, particles)
     second = mfoc.evaluate(problem, problem.controls, particles)
@@ -107,8 +107,8 @@ CONTAINERS = {
 SOLVERS = {
     "gradient": mfoc.Gradient(lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.5)),
     "recompute": mfoc.Gradient(lambda p: torch.optim.Adam(p, lr=0.1), recompute=True),
-    "msa": mfoc.MSA(mfoc.inner.Descent(0.05, steps=2)),
-    "emsa": mfoc.EMSA(1.0, inner=mfoc.inner.LBFGS(4, trials=8), adaptive=True),
+    "msa": mfoc.MSA(mfoc.minimisers.Descent(0.05, steps=2)),
+    "emsa": mfoc.EMSA(1.0, inner=mfoc.minimisers.LBFGS(4, trials=8), adaptive=True),
 }
 
 
@@ -116,8 +116,8 @@ SOLVERS = {
 @pytest.mark.parametrize("solver", SOLVERS)
 @pytest.mark.parametrize("container", CONTAINERS)
 def test_containers_and_dtypes(container, solver, dtype):
-    controls = mfoc._tree.map(lambda leaf: leaf.to(dtype) if leaf.dtype != dtype else leaf, CONTAINERS[container])
-    before = mfoc._tree.copy(controls)
+    controls = mfoc.tree.map(lambda leaf: leaf.to(dtype) if leaf.dtype != dtype else leaf, CONTAINERS[container])
+    before = mfoc.tree.copy(controls)
     problem = mfoc.Problem(
         lambda t, x, u, z: x + leaves(u)[0],
         lambda x, z: (x - 5).square().sum(1),
@@ -125,7 +125,7 @@ def test_containers_and_dtypes(container, solver, dtype):
         running_cost=lambda t, x, u, z: leaves(u)[0].square().sum().expand(len(x)),
     )
     solution = mfoc.solve(problem, SOLVERS[solver], torch.zeros(1, 2, dtype=dtype), steps=3)
-    assert mfoc._tree.same_structure(solution.controls, controls)
+    assert mfoc.tree.same_structure(solution.controls, controls)
     assert same_bits(before, controls)
     assert all(leaf.dtype == dtype and not leaf.requires_grad for leaf in leaves(solution.controls))
     assert solution.status is mfoc.Status.MAX_STEPS

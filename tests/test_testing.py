@@ -14,7 +14,7 @@ SOLVERS = [
     mfoc.Gradient(partial(torch.optim.SGD, lr=0.1, momentum=0.9, nesterov=True)),
     mfoc.Gradient(partial(torch.optim.Adam, lr=0.1)),
     mfoc.Gradient(torch.optim.LBFGS, recompute=True),
-    mfoc.MSA(mfoc.inner.Descent(lr=0.1, steps=3)),
+    mfoc.MSA(mfoc.minimisers.Descent(lr=0.1, steps=3)),
     mfoc.MSA(),
     mfoc.EMSA(1.0),
     mfoc.EMSA(1.0, adaptive=True),
@@ -77,18 +77,18 @@ class Bad:
 
     def step(self, problem, controls, state, particles):
         value, gradient = mfoc.evaluate(problem, controls, particles)
-        leaves = mfoc._tree.leaves(gradient)
+        leaves = mfoc.tree.leaves(gradient)
         if self.how == "in place":
-            for leaf in mfoc._tree.leaves(controls):
+            for leaf in mfoc.tree.leaves(controls):
                 leaf -= 0.1
         if self.how == "random":
-            controls = mfoc._tree.map(lambda leaf: leaf + torch.rand_like(leaf), controls)
+            controls = mfoc.tree.map(lambda leaf: leaf + torch.rand_like(leaf), controls)
         if self.how == "value":
             value = value + 1
         if self.how == "gradient":
             leaves = [2 * leaf for leaf in leaves]
         if self.how == "dtype":
-            controls = mfoc._tree.map(lambda leaf: leaf.float(), controls)
+            controls = mfoc.tree.map(lambda leaf: leaf.float(), controls)
         state = {"memory": object()} if self.how == "state" else state
         return controls, state, mfoc.Info(value, leaves)
 

@@ -25,7 +25,7 @@ from matplotlib.figure import Figure
 
 import mfoc
 from mfoc import plot
-from mfoc.inner import LBFGS
+from mfoc.minimisers import LBFGS
 
 SMOKE = bool(os.environ.get("MFOC_SMOKE"))  # tiny budgets, to see that everything runs
 FIGURES = Path(os.environ.get("MFOC_FIGURES", "figures"))

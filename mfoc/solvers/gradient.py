@@ -10,12 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mfoc import _tree
-from mfoc._errors import InvalidType, InvalidValue
-from mfoc._tree import Tree
+from mfoc import tree
+from mfoc.errors import InvalidType, InvalidValue
+from mfoc.particles import Particles
 from mfoc.pontryagin import value_and_slopes
-from mfoc.problem import Particles, Problem
-from mfoc.solve import Info
+from mfoc.problem import Problem
+from mfoc.solving import Info
+from mfoc.tree import Tree
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ class Gradient:
         info = Info(value, [slope.clone() for slope in slopes] if writes else slopes)
         pending = [value]  # what was just evaluated is the first answer an optimiser gets
         optimizer.step(lambda: pending.pop() if pending else closure()[0])  # type: ignore[arg-type, return-value]
-        moved = _tree.rebuild(controls, [p.detach() for p in parameters])
+        moved = tree.rebuild(controls, [p.detach() for p in parameters])
         return moved, {**_capture(optimizer), "writes_gradients": writes, "steps": state["steps"] + 1}, info
 
     def _factor(self, step: int) -> float:
@@ -110,7 +111,7 @@ class Gradient:
 
 def _parameters(controls: Tree) -> list[Tensor]:
     """Copies that an optimiser may write into."""
-    return [leaf.detach().clone().requires_grad_() for leaf in _tree.leaves(controls)]
+    return [leaf.detach().clone().requires_grad_() for leaf in tree.leaves(controls)]
 
 
 def _writes_gradients(optimizer: torch.optim.Optimizer) -> bool:
@@ -139,7 +140,7 @@ def _restore(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     for parameter, memory in zip(parameters, state["memory"], strict=True):
         if memory:
-            optimizer.state[parameter] = _tree.copy(memory)
+            optimizer.state[parameter] = tree.copy(memory)
     for group, values in zip(optimizer.param_groups, state["groups"], strict=True):
         if unknown := sorted(values.keys() - group.keys()):
             name = type(optimizer).__name__

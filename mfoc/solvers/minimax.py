@@ -9,18 +9,19 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from mfoc import _tree
-from mfoc._distributed import expectation, rank
-from mfoc._errors import InvalidType, InvalidValue
-from mfoc._tree import Tree
+from mfoc import tree
 from mfoc.checks import check_integer
-from mfoc.game import Game
-from mfoc.maximisers import Maximiser, SharingMaximiser
+from mfoc.distributed import expectation, rank
+from mfoc.errors import InvalidType, InvalidValue
+from mfoc.games import Game
+from mfoc.games.maximisers import Maximiser, SharingMaximiser
+from mfoc.particles import Particles
 from mfoc.pontryagin import Evaluation, evaluate
-from mfoc.population import mixed_seed
-from mfoc.problem import Particles, Problem
-from mfoc.solve import Info, Solver
+from mfoc.problem import Problem
+from mfoc.seeding import mixed_seed
 from mfoc.solvers.gradient import Gradient
+from mfoc.solving import Info, Solver
+from mfoc.tree import Tree
 
 _LEAST = 1e-6  # the smallest share of the ball a ramp starts with
 
@@ -122,7 +123,7 @@ class Minimax:
         return game if share == 1 else replace(game, ball=replace(game.ball, epsilon=radius))
 
     def _generator(self, particles: Particles, steps: int) -> torch.Generator:
-        device = next(leaf.device for leaf in _tree.leaves(particles.state) if isinstance(leaf, Tensor))
+        device = next(leaf.device for leaf in tree.leaves(particles.state) if isinstance(leaf, Tensor))
         return torch.Generator(device).manual_seed(mixed_seed(self.seed, steps, rank()))
 
 
@@ -134,9 +135,9 @@ class _Plays:
         self.start = self.eta = eta
 
     def __call__(self, leaves: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        play = self.inner.play(self.game, _tree.rebuild(self.controls, leaves), self.particles, self.start)
+        play = self.inner.play(self.game, tree.rebuild(self.controls, leaves), self.particles, self.start)
         self.eta = play.disturbance
-        value, *slopes = expectation([play.value, *_tree.leaves(play.gradient)], len(self.particles))
+        value, *slopes = expectation([play.value, *tree.leaves(play.gradient)], len(self.particles))
         return value, slopes
 
 

@@ -13,16 +13,17 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mfoc import _tree
-from mfoc._blocks import Penalty, each_block
-from mfoc._distributed import expectation
-from mfoc._errors import InvalidType, InvalidValue
-from mfoc._tree import Tree
+from mfoc import tree
 from mfoc.checks import check_integer, check_non_negative
-from mfoc.inner import LBFGS, Descent, Inner, check_inner
+from mfoc.distributed import expectation
+from mfoc.errors import InvalidType, InvalidValue
+from mfoc.frozen import Penalty, each_block
+from mfoc.minimisers import LBFGS, Descent, Inner, check_inner
+from mfoc.particles import Particles
 from mfoc.pontryagin import adjoint, rollout
-from mfoc.problem import Particles, Problem, per_stage
-from mfoc.solve import Info
+from mfoc.problem import Problem, per_stage
+from mfoc.solving import Info
+from mfoc.tree import Tree
 
 _MOST = 2.0**30  # of the factor by which rho may have grown
 
@@ -36,7 +37,7 @@ class MSA:
     ``EMSA``.
 
     Attributes:
-        inner: minimiser of the Hamiltonian: ``mfoc.inner.LBFGS(...)`` or ``mfoc.inner.Descent(...)``.
+        inner: minimiser of the Hamiltonian: ``mfoc.minimisers.LBFGS(...)`` or ``mfoc.minimisers.Descent(...)``.
     """
 
     inner: Inner = field(default_factory=LBFGS)
@@ -131,7 +132,7 @@ def _sweep(problem: Problem, controls: Tree, particles: Particles) -> _Sweep:
     with torch.no_grad():
         trajectory = rollout(problem, controls, particles)
     costates, gradient = adjoint(problem, controls, trajectory, particles)
-    value, *slopes = expectation([trajectory.cost.mean(), *_tree.leaves(gradient)], len(particles))
+    value, *slopes = expectation([trajectory.cost.mean(), *tree.leaves(gradient)], len(particles))
     return _Sweep(value, trajectory.states, costates, slopes)
 
 
@@ -151,7 +152,7 @@ def _minimise(
             return block.restore(found.point[0]), report
         for stage, row in zip(block.stages, found.point, strict=True):
             new[stage] = block.restore(row)
-    return _tree.rebuild(controls, _tree.leaves(new)), report
+    return tree.rebuild(controls, tree.leaves(new)), report
 
 
 def _objective(problem: Problem, controls: Tree, particles: Particles) -> Tensor:

@@ -6,7 +6,7 @@ robust = formulation.readout(solution)
 print(evaluate(robust, test, epsilon=0.1))
 """
 
-from mfoc.maximisers import FGSM, PGD, YOPO, Free
+from mfoc.games.maximisers import FGSM, PGD, YOPO, Free
 from paradigms.adversarial.certificate import GameCertificate, certify
 from paradigms.adversarial.evaluation import Robustness, evaluate, wilson
 from paradigms.adversarial.games import TRADES, GameFormulation, game

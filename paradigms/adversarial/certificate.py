@@ -11,11 +11,10 @@ from torch import Tensor
 import mfoc
 from mfoc import InvalidType, InvalidValue
 from mfoc.checks import check_between, check_integer
-from mfoc.game import costate_at, entering
-from mfoc.maximisers import PGD, Maximiser
-from mfoc.population import whole
+from mfoc.games import costate_at, entering
+from mfoc.games.maximisers import PGD, Maximiser
+from mfoc.problem import controls_of
 from paradigms.adversarial.games import GameFormulation, check_inside
-from paradigms.formulation import controls_of
 from paradigms.reporting import Estimate, normal_interval
 
 
@@ -120,7 +119,7 @@ def _check(formulation: Any, maximiser: Any, best_response: Any, restarts: int, 
 def _cloud(formulation: GameFormulation, population: Any) -> mfoc.Particles:
     """All particles to measure on, as one cloud of the game."""
     source = formulation.population if population is None else mfoc.population(population)
-    cloud = whole(source.epoch())
+    cloud = source.cloud()
     if formulation.pairs and isinstance(cloud.state, Tensor):
         cloud = formulation.cloud(cloud.state, cloud.data)
     if len(cloud) < 2:

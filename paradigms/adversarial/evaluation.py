@@ -18,7 +18,7 @@ from torch import Tensor, nn
 import mfoc
 from mfoc import InvalidType, InvalidValue, require
 from mfoc.checks import check_between, check_integer
-from mfoc.maximisers import FGSM, PGD, Maximiser
+from mfoc.games.maximisers import FGSM, PGD, Maximiser
 from paradigms.adversarial.games import GameFormulation, Loss, frozen, game
 from paradigms.adversarial.interop import FromTorchattacks
 from paradigms.reporting import progress_bar

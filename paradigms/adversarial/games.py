@@ -16,9 +16,9 @@ from torch import Tensor, nn
 import mfoc
 from mfoc import InvalidType, InvalidValue
 from mfoc.checks import check_positive
-from mfoc.game import entering
-from mfoc.problem import RunningCost
-from paradigms.formulation import Formulation, controls_of
+from mfoc.formulation import Formulation
+from mfoc.games import entering
+from mfoc.problem import RunningCost, controls_of
 
 Loss = Callable[..., Tensor]
 Stages = Sequence[str | Sequence[str]]

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 import mfoc
 from mfoc import InvalidType, InvalidValue, require
-from mfoc.game import Disturbed, entering
-from mfoc.maximisers import Maximiser
+from mfoc.games import Disturbed, entering
+from mfoc.games.maximisers import Maximiser
 from paradigms.adversarial.games import GameFormulation
 
 _ROUNDING = 1e-4  # relative: attacks project in the input's precision

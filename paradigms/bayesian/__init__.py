@@ -7,21 +7,22 @@ prediction = predict(posterior, x_test)
 print(nll(prediction, y_test), rmse(prediction, y_test))
 """
 
-from paradigms.bayesian.bridges import CrossEntropy, bridge_matching
-from paradigms.bayesian.density import LogDensity, log_density
-from paradigms.bayesian.drifts import Drift, GaussianDrift
-from paradigms.bayesian.ensemble import Ensemble, ensemble
-from paradigms.bayesian.flows import MALA, SGLD, ULA, langevin
-from paradigms.bayesian.follmer import Evidence, Follmer, follmer
-from paradigms.bayesian.interop import Potential, as_model, to_potential
+from paradigms.bayesian.density.density import LogDensity, log_density
+from paradigms.bayesian.laws.prediction import Prediction
 from paradigms.bayesian.metrics import Reliability, accuracy, ece, nll, reliability, rmse
 from paradigms.bayesian.plots import band, calibration
-from paradigms.bayesian.posterior import NetworkPosterior
-from paradigms.bayesian.predict import Prediction, predict
-from paradigms.bayesian.sampler import Draws, Sampler, sample
-from paradigms.bayesian.stein import RBF, PyroRBF, discrepancy
-from paradigms.bayesian.svgd import AdaGradRule, AdamRule, PlainRule, Stein, svgd
-from paradigms.bayesian.variational import variational
+from paradigms.bayesian.predictive import predict
+from paradigms.bayesian.pyro.export import Potential, as_model, to_potential
+from paradigms.bayesian.samplers.bridges import CrossEntropy, bridge_matching
+from paradigms.bayesian.samplers.drifts import Drift, GaussianDrift
+from paradigms.bayesian.samplers.ensemble import Ensemble, ensemble
+from paradigms.bayesian.samplers.follmer import Evidence, Follmer, follmer
+from paradigms.bayesian.samplers.kernels import RBF, PyroRBF, discrepancy
+from paradigms.bayesian.samplers.langevin import MALA, SGLD, ULA, langevin
+from paradigms.bayesian.samplers.runs import Draws, Sampler, sample
+from paradigms.bayesian.samplers.svgd import AdaGradRule, AdamRule, PlainRule, Stein, svgd
+from paradigms.bayesian.vi.inference import variational
+from paradigms.bayesian.vi.posterior import NetworkPosterior
 
 __all__ = [
     "MALA",

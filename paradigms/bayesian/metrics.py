@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mfoc import InvalidType, InvalidValue
 from mfoc.checks import check_integer
-from paradigms.bayesian.predict import Prediction
+from paradigms.bayesian.laws.prediction import Prediction
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from mfoc import InvalidType, InvalidValue
 from mfoc.plot import COLORS, new_figure, tidy
+from paradigms.bayesian.laws.prediction import Prediction
 from paradigms.bayesian.metrics import Reliability
-from paradigms.bayesian.predict import Prediction
 
 
 def calibration(curves: Mapping[str, Reliability], *, title: str = "") -> Any:

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from mfoc import InvalidType, InvalidValue
-from mfoc.checks import check_integer, check_positive
-from paradigms.meta.checks import check_flag, checked_network
+from mfoc.checks import check_flag, check_integer, check_positive
+from paradigms.meta.checks import checked_network
 from paradigms.meta.formulations import MetaFormulation, assemble, build
-from paradigms.meta.inner import Inner, Rule
 from paradigms.meta.loop import Loop
 from paradigms.meta.losses import Loss, TaskLoss
+from paradigms.meta.objective import Inner, Rule
 from paradigms.meta.stacked import Weights
 
 
@@ -89,7 +89,7 @@ def meta_sgd(
     model = checked_network(net)
     phi = model.initial()
     alpha = _initial_rates(inner_lr, phi)
-    check_flag("per_step", per_step)
+    check_flag(per_step=per_step)
     if per_step:
         check_integer(1, inner_steps=inner_steps)
         alpha = {name: a.expand(inner_steps, *a.shape).clone() for name, a in alpha.items()}

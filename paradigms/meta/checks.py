@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 import mfoc
-from mfoc import InvalidType, InvalidValue
+from mfoc import InvalidType, InvalidValue, deprecation
 from paradigms.meta.stacked import StackedNetwork, has_aliases
 
 
@@ -57,12 +57,6 @@ def _sum(output: Tensor, target: Tensor) -> Tensor:
     return output.sum()
 
 
-def check_flag(name: str, flag: Any) -> None:
-    """Refuses what is neither True nor False."""
-    if not isinstance(flag, bool):
-        raise InvalidType(f"{name} is {flag!r}; expected True or False")
-
-
 def check_step_weights(weights: Any, steps: int) -> list[float] | None:
     """Weights of the multi-step loss."""
     if weights is None:
@@ -74,3 +68,6 @@ def check_step_weights(weights: Any, steps: int) -> list[float] | None:
     if bad or len(found) != steps or not any(found):
         raise InvalidValue(f"step_losses is {weights!r}; expected {steps} non-negative weights, not all zero")
     return found
+
+
+__getattr__ = deprecation.aliases("paradigms.meta.checks", {"check_flag": "mfoc.checks.check_flag"})

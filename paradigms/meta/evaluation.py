@@ -13,8 +13,8 @@ from mfoc import InvalidType, InvalidValue
 from mfoc.checks import check_between, check_integer
 from paradigms.meta.formulations import MetaFormulation, checked_controls, to_module
 from paradigms.meta.losses import TaskLoss
-from paradigms.meta.tasks import as_tasks, check_tasks
-from paradigms.meta.tasks import tasks as make_tasks
+from paradigms.meta.task_laws import as_tasks, check_tasks
+from paradigms.meta.task_laws import tasks as make_tasks
 from paradigms.reporting import Estimate, normal_interval, progress_bar
 
 

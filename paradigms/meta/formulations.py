@@ -20,14 +20,15 @@ from torch import nn
 
 import mfoc
 from mfoc import InvalidType, InvalidValue
-from mfoc.checks import check_integer
-from paradigms.formulation import Formulation, controls_of
-from paradigms.meta.checks import check_flag, check_step_weights, checked_network
-from paradigms.meta.inner import Inner, Rule
+from mfoc.checks import check_flag, check_integer
+from mfoc.formulation import Formulation
+from mfoc.problem import controls_of
+from paradigms.meta.checks import check_step_weights, checked_network
 from paradigms.meta.loop import Loop
 from paradigms.meta.losses import Loss, TaskLoss
+from paradigms.meta.objective import Inner, Rule
 from paradigms.meta.stacked import StackedNetwork, Weights
-from paradigms.meta.tasks import as_tasks
+from paradigms.meta.task_laws import as_tasks
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ def build(
     """The formulation of any rule; ``adapted`` names the weights that follow it."""
     model, measure = checked_network(net), TaskLoss(loss)
     check_integer(1, inner_steps=inner_steps)
-    check_flag("first_order", first_order)
+    check_flag(first_order=first_order)
     weights = check_step_weights(step_losses, inner_steps)
     names = tuple(model.names if adapted is None else adapted)
     loop = Loop(Inner(model, measure, first_order, _split_at(model, names)), names, rule)

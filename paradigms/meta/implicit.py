@@ -22,11 +22,11 @@ from mfoc import InvalidType, InvalidValue
 from mfoc.checks import check_between, check_integer, check_non_negative, check_positive
 from paradigms.meta.checks import checked_network
 from paradigms.meta.formulations import MetaFormulation, assemble, checked_controls
-from paradigms.meta.inner import Inner, Pair
 from paradigms.meta.loop import Loop
 from paradigms.meta.losses import Loss, TaskLoss
+from paradigms.meta.objective import Inner, Pair
 from paradigms.meta.stacked import Weights
-from paradigms.meta.tasks import as_tasks, check_tasks
+from paradigms.meta.task_laws import as_tasks, check_tasks
 from paradigms.reporting import Estimate, normal_interval
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import mfoc
-from paradigms.meta.inner import Inner, Pair, Rule
+from paradigms.meta.objective import Inner, Pair, Rule
 from paradigms.meta.stacked import Weights
 
 State = dict[str, Any]

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from mfoc import InvalidType, InvalidValue
 from mfoc.checks import check_positive
 from paradigms.meta.formulations import MetaFormulation, build
-from paradigms.meta.inner import Rule
 from paradigms.meta.losses import Loss
+from paradigms.meta.objective import Rule
 from paradigms.meta.stacked import Weights
 
 

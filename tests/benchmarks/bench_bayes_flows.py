@@ -26,17 +26,7 @@ from pyro.infer import SVGD, RBFSteinKernel
 from sklearn.datasets import load_breast_cancer, load_diabetes
 
 import mfoc
-from paradigms.bayesian import (
-    AdamRule,
-    CrossEntropy,
-    Drift,
-    GaussianDrift,
-    PyroRBF,
-    follmer,
-    log_density,
-    sample,
-    svgd,
-)
+from paradigms.bayesian import AdamRule, CrossEntropy, Drift, GaussianDrift, PyroRBF, follmer, log_density, sample, svgd
 
 # ---- SVGD against Pyro
 

@@ -16,8 +16,8 @@ import torch
 from scipy.optimize import minimize
 
 import mfoc
-from mfoc._blocks import Penalty, blocks
-from mfoc.inner import LBFGS
+from mfoc.frozen import Penalty, blocks
+from mfoc.minimisers import LBFGS
 from mfoc.pontryagin import adjoint, rollout
 
 STAGES, NODES, SAMPLES, STEP = 20, 5, 100, 0.25

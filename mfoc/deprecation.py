@@ -1,0 +1,106 @@
+"""Names of the past: they still work, and say once what has taken their place."""
+
+from __future__ import annotations
+
+import functools
+import sys
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
+from types import ModuleType
+from typing import Any, TypeVar
+
+Renamed = TypeVar("Renamed", bound=Callable[..., Any])
+
+
+class _Door(ModuleType):
+    """A module that has moved: its names are looked up where they live now."""
+
+    def __init__(self, name: str, homes: Sequence[str], names: Mapping[str, str]) -> None:
+        super().__init__(name, f"Moved to {', '.join(homes)}.")
+        self._homes, self._names = homes, names
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        new = self._names.get(name, name)
+        for home in map(import_module, self._homes):
+            if hasattr(home, new):
+                warn(f"{self.__name__}.{name} has moved to {home.__name__}.{new}")
+                return getattr(home, new)
+        raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
+
+    def __dir__(self) -> list[str]:
+        return sorted({name for home in map(import_module, self._homes) for name in dir(home)})
+
+
+def warn(message: str, *, stacklevel: int = 2) -> None:
+    """A ``DeprecationWarning`` where the caller of the deprecated name stands."""
+    warnings.warn(message, DeprecationWarning, stacklevel=stacklevel + 1)
+
+
+def moved(modules: Mapping[str, Sequence[str]], names: Mapping[str, str] | None = None) -> None:
+    """Keeps modules importable under the names they had.
+
+    Args:
+        modules: old dotted name -> the modules that hold its names now.
+        names: old dotted name of a member -> its new name, for those that were renamed, too.
+    """
+    for old, homes in modules.items():
+        own = {key.removeprefix(f"{old}."): new for key, new in (names or {}).items() if key.startswith(f"{old}.")}
+        sys.modules[old] = _Door(old, homes, own)
+
+
+def aliases(module: str, names: Mapping[str, str] | None = None) -> Callable[[str], Any]:
+    """The ``__getattr__`` of a module some of whose names, or of a package some of whose modules, live elsewhere.
+
+    Args:
+        module: its dotted name.
+        names: old name -> dotted name of what it is now.
+    """
+
+    def look_up(name: str) -> Any:
+        found = sys.modules.get(f"{module}.{name}")
+        if isinstance(found, _Door):
+            return found
+        if names is None or name not in names:
+            raise AttributeError(f"module {module!r} has no attribute {name!r}")
+        warn(f"{module}.{name} is now {names[name]}")
+        home, _, new = names[name].rpartition(".")
+        return getattr(import_module(home), new)
+
+    return look_up
+
+
+def renamed(**names: str) -> Callable[[Renamed], Renamed]:
+    """Keeps old names of keyword arguments, and of a class's attributes: ``@renamed(old="new")``.
+
+    Args:
+        **names: old name -> new name.
+    """
+
+    def keep(function: Renamed) -> Renamed:
+        run = function.__init__ if isinstance(function, type) else function  # type: ignore[misc]
+
+        @functools.wraps(run)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            for old, new in names.items():
+                if old in kwargs:
+                    if new in kwargs:
+                        raise TypeError(f"{old} is the old name of {new}; both were given")
+                    warn(f"{old}= is now {new}=")
+                    kwargs[new] = kwargs.pop(old)
+            return run(*args, **kwargs)
+
+        if not isinstance(function, type):
+            return call  # type: ignore[return-value]
+        function.__init__ = call  # type: ignore[misc]
+        for old, new in names.items():
+            setattr(function, old, property(_getter(new), doc=f"Now ``{new}``."))
+        return function
+
+    return keep
+
+
+def _getter(name: str) -> Callable[[Any], Any]:
+    return lambda self: getattr(self, name)

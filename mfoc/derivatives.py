@@ -1,0 +1,68 @@
+"""Derivatives by autograd that are zero where nothing depends on an input, in place of an error or None."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mfoc import tree
+from mfoc.tree import Tree
+
+
+def gradients(
+    outputs: Tensor | Sequence[Tensor],
+    inputs: Sequence[Tensor],
+    seeds: Sequence[Tensor] | None = None,
+    *,
+    create_graph: bool = False,
+    retain_graph: bool | None = None,
+) -> list[Tensor]:
+    """The vector-Jacobian product d sum_k <seed_k, output_k> / d input, for each input.
+
+    Args:
+        outputs: a tensor, or several.
+        inputs: what to differentiate in; one that does not require grad gets zeros.
+        seeds: one for each output, of its shape; ones when None.
+        create_graph: keep the graph of the derivative.
+        retain_graph: keep the graph of the outputs; as ``create_graph`` when None.
+
+    Returns:
+        A tensor for each input, of its shape.
+    """
+    outputs = [outputs] if isinstance(outputs, Tensor) else outputs
+    # Expanded, not filled: products with it then run over whole blocks of memory, not over the last axis.
+    seeds = [output.new_ones(()).expand(output.shape) for output in outputs] if seeds is None else seeds
+    reached = [(output, seed) for output, seed in zip(outputs, seeds, strict=True) if output.requires_grad]
+    free = [leaf for leaf in inputs if leaf.requires_grad]
+    if not reached or not free:
+        return [torch.zeros_like(leaf) for leaf in inputs]
+    found = iter(
+        torch.autograd.grad(
+            [output for output, _ in reached],
+            free,
+            [seed for _, seed in reached],
+            create_graph=create_graph,
+            retain_graph=retain_graph,
+            allow_unused=True,
+            materialize_grads=True,
+        )
+    )
+    return [next(found) if leaf.requires_grad else torch.zeros_like(leaf) for leaf in inputs]
+
+
+def tree_gradients(output: Tensor, trees: Sequence[Tree]) -> list[Tree]:
+    """D sum(output) / d tree for each tree; leaves that are not floating point get zeros.
+
+    Args:
+        output: a tensor.
+        trees: pytrees whose differentiable leaves require grad.
+    """
+    found = iter(gradients(output, [leaf for each in trees for leaf in tree.tensors(each)]))
+
+    def pick(leaf: Any) -> Any:
+        return next(found) if tree.differentiable(leaf) else torch.zeros_like(leaf)
+
+    return [tree.map(pick, each) for each in trees]

@@ -1,0 +1,57 @@
+"""A learning paradigm written as a control problem: the problem, its population, and how a solution is read back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from mfoc.certificate import Certificate, certify
+from mfoc.errors import InvalidType
+from mfoc.populations import Population
+from mfoc.problem import Problem
+from mfoc.solving import Solution, Solver, solve
+
+
+@dataclass(frozen=True, eq=False)
+class Formulation:
+    """A paradigm written as a control problem.
+
+    Attributes:
+        problem: the control problem.
+        population: what it is solved on.
+        readout: ``readout(solution)`` is the solution (or an iterate, or controls) in the paradigm's own terms.
+    """
+
+    problem: Problem
+    population: Population
+    readout: Callable[[Any], Any]
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.problem, Problem):
+            raise InvalidType(f"problem is a {type(self.problem).__name__}; expected mfoc.Problem")
+        if not isinstance(self.population, Population):
+            raise InvalidType(
+                f"population is a {type(self.population).__name__}; expected what mfoc.population(...) returns"
+            )
+        if not callable(self.readout):
+            raise InvalidType(f"readout is a {type(self.readout).__name__}; expected a function of the solution")
+
+    def solve(self, solver: Solver, *, steps: int, **options: Any) -> Solution:
+        """``mfoc.solve`` on this problem and population.
+
+        Args:
+            solver: the solver.
+            steps: how many steps.
+            **options: of ``mfoc.solve``: ``tol``, ``hooks``, ``start``.
+        """
+        return solve(self.problem, solver, self.population, steps=steps, **options)
+
+    def certify(self, solution: Any, **settings: Any) -> Certificate:
+        """``mfoc.certify`` on this problem and population.
+
+        Args:
+            solution: the solution, an iterate or controls.
+            **settings: of ``mfoc.certify``.
+        """
+        return certify(self.problem, solution, self.population, **settings)

@@ -1,0 +1,208 @@
+"""Differential games: a control problem in which every particle is disturbed by an adversary.
+
+    min over u, max over eta in a ball, of   E[ sum_t L_t(x_t, u_t, z) + Phi(x_T, z) ],
+    x_(t+1) = f_t(x_t, u_t, z),   and the state that enters stage s is x_s + eta.
+
+Zhang, Zhang, Lu, Zhu, Dong (2019), "You only propagate once: accelerating adversarial training via maximal principle",
+arXiv:1905.00877, sec. 3. The Hamiltonian of the problem is that of both players: u minimises it, eta maximises H_s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from mfoc import tree
+from mfoc.checks import check_integer
+from mfoc.derivatives import gradients
+from mfoc.errors import InvalidType, InvalidValue
+from mfoc.games.ball import Ball
+from mfoc.particles import Particles
+from mfoc.pontryagin import rollout_from
+from mfoc.problem import Problem
+from mfoc.tree import Tree
+
+
+class Disturbed(NamedTuple):
+    """What a game's functions receive as z once a disturbance is played.
+
+    Attributes:
+        data: the z of the problem; an empty tuple when it has none.
+        disturbance: eta ``[N, ...]``, shaped as the (part of the) state it is added to.
+    """
+
+    data: Tree
+    disturbance: Tensor
+
+
+@dataclass(frozen=True)
+class Game(Problem):
+    """A control problem with an adversary; make one with ``Game.of``.
+
+    It is a ``Problem``: on plain particles it is the undisturbed one, on ``disturb(particles, eta)`` the disturbed one.
+    So everything that takes a problem (``evaluate``, ``certify``, any solver's step) applies to the minimiser's side.
+
+    Attributes:
+        ball: the admissible disturbances.
+        stage: the stage s whose incoming state is disturbed.
+        part: the state's entry (an index or key) that is disturbed, when the state is a tuple, list or dict.
+    """
+
+    ball: Ball = field(default_factory=lambda: Ball(1.0), kw_only=True)
+    stage: int = field(default=0, kw_only=True)
+    part: int | str | None = field(default=None, kw_only=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not isinstance(self.ball, Ball):
+            raise InvalidType(f"ball is a {type(self.ball).__name__}; expected mfoc.Ball(epsilon, norm, bounds)")
+        check_integer(0, self.stages - 1, stage=self.stage)
+
+    @staticmethod
+    def of(problem: Problem, ball: Ball, *, stage: int = 0, part: int | str | None = None) -> Game:
+        """The game in which an adversary disturbs a problem.
+
+        Args:
+            problem: the control problem; it is not changed.
+            ball: the admissible disturbances.
+            stage: the stage whose incoming state is disturbed; 0 is the input.
+            part: which entry of the state, when it is a tuple, list or dict.
+
+        Raises:
+            InvalidType, InvalidValue: wrong arguments.
+        """
+        if not isinstance(problem, Problem):
+            raise InvalidType(f"problem is a {type(problem).__name__}; expected mfoc.Problem")
+        if isinstance(problem, Game):
+            raise InvalidType("problem is a Game already; a game has one adversary")
+        running_cost, kind = problem.running_cost, problem.kind
+
+        def before(t: int, x: Tree, z: Tree) -> tuple[Tree, Tree]:
+            if not isinstance(z, Disturbed):
+                return x, z
+            return (_entered(ball, part, x, z.disturbance) if t == stage else x), undisturbed(z)
+
+        def dynamics(t: int, x: Tree, u: Tree, z: Tree) -> Tree:
+            x, z = before(t, x, z)
+            return problem.dynamics(t, x, u, z)
+
+        def cost(t: int, x: Tree, u: Tree, z: Tree) -> Tensor:
+            assert running_cost is not None
+            x, z = before(t, x, z)
+            return running_cost(t, x, u, z)
+
+        def terminal_cost(x: Tree, z: Tree) -> Tensor:
+            return problem.terminal_cost(x, undisturbed(z))
+
+        def kind_of(t: int) -> Hashable:
+            assert kind is not None
+            return ("disturbed", kind(t)) if t == stage else kind(t)
+
+        return Game(
+            dynamics,
+            terminal_cost,
+            problem.controls,
+            running_cost=None if running_cost is None else cost,
+            horizon=problem.horizon,
+            schedule=problem.schedule,
+            kind=None if kind is None else kind_of,
+            affine=problem.affine,
+            ball=ball,
+            stage=stage,
+            part=part,
+        )
+
+    def target(self, x: Tree) -> Tensor:
+        """The tensor in the state at the disturbed stage that eta is added to.
+
+        Raises:
+            InvalidType: it is no floating-point tensor.
+            InvalidValue: ``part`` is not an entry of the state.
+        """
+        return target_of(self.part, x)
+
+    def enter(self, x: Tree, eta: Tensor) -> Tree:
+        """The state at the disturbed stage with a disturbance added and the bounds applied."""
+        return _entered(self.ball, self.part, x, eta)
+
+    def disturb(self, particles: Particles, eta: Tensor) -> Particles:
+        """The particles on which this game's functions see the disturbance eta ``[N, ...]``."""
+        data = undisturbed(particles.data)
+        return Particles(particles.state, Disturbed(() if data is None else data, eta))
+
+
+def undisturbed(z: Tree) -> Tree:
+    """The data of a problem, whether or not a disturbance is played."""
+    if not isinstance(z, Disturbed):
+        return z
+    return None if isinstance(z.data, tuple) and not z.data else z.data
+
+
+def target_of(part: int | str | None, x: Tree) -> Tensor:
+    """The disturbed tensor of a state; see ``Game.target``."""
+    if part is not None:
+        if isinstance(x, Tensor):
+            raise InvalidValue(f"part is {part!r} and the state is a tensor {tuple(x.shape)}; leave part out")
+        try:
+            x = x[part]
+        except (KeyError, IndexError, TypeError) as error:
+            raise InvalidValue(f"part is {part!r}, which is no entry of the state {tree.describe(x)}") from error
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        what = f"a {x.dtype} tensor" if isinstance(x, Tensor) else f"a {type(x).__name__}"
+        raise InvalidType(
+            f"the state to be disturbed is {what}; expected a floating-point tensor (name an entry of a state that is "
+            "a tuple, list or dict with part=...)"
+        )
+    target: Tensor = x
+    return target
+
+
+def _entered(ball: Ball, part: int | str | None, x: Tree, eta: Tensor) -> Tree:
+    target = target_of(part, x)
+    if eta.shape != target.shape:
+        raise InvalidValue(
+            f"the disturbance has shape {tuple(eta.shape)}; the state it is added to has {tuple(target.shape)}"
+        )
+    return with_target(part, x, ball.enter(target, eta))
+
+
+def with_target(part: int | str | None, x: Tree, value: Tensor) -> Tree:
+    """A state with another tensor in the place of the disturbed one."""
+    if part is None:
+        return value
+    if isinstance(x, dict):
+        return {**x, part: value}
+    entries = list(x)
+    entries[part] = value  # type: ignore[index, call-overload]
+    return type(x)(*entries) if hasattr(x, "_fields") else type(x)(entries)
+
+
+def entering(game: Game, controls: Tree, particles: Particles) -> Tree:
+    """The states that enter the disturbed stage, before they are disturbed (cut from any graph)."""
+    if not isinstance(game, Game):
+        raise InvalidType(f"game is a {type(game).__name__}; expected mfoc.Game, made by mfoc.Game.of(problem, ball)")
+    x, z = particles.state, undisturbed(particles.data)
+    with torch.no_grad():
+        for t in range(game.stage):
+            x = game.dynamics(t, x, game.schedule(controls, t), z)
+    return x
+
+
+@torch.enable_grad()
+def costate_at(game: Game, controls: Tree, x: Tree, z: Tree, eta: Tensor) -> Tensor:
+    """The gradient of the mean cost in the disturbed state: p_s / N.
+
+    Args:
+        game: the game.
+        controls: the controls; no gradient in them is computed.
+        x: what ``entering`` returned.
+        z: the problem's data.
+        eta: the disturbance.
+    """
+    point = game.ball.enter(game.target(x), eta).detach().requires_grad_()
+    cost = rollout_from(game, tree.detached(controls), game.stage, with_target(game.part, x, point), z).cost
+    return gradients(cost.mean(), [point])[0]

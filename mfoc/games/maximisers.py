@@ -1,0 +1,319 @@
+"""The adversary's half of a differential game: how eta is found with the controls fixed.
+
+Every maximiser ascends the Hamiltonian of the disturbed stage s, whose gradient in the disturbed state is the costate:
+dH_s/dx = p_s. ``PGD`` and ``FGSM`` roll the whole problem out for each step; ``YOPO`` freezes p_(s+1), after which
+only stage s is needed; ``Free`` and ``YOPO`` share their passes with the minimiser.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from mfoc import tree
+from mfoc.checks import check_integer, check_positive
+from mfoc.errors import InvalidType
+from mfoc.games.game import Game, costate_at, entering, undisturbed
+from mfoc.games.passes import Pass, Sweep
+from mfoc.particles import Particles
+from mfoc.tree import Tree
+
+_REACH = 2.5  # default: all steps together could cross the ball from end to end, and a quarter more
+
+
+@runtime_checkable
+class Maximiser(Protocol):
+    """What ``Minimax`` needs of an adversary."""
+
+    def maximise(
+        self, game: Game, controls: Tree, particles: Particles, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """Disturbances ``[N, ...]`` that raise the cost at these controls.
+
+        Args:
+            game: the game.
+            controls: the minimiser's controls.
+            particles: the cloud; a disturbance in it is ignored.
+            generator: of the random start; torch's own when None.
+        """
+
+
+class Play(NamedTuple):
+    """What the minimiser gets from a maximiser that shares its passes.
+
+    Attributes:
+        disturbance: where the adversary stands now ``[N, ...]``.
+        value: the cost the passes saw, a scalar.
+        gradient: what the minimiser descends, shaped as the controls (a mean over this rank's particles).
+    """
+
+    disturbance: Tensor
+    value: Tensor
+    gradient: Tree
+
+
+@runtime_checkable
+class SharingMaximiser(Maximiser, Protocol):
+    """A maximiser whose passes also give the minimiser's gradient.
+
+    ``updates`` is the number of steps the minimiser makes on one batch; ``carries`` says that the disturbance of one
+    batch is the start on the next.
+    """
+
+    @property
+    def updates(self) -> int:
+        """Plays on one batch, with a step of the minimiser after each."""
+
+    @property
+    def carries(self) -> bool:
+        """Whether ``begin`` is given the disturbance of the batch before."""
+
+    def begin(
+        self,
+        game: Game,
+        controls: Tree,
+        particles: Particles,
+        generator: torch.Generator | None,
+        previous: Tensor | None,
+    ) -> Tensor:
+        """The disturbance to start a batch with ``[N, ...]``."""
+
+    def play(self, game: Game, controls: Tree, particles: Particles, disturbance: Tensor) -> Play:
+        """Moves the adversary, and gives the minimiser its gradient."""
+
+
+@dataclass(frozen=True)
+class PGD:
+    """Projected gradient ascent (Madry et al. 2018, "Towards deep learning models resistant to adversarial attacks").
+
+    Attributes:
+        steps: number of steps; each costs one forward and one backward pass.
+        step_size: length of a step in units of the state; ``2.5 * epsilon / steps`` when None.
+        random_start: start from a random disturbance, else from none.
+    """
+
+    steps: int
+    step_size: float | None = None
+    random_start: bool = True
+
+    def __post_init__(self) -> None:
+        check_integer(1, steps=self.steps)
+        check_positive(step_size=self.step_size, optional=True)
+        if not isinstance(self.random_start, bool):
+            raise InvalidType(f"random_start is {self.random_start!r}; expected True or False")
+
+    def maximise(
+        self, game: Game, controls: Tree, particles: Particles, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """See ``Maximiser``."""
+        step = _REACH * game.ball.epsilon / self.steps if self.step_size is None else self.step_size
+        x = entering(game, controls, particles)
+        target = game.target(x)
+        eta = game.ball.sample(target, generator) if self.random_start else torch.zeros_like(target)
+        for _ in range(self.steps):
+            slope = costate_at(game, controls, x, undisturbed(particles.data), eta)
+            eta = game.ball.ascend(target, eta, slope, step)
+        return eta
+
+
+@dataclass(frozen=True)
+class FGSM:
+    """The fast gradient (sign) method: one step to the boundary (Goodfellow, Shlens, Szegedy 2015, eq. in sec. 4).
+
+    Attributes:
+        step_size: length of the step in units of the state; epsilon when None.
+        random_start: start from a random disturbance (Wong, Rice, Kolter 2020 train with ``step_size=1.25 * epsilon``).
+    """
+
+    step_size: float | None = None
+    random_start: bool = False
+
+    def __post_init__(self) -> None:
+        PGD(1, self.step_size, self.random_start)
+
+    def maximise(
+        self, game: Game, controls: Tree, particles: Particles, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """See ``Maximiser``."""
+        step = game.ball.epsilon if self.step_size is None else self.step_size
+        return PGD(1, step, self.random_start).maximise(game, controls, particles, generator)
+
+
+@dataclass(frozen=True)
+class Free:
+    """Free adversarial training: each pass moves both players (Shafahi et al. 2019, "Adversarial training for free!").
+
+    A batch is replayed, and after each replay the controls and the disturbance move along the two parts of one
+    gradient. The disturbance a batch ends with is where the next one starts (algorithm 1 of the paper). A learning-rate
+    schedule counts the steps of the optimiser, so ``replays`` for each step of the solve.
+
+    Attributes:
+        replays: replays of a batch (m in the paper): each is one step of the minimiser.
+        step_size: length of the adversary's step; epsilon when None, as in the paper.
+    """
+
+    replays: int
+    step_size: float | None = None
+
+    def __post_init__(self) -> None:
+        check_integer(1, replays=self.replays)
+        check_positive(step_size=self.step_size, optional=True)
+
+    @property
+    def updates(self) -> int:
+        """One for each replay."""
+        return self.replays
+
+    @property
+    def carries(self) -> bool:
+        """The next batch starts where this one ends."""
+        return True
+
+    def maximise(
+        self, game: Game, controls: Tree, particles: Particles, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """With the controls fixed: as many ascent steps as replays, from no disturbance."""
+        step = game.ball.epsilon if self.step_size is None else self.step_size
+        return PGD(self.replays, step, random_start=False).maximise(game, controls, particles, generator)
+
+    def begin(
+        self,
+        game: Game,
+        controls: Tree,
+        particles: Particles,
+        generator: torch.Generator | None,
+        previous: Tensor | None,
+    ) -> Tensor:
+        """The previous disturbance, as far as it covers this batch."""
+        target = game.target(entering(game, controls, particles))
+        eta = torch.zeros_like(target)
+        if previous is not None and previous.shape[1:] == target.shape[1:]:
+            shared = min(len(previous), len(target))
+            eta[:shared] = previous[:shared].to(eta)
+        return eta
+
+    def play(self, game: Game, controls: Tree, particles: Particles, disturbance: Tensor) -> Play:
+        """One forward and one backward pass for both players."""
+        step = game.ball.epsilon if self.step_size is None else self.step_size
+        sweep = Sweep(game, controls, particles, descend=True)
+        run = sweep.forward(disturbance)
+        slope, *slopes = sweep.value_slopes(run, [run.point, *sweep.weights(range(game.stages))])
+        eta = game.ball.ascend(run.target, disturbance, slope, step)
+        return Play(eta, run.value.detach(), sweep.gradient(slopes))
+
+
+@dataclass(frozen=True)
+class YOPO:
+    """You only propagate once (Zhang et al. 2019, arXiv:1905.00877, sec. 3.2): YOPO-m-n.
+
+    m times: one full forward and backward pass at x + eta gives the frozen costate p_(s+1) and the gradient of every
+    stage but s; n ascent steps on H_s(x + eta, p_(s+1), u_s) need stage s alone; the gradient of stage s is
+    dH_s/du_s at the new eta. The m gradients are added up, as in the paper, and the minimiser makes one step: the
+    learning rate of plain SGD means m times what it means with ``PGD``.
+
+    Where f_s is affine in the state (a linear or convolutional first layer) the ascent direction is p_s itself, a
+    by-product of the full pass, and the n steps cost no evaluation at all.
+
+    Attributes:
+        m: full passes on a batch.
+        n: ascent steps after each.
+        step_size: length of an ascent step; ``2.5 * epsilon / (m * n)`` when None.
+    """
+
+    m: int
+    n: int
+    step_size: float | None = None
+
+    def __post_init__(self) -> None:
+        check_integer(1, m=self.m, n=self.n)
+        check_positive(step_size=self.step_size, optional=True)
+
+    @property
+    def updates(self) -> int:
+        """One step of the minimiser a batch."""
+        return 1
+
+    @property
+    def carries(self) -> bool:
+        """Each batch starts at random."""
+        return False
+
+    def maximise(
+        self, game: Game, controls: Tree, particles: Particles, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """The m n ascent steps with the controls fixed: m full passes."""
+        eta = self.begin(game, controls, particles, generator, None)
+        return self._passes(Sweep(game, controls, particles, descend=False), eta)[0]
+
+    def begin(
+        self,
+        game: Game,
+        controls: Tree,
+        particles: Particles,
+        generator: torch.Generator | None,
+        previous: Tensor | None,
+    ) -> Tensor:
+        """A random disturbance."""
+        return game.ball.sample(game.target(entering(game, controls, particles)), generator)
+
+    def play(self, game: Game, controls: Tree, particles: Particles, disturbance: Tensor) -> Play:
+        """The m passes."""
+        sweep = Sweep(game, controls, particles, descend=True)
+        eta, value, slopes = self._passes(sweep, disturbance)
+        return Play(eta, value, sweep.gradient(slopes))
+
+    def _passes(self, sweep: Sweep, eta: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """The disturbance, the value of the last pass, and the added-up gradient in the weights of all stages."""
+        game, s = sweep.game, sweep.game.stage
+        own = sweep.weights([s])
+        others = sweep.weights([t for t in range(game.stages) if t != s])
+        own_total, others_total = [torch.zeros_like(u) for u in own], [torch.zeros_like(u) for u in others]
+        costate: list[Tensor] = []
+        for k in range(self.m):
+            run = sweep.forward(eta)
+            if k > 0 and sweep.descend:  # the forward pass at the new eta serves this gradient too
+                _add(own_total, sweep.hamiltonian_slopes(run, costate, own, keep=True))
+            steady = game.affine is not None and game.affine(s) and not _reaches(run.cost, run.point)
+            moved = tree.tensors(run.moved)
+            slope, *found = sweep.value_slopes(run, [run.point, *moved, *(others if sweep.descend else [])])
+            costate = found[: len(moved)]
+            if sweep.descend:
+                _add(others_total, found[len(moved) :])
+            eta = self._ascend(sweep, run, eta, slope, costate, steady=steady)
+        if sweep.descend and own:
+            _add(own_total, sweep.hamiltonian_slopes(sweep.local(run, eta), costate, own, keep=False))
+        before = len(sweep.weights(range(s)))
+        return eta, run.value.detach(), [*others_total[:before], *own_total, *others_total[before:]]
+
+    def _ascend(
+        self, sweep: Sweep, run: Pass, eta: Tensor, slope: Tensor, costate: list[Tensor], *, steady: bool
+    ) -> Tensor:
+        """The n steps on H_s with the costate frozen; the first slope, p_s, comes from the full pass."""
+        ball, step = sweep.game.ball, self._step(sweep.game)
+        if steady:
+            return ball.ascend(run.target, eta, slope, step, times=self.n)
+        eta = ball.ascend(run.target, eta, slope, step)
+        for _ in range(self.n - 1):
+            there = sweep.local(run, eta)
+            slope = sweep.hamiltonian_slopes(there, costate, [there.point], keep=False)[0]
+            eta = ball.ascend(run.target, eta, slope, step)
+        return eta
+
+    def _step(self, game: Game) -> float:
+        return _REACH * game.ball.epsilon / (self.m * self.n) if self.step_size is None else self.step_size
+
+
+def _add(totals: list[Tensor], slopes: list[Tensor]) -> None:
+    for total, slope in zip(totals, slopes, strict=True):
+        total += slope
+
+
+def _reaches(costs: list[Tensor], x: Tensor) -> bool:
+    """Whether a running cost depends on the state."""
+    return any(
+        cost.requires_grad and torch.autograd.grad(cost.sum(), x, retain_graph=True, allow_unused=True)[0] is not None
+        for cost in costs
+    )

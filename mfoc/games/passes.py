@@ -1,0 +1,110 @@
+"""Passes through a game's problem that serve both players."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from mfoc import tree
+from mfoc.derivatives import gradients
+from mfoc.games.game import Game, undisturbed, with_target
+from mfoc.particles import Particles
+from mfoc.pontryagin import pull_back
+from mfoc.tree import Tree
+
+
+class Pass(NamedTuple):
+    """One pass: what of its graph the backward passes start from and end at.
+
+    Attributes:
+        target: the part of the state that is disturbed, before it is.
+        point: the same after it is.
+        entry: the whole state that enters the disturbed stage.
+        moved: the state that leaves it.
+        cost: the running cost of the disturbed stage ``[N]``, if it has one.
+        value: the mean cost (NaN when the pass is that of the disturbed stage alone).
+    """
+
+    target: Tensor
+    point: Tensor
+    entry: Tree
+    moved: Tree
+    cost: list[Tensor]
+    value: Tensor
+
+
+class Sweep:
+    """Forward and backward passes at fixed controls, one for each disturbance tried.
+
+    Args:
+        game: the game.
+        controls: the controls.
+        particles: the cloud.
+        descend: whether gradients in the controls will be asked for.
+    """
+
+    def __init__(self, game: Game, controls: Tree, particles: Particles, *, descend: bool) -> None:
+        self.game, self.controls = game, controls
+        self.state, self.data = particles.state, undisturbed(particles.data)
+        with torch.no_grad():
+            staged = [game.schedule(controls, t) for t in range(game.stages)]
+        self.staged = [tree.detached(u, requires_grad=descend) for u in staged]
+        self.descend = descend
+
+    def weights(self, stages: Sequence[int]) -> list[Tensor]:
+        """The leaves of the controls of some stages."""
+        return [leaf for t in stages for leaf in tree.tensors(self.staged[t])]
+
+    @torch.enable_grad()
+    def forward(self, eta: Tensor) -> Pass:
+        """A whole pass with a disturbance."""
+        game, s = self.game, self.game.stage
+        x, costs = self.state, []
+        for t in range(s):
+            costs += self._cost(t, x)
+            x = game.dynamics(t, x, self.staged[t], self.data)
+        run = self._disturbed(game.target(x), x, eta)
+        x, costs = run.moved, [*costs, *run.cost]
+        for t in range(s + 1, game.stages):
+            costs += self._cost(t, x)
+            x = game.dynamics(t, x, self.staged[t], self.data)
+        return run._replace(value=sum(costs, game.terminal_cost(x, self.data)).mean())
+
+    @torch.enable_grad()
+    def local(self, run: Pass, eta: Tensor) -> Pass:
+        """The disturbed stage alone, with another disturbance."""
+        return self._disturbed(run.target, tree.detached(run.entry), eta)
+
+    def _disturbed(self, target: Tensor, x: Tree, eta: Tensor) -> Pass:
+        game, s = self.game, self.game.stage
+        point = game.ball.enter(target, eta)
+        if not point.requires_grad:
+            point = point.detach().requires_grad_()
+        entry = with_target(game.part, x, point)
+        cost = self._cost(s, entry)
+        moved = game.dynamics(s, entry, self.staged[s], self.data)
+        return Pass(target.detach(), point, entry, moved, cost, point.new_full((), torch.nan))
+
+    def _cost(self, t: int, x: Tree) -> list[Tensor]:
+        if self.game.running_cost is None:
+            return []
+        return [self.game.running_cost(t, x, self.staged[t], self.data)]
+
+    def hamiltonian_slopes(self, run: Pass, costate: list[Tensor], inputs: list[Tensor], *, keep: bool) -> list[Tensor]:
+        """The gradient of E H_s with a frozen costate: p_(s+1) / N for each leaf of the state that leaves stage s."""
+        shares = [cost.mean() for cost in run.cost]
+        seeds = [*costate, *(torch.ones_like(share) for share in shares)]
+        return gradients([*tree.tensors(run.moved), *shares], inputs, seeds, retain_graph=keep)
+
+    def value_slopes(self, run: Pass, inputs: list[Tensor]) -> list[Tensor]:
+        """The gradient of the mean cost."""
+        return gradients(run.value, inputs)
+
+    def gradient(self, by_leaf: list[Tensor]) -> Tree:
+        """The gradient in the controls from those in the weights of all stages."""
+        stream = iter(by_leaf)
+        by_stage = [tree.rebuild(u, [next(stream) for _ in tree.leaves(u)]) for u in self.staged]
+        return pull_back(self.game, self.controls, by_stage)

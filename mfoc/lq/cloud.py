@@ -1,0 +1,109 @@
+"""An LQ problem on a cloud of particles: the functions of its ``Problem``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from mfoc.errors import InvalidValue
+
+if TYPE_CHECKING:
+    from mfoc.lq.linear_quadratic import LinearQuadratic
+
+
+@dataclass(frozen=True)
+class Cloud:
+    """The functions of the Problem: the equations of ``LinearQuadratic`` with empirical means.
+
+    The covariance of the noise is that of factor w, and for the mean of the cloud that of factor_mean w.
+    """
+
+    lq: LinearQuadratic
+    feedback: bool
+    factor: Tensor | None
+    factor_mean: Tensor | None
+
+    def dynamics(self, t: int, x: Tensor, u: Any, z: Tensor | None) -> Tensor:
+        """X_(t+1) with empirical means."""
+        m = x.mean(0)
+        controls, v = self._control(x, m, u)
+        moved = x @ self._at("A", t).mT + controls @ self._at("B", t).mT
+        for name, mean in (("Abar", m), ("Bbar", v)):
+            if getattr(self.lq, name) is not None:
+                moved = moved + self._at(name, t) @ mean
+        return moved if self.factor is None else moved + self._noise(t, z)
+
+    def running_cost(self, t: int, x: Tensor, u: Any, z: Tensor | None) -> Tensor:
+        """The cost of a stage ``[N]``."""
+        lq, m = self.lq, x.mean(0)
+        controls, v = self._control(x, m, u)
+        cost = _quadratic(x, self._at("Q", t)) + _quadratic(controls, self._at("R", t))
+        if lq.Qbar is not None:
+            centre = m if lq.S is None else self._at("S", t) @ m
+            cost = cost + _quadratic(x - centre, self._at("Qbar", t))
+        if lq.Rbar is not None:
+            cost = cost + _quadratic(v, self._at("Rbar", t))
+        if lq.cross is not None:
+            cost = cost + 2 * ((x @ self._at("cross", t)) * controls).sum(-1)
+        if lq.crossbar is not None:
+            cost = cost + 2 * ((m @ self._at("crossbar", t)) * v).sum(-1)
+        if lq.offset is not None:
+            cost = cost + lq.offset
+        return cost if lq.offsetbar is None else cost + lq.offsetbar / len(x)
+
+    def terminal_cost(self, x: Tensor, z: Tensor | None) -> Tensor:
+        """The cost of the last state ``[N]``."""
+        lq, cost = self.lq, x.new_zeros(len(x))
+        if lq.QT is not None:
+            cost = cost + _quadratic(x, lq.QT)
+        if lq.QbarT is not None:
+            m = x.mean(0)
+            cost = cost + _quadratic(x - (m if lq.ST is None else lq.ST @ m), lq.QbarT)
+        return cost
+
+    def _control(self, x: Tensor, m: Tensor, u: Any) -> tuple[Tensor, Tensor]:
+        """The controls of all particles ``[N, m]`` and their mean ``[m]``."""
+        if not self.feedback:
+            return u.expand(len(x), -1), u
+        v: Tensor = -(u["Kbar"] @ m)
+        return v - (x - m) @ u["K"].mT, v
+
+    def _noise(self, t: int, z: Tensor | None) -> Tensor:
+        assert self.factor is not None
+        k = self.factor.shape[-1]
+        if not isinstance(z, Tensor) or z.dim() != 3 or z.shape[1:] != (self.lq.steps, k):
+            came = tuple(z.shape) if isinstance(z, Tensor) else type(z).__name__
+            raise InvalidValue(f"data is {came}; expected normal variables of shape (N, {self.lq.steps}, {k})")
+        w, factor = z[:, t], self._stage(self.factor, t)
+        if self.factor_mean is None:
+            return w @ factor.mT
+        mean = w.mean(0)
+        return (w - mean) @ factor.mT + self._stage(self.factor_mean, t) @ mean
+
+    def _at(self, name: str, t: int) -> Tensor:
+        x: Tensor = getattr(self.lq, name)
+        return self._stage(x, t)
+
+    def _stage(self, x: Tensor, t: int) -> Tensor:
+        return x[min(t, len(x) - 1)] if self.lq.varying else x
+
+
+def noise_factors(lq: LinearQuadratic) -> tuple[Tensor | None, Tensor | None]:
+    """Square roots of the covariances of the noise of a particle and, where it differs, of the mean."""
+
+    def root(x: Tensor) -> Tensor:
+        # Of a semi-definite matrix, for which Cholesky would fail; its derivative need not exist.
+        values, vectors = torch.linalg.eigh(x.detach())
+        factor: Tensor = vectors * values.clamp_min(0).sqrt().unsqueeze(-2)
+        return factor
+
+    if lq.noise is None:
+        return lq.sigma, None
+    return root(lq.noise), None if lq.noisebar is None else root(lq.noise + lq.noisebar)
+
+
+def _quadratic(x: Tensor, weight: Tensor) -> Tensor:
+    return ((x @ weight) * x).sum(-1)

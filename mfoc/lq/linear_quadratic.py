@@ -1,0 +1,461 @@
+"""Finite-horizon linear-quadratic control of a population: closed form by two Riccati equations.
+
+The state is split into its mean m and the deviation x - m. They decouple, in dynamics and in cost, so that a
+McKean-Vlasov LQ problem is two ordinary ones: P solves the Riccati equation of the deviation, Pi that of the mean.
+
+References:
+    J. Yong (2013), "Linear-quadratic optimal control problems for mean-field stochastic differential equations",
+    SIAM J. Control Optim. 51(4), for continuous time; R. Elliott, X. Li, Y.-H. Ni (2013), "Discrete time mean-field
+    stochastic linear-quadratic optimal control problems", Automatica 49(11), for discrete time.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple, Unpack
+
+import torch
+from torch import Tensor
+
+from mfoc.errors import InvalidType, InvalidValue
+from mfoc.lq.cloud import Cloud, noise_factors
+from mfoc.lq.modes import Mode, check_convex, merge, split
+from mfoc.lq.paths import stagewise_course, stationary_course
+from mfoc.lq.riccati import (
+    Backward,
+    continuous_noise_cost,
+    continuous_sweep,
+    discrete_noise_cost,
+    discrete_sweep,
+    trace_product,
+)
+from mfoc.lq.sampling import sample
+from mfoc.lq.terms import MEAN_FIELD, TIMELESS, Terms, broadcast, check_agrees, check_tensors, given_tensors
+from mfoc.problem import Problem
+
+
+class Riccati(NamedTuple):
+    """The solution, over time. The optimal control is u = -K (x - m) - Kbar m, and T+1 nodes bound T stages.
+
+    Attributes:
+        P: ``[..., T+1, n, n]``, of the deviation from the mean.
+        Pi: ``[..., T+1, n, n]``, of the mean.
+        K: gains on the deviation: ``[..., T, m, n]`` in discrete time, ``[..., T+1, m, n]`` in continuous time.
+        Kbar: gains on the mean, likewise.
+    """
+
+    P: Tensor
+    Pi: Tensor
+    K: Tensor
+    Kbar: Tensor
+
+
+class Path(NamedTuple):
+    """The optimal path of the mean, which is that of a deterministic system.
+
+    Attributes:
+        states: ``[..., T+1, n]``.
+        controls: ``[..., T, m]`` in discrete time, ``[..., T+1, m]`` (at the nodes) in continuous time.
+        cost: its cost ``[...]``.
+    """
+
+    states: Tensor
+    controls: Tensor
+    cost: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class LinearQuadratic:
+    """A finite-horizon LQ problem with mean-field terms; m = E x and v = E u.
+
+    In discrete time (``dt`` is None, T = ``steps`` stages), with w of mean 0 and covariance I,
+
+        x_(t+1) = A x + Abar m + B u + Bbar v + sigma w
+        J = sum_(t<T) E[x'Qx + (x - Sm)' Qbar (x - Sm) + u'Ru + v' Rbar v + 2 x' cross u + 2 m' crossbar v]
+            + E[x_T' QT x_T + (x_T - ST m_T)' QbarT (x_T - ST m_T)]
+
+    and in continuous time the same with dx = (...) dt + sigma dW and an integral over [0, steps * dt]. There is no
+    factor 1/2. Make one with ``LinearQuadratic.discrete`` or ``LinearQuadratic.continuous``.
+
+    Every tensor may have leading axes, which broadcast to a batch of problems; all share one floating dtype and one
+    device. Results are differentiable in every tensor. Instances are immutable: leave their tensors unchanged too.
+
+    Attributes:
+        A: ``[..., n, n]``.
+        B: ``[..., n, m]``.
+        Q: symmetric ``[..., n, n]``.
+        R: symmetric positive definite ``[..., m, m]``, as is R + Rbar.
+        steps: number of stages T, or of steps of the time grid.
+        dt: length of a step of the grid; None in discrete time.
+        QT: terminal weight ``[..., n, n]``; None is zero, as for all that follow except S and ST.
+        Abar, Bbar, Qbar, Rbar, QbarT: the mean-field terms, shaped as their counterparts.
+        S, ST: ``[..., n, n]``; None is the identity, so that Qbar weighs the spread around the mean.
+        cross, crossbar: ``[..., n, m]``.
+        sigma: ``[..., n, k]``.
+        noise: in place of sigma, the covariance sigma sigma' ``[..., n, n]``.
+        noisebar: N times the covariance of the noise of the mean of N particles, less ``noise`` ``[..., n, n]``; zero
+            unless the problem is a sampled one, where the drift within a step acts on both differently.
+        offset: constant cost per stage ``[...]``, and offsetbar: what N particles pay beyond it, times N.
+        varying: in discrete time, whether every matrix but QT, QbarT and ST has a time axis ``[..., T, ., .]`` (of
+            length 1 where it is constant).
+
+    Raises:
+        InvalidType: an argument is not a floating-point tensor, or not an integer.
+        InvalidValue: wrong shape, mixed dtypes or devices, not finite, not symmetric, or a cost that is not convex.
+    """
+
+    A: Tensor
+    B: Tensor
+    Q: Tensor
+    R: Tensor
+    steps: int
+    dt: float | None = None
+    QT: Tensor | None = None
+    Abar: Tensor | None = None
+    Bbar: Tensor | None = None
+    Qbar: Tensor | None = None
+    Rbar: Tensor | None = None
+    QbarT: Tensor | None = None
+    S: Tensor | None = None
+    ST: Tensor | None = None
+    cross: Tensor | None = None
+    crossbar: Tensor | None = None
+    sigma: Tensor | None = None
+    noise: Tensor | None = None
+    noisebar: Tensor | None = None
+    offset: Tensor | None = None
+    offsetbar: Tensor | None = None
+    varying: bool = False
+
+    @classmethod
+    def discrete(
+        cls,
+        A: Tensor,
+        B: Tensor,
+        Q: Tensor,
+        R: Tensor,
+        QT: Tensor | None = None,
+        *,
+        horizon: int,
+        **terms: Unpack[Terms],
+    ) -> LinearQuadratic:
+        """A problem in discrete time of ``horizon`` stages; the other arguments are the attributes of the class."""
+        return cls(A, B, Q, R, horizon, None, QT, **terms)
+
+    @classmethod
+    def continuous(
+        cls,
+        A: Tensor,
+        B: Tensor,
+        Q: Tensor,
+        R: Tensor,
+        QT: Tensor | None = None,
+        *,
+        horizon: float,
+        steps: int,
+        **terms: Unpack[Terms],
+    ) -> LinearQuadratic:
+        """A problem in continuous time over [0, horizon], solved at the steps + 1 nodes of a uniform grid.
+
+        The Riccati equation is solved on the grid without discretisation error, whatever the step: to rounding, times
+        the size of Q and of B R^-1 B' where control is cheap. Only the integral of the noise terms in ``value`` and
+        ``finite_population_gap`` is a quadrature, of order six in the step. The other arguments are the attributes of
+        the class.
+        """
+        if isinstance(horizon, bool) or not isinstance(horizon, int | float):
+            raise InvalidType(f"horizon is a {type(horizon).__name__}; expected the final time, a positive number")
+        if not (math.isfinite(horizon) and horizon > 0):
+            raise InvalidValue(f"horizon is {horizon}; expected a positive, finite final time")
+        _check_count("steps", steps)
+        return cls(A, B, Q, R, steps, horizon / steps, QT, **terms)
+
+    def __post_init__(self) -> None:
+        _check_count("horizon" if self.dt is None else "steps", self.steps)
+        if self.varying and self.dt is not None:
+            raise InvalidValue("varying is True in continuous time; expected constant matrices")
+        if self.sigma is not None and self.noise is not None:
+            raise InvalidValue("sigma and noise are both given; expected one of them (noise = sigma sigma')")
+        check_tensors(self)
+        deviation, mean = self._modes()
+        bar = self.mean_field
+        check_convex(deviation, "Q + Qbar" if bar else "Q", "R", "QT + QbarT" if bar else "QT")
+        if bar:
+            check_convex(mean, "Q + (I-S)'Qbar(I-S)", "R + Rbar", "QT + (I-ST)'QbarT(I-ST)")
+
+    @property
+    def mean_field(self) -> bool:
+        """Whether the mean moves or costs otherwise than a deviation from it, so that Pi differs from P."""
+        return any(getattr(self, name) is not None for name in MEAN_FIELD)
+
+    @cached_property
+    def batch(self) -> torch.Size:
+        """The leading axes of the batch of problems."""
+        return broadcast(*(lead for _, _, lead in given_tensors(self)))
+
+    def riccati(self) -> Riccati:
+        """Solves both Riccati equations."""
+        deviation, mean = self._sweeps(self._modes())
+        P, K = self._over_time(deviation.P), self._over_time(deviation.K)
+        if mean is deviation:
+            return Riccati(P, P, K, K)
+        return Riccati(P, self._over_time(mean.P), K, self._over_time(mean.K))
+
+    def feedback(self, t: int, x: Tensor, m: Tensor | None = None) -> Tensor:
+        """The optimal control -K (x - m) - Kbar m.
+
+        Args:
+            t: stage; in continuous time, node of the grid (time ``t * dt``).
+            x: states ``[..., n]``; the leading axes broadcast against those of the problem.
+            m: mean of the state ``[..., n]``; x itself when None, as for a deterministic system.
+
+        Returns:
+            Controls ``[..., m]``.
+        """
+        solution = self._cached()
+        nodes = solution.K.shape[-3]
+        if not 0 <= t < nodes:
+            raise InvalidValue(f"t is {t}; expected a stage from 0 to {nodes - 1}")
+        self._check_vector("x", x)
+        if m is None:
+            return -_apply(solution.Kbar[..., t, :, :], x)
+        self._check_vector("m", m)
+        return -_apply(solution.K[..., t, :, :], x - m) - _apply(solution.Kbar[..., t, :, :], m)
+
+    def path(self, m0: Tensor) -> Path:
+        """The optimal path of the mean started at m0 ``[..., n]``, whose leading axes broadcast with the batch.
+
+        Constant matrices take O(log T) batched operations, unless cheap control or an unstable system would cost
+        digits; they then take O(T), as varying ones do.
+        """
+        self._check_vector("m0", m0)
+        lead = broadcast(m0.shape[:-1], self.batch)
+        extra = len(lead) - len(self.batch)  # leading axes that are starts of one problem
+        mode = self._modes(lead[extra:])[1]
+        starts = m0.expand(*lead, m0.shape[-1]).reshape(-1, len(mode.QT), m0.shape[-1]).transpose(0, 1)
+        course = None if self.varying else stationary_course(mode, starts, self.steps, self.dt)
+        if course is None:
+            course = stagewise_course(mode, starts, self.steps, self.dt)
+        cost = (starts * torch.bmm(starts, course.P)).sum(-1).mT
+        states, controls = (x.permute(2, 0, 1, 3) for x in course[:2])
+        return Path(*(x.reshape((*lead, *x.shape[2:])) for x in (states, controls, cost)))
+
+    def open_loop(self, m0: Tensor) -> Tensor:
+        """The optimal control among those that the whole population shares, a function of time only.
+
+        It depends on the population through its mean alone, and is the optimal control of a deterministic system.
+
+        Args:
+            m0: initial mean ``[..., n]``.
+
+        Returns:
+            Controls ``[..., T, m]`` in discrete time, ``[..., T+1, m]`` (at the nodes) in continuous time.
+        """
+        return self.path(m0).controls
+
+    def value(
+        self, mean0: Tensor, cov0: Tensor | None = None, *, particles: int | None = None, shared: bool = False
+    ) -> Tensor:
+        """The optimal cost.
+
+        Args:
+            mean0: initial mean ``[..., n]``.
+            cov0: initial covariance ``[..., n, n]``; None for a deterministic start.
+            particles: N, for the optimal mean cost of N particles whose empirical mean replaces m; None for the limit.
+            shared: whether the control must be shared by all particles (``open_loop``) rather than a feedback.
+
+        Returns:
+            ``[...]``.
+        """
+        self._check_vector("mean0", mean0)
+        modes = self._modes()
+        sweeps = self._sweeps(modes)
+        deviation, mean = self._spread(cov0, shared, modes, sweeps)
+        value = (mean0 * _apply(self._unflat(sweeps[1].P[0]), mean0)).sum(-1) + deviation
+        if particles is None:
+            return value
+        _check_count("particles", particles)
+        return value + (mean - deviation) / particles
+
+    def finite_population_gap(self, cov0: Tensor | None, N: int, *, shared: bool = False) -> Tensor:
+        """J_N - J, exactly: what N particles pay more on average than the infinite population.
+
+        (1/N) [tr((Pi_0 - P_0) cov0) + sum_t tr((Pi_(t+1) - P_(t+1)) sigma sigma')], the sum being an integral in
+        continuous time. The N particles start independently and their empirical mean replaces m in the dynamics, the
+        cost and the feedback, which then is optimal among all controls that see all the particles.
+
+        Args:
+            cov0: initial covariance ``[..., n, n]``; None for a deterministic start.
+            N: number of particles.
+            shared: as in ``value``; P and Pi are then those of the uncontrolled deviations.
+
+        Returns:
+            ``[...]``.
+        """
+        _check_count("N", N)
+        modes = self._modes()
+        deviation, mean = self._spread(cov0, shared, modes, None if shared else self._sweeps(modes))
+        return (mean - deviation) / N
+
+    def discretise(self, steps: int | None = None) -> LinearQuadratic:
+        """The discrete problem of a control held constant over each of ``steps`` equal steps (zero-order hold).
+
+        Exact for those controls: dynamics, cost (with its product of state and control), noise, and the cost of the
+        noise that enters within a step, for N particles too. Its value exceeds the continuous one by O(h^2), and by
+        O(h) where the feedback has noise to answer to.
+
+        Args:
+            steps: number of steps over the horizon; those of the grid when None.
+
+        Raises:
+            InvalidValue: the problem is already discrete.
+        """
+        if self.dt is None:
+            raise InvalidValue("the problem is discrete; expected one in continuous time")
+        steps = self.steps if steps is None else steps
+        _check_count("steps", steps)
+        modes = self._modes()
+        h, bar = self.dt * self.steps / steps, self.mean_field
+        (own, held), (all_, held_all) = sample(modes[0], h), sample(modes[1], h)
+
+        def rest(x: Tensor | None, y: Tensor | None) -> Tensor | None:
+            return None if x is None or y is None or not bar else self._unflat(y - x)
+
+        # With S = I, Q weighs mean and deviation alike and Qbar the deviation alone.
+        return LinearQuadratic(
+            self._unflat(own.A),
+            self._unflat(own.B),
+            self._unflat(all_.Q),
+            self._unflat(own.R),
+            steps,
+            QT=self._unflat(all_.QT),
+            Abar=rest(own.A, all_.A),
+            Bbar=rest(own.B, all_.B),
+            Qbar=rest(all_.Q, own.Q),
+            Rbar=rest(own.R, all_.R),
+            QbarT=rest(all_.QT, own.QT),
+            cross=None if own.cross is None else self._unflat(own.cross),
+            crossbar=rest(own.cross, all_.cross),
+            noise=None if own.noise is None else self._unflat(own.noise),
+            noisebar=rest(own.noise, all_.noise),
+            offset=None if held is None else self._unflat(held),
+            offsetbar=rest(held, held_all),
+        )
+
+    def problem(self, *, feedback: bool = False) -> Problem:
+        """The same problem for the solvers of mfoc, on a cloud whose empirical mean replaces m.
+
+        Particles hold ``state`` ``[N, n]`` and, where there is noise, ``data`` ``[N, T, k]`` of independent normal
+        variables; k counts the columns of sigma, or is n where the covariance is given.
+
+        Args:
+            feedback: False for one control per stage shared by the cloud, ``[m]``, of which ``open_loop`` is the
+                optimum; True for gains ``{"K": [m, n], "Kbar": [m, n]}`` and u = -K (x - m) - Kbar m, of which
+                ``riccati`` is the optimum. Both start from zero.
+
+        Raises:
+            InvalidValue: the problem is in continuous time (discretise it first) or has leading axes.
+        """
+        if self.dt is not None:
+            raise InvalidValue("the problem is in continuous time; use discretise(steps).problem()")
+        if self.batch:
+            raise InvalidValue(f"the problem has leading axes {tuple(self.batch)}; expected a single problem")
+        n, m = self.B.shape[-2:]
+        cloud = Cloud(self, feedback, *noise_factors(self))
+        zeros: list[Any] = [
+            {"K": self.B.new_zeros(m, n), "Kbar": self.B.new_zeros(m, n)} if feedback else self.B.new_zeros(m)
+            for _ in range(self.steps)
+        ]
+        # Equal stages compute one function, unless noise picked by the number of the stage tells them apart.
+        alike = not self.varying and cloud.factor is None
+        return Problem(
+            cloud.dynamics,
+            cloud.terminal_cost,
+            zeros,
+            running_cost=cloud.running_cost,
+            kind=(lambda t: 0) if alike else None,
+        )
+
+    def _modes(self, batch: torch.Size | None = None) -> tuple[Mode, Mode]:
+        batch, length = self.batch if batch is None else batch, self.steps if self.varying else 1
+
+        def get(name: str) -> Tensor | None:
+            x: Tensor | None = getattr(self, name)
+            if x is None:
+                return None
+            if name in TIMELESS:
+                return x.expand(*batch, *x.shape[-2:]).reshape(-1, *x.shape[-2:])
+            x = x if self.varying else x.unsqueeze(-3)
+            return x.expand(*batch, length, *x.shape[-2:]).reshape(-1, length, *x.shape[-2:])
+
+        return split(get, self.mean_field)
+
+    def _sweep(self, mode: Mode) -> Backward:
+        if self.dt is None:
+            return discrete_sweep(mode, self.steps)
+        return continuous_sweep(mode, self.steps, self.dt)
+
+    def _sweeps(self, modes: tuple[Mode, Mode]) -> tuple[Backward, Backward]:
+        if modes[0] is modes[1]:
+            sweep = self._sweep(modes[0])
+            return sweep, sweep
+        size, both = len(modes[0].QT), self._sweep(merge(modes))
+        return Backward(*([x[:size] for x in part] for part in both)), Backward(
+            *([x[size:] for x in part] for part in both)
+        )
+
+    def _spread(
+        self, cov0: Tensor | None, shared: bool, modes: tuple[Mode, Mode], sweeps: tuple[Backward, Backward] | None
+    ) -> tuple[Tensor, Tensor]:
+        """What randomness costs where it moves one particle alone, and where it moves the mean: ``[...]`` each."""
+        if shared:
+            free = modes[0].uncontrolled()
+            modes, sweeps = (free, free if modes[1] is modes[0] else modes[1].uncontrolled()), None
+        costs = []
+        for mode, sweep in zip(modes, sweeps or self._sweeps(modes), strict=True):
+            if self.dt is None:
+                cost = self._unflat(discrete_noise_cost(mode, sweep))
+            else:
+                cost = self._unflat(continuous_noise_cost(mode, sweep, self.dt))
+            if cov0 is not None:
+                self._check_vector("cov0", cov0, square=True)
+                cost = cost + trace_product(self._unflat(sweep.P[0]), cov0)
+            costs.append(cost if self.offset is None else cost + self.steps * self.offset)
+        return costs[0], costs[1] if self.offsetbar is None else costs[1] + self.steps * self.offsetbar
+
+    def _unflat(self, x: Tensor) -> Tensor:
+        return x.reshape((*self.batch, *x.shape[1:]))
+
+    def _over_time(self, series: list[Tensor]) -> Tensor:
+        return self._unflat(torch.stack(series, 1))
+
+    def _cached(self) -> Riccati:
+        """The solution, kept for the next ``feedback`` unless an autograd graph would be kept with it."""
+        solution: Riccati | None = self.__dict__.get("_solution")
+        if solution is None:
+            solution = self.riccati()
+            if not any(x.requires_grad for _, x, _ in given_tensors(self)) and not torch.is_inference_mode_enabled():
+                self.__dict__["_solution"] = solution
+        return solution
+
+    def _check_vector(self, name: str, x: Tensor, square: bool = False) -> None:
+        n = self.A.shape[-1]
+        shape = (n, n) if square else (n,)
+        if not isinstance(x, Tensor):
+            raise InvalidType(f"{name} is a {type(x).__name__}; expected a tensor of shape (..., {n})")
+        if x.shape[-len(shape) :] != shape:
+            raise InvalidValue(f"{name} has shape {tuple(x.shape)}; expected (..., {', '.join(map(str, shape))})")
+        check_agrees(name, x, self.A)
+
+
+def _apply(matrix: Tensor, x: Tensor) -> Tensor:
+    result: Tensor = matrix @ x.unsqueeze(-1)
+    return result.squeeze(-1)
+
+
+def _check_count(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise InvalidType(f"{name} is a {type(value).__name__}; expected a positive integer")
+    if value < 1:
+        raise InvalidValue(f"{name} is {value}; expected a positive integer")

@@ -1,0 +1,232 @@
+"""Minimisers of the frozen Hamiltonian: the inner problems of MSA, E-MSA and of the certificate's gap.
+
+All rows of a block ``[G, n]`` are minimised at once and independently: every row has its own step lengths and its own
+curvature, so the result for a row does not depend on which others it is stacked with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from mfoc.checks import check_integer, check_non_negative, check_positive
+from mfoc.errors import InvalidType
+
+Evaluate = Callable[[Tensor], tuple[Tensor, Tensor]]
+
+
+class Minimum(NamedTuple):
+    """Where an inner minimisation ended.
+
+    Attributes:
+        point: ``[G, n]``.
+        value: the value last seen: at the point for ``LBFGS``, one step before it for ``Descent`` ``[G]``.
+        unbounded: rows along which the function still fell after all doublings of a line search, or reached minus
+            infinity: it appears unbounded below ``[G]``.
+        evaluations: values and gradients asked for.
+    """
+
+    point: Tensor
+    value: Tensor
+    unbounded: Tensor
+    evaluations: int
+
+
+class Inner(Protocol):
+    """An inner minimiser."""
+
+    def minimise(self, evaluate: Evaluate, start: Tensor) -> Minimum:
+        """Minimises ``evaluate: [G, n] -> (value [G], slope [G, n])`` from ``start``."""
+
+
+@dataclass(frozen=True)
+class Descent:
+    """Gradient descent with a fixed step. One step of it makes MSA the same as ``Gradient`` with SGD.
+
+    Attributes:
+        lr: step length.
+        steps: number of steps.
+    """
+
+    lr: float
+    steps: int = 1
+
+    def __post_init__(self) -> None:
+        check_positive(lr=self.lr)
+        check_integer(1, steps=self.steps)
+
+    def minimise(self, evaluate: Evaluate, start: Tensor) -> Minimum:
+        """See ``Inner``."""
+        point = start
+        for _ in range(self.steps):
+            value, slope = evaluate(point)
+            point = point - self.lr * slope
+        return Minimum(point, value, torch.zeros_like(value, dtype=torch.bool), self.steps)
+
+
+@dataclass(frozen=True)
+class LBFGS:
+    """Limited-memory BFGS with a weak Wolfe line search, all rows at once.
+
+    Nocedal & Wright, "Numerical Optimization" (2006), sec. 7.2; the line search is the bisection of Lewis &
+    Overton (2013), "Nonsmooth optimization via quasi-Newton methods", algorithm 2.6. Rows do not wait for one another:
+    one whose line search has ended begins its next iteration with the next evaluation, so a block takes as many
+    evaluations as its slowest row, not the sum of the slowest at each iteration.
+
+    Attributes:
+        steps: most iterations of a row.
+        history: curvature pairs kept.
+        tol: a row stops when its largest gradient entry is at most this.
+        trials: most evaluations in one line search.
+    """
+
+    steps: int = 10
+    history: int = 10
+    tol: float = 1e-8
+    trials: int = 20
+
+    def __post_init__(self) -> None:
+        check_integer(1, steps=self.steps, history=self.history, trials=self.trials)
+        check_non_negative(tol=self.tol)
+
+    def minimise(self, evaluate: Evaluate, start: Tensor) -> Minimum:
+        """See ``Inner``."""
+        here = _Point(start, *evaluate(start))
+        memory = _Memory(min(self.history, self.steps), start)
+        search = _Search.along(here, -here.slope, 1 / here.slope.norm(dim=1).clamp_min(1.0))
+        iterations = torch.zeros_like(here.value)
+        unbounded = torch.zeros_like(here.value, dtype=torch.bool)
+        active = here.value.isfinite() & (here.slope.abs().amax(1) > self.tol)
+        evaluations = 1
+        while bool(active.any()):
+            there = here.point + search.length[:, None] * search.direction
+            search = search.advance(here, _Point(there, *evaluate(there)))
+            evaluations += 1
+            # A search that has found nothing and can gain far less than rounding is over.
+            gain = search.length * search.descent.abs()
+            futile = ~search.moved & (gain <= 1e-2 * torch.finfo(gain.dtype).eps * here.value.abs())
+            endless = search.best.value == -torch.inf
+            ended = active & (search.satisfied | futile | endless | (search.trials >= self.trials))
+            unbounded = unbounded | (ended & (endless | (~search.satisfied & search.high.isinf())))
+            accepted = ended & search.moved
+            if not bool(ended.any()):
+                continue
+            memory.add(accepted, search.best.point - here.point, search.best.slope - here.slope)
+            here = _Point.where(accepted, search.best, here)
+            iterations = iterations + accepted
+            going = accepted & ~unbounded & (iterations < self.steps) & (here.slope.abs().amax(1) > self.tol)
+            active = active & (going | ~ended)
+            fresh = _Search.along(here, -memory.times(here.slope), torch.ones_like(here.value))
+            search = _Search(*(_where(accepted, new, old) for new, old in zip(fresh, search, strict=True)))
+        return Minimum(here.point, here.value, unbounded, evaluations)
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    return (a * b).sum(1)
+
+
+def _where(mask: Tensor, new: Any, old: Any) -> Any:
+    """Rows of ``new`` where the mask holds, else of ``old``."""
+    if isinstance(new, _Point):
+        return _Point.where(mask, new, old)
+    return torch.where(mask.view(-1, *[1] * (new.dim() - 1)), new, old)
+
+
+class _Point(NamedTuple):
+    """Rows ``[G, n]`` with their values ``[G]`` and slopes ``[G, n]``."""
+
+    point: Tensor
+    value: Tensor
+    slope: Tensor
+
+    @staticmethod
+    def where(mask: Tensor, new: _Point, old: _Point) -> _Point:
+        return _Point(*(_where(mask, a, b) for a, b in zip(new, old, strict=True)))
+
+
+class _Search(NamedTuple):
+    """The line search of each row: the bracket (low, high), the length to try next, the best point so far."""
+
+    direction: Tensor
+    descent: Tensor
+    length: Tensor
+    low: Tensor
+    high: Tensor
+    trials: Tensor
+    best: _Point
+    moved: Tensor
+    satisfied: Tensor
+
+    @staticmethod
+    def along(here: _Point, direction: Tensor, length: Tensor) -> _Search:
+        """A new search; a direction that does not descend is replaced by steepest descent."""
+        descends = _dot(direction, here.slope) < 0
+        direction = _where(descends, direction, -here.slope)
+        zero, no = torch.zeros_like(length), torch.zeros_like(length, dtype=torch.bool)
+        high = torch.full_like(length, torch.inf)
+        return _Search(direction, _dot(direction, here.slope), length, zero, high, zero, here, no, no)
+
+    def advance(self, here: _Point, there: _Point, *, armijo: float = 1e-4, wolfe: float = 0.9) -> _Search:
+        """Narrows (or doubles) the bracket by what was found at the length tried."""
+        enough = here.value + armijo * self.length * self.descent
+        falls = there.value <= enough  # a NaN or +inf does not; -inf is the end of it
+        low = torch.where(falls, self.length, self.low)
+        high = torch.where(falls, self.high, self.length)
+        return self._replace(
+            length=torch.where(high.isinf(), 2 * low, (low + high) / 2),
+            low=low,
+            high=high,
+            trials=self.trials + 1,
+            best=_Point.where(falls, there, self.best),  # the farthest point that falls enough
+            moved=self.moved | falls,
+            satisfied=falls & (_dot(there.slope, self.direction) >= wolfe * self.descent),
+        )
+
+
+class _Memory:
+    """The last curvature pairs of each row, oldest first; each row fills its own at its own pace."""
+
+    def __init__(self, size: int, like: Tensor) -> None:
+        self.steps = like.new_zeros(len(like), size, like.shape[1])  # [G, m, n]; zero where there is no pair
+        self.changes = torch.zeros_like(self.steps)
+        self.scale = torch.ones_like(like[:, :1])
+
+    def add(self, mask: Tensor, step: Tensor, change: Tensor) -> None:
+        """Keeps a pair for the rows in the mask whose curvature is positive."""
+        curvature, square = _dot(step, change), _dot(change, change)
+        useful = mask & (curvature > torch.finfo(step.dtype).eps * square) & (square > 0)
+        self.steps = _where(useful, torch.cat([self.steps[:, 1:], step[:, None]], 1), self.steps)
+        self.changes = _where(useful, torch.cat([self.changes[:, 1:], change[:, None]], 1), self.changes)
+        self.scale = _where(useful, (curvature / square)[:, None], self.scale)
+
+    def times(self, slope: Tensor) -> Tensor:
+        """The inverse Hessian estimate times the slope ``[G, n]``, by Nocedal & Wright (2006), eq. (7.24).
+
+        A handful of batched products, where the two-loop recursion takes six operations a pair.
+        """
+        # The triangular solves need single precision at least.
+        wide = torch.promote_types(slope.dtype, torch.float32)
+        s, y, g, scale = (part.to(wide) for part in (self.steps, self.changes, slope[:, :, None], self.scale))
+        products = s @ y.mT
+        diagonal = products.diagonal(dim1=1, dim2=2)
+        triangle = products.triu() + torch.diag_embed((diagonal == 0).to(wide))
+        p = torch.linalg.solve_triangular(triangle, s @ g, upper=True)
+        change = y.mT @ p
+        right = diagonal[:, :, None] * p + scale[:, :, None] * (y @ (change - g))
+        v = torch.linalg.solve_triangular(triangle.mT, right, upper=False)
+        product: Tensor = (scale[:, :, None] * (g - change) + s.mT @ v)[:, :, 0]
+        return product.to(slope.dtype)
+
+
+def check_inner(inner: Any) -> None:
+    """Refuses what is not an inner minimiser.
+
+    Raises:
+        InvalidType: it is a class, or has no ``minimise``.
+    """
+    if isinstance(inner, type) or not callable(getattr(inner, "minimise", None)):
+        raise InvalidType(f"inner is {inner!r}; expected mfoc.minimisers.LBFGS(...) or mfoc.minimisers.Descent(lr=...)")

@@ -1,0 +1,17 @@
+"""Networks as control problems: the layers are the stages, the weights are the controls."""
+
+from mfoc.networks.costs import Loss, per_sample, weight_decay
+from mfoc.networks.cutting import named_stages
+from mfoc.networks.modules import MaskedDropout, Residual
+from mfoc.networks.problem import from_module, to_module
+
+__all__ = [
+    "Loss",
+    "MaskedDropout",
+    "Residual",
+    "from_module",
+    "named_stages",
+    "per_sample",
+    "to_module",
+    "weight_decay",
+]

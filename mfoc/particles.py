@@ -1,0 +1,79 @@
+"""The cloud of particles a problem is solved on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mfoc import tree
+from mfoc.errors import InvalidValue
+from mfoc.tree import Tree
+
+
+@dataclass(frozen=True)
+class Particles:
+    """A cloud: pytrees of tensors whose leaves share the leading axis N.
+
+    Attributes:
+        state: initial states ``[N, ...]``.
+        data: what dynamics and costs receive as z (labels, noise, masks) ``[N, ...]``, or None.
+    """
+
+    state: Tree
+    data: Tree = None
+
+    def __post_init__(self) -> None:
+        named = tree.named_leaves(self.state, "state")
+        if not named:
+            raise InvalidValue("state has no tensor; a cloud needs at least one, with leading axis N")
+        if self.data is not None:
+            named += tree.named_leaves(self.data, "data")
+        name, first = named[0]
+        for label, leaf in named:
+            if leaf.dim() == 0:
+                raise InvalidValue(f"{label} is a scalar; expected a leading particle axis, [N, ...]")
+            if len(leaf) != len(first):
+                raise InvalidValue(
+                    f"{label} holds {len(leaf)} particles and {name} holds {len(first)}; "
+                    "every leaf needs the same leading axis N"
+                )
+        if len(first) == 0:
+            raise InvalidValue(f"{name} is empty; a cloud needs at least one particle")
+
+    def __len__(self) -> int:
+        leaf: Tensor = tree.leaves(self.state)[0]
+        return leaf.shape[0]
+
+    def __getitem__(self, index: Any) -> Particles:
+        """The particles chosen by a slice, a mask or an index tensor."""
+        return self._map(lambda leaf: leaf[index])
+
+    def to(self, *args: Any, **kwargs: Any) -> Particles:
+        """The cloud on another device or in another float dtype; integer and complex leaves keep their dtype."""
+
+        def move(leaf: Tensor) -> Tensor:
+            if leaf.is_floating_point():
+                return leaf.to(*args, **kwargs)
+            device = kwargs.get("device", next((a for a in args if isinstance(a, str | torch.device)), leaf.device))
+            return leaf.to(device)
+
+        return self._map(move)
+
+    def _map(self, function: Callable[[Tensor], Tensor]) -> Particles:
+        data = None if self.data is None else tree.map(function, self.data)
+        return Particles(tree.map(function, self.state), data)
+
+
+def concatenated(clouds: Iterable[Particles]) -> Particles:
+    """Several clouds of one structure as a single one, their particles in order."""
+    parts = list(clouds)
+    if len(parts) == 1:
+        return parts[0]
+    state = tree.map(lambda *leaves: torch.cat(leaves), *(cloud.state for cloud in parts))
+    if parts[0].data is None:
+        return Particles(state)
+    return Particles(state, tree.map(lambda *leaves: torch.cat(leaves), *(cloud.data for cloud in parts)))

@@ -1,0 +1,276 @@
+"""Populations: where the particles of step n come from, as a pure function of (seed, n).
+
+Nothing is carried from step to step, so a run that resumes at step n sees the batches of one that never stopped.
+Every particle is visited once an epoch; the last batch of an epoch is short when the batch size does not divide the
+population (it is kept, never dropped or padded). When a process group is up, each rank takes its share of the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mfoc import tree
+from mfoc.checks import check_integer
+from mfoc.distributed import share
+from mfoc.errors import InvalidType, InvalidValue
+from mfoc.particles import Particles, concatenated
+from mfoc.seeding import mixed_seed, seeded
+from mfoc.tree import Tree
+
+Fetch = Callable[[Tensor, int], Particles]
+
+
+class Population:
+    """Batches of particles: ``population(n)`` is the batch of step n. Made by ``mfoc.population``.
+
+    Attributes:
+        size: number of particles, or None when they are drawn on demand.
+        batch_size: particles in a batch, or None when they are drawn on demand.
+        batches_per_epoch: batches in one pass over the particles.
+    """
+
+    size: int | None = None
+    batch_size: int | None = None
+    batches_per_epoch: int = 1
+
+    def __call__(self, step: int) -> Particles:
+        """This rank's share of the batch of step ``step``."""
+        raise NotImplementedError
+
+    def epoch(self) -> Iterator[Particles]:
+        """Every particle once, in the order of the source (batch 0 when drawn on demand); the same on all ranks."""
+        raise NotImplementedError
+
+    def cloud(self) -> Particles:
+        """Every particle once, as one cloud."""
+        return concatenated(self.epoch())
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__.strip('_')}(size={self.size}, batch_size={self.batch_size})"
+
+
+class _Drawn(Population):
+    """Particles from a function of the step."""
+
+    def __init__(self, draw: Callable[[int], Particles]) -> None:
+        self._draw = draw
+
+    def __call__(self, step: int) -> Particles:
+        cloud = self._all(step)
+        everyone = torch.arange(len(cloud), device="cpu")
+        mine = share(everyone)
+        return cloud if len(mine) == len(everyone) else cloud[mine]
+
+    def epoch(self) -> Iterator[Particles]:
+        yield self._all(0)
+
+    def _all(self, step: int) -> Particles:
+        cloud = self._draw(step)
+        if not isinstance(cloud, Particles):
+            raise InvalidType(f"the population's function returned a {type(cloud).__name__}; expected mfoc.Particles")
+        return cloud
+
+
+class _Stored(Population):
+    """Particles that can be fetched by index: ``fetch(indices, key)``, key seeding whatever the fetch draws."""
+
+    size: int
+    batch_size: int
+
+    def __init__(
+        self,
+        fetch: Fetch,
+        size: int,
+        batch_size: int | None,
+        *,
+        shuffle: bool,
+        seed: int,
+        drop_last: bool = False,
+    ) -> None:
+        if size == 0:
+            raise InvalidValue("source is empty; a population needs at least one particle")
+        self.size, self.batch_size = size, size if batch_size is None else min(batch_size, size)
+        self.batches_per_epoch = size // self.batch_size if drop_last else -(-size // self.batch_size)
+        if not drop_last:
+            share(
+                torch.arange(size % self.batch_size or self.batch_size, device="cpu")
+            )  # refuses a last batch too short to split
+        self._fetch, self._seed = fetch, seed
+        self._shuffle = shuffle and self.batch_size < size
+        self._order: tuple[int, Tensor] = (-1, torch.arange(size, device="cpu"))  # the permutation last made, a memo
+
+    def __call__(self, step: int) -> Particles:
+        if step < 0:
+            raise InvalidValue(f"step is {step}; expected a step from 0 on")
+        epoch, batch = divmod(step, self.batches_per_epoch)
+        if self._shuffle and self._order[0] != epoch:
+            generator = torch.Generator().manual_seed(mixed_seed(self._seed, epoch))
+            self._order = (epoch, torch.randperm(self.size, generator=generator, device="cpu"))
+        return self._fetch(share(self._indices(self._order[1], batch)), mixed_seed(self._seed, step, 1))
+
+    def epoch(self) -> Iterator[Particles]:
+        for batch in range(-(-self.size // self.batch_size)):
+            yield self._fetch(
+                self._indices(torch.arange(self.size, device="cpu"), batch), mixed_seed(self._seed, batch, 2)
+            )
+
+    def _indices(self, order: Tensor, batch: int) -> Tensor:
+        return order[batch * self.batch_size : (batch + 1) * self.batch_size]
+
+
+def population(source: Any, *, batch_size: int | None = None, shuffle: bool = True, seed: int = 0) -> Population:
+    """Particles for ``solve`` and ``certify``, from whatever holds the data.
+
+    Args:
+        source: one of
+
+            * a tensor or numpy array, the state cloud ``[N, ...]``;
+            * a pair (x, z), state and data, of tensors, arrays or pytrees of them;
+            * ``Particles``, for states that are pytrees;
+            * a map-style ``Dataset`` of tensors, or of pairs (x, z), collated as a DataLoader would;
+            * a ``DataLoader``: its dataset, batch size, collate function, ``drop_last`` and choice of shuffling are
+              used; its workers and generator are not;
+            * a function ``n -> Particles``, which must depend on nothing but n.
+
+            uint8 states (images) become floats in [0, 1], integer class labels (1-D data) become int64.
+        batch_size: particles in a batch; all of them when None.
+        shuffle: a new order each epoch, a function of (seed, epoch).
+        seed: a non-negative integer.
+
+    Returns:
+        A function of the step index.
+
+    Raises:
+        InvalidType: a source that is none of these.
+        InvalidValue: an empty or ragged source, non-finite states, a bad batch size or seed.
+    """
+    if isinstance(source, Population):
+        if batch_size is not None:
+            raise InvalidValue("batch_size was given with a population, which has batches of its own")
+        return source
+    check_integer(0, seed=seed)
+    check_integer(1, batch_size=batch_size, optional=True)
+    if isinstance(source, torch.utils.data.DataLoader):
+        return _from_loader(source, batch_size, seed)
+    if type(source) is torch.utils.data.TensorDataset:  # a subclass may have a __getitem__ of its own
+        source = source.tensors if len(source.tensors) == 2 else _single(source.tensors)
+    if isinstance(source, Particles | Tensor | np.ndarray | tuple | list):
+        return _Stored(*_lookup(_cloud(source)), batch_size, shuffle=shuffle, seed=seed)
+    if hasattr(source, "__getitem__") and hasattr(source, "__len__") and not isinstance(source, dict):
+        collate = torch.utils.data.default_collate
+        return _Stored(_collated(source, collate), len(source), batch_size, shuffle=shuffle, seed=seed)
+    if callable(source):
+        if batch_size is not None:
+            raise InvalidValue("batch_size was given with a function; the function decides how many particles it draws")
+        return _Drawn(source)
+    raise InvalidType(
+        f"source is a {type(source).__name__}; expected a tensor, a pair (x, z), mfoc.Particles, a map-style Dataset, "
+        "a DataLoader or a function n -> mfoc.Particles"
+    )
+
+
+def _single(tensors: Sequence[Tensor]) -> Tensor:
+    if len(tensors) != 1:
+        raise InvalidValue(f"the TensorDataset holds {len(tensors)} tensors; expected the state, or state and data")
+    return tensors[0]
+
+
+def _lookup(cloud: Particles) -> tuple[Fetch, int]:
+    """Fetches from a cloud in memory; all of it in order is the cloud itself, not a copy."""
+    size = len(cloud)
+
+    def fetch(index: Tensor, key: int) -> Particles:
+        return cloud if len(index) == size else cloud[index]
+
+    return fetch, size
+
+
+def _cloud(source: Any) -> Particles:
+    """Particles from tensors or arrays, with images scaled and labels widened."""
+    if isinstance(source, Particles):
+        state, data = source.state, source.data
+    elif isinstance(source, tuple | list):
+        if len(source) != 2:
+            raise InvalidValue(
+                f"source is a {type(source).__name__} of {len(source)}; expected a pair (x, z) "
+                "(use mfoc.Particles for a state that is itself a tuple)"
+            )
+        state, data = source
+    else:
+        state, data = source, None
+    state = tree.map(lambda leaf: _image(_tensor(leaf, "state")), state)
+    data = None if data is None else tree.map(lambda leaf: _label(_tensor(leaf, "data")), data)
+    cloud = Particles(state, data)
+    for name, leaf in tree.named_leaves(cloud.state, "state"):
+        if leaf.is_floating_point() and not leaf.is_meta and not leaf.isfinite().all():
+            bad = (~leaf.isfinite()).flatten(1).any(1) if leaf.dim() > 1 else ~leaf.isfinite()
+            raise InvalidValue(f"{name} holds NaN or infinite values, first at particle {int(bad.nonzero()[0])}")
+    return cloud
+
+
+def _tensor(leaf: Any, name: str) -> Tensor:
+    if isinstance(leaf, Tensor):
+        return leaf.clone() if leaf.is_inference() else leaf  # those cannot be differentiated through
+    if isinstance(leaf, np.ndarray):
+        if leaf.dtype == object:
+            raise InvalidValue(f"{name} is a ragged (object) array; every particle needs the same shape")
+        if leaf.dtype.kind not in "biufc":
+            raise InvalidType(f"{name} is an array of {leaf.dtype}; expected numbers")
+        return torch.from_numpy(leaf.copy() if not leaf.flags.writeable or min(leaf.strides, default=0) < 0 else leaf)
+    if isinstance(leaf, int | float | str):
+        raise InvalidType(f"{name} holds a {type(leaf).__name__}; expected tensors or arrays with leading axis N")
+    raise InvalidType(f"{name} is a {type(leaf).__name__}; expected a tensor or a numpy array")
+
+
+def _image(leaf: Tensor) -> Tensor:
+    return leaf.to(torch.get_default_dtype()) / 255 if leaf.dtype == torch.uint8 else leaf
+
+
+def _label(leaf: Tensor) -> Tensor:
+    narrow = leaf.dtype in (torch.uint8, torch.int8, torch.int16, torch.int32)
+    return leaf.long() if narrow and leaf.dim() == 1 else leaf
+
+
+def _collated(dataset: Any, collate: Callable[[list[Any]], Tree]) -> Fetch:
+    """Fetches items one by one and collates them."""
+
+    def fetch(index: Tensor, key: int) -> Particles:
+        with seeded(key):
+            rows = [dataset[i] for i in index.tolist()]
+        try:
+            batch = collate(rows)
+        except (RuntimeError, ValueError, TypeError) as error:
+            raise InvalidValue(f"the dataset's items do not collate into one batch (ragged?): {error}") from error
+        if isinstance(batch, tuple | list):
+            batch = batch[0] if len(batch) == 1 else tuple(batch)
+        return _cloud(batch)
+
+    return fetch
+
+
+def _from_loader(loader: Any, batch_size: int | None, seed: int) -> Population:
+    if batch_size is not None:
+        raise InvalidValue("batch_size was given with a DataLoader; set it on the DataLoader")
+    sampler = loader.sampler
+    plain = isinstance(sampler, torch.utils.data.RandomSampler | torch.utils.data.SequentialSampler)
+    iterable = isinstance(loader.dataset, torch.utils.data.IterableDataset)
+    if plain and not iterable:  # each particle once an epoch
+        plain = len(sampler) == len(loader.dataset) and not getattr(sampler, "replacement", False)
+    if iterable or not plain or loader.batch_size is None:
+        raise InvalidType(
+            "this DataLoader has an iterable dataset or a sampler of its own, so batch n is no function of n; "
+            "pass the dataset, or a function n -> mfoc.Particles"
+        )
+    return _Stored(
+        _collated(loader.dataset, loader.collate_fn),
+        len(loader.dataset),
+        loader.batch_size,
+        shuffle=isinstance(sampler, torch.utils.data.RandomSampler),
+        seed=seed,
+        drop_last=loader.drop_last,
+    )

@@ -1,0 +1,194 @@
+"""Pytrees of tensors: what the library needs beyond ``torch.utils._pytree``.
+
+A state, a control and a datum are pytrees (tensor, dict, list, tuple, nested). Leaves that are not
+floating point (labels, tokens) carry no gradient and no costate; the helpers here pass them by.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as general
+
+from mfoc.errors import InvalidType, InvalidValue
+
+Tree = Any
+
+
+def leaves(tree: Tree) -> list[Any]:
+    """The leaves in order.
+
+    Dicts, lists, tuples and tensors, which are nearly all there is, are read directly: several times faster than the
+    general machinery, to which registered nodes (named tuples, ...) fall through.
+    """
+    found: list[Any] = []
+    _collect(tree, found)
+    return found
+
+
+def _collect(tree: Tree, found: list[Any]) -> None:
+    kind = type(tree)
+    if kind is dict:
+        for value in tree.values():
+            _collect(value, found)
+    elif kind is list or kind is tuple:
+        for value in tree:
+            _collect(value, found)
+    elif isinstance(tree, Tensor):
+        found.append(tree)
+    else:
+        found += general.tree_leaves(tree)
+
+
+def rebuild(like: Tree, values: Iterable[Any]) -> Tree:
+    """A tree of the structure of ``like`` with these leaves, in the order of ``leaves``."""
+    return _rebuild(like, iter(values))
+
+
+def _rebuild(like: Tree, values: Iterator[Any]) -> Tree:
+    kind = type(like)
+    if kind is dict:
+        return {key: _rebuild(value, values) for key, value in like.items()}
+    if kind is list:
+        return [_rebuild(value, values) for value in like]
+    if kind is tuple:
+        return tuple([_rebuild(value, values) for value in like])
+    if isinstance(like, Tensor):
+        return next(values)
+    old, spec = general.tree_flatten(like)
+    return general.tree_unflatten([next(values) for _ in old], spec)
+
+
+def map(function: Callable[..., Any], tree: Tree, *others: Tree) -> Tree:
+    """``function`` applied to each leaf (and the leaves of the others beside it; dicts are matched by key)."""
+    columns = [leaves(tree), *(_leaves_beside(tree, other) for other in others)]
+    return rebuild(tree, [function(*row) for row in zip(*columns, strict=True)])
+
+
+def _leaves_beside(like: Tree, tree: Tree) -> list[Any]:
+    """The leaves of ``tree`` in the order of those of ``like``.
+
+    Raises:
+        InvalidValue: a dict has other keys, or the trees differ in their number of leaves.
+    """
+    found = leaves(_in_order(like, tree))
+    if len(found) != len(leaves(like)):
+        raise InvalidValue(f"two trees do not match: {describe(like)} and {describe(tree)}")
+    return found
+
+
+def _in_order(like: Tree, tree: Tree) -> Tree:
+    if isinstance(like, dict) and isinstance(tree, dict):
+        if like.keys() != tree.keys():
+            raise InvalidValue(f"two trees do not match: one has keys {list(like)} and the other {list(tree)}")
+        return [_in_order(value, tree[key]) for key, value in like.items()]
+    if type(like) in (list, tuple) and isinstance(tree, list | tuple) and len(like) == len(tree):
+        return [_in_order(a, b) for a, b in zip(like, tree, strict=True)]
+    return tree
+
+
+def is_leaf(tree: Tree) -> bool:
+    """Whether it is no container: a tensor, or anything else that is not made of trees."""
+    return bool(general.tree_structure(tree).is_leaf())
+
+
+def same_structure(left: Tree, right: Tree) -> bool:
+    """Whether two trees differ in their leaves only."""
+    return bool(general.tree_structure(left) == general.tree_structure(right))
+
+
+def differentiable(leaf: Any) -> bool:
+    """Whether a leaf can carry a gradient."""
+    return isinstance(leaf, Tensor) and (leaf.is_floating_point() or leaf.is_complex())
+
+
+def named_leaves(tree: Tree, name: str) -> list[tuple[str, Tensor]]:
+    """The leaves with the path to each, for error messages.
+
+    Raises:
+        InvalidType: a leaf is not a tensor.
+    """
+    named = []
+    for path, leaf in general.tree_flatten_with_path(tree)[0]:
+        label = name + general.keystr(path)
+        if not isinstance(leaf, Tensor):
+            raise InvalidType(f"{label} is a {type(leaf).__name__}; expected a torch.Tensor")
+        named.append((label, leaf))
+    return named
+
+
+def dotted(tree: Tree) -> dict[str, Any]:
+    """The leaves by the path to each, its keys and indices joined by dots: ``"0.weight"``."""
+    paths = general.tree_flatten_with_path(tree)[0]
+    return {".".join(str(getattr(k, "key", getattr(k, "idx", k))) for k in path): leaf for path, leaf in paths}
+
+
+def tensors(tree: Tree) -> list[Tensor]:
+    """The differentiable leaves."""
+    return [leaf for leaf in leaves(tree) if differentiable(leaf)]
+
+
+def describe(tree: Tree) -> str:
+    """Shapes and dtypes of a tree, in one line."""
+    found = leaves(tree)
+    if not found:
+        return "an empty tree"
+    parts = [
+        f"{tuple(leaf.shape)} {str(leaf.dtype).removeprefix('torch.')}" if isinstance(leaf, Tensor) else repr(leaf)
+        for leaf in found
+    ]
+    return parts[0] if isinstance(tree, Tensor) else f"[{', '.join(parts)}]"
+
+
+def detached(tree: Tree, *, requires_grad: bool = False) -> Tree:
+    """The same values cut from any graph; differentiable leaves may become graph leaves."""
+
+    def cut(leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor):
+            return leaf
+        leaf = leaf.detach()
+        return leaf.requires_grad_() if requires_grad and differentiable(leaf) else leaf
+
+    return map(cut, tree)
+
+
+def copy(tree: Tree) -> Tree:
+    """A detached copy: nothing done to it reaches the original."""
+    return map(lambda leaf: leaf.detach().clone() if isinstance(leaf, Tensor) else leaf, tree)
+
+
+def dot(left: Tree, right: Tree) -> Tensor:
+    """<left, right> per particle, summed over every axis but the first: ``[N]``."""
+    total: Tensor | None = None
+    for a, b in zip(leaves(left), leaves(right), strict=True):
+        if differentiable(a):
+            # Re(a conj b): a complex leaf is a pair of real ones, and that is how autograd differentiates it.
+            term = (a * b.conj()).real if a.is_complex() else a * b
+            term = term.flatten(1).sum(1) if term.dim() > 1 else term
+            total = term if total is None else total + term
+    if total is None:
+        raise InvalidType("the state has no floating-point leaf, so it has no costate")
+    return total
+
+
+def norm(tree: Tree) -> Tensor:
+    """Euclidean norm over every differentiable leaf: a scalar."""
+    norms = [torch.linalg.vector_norm(leaf) for leaf in tensors(tree)]
+    if not norms:
+        return torch.zeros(())
+    total: Tensor = norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
+    return total
+
+
+def ravel(tree: Tree) -> Tensor:
+    """All differentiable leaves in one new vector ``[n]``."""
+    return torch.cat([leaf.reshape(-1) for leaf in tensors(tree)])
+
+
+def pieces(vector: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
+    """Views of a vector ``[n]``, shaped as the tensors in ``like``: the inverse of ``ravel`` on a list."""
+    parts = torch.split(vector, [leaf.numel() for leaf in like])
+    return [part.view(leaf.shape) for part, leaf in zip(parts, like, strict=True)]

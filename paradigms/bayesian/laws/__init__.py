@@ -1,0 +1,1 @@
+"""Laws: likelihoods of observations, priors of weights, and the predictive law of draws."""

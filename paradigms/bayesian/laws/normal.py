@@ -1,0 +1,32 @@
+"""Normal densities."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def cast(leaf: Tensor, like: Tensor) -> Tensor:
+    """A tensor in the float dtype of another; integers stay."""
+    return leaf.to(like.dtype) if leaf.is_floating_point() else leaf
+
+
+def normal_log_prob(x: Tensor, loc: Any, scale: Any) -> Tensor:
+    """Log density of N(loc, scale^2), by entry."""
+    log_scale = scale.log() if isinstance(scale, Tensor) else math.log(scale)
+    value: Tensor = -0.5 * ((x - loc) / scale).square() - log_scale - 0.5 * math.log(2 * math.pi)
+    return value
+
+
+def unvalidated(function: Callable[..., Any], *args: Any) -> Any:
+    """Calls a function with torch's checks of distributions off; the flag is restored."""
+    kept = torch.distributions.Distribution._validate_args
+    torch.distributions.Distribution.set_default_validate_args(False)
+    try:
+        return function(*args)
+    finally:
+        torch.distributions.Distribution.set_default_validate_args(kept)

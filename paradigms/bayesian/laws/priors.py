@@ -1,0 +1,179 @@
+"""Priors on weights, and the divergence of a Gaussian from them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution, Independent, Normal, constraints, kl_divergence
+
+from mfoc import InvalidType, InvalidValue
+from paradigms.bayesian.laws.normal import normal_log_prob
+
+
+def prior_of(prior: Any, name: str, parameter: Tensor) -> Distribution:
+    """The prior of one parameter: a distribution of numbers whose shape broadcasts to the parameter's.
+
+    Args:
+        prior: a distribution (of Pyro or torch) for every weight, or a function (name, parameter) -> distribution; None
+            is the standard normal.
+        name: the parameter's name in the network.
+        parameter: the parameter.
+
+    Raises:
+        InvalidType: not a distribution.
+        InvalidValue: a support that is not the real line, a shape that does not fit, or a density that is not finite.
+    """
+    if prior is None:
+        return Normal(parameter.new_zeros(()), parameter.new_ones(()))
+    if callable(prior) and not isinstance(prior, Distribution):
+        prior = prior(name, parameter)
+    if not isinstance(prior, Distribution):
+        raise InvalidType(
+            f"prior of {name!r} is a {type(prior).__name__}; expected a distribution such as "
+            "pyro.distributions.Normal(0., 1.), or a function (name, parameter) -> distribution"
+        )
+    while isinstance(prior, Independent):
+        prior = prior.base_dist
+    if prior.event_shape or not _real(prior):
+        raise InvalidValue(
+            f"prior of {name!r} is {prior}; expected a distribution of real numbers, one for each weight"
+        )
+    shape = tuple(parameter.shape)
+    try:
+        fits = torch.broadcast_shapes(prior.batch_shape, shape) == shape  # type: ignore[no-untyped-call]
+    except RuntimeError:
+        fits = False
+    if not fits:
+        raise InvalidValue(f"prior of {name!r} has shape {tuple(prior.batch_shape)}; the parameter has {shape}")
+    moved = _moved(prior, parameter)
+    if not moved.log_prob(parameter.detach()).isfinite().all():
+        raise InvalidValue(f"prior of {name!r} has a log density that is NaN or infinite at the initial weights")
+    return moved
+
+
+def _real(prior: Distribution) -> bool:
+    try:
+        return prior.support is constraints.real
+    except NotImplementedError:
+        return False
+
+
+def _moved(prior: Distribution, like: Tensor) -> Distribution:
+    """The same distribution with its parameters in the dtype and on the device of a tensor, where that is known how."""
+    if not prior.arg_constraints:
+        return prior
+    try:
+        return type(prior)(**{key: getattr(prior, key).detach().to(like) for key in prior.arg_constraints})
+    except (TypeError, AttributeError, ValueError):  # made of other distributions, or of numbers out of range
+        return prior
+
+
+Split = Callable[[Tensor], dict[str, Tensor]]
+Divergence = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+
+
+def divergence(priors: dict[str, Distribution], split: Split, like: Tensor, exact: bool) -> tuple[Divergence, bool]:
+    """KL(q || prior) of the weights of one stage, q = N(loc, scale^2).
+
+    Args:
+        priors: parameter name -> prior.
+        split: a vector of weights ``[..., n]`` to ``{name: [..., *shape]}``.
+        like: a vector ``[n]`` of the weights' dtype and device.
+        exact: closed forms where they are known; otherwise log q(w) - log p(w) at the draw.
+
+    Returns:
+        A function of loc ``[n]``, scale ``[n]`` and draws ``[S, n]`` to a number or ``[S]``; and whether it looks at
+        the draws.
+    """
+    if exact and all(isinstance(prior, Normal) for prior in priors.values()):
+        return _normal(*_moments(priors, split, like)), False
+    terms = {key: _term(prior, exact) for key, prior in priors.items()}
+
+    def total(loc: Tensor, scale: Tensor, draw: Tensor | None) -> Tensor:
+        means, scales = split(loc), split(scale)
+        draws: dict[str, Any] = dict.fromkeys(terms) if draw is None else split(draw)
+        found = [term(means[key], scales[key], draws[key]) for key, (term, _) in terms.items()]
+        return sum(found[1:], found[0])
+
+    return total, any(samples for _, samples in terms.values())
+
+
+def _moments(priors: dict[str, Any], split: Split, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Means and standard deviations of normal priors: vectors ``[n]``, or numbers when they are all the same."""
+    found = []
+    for field in ("loc", "scale"):
+        vector = torch.zeros_like(like)
+        for key, part in split(vector).items():
+            part.copy_(getattr(priors[key], field))
+        found.append(vector[0] if bool((vector == vector[0]).all()) else vector)
+    return found[0], found[1]
+
+
+def _normal(mean: Tensor, scale: Tensor) -> Divergence:
+    """KL(N(m, s^2) || N(a, b^2)), summed: (s^2 + (m - a)^2) / 2 b^2 - log s + log b - 1/2."""
+    half, shift = 0.5 / scale.square(), scale.log() - 0.5
+    if mean.dim() == 0 and scale.dim() == 0 and float(mean) == 0:
+        each, precision = float(shift), float(half)
+        # Few operations, since each costs more than its arithmetic on so few numbers.
+        return lambda loc, s, draw: (
+            precision * (torch.dot(s, s) + torch.dot(loc, loc)) - s.log().sum() + each * len(loc)
+        )
+    return lambda loc, s, draw: ((s.square() + (loc - mean).square()) * half - s.log() + shift).sum()
+
+
+def _term(prior: Distribution, exact: bool) -> tuple[Callable[..., Tensor], bool]:
+    if exact:
+        try:
+            kl_divergence(Normal(torch.zeros(()), torch.ones(())), prior)
+            return lambda loc, scale, w: kl_divergence(Normal(loc, scale, validate_args=False), prior).sum(), False
+        except NotImplementedError:
+            pass
+
+    def sampled(loc: Tensor, scale: Tensor, w: Tensor) -> Tensor:
+        log_q = -0.5 * ((w - loc) / scale).square() - scale.log() - 0.5 * math.log(2 * math.pi)
+        return (log_q - _log_prob(prior, w)).flatten(1).sum(1)
+
+    return sampled, True
+
+
+def _log_prob(prior: Distribution, w: Tensor) -> Tensor:
+    kept = prior._validate_args
+    if not kept:
+        return prior.log_prob(w)
+    quiet = prior.expand(prior.batch_shape)  # a copy: the user's keeps its flag
+    quiet._validate_args = False
+    found: Tensor = quiet.log_prob(w)
+    return found
+
+
+def weight_law(prior: Any) -> torch.distributions.Distribution:
+    """The law of each weight.
+
+    Raises:
+        InvalidType: not a distribution.
+        InvalidValue: not one of real scalars.
+    """
+    if prior is None:
+        return torch.distributions.Normal(0.0, 1.0)
+    law: torch.distributions.Distribution = prior
+    if not isinstance(law, torch.distributions.Distribution):
+        raise InvalidType(
+            f"prior is a {type(prior).__name__}; expected a torch or Pyro distribution such as Normal(0, 1)"
+        )
+    if prior.event_shape or prior.batch_shape or prior.support is not torch.distributions.constraints.real:
+        raise InvalidValue(
+            f"prior is {prior}; expected a distribution of one real number, shared by all weights, such as Normal(0, 1)"
+        )
+    return law
+
+
+def log_prob_of(law: torch.distributions.Distribution, x: Tensor) -> Tensor:
+    """Log density by entry; few operations where the law is one normal."""
+    if type(law) is torch.distributions.Normal and isinstance(law.loc, Tensor):
+        return normal_log_prob(x, float(law.loc), float(law.scale))
+    value: Tensor = law.log_prob(x)
+    return value

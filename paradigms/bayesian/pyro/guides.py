@@ -1,0 +1,233 @@
+"""The Gaussian guides of Pyro, read as laws of the unconstrained latents, and whether they fit a model."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mfoc import InvalidType, InvalidValue, require
+from paradigms.bayesian.pyro.arguments import Arguments
+from paradigms.bayesian.pyro.trace import name_apart, parameters, prototype, same_support, set_up, unconstrained
+
+_KNOWN = ("AutoNormal", "AutoDiagonalNormal", "AutoMultivariateNormal")
+
+
+@dataclass(frozen=True)
+class GaussianGuide:
+    """An AutoGuide read as z = loc + L eps on the unconstrained latents ``[D]``.
+
+    Attributes:
+        guide: the guide, its parameters made.
+        sites: latent name -> the site of the guide's prototype.
+        shapes: latent name -> its unconstrained shape.
+        remake: makes a guide of the same kind anew.
+    """
+
+    guide: Any
+    sites: dict[str, Any]
+    shapes: dict[str, torch.Size]
+    remake: Callable[[], Any]
+
+    @property
+    def dimension(self) -> int:
+        """The number D of unconstrained latents."""
+        return sum(shape.numel() for shape in self.shapes.values())
+
+    def controls(self) -> dict[str, Tensor]:
+        """The guide's unconstrained parameters, by their names in it."""
+        return {name: value.detach().clone() for name, value in self.guide.named_parameters()}
+
+    def law(self, u: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor | None]:
+        """The mean ``[D]``, scale ``[D]`` and, for a full covariance, the unit triangle ``[D, D]``: L = scale * it."""
+        to = torch.distributions.transform_to
+        if isinstance(self.guide, require("pyro", "bayes").infer.autoguide.AutoNormal):
+            scales = to(type(self.guide).scale_constraint)
+            loc = torch.cat([u[f"locs.{name}_unconstrained"].reshape(-1) for name in self.shapes])
+            rho = torch.cat([u[f"scales.{name}_unconstrained"].reshape(-1) for name in self.shapes])
+            return loc, scales(rho), None
+        scale = to(type(self.guide).scale_constraint)(u["scale_unconstrained"])
+        if "scale_tril_unconstrained" not in u:
+            return u["loc"], scale, None
+        return u["loc"], scale, to(type(self.guide).scale_tril_constraint)(u["scale_tril_unconstrained"])
+
+    def solved(self, u: dict[str, Tensor]) -> Any:
+        """A new guide of this class at other parameters."""
+        guide = self.remake()
+        own = dict(guide.named_parameters())
+        if own.keys() != u.keys() or any(own[name].shape != u[name].shape for name in own):
+            raise InvalidValue(f"the controls hold {sorted(u)}; the guide has {sorted(own)}: were they solved for it?")
+        with torch.no_grad():
+            for name, value in own.items():
+                value.copy_(u[name])
+        name_apart(guide)
+        return guide
+
+
+def guide_of(model: Callable[..., Any], guide: Any, arguments: Arguments) -> GaussianGuide:
+    """Reads a guide.
+
+    Args:
+        model: the Pyro model.
+        guide: a class, a function of the model, an instance, or None for ``AutoNormal``. Of an instance the class, the
+            settings and, once it is set up, the parameters are taken.
+        arguments: the model's arguments.
+
+    Raises:
+        InvalidType: not one of the three Gaussian guides.
+        InvalidValue: its latents are not the model's, or the model has parameters or supports that move.
+    """
+    guides = require("pyro", "bayes").infer.autoguide
+    known = tuple(getattr(guides, name) for name in _KNOWN)
+    guide = guides.AutoNormal if guide is None else guide
+    given = guide if isinstance(guide, known) else None
+    if given is None and not callable(guide):
+        raise InvalidType(f"guide is a {type(guide).__name__}; expected one of {', '.join(_KNOWN)}")
+    trace = _fixed(model, arguments)
+    make = guide if given is None else _again(given, trace, arguments)
+
+    def remake() -> Any:
+        try:
+            made = make(model)
+        except TypeError as error:
+            raise InvalidType(
+                f"guide is {guide!r} and cannot be made anew ({error}); pass a function model -> guide"
+            ) from error
+        if not isinstance(made, known):
+            raise InvalidType(f"guide is a {type(made).__name__}; expected one of {', '.join(_KNOWN)}")
+        arguments.call(lambda *args, **kwargs: set_up(made, args, kwargs))
+        return made
+
+    try:
+        made = remake()
+    except NotImplementedError as error:  # what Pyro says of supports it cannot unconstrain, and of sequential plates
+        raise InvalidValue(f"the guide cannot be made for this model: {error}") from error
+    check_match(made.prototype_trace, trace)
+    if given is None:
+        _check_model(made, trace, arguments)
+    elif given.prototype_trace is not None:  # an instance in use: start where it is
+        _start_at(made, given)
+    sites = dict(made.prototype_trace.iter_stochastic_nodes())
+    shapes = {name: value.shape for name, value in unconstrained(made.prototype_trace).items()}
+    return GaussianGuide(made, sites, shapes, remake)
+
+
+def _fixed(model: Callable[..., Any], arguments: Arguments) -> Any:
+    """A trace of a model whose latents are the same in every run, and which has no parameters."""
+    trace, other = (prototype(model, arguments, seed=seed) for seed in range(2))
+    if params := parameters(trace):
+        raise InvalidValue(
+            f"the model has a parameter {min(params)!r} (pyro.param); give it a prior, or make it a constant"
+        )
+    if arguments.lengths and not trace.observation_nodes:
+        raise InvalidValue(
+            f"the model observes nothing at these data: all of {sorted(dict(trace.iter_stochastic_nodes()))} are "
+            "latent; pass the observations, too (obs=y)"
+        )
+    latents, others = (dict(one.iter_stochastic_nodes()) for one in (trace, other))
+    if latents.keys() != others.keys():
+        raise InvalidValue(
+            f"which latents the model has depends on their values ({sorted(latents.keys() ^ others.keys())}); a guide "
+            "needs the same in every run"
+        )
+    for name, site in latents.items():
+        if not same_support(site["fn"].support, others[name]["fn"].support):
+            raise InvalidValue(
+                f"the support of latent {name!r} depends on another latent, and the guides of Pyro have one that is "
+                "fixed: draw it on a fixed support and transform it, as u ~ Uniform(0, 1), top * u; or use "
+                "log_density(model, data), which takes it, with svgd, langevin or follmer"
+            )
+    return trace
+
+
+def _again(given: Any, trace: Any, arguments: Arguments) -> Callable[..., Any]:
+    """A function model -> guide that makes guides like a given one: its class, settings and starting point.
+
+    Raises:
+        InvalidValue: it was made for another model.
+    """
+    own = _check_model(given, trace, arguments)
+    if given.prototype_trace is not None:
+        check_match(given.prototype_trace, trace)
+    settings: dict[str, Any] = {"init_scale": given._init_scale}
+    if own is not None:
+        values = {name: site["value"] for name, site in own.iter_stochastic_nodes()}
+        settings["init_loc_fn"] = require("pyro", "bayes").infer.autoguide.init_to_value(values=values)
+    if getattr(given, "create_plates", None) is not None:
+        settings["create_plates"] = given.create_plates
+    kind: Callable[..., Any] = type(given)
+    taken = inspect.signature(kind).parameters  # a subclass may set some of these itself
+    anything = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in taken.values())
+    return partial(kind, **{key: value for key, value in settings.items() if anything or key in taken})
+
+
+def _check_model(guide: Any, trace: Any, arguments: Arguments) -> Any:
+    """Refuses a guide made for another model; returns a trace of the guide's own."""
+    try:
+        own = guide.model
+    except TypeError:  # one that was pickled has lost its model
+        return None
+    run = prototype(own, arguments)
+    check_match(run, trace)
+    theirs, ours = (_observations(one) for one in (run, trace))
+    for name, what in theirs.items():
+        if ours.get(name) != what:
+            raise InvalidValue(
+                f"the guide was made for another model: it observes {name!r} as {what}, and the model "
+                f"{ours.get(name, sorted(ours))}"
+            )
+    return run
+
+
+def _observations(trace: Any) -> dict[str, str]:
+    """The observed sites of a trace, each described by its law, plates and shape."""
+    found = {}
+    for name in trace.observation_nodes:
+        site = trace.nodes[name]
+        if not site["infer"].get("_deterministic"):
+            plates = [frame.name for frame in site["cond_indep_stack"]]
+            found[name] = f"{type(site['fn']).__name__}{tuple(site['value'].shape)} in plates {plates}"
+    return found
+
+
+def _start_at(made: Any, given: Any) -> None:
+    start = dict(given.named_parameters())
+    with torch.no_grad():
+        for name, own in made.named_parameters():
+            if name not in start or start[name].shape != own.shape:
+                raise InvalidValue(
+                    f"the guide was set up on other data: its parameter {name!r} has "
+                    f"{'no value' if name not in start else f'shape {tuple(start[name].shape)}'}; expected "
+                    f"{tuple(own.shape)}"
+                )
+            own.copy_(start[name])
+
+
+def check_match(own: Any, model: Any) -> None:
+    """Refuses a guide whose latents are not the model's: names, shapes, supports and plates, from traces of both.
+
+    Raises:
+        InvalidValue: says which.
+    """
+    mine, theirs = (dict(trace.iter_stochastic_nodes()) for trace in (own, model))
+    what = "the guide does not match the model"
+    for kind, names in (("does not cover", theirs.keys() - mine.keys()), ("has also", mine.keys() - theirs.keys())):
+        if names:
+            raise InvalidValue(f"{what}: it {kind} the latents {sorted(names)}")
+    for name, site in mine.items():
+        other = theirs[name]
+        shapes = [tuple(each["value"].shape) for each in (site, other)]
+        supports = [each["fn"].support for each in (site, other)]
+        plates = [[(frame.name, frame.size) for frame in each["cond_indep_stack"]] for each in (site, other)]
+        for word, (left, right), same in (
+            ("shape", shapes, shapes[0] == shapes[1]),
+            ("support", supports, same_support(*supports)),
+            ("plates", plates, plates[0] == plates[1]),
+        ):
+            if not same:
+                raise InvalidValue(f"{what}: latent {name!r} has {word} {left} in the guide and {right} in the model")

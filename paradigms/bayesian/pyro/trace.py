@@ -1,0 +1,278 @@
+"""Pyro models from outside: their latents, and their densities as functions of them.
+
+Whatever is done here leaves the user's parameter store, random generators and flags of validation as they were.
+"""
+
+from __future__ import annotations
+
+import warnings
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.distributions.constraints import Constraint
+
+from mfoc import InvalidValue, require
+from mfoc.seeding import mixed_seed, seeded
+from paradigms.bayesian.pyro.arguments import Arguments
+
+# Of these an open and a closed one have the same map from the line.
+_ALIKE = {"_GreaterThanEq": "_GreaterThan", "_HalfOpenInterval": "_Interval"}
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Without Pyro's and torch's checks of values, which no ``vmap`` can run, and with an empty parameter store."""
+    pyro = require("pyro", "bayes")
+    checked = torch.distributions.Distribution._validate_args
+    try:
+        with pyro.validation_enabled(False), pyro.get_param_store().scope():
+            yield
+    finally:  # Pyro puts torch's flag to its own
+        torch.distributions.Distribution.set_default_validate_args(checked)
+
+
+@contextmanager
+def store_kept() -> Iterator[None]:
+    """With the user's parameter store, which is as it was afterwards."""
+    store = require("pyro", "bayes").get_param_store()
+    with store.scope(store.get_state()):
+        yield
+
+
+def prototype(model: Callable[..., Any], arguments: Arguments, *, seed: int = 0) -> Any:
+    """One trace of a model, with its own random numbers and the parameters that are in the store.
+
+    Raises:
+        InvalidValue: the model fails, has no latent, discrete latents or ones that cannot be unconstrained, or draws a
+            subsample.
+    """
+    poutine = require("pyro", "bayes").poutine
+    try:
+        with store_kept(), seeded(mixed_seed(seed, 5)), torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of log densities that are not finite, which callers refuse
+            trace = arguments.call(poutine.block(poutine.trace(model).get_trace))
+            trace.compute_log_prob(lambda name, site: site["is_observed"])  # refuses values outside of the support
+    except Exception as error:  # whatever the user's model raises
+        raise InvalidValue(f"the Pyro model cannot be run on these data: {error}") from error
+    for name, site in trace.nodes.items():
+        if _subsample(site):
+            if site["fn"].subsample_size not in (None, site["fn"].size):
+                raise InvalidValue(
+                    f"plate {name!r} draws a subsample, so the log density is random; leave that out, give all data, "
+                    "and batches with batch_size (variational) or size (log_density)"
+                )
+        elif site["type"] == "sample" and not site["is_observed"]:
+            _check_latent(name, site["fn"])
+    if not dict(trace.iter_stochastic_nodes()):
+        raise InvalidValue("the Pyro model has no latent variable; there is nothing to infer")
+    return require("pyro", "bayes").poutine.util.prune_subsample_sites(trace)
+
+
+def _subsample(site: Mapping[str, Any]) -> bool:
+    return type(site.get("fn")).__name__ == "_Subsample"
+
+
+def _check_latent(name: str, law: Any) -> None:
+    if law.has_enumerate_support or law.support.is_discrete:
+        raise InvalidValue(
+            f"the latent {name!r} is discrete ({type(law).__name__}) and has no gradient: sum it out "
+            "(pyro.infer.config_enumerate does it for pyro's own samplers)"
+        )
+    try:
+        torch.distributions.biject_to(law.support)
+    except NotImplementedError as error:
+        raise InvalidValue(
+            f"the latent {name!r} ({type(law).__name__}) has the support {law.support}, which is not the image of a "
+            "vector space; reparametrise it (pyro.poutine.reparam)"
+        ) from error
+
+
+def parameters(trace: Any) -> dict[str, Tensor]:
+    """The values of ``pyro.param`` in a trace."""
+    return {name: site["value"].detach().clone() for name, site in trace.nodes.items() if site["type"] == "param"}
+
+
+def unconstrained(trace: Any) -> dict[str, Tensor]:
+    """The latents of a trace on the line, in order."""
+    return {
+        name: torch.distributions.biject_to(site["fn"].support).inv(site["value"]).detach()
+        for name, site in trace.iter_stochastic_nodes()
+    }
+
+
+def check_batch(whole: Any, part: Any, *, instead: str) -> None:
+    """Refuses a model whose observations on a batch do not stand for all of them, times N / B.
+
+    Args:
+        whole: a trace on all data.
+        part: a trace on fewer.
+        instead: what the user can do.
+
+    Raises:
+        InvalidValue: latents that grow with the data, supports that move with them, observations that are the same in
+            every batch, or are scaled already.
+    """
+    own = dict(whole.iter_stochastic_nodes())
+    for name, site in part.iter_stochastic_nodes():
+        if name not in own or site["value"].shape != own[name]["value"].shape:
+            raise InvalidValue(
+                f"latent {name!r} has one entry for each observation, so a batch has other latents; {instead}"
+            )
+        if not same_support(site["fn"].support, own[name]["fn"].support):
+            raise InvalidValue(f"the support of latent {name!r} depends on the data, so a batch has another; {instead}")
+    for name in part.observation_nodes:
+        site = part.nodes[name]
+        if site["infer"].get("_deterministic"):
+            continue
+        if name in whole.nodes and site["value"].shape == whole.nodes[name]["value"].shape:
+            raise InvalidValue(
+                f"{name!r} is observed once for all data, not once for each observation, and a batch counts N / B "
+                f"times; {instead}"
+            )
+        if float(torch.as_tensor(site["scale"]).max()) != 1:
+            raise InvalidValue(
+                f"the model scales its observations ({name!r}) to the whole data; leave that out: a batch counts for N"
+            )
+
+
+class Joint(NamedTuple):
+    """Log densities of a model at some latents.
+
+    Attributes:
+        prior: of the latents, in their own supports.
+        observed: of the observations given the latents.
+        volume: log Jacobian of the map from the line to the supports; ``prior + volume`` is the log density of the
+            unconstrained latents.
+        values: the latents in their own supports.
+    """
+
+    prior: Tensor
+    observed: Tensor
+    volume: Tensor
+    values: dict[str, Tensor]
+
+
+def evaluate(
+    model: Callable[..., Any],
+    arguments: Arguments,
+    free: dict[str, Tensor],
+    *,
+    rows: Mapping[Any, Tensor] | None = None,
+    params: Mapping[str, Tensor] | None = None,
+) -> Joint:
+    """The log joint density of a model at unconstrained latents.
+
+    Each latent is mapped to the support its site has in this very run, so supports may depend on other latents.
+
+    Args:
+        model: the model.
+        arguments: what it is called with.
+        free: unconstrained latents by name, at least one.
+        rows: see ``Arguments.call``.
+        params: values of ``pyro.param`` by name; the store is not asked for them.
+    """
+    poutine = require("pyro", "bayes").poutine
+    placed = _placed(free, params or {})
+    with poutine.block(), poutine.trace() as tracer, placed:
+        arguments.call(model, rows)
+    trace = tracer.trace
+    trace.compute_log_prob(lambda name, site: not _subsample(site))
+    like = next(iter(free.values()))
+    prior, observed = like.new_zeros(()), like.new_zeros(())
+    for name, site in trace.nodes.items():
+        if site["type"] == "sample" and "log_prob_sum" in site:
+            if name in free:
+                prior = prior + site["log_prob_sum"]
+            elif site["is_observed"]:
+                observed = observed + site["log_prob_sum"]
+    return Joint(prior, observed, sum(placed.volumes, start=like.new_zeros(())), placed.values)
+
+
+def _placed(free: Mapping[str, Tensor], params: Mapping[str, Tensor]) -> Any:
+    """A Pyro messenger that puts transformed values at the latent sites, and values at the parameters."""
+
+    class Placed(require("pyro", "bayes").poutine.messenger.Messenger):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.values: dict[str, Tensor] = {}
+            self.volumes: list[Tensor] = []
+
+        def _pyro_sample(self, msg: Any) -> None:
+            name = msg["name"]
+            if name not in free or msg["is_observed"]:
+                return
+            transform = torch.distributions.biject_to(msg["fn"].support)
+            value = transform(free[name])
+            self.volumes.append(transform.log_abs_det_jacobian(free[name], value).sum())
+            self.values[name] = msg["value"] = value
+            msg["done"] = True
+
+        def _pyro_param(self, msg: Any) -> None:
+            if msg["name"] in params:
+                msg["value"] = params[msg["name"]]
+                msg["done"] = True
+
+    return Placed()
+
+
+# ---- supports
+
+
+def same_support(left: Any, right: Any) -> bool:
+    """Whether two constraints are one: of one kind, with equal bounds."""
+    if not isinstance(left, Constraint):
+        return _equal(left, right)
+    kinds = [_ALIKE.get(name, name) for name in (type(left).__name__, type(right).__name__)]
+    if kinds[0] != kinds[1] or vars(left).keys() != vars(right).keys():
+        return False
+    return all(same_support(value, vars(right)[key]) for key, value in vars(left).items())
+
+
+def _equal(left: Any, right: Any) -> bool:
+    if isinstance(left, list | tuple):
+        return len(left) == len(right) and all(same_support(a, b) for a, b in zip(left, right, strict=True))
+    if isinstance(left, Tensor) or isinstance(right, Tensor):
+        try:
+            return bool((torch.as_tensor(left) == torch.as_tensor(right)).all())
+        except RuntimeError:  # bounds of shapes that do not broadcast
+            return False
+    return bool(left == right)
+
+
+# ---- guides
+
+
+def model_of(guide: Any) -> Any:
+    """The model of a guide as the user gave it: AutoGuides wrap it to start at certain values.
+
+    Raises:
+        InvalidValue: it is lost.
+    """
+    try:
+        model = guide.model
+    except TypeError as error:
+        raise InvalidValue(
+            "the guide has lost its model, as guides of Pyro do when they are pickled or copied; make a new one from "
+            "the model and load the parameters into it"
+        ) from error
+    wraps = model.args if isinstance(model, partial) else ()
+    return wraps[1] if len(wraps) == 2 and type(wraps[0]).__name__ == "InitMessenger" else model
+
+
+def set_up(guide: Any, args: Sequence[Any], kwargs: dict[str, Any] | None = None) -> None:
+    """Makes the parameters of an AutoGuide: neither the parameter store nor the random generator is touched."""
+    with seeded(0), require("pyro", "bayes").get_param_store().scope():
+        guide._setup_prototype(*args, **(kwargs or {}))
+
+
+def name_apart(guide: Any) -> None:
+    """Gives a guide a name made from its values: Pyro would fill a guide with what its store holds under that name."""
+    crc = 0
+    for value in guide.parameters():
+        crc = zlib.crc32(value.detach().cpu().double().numpy().tobytes(), crc)
+    guide._pyro_set_supermodule(f"{type(guide).__name__}_{crc:08x}", guide._pyro_context)

@@ -1,0 +1,1 @@
+"""Samplers as control: Langevin, Stein variational gradient descent and the path-integral sampler."""

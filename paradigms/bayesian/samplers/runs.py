@@ -1,0 +1,299 @@
+"""Particle methods as the dynamics of a mean-field control problem, and how to run them.
+
+A ``Flow`` is one step of a particle method, pure, with its noise given. ``sampler`` makes a control problem of it: the
+state is the cloud, the noise is the data z, and what is left to choose, the control, is the size of the steps. How good
+the choice was is the problem's cost, the squared kernel Stein discrepancy of the last cloud: the squared norm of the
+gradient of KL(rho || p) in Stein's geometry, which vanishes only at p.
+
+- ``mfoc.rollout(problem, controls, particles)`` runs the sampler,
+- ``formulation.solve(mfoc.Gradient(...), steps=...)`` tunes its step sizes,
+- ``formulation.readout(solution)`` is the last cloud as posterior samples for ``pyro.infer.Predictive``,
+- ``sample(formulation, steps=...)`` runs it for long, keeping only what is asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+import mfoc
+from mfoc import InvalidType, InvalidValue
+from mfoc.checks import check_integer
+from mfoc.formulation import Formulation
+from mfoc.problem import controls_of
+from mfoc.seeding import mixed_seed
+from paradigms.bayesian.density.density import LogDensity, log_density
+from paradigms.bayesian.samplers.kernels import discrepancy
+
+State = Any
+Steps = float | Tensor | Sequence[float] | Callable[[int], float]
+
+
+class Flow(Protocol):
+    """One step of a particle method; pure, with its noise given."""
+
+    def start(self, density: LogDensity, x: Tensor) -> State:
+        """The state of particles at points ``[n, d]``: a tensor ``[n, d]``, or a dict with it as "x"."""
+
+    def draw(self, density: LogDensity, n: int, generator: torch.Generator) -> dict[str, Tensor]:
+        """The noise of one step, tensors ``[n, ...]``."""
+
+    def step(self, density: LogDensity, t: int, state: State, h: Tensor, z: Mapping[str, Tensor]) -> State:
+        """The next state, with step size h."""
+
+
+def points(state: State) -> Tensor:
+    """The points ``[n, d]`` of a state."""
+    x: Tensor = state["x"] if isinstance(state, dict) else state
+    return x
+
+
+@dataclass(frozen=True)
+class Sampler(Formulation):
+    """A particle method written as a control problem; its control is {"log_step": log of the step size}.
+
+    Attributes:
+        density: the target.
+        flow: one step of the method.
+        start: where the particles start ``[n, d]``.
+        seed: of the noise.
+    """
+
+    density: LogDensity
+    flow: Flow
+    start: Tensor
+    seed: int = 0
+
+
+def as_density(target: Any, particles: Any) -> LogDensity:
+    """A target as a log density; a bare function takes its dimension from the particles."""
+    if isinstance(target, LogDensity):
+        return target
+    if isinstance(particles, Tensor) and callable(target) and not isinstance(target, torch.nn.Module):
+        if particles.dim() != 2 or not len(particles):
+            raise InvalidValue(f"particles has shape {tuple(particles.shape)}; expected points [n, d], at least one")
+        return log_density(target, like=particles[0])
+    raise InvalidType(
+        f"the target is a {type(target).__name__}; expected what log_density(...) returns, or a function together with "
+        "particles=[n, d]"
+    )
+
+
+def sampler(density: LogDensity, flow: Flow, step: Steps, steps: int, particles: int | Tensor, seed: int) -> Sampler:
+    """A formulation from any ``Flow``: what ``langevin`` and ``svgd`` return.
+
+    Args:
+        density: the target.
+        flow: one step of the method.
+        step: the step size or its schedule; see ``langevin``.
+        steps: the horizon T.
+        particles: how many, or where they start.
+        seed: a non-negative integer.
+    """
+    check_integer(1, steps=steps)
+    check_integer(0, seed=seed)
+    start = _start(density, particles, seed)
+    controls, schedule = _schedule(density, step, steps)
+
+    def dynamics(t: int, x: Any, u: Any, z: Any) -> Any:
+        now = {} if z is None else {name: leaf[:, t] for name, leaf in z.items()}
+        return flow.step(density, t, x, u["log_step"].exp(), now)
+
+    def terminal_cost(x: Any, z: Any) -> Tensor:
+        x = points(x)
+        return discrepancy(x, density.score(x))
+
+    def draw(k: int) -> mfoc.Particles:
+        generator = _generator(seed, k)
+        drawn = [flow.draw(density, len(start), generator) for _ in range(steps)]
+        noise = {name: torch.stack([one[name] for one in drawn], dim=1) for name in drawn[0]}
+        return mfoc.Particles(flow.start(density, start), noise or None)
+
+    problem = mfoc.Problem(dynamics, terminal_cost, controls, horizon=steps, schedule=schedule)
+    source = mfoc.population(draw)
+
+    def readout(solution: Any) -> dict[str, Tensor]:
+        return density.named(_run(made, _step_sizes(problem, solution), 0, steps).x)
+
+    made = Sampler(problem, source, readout, density, flow, start, seed)
+    return made
+
+
+def _generator(seed: int, k: int) -> torch.Generator:
+    return torch.Generator().manual_seed(mixed_seed(seed, k))
+
+
+def _start(density: LogDensity, particles: Any, seed: int) -> Tensor:
+    if isinstance(particles, Tensor):
+        if particles.dim() != 2 or not len(particles):
+            raise InvalidValue(
+                f"particles has shape {tuple(particles.shape)}; expected points (n, {density.dim}), at least one"
+            )
+        return density.check(particles.detach().to(density.like).clone())
+    if isinstance(particles, bool) or not isinstance(particles, int) or particles < 1:
+        raise InvalidValue(f"particles is {particles!r}; expected a positive number of them, or points [n, d]")
+    return density.check(density.initial(particles, seed))
+
+
+def _schedule(density: LogDensity, step: Any, steps: int) -> tuple[Any, Any]:
+    if callable(step) and not isinstance(step, Tensor):
+        step = [step(t) for t in range(steps)]
+    if isinstance(step, int | float | Tensor):
+        return {"log_step": _log_step(density, step)}, mfoc.tied
+    if not isinstance(step, Sequence) or isinstance(step, str):
+        raise InvalidType(
+            f"step is a {type(step).__name__}; expected a number, a tensor, a sequence or a function of t"
+        )
+    if len(step) != steps:
+        raise InvalidValue(f"step holds {len(step)} step sizes; the horizon is {steps}")
+    return [{"log_step": _log_step(density, h)} for h in step], mfoc.per_stage
+
+
+def _log_step(density: LogDensity, h: Any) -> Tensor:
+    size = torch.as_tensor(h, dtype=density.like.dtype, device=density.like.device).detach()
+    if isinstance(h, bool) or not (size.isfinite() & (size > 0)).all() or size.shape not in ((), (density.dim,)):
+        raise InvalidValue(
+            f"step is {h!r}; expected a positive finite step size, or one for each of {density.dim} axes"
+        )
+    return size.log()
+
+
+@dataclass(frozen=True, eq=False)
+class Draws:
+    """What ``sample`` returns.
+
+    Attributes:
+        x: the draws kept ``[k, n, d]``, in the order of the steps.
+        last: the state after the last step.
+        done: steps made so far, those of the draws it went on from included.
+        moved: the share of particles that moved, by step: the acceptance rate of MALA. ``[steps]``
+        density: the target.
+    """
+
+    x: Tensor
+    last: Any
+    moved: Tensor
+    density: LogDensity
+    done: int
+
+    @property
+    def acceptance(self) -> float:
+        """The mean share of moves that were accepted."""
+        return float(self.moved.mean())
+
+    def posterior(self) -> dict[str, Tensor]:
+        """All draws as posterior samples, name -> ``[k * n, ...]``, for ``pyro.infer.Predictive``."""
+        return self.density.named(self.x.flatten(0, 1))
+
+
+def sample(
+    formulation: Sampler,
+    *,
+    steps: int | None = None,
+    burn_in: int = 0,
+    thin: int = 1,
+    controls: Any = None,
+    start: Any = None,
+    seed: int = 0,
+) -> Draws:
+    """Runs a sampler for any number of steps, keeping every ``thin``-th cloud after the first ``burn_in`` steps.
+
+    Over the horizon, with ``seed=0``, it is ``mfoc.rollout`` on the particles ``formulation.population(0)`` to the bit.
+
+    Args:
+        formulation: what ``langevin`` or ``svgd`` returned.
+        steps: how many; the horizon when None. Past it only a constant step size can go.
+        burn_in: steps before the first draw is kept.
+        thin: keep one in so many clouds.
+        controls: step sizes, or a solution that has them; those of the problem when None.
+        start: draws to go on from: with the same seed the run is then the one that never stopped.
+        seed: which noise: that of ``formulation.population(seed)``.
+
+    Raises:
+        InvalidType: no sampler.
+        InvalidValue: wrong counts, controls or draws of another sampler, or a cloud that is no longer finite.
+    """
+    if not isinstance(formulation, Sampler):
+        raise InvalidType(f"formulation is a {type(formulation).__name__}; expected what langevin or svgd returned")
+    problem = formulation.problem
+    steps = problem.stages if steps is None else steps
+    check_integer(1, steps=steps, thin=thin)
+    check_integer(0, burn_in=burn_in)
+    if burn_in >= steps:
+        raise InvalidValue(f"burn_in is {burn_in} of {steps} steps; nothing would be kept")
+    if start is not None and not isinstance(start, Draws):
+        raise InvalidType(f"start is a {type(start).__name__}; expected the draws that sample(...) returned")
+    controls = _step_sizes(problem, problem if controls is None else controls)
+    if start is not None:
+        _check_start(formulation, start.last)
+    done = steps + (0 if start is None else start.done)
+    if done > problem.stages and problem.schedule is mfoc.per_stage:
+        raise InvalidValue(f"steps is {steps}; the schedule of step sizes ends after {problem.stages}")
+    found = _run(formulation, controls, seed, steps, burn_in, thin, start)
+    return Draws(torch.stack(found.kept), found.state, torch.stack(found.moved), formulation.density, done)
+
+
+def _step_sizes(problem: mfoc.Problem, solution: Any) -> Any:
+    """The controls of a solution, if they are step sizes for this problem."""
+    controls = controls_of(solution)
+    found, wanted = (torch.utils._pytree.tree_structure(tree) for tree in (controls, problem.controls))
+    if found != wanted:
+        raise InvalidValue(
+            'the controls are not those of this sampler: expected {"log_step": ...}, one or one for each step'
+        )
+    problem.check_controls(controls)
+    return controls
+
+
+def _check_start(made: Sampler, state: Any) -> None:
+    own, structure = torch.utils._pytree.tree_flatten(made.flow.start(made.density, made.start))
+    leaves, other = torch.utils._pytree.tree_flatten(state)
+    if structure != other or any(a.shape != b.shape for a, b in zip(own, leaves, strict=True)):
+        raise InvalidValue("start holds draws of another sampler: another method, or another number of particles")
+
+
+@dataclass
+class _Run:
+    state: Any
+    kept: list[Tensor]
+    moved: list[Tensor]
+
+    @property
+    def x(self) -> Tensor:
+        return points(self.state)
+
+
+@torch.no_grad()
+def _run(
+    made: Sampler,
+    controls: Any,
+    k: int,
+    steps: int,
+    burn_in: int = 0,
+    thin: int | None = None,
+    start: Draws | None = None,
+) -> _Run:
+    density, flow, problem = made.density, made.flow, made.problem
+    generator = _generator(made.seed, k)
+    run = _Run(flow.start(density, made.start) if start is None else start.last, [], [])
+    n, first = len(points(run.state)), 0 if start is None else start.done
+    for _ in range(first):
+        flow.draw(density, n, generator)  # the noise of the steps made before
+    sizes: dict[int, Tensor] = {}
+    for t in range(first, first + steps):
+        u = problem.schedule(controls, t)["log_step"]
+        h = sizes.setdefault(id(u), u.exp())
+        before = run.state
+        run.state = flow.step(density, t, before, h, flow.draw(density, n, generator))
+        if thin is not None:
+            run.moved.append((points(run.state) != points(before)).any(1).to(h.dtype).mean())
+            if t - first >= burn_in and (t - first - burn_in + 1) % thin == 0:
+                run.kept.append(run.x)
+    if not run.x.isfinite().all():
+        lost = int((~run.x.isfinite()).any(1).sum())
+        raise InvalidValue(f"after {steps} steps {lost} of {n} particles are not finite; take smaller steps")
+    return run

@@ -1,0 +1,166 @@
+"""Stein variational gradient descent as McKean-Vlasov dynamics: x + h phi(x, law of the cloud)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from mfoc import InvalidType, InvalidValue
+from paradigms.bayesian.density.density import LogDensity
+from paradigms.bayesian.samplers.kernels import RBF, Kernel
+from paradigms.bayesian.samplers.runs import Sampler, State, Steps, as_density, sampler
+
+
+@runtime_checkable
+class Rule(Protocol):
+    """How a cloud moves along a direction; its memory is part of the state."""
+
+    def memory(self, x: Tensor) -> dict[str, Tensor]:
+        """The memory before the first step, tensors ``[n, d]``."""
+
+    def move(self, t: int, x: Tensor, phi: Tensor, h: Tensor, memory: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The next points, as "x", and the next memory."""
+
+
+@dataclass(frozen=True)
+class PlainRule:
+    """X + h phi: explicit Euler, and ``torch.optim.SGD``."""
+
+    def memory(self, x: Tensor) -> dict[str, Tensor]:
+        """See ``Rule``."""
+        return {}
+
+    def move(self, t: int, x: Tensor, phi: Tensor, h: Tensor, memory: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """See ``Rule``."""
+        return {"x": x + h * phi}
+
+
+@dataclass(frozen=True)
+class AdamRule:
+    """The steps of ``torch.optim.Adam`` along the direction (Kingma & Ba 2015, alg. 1).
+
+    Attributes:
+        betas: decay of the two moments.
+        eps: added to the root of the second.
+    """
+
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+
+    def memory(self, x: Tensor) -> dict[str, Tensor]:
+        """See ``Rule``."""
+        return {"first": torch.zeros_like(x), "second": torch.zeros_like(x)}
+
+    def move(self, t: int, x: Tensor, phi: Tensor, h: Tensor, memory: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """See ``Rule``."""
+        b1, b2 = self.betas
+        first = b1 * memory["first"] + (1 - b1) * phi
+        second = b2 * memory["second"] + (1 - b2) * phi.square()
+        root = _root(second) / math.sqrt(1 - b2 ** (t + 1)) + self.eps
+        return {"x": x + h / (1 - b1 ** (t + 1)) * first / root, "first": first, "second": second}
+
+
+@dataclass(frozen=True)
+class AdaGradRule:
+    """Liu & Wang's (2016) AdaGrad with momentum: g <- decay g + (1 - decay) phi^2, then x + h phi / (eps + sqrt g).
+
+    Attributes:
+        decay: of the mean square; the first step takes phi^2 itself.
+        eps: added to its root.
+    """
+
+    decay: float = 0.9
+    eps: float = 1e-6
+
+    def memory(self, x: Tensor) -> dict[str, Tensor]:
+        """See ``Rule``."""
+        return {"square": torch.zeros_like(x)}
+
+    def move(self, t: int, x: Tensor, phi: Tensor, h: Tensor, memory: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """See ``Rule``."""
+        square = phi.square() if t == 0 else self.decay * memory["square"] + (1 - self.decay) * phi.square()
+        return {"x": x + h * phi / (self.eps + _root(square)), "square": square}
+
+
+def _root(x: Tensor) -> Tensor:
+    """A root whose derivative at zero is zero, not infinite."""
+    if not (torch.is_grad_enabled() and x.requires_grad):
+        return x.sqrt()
+    return torch.where(x > 0, x.where(x > 0, torch.ones_like(x)).sqrt(), 0)
+
+
+@dataclass(frozen=True)
+class Stein:
+    """One step of SVGD, for ``sampler.sampler``.
+
+    Attributes:
+        kernel: gives the direction.
+        rule: how the cloud moves along it.
+    """
+
+    kernel: Kernel
+    rule: Rule
+
+    def start(self, density: LogDensity, x: Tensor) -> State:
+        """See ``sampler.Flow``."""
+        memory = self.rule.memory(x)
+        return {"x": x, **memory} if memory else x
+
+    def draw(self, density: LogDensity, n: int, generator: torch.Generator) -> dict[str, Tensor]:
+        """See ``sampler.Flow``; there is no noise."""
+        return {}
+
+    def step(self, density: LogDensity, t: int, state: State, h: Tensor, z: Mapping[str, Tensor]) -> State:
+        """See ``sampler.Flow``."""
+        x = state["x"] if isinstance(state, dict) else state
+        phi = self.kernel.direction(x, density.score(x))
+        moved = self.rule.move(t, x, phi, h, state if isinstance(state, dict) else {})
+        return moved if isinstance(state, dict) else moved["x"]
+
+
+def svgd(
+    target: Any,
+    *,
+    step: Steps,
+    kernel: Kernel | None = None,
+    rule: Rule | None = None,
+    steps: int = 100,
+    particles: int | Tensor = 50,
+    seed: int = 0,
+) -> Sampler:
+    """Stein variational gradient descent: Liu & Wang (2016), arXiv:1608.04471, alg. 1.
+
+    Args:
+        target: a ``LogDensity``, or a function of ``[n, d]`` when ``particles`` are given as a tensor.
+        step: the step size or its schedule; see ``langevin``.
+        kernel: ``RBF()`` with the median heuristic when None; ``PyroRBF()`` is Pyro's.
+        rule: ``PlainRule()`` when None; ``AdamRule()`` and ``AdaGradRule()`` scale the direction by coordinate.
+        steps: the horizon T.
+        particles: how many, started at ``target.initial(n, seed)``, or where they start ``[n, d]``.
+        seed: of the starting points.
+
+    Returns:
+        A formulation; run it with ``mfoc.rollout`` or ``sample``.
+
+    Raises:
+        InvalidType, InvalidValue: wrong arguments, fewer than two particles, all in one point, or a log density that is
+            not finite.
+    """
+    kernel, rule = RBF() if kernel is None else kernel, PlainRule() if rule is None else rule
+    for name, given, kind in (("kernel", kernel, Kernel), ("rule", rule, Rule)):
+        if isinstance(given, type) or not isinstance(given, kind):
+            example = "RBF()" if kind is Kernel else "AdamRule()"
+            raise InvalidType(f"{name} is {given!r}; expected an instance, such as {example}")
+    made = sampler(as_density(target, particles), Stein(kernel, rule), step, steps, particles, seed)
+    if len(made.start) < 2:
+        raise InvalidValue("SVGD needs at least two particles: they find the mode alone")
+    if bool((made.start == made.start[0]).all()):
+        raise InvalidValue(
+            "particles: all start in one point, where no kernel drives them apart; spread them, or pass their number"
+        )
+    return made

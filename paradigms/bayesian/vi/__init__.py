@@ -1,0 +1,1 @@
+"""Variational inference on the weights of a network as control."""

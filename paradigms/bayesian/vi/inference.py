@@ -1,0 +1,183 @@
+"""Variational inference as control: min over laws q of E_q[J(u)] + tau KL(q || prior)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+import mfoc
+from mfoc import InvalidType, InvalidValue
+from mfoc.checks import check_integer, check_positive
+from mfoc.formulation import Formulation
+from mfoc.networks import per_sample
+from mfoc.problem import controls_of
+from paradigms.bayesian.laws.likelihoods import likelihood_of
+from paradigms.bayesian.pyro.inference import of_model
+from paradigms.bayesian.vi.network import RandomNetwork, Stages, check_data, check_finite, problem_of, with_noise
+from paradigms.bayesian.vi.noise import Draws
+from paradigms.bayesian.vi.posterior import NetworkPosterior
+from paradigms.bayesian.vi.stages import ESTIMATORS
+
+
+def variational(
+    model: Any,
+    data: Any,
+    *,
+    likelihood: Any = None,
+    noise: Any = None,
+    prior: Any = None,
+    guide: Any = None,
+    samples: int = 1,
+    batch_size: int | None = None,
+    tau: float | None = None,
+    size: int | None = None,
+    estimator: str = "weights",
+    kl: str | None = None,
+    init_scale: float = 0.1,
+    stages: Stages | None = None,
+    seed: int = 0,
+) -> Formulation:
+    """Variational inference: J = E_q[mean negative log likelihood] + tau KL(q || prior).
+
+    With tau = 1/N, the default, J is -ELBO/N, minibatches included. The control is the law of the latents, a particle
+    is one draw from it, and the noise it is made from comes with the particle (Kingma & Welling 2014, arXiv:1312.6114;
+    Blundell et al. 2015, arXiv:1505.05424). Solve it with ``mfoc.Gradient(partial(torch.optim.Adam, lr=1e-2))``.
+
+    Args:
+        model: a network as ``mfoc.from_module`` takes it, whose weights become random; or a Pyro model, a function of
+            the data (a PyroModule counts as one).
+        data: for a network what ``mfoc.population`` takes, inputs and observations; for a Pyro model the tuple of its
+            arguments (a dict: its keyword arguments), in which tensors of leading axis N hold the observations.
+        likelihood: of a network: "gaussian", "categorical", or a function (output, y) -> the negative log likelihood of
+            each observation ``[N]``.
+        noise: known standard deviation of a Gaussian likelihood; when None it is learned, one for each output.
+        prior: of the weights of a network: a distribution (of Pyro or torch) for each weight, or a function
+            (name, parameter) -> distribution; standard normal when None.
+        guide: for a network only the mean-field Gaussian, ``AutoNormal`` (or None). For a Pyro model ``AutoNormal``
+            (when None), ``AutoDiagonalNormal``, ``AutoMultivariateNormal``, a function model -> one of them, or one of
+            them made for this model, whose settings are kept, and its parameters if it has been in use.
+        samples: draws S in a step.
+        batch_size: observations in a step; all of them when None.
+        tau: the temperature; 1/N when None.
+        size: N, where it cannot be read off the data.
+        estimator: "weights", "local" (local reparametrisation, for networks whose random layers are linear ones on
+            ``[N, d]``) or "flipout" (linear and convolutional layers).
+        kl: "exact", in closed form where it is known (as Pyro's TraceMeanField_ELBO; the default for networks), or
+            "sampled", log q - log p at the draw (as Pyro's Trace_ELBO; the default for Pyro models, where "exact" means
+            the entropy of q).
+        init_scale: initial standard deviation of the weights of a network. A Pyro guide has its own.
+        stages: of a network: see ``mfoc.from_module``.
+        seed: of the batches and of the draws.
+
+    Returns:
+        A formulation. ``readout(solution)`` is, for a network, a ``NetworkPosterior``; for a Pyro model, a guide of the
+        class asked for. ``mfoc.certify`` measures it on ``samples`` draws, each on all observations whatever the
+        batches: give it the population of a formulation with many.
+
+    Raises:
+        InvalidType, InvalidValue: arguments that do not fit each other or the data, N that is not known, discrete
+            latents, a log density that is not finite.
+        MissingExtra: a Pyro model, and Pyro is not installed.
+    """
+    _check(samples, tau, size, estimator, kl, init_scale)
+    check_integer(0, seed=seed)
+    if isinstance(model, nn.Module) and not _is_pyro(model):
+        network = RandomNetwork(model, _likelihood(likelihood, noise), prior, estimator, stages)
+        _check_guide(guide)
+        source = mfoc.population(data, batch_size=batch_size, seed=seed)
+        n = source.size if size is None else size
+        if n is None:
+            raise InvalidValue("N is missing: data are drawn on demand, so pass size=N, the number of observations")
+        y = None if batch_size is None else _observations(data)
+        return _of_network(network, source, y, samples, 1 / n if tau is None else tau, n, kl, init_scale, seed)
+    if not callable(model):
+        raise InvalidType(f"model is a {type(model).__name__}; expected a torch.nn.Module or a Pyro model")
+    _check_model_options(likelihood, noise, prior, estimator, stages)
+    return of_model(
+        model, data, guide=guide, samples=samples, batch_size=batch_size, tau=tau, size=size, kl=kl, seed=seed
+    )
+
+
+def _of_network(
+    network: RandomNetwork,
+    source: mfoc.Population,
+    observations: Tensor | None,
+    samples: int,
+    tau: float,
+    n: int,
+    kl: str | None,
+    init_scale: float,
+    seed: int,
+) -> Formulation:
+    batch = source(0)
+    check_data(network, batch, observations)
+    controls = with_noise(network, network.controls(init_scale), batch.state, batch.data)
+    problem = problem_of(network, controls, tau, kl != "sampled")
+    draws = Draws(source, network, samples, seed)
+    problem.validate(draws(0))
+    check_finite(problem, draws(0))
+    example = (batch.state[:1], torch.utils._pytree.tree_map(lambda leaf: leaf[:1], batch.data))
+
+    def readout(solution: Any) -> NetworkPosterior:
+        found = controls_of(solution)
+        problem.check_controls(found)
+        return NetworkPosterior(network, found, n, example)
+
+    return Formulation(problem, draws, readout)
+
+
+def _observations(data: Any) -> Tensor | None:
+    """All observations, where they are a tensor in memory."""
+    if type(data) is torch.utils.data.TensorDataset:
+        data = data.tensors
+    y = data.data if isinstance(data, mfoc.Particles) else data[1] if isinstance(data, tuple | list) else None
+    if not isinstance(y, Tensor | np.ndarray):
+        return None
+    found: Tensor = mfoc.population((torch.arange(len(y)), y))(0).data  # with labels widened
+    return found
+
+
+def _likelihood(likelihood: Any, noise: Any) -> Any:
+    if likelihood is None:
+        raise InvalidValue("likelihood is missing; a network needs 'gaussian', 'categorical' or a function")
+    made = likelihood_of(likelihood, noise)
+    if callable(likelihood):
+        per_sample(likelihood)  # refuses classes
+    return made
+
+
+def _is_pyro(model: nn.Module) -> bool:
+    """Whether a module is a Pyro model."""
+    return any(kind.__module__ == "pyro.nn.module" and kind.__name__ == "PyroModule" for kind in type(model).__mro__)
+
+
+def _check_guide(guide: Any) -> None:
+    name = guide if isinstance(guide, str) else getattr(guide, "__name__", type(guide).__name__)
+    if guide is not None and name not in ("AutoNormal", "AutoDiagonalNormal"):
+        raise InvalidValue(
+            f"guide is {name}; the weights of a network have a mean-field Gaussian law (AutoNormal). For another guide "
+            "write the network as a Pyro model"
+        )
+
+
+def _check_model_options(likelihood: Any, noise: Any, prior: Any, estimator: str, stages: Any) -> None:
+    given = {"likelihood": likelihood, "noise": noise, "prior": prior, "stages": stages}
+    for name, value in given.items():
+        if value is not None:
+            raise InvalidValue(f"{name} was given with a Pyro model, which has its own; leave it out")
+    if estimator != "weights":
+        raise InvalidValue(f"estimator={estimator!r} is for networks; a Pyro model is drawn as its guide says")
+
+
+def _check(samples: Any, tau: Any, size: Any, estimator: Any, kl: Any, init_scale: Any) -> None:
+    check_integer(1, samples=samples)
+    check_integer(1, size=size, optional=True)
+    check_positive(tau=tau, optional=True)
+    if estimator not in ESTIMATORS:
+        raise InvalidValue(f"estimator is {estimator!r}; expected one of {', '.join(map(repr, ESTIMATORS))}")
+    if kl not in (None, "exact", "sampled"):
+        raise InvalidValue(f"kl is {kl!r}; expected 'exact' or 'sampled'")
+    check_positive(init_scale=init_scale)

@@ -1,0 +1,243 @@
+import random
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.utils.data import DataLoader, Dataset, RandomSampler, SequentialSampler, TensorDataset
+
+import mfoc
+from tests.problems import same_bits
+
+
+def bits(cloud):
+    return [cloud.state, cloud.data]
+
+
+def visited(source, steps):
+    return torch.cat([source(n).state for n in steps]).tolist()
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    size=st.integers(1, 23),
+    batch=st.one_of(st.none(), st.integers(1, 30)),
+    shuffle=st.booleans(),
+    seed=st.integers(0, 2**40),
+    epoch=st.integers(0, 10**6),
+)
+def test_every_particle_once_an_epoch_and_pure(size, batch, shuffle, seed, epoch):
+    cloud = torch.arange(size)
+    make = lambda: mfoc.population(cloud, batch_size=batch, shuffle=shuffle, seed=seed)  # noqa: E731
+    source, other = make(), make()
+    length = min(batch or size, size)
+    assert source.batches_per_epoch == -(-size // length)
+    first = epoch * source.batches_per_epoch
+    steps = range(first, first + source.batches_per_epoch)
+    assert sorted(visited(source, steps)) == list(range(size))
+    assert [len(source(n)) for n in steps][:-1] == [length] * (source.batches_per_epoch - 1)
+    other(0)  # what was asked before makes no difference
+    for n in reversed(steps):
+        assert torch.equal(source(n).state, other(n).state)
+    if not shuffle:
+        assert visited(source, steps) == list(range(size))
+    assert torch.cat([part.state for part in source.epoch()]).tolist() == list(range(size))
+
+
+def test_orders_differ_between_epochs_and_seeds():
+    cloud = torch.arange(64)
+    orders = [
+        tuple(visited(mfoc.population(cloud, batch_size=8, seed=seed), range(8 * epoch, 8 * epoch + 8)))
+        for seed in range(3)
+        for epoch in range(3)
+    ]
+    assert len(set(orders)) == 9
+
+
+def test_the_whole_population_is_not_copied():
+    x = torch.randn(4, 2)
+    assert mfoc.population(x)(3).state is x
+
+
+def test_the_global_generator_is_left_alone():
+    class Noisy(Dataset):
+        def __len__(self):
+            return 6
+
+        def __getitem__(self, i):
+            return torch.rand(2), i
+
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    source = mfoc.population(Noisy(), batch_size=4)
+    first = source(0)
+    assert torch.equal(torch.rand(3), expected)
+    assert same_bits(bits(source(0)), bits(first))
+    assert same_bits(bits(mfoc.population(Noisy(), batch_size=4)(0)), bits(first))
+    assert not torch.equal(source(2).state, first.state)
+    assert not torch.equal(mfoc.population(Noisy(), batch_size=4, seed=1)(0).state, first.state)
+
+
+def test_dataset_with_random_transform():
+    transforms = pytest.importorskip("torchvision.transforms")
+    crop = transforms.Compose([transforms.RandomCrop(6), transforms.RandomHorizontalFlip()])
+    images = torch.arange(10 * 64, dtype=torch.float32).view(10, 1, 8, 8)
+
+    class Images(Dataset):
+        def __len__(self):
+            return 10
+
+        def __getitem__(self, i):
+            return crop(images[i]), i % 3
+
+    source, again = (mfoc.population(Images(), batch_size=4, seed=2) for _ in range(2))
+    clouds = [source(n) for n in range(6)]
+    for n in (5, 0, 3):
+        assert same_bits(bits(again(n)), bits(clouds[n]))
+    assert clouds[0].state.shape == (4, 1, 6, 6)
+    assert clouds[0].data.dtype == torch.int64
+    corners = [set(source(n).state[:, 0, 0, 0].tolist()) for n in range(0, 30)]
+    assert len(set.union(*corners)) > 10  # the crops of a particle vary
+
+
+def test_loader_decides():
+    data = TensorDataset(torch.arange(10.0), torch.arange(10))
+    still = mfoc.population(DataLoader(data, batch_size=4))
+    assert visited(still, range(3)) == list(range(10))
+    mixed = mfoc.population(DataLoader(data, batch_size=4, shuffle=True))
+    assert visited(mixed, range(3)) != list(range(10))
+    assert sorted(visited(mixed, range(3))) == list(range(10))
+    dropped = mfoc.population(DataLoader(data, batch_size=4, shuffle=True, drop_last=True))
+    assert dropped.batches_per_epoch == 2
+    assert [len(dropped(n)) for n in range(5)] == [4] * 5
+    assert len(set(visited(dropped, range(2)))) == 8
+    assert sorted(torch.cat([part.state for part in dropped.epoch()]).tolist()) == list(range(10))
+
+
+def test_loader_collates():
+    loader = DataLoader(
+        TensorDataset(torch.arange(6.0), torch.arange(6.0)),
+        batch_size=3,
+        collate_fn=lambda rows: (torch.stack([2 * x for x, _ in rows]), torch.stack([z for _, z in rows])),
+    )
+    cloud = mfoc.population(loader)(1)
+    assert cloud.state.tolist() == [6, 8, 10]
+    assert cloud.data.tolist() == [3, 4, 5]
+
+
+@pytest.mark.parametrize(
+    "sampler",
+    [
+        lambda data: RandomSampler(data, replacement=True),
+        lambda data: RandomSampler(data, num_samples=3),
+        lambda data: SequentialSampler(range(4)),
+    ],
+)
+def test_a_loader_that_does_not_visit_all_is_refused(sampler):
+    data = TensorDataset(torch.arange(10.0))
+    with pytest.raises(mfoc.InvalidType, match="sampler"):
+        mfoc.population(DataLoader(data, batch_size=2, sampler=sampler(data)))
+
+
+def test_tensor_datasets():
+    x, z = torch.randn(5, 2), torch.arange(5)
+    assert same_bits(bits(mfoc.population(TensorDataset(x, z))(0)), [x, z])
+    assert mfoc.population(TensorDataset(x))(0).data is None
+
+    class Doubled(TensorDataset):
+        def __getitem__(self, i):
+            x, z = super().__getitem__(i)
+            return 2 * x, z
+
+    assert torch.equal(mfoc.population(Doubled(x, z))(0).state, 2 * x)
+
+
+def test_numpy():
+    x, z = np.arange(12.0).reshape(6, 2), np.arange(6, dtype=np.int32)
+    cloud = mfoc.population((x, z))(0)
+    assert cloud.state.dtype == torch.float64
+    assert cloud.data.dtype == torch.int64
+    assert cloud.state.tolist() == x.tolist()
+    flipped = mfoc.population(x[::-1])(0).state
+    assert flipped.tolist() == x[::-1].tolist()
+    frozen = np.ones((3, 2))
+    frozen.flags.writeable = False
+    mfoc.population(frozen)(0).state.add_(1)
+    assert frozen.sum() == 6
+
+
+def test_images_and_labels():
+    image = torch.tensor([[0, 51], [102, 255]], dtype=torch.uint8)
+    cloud = mfoc.population((image, torch.tensor([1, 0], dtype=torch.uint8)))(0)
+    torch.testing.assert_close(cloud.state, torch.tensor([[0, 0.2], [0.4, 1]]))
+    assert cloud.data.dtype == torch.int64
+    assert cloud.data.tolist() == [1, 0]
+    masks = mfoc.population((image, image))(0).data
+    assert masks.dtype == torch.uint8
+
+    class Pictures(Dataset):
+        def __len__(self):
+            return 2
+
+        def __getitem__(self, i):
+            return image[i], i
+
+    assert torch.equal(mfoc.population(Pictures())(0).state, cloud.state)
+
+
+def test_pytrees():
+    particles = mfoc.Particles(
+        {"q": torch.arange(5.0), "pair": (torch.arange(5), torch.ones(5, 2))}, {"z": torch.arange(5)}
+    )
+    batch = mfoc.population(particles, batch_size=2, shuffle=False)(1)
+    assert batch.state["q"].tolist() == [2, 3]
+    assert batch.state["pair"][1].shape == (2, 2)
+    assert batch.data["z"].tolist() == [2, 3]
+
+
+def test_callable():
+    source = mfoc.population(lambda n: mfoc.Particles(torch.full((3,), float(n))))
+    assert source(4).state.tolist() == [4, 4, 4]
+    assert (source.size, source.batch_size, source.batches_per_epoch) == (None, None, 1)
+    assert [len(part) for part in source.epoch()] == [3]
+    assert mfoc.population(source) is source
+
+
+def test_seeds_are_well_mixed():
+    from mfoc.seeding import mixed_seed
+
+    seeds = {mixed_seed(seed, n) for seed in range(40) for n in range(40)}
+    assert len(seeds) == 1600
+    assert all(0 <= seed < 2**63 for seed in seeds)
+
+
+def test_legacy_generators_are_seeded_too():
+    """Transforms that draw from `random` or NumPy's global generator are pure as well, and those are put back."""
+
+    class Old(Dataset):
+        def __len__(self):
+            return 3
+
+        def __getitem__(self, i):
+            return torch.tensor([random.random(), np.random.rand()])  # noqa: NPY002
+
+    random.seed(1)
+    np.random.seed(1)  # noqa: NPY002
+    expected = (random.random(), np.random.rand())  # noqa: NPY002
+    random.seed(1)
+    np.random.seed(1)  # noqa: NPY002
+    source = mfoc.population(Old())
+    first = source(2).state
+    assert (random.random(), np.random.rand()) == expected  # noqa: NPY002
+    assert torch.equal(source(2).state, first)
+    assert not torch.equal(source(3).state, first)
+
+
+def test_inference_tensors_can_be_solved_on():
+    with torch.inference_mode():
+        x = torch.ones(4, 2)
+    problem = mfoc.Problem(lambda t, x, u, z: x @ u, lambda x, z: x.square().sum(1), [torch.eye(2)])
+    solution = mfoc.solve(problem, mfoc.Gradient(lambda p: torch.optim.SGD(p, lr=0.1)), x, steps=2)
+    assert solution.value < 2

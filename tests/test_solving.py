@@ -1,0 +1,279 @@
+import logging
+import math
+from functools import partial
+
+import pytest
+import torch
+
+import mfoc
+from tests.problems import CATALOGUE, D, distance, leaves, normal, same_bits
+
+SGD = mfoc.Gradient(partial(torch.optim.SGD, lr=0.1))
+ADAM = mfoc.Gradient(partial(torch.optim.Adam, lr=0.05))
+
+
+@pytest.fixture
+def case():
+    problem, particles = CATALOGUE["decayed"]()
+    return problem, mfoc.population(particles, batch_size=3, seed=1)
+
+
+def test_the_budget(case):
+    problem, source = case
+    solution = mfoc.solve(problem, SGD, source, steps=5)
+    assert solution.status is mfoc.Status.MAX_STEPS
+    assert solution.last.step == 5
+    assert [record["step"] for record in solution.history] == [0, 1, 2, 3, 4]
+    nothing = mfoc.solve(problem, SGD, source, steps=0)
+    assert same_bits(nothing.controls, problem.controls)
+    assert nothing.history == []
+    assert nothing.value == float(mfoc.evaluate(problem, problem.controls, source(0)).value)
+
+
+def test_the_report_is_about_the_controls_returned(case):
+    problem, source = case
+    solution = mfoc.solve(problem, ADAM, source, steps=4)
+    found = mfoc.evaluate(problem, solution.controls, source(4))
+    assert solution.value == float(found.value)
+    assert solution.residual == pytest.approx(math.sqrt(sum(float(g.square().sum()) for g in leaves(found.gradient))))
+    assert same_bits(solution.controls, solution.last.controls)
+
+
+def test_history_is_plain(case):
+    problem, source = case
+    for solver in (SGD, mfoc.EMSA(1.0, adaptive=True)):
+        history = mfoc.solve(problem, solver, source, steps=3).history
+        for record in history:
+            assert {"step", "value", "residual", "seconds"} <= record.keys()
+            assert all(type(value) in (int, float) for value in record.values())
+        assert [r["seconds"] for r in history] == sorted(r["seconds"] for r in history)
+
+
+def test_tolerance():
+    problem = mfoc.Problem(
+        lambda t, x, u, z: x + u, lambda x, z: (x - 3).square().sum(1), [torch.zeros(2, dtype=D) for _ in range(3)]
+    )
+    particles = mfoc.Particles(normal(5, 2))
+    loose = mfoc.solve(problem, mfoc.Gradient(partial(torch.optim.SGD, lr=0.02)), particles, steps=500, tol=1e-4)
+    assert loose.status is mfoc.Status.CONVERGED
+    assert loose.residual <= 1e-4
+    assert loose.history[-1]["residual"] <= 1e-4 < loose.history[-2]["residual"]
+    assert loose.last.step == loose.history[-1]["step"]  # the controls at which the residual was measured
+    assert float(mfoc.evaluate(problem, loose.controls, particles).value) == pytest.approx(loose.value, rel=1e-14)
+    never = mfoc.solve(problem, SGD, particles, steps=3, tol=0)
+    assert never.status is mfoc.Status.MAX_STEPS
+
+
+def test_a_stationary_start_converges_at_once():
+    problem = mfoc.Problem(lambda t, x, u, z: x + u, lambda x, z: x.square(), [torch.zeros((), dtype=D)])
+    solution = mfoc.solve(problem, SGD, torch.tensor([1.0, -1.0], dtype=D), steps=50, tol=1e-12)
+    assert solution.status is mfoc.Status.CONVERGED
+    assert solution.last.step == 0
+    assert same_bits(solution.controls, problem.controls)
+
+
+def test_hooks(case):
+    problem, source = case
+    seen = []
+
+    class Hook:
+        def start(self, steps):
+            seen.append(("start", steps))
+
+        def __call__(self, at):
+            seen.append(at.step)
+            return at.step == 3
+
+        def finish(self, solution):
+            seen.append(("finish", solution.status))
+
+    also = []
+    solution = mfoc.solve(problem, SGD, source, steps=9, hooks=[Hook(), lambda at: also.append(at.info.residual)])
+    assert solution.status is mfoc.Status.STOPPED
+    assert solution.last.step == 3
+    assert seen == [("start", 9), 1, 2, 3, ("finish", mfoc.Status.STOPPED)]
+    assert len(also) == 3  # every hook is called, also on the step that stops
+    truthy = mfoc.solve(problem, SGD, source, steps=2, hooks=[lambda at: 1])
+    assert truthy.status is mfoc.Status.MAX_STEPS  # only True stops
+
+
+@pytest.mark.parametrize(
+    "solver",
+    [
+        ADAM,
+        mfoc.Gradient(partial(torch.optim.LBFGS, max_iter=3)),
+        mfoc.Gradient(partial(torch.optim.SGD, lr=0.1, momentum=0.9, nesterov=True), recompute=True),
+        mfoc.MSA(mfoc.minimisers.Descent(0.1, steps=2)),
+        mfoc.EMSA(1.0, adaptive=True, inner=mfoc.minimisers.LBFGS(3)),
+    ],
+    ids=["adam", "lbfgs", "nesterov", "msa", "emsa"],
+)
+@pytest.mark.parametrize("name", ["decayed", "pytrees", "tied"])
+def test_resuming_is_bitwise(name, solver, tmp_path):
+    problem, particles = CATALOGUE[name]()
+    source = partial(mfoc.population, particles, batch_size=2, seed=3)
+    whole = mfoc.solve(problem, solver, source(), steps=7)
+    part = mfoc.solve(problem, solver, source(), steps=4)
+    kept = mfoc.tree.copy([part.last.controls, part.last.state])
+    resumed = mfoc.solve(problem, solver, source(), steps=7, start=part.last)
+    assert same_bits(whole.controls, resumed.controls)
+    assert same_bits(whole.last.state, resumed.last.state)
+    assert (whole.value, whole.residual) == (resumed.value, resumed.residual)
+    assert [r["value"] for r in whole.history[4:]] == [r["value"] for r in resumed.history]
+    assert [r["step"] for r in resumed.history] == [4, 5, 6]
+    assert same_bits(kept, [part.last.controls, part.last.state])
+    torch.save([part.last.step, part.last.controls, part.last.state], tmp_path / "iterate.pt")
+    loaded = mfoc.Iterate(*torch.load(tmp_path / "iterate.pt", weights_only=True))
+    assert same_bits(whole.controls, mfoc.solve(problem, solver, source(), steps=7, start=loaded).controls)
+
+
+def test_iterate_is_the_loop_of_solve(case):
+    problem, source = case
+    stream = mfoc.iterate(problem, ADAM, source)
+    steps = [next(stream) for _ in range(4)]
+    assert [at.step for at in steps] == [1, 2, 3, 4]
+    assert same_bits(steps[-1].controls, mfoc.solve(problem, ADAM, source, steps=4).controls)
+    again = next(mfoc.iterate(problem, ADAM, source, start=steps[1]))
+    assert same_bits(again.controls, steps[2].controls)
+
+
+def exploding(what):
+    """Each step adds 1 to the control of stage 1; above 2.5 something is NaN."""
+
+    def broken(x, u):
+        return torch.where(u > 2.5, torch.nan, 0.0) * x
+
+    return mfoc.Problem(
+        lambda t, x, u, z: x + u + (broken(x, u) if what == "state" and t == 1 else 0),
+        lambda x, z: -x + (broken(x, x) if what == "terminal" else 0),
+        [torch.zeros((), dtype=D) for _ in range(3)],
+        running_cost=lambda t, x, u, z: 0 * x + (broken(x, u) if what == "running" and t == 2 else 0),
+    )
+
+
+@pytest.mark.parametrize(
+    ("what", "stage", "words", "last"),
+    [("state", 1, "stage 1", 2), ("running", 2, "stage 2", 2), ("terminal", 3, "terminal cost", 0)],
+)
+@pytest.mark.parametrize(
+    "solver", [mfoc.Gradient(partial(torch.optim.SGD, lr=1.0)), mfoc.MSA(mfoc.minimisers.Descent(1.0))]
+)
+def test_nan_stops_with_stage_step_and_last_good_iterate(solver, what, stage, words, last, caplog):
+    problem, x = exploding(what), torch.zeros(4, dtype=D) + 0.1
+    with caplog.at_level(logging.WARNING, logger="mfoc.solve"):
+        solution = mfoc.solve(problem, solver, x, steps=50)
+    assert solution.status is mfoc.Status.NONFINITE
+    assert words in solution.message
+    assert f"step {last + 1}" in solution.message
+    assert solution.last.step == last
+    assert math.isfinite(solution.value)
+    assert all(leaf.isfinite().all() for leaf in leaves(solution.controls))
+    assert [float(u) for u in solution.controls] == pytest.approx([last] * 3)
+    assert any("stopped" in record.message for record in caplog.records)
+    at_the_end = mfoc.solve(problem, solver, x, steps=last + 1)  # nothing is left to do, and still it is seen
+    assert (at_the_end.status, at_the_end.message) == (solution.status, solution.message)
+    assert at_the_end.last.step == last
+    assert at_the_end.value == solution.value
+    with pytest.raises(mfoc.NonFiniteError) as caught:
+        for _ in mfoc.iterate(problem, solver, x):
+            pass
+    assert (caught.value.stage, caught.value.step, caught.value.last.step) == (stage, last + 1, last)
+
+
+def test_a_nan_costate_is_located():
+    """The square root at zero: finite cost, infinite slope."""
+    problem = mfoc.Problem(
+        lambda t, x, u, z: x * 0 + u if t == 0 else x.abs().sqrt(), lambda x, z: x, [torch.zeros((), dtype=D)] * 2
+    )
+    solution = mfoc.solve(problem, SGD, torch.ones(3, dtype=D), steps=5)
+    assert solution.status is mfoc.Status.NONFINITE
+    assert "costate at stage 1" in solution.message
+    assert solution.last.step == 0
+
+
+def test_an_error_in_user_code_keeps_the_last_iterate(case):
+    problem, source = case
+
+    def hook(at):
+        if at.step == 3:
+            raise KeyError("mine")
+
+    with pytest.raises(KeyError, match="mine") as caught:
+        mfoc.solve(problem, ADAM, source, steps=9, hooks=[hook])
+    assert caught.value.last_iterate.step == 3
+    assert "step 3" in caught.value.__notes__[0]
+    resumed = mfoc.solve(problem, ADAM, source, steps=6, start=caught.value.last_iterate)
+    assert same_bits(resumed.controls, mfoc.solve(problem, ADAM, source, steps=6).controls)
+
+
+def test_an_error_in_the_dynamics_keeps_the_last_iterate(case):
+    problem, source = case
+    calls = []
+
+    def dynamics(t, x, u, z):
+        calls.append(t)
+        if len(calls) > 40:
+            raise OSError("disk")
+        return problem.dynamics(t, x, u, z)
+
+    broken = mfoc.Problem(dynamics, problem.terminal_cost, problem.controls)
+    with pytest.raises(OSError, match="disk") as caught:
+        mfoc.solve(broken, ADAM, source, steps=50)
+    assert caught.value.last_iterate.step >= 1
+
+
+def test_keyboard_interrupt(case):
+    problem, source = case
+
+    def hook(at):
+        if at.step == 2:
+            raise KeyboardInterrupt
+
+    solution = mfoc.solve(problem, ADAM, source, steps=9, hooks=[hook])
+    assert solution.status is mfoc.Status.INTERRUPTED
+    assert solution.last.step == 2
+    assert same_bits(solution.controls, mfoc.solve(problem, ADAM, source, steps=2).controls)
+
+
+def test_the_problem_and_the_particles_are_left_alone(case):
+    problem, source = case
+    before = mfoc.tree.copy([problem.controls, [source(n).state for n in range(3)]])
+    mfoc.solve(problem, ADAM, source, steps=3)
+    assert same_bits(before, [problem.controls, [source(n).state for n in range(3)]])
+
+
+def test_a_solver_of_ones_own():
+    class Halving:
+        def init(self, problem, controls):
+            return {"calls": 0}
+
+        def step(self, problem, controls, state, particles):
+            value, gradient = mfoc.evaluate(problem, controls, particles)
+            info = mfoc.Info(value, leaves(gradient), {"calls": float(state["calls"])})
+            return mfoc.tree.map(lambda u: u / 2, controls), {"calls": state["calls"] + 1}, info
+
+    problem, particles = CATALOGUE["tied"]()
+    solution = mfoc.solve(problem, Halving(), particles, steps=3)
+    assert distance(solution.controls, mfoc.tree.map(lambda u: u / 8, problem.controls)) < 1e-15
+    assert [record["calls"] for record in solution.history] == [0, 1, 2]
+
+
+def test_solving_under_no_grad(case):
+    problem, source = case
+    expected = mfoc.solve(problem, ADAM, source, steps=3).controls
+    with torch.no_grad():
+        found = mfoc.solve(problem, ADAM, source, steps=3).controls
+        assert not torch.is_grad_enabled()
+    assert same_bits(expected, found)
+
+
+def test_a_population_function_is_asked_for_the_step():
+    problem = mfoc.Problem(lambda t, x, u, z: x * u, lambda x, z: x.square().sum(1), [torch.ones(2, dtype=D)])
+    asked = []
+
+    def draw(n):
+        asked.append(n)
+        return mfoc.Particles(normal(3, 2, seed=n))
+
+    mfoc.solve(problem, SGD, draw, steps=3)
+    assert sorted(set(asked)) == [0, 1, 2, 3]
