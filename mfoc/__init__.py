@@ -104,6 +104,10 @@ deprecation.moved(
         "mfoc.population": ["mfoc.populations", "mfoc.seeding", "mfoc.particles"],
         "mfoc.solve": ["mfoc.solving"],
     },
-    {"mfoc.population.whole": "concatenated"},
+    {
+        "mfoc.inner.Inner": "Minimiser",
+        "mfoc.inner.check_inner": "check_minimiser",
+        "mfoc.population.whole": "concatenated",
+    },
 )
 __getattr__ = deprecation.aliases("mfoc")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mfoc.certificate import Certificate, certify
-from mfoc.errors import InvalidType
+from mfoc.checks import check_callable, check_instance
 from mfoc.populations import Population
 from mfoc.problem import Problem
 from mfoc.solving import Solution, Solver, solve
@@ -28,14 +28,9 @@ class Formulation:
     readout: Callable[[Any], Any]
 
     def __post_init__(self) -> None:
-        if not isinstance(self.problem, Problem):
-            raise InvalidType(f"problem is a {type(self.problem).__name__}; expected mfoc.Problem")
-        if not isinstance(self.population, Population):
-            raise InvalidType(
-                f"population is a {type(self.population).__name__}; expected what mfoc.population(...) returns"
-            )
-        if not callable(self.readout):
-            raise InvalidType(f"readout is a {type(self.readout).__name__}; expected a function of the solution")
+        check_instance(Problem, "mfoc.Problem", problem=self.problem)
+        check_instance(Population, "what mfoc.population(...) returns", population=self.population)
+        check_callable("a function of the solution", readout=self.readout)
 
     def solve(self, solver: Solver, *, steps: int, **options: Any) -> Solution:
         """``mfoc.solve`` on this problem and population.

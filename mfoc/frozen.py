@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Hashable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import torch
@@ -17,8 +17,10 @@ from torch import Tensor
 from mfoc import tree
 from mfoc.derivatives import gradients
 from mfoc.distributed import expectation
-from mfoc.pontryagin import hamiltonian, hamiltonian_and_next
-from mfoc.problem import Problem, per_stage
+from mfoc.minimisers import Minimum
+from mfoc.particles import Particles
+from mfoc.pontryagin import adjoint, hamiltonian, hamiltonian_and_next, rollout
+from mfoc.problem import Problem
 from mfoc.tree import Tree
 
 logger = logging.getLogger(__name__)
@@ -39,7 +41,7 @@ class Penalty:
     costate: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Block:
     """Controls that are minimised over together: G independent rows of n numbers.
 
@@ -67,7 +69,7 @@ class Block:
         return value, slope
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Frozen:
     """What the Hamiltonian of a stage needs besides the control; stacked stages have a leading axis more."""
 
@@ -76,145 +78,159 @@ class _Frozen:
     target_x: Tree  # x_(t+1), for the penalty
     target_p: Tree  # p_t, for the penalty
 
+    @staticmethod
+    def stacked(some: list[_Frozen]) -> _Frozen:
+        """Stages of equal shapes as one."""
+        columns = ([getattr(one, name) for one in some] for name in ("x", "p", "target_x", "target_p"))
+        return _Frozen(*(tree.map(lambda *leaves: torch.stack(leaves), *column) for column in columns))
+
     def free(self) -> _Frozen:
         """The same with states that derivatives can be taken in."""
-        return _Frozen(tree.detached(self.x, requires_grad=True), self.p, self.target_x, self.target_p)
+        return replace(self, x=tree.detached(self.x, requires_grad=True))
 
 
-def blocks(
-    problem: Problem,
-    controls: Tree,
-    states: list[Tree],
-    costates: list[Tree],
-    data: Tree,
-    *,
-    penalty: Penalty | None = None,
-    stacked: bool = True,
-) -> list[Block]:
-    """The inner problems of one sweep.
+@dataclass(frozen=True, eq=False)
+class Sweep:
+    """One forward and one backward sweep: the states and costates that stay frozen while H is minimised over u.
 
-    Args:
+    Attributes:
         problem: the control problem.
-        controls: the present controls.
+        controls: where the sweeps were made.
+        data: z.
         states: x_0..x_T.
         costates: p_0..p_T.
-        data: z.
-        penalty: augment the Hamiltonian.
-        stacked: put stages of equal kind into one block; else each stage is a block.
-
-    Returns:
-        A block for each group of stages with a control; a single block when the schedule is not per-stage.
+        cost: of each particle ``[N]``.
+        value: J, over all ranks.
+        gradient: dJ/du shaped as the controls, over all ranks.
     """
-    frozen = [_Frozen(states[t], costates[t + 1], states[t + 1], costates[t]) for t in range(problem.stages)]
-    if problem.schedule is not per_stage:
-        return [_joint_block(problem, controls, frozen, data, penalty)]
-    groups: dict[Hashable, list[int]] = {}
-    for t in range(problem.stages):
-        if any(leaf.numel() for leaf in tree.tensors(controls[t])):
-            key = _signature(problem, t, controls[t], frozen[t]) if stacked else t
-            groups.setdefault(key, []).append(t)
-    return [_stage_block(problem, controls, frozen, data, penalty, tuple(stages)) for stages in groups.values()]
 
+    problem: Problem
+    controls: Tree
+    data: Tree
+    states: list[Tree]
+    costates: list[Tree]
+    cost: Tensor
+    value: Tensor
+    gradient: Tree
 
-def each_block(
-    work: Callable[[Block], Result],
-    problem: Problem,
-    controls: Tree,
-    states: list[Tree],
-    costates: list[Tree],
-    data: Tree,
-    *,
-    penalty: Penalty | None = None,
-) -> Iterator[tuple[Block, Result]]:
-    """Applies ``work`` to each of ``blocks(...)``; a stack that cannot be batched is taken apart first.
+    @classmethod
+    def at(cls, problem: Problem, controls: Tree, particles: Particles) -> Sweep:
+        """The sweeps at one control."""
+        with torch.no_grad():
+            trajectory = rollout(problem, controls, particles)
+        costates, gradient = adjoint(problem, controls, trajectory, particles)
+        value, *slopes = expectation([trajectory.cost.mean(), *tree.leaves(gradient)], len(particles))
+        held = (trajectory.states, costates, trajectory.cost)
+        return cls(problem, controls, particles.data, *held, value, tree.rebuild(controls, slopes))
 
-    Control flow that depends on values, for one, runs on a single stage and not under ``torch.func.vmap``.
-    """
-    frozen = (problem, controls, states, costates, data)
-    for block in blocks(*frozen, penalty=penalty):
-        try:
-            yield block, work(block)
-        except RuntimeError as error:
-            if len(block.stages) == 1 or "vmap" not in str(error):
-                raise
-            logger.info("stages %s cannot be evaluated in one batch; taking them one by one", block.stages)
-            for single in blocks(*frozen, penalty=penalty, stacked=False):
-                if single.stages[0] in block.stages:
+    def minimised(
+        self, minimise: Callable[[Block], Minimum], penalty: Penalty | None = None
+    ) -> tuple[Tree, list[Minimum]]:
+        """New controls, the minimisers of the (augmented) Hamiltonian, and what was found in each block."""
+        found = list(self.each(minimise, penalty))
+        minima = [minimum for _, minimum in found]
+        if not self.problem.per_stage:
+            ((block, minimum),) = found
+            return block.restore(minimum.point[0]), minima
+        new = list(self.controls)
+        for block, minimum in found:
+            for stage, row in zip(block.stages, minimum.point, strict=True):
+                new[stage] = block.restore(row)
+        return tree.rebuild(self.controls, tree.leaves(new)), minima
+
+    def each(self, work: Callable[[Block], Result], penalty: Penalty | None = None) -> Iterator[tuple[Block, Result]]:
+        """Applies ``work`` to each of ``blocks()``; a stack that fails is taken apart.
+
+        Not everything that runs on a single stage runs under ``torch.func.vmap``: control flow that depends on values
+        does not. What fails on a single stage, too, is an error of the problem.
+        """
+        for block in self.blocks(penalty):
+            try:
+                yield block, work(block)
+            except RuntimeError as error:
+                if len(block.stages) == 1 or not self.problem.per_stage:
+                    raise
+                logger.info("stages %s cannot be evaluated in one batch (%s); one by one", block.stages, error)
+                for stage in block.stages:
+                    single = self._stage_block(penalty, (stage,))
                     yield single, work(single)
 
+    def blocks(self, penalty: Penalty | None = None) -> list[Block]:
+        """A block for each group of stages of equal kind; a single one when the stages share their control.
 
-def _signature(problem: Problem, t: int, u: Tree, frozen: _Frozen) -> Hashable:
-    if problem.kind is None:
-        return t
-    shapes = tuple(tuple(leaf.shape) for leaf in tree.leaves([u, frozen.x, frozen.p]))
-    return problem.kind(t), shapes
+        Args:
+            penalty: augment the Hamiltonian.
+        """
+        if not self.problem.per_stage:
+            return [self._joint_block(penalty)]
+        groups: dict[Hashable, list[int]] = {}
+        for t in range(self.problem.stages):
+            if any(leaf.numel() for leaf in tree.tensors(self.controls[t])):
+                groups.setdefault(self._signature(t), []).append(t)
+        return [self._stage_block(penalty, tuple(stages)) for stages in groups.values()]
+
+    def _frozen(self, t: int) -> _Frozen:
+        return _Frozen(self.states[t], self.costates[t + 1], self.states[t + 1], self.costates[t])
+
+    def _signature(self, t: int) -> Hashable:
+        """Stages with the same one may be stacked."""
+        if self.problem.kind is None:
+            return t
+        held = tree.leaves([self.controls[t], self.states[t], self.costates[t + 1]])
+        return self.problem.kind(t), tuple(tuple(leaf.shape) for leaf in held)
+
+    def _stage_block(self, penalty: Penalty | None, stages: tuple[int, ...]) -> Block:
+        first, chosen = stages[0], [self._frozen(t) for t in stages]
+        restore = _restorer(self.controls[first])
+        stack, like = _Frozen.stacked(chosen), [chosen[0].x, chosen[0].p]
+
+        def one(row: Tensor, leaves: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+            x, p = tree.rebuild(like, leaves)
+            value, moved = hamiltonian_and_next(self.problem, first, x, p, restore(row), self.data)
+            return value, tree.leaves(moved)
+
+        def alone(rows: Tensor, leaves: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+            value, moved = one(rows[0], [leaf[0] for leaf in leaves])
+            return value[None], [leaf[None] for leaf in moved]
+
+        # A single stage is called as it is: not everything a user writes can be batched.
+        batched: Callable[..., tuple[Tensor, list[Tensor]]] = torch.func.vmap(one) if len(stages) > 1 else alone
+
+        def per_particle(rows: Tensor) -> Tensor:
+            if penalty is None:
+                return batched(rows, tree.leaves([stack.x, stack.p]))[0]
+            free = stack.free()
+            with torch.enable_grad():
+                value, moved = batched(rows, tree.leaves([free.x, free.p]))
+                return _penalised(value, moved, free, penalty)
+
+        start = torch.stack([tree.ravel(self.controls[t]).detach() for t in stages])
+        return Block(stages, start, per_particle, len(self.cost), restore)
+
+    def _joint_block(self, penalty: Penalty | None) -> Block:
+        problem, restore = self.problem, _restorer(self.controls)
+
+        def per_particle(rows: Tensor) -> Tensor:
+            whole = restore(rows[0])
+            total = torch.zeros((), dtype=rows.dtype, device=rows.device)
+            for t in range(problem.stages):
+                at, u = self._frozen(t), problem.schedule(whole, t)
+                if penalty is None:
+                    total = total + hamiltonian(problem, t, at.x, at.p, u, self.data)
+                    continue
+                free = at.free()
+                with torch.enable_grad():
+                    value, moved = hamiltonian_and_next(problem, t, free.x, free.p, u, self.data)
+                    total = total + _penalised(value, tree.leaves(moved), free, penalty)
+            return total[None]
+
+        start = tree.ravel(self.controls).detach()[None]
+        return Block(tuple(range(problem.stages)), start, per_particle, len(self.cost), restore)
 
 
 def _restorer(like: Tree) -> Callable[[Tensor], Tree]:
     old = tree.leaves(like)
     return lambda row: tree.rebuild(like, tree.pieces(row, old))
-
-
-def _stage_block(
-    problem: Problem,
-    controls: Tree,
-    frozen: list[_Frozen],
-    data: Tree,
-    penalty: Penalty | None,
-    stages: tuple[int, ...],
-) -> Block:
-    first, chosen = stages[0], [frozen[t] for t in stages]
-    restore = _restorer(controls[first])
-    start = torch.stack([tree.ravel(controls[t]).detach() for t in stages])
-    stack = _Frozen(*(_stacked([getattr(f, name) for f in chosen]) for name in ("x", "p", "target_x", "target_p")))
-    like = [chosen[0].x, chosen[0].p]
-
-    def one(row: Tensor, leaves: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        x, p = tree.rebuild(like, leaves)
-        value, moved = hamiltonian_and_next(problem, first, x, p, restore(row), data)
-        return value, tree.leaves(moved)
-
-    def alone(rows: Tensor, leaves: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        value, moved = one(rows[0], [leaf[0] for leaf in leaves])
-        return value[None], [leaf[None] for leaf in moved]
-
-    # A single stage is called as it is: not everything a user writes can be batched.
-    batched: Callable[..., tuple[Tensor, list[Tensor]]] = torch.func.vmap(one) if len(stages) > 1 else alone
-
-    def per_particle(rows: Tensor) -> Tensor:
-        if penalty is None:
-            return batched(rows, tree.leaves([stack.x, stack.p]))[0]
-        free = stack.free()
-        with torch.enable_grad():
-            value, moved = batched(rows, tree.leaves([free.x, free.p]))
-            return _penalised(value, moved, free, penalty)
-
-    return Block(stages, start, per_particle, len(tree.leaves(chosen[0].x)[0]), restore)
-
-
-def _joint_block(problem: Problem, controls: Tree, frozen: list[_Frozen], data: Tree, penalty: Penalty | None) -> Block:
-    restore = _restorer(controls)
-
-    def per_particle(rows: Tensor) -> Tensor:
-        whole = restore(rows[0])
-        total = torch.zeros((), dtype=rows.dtype, device=rows.device)
-        for t, at in enumerate(frozen):
-            u = problem.schedule(whole, t)
-            if penalty is None:
-                total = total + hamiltonian(problem, t, at.x, at.p, u, data)
-                continue
-            free = at.free()
-            with torch.enable_grad():
-                value, moved = hamiltonian_and_next(problem, t, free.x, free.p, u, data)
-                total = total + _penalised(value, tree.leaves(moved), free, penalty)
-        return total[None]
-
-    size = len(tree.leaves(frozen[0].x)[0])
-    return Block(tuple(range(problem.stages)), tree.ravel(controls).detach()[None], per_particle, size, restore)
-
-
-def _stacked(trees: list[Tree]) -> Tree:
-    return tree.map(lambda *leaves: torch.stack(leaves), *trees)
 
 
 def _penalised(value: Tensor, moved: list[Tensor], at: _Frozen, penalty: Penalty) -> Tensor:

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from mfoc import tree
-from mfoc.checks import check_integer
+from mfoc.checks import check_callable, check_integer
 from mfoc.distributed import is_main
 from mfoc.errors import InvalidType, InvalidValue, require
 from mfoc.solving import Iterate, Solution
@@ -88,8 +88,7 @@ class Record:
     """
 
     def __init__(self, function: Callable[[Iterate], Any], *, every: int = 1) -> None:
-        if not callable(function):
-            raise InvalidType(f"function is a {type(function).__name__}; expected a function of the iterate")
+        check_callable("a function of the iterate", function=function)
         check_integer(1, every=every)
         self._function, self._every = function, every
         self.steps: list[int] = []

@@ -8,17 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from mfoc.checks import check_integer, check_non_negative, check_positive
-from mfoc.errors import InvalidType
+from mfoc.checks import check_instance, check_integer, check_non_negative, check_positive
+from mfoc.printing import by_identity
 
 Evaluate = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
+@by_identity
 class Minimum(NamedTuple):
     """Where an inner minimisation ended.
 
@@ -36,8 +37,9 @@ class Minimum(NamedTuple):
     evaluations: int
 
 
-class Inner(Protocol):
-    """An inner minimiser."""
+@runtime_checkable
+class Minimiser(Protocol):
+    """What minimises the Hamiltonian inside MSA, E-MSA and the certificate."""
 
     def minimise(self, evaluate: Evaluate, start: Tensor) -> Minimum:
         """Minimises ``evaluate: [G, n] -> (value [G], slope [G, n])`` from ``start``."""
@@ -60,7 +62,7 @@ class Descent:
         check_integer(1, steps=self.steps)
 
     def minimise(self, evaluate: Evaluate, start: Tensor) -> Minimum:
-        """See ``Inner``."""
+        """See ``Minimiser``."""
         point = start
         for _ in range(self.steps):
             value, slope = evaluate(point)
@@ -94,7 +96,7 @@ class LBFGS:
         check_non_negative(tol=self.tol)
 
     def minimise(self, evaluate: Evaluate, start: Tensor) -> Minimum:
-        """See ``Inner``."""
+        """See ``Minimiser``."""
         here = _Point(start, *evaluate(start))
         memory = _Memory(min(self.history, self.steps), start)
         search = _Search.along(here, -here.slope, 1 / here.slope.norm(dim=1).clamp_min(1.0))
@@ -222,11 +224,10 @@ class _Memory:
         return product.to(slope.dtype)
 
 
-def check_inner(inner: Any) -> None:
+def check_minimiser(inner: Any) -> None:
     """Refuses what is not an inner minimiser.
 
     Raises:
         InvalidType: it is a class, or has no ``minimise``.
     """
-    if isinstance(inner, type) or not callable(getattr(inner, "minimise", None)):
-        raise InvalidType(f"inner is {inner!r}; expected mfoc.minimisers.LBFGS(...) or mfoc.minimisers.Descent(lr=...)")
+    check_instance(Minimiser, "mfoc.minimisers.LBFGS(...) or mfoc.minimisers.Descent(lr=...)", inner=inner)

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mfoc import tree
+from mfoc import printing, tree
 from mfoc.errors import InvalidValue
 from mfoc.tree import Tree
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Particles:
     """A cloud: pytrees of tensors whose leaves share the leading axis N.
 
@@ -43,6 +43,10 @@ class Particles:
                 )
         if len(first) == 0:
             raise InvalidValue(f"{name} is empty; a cloud needs at least one particle")
+
+    def __repr__(self) -> str:
+        data = "no data" if self.data is None else f"data {printing.shapes(self.data)}"
+        return f"Particles({len(self)}: state {printing.shapes(self.state)}, {data})"
 
     def __len__(self) -> int:
         leaf: Tensor = tree.leaves(self.state)[0]

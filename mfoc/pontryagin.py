@@ -11,7 +11,7 @@ For interacting problems p_t(i) = N dJ/dx_t(i), where J is the cloud's mean cost
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,12 +19,14 @@ from torch import Tensor
 from mfoc import tree
 from mfoc.derivatives import gradients, tree_gradients
 from mfoc.distributed import expectation
-from mfoc.errors import InvalidType, InvalidValue
 from mfoc.particles import Particles
-from mfoc.problem import Problem, check_cost, per_stage
+from mfoc.populations import as_particles
+from mfoc.printing import by_identity, shapes
+from mfoc.problem import HasControls, Problem, check_cost, controls_of
 from mfoc.tree import Tree
 
 
+@by_identity
 class Trajectory(NamedTuple):
     """A rolled-out cloud.
 
@@ -36,7 +38,14 @@ class Trajectory(NamedTuple):
     states: list[Tree]
     cost: Tensor
 
+    def __repr__(self) -> str:
+        return (
+            f"Trajectory({len(self.states)} states of {len(self.cost)} particles, from {shapes(self.states[0])} to "
+            f"{shapes(self.states[-1])}; mean cost {float(self.cost.detach().mean()):.6g})"
+        )
 
+
+@by_identity
 class Evaluation(NamedTuple):
     """The objective and its gradient at one control.
 
@@ -48,26 +57,27 @@ class Evaluation(NamedTuple):
     value: Tensor
     gradient: Tree
 
+    def __repr__(self) -> str:
+        return f"Evaluation(J = {float(self.value):.6g}, ||dJ/du|| = {float(tree.norm(self.gradient)):.3g})"
 
-def rollout(problem: Problem, controls: Tree, particles: Particles) -> Trajectory:
+
+def rollout(problem: Problem, controls: HasControls | Tree, particles: Any) -> Trajectory:
     """Runs the dynamics forward.
 
     Args:
         problem: the control problem.
-        controls: controls shaped as ``problem.controls``.
-        particles: the cloud, N particles.
+        controls: controls shaped as ``problem.controls``, or a solution or iterate that has them.
+        particles: the cloud, N particles; or what ``mfoc.population`` takes, all of it.
 
     Returns:
         The states x_0..x_T and the cost of each particle ``[N]``; differentiable in controls and states.
 
     Raises:
-        InvalidType: the particles are not ``Particles``.
+        InvalidType: no controls, or nothing a population can be made of.
         InvalidValue: a cost is not ``[N]``, or the controls are not T.
     """
-    if not isinstance(particles, Particles):
-        raise InvalidType(f"particles is a {type(particles).__name__}; expected mfoc.Particles")
-    if problem.schedule is per_stage and len(controls) != problem.stages:
-        raise InvalidValue(f"controls has {len(controls)} stages; the problem has {problem.stages}")
+    particles, controls = as_particles(particles), controls_of(controls)
+    problem.check_stages(controls)
     return rollout_from(problem, controls, 0, particles.state, particles.data)
 
 
@@ -169,7 +179,7 @@ def pull_back(problem: Problem, controls: Tree, by_stage: list[Tree]) -> Tree:
         controls: the controls.
         by_stage: T pytrees, each shaped as u_t.
     """
-    if problem.schedule is per_stage:
+    if problem.per_stage:
         return tree.rebuild(controls, tree.leaves(by_stage))
     with torch.enable_grad():
         free = tree.detached(controls, requires_grad=True)
@@ -183,34 +193,35 @@ def pull_back(problem: Problem, controls: Tree, by_stage: list[Tree]) -> Tree:
         return tree_gradients(paired.sum(), [free])[0]
 
 
-def costates(problem: Problem, controls: Tree, trajectory: Trajectory, particles: Particles) -> list[Tree]:
+def costates(problem: Problem, controls: HasControls | Tree, trajectory: Trajectory, particles: Any) -> list[Tree]:
     """The costates p_0..p_T along a trajectory.
 
     Args:
         problem: the control problem.
-        controls: the controls of the trajectory.
+        controls: the controls of the trajectory, or a solution or iterate that has them.
         trajectory: what ``rollout`` returned.
-        particles: the cloud.
+        particles: the cloud, or what ``mfoc.population`` takes, all of it.
 
     Returns:
         T+1 pytrees shaped as the states; p_t(i) = N dJ/dx_t(i). Leaves that are not floating point get zeros.
     """
-    return adjoint(problem, controls, trajectory, particles)[0]
+    return adjoint(problem, controls_of(controls), trajectory, as_particles(particles))[0]
 
 
-def evaluate(problem: Problem, controls: Tree, particles: Particles, *, recompute: bool = False) -> Evaluation:
+def evaluate(problem: Problem, controls: HasControls | Tree, particles: Any, *, recompute: bool = False) -> Evaluation:
     """J and dJ/du over the population: one forward and one backward pass.
 
     Args:
         problem: the control problem.
-        controls: where to evaluate.
-        particles: the cloud (this rank's share).
+        controls: where to evaluate; or a solution or iterate that has them.
+        particles: the cloud (this rank's share), or what ``mfoc.population`` takes, all of it.
         recompute: keep only the states at stage boundaries and evaluate each stage again on the way back:
             one more forward pass, the memory of one stage.
 
     Returns:
         The value, a scalar, and the gradient shaped as the controls; expectations are over all ranks.
     """
+    particles, controls = as_particles(particles), controls_of(controls)
     free = [leaf.detach().requires_grad_() for leaf in tree.leaves(controls)]
     value, slopes = value_and_slopes(problem, free, controls, particles, recompute=recompute)
     return Evaluation(value, tree.rebuild(controls, slopes))

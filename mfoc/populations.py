@@ -174,6 +174,11 @@ def population(source: Any, *, batch_size: int | None = None, shuffle: bool = Tr
     )
 
 
+def as_particles(source: Any) -> Particles:
+    """Particles as they are, or every particle of what ``population`` takes, as one cloud."""
+    return source if isinstance(source, Particles) else population(source).cloud()
+
+
 def _single(tensors: Sequence[Tensor]) -> Tensor:
     if len(tensors) != 1:
         raise InvalidValue(f"the TensorDataset holds {len(tensors)} tensors; expected the state, or state and data")

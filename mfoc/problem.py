@@ -11,16 +11,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 from dataclasses import KW_ONLY, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, Generic
 
 import torch
 from torch import Tensor
 
-from mfoc import tree
-from mfoc.checks import check_integer
+from mfoc import printing, tree
+from mfoc.checks import check_callable, check_integer
 from mfoc.errors import InvalidType, InvalidValue, MfocError
 from mfoc.particles import Particles
 from mfoc.tree import Tree
+
+if TYPE_CHECKING:  # with a default, so that a bare ``Problem`` is one of any controls
+    from typing_extensions import TypeVar
+
+    Controls = TypeVar("Controls", default=Any)
+else:
+    from typing import TypeVar
+
+    Controls = TypeVar("Controls")
 
 Dynamics = Callable[[int, Tree, Tree, Tree], Tree]
 RunningCost = Callable[[int, Tree, Tree, Tree], Tensor]
@@ -38,13 +47,13 @@ def tied(controls: Tree, t: int) -> Tree:
     return controls
 
 
-class HasControls:
+class HasControls(Generic[Controls]):
     """What controls can be taken from: a problem (its initial guess), an iterate, a solution."""
 
-    controls: Tree
+    controls: Controls
 
 
-def controls_of(source: Any) -> Tree:
+def controls_of(source: HasControls[Controls] | Controls) -> Controls:
     """The controls of a solution or an iterate, the initial ones of a problem, or the controls themselves.
 
     Raises:
@@ -52,13 +61,13 @@ def controls_of(source: Any) -> Tree:
     """
     if isinstance(source, HasControls):
         return source.controls
-    if isinstance(source, Tensor) or not tree.is_leaf(source):
-        return source
+    if isinstance(source, list | tuple | dict | Tensor) or not tree.is_leaf(source):
+        return source  # type: ignore[return-value]  # a bare TypeVar is not narrowed
     raise InvalidType(f"solution is a {type(source).__name__}; expected what solve() returned, an iterate or controls")
 
 
 @dataclass(frozen=True, eq=False)
-class Problem(HasControls):
+class Problem(HasControls[Controls]):
     """A discrete-time, batched, pure mean-field control problem.
 
     Attributes:
@@ -81,7 +90,7 @@ class Problem(HasControls):
 
     dynamics: Dynamics
     terminal_cost: TerminalCost
-    controls: Tree
+    controls: Controls
     _: KW_ONLY
     running_cost: RunningCost | None = None
     horizon: int | None = None
@@ -90,19 +99,15 @@ class Problem(HasControls):
     affine: Callable[[int], bool] | None = None
 
     def __post_init__(self) -> None:
-        for name in ("dynamics", "terminal_cost", "schedule"):
-            if not callable(getattr(self, name)):
-                raise InvalidType(f"{name} is a {type(getattr(self, name)).__name__}; expected a function")
-        for name in ("running_cost", "kind", "affine"):
-            if getattr(self, name) is not None and not callable(getattr(self, name)):
-                raise InvalidType(f"{name} is a {type(getattr(self, name)).__name__}; expected a function or None")
+        check_callable("a function", dynamics=self.dynamics, terminal_cost=self.terminal_cost, schedule=self.schedule)
+        check_callable("a function", optional=True, running_cost=self.running_cost, kind=self.kind, affine=self.affine)
         object.__setattr__(self, "horizon", self._horizon())
         self.check_controls(self.controls)
 
     def _horizon(self) -> int:
         horizon = self.horizon
         check_integer(1, horizon=horizon, optional=True)
-        if self.schedule is per_stage:
+        if self.per_stage:
             if not isinstance(self.controls, list | tuple):
                 raise InvalidType(
                     f"controls is a {type(self.controls).__name__}; a per-stage schedule needs a list of T pytrees "
@@ -119,11 +124,35 @@ class Problem(HasControls):
             raise InvalidValue("horizon is missing; this schedule needs the number of stages, horizon=T")
         return horizon
 
+    def __repr__(self) -> str:
+        control = "a control of its own each" if self.per_stage else "one control"
+        running = "" if self.running_cost is None else ", running cost"
+        return f"{type(self).__name__}({self.stages} stages, {control}: {printing.sizes(self.controls)}{running})"
+
     @property
     def stages(self) -> int:
         """The number of stages T."""
         assert self.horizon is not None
         return self.horizon
+
+    @property
+    def per_stage(self) -> bool:
+        """Whether each stage has a control of its own: ``controls`` is then a list of T pytrees."""
+        return self.schedule is per_stage
+
+    def check_stages(self, controls: Tree) -> None:
+        """Refuses controls for another number of stages.
+
+        Raises:
+            InvalidType: no list, where each stage has a control of its own.
+            InvalidValue: a list of another length.
+        """
+        if not self.per_stage:
+            return
+        if not isinstance(controls, list | tuple):
+            raise InvalidType(f"controls is a {type(controls).__name__}; expected a list of {self.stages} pytrees")
+        if len(controls) != self.stages:
+            raise InvalidValue(f"controls has {len(controls)} stages; the problem has {self.stages}")
 
     def check_controls(self, controls: Tree) -> None:
         """Refuses controls that this problem cannot run with.
@@ -132,11 +161,7 @@ class Problem(HasControls):
             InvalidType: a leaf is not a floating-point tensor.
             InvalidValue: wrong number of stages, no control, non-finite values, mixed devices or dtypes.
         """
-        if self.schedule is per_stage:
-            if not isinstance(controls, list | tuple):
-                raise InvalidType(f"controls is a {type(controls).__name__}; expected a list of {self.stages} pytrees")
-            if len(controls) != self.stages:
-                raise InvalidValue(f"controls has {len(controls)} stages; the problem has {self.stages}")
+        self.check_stages(controls)
         named = tree.named_leaves(controls, "controls")
         if not named:
             raise InvalidValue("controls holds no tensor; there is nothing to optimise")

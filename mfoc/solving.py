@@ -12,6 +12,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Protocol, runtime_checkable
@@ -19,38 +20,42 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from mfoc import tree
-from mfoc.checks import check_integer, check_non_negative
+from mfoc import printing, tree
+from mfoc.checks import check_instance, check_integer, check_non_negative
 from mfoc.distributed import any_rank
 from mfoc.errors import InvalidType, InvalidValue, NonFiniteError
 from mfoc.particles import Particles
 from mfoc.pontryagin import adjoint, evaluate, rollout
 from mfoc.populations import Population
 from mfoc.populations import population as as_population
-from mfoc.problem import HasControls, Problem
+from mfoc.problem import Controls, HasControls, Problem
 from mfoc.tree import Tree
 
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Info:
     """What a step saw at the controls it started from.
 
     Attributes:
         value: J on the batch, a scalar tensor.
-        gradient: E dH/du: the leaves, in the order of the controls'.
+        gradient: E dH/du, shaped as the controls.
         extra: numbers a solver reports about itself.
     """
 
     value: Tensor
-    gradient: list[Tensor]
+    gradient: Tree
     extra: dict[str, float] = field(default_factory=dict)
 
     @cached_property
     def residual(self) -> float:
         """The stationarity residual ||E dH/du||."""
         return float(tree.norm(self.gradient))
+
+    def __repr__(self) -> str:
+        extra = "".join(f", {name} {number:.4g}" for name, number in self.extra.items())
+        return f"Info(J = {float(self.value):.6g}, residual {self.residual:.3g}{extra})"
 
 
 @runtime_checkable
@@ -68,8 +73,8 @@ class Solver(Protocol):
         """One step: new controls, new state, and what was seen at the old controls."""
 
 
-@dataclass(frozen=True)
-class Iterate(HasControls):
+@dataclass(frozen=True, eq=False)
+class Iterate(HasControls[Controls]):
     """Where a solve stands after ``step`` steps.
 
     Attributes:
@@ -80,9 +85,13 @@ class Iterate(HasControls):
     """
 
     step: int
-    controls: Tree
+    controls: Controls
     state: Tree
     info: Info | None = None
+
+    def __repr__(self) -> str:
+        seen = "" if self.info is None else f", {self.info}"
+        return f"Iterate(step {self.step}, {printing.sizes(self.controls)}{seen})"
 
 
 class Status(enum.Enum):
@@ -95,8 +104,8 @@ class Status(enum.Enum):
     NONFINITE = "nonfinite"
 
 
-@dataclass(frozen=True)
-class Solution(HasControls):
+@dataclass(frozen=True, eq=False)
+class Solution(HasControls[Controls]):
     """The outcome of a solve.
 
     Attributes:
@@ -110,26 +119,49 @@ class Solution(HasControls):
         message: the status in words; for NONFINITE, the stage and the step.
     """
 
-    controls: Tree
+    controls: Controls
     value: float
     residual: float
     status: Status
     history: list[dict[str, float]]
-    last: Iterate
+    last: Iterate[Controls]
     message: str
+
+    def __repr__(self) -> str:
+        return "\n".join(f"{name:9s} {what}" for name, what in self._lines())
+
+    def _repr_html_(self) -> str:
+        return printing.table(("Solution", ""), self._lines())
+
+    def _lines(self) -> list[tuple[str, str]]:
+        start = "" if not self.history else f", from {self.history[0]['value']:.6g} at step {self.history[0]['step']}"
+        seconds = "" if not self.history else f" in {self.history[-1]['seconds']:.3g} s"
+        return [
+            ("Solution", f"{self.status.value}: {self.message}"),
+            ("J", f"{self.value:.6g}{start}"),
+            ("residual", f"{self.residual:.3g} (||E dH/du||)"),
+            ("steps", f"{self.last.step}{seconds}"),
+            ("controls", printing.sizes(self.controls)),
+        ]
 
 
 Hook = Callable[[Iterate], object]
 
 
-def iterate(problem: Problem, solver: Solver, population: Any, *, start: Iterate | None = None) -> Iterator[Iterate]:
+def iterate(
+    problem: Problem[Controls],
+    solver: Solver,
+    population: Any,
+    *,
+    start: Iterate[Controls] | Solution[Controls] | None = None,
+) -> Iterator[Iterate[Controls]]:
     """The iterates of a solver, without end.
 
     Args:
         problem: the control problem.
         solver: any ``Solver``.
         population: what ``mfoc.population`` takes, or what it returns.
-        start: an iterate to go on from; its step decides which batch comes next.
+        start: an iterate (or a solution, whose last one is taken) to go on from; its step decides which batch is next.
 
     Returns:
         An iterator over the iterates after each step.
@@ -155,18 +187,16 @@ def _advance(problem: Problem, solver: Solver, source: Population, at: Iterate) 
         yield at
 
 
-def _begin(problem: Problem, solver: Solver, source: Population, start: Iterate | None) -> Iterate:
-    if not isinstance(problem, Problem):
-        raise InvalidType(f"problem is a {type(problem).__name__}; expected mfoc.Problem")
-    if isinstance(solver, type) or not isinstance(solver, Solver):
-        made = f"the class {solver.__name__}; make an instance" if isinstance(solver, type) else type(solver).__name__
-        raise InvalidType(f"solver is {made}; expected an object with init() and step(), such as mfoc.Gradient(...)")
+def _begin(problem: Problem, solver: Solver, source: Population, start: Iterate | Solution | None) -> Iterate:
+    check_instance(Problem, "mfoc.Problem", problem=problem)
+    check_instance(Solver, "an object with init() and step(), such as mfoc.Gradient(...)", solver=solver)
     if torch.is_inference_mode_enabled():
         raise InvalidValue("torch.inference_mode() is on and solving needs derivatives; leave it (no_grad is fine)")
-    if start is not None and not isinstance(start, Iterate):
-        raise InvalidType(f"start is a {type(start).__name__}; expected mfoc.Iterate (hooks.load(path), solution.last)")
-    if start is not None and not tree.same_structure(start.controls, problem.controls):
-        raise InvalidValue("start holds controls of another structure than the problem's; it is from another problem")
+    start = start.last if isinstance(start, Solution) else start
+    if start is not None:
+        check_instance(Iterate, "mfoc.Iterate (hooks.load(path)) or a solution", start=start)
+        if not tree.same_structure(start.controls, problem.controls):
+            raise InvalidValue("start holds controls of another structure than the problem's: it is of another problem")
     controls = tree.copy(problem.controls) if start is None else start.controls
     fresh = Iterate(0, controls, solver.init(problem, controls))
     at = start or fresh
@@ -206,15 +236,15 @@ def _find_nonfinite(problem: Problem, controls: Tree, particles: Particles) -> t
 
 
 def solve(
-    problem: Problem,
+    problem: Problem[Controls],
     solver: Solver,
     population: Any,
     *,
     steps: int,
     tol: float | None = None,
     hooks: Sequence[Hook] = (),
-    start: Iterate | None = None,
-) -> Solution:
+    start: Iterate[Controls] | Solution[Controls] | None = None,
+) -> Solution[Controls]:
     """Solves a control problem.
 
     Args:
@@ -226,7 +256,7 @@ def solve(
             are those it was measured at.
         hooks: functions of the ``Iterate``, called after each step; one that returns True stops the solve. A hook's
             ``start(steps)``, ``finish(solution)`` and (whatever happens) ``close()`` are called too, if it has them.
-        start: an iterate to resume from.
+        start: an iterate to resume from, or a solution, whose last one is taken.
 
     Returns:
         The solution. A NaN or Ctrl-C ends the solve with a status, not an exception. An error in user code is raised
@@ -236,54 +266,93 @@ def solve(
         InvalidType, InvalidValue: bad arguments, or a problem that does not fit its particles.
     """
     source = _check_arguments(population, steps, tol, hooks)
-    began, history = time.perf_counter(), []
-    at = good = _begin(problem, solver, source, start)
-    status, message = Status.MAX_STEPS, f"did {steps} steps"
-    _each(hooks, "start", steps)
-    try:
-        stream = _advance(problem, solver, source, at)
-        while at.step < steps:
-            seconds = time.perf_counter() - began
-            good, at = at, next(stream)
-            history.append(_record(at, seconds))
-            if tol is not None and history[-1]["residual"] <= tol:
-                status, at = Status.CONVERGED, good
-                message = f"residual {history[-1]['residual']:.3g} <= tol {tol:.3g} at step {good.step}"
-                break
-            if hooks and any_rank([hook for hook in hooks if hook(at) is True], at.controls):  # every hook is called
-                status, message = Status.STOPPED, f"a hook stopped the solve at step {at.step}"
-                break
-    except NonFiniteError as error:
-        status, message, at = Status.NONFINITE, str(error), error.last
-        logger.warning("solve stopped: %s", error)
-    except KeyboardInterrupt:
-        status, message = Status.INTERRUPTED, f"interrupted after step {at.step}"
-        logger.warning("solve interrupted after step %d; the last iterate is in the solution", at.step)
-    except Exception as error:
-        error.last_iterate = at  # type: ignore[attr-defined]
-        error.add_note(f"mfoc.solve: raised after step {at.step}; that iterate is kept as error.last_iterate")
-        _each(hooks, "close")
-        raise
-    solution = _finish(problem, solver, source, at, status, message, history)
-    if good is not at and not (math.isfinite(solution.value) and math.isfinite(solution.residual)):
-        what = _find_nonfinite(problem, at.controls, source(at.step))[1]  # what one more step would have found
-        message, at = f"step {at.step}: {what}", good
-        logger.warning("solve stopped: %s", message)
-        solution = _finish(problem, solver, source, at, Status.NONFINITE, message, history)
-    try:
+    run = _Run(problem, solver, source, _begin(problem, solver, source, start))
+    with ExitStack() as stack:
+        for hook in reversed(hooks):
+            stack.callback(getattr(hook, "close", _nothing))
+        stack.enter_context(run.kept())
+        _each(hooks, "start", steps)
+        solution = run.finished(*run.to(steps, tol, hooks))
         _each(hooks, "finish", solution)
-    except Exception as error:
-        error.last_iterate = at  # type: ignore[attr-defined]
-        error.add_note("mfoc.solve: a hook failed after the solve; its last iterate is kept as error.last_iterate")
-        raise
-    finally:
-        _each(hooks, "close")
     return solution
+
+
+def _nothing(*args: object) -> None:
+    """In the place of what a hook does not have."""
 
 
 def _each(hooks: Sequence[Hook], method: str, *args: Any) -> None:
     for hook in hooks:
-        getattr(hook, method, lambda *args: None)(*args)
+        getattr(hook, method, _nothing)(*args)
+
+
+@dataclass
+class _Run:
+    """A solve under way: where it is, and the last iterate known to be good."""
+
+    problem: Problem
+    solver: Solver
+    source: Population
+    at: Iterate
+    history: list[dict[str, float]] = field(default_factory=list)
+    began: float = field(default_factory=time.perf_counter)
+
+    def __post_init__(self) -> None:
+        self.good = self.at
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """Whatever is raised within carries the last iterate: nothing is lost."""
+        try:
+            yield
+        except Exception as error:
+            error.last_iterate = self.at  # type: ignore[attr-defined]
+            error.add_note(f"mfoc.solve: raised after step {self.at.step}; that iterate is kept as error.last_iterate")
+            raise
+
+    def to(self, steps: int, tol: float | None, hooks: Sequence[Hook]) -> tuple[Status, str]:
+        """Steps until something ends the solve: why, and in words."""
+        stream = _advance(self.problem, self.solver, self.source, self.at)
+        try:
+            while self.at.step < steps:
+                seconds = time.perf_counter() - self.began
+                self.good, self.at = self.at, next(stream)
+                self.history.append(_record(self.at, seconds))
+                residual = self.history[-1]["residual"]
+                if tol is not None and residual <= tol:
+                    self.at = self.good
+                    return Status.CONVERGED, f"residual {residual:.3g} <= tol {tol:.3g} at step {self.at.step}"
+                stops = [hook for hook in hooks if hook(self.at) is True]  # every hook is called
+                if hooks and any_rank(stops, self.at.controls):
+                    return Status.STOPPED, f"a hook stopped the solve at step {self.at.step}"
+        except NonFiniteError as error:
+            self.at = error.last
+            logger.warning("solve stopped: %s", error)
+            return Status.NONFINITE, str(error)
+        except KeyboardInterrupt:
+            logger.warning("solve interrupted after step %d; the last iterate is in the solution", self.at.step)
+            return Status.INTERRUPTED, f"interrupted after step {self.at.step}"
+        return Status.MAX_STEPS, f"did {steps} steps"
+
+    def finished(self, status: Status, message: str) -> Solution:
+        """The solution at the last iterate, or at the one before where J or its gradient is not finite there."""
+        value, residual = self._judged()
+        if self.good is not self.at and not (math.isfinite(value) and math.isfinite(residual)):
+            what = _find_nonfinite(self.problem, self.at.controls, self.source(self.at.step))[1]
+            status, message = Status.NONFINITE, f"step {self.at.step}: {what}"
+            logger.warning("solve stopped: %s", message)
+            self.at = self.good
+            value, residual = self._judged()
+        return Solution(self.at.controls, value, residual, status, self.history, self.at, message)
+
+    def _judged(self) -> tuple[float, float]:
+        """J and the residual on the batch that comes next."""
+        particles = self.source(self.at.step)
+        if hasattr(self.solver, "evaluate"):
+            value, gradient = self.solver.evaluate(self.problem, self.at.controls, self.at.state, particles)
+        else:
+            value, gradient = evaluate(self.problem, self.at.controls, particles)
+        return float(value), float(tree.norm(gradient))
 
 
 def _check_arguments(source: Any, steps: int, tol: float | None, hooks: Sequence[Hook]) -> Population:
@@ -299,20 +368,3 @@ def _record(at: Iterate, seconds: float) -> dict[str, float]:
     assert info is not None
     record = {"step": at.step - 1, "value": float(info.value), "residual": info.residual, "seconds": seconds}
     return {**record, **info.extra}
-
-
-def _finish(
-    problem: Problem,
-    solver: Solver,
-    source: Population,
-    at: Iterate,
-    status: Status,
-    message: str,
-    history: list[dict[str, float]],
-) -> Solution:
-    particles = source(at.step)
-    if hasattr(solver, "evaluate"):
-        value, gradient = solver.evaluate(problem, at.controls, at.state, particles)
-    else:
-        value, gradient = evaluate(problem, at.controls, particles)
-    return Solution(at.controls, float(value), float(tree.norm(gradient)), status, history, at, message)

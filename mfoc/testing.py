@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from mfoc import tree
+from mfoc.checks import check_instance
 from mfoc.derivatives import tree_gradients
-from mfoc.errors import InvalidType
+from mfoc.formulation import Formulation
 from mfoc.particles import Particles
 from mfoc.pontryagin import adjoint, evaluate, rollout
 from mfoc.problem import Problem
@@ -36,8 +37,7 @@ def check_problem(problem: Problem, particles: Particles, *, interacting: bool |
         InvalidType, InvalidValue: the problem does not fit the particles.
         AssertionError: a law is broken; the message says which and by how much.
     """
-    if not isinstance(problem, Problem):
-        raise InvalidType(f"problem is a {type(problem).__name__}; expected mfoc.Problem")
+    check_instance(Problem, "mfoc.Problem", problem=problem)
     problem.validate(particles)
     _check_purity(problem, particles)
     with torch.no_grad():
@@ -63,8 +63,7 @@ def check_solver(solver: Solver, problem: Problem, particles: Particles) -> None
     Raises:
         AssertionError: a law is broken; the message says which.
     """
-    if isinstance(solver, type) or not isinstance(solver, Solver):
-        raise InvalidType(f"solver is {solver!r}; expected an object with init() and step()")
+    check_instance(Solver, "an object with init() and step()", solver=solver)
     controls = tree.copy(problem.controls)
     state = solver.init(problem, controls)
     before = tree.copy([controls, state, particles.state, particles.data])
@@ -79,21 +78,21 @@ def check_solver(solver: Solver, problem: Problem, particles: Particles) -> None
     if not hasattr(solver, "evaluate"):
         value, gradient = evaluate(problem, controls, particles)
         _close(info.value, value, "info.value is not J at the controls given", 1e-5)
-        _close(info.gradient, tree.leaves(gradient), "info.gradient is not dJ/du at the controls given", 1e-5)
+        _close(info.gradient, gradient, "info.gradient is not dJ/du at the controls given", 1e-5)
     for leaf in tree.leaves(next_state):
         plain = leaf is None or isinstance(leaf, Tensor | int | float | bool | str)
         _require(plain, f"the solver's state holds a {type(leaf).__name__}; expected tensors and plain values")
 
 
-def check_formulation(formulation: Any, solver: Solver, *, steps: int = 2) -> None:
-    """Checks a paradigm's formulation: what ``paradigms.Formulation`` promises to users and to other code.
+def check_formulation(formulation: Formulation, solver: Solver, *, steps: int = 2) -> None:
+    """Checks a paradigm's formulation: what ``mfoc.Formulation`` promises to users and to other code.
 
     Its problem keeps the laws of ``check_problem`` on its population, the population is a pure function of the step,
     it solves with the given solver to a finite value, and reading a solution out twice gives the same and leaves the
     solution as it was.
 
     Args:
-        formulation: an object with ``problem``, ``population``, ``readout`` and ``solve``.
+        formulation: the formulation.
         solver: a solver for it.
         steps: how many steps to solve for.
 
@@ -101,9 +100,7 @@ def check_formulation(formulation: Any, solver: Solver, *, steps: int = 2) -> No
         InvalidType: it is no formulation.
         AssertionError: a law is broken; the message says which.
     """
-    for name in ("problem", "population", "readout", "solve"):
-        if not hasattr(formulation, name):
-            raise InvalidType(f"formulation is a {type(formulation).__name__} without {name!r}")
+    check_instance(Formulation, "mfoc.Formulation", formulation=formulation)
     first, again = (formulation.population(0) for _ in range(2))
     _same_bits([first.state, first.data], [again.state, again.data], "the population is not a function of the step")
     _require(isinstance(steps, int) and steps > 0, f"steps is {steps!r}; expected a positive number of steps")

@@ -15,101 +15,30 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
 from mfoc import tree
-from mfoc.certificate.study import Bootstrap, Measure, Study, memberships
-from mfoc.checks import check_between, check_integer
+from mfoc.certificate.report import Certificate, StageCertificate
+from mfoc.certificate.study import Bootstrap, Study, memberships
+from mfoc.checks import check_between, check_instance, check_integer
 from mfoc.errors import InvalidType, InvalidValue
-from mfoc.frozen import each_block
-from mfoc.minimisers import LBFGS, Inner, check_inner
-from mfoc.networks.costs import Loss
-from mfoc.networks.cutting import named_stages
-from mfoc.networks.problem import from_module
-from mfoc.pontryagin import adjoint, rollout
+from mfoc.frozen import Sweep
+from mfoc.minimisers import LBFGS, Minimiser, check_minimiser
+from mfoc.networks import Loss, from_module, named_stages
 from mfoc.populations import population as as_population
-from mfoc.problem import Problem, RunningCost, per_stage
+from mfoc.problem import HasControls, Problem, RunningCost, controls_of
 from mfoc.tree import Tree
-
-
-@dataclass(frozen=True)
-class StageCertificate:
-    """What is certified of one stage (of all stages together, when the control is shared by them).
-
-    Attributes:
-        name: the stage.
-        parameters: how many numbers its control holds.
-        residual: ||E dH/du||.
-        gap: E H(u) - min_u E H(u), by the inner minimiser from u, so a lower bound; infinite where H appears to be
-            unbounded below (a linear layer without weight decay); NaN where the inner minimiser failed.
-        curvature: smallest eigenvalue of E d2H/du2, by Lanczos: an upper bound, within ``curvature_error`` of some
-            eigenvalue (more ``lanczos`` products make it smaller).
-        curvature_error: the residual norm of the eigenpair.
-    """
-
-    name: str
-    parameters: int
-    residual: Measure
-    gap: Measure
-    curvature: Measure
-    curvature_error: float
-
-
-@dataclass(frozen=True)
-class Certificate:
-    """The certificate of a control; print it, or draw it with ``mfoc.plot.certificate``.
-
-    Attributes:
-        stages: one entry for each stage that has a control.
-        value: J.
-        particles: how many particles it is measured on.
-        confidence: level of the intervals.
-        backward_passes: what it cost, in backward passes over the whole horizon.
-    """
-
-    stages: list[StageCertificate]
-    value: float
-    particles: int
-    confidence: float
-    backward_passes: float
-
-    @property
-    def residual(self) -> float:
-        """||E dH/du|| over all stages."""
-        return math.hypot(*(stage.residual.value for stage in self.stages))
-
-    @property
-    def gap(self) -> float:
-        """The sum of the stages' Hamiltonian gaps."""
-        return math.fsum(stage.gap.value for stage in self.stages)
-
-    def __str__(self) -> str:
-        width = max([5, *(len(stage.name) for stage in self.stages)])
-        level = f"{100 * self.confidence:.0f}%"
-        lines = [
-            f"Pontryagin certificate on {self.particles} particles, J = {self.value:.6g} "
-            f"({level} bootstrap intervals; {self.backward_passes:.0f} backward passes)",
-            f"{'stage':{width}s}  {'controls':>8s}  {'residual ||E dH/du||':^32s}  {'gap E H - min E H':^32s}  "
-            f"{'curvature min eig E d2H/du2':^32s}",
-        ]
-        lines += [
-            f"{s.name:{width}s}  {s.parameters:8d}  {s.residual!s:32s}  {s.gap!s:32s}  {s.curvature!s:32s}"
-            + (f"  (± {s.curvature_error:.0e})" if s.curvature_error > 0.05 * abs(s.curvature.value) else "")
-            for s in self.stages
-        ]
-        return "\n".join([*lines, f"total residual {self.residual:.3g}, total gap {self.gap:.3g}"])
 
 
 def certify(
     problem: Problem,
-    controls: Tree,
+    controls: HasControls | Tree,
     population: Any,
     *,
-    inner: Inner | None = None,
+    inner: Minimiser | None = None,
     lanczos: int = 30,
     groups: int = 20,
     replicates: int = 1000,
@@ -123,7 +52,7 @@ def certify(
 
     Args:
         problem: the control problem.
-        controls: the controls to certify.
+        controls: the controls to certify; or a solution or iterate that has them.
         population: what ``mfoc.population`` takes.
         inner: minimiser for the gap; ``mfoc.minimisers.LBFGS(steps=100)`` when None.
         lanczos: products with the Hessian for the curvature.
@@ -142,21 +71,18 @@ def certify(
     _check_settings(problem, lanczos, groups, replicates, confidence, names)
     check_integer(0, 2**63 - 1, seed=seed)
     if inner is not None:
-        check_inner(inner)
+        check_minimiser(inner)
     if torch.is_inference_mode_enabled():
         raise InvalidValue("torch.inference_mode() is on and a certificate needs derivatives; leave it")
     cloud = as_population(population).cloud()
+    controls = tree.detached(controls_of(controls))
     problem.validate(cloud, controls)
-    controls = tree.detached(controls)
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        trajectory = rollout(problem, controls, cloud)
-    value = float(trajectory.cost.mean())
+    sweep, generator = Sweep.at(problem, controls, cloud), torch.Generator().manual_seed(seed)
+    value = float(sweep.cost.mean())
     if not math.isfinite(value):
         raise InvalidValue(f"controls: J is {value} at them, so there is nothing to certify")
-    costates = adjoint(problem, controls, trajectory, cloud)[0]
     study = Study(
-        memberships(len(cloud), min(groups, len(cloud)), generator, trajectory.cost),
+        memberships(len(cloud), min(groups, len(cloud)), generator, sweep.cost),
         Bootstrap(replicates, confidence, generator),
         LBFGS(steps=100, history=20) if inner is None else inner,
         lanczos,
@@ -164,10 +90,10 @@ def certify(
     )
     found: dict[int, StageCertificate] = {}
     passes = 1.0
-    for block, (rows, used) in each_block(study.block, problem, controls, trajectory.states, costates, cloud.data):
+    for block, (rows, used) in sweep.each(study.block):
         passes += used * len(block.stages) / problem.stages
         for stage, row in zip(block.stages, rows, strict=False):  # a shared control has one row for all stages
-            label = "shared" if problem.schedule is not per_stage else str(stage) if names is None else names[stage]
+            label = "shared" if not problem.per_stage else str(stage) if names is None else names[stage]
             found[stage] = StageCertificate(label, block.start.shape[1], *row)
     return Certificate([found[t] for t in sorted(found)], value, len(cloud), confidence, passes)
 
@@ -205,8 +131,7 @@ def certify_module(
 def _check_settings(
     problem: Any, lanczos: int, groups: int, replicates: int, confidence: float, names: Sequence[str] | None
 ) -> None:
-    if not isinstance(problem, Problem):
-        raise InvalidType(f"problem is a {type(problem).__name__}; expected mfoc.Problem")
+    check_instance(Problem, "mfoc.Problem", problem=problem)
     check_integer(1, lanczos=lanczos, groups=groups, replicates=replicates)
     check_between(0, 1, confidence=confidence)
     if names is None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from mfoc.certificate.lanczos import Lowest, lowest_eigenpair
 from mfoc.derivatives import gradients
 from mfoc.frozen import Block
-from mfoc.minimisers import Inner
+from mfoc.minimisers import Minimiser
 
 logger = logging.getLogger(__name__)
 
@@ -71,7 +71,7 @@ class Study:
 
     members: Tensor  # [K, N], row k averages over group k
     bootstrap: Bootstrap
-    inner: Inner
+    inner: Minimiser
     lanczos: int
     generator: torch.Generator
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from numbers import Real
 
 import torch
 from torch import Tensor
 
+from mfoc.checks import check_choice, check_positive
 from mfoc.errors import InvalidType, InvalidValue
 
 _NORMS = ("linf", "l2")
@@ -34,22 +34,18 @@ class Ball:
     bounds: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
-        if isinstance(self.epsilon, bool) or not isinstance(self.epsilon, Real):
-            raise InvalidType(f"epsilon is a {type(self.epsilon).__name__}; expected a positive number")
-        if not 0 < self.epsilon < math.inf:
-            raise InvalidValue(f"epsilon is {self.epsilon!r}; expected a positive finite number")
-        if self.norm not in _NORMS:
-            raise InvalidValue(f"norm is {self.norm!r}; expected one of {', '.join(map(repr, _NORMS))}")
+        if isinstance(self.epsilon, Real) and not isinstance(self.epsilon, bool):
+            object.__setattr__(self, "epsilon", float(self.epsilon))  # a number of numpy, say
+        check_positive(epsilon=self.epsilon)
+        check_choice(*_NORMS, norm=self.norm)
         if self.bounds is None:
             return
-        if not isinstance(self.bounds, tuple | list) or len(self.bounds) != 2:
-            raise InvalidType(f"bounds is {self.bounds!r}; expected a pair (least, largest) or None")
-        low, high = self.bounds
-        if any(isinstance(bound, bool) or not isinstance(bound, Real) for bound in self.bounds):
+        pair = self.bounds if isinstance(self.bounds, tuple | list) and len(self.bounds) == 2 else ()
+        if not pair or any(isinstance(bound, bool) or not isinstance(bound, Real) for bound in pair):
             raise InvalidType(f"bounds is {self.bounds!r}; expected a pair of numbers (least, largest) or None")
-        if not low < high:
+        if not pair[0] < pair[1]:
             raise InvalidValue(f"bounds is {self.bounds!r}; expected least < largest")
-        object.__setattr__(self, "bounds", (float(low), float(high)))
+        object.__setattr__(self, "bounds", (float(pair[0]), float(pair[1])))
 
     def enter(self, x: Tensor, eta: Tensor) -> Tensor:
         """The disturbed state ``[N, ...]``."""

@@ -17,16 +17,18 @@ import torch
 from torch import Tensor
 
 from mfoc import tree
-from mfoc.checks import check_integer
+from mfoc.checks import check_instance, check_integer
 from mfoc.derivatives import gradients
 from mfoc.errors import InvalidType, InvalidValue
 from mfoc.games.ball import Ball
 from mfoc.particles import Particles
 from mfoc.pontryagin import rollout_from
+from mfoc.printing import by_identity
 from mfoc.problem import Problem
 from mfoc.tree import Tree
 
 
+@by_identity
 class Disturbed(NamedTuple):
     """What a game's functions receive as z once a disturbance is played.
 
@@ -39,7 +41,7 @@ class Disturbed(NamedTuple):
     disturbance: Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Game(Problem):
     """A control problem with an adversary; make one with ``Game.of``.
 
@@ -58,9 +60,11 @@ class Game(Problem):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not isinstance(self.ball, Ball):
-            raise InvalidType(f"ball is a {type(self.ball).__name__}; expected mfoc.Ball(epsilon, norm, bounds)")
+        check_instance(Ball, "mfoc.Ball(epsilon, norm, bounds)", ball=self.ball)
         check_integer(0, self.stages - 1, stage=self.stage)
+
+    def __repr__(self) -> str:
+        return f"{super().__repr__()[:-1]}; the state that enters stage {self.stage} disturbed within {self.ball})"
 
     @staticmethod
     def of(problem: Problem, ball: Ball, *, stage: int = 0, part: int | str | None = None) -> Game:
@@ -75,8 +79,7 @@ class Game(Problem):
         Raises:
             InvalidType, InvalidValue: wrong arguments.
         """
-        if not isinstance(problem, Problem):
-            raise InvalidType(f"problem is a {type(problem).__name__}; expected mfoc.Problem")
+        check_instance(Problem, "mfoc.Problem", problem=problem)
         if isinstance(problem, Game):
             raise InvalidType("problem is a Game already; a game has one adversary")
         running_cost, kind = problem.running_cost, problem.kind
@@ -183,8 +186,7 @@ def with_target(part: int | str | None, x: Tree, value: Tensor) -> Tree:
 
 def entering(game: Game, controls: Tree, particles: Particles) -> Tree:
     """The states that enter the disturbed stage, before they are disturbed (cut from any graph)."""
-    if not isinstance(game, Game):
-        raise InvalidType(f"game is a {type(game).__name__}; expected mfoc.Game, made by mfoc.Game.of(problem, ball)")
+    check_instance(Game, "mfoc.Game, made by mfoc.Game.of(problem, ball)", game=game)
     x, z = particles.state, undisturbed(particles.data)
     with torch.no_grad():
         for t in range(game.stage):

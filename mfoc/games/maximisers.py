@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from mfoc import tree
-from mfoc.checks import check_integer, check_positive
-from mfoc.errors import InvalidType
+from mfoc.checks import check_flag, check_integer, check_positive
 from mfoc.games.game import Game, costate_at, entering, undisturbed
-from mfoc.games.passes import Pass, Sweep
+from mfoc.games.passes import Pass, Passes
 from mfoc.particles import Particles
+from mfoc.printing import by_identity
 from mfoc.tree import Tree
 
 _REACH = 2.5  # default: all steps together could cross the ball from end to end, and a quarter more
@@ -41,6 +41,7 @@ class Maximiser(Protocol):
         """
 
 
+@by_identity
 class Play(NamedTuple):
     """What the minimiser gets from a maximiser that shares its passes.
 
@@ -85,8 +86,29 @@ class SharingMaximiser(Maximiser, Protocol):
         """Moves the adversary, and gives the minimiser its gradient."""
 
 
+class _Ascent:
+    """A maximiser that rolls the whole problem out for each step of projected steepest ascent."""
+
+    def plan(self, game: Game) -> tuple[int, float, bool]:
+        """The number of steps, their length, and whether they start at random."""
+        raise NotImplementedError
+
+    def maximise(
+        self, game: Game, controls: Tree, particles: Particles, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """See ``Maximiser``."""
+        steps, length, random_start = self.plan(game)
+        x = entering(game, controls, particles)
+        target = game.target(x)
+        eta = game.ball.sample(target, generator) if random_start else torch.zeros_like(target)
+        for _ in range(steps):
+            slope = costate_at(game, controls, x, undisturbed(particles.data), eta)
+            eta = game.ball.ascend(target, eta, slope, length)
+        return eta
+
+
 @dataclass(frozen=True)
-class PGD:
+class PGD(_Ascent):
     """Projected gradient ascent (Madry et al. 2018, "Towards deep learning models resistant to adversarial attacks").
 
     Attributes:
@@ -102,25 +124,16 @@ class PGD:
     def __post_init__(self) -> None:
         check_integer(1, steps=self.steps)
         check_positive(step_size=self.step_size, optional=True)
-        if not isinstance(self.random_start, bool):
-            raise InvalidType(f"random_start is {self.random_start!r}; expected True or False")
+        check_flag(random_start=self.random_start)
 
-    def maximise(
-        self, game: Game, controls: Tree, particles: Particles, generator: torch.Generator | None = None
-    ) -> Tensor:
-        """See ``Maximiser``."""
-        step = _REACH * game.ball.epsilon / self.steps if self.step_size is None else self.step_size
-        x = entering(game, controls, particles)
-        target = game.target(x)
-        eta = game.ball.sample(target, generator) if self.random_start else torch.zeros_like(target)
-        for _ in range(self.steps):
-            slope = costate_at(game, controls, x, undisturbed(particles.data), eta)
-            eta = game.ball.ascend(target, eta, slope, step)
-        return eta
+    def plan(self, game: Game) -> tuple[int, float, bool]:
+        """As the attributes say."""
+        length = _REACH * game.ball.epsilon / self.steps if self.step_size is None else self.step_size
+        return self.steps, length, self.random_start
 
 
 @dataclass(frozen=True)
-class FGSM:
+class FGSM(_Ascent):
     """The fast gradient (sign) method: one step to the boundary (Goodfellow, Shlens, Szegedy 2015, eq. in sec. 4).
 
     Attributes:
@@ -132,18 +145,16 @@ class FGSM:
     random_start: bool = False
 
     def __post_init__(self) -> None:
-        PGD(1, self.step_size, self.random_start)
+        check_positive(step_size=self.step_size, optional=True)
+        check_flag(random_start=self.random_start)
 
-    def maximise(
-        self, game: Game, controls: Tree, particles: Particles, generator: torch.Generator | None = None
-    ) -> Tensor:
-        """See ``Maximiser``."""
-        step = game.ball.epsilon if self.step_size is None else self.step_size
-        return PGD(1, step, self.random_start).maximise(game, controls, particles, generator)
+    def plan(self, game: Game) -> tuple[int, float, bool]:
+        """One step."""
+        return 1, game.ball.epsilon if self.step_size is None else self.step_size, self.random_start
 
 
 @dataclass(frozen=True)
-class Free:
+class Free(_Ascent):
     """Free adversarial training: each pass moves both players (Shafahi et al. 2019, "Adversarial training for free!").
 
     A batch is replayed, and after each replay the controls and the disturbance move along the two parts of one
@@ -172,12 +183,9 @@ class Free:
         """The next batch starts where this one ends."""
         return True
 
-    def maximise(
-        self, game: Game, controls: Tree, particles: Particles, generator: torch.Generator | None = None
-    ) -> Tensor:
-        """With the controls fixed: as many ascent steps as replays, from no disturbance."""
-        step = game.ball.epsilon if self.step_size is None else self.step_size
-        return PGD(self.replays, step, random_start=False).maximise(game, controls, particles, generator)
+    def plan(self, game: Game) -> tuple[int, float, bool]:
+        """With the controls fixed: as many steps as replays, from no disturbance."""
+        return self.replays, game.ball.epsilon if self.step_size is None else self.step_size, False
 
     def begin(
         self,
@@ -197,12 +205,12 @@ class Free:
 
     def play(self, game: Game, controls: Tree, particles: Particles, disturbance: Tensor) -> Play:
         """One forward and one backward pass for both players."""
-        step = game.ball.epsilon if self.step_size is None else self.step_size
-        sweep = Sweep(game, controls, particles, descend=True)
-        run = sweep.forward(disturbance)
-        slope, *slopes = sweep.value_slopes(run, [run.point, *sweep.weights(range(game.stages))])
+        step = self.plan(game)[1]
+        passes = Passes(game, controls, particles, descend=True)
+        run = passes.forward(disturbance)
+        slope, *slopes = passes.value_slopes(run, [run.point, *passes.weights(range(game.stages))])
         eta = game.ball.ascend(run.target, disturbance, slope, step)
-        return Play(eta, run.value.detach(), sweep.gradient(slopes))
+        return Play(eta, run.value.detach(), passes.gradient(slopes))
 
 
 @dataclass(frozen=True)
@@ -246,7 +254,7 @@ class YOPO:
     ) -> Tensor:
         """The m n ascent steps with the controls fixed: m full passes."""
         eta = self.begin(game, controls, particles, generator, None)
-        return self._passes(Sweep(game, controls, particles, descend=False), eta)[0]
+        return self._passes(Passes(game, controls, particles, descend=False), eta)[0]
 
     def begin(
         self,
@@ -261,44 +269,44 @@ class YOPO:
 
     def play(self, game: Game, controls: Tree, particles: Particles, disturbance: Tensor) -> Play:
         """The m passes."""
-        sweep = Sweep(game, controls, particles, descend=True)
-        eta, value, slopes = self._passes(sweep, disturbance)
-        return Play(eta, value, sweep.gradient(slopes))
+        passes = Passes(game, controls, particles, descend=True)
+        eta, value, slopes = self._passes(passes, disturbance)
+        return Play(eta, value, passes.gradient(slopes))
 
-    def _passes(self, sweep: Sweep, eta: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
+    def _passes(self, passes: Passes, eta: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
         """The disturbance, the value of the last pass, and the added-up gradient in the weights of all stages."""
-        game, s = sweep.game, sweep.game.stage
-        own = sweep.weights([s])
-        others = sweep.weights([t for t in range(game.stages) if t != s])
+        game, s = passes.game, passes.game.stage
+        own = passes.weights([s])
+        others = passes.weights([t for t in range(game.stages) if t != s])
         own_total, others_total = [torch.zeros_like(u) for u in own], [torch.zeros_like(u) for u in others]
         costate: list[Tensor] = []
         for k in range(self.m):
-            run = sweep.forward(eta)
-            if k > 0 and sweep.descend:  # the forward pass at the new eta serves this gradient too
-                _add(own_total, sweep.hamiltonian_slopes(run, costate, own, keep=True))
+            run = passes.forward(eta)
+            if k > 0 and passes.descend:  # the forward pass at the new eta serves this gradient too
+                _add(own_total, passes.hamiltonian_slopes(run, costate, own, keep=True))
             steady = game.affine is not None and game.affine(s) and not _reaches(run.cost, run.point)
             moved = tree.tensors(run.moved)
-            slope, *found = sweep.value_slopes(run, [run.point, *moved, *(others if sweep.descend else [])])
+            slope, *found = passes.value_slopes(run, [run.point, *moved, *(others if passes.descend else [])])
             costate = found[: len(moved)]
-            if sweep.descend:
+            if passes.descend:
                 _add(others_total, found[len(moved) :])
-            eta = self._ascend(sweep, run, eta, slope, costate, steady=steady)
-        if sweep.descend and own:
-            _add(own_total, sweep.hamiltonian_slopes(sweep.local(run, eta), costate, own, keep=False))
-        before = len(sweep.weights(range(s)))
+            eta = self._ascend(passes, run, eta, slope, costate, steady=steady)
+        if passes.descend and own:
+            _add(own_total, passes.hamiltonian_slopes(passes.local(run, eta), costate, own, keep=False))
+        before = len(passes.weights(range(s)))
         return eta, run.value.detach(), [*others_total[:before], *own_total, *others_total[before:]]
 
     def _ascend(
-        self, sweep: Sweep, run: Pass, eta: Tensor, slope: Tensor, costate: list[Tensor], *, steady: bool
+        self, passes: Passes, run: Pass, eta: Tensor, slope: Tensor, costate: list[Tensor], *, steady: bool
     ) -> Tensor:
         """The n steps on H_s with the costate frozen; the first slope, p_s, comes from the full pass."""
-        ball, step = sweep.game.ball, self._step(sweep.game)
+        ball, step = passes.game.ball, self._step(passes.game)
         if steady:
             return ball.ascend(run.target, eta, slope, step, times=self.n)
         eta = ball.ascend(run.target, eta, slope, step)
         for _ in range(self.n - 1):
-            there = sweep.local(run, eta)
-            slope = sweep.hamiltonian_slopes(there, costate, [there.point], keep=False)[0]
+            there = passes.local(run, eta)
+            slope = passes.hamiltonian_slopes(there, costate, [there.point], keep=False)[0]
             eta = ball.ascend(run.target, eta, slope, step)
         return eta
 

@@ -36,7 +36,7 @@ class Pass(NamedTuple):
     value: Tensor
 
 
-class Sweep:
+class Passes:
     """Forward and backward passes at fixed controls, one for each disturbance tried.
 
     Args:

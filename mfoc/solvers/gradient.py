@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 from mfoc import tree
+from mfoc.checks import check_callable
+from mfoc.deprecation import renamed
 from mfoc.errors import InvalidType, InvalidValue
 from mfoc.particles import Particles
 from mfoc.pontryagin import value_and_slopes
@@ -19,6 +21,7 @@ from mfoc.solving import Info
 from mfoc.tree import Tree
 
 
+@renamed(schedule="lr_schedule")
 @dataclass(frozen=True)
 class Gradient:
     """Any ``torch.optim`` optimiser on the controls: one forward and one backward pass a step.
@@ -30,21 +33,17 @@ class Gradient:
     Attributes:
         optimizer: makes the optimiser from a list of tensors: ``functools.partial(torch.optim.SGD, lr=0.1)``.
         recompute: activation checkpointing at stage boundaries: one more forward pass, the memory of one stage.
-        schedule: the learning rate of step k as a multiple of the optimiser's own: ``lambda k: 0.99 ** k``.
+        lr_schedule: the learning rate of step k as a multiple of the optimiser's own: ``lambda k: 0.99 ** k``.
     """
 
     optimizer: Callable[[list[Tensor]], torch.optim.Optimizer]
     recompute: bool = False
-    schedule: Callable[[int], float] | None = None
+    lr_schedule: Callable[[int], float] | None = None
 
     def __post_init__(self) -> None:
-        if not callable(self.optimizer):
-            raise InvalidType(
-                f"optimizer is a {type(self.optimizer).__name__}; expected a function of a list of tensors, "
-                "such as functools.partial(torch.optim.SGD, lr=0.1)"
-            )
-        if self.schedule is not None and not callable(self.schedule):
-            raise InvalidType(f"schedule is a {type(self.schedule).__name__}; expected a function of the step or None")
+        example = "a function of a list of tensors, such as functools.partial(torch.optim.SGD, lr=0.1)"
+        check_callable(example, optimizer=self.optimizer)
+        check_callable("a function of the step", optional=True, lr_schedule=self.lr_schedule)
 
     def init(self, problem: Problem, controls: Tree) -> Tree:
         """An optimiser that has seen nothing."""
@@ -75,7 +74,7 @@ class Gradient:
         """
         parameters = _parameters(controls)
         optimizer = self._make(parameters)
-        rates = [group["lr"] for group in optimizer.param_groups] if self.schedule is not None else []
+        rates = [group["lr"] for group in optimizer.param_groups] if self.lr_schedule is not None else []
         _restore(optimizer, state)
         for group, rate in zip(optimizer.param_groups, rates, strict=False):
             group["lr"] = rate * self._factor(state["steps"])
@@ -89,17 +88,18 @@ class Gradient:
 
         value, slopes = closure()
         writes = state["writes_gradients"]
-        info = Info(value, [slope.clone() for slope in slopes] if writes else slopes)
+        gradient = tree.rebuild(controls, [slope.clone() for slope in slopes] if writes else slopes)
         pending = [value]  # what was just evaluated is the first answer an optimiser gets
         optimizer.step(lambda: pending.pop() if pending else closure()[0])  # type: ignore[arg-type, return-value]
         moved = tree.rebuild(controls, [p.detach() for p in parameters])
-        return moved, {**_capture(optimizer), "writes_gradients": writes, "steps": state["steps"] + 1}, info
+        after = {**_capture(optimizer), "writes_gradients": writes, "steps": state["steps"] + 1}
+        return moved, after, Info(value, gradient)
 
     def _factor(self, step: int) -> float:
-        assert self.schedule is not None
-        factor = self.schedule(step)
+        assert self.lr_schedule is not None
+        factor = self.lr_schedule(step)
         if not isinstance(factor, int | float) or not 0 <= factor < math.inf:
-            raise InvalidValue(f"schedule({step}) returned {factor!r}; expected a non-negative finite number")
+            raise InvalidValue(f"lr_schedule({step}) returned {factor!r}; expected a non-negative finite number")
         return factor
 
     def _make(self, parameters: list[Tensor]) -> torch.optim.Optimizer:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mfoc import tree
-from mfoc.checks import check_integer
+from mfoc.checks import check_callable, check_instance, check_integer
 from mfoc.distributed import expectation, rank
 from mfoc.errors import InvalidType, InvalidValue
 from mfoc.games import Game
@@ -48,19 +48,14 @@ class Minimax:
     ramp: Callable[[int], float] | None = None
 
     def __post_init__(self) -> None:
-        if isinstance(self.inner, type) or not isinstance(self.inner, Maximiser):
-            kind = f"the class {self.inner.__name__}" if isinstance(self.inner, type) else type(self.inner).__name__
-            raise InvalidType(f"inner is {kind}; expected an object with maximise(), such as mfoc.maximisers.PGD(10)")
+        check_instance(Maximiser, "an object with maximise(), such as mfoc.maximisers.PGD(10)", inner=self.inner)
         if isinstance(self.outer, Minimax):
             raise InvalidType("outer is a Minimax; expected an optimiser factory or a solver of control problems")
-        if not callable(self.outer) and not isinstance(self.outer, Solver):
-            raise InvalidType(
-                f"outer is a {type(self.outer).__name__}; expected a function that makes an optimiser, such as "
-                "functools.partial(torch.optim.Adam, lr=1e-3), or a solver"
-            )
+        if not isinstance(self.outer, Solver):
+            example = "a function that makes an optimiser, such as functools.partial(torch.optim.Adam, lr=1e-3), or a"
+            check_callable(f"{example} solver", outer=self.outer)
         check_integer(0, seed=self.seed)
-        if self.ramp is not None and not callable(self.ramp):
-            raise InvalidType(f"ramp is a {type(self.ramp).__name__}; expected a function of the step or None")
+        check_callable("a function of the step", optional=True, ramp=self.ramp)
 
     @cached_property
     def minimiser(self) -> Solver:

@@ -8,20 +8,18 @@ Chen, Tai, E 2018, "Maximum principle based algorithms for deep learning", JMLR 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from mfoc import tree
-from mfoc.checks import check_integer, check_non_negative
+from mfoc.checks import check_flag, check_integer, check_non_negative
 from mfoc.distributed import expectation
-from mfoc.errors import InvalidType, InvalidValue
-from mfoc.frozen import Penalty, each_block
-from mfoc.minimisers import LBFGS, Descent, Inner, check_inner
+from mfoc.errors import InvalidValue
+from mfoc.frozen import Penalty, Sweep
+from mfoc.minimisers import LBFGS, Descent, Minimiser, check_minimiser
 from mfoc.particles import Particles
-from mfoc.pontryagin import adjoint, rollout
-from mfoc.problem import Problem, per_stage
+from mfoc.pontryagin import rollout
+from mfoc.problem import Problem
 from mfoc.solving import Info
 from mfoc.tree import Tree
 
@@ -40,10 +38,10 @@ class MSA:
         inner: minimiser of the Hamiltonian: ``mfoc.minimisers.LBFGS(...)`` or ``mfoc.minimisers.Descent(...)``.
     """
 
-    inner: Inner = field(default_factory=LBFGS)
+    inner: Minimiser = field(default_factory=LBFGS)
 
     def __post_init__(self) -> None:
-        check_inner(self.inner)
+        check_minimiser(self.inner)
 
     def init(self, problem: Problem, controls: Tree) -> Tree:
         """Nothing is carried from step to step."""
@@ -51,8 +49,8 @@ class MSA:
 
     def step(self, problem: Problem, controls: Tree, state: Tree, particles: Particles) -> tuple[Tree, Tree, Info]:
         """One forward sweep, one backward sweep, one minimisation; see ``mfoc.Solver``."""
-        sweep = _sweep(problem, controls, particles)
-        moved, report = _minimise(problem, controls, sweep, particles, self.inner, None)
+        sweep = Sweep.at(problem, controls, particles)
+        moved, report = _minimise(sweep, self.inner, None)
         return moved, {}, Info(sweep.value, sweep.gradient, {**report})
 
 
@@ -79,7 +77,7 @@ class EMSA:
 
     rho: float = 1.0
     costate_rho: float | None = None
-    inner: Inner = field(default_factory=LBFGS)
+    inner: Minimiser = field(default_factory=LBFGS)
     adaptive: bool = False
     tries: int = 8
 
@@ -87,11 +85,10 @@ class EMSA:
         check_non_negative(rho=self.rho)
         check_non_negative(costate_rho=self.costate_rho, optional=True)
         check_integer(1, tries=self.tries)
+        check_flag(adaptive=self.adaptive)
         if self.adaptive and self.rho == 0:
             raise InvalidValue("rho is 0; adaptive=True multiplies rho, so start from a positive one")
-        check_inner(self.inner)
-        if not isinstance(self.adaptive, bool):
-            raise InvalidType(f"adaptive is {self.adaptive!r}; expected True or False")
+        check_minimiser(self.inner)
         if self.adaptive and isinstance(self.inner, Descent):
             raise InvalidValue("inner is Descent, whose fixed step overshoots as rho grows; adaptive needs inner.LBFGS")
 
@@ -101,11 +98,11 @@ class EMSA:
 
     def step(self, problem: Problem, controls: Tree, state: Tree, particles: Particles) -> tuple[Tree, Tree, Info]:
         """One forward sweep, one backward sweep, one (or, adaptive, several) minimisations; see ``mfoc.Solver``."""
-        sweep = _sweep(problem, controls, particles)
+        sweep = Sweep.at(problem, controls, particles)
         scale, evaluations, moved = state["scale"], 0, controls
         slack = 4 * torch.finfo(sweep.value.dtype).eps * sweep.value.abs()  # at a minimum J is constant to rounding
         for _ in range(self.tries):
-            moved, report = _minimise(problem, controls, sweep, particles, self.inner, self._penalty(scale))
+            moved, report = _minimise(sweep, self.inner, self._penalty(scale))
             evaluations += report["inner_evaluations"]
             if not self.adaptive:
                 break
@@ -120,39 +117,13 @@ class EMSA:
         return Penalty(self.rho * scale, (self.rho if self.costate_rho is None else self.costate_rho) * scale)
 
 
-class _Sweep(NamedTuple):
-    value: Tensor
-    states: list[Tree]
-    costates: list[Tree]
-    gradient: list[Tensor]
-
-
-def _sweep(problem: Problem, controls: Tree, particles: Particles) -> _Sweep:
-    """The forward and the backward sweep at one control."""
-    with torch.no_grad():
-        trajectory = rollout(problem, controls, particles)
-    costates, gradient = adjoint(problem, controls, trajectory, particles)
-    value, *slopes = expectation([trajectory.cost.mean(), *tree.leaves(gradient)], len(particles))
-    return _Sweep(value, trajectory.states, costates, slopes)
-
-
-def _minimise(
-    problem: Problem, controls: Tree, sweep: _Sweep, particles: Particles, inner: Inner, penalty: Penalty | None
-) -> tuple[Tree, dict[str, int]]:
-    """New controls, the minimisers of the frozen Hamiltonian, and what the search reports."""
-    report = {"inner_evaluations": 0, "unbounded_stages": 0}
-    new = list(controls) if problem.schedule is per_stage else controls
-    for block, found in each_block(
-        lambda block: inner.minimise(block.evaluate, block.start),
-        problem, controls, sweep.states, sweep.costates, particles.data, penalty=penalty,
-    ):  # fmt: skip
-        report["inner_evaluations"] += found.evaluations
-        report["unbounded_stages"] += int(found.unbounded.sum())
-        if problem.schedule is not per_stage:
-            return block.restore(found.point[0]), report
-        for stage, row in zip(block.stages, found.point, strict=True):
-            new[stage] = block.restore(row)
-    return tree.rebuild(controls, tree.leaves(new)), report
+def _minimise(sweep: Sweep, inner: Minimiser, penalty: Penalty | None) -> tuple[Tree, dict[str, int]]:
+    """The minimisers of the frozen Hamiltonian, and what the search reports."""
+    moved, found = sweep.minimised(lambda block: inner.minimise(block.evaluate, block.start), penalty)
+    return moved, {
+        "inner_evaluations": sum(minimum.evaluations for minimum in found),
+        "unbounded_stages": sum(int(minimum.unbounded.sum()) for minimum in found),
+    }
 
 
 def _objective(problem: Problem, controls: Tree, particles: Particles) -> Tensor:
