@@ -31,7 +31,7 @@ from mfoc.schemes import continuous, euler, euler_maruyama, heun, rk4
 from mfoc.solvers import EMSA, MSA, Gradient, Minimax
 from mfoc.solving import Info, Iterate, Solution, Solver, Status, iterate, solve
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 
 __all__ = [
     "EMSA",

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from mfoc import printing, tree
-from mfoc.checks import check_callable, check_integer
+from mfoc.checks import check_callable, check_instance, check_integer
 from mfoc.errors import InvalidType, InvalidValue, MfocError
 from mfoc.particles import Particles
 from mfoc.tree import Tree
@@ -191,8 +191,7 @@ class Problem(HasControls[Controls]):
             InvalidType: a stage returns something that is not a tree of tensors.
             InvalidValue: a stage fails, loses particles or returns a cost that is not ``[N]``.
         """
-        if not isinstance(particles, Particles):
-            raise InvalidType(f"particles is a {type(particles).__name__}; expected mfoc.Particles")
+        check_instance(Particles, "mfoc.Particles", particles=particles)
         controls = self.controls if controls is None else controls
         self.check_controls(controls)
         self._check_agreement(particles, controls)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from mfoc import tree
-from mfoc.checks import check_positive
+from mfoc.checks import check_callable, check_positive
 from mfoc.errors import InvalidType, InvalidValue
 from mfoc.problem import Problem, Schedule, TerminalCost, per_stage
 from mfoc.tree import Tree
@@ -150,8 +150,7 @@ def continuous(
         InvalidType: drift or scheme is not a function.
     """
     check_positive(T=T)
-    if not callable(drift):
-        raise InvalidType(f"drift is a {type(drift).__name__}; expected a function b(t, x, u, z)")
+    check_callable("a function b(t, x, u, z)", drift=drift)
     noisy = isinstance(scheme, euler_maruyama)
     if isinstance(scheme, type) or not (noisy or callable(scheme)):
         raise InvalidType(f"scheme is {scheme!r}; expected euler, heun, rk4 or euler_maruyama(diffusion)")

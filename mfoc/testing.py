@@ -14,6 +14,7 @@ from mfoc.derivatives import tree_gradients
 from mfoc.formulation import Formulation
 from mfoc.particles import Particles
 from mfoc.pontryagin import adjoint, evaluate, rollout
+from mfoc.populations import as_particles
 from mfoc.problem import Problem
 from mfoc.solving import Solver
 from mfoc.tree import Tree
@@ -21,7 +22,7 @@ from mfoc.tree import Tree
 _EXACT = 1e-10
 
 
-def check_problem(problem: Problem, particles: Particles, *, interacting: bool | None = None) -> None:
+def check_problem(problem: Problem, particles: Any, *, interacting: bool | None = None) -> None:
     """Checks that a problem keeps the laws solvers rely on; returns nothing, raises when one is broken.
 
     Shapes at every stage, purity (two evaluations agree to the bit and leave the inputs alone), invariance under a
@@ -30,7 +31,7 @@ def check_problem(problem: Problem, particles: Particles, *, interacting: bool |
 
     Args:
         problem: the problem.
-        particles: a small cloud.
+        particles: a small cloud, or what ``mfoc.population`` takes, all of it.
         interacting: when False, also checks that each particle's cost is the one it has alone.
 
     Raises:
@@ -38,6 +39,7 @@ def check_problem(problem: Problem, particles: Particles, *, interacting: bool |
         AssertionError: a law is broken; the message says which and by how much.
     """
     check_instance(Problem, "mfoc.Problem", problem=problem)
+    particles = as_particles(particles)
     problem.validate(particles)
     _check_purity(problem, particles)
     with torch.no_grad():
@@ -48,7 +50,7 @@ def check_problem(problem: Problem, particles: Particles, *, interacting: bool |
     _check_identity(problem, particles)
 
 
-def check_solver(solver: Solver, problem: Problem, particles: Particles) -> None:
+def check_solver(solver: Solver, problem: Problem, particles: Any) -> None:
     """Checks that a solver keeps the laws ``solve`` relies on.
 
     Its step is pure, returns controls of the same structure, shapes and dtypes, reports the objective and gradient
@@ -58,13 +60,13 @@ def check_solver(solver: Solver, problem: Problem, particles: Particles) -> None
     Args:
         solver: the solver.
         problem: a problem it can solve.
-        particles: a cloud.
+        particles: a cloud, or what ``mfoc.population`` takes, all of it.
 
     Raises:
         AssertionError: a law is broken; the message says which.
     """
     check_instance(Solver, "an object with init() and step()", solver=solver)
-    controls = tree.copy(problem.controls)
+    controls, particles = tree.copy(problem.controls), as_particles(particles)
     state = solver.init(problem, controls)
     before = tree.copy([controls, state, particles.state, particles.data])
     first, next_state, info = solver.step(problem, controls, state, particles)
