@@ -131,16 +131,16 @@ class Solution(HasControls[Controls]):
         return "\n".join(f"{name:9s} {what}" for name, what in self._lines())
 
     def _repr_html_(self) -> str:
-        return printing.table(("Solution", ""), self._lines())
+        head, *lines = self._lines()
+        return printing.table(head, lines)
 
     def _lines(self) -> list[tuple[str, str]]:
         start = "" if not self.history else f", from {self.history[0]['value']:.6g} at step {self.history[0]['step']}"
-        seconds = "" if not self.history else f" in {self.history[-1]['seconds']:.3g} s"
         return [
             ("Solution", f"{self.status.value}: {self.message}"),
             ("J", f"{self.value:.6g}{start}"),
             ("residual", f"{self.residual:.3g} (||E dH/du||)"),
-            ("steps", f"{self.last.step}{seconds}"),
+            ("steps", f"{self.last.step}"),
             ("controls", printing.sizes(self.controls)),
         ]
 
