@@ -37,7 +37,20 @@ def shapes(values: tree.Tree, most: int = 3) -> str:
     return tree.describe(values) if len(found) <= most else f"{tree.describe(found[:most])[:-1]}, ...]"
 
 
-def table(header: Sequence[str], rows: Iterable[Sequence[Any]], *, caption: str = "") -> str:
+def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """Aligned columns: text to the left, numbers to the right."""
+    cells = [[str(cell) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(header, *cells, strict=True)]
+    right = [all(cell[:1].isdigit() for cell in column) for column in zip(*cells, strict=True)] or [False] * len(header)
+
+    def line(row: Sequence[str]) -> str:
+        placed = [c.rjust(w) if r else c.ljust(w) for c, w, r in zip(row, widths, right, strict=True)]
+        return "  ".join(placed).rstrip()
+
+    return "\n".join(map(line, [list(header), *cells]))
+
+
+def html_table(header: Sequence[str], rows: Iterable[Sequence[Any]], *, caption: str = "") -> str:
     """An HTML table, for notebooks."""
     cells = "".join(f"<th>{escape(name)}</th>" for name in header)
     lines = [f"<tr>{''.join(f'<td>{escape(str(cell))}</td>' for cell in row)}</tr>" for row in rows]

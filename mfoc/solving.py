@@ -132,7 +132,7 @@ class Solution(HasControls[Controls]):
 
     def _repr_html_(self) -> str:
         head, *lines = self._lines()
-        return printing.table(head, lines)
+        return printing.html_table(head, lines)
 
     def _lines(self) -> list[tuple[str, str]]:
         start = "" if not self.history else f", from {self.history[0]['value']:.6g} at step {self.history[0]['step']}"

@@ -95,7 +95,7 @@ def test_html_for_notebooks():
 
 
 def test_html_is_escaped():
-    html = printing.table(("a", "b"), [("<script>", 1)], caption="x < y")
+    html = printing.html_table(("a", "b"), [("<script>", 1)], caption="x < y")
     assert "<script>" not in html
     assert "&lt;script&gt;" in html
     assert "x &lt; y" in html

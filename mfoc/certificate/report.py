@@ -6,8 +6,9 @@ import math
 from dataclasses import dataclass
 
 from mfoc.certificate.study import Measure
-from mfoc.printing import table
+from mfoc.printing import html_table, table
 
+_HEADER = ("stage", "controls", "residual ||E dH/du||", "gap E H - min E H", "curvature min eig E d2H/du2")
 _SHOWN = 12  # stages in the printed table; of more, those of the largest residuals
 
 
@@ -33,11 +34,11 @@ class StageCertificate:
     curvature: Measure
     curvature_error: float
 
-    @property
-    def uncertain(self) -> str:
-        """The error of the curvature in words, where it matters."""
+    def row(self) -> tuple[object, ...]:
+        """Its line in the table; the error of the curvature where it matters."""
         matters = self.curvature_error > 0.05 * abs(self.curvature.value)
-        return f"(± {self.curvature_error:.0e})" if matters else ""
+        error = f"  (± {self.curvature_error:.0e})" if matters else ""
+        return self.name, self.parameters, self.residual, self.gap, f"{self.curvature}{error}"
 
 
 @dataclass(frozen=True, repr=False)
@@ -71,24 +72,13 @@ class Certificate:
     def __repr__(self) -> str:
         """A table of the stages, of the dozen with the largest residuals where there are more, and the totals."""
         order = sorted(range(len(self.stages)), key=lambda k: -self.stages[k].residual.value)[:_SHOWN]
-        shown = [self.stages[k] for k in sorted(order)]
-        width = max([5, *(len(stage.name) for stage in shown)])
-        lines = [
-            self._head,
-            f"{'stage':{width}s}  {'controls':>8s}  {'residual ||E dH/du||':^32s}  {'gap E H - min E H':^32s}  "
-            f"{'curvature min eig E d2H/du2':^32s}",
-        ]
-        for s in shown:
-            line = f"{s.name:{width}s}  {s.parameters:8d}  {s.residual!s:32s}  {s.gap!s:32s}  {s.curvature!s:32s}"
-            lines.append(f"{line}  {s.uncertain}" if s.uncertain else line)
-        if rest := len(self.stages) - len(shown):
+        lines = [self._head, table(_HEADER, [self.stages[k].row() for k in sorted(order)])]
+        if rest := len(self.stages) - len(order):
             lines.append(f"and {rest} stages with smaller residuals, in .stages")
         return "\n".join([*lines, self._totals])
 
     def _repr_html_(self) -> str:
-        rows = [(s.name, s.parameters, s.residual, s.gap, f"{s.curvature} {s.uncertain}") for s in self.stages]
-        header = ("stage", "controls", "residual ‖E ∂H/∂u‖", "gap E H − min E H", "curvature λ_min(E ∂²H/∂u²)")
-        return table(header, rows, caption=self._head) + f"<p>{self._totals}</p>"
+        return html_table(_HEADER, [stage.row() for stage in self.stages], caption=f"{self._head}; {self._totals}")
 
     @property
     def _head(self) -> str:

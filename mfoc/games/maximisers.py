@@ -72,15 +72,8 @@ class SharingMaximiser(Maximiser, Protocol):
     def carries(self) -> bool:
         """Whether ``begin`` is given the disturbance of the batch before."""
 
-    def begin(
-        self,
-        game: Game,
-        controls: Tree,
-        particles: Particles,
-        generator: torch.Generator | None,
-        previous: Tensor | None,
-    ) -> Tensor:
-        """The disturbance to start a batch with ``[N, ...]``."""
+    def begin(self, game: Game, x: Tensor, generator: torch.Generator | None, previous: Tensor | None) -> Tensor:
+        """The disturbance to start a batch with ``[N, ...]``, x being the states that will be disturbed."""
 
     def play(self, game: Game, controls: Tree, particles: Particles, disturbance: Tensor) -> Play:
         """Moves the adversary, and gives the minimiser its gradient."""
@@ -187,19 +180,11 @@ class Free(_Ascent):
         """With the controls fixed: as many steps as replays, from no disturbance."""
         return self.replays, game.ball.epsilon if self.step_size is None else self.step_size, False
 
-    def begin(
-        self,
-        game: Game,
-        controls: Tree,
-        particles: Particles,
-        generator: torch.Generator | None,
-        previous: Tensor | None,
-    ) -> Tensor:
+    def begin(self, game: Game, x: Tensor, generator: torch.Generator | None, previous: Tensor | None) -> Tensor:
         """The previous disturbance, as far as it covers this batch."""
-        target = game.target(entering(game, controls, particles))
-        eta = torch.zeros_like(target)
-        if previous is not None and previous.shape[1:] == target.shape[1:]:
-            shared = min(len(previous), len(target))
+        eta = torch.zeros_like(x)
+        if previous is not None and previous.shape[1:] == x.shape[1:]:
+            shared = min(len(previous), len(x))
             eta[:shared] = previous[:shared].to(eta)
         return eta
 
@@ -253,19 +238,12 @@ class YOPO:
         self, game: Game, controls: Tree, particles: Particles, generator: torch.Generator | None = None
     ) -> Tensor:
         """The m n ascent steps with the controls fixed: m full passes."""
-        eta = self.begin(game, controls, particles, generator, None)
+        eta = self.begin(game, game.target(entering(game, controls, particles)), generator, None)
         return self._passes(Passes(game, controls, particles, descend=False), eta)[0]
 
-    def begin(
-        self,
-        game: Game,
-        controls: Tree,
-        particles: Particles,
-        generator: torch.Generator | None,
-        previous: Tensor | None,
-    ) -> Tensor:
+    def begin(self, game: Game, x: Tensor, generator: torch.Generator | None, previous: Tensor | None) -> Tensor:
         """A random disturbance."""
-        return game.ball.sample(game.target(entering(game, controls, particles)), generator)
+        return game.ball.sample(x, generator)
 
     def play(self, game: Game, controls: Tree, particles: Particles, disturbance: Tensor) -> Play:
         """The m passes."""

@@ -13,7 +13,7 @@ from mfoc import tree
 from mfoc.checks import check_callable, check_instance, check_integer
 from mfoc.distributed import expectation, rank
 from mfoc.errors import InvalidType, InvalidValue
-from mfoc.games import Game
+from mfoc.games import Game, entering
 from mfoc.games.maximisers import Maximiser, SharingMaximiser
 from mfoc.particles import Particles
 from mfoc.pontryagin import Evaluation, evaluate
@@ -75,7 +75,7 @@ class Minimax:
         after = {**state, "steps": state["steps"] + 1}
         if isinstance(inner, SharingMaximiser) and isinstance(outer, Gradient):
             previous = state["disturbance"] if inner.carries else None
-            eta = inner.begin(game, controls, particles, generator, previous)
+            eta = inner.begin(game, game.target(entering(game, controls, particles)), generator, previous)
             controls, after["outer"], info, eta = self._share(inner, outer, game, controls, state, particles, eta)
             after["disturbance"] = _kept(eta, previous) if inner.carries else None
             return controls, after, info
