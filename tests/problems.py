@@ -23,7 +23,7 @@ def generator(seed: int = 0) -> torch.Generator:
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=generator(seed), dtype=D)
+    return torch.randn(shape, generator=generator(seed), dtype=D)
 
 
 def labels(n: int, classes: int) -> Tensor:
