@@ -45,8 +45,8 @@ class Particles:
             raise InvalidValue(f"{name} is empty; a cloud needs at least one particle")
 
     def __repr__(self) -> str:
-        data = "no data" if self.data is None else f"data {printing.shapes(self.data)}"
-        return f"Particles({len(self)}: state {printing.shapes(self.state)}, {data})"
+        data = "no data" if self.data is None else f"data {printing.short(self.data)}"
+        return f"Particles({len(self)}: state {printing.short(self.state)}, {data})"
 
     def __len__(self) -> int:
         leaf: Tensor = tree.leaves(self.state)[0]

@@ -21,7 +21,7 @@ from mfoc.derivatives import gradients, tree_gradients
 from mfoc.distributed import expectation
 from mfoc.particles import Particles
 from mfoc.populations import as_particles
-from mfoc.printing import by_identity, shapes
+from mfoc.printing import by_identity, short
 from mfoc.problem import HasControls, Problem, check_cost, controls_of
 from mfoc.tree import Tree
 
@@ -40,8 +40,8 @@ class Trajectory(NamedTuple):
 
     def __repr__(self) -> str:
         return (
-            f"Trajectory({len(self.states)} states of {len(self.cost)} particles, from {shapes(self.states[0])} to "
-            f"{shapes(self.states[-1])}; mean cost {float(self.cost.detach().mean()):.6g})"
+            f"Trajectory({len(self.states)} states of {len(self.cost)} particles, from {short(self.states[0])} to "
+            f"{short(self.states[-1])}; mean cost {float(self.cost.detach().mean()):.6g})"
         )
 
 

@@ -1,8 +1,13 @@
-"""How objects that hold tensors are compared and printed: by identity, and in a few telling lines."""
+"""Results that hold tensors: printed in a line, and compared without an error.
+
+``==`` on tensors is a tensor, so that named tuples and dataclasses of tensors can be neither compared nor looked up in
+a list; and their printed form is pages of numbers.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import fields, is_dataclass
 from html import escape
 from typing import Any, TypeVar
 
@@ -10,14 +15,55 @@ from torch import Tensor
 
 from mfoc import tree
 
-Kind = TypeVar("Kind", bound=type)
+Class = TypeVar("Class", bound=type)
 
 
-def by_identity(kind: Kind) -> Kind:
-    """A class decorator: two objects are equal if they are one, as tensors have no single truth to compare by."""
-    for name in ("__eq__", "__ne__", "__hash__"):
-        setattr(kind, name, getattr(object, name))
-    return kind
+def by_identity(cls: Class) -> Class:
+    """Class decorator for named tuples and dataclasses: ``==`` is ``is``, and tensors are printed by their shape.
+
+    Fields that are None are not printed. A ``__repr__`` of the class's own stays.
+    """
+    names = [field.name for field in fields(cls)] if is_dataclass(cls) else getattr(cls, "_fields", ())
+
+    def show(self: Any) -> str:
+        held = {name: getattr(self, name) for name in names}
+        shown = [f"{name}={short(value)}" for name, value in held.items() if value is not None]
+        return f"{type(self).__name__}({', '.join(shown)})"
+
+    own = cls.__repr__.__module__ == cls.__module__ and not hasattr(cls.__repr__, "__wrapped__")  # as dataclass's has
+    methods = {"__eq__": _same, "__ne__": _other, "__hash__": object.__hash__, **({} if own else {"__repr__": show})}
+    for name, method in methods.items():
+        setattr(cls, name, method)
+    return cls
+
+
+def short(value: Any, most: int = 3) -> str:
+    """A value in a few words: a tensor by its dtype and shape, a container by its first and last entries.
+
+    Args:
+        value: anything; what is neither a tensor nor a list, tuple or dict is printed as it prints itself.
+        most: the longest container that is printed whole.
+    """
+    if isinstance(value, Tensor):
+        return f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)}"
+    if isinstance(value, dict):
+        form, entries = "{{{}}}", [f"{key!r}: {short(entry, most)}" for key, entry in value.items()]
+    elif type(value) in (list, tuple):
+        form, entries = "[{}]" if type(value) is list else "({})", [short(entry, most) for entry in value]
+    else:
+        return repr(value)
+    if len(entries) > most:
+        entries[1:-1] = [f"... {len(entries) - 2} more ..."]
+    return form.format(", ".join(entries))
+
+
+def _same(self: object, other: object) -> bool:
+    # Never NotImplemented: Python would go on to compare a tuple's entries.
+    return self is other
+
+
+def _other(self: object, other: object) -> bool:
+    return self is not other
 
 
 def sizes(values: tree.Tree) -> str:
@@ -29,12 +75,6 @@ def sizes(values: tree.Tree) -> str:
     kinds = sorted({f"{str(leaf.dtype).removeprefix('torch.')} on {leaf.device}" for leaf in found})
     tensors = "" if len(found) == 1 else f" in {len(found)} tensors"
     return f"{count:,} number{'s' * (count != 1)}{tensors}, {', '.join(kinds)}"
-
-
-def shapes(values: tree.Tree, most: int = 3) -> str:
-    """The shapes of the first leaves of a tree, in words."""
-    found = tree.leaves(values)
-    return tree.describe(values) if len(found) <= most else f"{tree.describe(found[:most])[:-1]}, ...]"
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:

@@ -1,5 +1,7 @@
 """One thread a process: the tests' tensors are small, and several processes may run at once."""
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 
@@ -7,7 +9,7 @@ torch.set_num_threads(1)
 
 
 @pytest.fixture
-def double():
+def double() -> Iterator[None]:
     """float64 by default, an empty parameter store of Pyro, and a known state of torch's generator."""
     pyro = pytest.importorskip("pyro")
     torch.set_default_dtype(torch.float64)

@@ -51,6 +51,7 @@ def reductions():
     found["any"] = [distributed.any_rank(rank == 1, torch.zeros(1)), distributed.any_rank(0, torch.zeros(1))]
     found["share"] = distributed.share(torch.arange(5))
     found["main"] = torch.tensor(distributed.is_main())
+    found["rank"] = [distributed.rank(), distributed.world_size()]
     try:
         distributed.share(torch.arange(1))
     except mfoc.InvalidValue as error:
@@ -108,12 +109,13 @@ def test_expectations_over_ranks(ranks):
         assert found["any"] == [True, False]
         assert found["share"].tolist() == [[0, 2, 4], [1, 3]][rank]
         assert bool(found["main"]) == (rank == 0)
+        assert found["rank"] == [rank, 2]
         assert "1 particles cannot be split over 2 ranks" in found["refused"]
 
 
 def test_without_a_group_nothing_changes():
     assert not distributed.active()
-    assert distributed.is_main()
+    assert (distributed.world_size(), distributed.rank(), distributed.is_main()) == (1, 0, True)
     means = [torch.ones(2), torch.zeros(())]
     assert all(a is b for a, b in zip(distributed.expectation(means, 3), means, strict=True))
     index = torch.arange(3)

@@ -14,13 +14,9 @@ import torch
 
 import mfoc
 from mfoc import hooks
-from tests.problems import mlp
+from tests.problems import mlp, same_bits
 
 ADAM = mfoc.Gradient(partial(torch.optim.Adam, lr=1e-2))
-
-
-def same(left, right):
-    return all(torch.equal(a, b) for a, b in zip(mfoc.tree.leaves(left), mfoc.tree.leaves(right), strict=True))
 
 
 def test_resuming_is_bitwise(tmp_path):
@@ -31,7 +27,7 @@ def test_resuming_is_bitwise(tmp_path):
     start = hooks.load(tmp_path / "run")
     assert start.step == 9  # the last iterate, not the last multiple
     resumed = mfoc.solve(problem, ADAM, source, steps=20, start=start)
-    assert same(whole.controls, resumed.controls)
+    assert same_bits(whole.controls, resumed.controls)
     assert [r["value"] for r in whole.history[9:]] == [r["value"] for r in resumed.history]
 
 

@@ -1,4 +1,4 @@
-"""Figures say what they show; the demo runs."""
+"""Figures say what they show."""
 
 import math
 
@@ -8,7 +8,6 @@ import torch.nn.functional as F
 
 import mfoc
 from mfoc import plot
-from mfoc.cli import main
 from tests.problems import mlp, mlp_net, normal, pytrees
 
 pytest.importorskip("matplotlib")
@@ -57,34 +56,3 @@ def test_bad_arguments():
     problem, particles = pytrees()
     with pytest.raises(mfoc.InvalidType, match="trajectory"):
         plot.cloud(mfoc.rollout(problem, problem.controls, particles))
-
-
-@pytest.mark.slow
-def test_demo(tmp_path, capsys):
-    pytest.importorskip("sklearn")
-    threads = torch.get_num_threads()
-    assert main(["demo", "--out", str(tmp_path), "--scale", "0.05"]) == 0
-    out = capsys.readouterr().out
-    for word in ("SGD", "Adam", "MSA", "E-MSA", "test acc.", "residual", "Pontryagin certificate"):
-        assert word in out
-    assert sorted(path.name for path in tmp_path.iterdir()) == [
-        "demo_certificate.png",
-        "demo_cloud.png",
-        "demo_loss.png",
-    ]
-    assert torch.get_num_threads() == threads
-
-
-def test_demo_says_what_to_install(monkeypatch, capsys):
-    import sys
-
-    monkeypatch.setitem(sys.modules, "rich.console", None)
-    assert main(["demo"]) == 1
-    assert "pip install 'mfoc[plot]'" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("arguments", [["demo", "--scale", "0"], ["demo", "--seed", "-1"], ["nothing"]])
-def test_bad_command_lines(arguments):
-    with pytest.raises(SystemExit) as stop:
-        main(arguments)
-    assert stop.value.code == 2

@@ -1,26 +1,18 @@
+"""Pontryagin's identities: costates are sensitivities, and E dH/du is dJ/du."""
+
 import pytest
 import torch
 
 import mfoc
 from mfoc.pontryagin import adjoint
+from tests.oracles import augmented_hamiltonian, cost_from, floats, gradient
 from tests.problems import CATALOGUE, INTERACTING, D, distance, leaves, normal
-
-
-def floats(tree):
-    return [leaf for leaf in leaves(tree) if leaf.is_floating_point()]
-
-
-def autograd(problem, controls, particles):
-    """dJ/du written out."""
-    free = mfoc.tree.map(lambda leaf: leaf.detach().clone().requires_grad_(), controls)
-    mfoc.rollout(problem, free, particles).cost.mean().backward()
-    return mfoc.tree.map(lambda leaf: torch.zeros_like(leaf) if leaf.grad is None else leaf.grad, free)
 
 
 @pytest.mark.parametrize("name", CATALOGUE)
 def test_gradient_of_pontryagin_is_autograd(name):
     problem, particles = CATALOGUE[name]()
-    expected = autograd(problem, problem.controls, particles)
+    expected = gradient(problem, problem.controls, particles)
     assert max(float(leaf.abs().max()) for leaf in leaves(expected) if leaf.numel()) > 1e-3
     trajectory = mfoc.rollout(problem, problem.controls, particles)
     assert distance(adjoint(problem, problem.controls, trajectory, particles)[1], expected) < 1e-12
@@ -30,17 +22,6 @@ def test_gradient_of_pontryagin_is_autograd(name):
         assert distance(found.gradient, expected) < 1e-12
         assert float(found.value) == pytest.approx(float(trajectory.cost.mean()), rel=1e-14)
         assert not found.value.requires_grad
-
-
-def cost_from(problem, t, x, controls, z):
-    """Total cost per particle from stage t on."""
-    total = 0
-    for s in range(t, problem.stages):
-        u = problem.schedule(controls, s)
-        if problem.running_cost is not None:
-            total = total + problem.running_cost(s, x, u, z)
-        x = problem.dynamics(s, x, u, z)
-    return total + problem.terminal_cost(x, z)
 
 
 @pytest.mark.parametrize("name", CATALOGUE)
@@ -70,19 +51,16 @@ def test_hamiltonian_definition_and_stationarity(name):
     z = particles.data
     trajectory = mfoc.rollout(problem, problem.controls, particles)
     costates = mfoc.costates(problem, problem.controls, trajectory, particles)
-    gradient = mfoc.evaluate(problem, problem.controls, particles).gradient
+    slopes = mfoc.evaluate(problem, problem.controls, particles).gradient
     for t in range(problem.stages):
         x, p = trajectory.states[t], costates[t + 1]
         u = mfoc.tree.detached(problem.schedule(problem.controls, t), requires_grad=True)
         found = mfoc.hamiltonian(problem, t, x, p, u, z)
-        pairs = zip(leaves(problem.dynamics(t, x, u, z)), leaves(p), strict=True)
-        expected = sum((f * q).reshape(len(particles), -1).sum(1) for f, q in pairs if f.is_floating_point())
-        if problem.running_cost is not None:
-            expected = expected + problem.running_cost(t, x, u, z)
+        expected = augmented_hamiltonian(problem, t, u, trajectory.states, costates, z)
         torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
         if problem.schedule is mfoc.per_stage and leaves(u):
             slope = torch.autograd.grad(found.mean(), leaves(u))
-            assert distance(list(slope), leaves(gradient[t])) < 1e-12
+            assert distance(list(slope), leaves(slopes[t])) < 1e-12
 
 
 @pytest.mark.parametrize("name", INTERACTING)
@@ -117,7 +95,7 @@ def test_token_states_have_controls_and_no_costate():
     net = torch.nn.Sequential(torch.nn.Embedding(5, 3), torch.nn.Flatten(), torch.nn.Linear(6, 2)).double()
     problem = mfoc.from_module(net, torch.nn.functional.cross_entropy)
     particles = mfoc.Particles(torch.arange(12).view(6, 2) % 5, torch.arange(6) % 2)
-    expected = autograd(problem, problem.controls, particles)
+    expected = gradient(problem, problem.controls, particles)
     assert distance(mfoc.evaluate(problem, problem.controls, particles, recompute=True).gradient, expected) < 1e-12
     for solver in (mfoc.MSA(mfoc.minimisers.Descent(0.1)), mfoc.EMSA(1.0, adaptive=True)):
         history = mfoc.solve(problem, solver, particles, steps=3).history

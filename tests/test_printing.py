@@ -1,113 +1,87 @@
-"""What holds tensors prints in a few telling lines, and comparing it never raises."""
+"""Results that hold tensors are printed in a line and compared by identity."""
 
-from functools import partial
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import pytest
 import torch
 
 import mfoc
-from mfoc import printing
-from tests.problems import D, interacting, mlp, mlp_net, normal
-
-SGD = mfoc.Gradient(partial(torch.optim.SGD, lr=0.1))
+from mfoc.printing import by_identity, short
 
 
-def objects() -> dict[str, object]:
-    """One of each public class that holds tensors, or that is read by a person."""
-    problem, cloud = mlp()
-    solution = mfoc.solve(problem, SGD, cloud, steps=2)
-    game = mfoc.Game.of(problem, mfoc.Ball(0.1))
-    eta = torch.zeros_like(cloud.state)
-    return {
-        "problem": problem,
-        "game": game,
-        "particles": cloud,
-        "solution": solution,
-        "iterate": solution.last,
-        "info": solution.last.info,
-        "trajectory": mfoc.rollout(problem, solution, cloud),
-        "evaluation": mfoc.evaluate(problem, solution, cloud),
-        "certificate": mfoc.certify(problem, solution, cloud, lanczos=3, groups=3),
-        "formulation": mfoc.Formulation(problem, mfoc.population(cloud), lambda solution: solution),
-        "disturbed": mfoc.games.Disturbed((), eta),
-        "play": mfoc.games.Free(1).play(game, game.controls, cloud, eta),
-        "minimum": mfoc.minimisers.Descent(0.1).minimise(lambda x: (x.sum(1), torch.ones_like(x)), torch.zeros(2, 3)),
-    }
+@by_identity
+class Pair(NamedTuple):
+    left: object
+    right: object = None
 
 
-@pytest.mark.parametrize("name", objects())
-def test_comparing_never_raises(name):
-    one, other = objects()[name], objects()[name]
-    assert one == one
-    assert (one == other) is not (one != other)
-    assert one not in ([], 3)
-    if name != "certificate":  # plain numbers, which are compared by value
-        assert {one: "found"}[one] == "found"
+@by_identity
+@dataclass(frozen=True)
+class Record:
+    left: object
+    right: object = None
 
 
-@pytest.mark.parametrize("name", ["problem", "game", "particles", "iterate", "info", "trajectory", "evaluation"])
-def test_one_line(name):
-    text = repr(objects()[name])
-    assert text.count("\n") == 0
-    assert "tensor(" not in text
-    assert len(text) < 300
+@pytest.mark.parametrize("kind", [Pair, Record])
+def test_equality_is_identity_and_never_fails(kind):
+    x = torch.ones(2)
+    one, other = kind(x, x), kind(x.clone(), x)
+    assert (one == one, one != one) == (True, False)
+    assert (one == other, one != other) == (False, True)
+    assert (one == 3, one != 3, one == None) == (False, True, False)  # noqa: E711
+    assert [other, one].index(one) == 1
+    assert {one: "found"}[one] == "found"
 
 
-def test_a_solution_of_many_parameters_prints_five_lines():
-    solution = objects()["solution"]
-    lines = repr(solution).splitlines()
-    assert [line.split()[0] for line in lines] == ["Solution", "J", "residual", "steps", "controls"]
-    assert "max_steps: did 2 steps" in lines[0]
-    assert f"{solution.value:.6g}" in lines[1]
-    assert "62 numbers in 6 tensors, float64 on cpu" in lines[4]
+def test_a_named_tuple_is_no_tuple_of_equal_entries():
+    pair = Pair(torch.ones(2), torch.ones(2))
+    assert pair != tuple(pair)
+    assert tuple(pair) != pair
+    assert pair != (torch.zeros(2), torch.zeros(2))
+    left, right = pair
+    assert left is pair[0]
+    assert right is pair.right
 
 
-def test_what_a_problem_says():
-    assert repr(mlp()[0]) == "Problem(5 stages, a control of its own each: 62 numbers in 6 tensors, float64 on cpu)"
-    assert "running cost" in repr(interacting()[0])
-    tied = mfoc.Problem(lambda t, x, u, z: x, lambda x, z: x[:, 0], torch.zeros(1), horizon=2, schedule=mfoc.tied)
-    assert repr(tied) == "Problem(2 stages, one control: 1 number, float32 on cpu)"
+def test_a_named_tuple_is_still_a_tree():
+    pair = Pair(torch.ones(2), {"a": torch.zeros(1)})
+    doubled = mfoc.tree.map(lambda leaf: 2 * leaf, pair)
+    assert type(doubled) is Pair
+    assert doubled.left.tolist() == [2, 2]
+    assert mfoc.tree.same_structure(pair, doubled)
 
 
-def test_a_certificate_of_many_stages_prints_the_dozen_with_the_largest_residuals():
-    weights = [torch.full((1,), float(t), dtype=D) for t in range(30)]
-    problem = mfoc.Problem(lambda t, x, u, z: x + u, lambda x, z: 0 * x[:, 0], weights, running_cost=_square)
-    certificate = mfoc.certify(problem, problem, normal(6, 1), lanczos=1, groups=2)
-    lines = str(certificate).splitlines()
-    assert len(lines) == 1 + 1 + 12 + 1 + 1
-    assert [line.split()[0] for line in lines[2:14]] == [str(t) for t in range(18, 30)]
-    assert "and 18 stages with smaller residuals" in lines[14]
-    assert len(certificate.stages) == 30
+@pytest.mark.parametrize("kind", [Pair, Record])
+def test_the_printed_form_names_the_fields_that_are_given(kind):
+    assert repr(kind(torch.ones(2, 3), 0.5)) == f"{kind.__name__}(left=float32[2, 3], right=0.5)"
+    assert repr(kind(torch.ones(2, 3))) == f"{kind.__name__}(left=float32[2, 3])"
+    assert (
+        repr(kind(kind(1), [kind("x")])) == f"{kind.__name__}(left={kind.__name__}(left=1), right=[{kind(chr(120))}])"
+    )
 
 
-def _square(t, x, u, z):
-    return u.square().sum().expand(len(x))
+@pytest.mark.parametrize(
+    ("value", "printed"),
+    [
+        (torch.zeros((), dtype=torch.int64), "int64[]"),
+        (torch.nn.Parameter(torch.ones(2)), "float32[2]"),
+        ([1, 2, 3], "[1, 2, 3]"),
+        ((1,), "(1)"),
+        ([torch.ones(i) for i in range(11)], "[float32[0], ... 9 more ..., float32[10]]"),
+        ({"w": torch.ones(2), "b": (torch.ones(1),)}, "{'w': float32[2], 'b': (float32[1])}"),
+        (OrderedDict((i, i) for i in range(9)), "{0: 0, ... 7 more ..., 8: 8}"),
+        ([], "[]"),
+        ({}, "{}"),
+        (None, "None"),
+    ],
+    ids=str,
+)
+def test_a_value_in_a_few_words(value, printed):
+    assert short(value) == printed
 
 
-def test_html_for_notebooks():
-    found = objects()
-    for name in ("solution", "certificate"):
-        html = found[name]._repr_html_()
-        assert html.startswith("<table>")
-        assert html.count("<tr>") == html.count("</tr>") > 2
-    assert f"{found['solution'].value:.6g}" in found["solution"]._repr_html_()
-    assert found["certificate"]._repr_html_().count("<tr>") == 1 + len(found["certificate"].stages)
-
-
-def test_html_is_escaped():
-    html = printing.html_table(("a", "b"), [("<script>", 1)], caption="x < y")
-    assert "<script>" not in html
-    assert "&lt;script&gt;" in html
-    assert "x &lt; y" in html
-
-
-def test_sizes_in_words():
-    assert printing.sizes(torch.zeros(3)) == "3 numbers, float32 on cpu"
-    assert printing.sizes([{}, {"a": torch.zeros(1200, dtype=D)}]) == "1,200 numbers, float64 on cpu"
-    assert printing.sizes([]) == "nothing"
-    assert printing.shapes([torch.zeros(2)] * 5) == "[(2,) float32, (2,) float32, (2,) float32, ...]"
-
-
-def test_printing_a_network_problem_prints_no_weights():
-    problem = mfoc.from_module(mlp_net(), torch.nn.functional.cross_entropy)
-    assert "tensor" not in repr(problem).replace("tensors", "")
+def test_how_much_is_printed_can_be_chosen():
+    assert short(list(range(6)), most=6) == "[0, 1, 2, 3, 4, 5]"
+    assert short([[1, 2, 3]], most=2) == "[[1, ... 1 more ..., 3]]"

@@ -1,3 +1,5 @@
+"""What a problem is: pure, evaluated per particle, on states and controls of any structure."""
+
 from collections import OrderedDict
 from typing import NamedTuple
 
@@ -71,19 +73,6 @@ def test_stages_and_schedule():
     assert mfoc.evaluate(custom, custom.controls, mfoc.Particles(torch.zeros(1))).gradient.tolist() == [3, 2]
     recomputed = mfoc.evaluate(custom, custom.controls, mfoc.Particles(torch.zeros(1)), recompute=True)
     assert recomputed.gradient.tolist() == [3, 2]
-
-
-def test_particles():
-    cloud = mfoc.Particles(
-        {"x": normal(4, 2), "i": torch.arange(4)}, (torch.arange(4.0), torch.ones(4, dtype=torch.complex64))
-    )
-    assert len(cloud) == 4
-    assert cloud[torch.tensor([True, False, True, False])].state["i"].tolist() == [0, 2]
-    assert cloud[1:3].data[0].tolist() == [1, 2]
-    single = cloud.to(torch.float32)
-    assert single.state["x"].dtype == torch.float32
-    assert single.state["i"].dtype == torch.int64
-    assert single.data[1].dtype == torch.complex64
 
 
 class Pair(NamedTuple):

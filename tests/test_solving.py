@@ -1,3 +1,5 @@
+"""The loop: when it stops and why, what it reports, that it resumes bitwise and loses nothing."""
+
 import logging
 import math
 from functools import partial

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from mfoc.errors import InvalidValue
-
-if TYPE_CHECKING:
-    from mfoc.lq.linear_quadratic import LinearQuadratic
+from mfoc.lq.terms import Coefficients
 
 
 @dataclass(frozen=True)
@@ -21,7 +19,7 @@ class Cloud:
     The covariance of the noise is that of factor w, and for the mean of the cloud that of factor_mean w.
     """
 
-    lq: LinearQuadratic
+    lq: Coefficients
     feedback: bool
     factor: Tensor | None
     factor_mean: Tensor | None
@@ -91,7 +89,7 @@ class Cloud:
         return x[min(t, len(x) - 1)] if self.lq.varying else x
 
 
-def noise_factors(lq: LinearQuadratic) -> tuple[Tensor | None, Tensor | None]:
+def noise_factors(lq: Coefficients) -> tuple[Tensor | None, Tensor | None]:
     """Square roots of the covariances of the noise of a particle and, where it differs, of the mean."""
 
     def root(x: Tensor) -> Tensor:

@@ -1,41 +1,30 @@
-"""Finite-horizon linear-quadratic control of a population: closed form by two Riccati equations.
+"""Finite-horizon linear-quadratic control of a population: the problem, and its answers in closed form.
 
-The state is split into its mean m and the deviation x - m. They decouple, in dynamics and in cost, so that a
-McKean-Vlasov LQ problem is two ordinary ones: P solves the Riccati equation of the deviation, Pi that of the mean.
-
-References:
-    J. Yong (2013), "Linear-quadratic optimal control problems for mean-field stochastic differential equations",
-    SIAM J. Control Optim. 51(4), for continuous time; R. Elliott, X. Li, Y.-H. Ni (2013), "Discrete time mean-field
-    stochastic linear-quadratic optimal control problems", Automatica 49(11), for discrete time.
+The state is split into its mean m and the deviation x - m (``modes``), so that a McKean-Vlasov LQ problem is two
+ordinary ones: P solves the Riccati equation of the deviation, Pi that of the mean (``riccati``).
 """
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, NamedTuple, Unpack
 
 import torch
 from torch import Tensor
 
+from mfoc.checks import check_integer, check_positive
+from mfoc.deprecation import renamed
 from mfoc.errors import InvalidType, InvalidValue
 from mfoc.lq.cloud import Cloud, noise_factors
 from mfoc.lq.modes import Mode, check_convex, merge, split
 from mfoc.lq.paths import stagewise_course, stationary_course
-from mfoc.lq.riccati import (
-    Backward,
-    continuous_noise_cost,
-    continuous_sweep,
-    discrete_noise_cost,
-    discrete_sweep,
-    trace_product,
-)
+from mfoc.lq.riccati import BackwardPass, backward_pass, noise_cost, trace_product
 from mfoc.lq.sampling import sample
-from mfoc.lq.terms import MEAN_FIELD, TIMELESS, Terms, broadcast, check_agrees, check_tensors, given_tensors
+from mfoc.lq.terms import TIMELESS, Coefficients, Terms, broadcast
+from mfoc.printing import by_identity
 from mfoc.problem import Problem
 
 
+@by_identity
 class Riccati(NamedTuple):
     """The solution, over time. The optimal control is u = -K (x - m) - Kbar m, and T+1 nodes bound T stages.
 
@@ -52,6 +41,7 @@ class Riccati(NamedTuple):
     Kbar: Tensor
 
 
+@by_identity
 class Path(NamedTuple):
     """The optimal path of the mean, which is that of a deterministic system.
 
@@ -66,8 +56,7 @@ class Path(NamedTuple):
     cost: Tensor
 
 
-@dataclass(frozen=True, eq=False)
-class LinearQuadratic:
+class LinearQuadratic(Coefficients):
     """A finite-horizon LQ problem with mean-field terms; m = E x and v = E u.
 
     In discrete time (``dt`` is None, T = ``steps`` stages), with w of mean 0 and covariance I,
@@ -106,29 +95,6 @@ class LinearQuadratic:
         InvalidValue: wrong shape, mixed dtypes or devices, not finite, not symmetric, or a cost that is not convex.
     """
 
-    A: Tensor
-    B: Tensor
-    Q: Tensor
-    R: Tensor
-    steps: int
-    dt: float | None = None
-    QT: Tensor | None = None
-    Abar: Tensor | None = None
-    Bbar: Tensor | None = None
-    Qbar: Tensor | None = None
-    Rbar: Tensor | None = None
-    QbarT: Tensor | None = None
-    S: Tensor | None = None
-    ST: Tensor | None = None
-    cross: Tensor | None = None
-    crossbar: Tensor | None = None
-    sigma: Tensor | None = None
-    noise: Tensor | None = None
-    noisebar: Tensor | None = None
-    offset: Tensor | None = None
-    offsetbar: Tensor | None = None
-    varying: bool = False
-
     @classmethod
     def discrete(
         cls,
@@ -142,9 +108,11 @@ class LinearQuadratic:
         **terms: Unpack[Terms],
     ) -> LinearQuadratic:
         """A problem in discrete time of ``horizon`` stages; the other arguments are the attributes of the class."""
+        check_integer(1, horizon=horizon)
         return cls(A, B, Q, R, horizon, None, QT, **terms)
 
     @classmethod
+    @renamed(horizon="T")
     def continuous(
         cls,
         A: Tensor,
@@ -153,50 +121,32 @@ class LinearQuadratic:
         R: Tensor,
         QT: Tensor | None = None,
         *,
-        horizon: float,
+        T: float,
         steps: int,
         **terms: Unpack[Terms],
     ) -> LinearQuadratic:
-        """A problem in continuous time over [0, horizon], solved at the steps + 1 nodes of a uniform grid.
+        """A problem in continuous time over [0, T], solved at the steps + 1 nodes of a uniform grid.
 
         The Riccati equation is solved on the grid without discretisation error, whatever the step: to rounding, times
         the size of Q and of B R^-1 B' where control is cheap. Only the integral of the noise terms in ``value`` and
         ``finite_population_gap`` is a quadrature, of order six in the step. The other arguments are the attributes of
         the class.
         """
-        if isinstance(horizon, bool) or not isinstance(horizon, int | float):
-            raise InvalidType(f"horizon is a {type(horizon).__name__}; expected the final time, a positive number")
-        if not (math.isfinite(horizon) and horizon > 0):
-            raise InvalidValue(f"horizon is {horizon}; expected a positive, finite final time")
-        _check_count("steps", steps)
-        return cls(A, B, Q, R, steps, horizon / steps, QT, **terms)
+        check_positive(T=T)
+        check_integer(1, steps=steps)
+        return cls(A, B, Q, R, steps, T / steps, QT, **terms)
 
     def __post_init__(self) -> None:
-        _check_count("horizon" if self.dt is None else "steps", self.steps)
-        if self.varying and self.dt is not None:
-            raise InvalidValue("varying is True in continuous time; expected constant matrices")
-        if self.sigma is not None and self.noise is not None:
-            raise InvalidValue("sigma and noise are both given; expected one of them (noise = sigma sigma')")
-        check_tensors(self)
+        super().__post_init__()
         deviation, mean = self._modes()
         bar = self.mean_field
         check_convex(deviation, "Q + Qbar" if bar else "Q", "R", "QT + QbarT" if bar else "QT")
         if bar:
             check_convex(mean, "Q + (I-S)'Qbar(I-S)", "R + Rbar", "QT + (I-ST)'QbarT(I-ST)")
 
-    @property
-    def mean_field(self) -> bool:
-        """Whether the mean moves or costs otherwise than a deviation from it, so that Pi differs from P."""
-        return any(getattr(self, name) is not None for name in MEAN_FIELD)
-
-    @cached_property
-    def batch(self) -> torch.Size:
-        """The leading axes of the batch of problems."""
-        return broadcast(*(lead for _, _, lead in given_tensors(self)))
-
     def riccati(self) -> Riccati:
         """Solves both Riccati equations."""
-        deviation, mean = self._sweeps(self._modes())
+        deviation, mean = self._solved(self._modes())
         P, K = self._over_time(deviation.P), self._over_time(deviation.K)
         if mean is deviation:
             return Riccati(P, P, K, K)
@@ -215,8 +165,7 @@ class LinearQuadratic:
         """
         solution = self._cached()
         nodes = solution.K.shape[-3]
-        if not 0 <= t < nodes:
-            raise InvalidValue(f"t is {t}; expected a stage from 0 to {nodes - 1}")
+        check_integer(0, nodes - 1, t=t)
         self._check_vector("x", x)
         if m is None:
             return -_apply(solution.Kbar[..., t, :, :], x)
@@ -270,12 +219,12 @@ class LinearQuadratic:
         """
         self._check_vector("mean0", mean0)
         modes = self._modes()
-        sweeps = self._sweeps(modes)
-        deviation, mean = self._spread(cov0, shared, modes, sweeps)
-        value = (mean0 * _apply(self._unflat(sweeps[1].P[0]), mean0)).sum(-1) + deviation
+        solved = self._solved(modes)
+        deviation, mean = self._spread(cov0, shared, modes, solved)
+        value = (mean0 * _apply(self._unflat(solved[1].P[0]), mean0)).sum(-1) + deviation
         if particles is None:
             return value
-        _check_count("particles", particles)
+        check_integer(1, particles=particles)
         return value + (mean - deviation) / particles
 
     def finite_population_gap(self, cov0: Tensor | None, N: int, *, shared: bool = False) -> Tensor:
@@ -293,9 +242,9 @@ class LinearQuadratic:
         Returns:
             ``[...]``.
         """
-        _check_count("N", N)
+        check_integer(1, N=N)
         modes = self._modes()
-        deviation, mean = self._spread(cov0, shared, modes, None if shared else self._sweeps(modes))
+        deviation, mean = self._spread(cov0, shared, modes, None if shared else self._solved(modes))
         return (mean - deviation) / N
 
     def discretise(self, steps: int | None = None) -> LinearQuadratic:
@@ -314,7 +263,7 @@ class LinearQuadratic:
         if self.dt is None:
             raise InvalidValue("the problem is discrete; expected one in continuous time")
         steps = self.steps if steps is None else steps
-        _check_count("steps", steps)
+        check_integer(1, steps=steps)
         modes = self._modes()
         h, bar = self.dt * self.steps / steps, self.mean_field
         (own, held), (all_, held_all) = sample(modes[0], h), sample(modes[1], h)
@@ -391,36 +340,31 @@ class LinearQuadratic:
 
         return split(get, self.mean_field)
 
-    def _sweep(self, mode: Mode) -> Backward:
-        if self.dt is None:
-            return discrete_sweep(mode, self.steps)
-        return continuous_sweep(mode, self.steps, self.dt)
-
-    def _sweeps(self, modes: tuple[Mode, Mode]) -> tuple[Backward, Backward]:
+    def _solved(self, modes: tuple[Mode, Mode]) -> tuple[BackwardPass, BackwardPass]:
         if modes[0] is modes[1]:
-            sweep = self._sweep(modes[0])
-            return sweep, sweep
-        size, both = len(modes[0].QT), self._sweep(merge(modes))
-        return Backward(*([x[:size] for x in part] for part in both)), Backward(
-            *([x[size:] for x in part] for part in both)
-        )
+            solved = backward_pass(modes[0], self.steps, self.dt)
+            return solved, solved
+        size, both = len(modes[0].QT), backward_pass(merge(modes), self.steps, self.dt)
+        first, second = ([[x[part] for x in series] for series in both] for part in (slice(size), slice(size, None)))
+        return BackwardPass(*first), BackwardPass(*second)
 
     def _spread(
-        self, cov0: Tensor | None, shared: bool, modes: tuple[Mode, Mode], sweeps: tuple[Backward, Backward] | None
+        self,
+        cov0: Tensor | None,
+        shared: bool,
+        modes: tuple[Mode, Mode],
+        solved: tuple[BackwardPass, BackwardPass] | None,
     ) -> tuple[Tensor, Tensor]:
         """What randomness costs where it moves one particle alone, and where it moves the mean: ``[...]`` each."""
         if shared:
             free = modes[0].uncontrolled()
-            modes, sweeps = (free, free if modes[1] is modes[0] else modes[1].uncontrolled()), None
+            modes, solved = (free, free if modes[1] is modes[0] else modes[1].uncontrolled()), None
         costs = []
-        for mode, sweep in zip(modes, sweeps or self._sweeps(modes), strict=True):
-            if self.dt is None:
-                cost = self._unflat(discrete_noise_cost(mode, sweep))
-            else:
-                cost = self._unflat(continuous_noise_cost(mode, sweep, self.dt))
+        for mode, each in zip(modes, solved or self._solved(modes), strict=True):
+            cost = self._unflat(noise_cost(mode, each, self.dt))
             if cov0 is not None:
                 self._check_vector("cov0", cov0, square=True)
-                cost = cost + trace_product(self._unflat(sweep.P[0]), cov0)
+                cost = cost + trace_product(self._unflat(each.P[0]), cov0)
             costs.append(cost if self.offset is None else cost + self.steps * self.offset)
         return costs[0], costs[1] if self.offsetbar is None else costs[1] + self.steps * self.offsetbar
 
@@ -435,7 +379,7 @@ class LinearQuadratic:
         solution: Riccati | None = self.__dict__.get("_solution")
         if solution is None:
             solution = self.riccati()
-            if not any(x.requires_grad for _, x, _ in given_tensors(self)) and not torch.is_inference_mode_enabled():
+            if not any(x.requires_grad for _, x, _ in self.given()) and not torch.is_inference_mode_enabled():
                 self.__dict__["_solution"] = solution
         return solution
 
@@ -446,16 +390,9 @@ class LinearQuadratic:
             raise InvalidType(f"{name} is a {type(x).__name__}; expected a tensor of shape (..., {n})")
         if x.shape[-len(shape) :] != shape:
             raise InvalidValue(f"{name} has shape {tuple(x.shape)}; expected (..., {', '.join(map(str, shape))})")
-        check_agrees(name, x, self.A)
+        self.check_agrees(name, x)
 
 
 def _apply(matrix: Tensor, x: Tensor) -> Tensor:
     result: Tensor = matrix @ x.unsqueeze(-1)
     return result.squeeze(-1)
-
-
-def _check_count(name: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise InvalidType(f"{name} is a {type(value).__name__}; expected a positive integer")
-    if value < 1:
-        raise InvalidValue(f"{name} is {value}; expected a positive integer")

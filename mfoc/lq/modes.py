@@ -1,4 +1,12 @@
-"""A mean-field LQ problem as two ordinary ones: that of the deviation from the mean, and that of the mean."""
+"""A mean-field LQ problem as two ordinary ones: that of the deviation from the mean, and that of the mean.
+
+The two decouple, in dynamics and in cost, so that each has a Riccati equation of its own.
+
+References:
+    J. Yong (2013), "Linear-quadratic optimal control problems for mean-field stochastic differential equations",
+    SIAM J. Control Optim. 51(4), for continuous time; R. Elliott, X. Li, Y.-H. Ni (2013), "Discrete time mean-field
+    stochastic linear-quadratic optimal control problems", Automatica 49(11), for discrete time.
+"""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mfoc.lq.modes import Mode
-from mfoc.lq.riccati import continuous_sweep, discrete_sweep
+from mfoc.lq.riccati import backward_pass
 from mfoc.lq.spans import Middle, Span, close, double, flow, span
 
 
@@ -28,15 +28,15 @@ class Course(NamedTuple):
 
 def stagewise_course(mode: Mode, starts: Tensor, steps: int, step: float | None) -> Course:
     """The optimal paths from ``starts`` ``[b, s, n]``, stage by stage; ``step`` is None in discrete time."""
-    sweep = discrete_sweep(mode, steps) if step is None else continuous_sweep(mode, steps, step)
+    solved = backward_pass(mode, steps, step)
     x = starts.mT
     xs, us = [x], []
-    for t, gain in enumerate(sweep.K):
+    for t, gain in enumerate(solved.K):
         us.append(-torch.bmm(gain, x))
         if t < steps:
-            x = torch.bmm(sweep.moves[t], torch.cat([x, us[t]], 1) if step is None else x)
+            x = torch.bmm(solved.moves[t], torch.cat([x, us[t]], 1) if step is None else x)
             xs.append(x)
-    return Course(torch.stack(xs, 1).mT, torch.stack(us, 1).mT, sweep.P[0])
+    return Course(torch.stack(xs, 1).mT, torch.stack(us, 1).mT, solved.P[0])
 
 
 def stationary_course(mode: Mode, starts: Tensor, steps: int, step: float | None) -> Course | None:

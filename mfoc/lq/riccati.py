@@ -1,8 +1,4 @@
-"""The numerics under ``mfoc.lq``: Riccati sweeps, exact step maps, exact sampling of a continuous problem.
-
-Everything here works on one ``Mode``: an ordinary linear-quadratic problem, without mean-field terms, in a flat batch.
-A mean-field problem is two of them (``split``).
-"""
+"""The backward pass: the Riccati equation of one ``Mode``, in discrete or continuous time, and what its noise costs."""
 
 from __future__ import annotations
 
@@ -15,8 +11,8 @@ from mfoc.lq.modes import Mode
 from mfoc.lq.spans import close, flow, span, symmetric
 
 
-class Backward(NamedTuple):
-    """What a backward pass leaves, in the order of time.
+class BackwardPass(NamedTuple):
+    """What it leaves, in the order of time.
 
     Attributes:
         P: T+1 matrices ``[b, n, n]``: the cost-to-go is x' P x.
@@ -30,23 +26,30 @@ class Backward(NamedTuple):
     moves: list[Tensor]
 
 
+def backward_pass(mode: Mode, steps: int, step: float | None) -> BackwardPass:
+    """Solves the Riccati equation backwards.
+
+    Args:
+        mode: the problem.
+        steps: number of stages T, or of steps of the time grid.
+        step: length of a step; None in discrete time.
+    """
+    return _discrete(mode, steps) if step is None else _continuous(mode, steps, step)
+
+
 def _per_stage(x: Tensor, steps: int) -> list[Tensor]:
     parts = list(x.unbind(1))
     return parts if len(parts) == steps else parts * steps
 
 
-def discrete_sweep(mode: Mode, steps: int) -> Backward:
-    """Solves the discrete Riccati equation backwards.
+def _discrete(mode: Mode, steps: int) -> BackwardPass:
+    """The discrete equation.
 
     With S = R + B'PB:  K = S^-1 (B'PA + N'),  P <- Q + A'P (A - BK) - NK.  This form needs no symmetrisation: an
     antisymmetric rounding error W of P is carried on as C'WC by the stable closed loop C = A - BK.
 
     The explicit inverse of the small, positive definite S takes half the time of a batched Cholesky solve on a CPU
     and serves as well here: P is stationary in K.
-
-    Args:
-        mode: the problem.
-        steps: number of stages T.
     """
     n, m = mode.B.shape[-2:]
     corner = mode.B.new_zeros(*mode.R.shape[:2], m, n) if mode.cross is None else mode.cross.mT
@@ -65,11 +68,11 @@ def discrete_sweep(mode: Mode, steps: int) -> Backward:
             P = torch.baddbmm(P, weights[t][:, :, :n].mT, K, alpha=-1)
         Ks.append(K)
         Ps.append(P)
-    return Backward(Ps[::-1], Ks[::-1], moves)
+    return BackwardPass(Ps[::-1], Ks[::-1], moves)
 
 
-def continuous_sweep(mode: Mode, steps: int, step: float) -> Backward:
-    """Solves the Riccati differential equation backwards, exactly (to rounding) at the nodes of the grid.
+def _continuous(mode: Mode, steps: int, step: float) -> BackwardPass:
+    """The differential equation, exactly (to rounding) at the nodes of the grid.
 
     P(t) = Theta + Phi' P(t+h) (I + Gamma P(t+h))^-1 Phi with the span of one step, whatever its length h.
     """
@@ -82,7 +85,7 @@ def continuous_sweep(mode: Mode, steps: int, step: float) -> Backward:
         Ps.append(P)
         moves.append(move)
     Ps.reverse()
-    return Backward(Ps, [parts.R_inv_Bt @ P + parts.shift for P in Ps], moves[::-1])
+    return BackwardPass(Ps, [parts.R_inv_Bt @ P + parts.shift for P in Ps], moves[::-1])
 
 
 def trace_product(x: Tensor, y: Tensor) -> Tensor:
@@ -90,23 +93,18 @@ def trace_product(x: Tensor, y: Tensor) -> Tensor:
     return (x * y).sum((-2, -1))
 
 
-def discrete_noise_cost(mode: Mode, sweep: Backward) -> Tensor:
-    """sum_t tr(P_(t+1) Sigma_t), ``[b]``."""
-    if mode.noise is None:
-        return mode.QT.new_zeros(len(mode.QT))
-    return trace_product(torch.stack(sweep.P[1:], 1), mode.noise).sum(1)
+def noise_cost(mode: Mode, solved: BackwardPass, step: float | None) -> Tensor:
+    """What the noise adds to the cost: sum_t tr(P_(t+1) Sigma_t), or the integral of tr(P(t) Sigma) dt, ``[b]``.
 
-
-def continuous_noise_cost(mode: Mode, sweep: Backward, step: float) -> Tensor:
-    """Integral of tr(P(t) Sigma) dt, ``[b]``.
-
-    Two-point Hermite quadrature on each step, the first two derivatives of P coming from its equation. The error is
-    T h^6 / 100800 times the sixth derivative of the integrand.
+    The integral is taken by two-point Hermite quadrature on each step, the first two derivatives of P coming from its
+    equation. The error is T h^6 / 100800 times the sixth derivative of the integrand.
     """
     if mode.noise is None:
         return mode.QT.new_zeros(len(mode.QT))
+    if step is None:
+        return trace_product(torch.stack(solved.P[1:], 1), mode.noise).sum(1)
     parts = flow(mode)
-    A, G, Q, P = parts.A[:, None], parts.G[:, None], parts.Q[:, None], torch.stack(sweep.P, 1)
+    A, G, Q, P = parts.A[:, None], parts.G[:, None], parts.Q[:, None], torch.stack(solved.P, 1)
     drift = A - G @ P
     first = -2 * symmetric(P @ A) + P @ G @ P - Q
     second = -2 * symmetric(first @ drift)

@@ -1,4 +1,9 @@
-"""Exact sampling of a continuous LQ problem: the discrete one met by a control held constant over each step."""
+"""Exact sampling of a continuous LQ problem: the discrete one met by a control held constant over each step.
+
+Reference:
+    C. Van Loan (1978), "Computing integrals involving the matrix exponential", IEEE Transactions on Automatic
+    Control 23(3).
+"""
 
 from __future__ import annotations
 

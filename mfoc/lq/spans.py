@@ -1,4 +1,9 @@
-"""What optimality says of the two ends of a span of time, and how spans are joined and doubled."""
+"""What optimality says of the two ends of a span of time, and how spans are joined and doubled.
+
+Reference:
+    E. Chu, H.-Y. Fan, W.-W. Lin, C.-S. Wang (2004), "Structure-preserving algorithms for periodic discrete-time
+    algebraic Riccati equations", International Journal of Control 77(8), for the doubling.
+"""
 
 from __future__ import annotations
 
@@ -86,7 +91,7 @@ class Middle(NamedTuple):
 
 
 def double(half: Span) -> tuple[Span, Middle, Tensor]:
-    """Two equal spans in a row, by the structure-preserving doubling of Chu, Fan, Lin, Wang (2004).
+    """Two equal spans in a row, by the structure-preserving doubling of Chu et al. (2004).
 
     Returns:
         The whole, its middle, and the size of the joint.

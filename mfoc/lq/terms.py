@@ -1,17 +1,18 @@
-"""The tensors of an LQ problem: their names, shapes, and what is refused."""
+"""The tensors of an LQ problem: their names and shapes, and what is refused."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, TypedDict
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TypedDict
 
 import torch
 from torch import Tensor
 
+from mfoc.checks import check_integer
 from mfoc.errors import InvalidType, InvalidValue
-
-if TYPE_CHECKING:
-    from mfoc.lq.linear_quadratic import LinearQuadratic
+from mfoc.printing import by_identity
 
 # Rows and columns of each matrix: n states, m controls, any number k of noises.
 _SHAPES = {
@@ -19,15 +20,9 @@ _SHAPES = {
     "QbarT": "nn", "S": "nn", "ST": "nn", "cross": "nm", "crossbar": "nm", "sigma": "nk", "noise": "nn",
     "noisebar": "nn", "offset": "", "offsetbar": "",
 }  # fmt: skip
-
-
-TIMELESS = ("QT", "QbarT", "ST", "offset", "offsetbar")  # never have a time axis
-
-
 _SYMMETRIC = ("Q", "R", "QT", "Qbar", "Rbar", "QbarT", "noise", "noisebar")
-
-
-MEAN_FIELD = ("Abar", "Bbar", "Qbar", "Rbar", "QbarT", "crossbar", "noisebar", "offsetbar")
+_MEAN_FIELD = ("Abar", "Bbar", "Qbar", "Rbar", "QbarT", "crossbar", "noisebar", "offsetbar")
+TIMELESS = ("QT", "QbarT", "ST", "offset", "offsetbar")  # never have a time axis
 
 
 class Terms(TypedDict, total=False):
@@ -50,71 +45,123 @@ class Terms(TypedDict, total=False):
     varying: bool
 
 
-def broadcast(*shapes: torch.Size) -> torch.Size:
-    """The shape that several broadcast to."""
-    return torch.Size(torch.broadcast_shapes(*shapes))  # type: ignore[no-untyped-call]
+@by_identity
+@dataclass(frozen=True, eq=False)
+class Coefficients:
+    """All that a ``LinearQuadratic`` is made of; it documents them, and what is refused."""
 
+    A: Tensor
+    B: Tensor
+    Q: Tensor
+    R: Tensor
+    steps: int
+    dt: float | None = None
+    QT: Tensor | None = None
+    Abar: Tensor | None = None
+    Bbar: Tensor | None = None
+    Qbar: Tensor | None = None
+    Rbar: Tensor | None = None
+    QbarT: Tensor | None = None
+    S: Tensor | None = None
+    ST: Tensor | None = None
+    cross: Tensor | None = None
+    crossbar: Tensor | None = None
+    sigma: Tensor | None = None
+    noise: Tensor | None = None
+    noisebar: Tensor | None = None
+    offset: Tensor | None = None
+    offsetbar: Tensor | None = None
+    varying: bool = False
 
-def given_tensors(lq: LinearQuadratic) -> Iterator[tuple[str, Tensor, torch.Size]]:
-    """Name, value and leading axes of each tensor that is given."""
-    for name, sides in _SHAPES.items():
-        x = getattr(lq, name)
-        if x is not None:
-            own = len(sides) + (lq.varying and name not in TIMELESS)
-            yield name, x, x.shape[: x.dim() - own]
+    def __post_init__(self) -> None:
+        check_integer(1, steps=self.steps)
+        if self.varying and self.dt is not None:
+            raise InvalidValue("varying is True in continuous time; expected constant matrices")
+        if self.sigma is not None and self.noise is not None:
+            raise InvalidValue("sigma and noise are both given; expected one of them (noise = sigma sigma')")
+        self._check_types()
+        for name, x, _ in self.given():
+            self._check_tensor(name, x)
+        for name, needed in (("noisebar", "noise"), ("S", "Qbar"), ("ST", "QbarT")):
+            if getattr(self, name) is not None and getattr(self, needed) is None:
+                raise InvalidValue(f"{name} is given without {needed}; expected both")
+        self._check_leading_axes()
 
+    @property
+    def mean_field(self) -> bool:
+        """Whether the mean moves or costs otherwise than a deviation from it, so that Pi differs from P."""
+        return any(getattr(self, name) is not None for name in _MEAN_FIELD)
 
-def check_agrees(name: str, x: Tensor, reference: Tensor) -> None:
-    """Refuses a tensor of another dtype or device than a reference."""
-    if x.dtype != reference.dtype or x.device != reference.device:
-        raise InvalidValue(
-            f"{name} is {x.dtype} on {x.device}; expected {reference.dtype} on {reference.device}, as A is"
-        )
+    @cached_property
+    def batch(self) -> torch.Size:
+        """The leading axes of the batch of problems."""
+        return broadcast(*(lead for _, _, lead in self.given()))
 
+    def given(self) -> Iterator[tuple[str, Tensor, torch.Size]]:
+        """Name, value and leading axes of each tensor that is given."""
+        for name, sides in _SHAPES.items():
+            x = getattr(self, name)
+            if x is not None:
+                own = len(sides) + (self.varying and name not in TIMELESS)
+                yield name, x, x.shape[: x.dim() - own]
 
-def check_tensors(lq: LinearQuadratic) -> None:
-    """Refuses tensors that are no LQ problem: their shapes, dtypes, symmetry and batch axes."""
-    for name in _SHAPES:
-        x = getattr(lq, name)
-        if x is None and name not in "ABQR":
-            continue
-        if not isinstance(x, Tensor):
-            raise InvalidType(f"{name} is a {type(x).__name__}; expected a tensor")
-        if not x.is_floating_point():
-            raise InvalidType(f"{name} has dtype {x.dtype}; expected a floating-point tensor")
-    for name, x, _ in given_tensors(lq):
-        check_agrees(name, x, lq.A)
-        _check_shape(lq, name, x)
+    def check_agrees(self, name: str, x: Tensor) -> None:
+        """Refuses a tensor of another dtype or device than A.
+
+        Raises:
+            InvalidValue: it is.
+        """
+        if x.dtype != self.A.dtype or x.device != self.A.device:
+            raise InvalidValue(
+                f"{name} is {x.dtype} on {x.device}; expected {self.A.dtype} on {self.A.device}, as A is"
+            )
+
+    def _check_types(self) -> None:
+        for name in _SHAPES:
+            x = getattr(self, name)
+            if x is None and name not in "ABQR":
+                continue
+            if not isinstance(x, Tensor):
+                raise InvalidType(f"{name} is a {type(x).__name__}; expected a tensor")
+            if not x.is_floating_point():
+                raise InvalidType(f"{name} has dtype {x.dtype}; expected a floating-point tensor")
+
+    def _check_tensor(self, name: str, x: Tensor) -> None:
+        self.check_agrees(name, x)
+        self._check_shape(name, x)
         if not x.sum().isfinite() and not x.isfinite().all():  # the sum alone is faster, and may overflow
             raise InvalidValue(f"{name} holds NaN or infinite values; expected finite ones")
         if name in _SYMMETRIC and not _is_symmetric(x):
             raise InvalidValue(f"{name} is not symmetric; expected ({name} + {name}.mT) / 2, which costs the same")
-    for name, needed in (("noisebar", "noise"), ("S", "Qbar"), ("ST", "QbarT")):
-        if getattr(lq, name) is not None and getattr(lq, needed) is None:
-            raise InvalidValue(f"{name} is given without {needed}; expected both")
-    reached = torch.Size()
-    for name, _, lead in given_tensors(lq):
-        try:
-            reached = broadcast(reached, lead)
-        except RuntimeError:
-            raise InvalidValue(
-                f"{name} has leading axes {tuple(lead)}; expected axes that broadcast with {tuple(reached)}"
-            ) from None
+
+    def _check_shape(self, name: str, x: Tensor) -> None:
+        sides = _SHAPES[name]
+        if not sides:
+            return
+        last = {"n": self.A.shape[-1:], "m": self.B.shape[-1:]}  # empty for a scalar, which fits nothing
+        wanted = [last[side][0] if last.get(side) else side for side in sides]
+        timed = self.varying and name not in TIMELESS
+        fits = x.dim() >= 2 + timed and all(w in (size, "k") for w, size in zip(wanted, x.shape[-2:], strict=True))
+        if not fits or (timed and x.shape[-3] not in (1, self.steps)):
+            axes = ["...", *([str(self.steps)] if timed else []), *map(str, wanted)]
+            raise InvalidValue(f"{name} has shape {tuple(x.shape)}; expected ({', '.join(axes)})")
+        if x.numel() == 0:
+            raise InvalidValue(f"{name} is empty, of shape {tuple(x.shape)}; expected at least one problem")
+
+    def _check_leading_axes(self) -> None:
+        reached = torch.Size()
+        for name, _, lead in self.given():
+            try:
+                reached = broadcast(reached, lead)
+            except RuntimeError:
+                raise InvalidValue(
+                    f"{name} has leading axes {tuple(lead)}; expected axes that broadcast with {tuple(reached)}"
+                ) from None
 
 
-def _check_shape(lq: LinearQuadratic, name: str, x: Tensor) -> None:
-    sides = _SHAPES[name]
-    if not sides:
-        return
-    last = {"n": lq.A.shape[-1:], "m": lq.B.shape[-1:]}  # empty for a scalar, which fits nothing
-    wanted = [last[side][0] if last.get(side) else side for side in sides]
-    timed = lq.varying and name not in TIMELESS
-    fits = x.dim() >= 2 + timed and all(w in (size, "k") for w, size in zip(wanted, x.shape[-2:], strict=True))
-    if not fits or (timed and x.shape[-3] not in (1, lq.steps)):
-        axes = ["...", *([str(lq.steps)] if timed else []), *map(str, wanted)]
-        raise InvalidValue(f"{name} has shape {tuple(x.shape)}; expected ({', '.join(axes)})")
-    if x.numel() == 0:
-        raise InvalidValue(f"{name} is empty, of shape {tuple(x.shape)}; expected at least one problem")
+def broadcast(*shapes: torch.Size) -> torch.Size:
+    """The shape that several broadcast to."""
+    return torch.Size(torch.broadcast_shapes(*shapes))  # type: ignore[no-untyped-call]
 
 
 def _is_symmetric(x: Tensor) -> bool:

@@ -8,20 +8,8 @@ import torch.nn.functional as F
 from torch import nn
 
 import mfoc
-from mfoc.certificate.lanczos import lowest_eigenpair
-from tests.problems import D, generator, interacting, mlp, mlp_net, normal, tied
-
-
-def open_loop_lq(stages=3, weight=0.4):
-    """x' = x + b u, cost weight u'u + |x_T|^2 with one shared u: everything about H is a closed form."""
-    b = normal(2, 2, seed=4)
-    problem = mfoc.Problem(
-        lambda t, x, u, z: x + u @ b.mT,
-        lambda x, z: x.square().sum(1),
-        [normal(2, seed=10 + t) for t in range(stages)],
-        running_cost=lambda t, x, u, z: (weight * u.square().sum()).expand(len(x)),
-    )
-    return problem, mfoc.Particles(normal(40, 2, seed=5) + 1), b, weight
+from tests.architectures import mlp_net
+from tests.problems import D, interacting, mlp, normal, open_loop_lq, tied
 
 
 def optimum(problem, cloud):
@@ -119,18 +107,6 @@ def test_curvature_is_the_smallest_eigenvalue():
         dense = torch.autograd.functional.hessian(mean_hamiltonian, row)
         lowest = torch.linalg.eigvalsh(dense)[0].item()
         assert stage.curvature.value == pytest.approx(lowest, abs=1e-9)
-
-
-@pytest.mark.parametrize("iterations", [12, 100])
-def test_lanczos_rows_do_not_interact(iterations):
-    a = normal(3, 12, 12, seed=2)
-    a = a + a.mT
-    a[1] = torch.eye(12, dtype=D)  # a Krylov space of dimension one
-    found = lowest_eigenpair(
-        lambda v: torch.einsum("gij,gj->gi", a, v), a[:, 0], iterations=iterations, generator=generator()
-    )
-    assert torch.allclose(found.value, torch.linalg.eigvalsh(a)[:, 0], atol=1e-10)
-    assert (found.error < 1e-8).all()
 
 
 def test_intervals_cover():

@@ -7,8 +7,7 @@ from hypothesis import strategies as st
 
 import mfoc
 from mfoc.minimisers import LBFGS, Descent
-
-D = torch.float64
+from tests.problems import D
 
 
 def random_lq(seed, horizon=4, n=3, m=2):

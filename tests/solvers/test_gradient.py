@@ -1,9 +1,12 @@
+"""The gradient step on the Hamiltonian is a training loop of torch, and its steps are pure."""
+
 from functools import partial
 
 import pytest
 import torch
 
 import mfoc
+from tests.oracles import trained
 from tests.problems import CATALOGUE, distance, leaves, same_bits
 
 OPTIMISERS = {
@@ -16,29 +19,13 @@ OPTIMISERS = {
 }
 
 
-def by_hand(problem, make, particles, steps):
-    """A training loop without mfoc's solvers."""
-    controls = mfoc.tree.map(lambda leaf: leaf.detach().clone().requires_grad_(), problem.controls)
-    optimiser, values = make(leaves(controls)), []
-
-    def closure():
-        optimiser.zero_grad()
-        value = mfoc.rollout(problem, controls, particles).cost.mean()
-        value.backward()
-        return value
-
-    for _ in range(steps):
-        values.append(float(optimiser.step(closure).detach()))
-    return controls, values
-
-
 @pytest.mark.parametrize("recompute", [False, True], ids=["plain", "recompute"])
 @pytest.mark.parametrize("name", ["mlp", "interacting", "pytrees", "tied", "decayed"])
 @pytest.mark.parametrize("optimiser", OPTIMISERS)
 def test_equals_a_torch_loop(optimiser, name, recompute):
     problem, particles = CATALOGUE[name]()
     make = OPTIMISERS[optimiser]
-    expected, values = by_hand(problem, make, particles, 5)
+    expected, values = trained(problem, make, lambda n: particles, 5)
     solution = mfoc.solve(problem, mfoc.Gradient(make, recompute=recompute), particles, steps=5)
     assert distance(solution.controls, problem.controls) > 1e-3
     # A line search amplifies the rounding by which a recomputed gradient differs.
@@ -105,14 +92,11 @@ def test_a_plain_step_runs_each_stage_once():
 def test_a_batched_solve_equals_a_torch_loop():
     problem, particles = CATALOGUE["decayed"]()
     batches = mfoc.population(particles, batch_size=3, seed=4)
-    controls = mfoc.tree.map(lambda leaf: leaf.detach().clone().requires_grad_(), problem.controls)
-    optimiser = torch.optim.Adam(leaves(controls), lr=0.01)
-    for n in range(7):
-        optimiser.zero_grad()
-        mfoc.rollout(problem, controls, batches(n)).cost.mean().backward()
-        optimiser.step()
-    solution = mfoc.solve(problem, mfoc.Gradient(partial(torch.optim.Adam, lr=0.01)), batches, steps=7)
-    assert distance(solution.controls, controls) < 1e-12
+    make = partial(torch.optim.Adam, lr=0.01)
+    expected, values = trained(problem, make, batches, 7)
+    solution = mfoc.solve(problem, mfoc.Gradient(make), batches, steps=7)
+    assert distance(solution.controls, expected) < 1e-12
+    assert [record["value"] for record in solution.history] == pytest.approx(values, rel=1e-12)
 
 
 SCHEDULES = {
@@ -128,16 +112,10 @@ SCHEDULES = {
 def test_a_schedule_is_that_of_torch(optimiser, schedule):
     problem, particles = CATALOGUE["mlp"]()
     make, rate = OPTIMISERS[optimiser], SCHEDULES[schedule]
-    controls = mfoc.tree.map(lambda leaf: leaf.detach().clone().requires_grad_(), problem.controls)
-    descent = make(leaves(controls))
-    scheduler = torch.optim.lr_scheduler.LambdaLR(descent, rate)
-    for _ in range(7):
-        descent.zero_grad()
-        mfoc.rollout(problem, controls, particles).cost.mean().backward()
-        descent.step()
-        scheduler.step()
+    scheduler = partial(torch.optim.lr_scheduler.LambdaLR, lr_lambda=rate)
+    expected, _ = trained(problem, make, lambda n: particles, 7, scheduler)
     solution = mfoc.solve(problem, mfoc.Gradient(make, schedule=rate), particles, steps=7)
-    assert distance(solution.controls, controls) < 1e-12
+    assert distance(solution.controls, expected) < 1e-12
     unscheduled = mfoc.solve(problem, mfoc.Gradient(make), particles, steps=7)
     assert distance(solution.controls, unscheduled.controls) > 1e-3
 
@@ -149,16 +127,14 @@ def test_each_group_keeps_its_own_rate_under_a_schedule():
         groups = [{"params": parameters[:2], "lr": 0.3}, {"params": parameters[2:]}]
         return torch.optim.SGD(groups, lr=0.05, momentum=0.9)
 
-    controls = mfoc.tree.map(lambda leaf: leaf.detach().clone().requires_grad_(), problem.controls)
-    descent = make(leaves(controls))
-    for k in range(4):
-        for group, rate in zip(descent.param_groups, (0.3, 0.05), strict=True):
-            group["lr"] = rate / (k + 1)
-        descent.zero_grad()
-        mfoc.rollout(problem, controls, particles).cost.mean().backward()
-        descent.step()
-    solution = mfoc.solve(problem, mfoc.Gradient(make, schedule=lambda k: 1 / (k + 1)), particles, steps=4)
-    assert distance(solution.controls, controls) < 1e-12
+    def rate(k):
+        return 1 / (k + 1)
+
+    expected, _ = trained(
+        problem, make, lambda n: particles, 4, partial(torch.optim.lr_scheduler.LambdaLR, lr_lambda=rate)
+    )
+    solution = mfoc.solve(problem, mfoc.Gradient(make, schedule=rate), particles, steps=4)
+    assert distance(solution.controls, expected) < 1e-12
 
 
 @pytest.mark.parametrize("optimiser", ["nesterov", "adam"])

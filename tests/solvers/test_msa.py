@@ -1,18 +1,16 @@
+"""MSA is the loop of the paper and, with one inner step, back-propagation; E-MSA never raises the objective."""
+
 from functools import partial
 from itertools import pairwise
 
 import numpy as np
 import pytest
-import scipy.optimize
 import torch
 
 import mfoc
-from mfoc.frozen import Penalty, blocks
 from mfoc.minimisers import LBFGS, Descent, Minimum
-from mfoc.pontryagin import adjoint
-from tests.problems import CATALOGUE, INTERACTING, D, distance, leaves, normal, same_bits
-
-# ---- MSA and back-propagation
+from tests.oracles import msa
+from tests.problems import CATALOGUE, INTERACTING, D, distance, leaves, li_chen_tai_e, normal, same_bits
 
 
 @pytest.mark.parametrize("name", CATALOGUE)
@@ -24,6 +22,14 @@ def test_one_inner_step_is_sgd(name):
     assert distance(by_msa.controls, by_sgd.controls) < 1e-11
     assert [r["value"] for r in by_msa.history] == pytest.approx([r["value"] for r in by_sgd.history], rel=1e-11)
     assert [r["residual"] for r in by_msa.history] == pytest.approx([r["residual"] for r in by_sgd.history], rel=1e-10)
+
+
+@pytest.mark.parametrize("name", ["mlp", "conv", "interacting", "batch_norm", "decayed"])
+def test_msa_is_the_loop_by_hand(name):
+    problem, particles = CATALOGUE[name]()
+    solution = mfoc.solve(problem, mfoc.MSA(Descent(0.05, steps=3)), particles, steps=3)
+    assert distance(solution.controls, msa(problem, particles, lr=0.05, inner=3, steps=3)) < 1e-12
+    assert distance(solution.controls, msa(problem, particles, lr=0.05, inner=1, steps=3)) > 1e-4
 
 
 @pytest.mark.parametrize(
@@ -69,200 +75,6 @@ def test_empty_controls_are_left_out():
         assert float(solution.controls[1]) != 0
 
 
-# ---- the inner minimiser
-
-
-def quadratics(rows, n, seed=0):
-    root = normal(rows, n, n, seed=seed)
-    a = root @ root.mT + torch.logspace(-1, 1, rows, dtype=D)[:, None, None] * torch.eye(n, dtype=D)
-    b = normal(rows, n, seed=seed + 1)
-
-    def evaluate(x):
-        ax = torch.einsum("gij,gj->gi", a, x)
-        return (x * ax).sum(1) / 2 - (b * x).sum(1), ax - b
-
-    return evaluate, torch.linalg.solve(a, b)
-
-
-@pytest.mark.parametrize("n", [1, 2, 8])
-def test_lbfgs_solves_convex_quadratics_row_by_row(n):
-    evaluate, solution = quadratics(6, n)
-    found = LBFGS(steps=200, tol=1e-10).minimise(evaluate, torch.zeros(6, n, dtype=D))
-    assert distance(found.point, solution) < 1e-8
-    torch.testing.assert_close(found.value, evaluate(solution)[0], rtol=1e-12, atol=1e-12)
-    assert not found.unbounded.any()
-
-
-def rosenbrock(x):
-    a, b = x[:, :-1], x[:, 1:]
-    value = (100 * (b - a.square()).square() + (1 - a).square()).sum(1)
-    slope = torch.zeros_like(x)
-    slope[:, :-1] += -400 * a * (b - a.square()) - 2 * (1 - a)
-    slope[:, 1:] += 200 * (b - a.square())
-    return value, slope
-
-
-def test_lbfgs_agrees_with_scipy_on_rosenbrock():
-    start = normal(5, 4, seed=3)
-    found = LBFGS(steps=300, tol=1e-9).minimise(rosenbrock, start)
-    for row, x0 in zip(found.point, start, strict=True):
-
-        def function(x):
-            value, slope = rosenbrock(torch.from_numpy(x)[None])
-            return float(value), slope[0].numpy()
-
-        theirs = scipy.optimize.minimize(
-            function, x0.numpy(), jac=True, method="L-BFGS-B", options={"maxiter": 2000, "ftol": 1e-16, "gtol": 1e-10}
-        )
-        np.testing.assert_allclose(row.numpy(), theirs.x, atol=1e-6)
-    assert found.evaluations < 600
-
-
-def test_lbfgs_rows_do_not_influence_each_other():
-    start = normal(4, 3, seed=5) * torch.tensor([[1.0], [3.0], [0.1], [0.0]], dtype=D)
-    start[3] = 1.0  # starts at the minimum
-    for steps in (1, 3, 10, 50):
-        together = LBFGS(steps=steps).minimise(rosenbrock, start)
-        for g in range(4):
-            alone = LBFGS(steps=steps).minimise(rosenbrock, start[g : g + 1])
-            assert torch.equal(alone.point[0], together.point[g])
-            assert torch.equal(alone.value[0], together.value[g])
-
-
-def test_lbfgs_flags_unbounded_and_survives_nonfinite_rows():
-    def evaluate(x):
-        value = torch.stack(
-            [x[0].sum(), (x[1] - 2).square().sum(), (x[2] - 3 * x[2].log()).sum(), x[3].sum() * torch.nan]
-        )
-        slope = torch.stack([torch.ones_like(x[0]), 2 * (x[1] - 2), 1 - 3 / x[2], torch.full_like(x[3], torch.nan)])
-        return value, slope
-
-    start = torch.ones(4, 2, dtype=D)
-    found = LBFGS(steps=40).minimise(evaluate, start)
-    assert found.unbounded.tolist() == [True, False, False, False]
-    torch.testing.assert_close(found.point[1:3], torch.tensor([[2.0, 2.0], [3.0, 3.0]], dtype=D), rtol=1e-6, atol=1e-6)
-    assert torch.equal(found.point[3], start[3])
-    assert found.point[:3].isfinite().all()
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_lbfgs_never_raises_the_value(dtype):
-    start = (3 * normal(6, 4, seed=2)).to(dtype)
-    before = rosenbrock(start)[0]
-    for steps in (1, 2, 5, 20):
-        after = LBFGS(steps=steps, trials=4).minimise(rosenbrock, start)
-        assert (after.value <= before).all()
-        torch.testing.assert_close(after.value, rosenbrock(after.point)[0])
-        before = after.value
-
-
-def test_descent():
-    evaluate, _ = quadratics(3, 2)
-    x = normal(3, 2, seed=9)
-    found = Descent(0.1, steps=2).minimise(evaluate, x)
-    once = x - 0.1 * evaluate(x)[1]
-    assert torch.equal(found.point, once - 0.1 * evaluate(once)[1])
-    assert found.evaluations == 2
-
-
-# ---- the frozen Hamiltonian
-
-
-def frozen(problem, particles):
-    trajectory = mfoc.rollout(problem, problem.controls, particles)
-    costates, _ = adjoint(problem, problem.controls, trajectory, particles)
-    return mfoc.tree.detached(trajectory.states), costates
-
-
-def reference(problem, t, u, states, costates, z, rho, costate_rho):
-    """H_t + rho/2 |x_(t+1) - f|^2 + costate_rho/2 |p_t - dH/dx|^2, by one autograd call for each term."""
-
-    def square(left, right):
-        pairs = zip(leaves(left), leaves(right), strict=True)
-        return sum((a - b).square().reshape(len(a), -1).sum(1) for a, b in pairs if a.is_floating_point())
-
-    x = mfoc.tree.detached(states[t], requires_grad=True)
-    moved = problem.dynamics(t, x, u, z)
-    pairs = zip(leaves(moved), leaves(costates[t + 1]), strict=True)
-    value = sum((f * p).reshape(len(f), -1).sum(1) for f, p in pairs if f.is_floating_point())
-    if problem.running_cost is not None:
-        value = value + problem.running_cost(t, x, u, z)
-    slots = [leaf for leaf in leaves(x) if leaf.requires_grad]
-    slope = torch.autograd.grad(value.sum(), slots, create_graph=True)
-    target = [leaf for leaf in leaves(costates[t]) if leaf.is_floating_point()]
-    return value + rho / 2 * square(states[t + 1], moved) + costate_rho / 2 * square(target, list(slope))
-
-
-@pytest.mark.parametrize("penalty", [None, (0.7, 0.3), (2.0, 0.0)], ids=str)
-@pytest.mark.parametrize("name", CATALOGUE)
-def test_augmented_hamiltonian_equals_the_formula(name, penalty):
-    problem, particles = CATALOGUE[name]()
-    states, costates = frozen(problem, particles)
-    weights = penalty or (0.0, 0.0)
-    found = blocks(
-        problem,
-        problem.controls,
-        states,
-        costates,
-        particles.data,
-        penalty=None if penalty is None else Penalty(*penalty),
-    )
-    seen = []
-    for block in found:
-        rows = block.start + 0.1 * normal(*block.start.shape, seed=7)
-        value, slope = block.evaluate(rows)
-        terms = []
-        free = rows.detach().requires_grad_()
-        for g, t in enumerate(block.stages):
-            whole = block.restore(free[0 if len(rows) == 1 else g])
-            u = whole if problem.schedule is mfoc.per_stage else problem.schedule(whole, t)
-            terms.append(reference(problem, t, u, states, costates, particles.data, *weights).mean())
-            seen.append(t)
-        expected = torch.stack(terms) if len(rows) == len(terms) else torch.stack(terms).sum()[None]
-        torch.testing.assert_close(value, expected.detach(), rtol=1e-11, atol=1e-11)
-        expected_slope = torch.autograd.grad(expected.sum(), free)[0]
-        torch.testing.assert_close(slope, expected_slope, rtol=1e-10, atol=1e-11)
-    with_controls = [t for t in range(problem.stages) if leaves(problem.schedule(problem.controls, t))]
-    assert sorted(seen) == with_controls
-
-
-@pytest.mark.parametrize("penalty", [None, Penalty(0.7, 0.3)], ids=["plain", "augmented"])
-@pytest.mark.parametrize("name", ["linear_quadratic", "decayed", "mlp"])
-def test_stacked_blocks_equal_unstacked(name, penalty):
-    problem, particles = CATALOGUE[name]()
-    states, costates = frozen(problem, particles)
-    found = {}
-    for stacked in (True, False):
-        parts = blocks(problem, problem.controls, states, costates, particles.data, penalty=penalty, stacked=stacked)
-        found[stacked] = {}
-        for block in parts:
-            rows = block.start + 0.1
-            value, slope = block.evaluate(rows)
-            point = LBFGS(steps=5).minimise(block.evaluate, block.start).point if penalty else rows
-            for g, t in enumerate(block.stages):
-                found[stacked][t] = (value[g], slope[g], point[g])
-        assert len(parts) < len(found[stacked]) or not stacked or name == "mlp"
-    assert found[True].keys() == found[False].keys()
-    for t, together in found[True].items():
-        for a, b in zip(together, found[False][t], strict=True):
-            torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-10)
-
-
-def test_no_penalty_at_the_present_controls():
-    """At the controls of the sweep the trajectory is feasible: the augmentation and its slope vanish."""
-    problem, particles = CATALOGUE["decayed"]()
-    states, costates = frozen(problem, particles)
-    plain, augmented = (
-        blocks(problem, problem.controls, states, costates, particles.data, penalty=penalty)
-        for penalty in (None, Penalty(50.0, 50.0))
-    )
-    for a, b in zip(plain, augmented, strict=True):
-        assert distance(list(a.evaluate(a.start)), list(b.evaluate(b.start))) < 1e-11
-
-
-# ---- E-MSA
-
-
 @pytest.mark.parametrize("name", CATALOGUE)
 def test_adaptive_emsa_never_raises_the_objective(name):
     problem, particles = CATALOGUE[name]()
@@ -305,30 +117,6 @@ def test_a_large_penalty_moves_little(name):
         solution = mfoc.solve(problem, mfoc.EMSA(rho, inner=LBFGS(20)), particles, steps=1)
         moves.append(distance(solution.controls, problem.controls))
     assert moves[0] > moves[1] > moves[2]
-
-
-def li_chen_tai_e(stages=20, step=0.25, n=100, seed=1):
-    """Sine regression of Li, Chen, Tai, E (2018), sec. 5: a residual tanh network, started next to zero."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def uniform(*shape):
-        return 2 * torch.rand(*shape, generator=generator, dtype=D) - 1
-
-    x = torch.pi * uniform(n, 1)
-    controls = [{"W": 0.005 * uniform(5, 5), "b": 0.005 * uniform(5)} for _ in range(stages)]
-
-    def decay(t, x, u, z):
-        return (1e-3 / (2 * step) * (u["W"].square().sum() + u["b"].square().sum())).expand(len(x))
-
-    problem = mfoc.continuous(
-        lambda t, x, u, z: torch.tanh(x @ u["W"].mT + u["b"]),
-        lambda x, z: (x.sum(1) - z).square(),
-        controls,
-        running_cost=decay,
-        T=stages * step,
-        autonomous=True,
-    )
-    return problem, mfoc.Particles(x.repeat(1, 5), x[:, 0].sin())
 
 
 @pytest.mark.slow

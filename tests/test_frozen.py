@@ -1,0 +1,84 @@
+"""The Hamiltonian of frozen states and costates, plain and augmented, as functions of flattened controls."""
+
+import pytest
+import torch
+
+import mfoc
+from mfoc.frozen import Penalty, blocks
+from mfoc.minimisers import LBFGS
+from mfoc.pontryagin import adjoint
+from tests.oracles import augmented_hamiltonian
+from tests.problems import CATALOGUE, distance, leaves, normal
+
+
+def frozen(problem, particles):
+    trajectory = mfoc.rollout(problem, problem.controls, particles)
+    costates, _ = adjoint(problem, problem.controls, trajectory, particles)
+    return mfoc.tree.detached(trajectory.states), costates
+
+
+@pytest.mark.parametrize("penalty", [None, (0.7, 0.3), (2.0, 0.0)], ids=str)
+@pytest.mark.parametrize("name", CATALOGUE)
+def test_augmented_hamiltonian_equals_the_formula(name, penalty):
+    problem, particles = CATALOGUE[name]()
+    states, costates = frozen(problem, particles)
+    weights = penalty or (0.0, 0.0)
+    found = blocks(
+        problem,
+        problem.controls,
+        states,
+        costates,
+        particles.data,
+        penalty=None if penalty is None else Penalty(*penalty),
+    )
+    seen = []
+    for block in found:
+        rows = block.start + 0.1 * normal(*block.start.shape, seed=7)
+        value, slope = block.evaluate(rows)
+        terms = []
+        free = rows.detach().requires_grad_()
+        for g, t in enumerate(block.stages):
+            whole = block.restore(free[0 if len(rows) == 1 else g])
+            u = whole if problem.schedule is mfoc.per_stage else problem.schedule(whole, t)
+            terms.append(augmented_hamiltonian(problem, t, u, states, costates, particles.data, *weights).mean())
+            seen.append(t)
+        expected = torch.stack(terms) if len(rows) == len(terms) else torch.stack(terms).sum()[None]
+        torch.testing.assert_close(value, expected.detach(), rtol=1e-11, atol=1e-11)
+        expected_slope = torch.autograd.grad(expected.sum(), free)[0]
+        torch.testing.assert_close(slope, expected_slope, rtol=1e-10, atol=1e-11)
+    with_controls = [t for t in range(problem.stages) if leaves(problem.schedule(problem.controls, t))]
+    assert sorted(seen) == with_controls
+
+
+@pytest.mark.parametrize("penalty", [None, Penalty(0.7, 0.3)], ids=["plain", "augmented"])
+@pytest.mark.parametrize("name", ["linear_quadratic", "decayed", "mlp"])
+def test_stacked_blocks_equal_unstacked(name, penalty):
+    problem, particles = CATALOGUE[name]()
+    states, costates = frozen(problem, particles)
+    found = {}
+    for stacked in (True, False):
+        parts = blocks(problem, problem.controls, states, costates, particles.data, penalty=penalty, stacked=stacked)
+        found[stacked] = {}
+        for block in parts:
+            rows = block.start + 0.1
+            value, slope = block.evaluate(rows)
+            point = LBFGS(steps=5).minimise(block.evaluate, block.start).point if penalty else rows
+            for g, t in enumerate(block.stages):
+                found[stacked][t] = (value[g], slope[g], point[g])
+        assert len(parts) < len(found[stacked]) or not stacked or name == "mlp"
+    assert found[True].keys() == found[False].keys()
+    for t, together in found[True].items():
+        for a, b in zip(together, found[False][t], strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-10)
+
+
+def test_no_penalty_at_the_present_controls():
+    """At the controls of the sweep the trajectory is feasible: the augmentation and its slope vanish."""
+    problem, particles = CATALOGUE["decayed"]()
+    states, costates = frozen(problem, particles)
+    plain, augmented = (
+        blocks(problem, problem.controls, states, costates, particles.data, penalty=penalty)
+        for penalty in (None, Penalty(50.0, 50.0))
+    )
+    for a, b in zip(plain, augmented, strict=True):
+        assert distance(list(a.evaluate(a.start)), list(b.evaluate(b.start))) < 1e-11

@@ -1,0 +1,43 @@
+"""A cloud of particles: one leading axis, whatever its leaves are."""
+
+import pytest
+import torch
+
+import mfoc
+from mfoc.particles import concatenated
+from tests.problems import CATALOGUE, normal, same_bits
+
+
+def mixed():
+    return mfoc.Particles(
+        {"x": normal(4, 2), "i": torch.arange(4)}, (torch.arange(4.0), torch.ones(4, dtype=torch.complex64))
+    )
+
+
+def test_a_slice_a_mask_and_an_index_choose_particles():
+    cloud = mixed()
+    assert len(cloud) == 4
+    assert cloud[torch.tensor([True, False, True, False])].state["i"].tolist() == [0, 2]
+    assert cloud[1:3].data[0].tolist() == [1, 2]
+    assert cloud[torch.tensor([3, 0, 0])].state["i"].tolist() == [3, 0, 0]
+
+
+def test_a_dtype_is_for_floating_point_leaves():
+    single = mixed().to(torch.float32)
+    assert single.state["x"].dtype == torch.float32
+    assert single.state["i"].dtype == torch.int64
+    assert single.data[1].dtype == torch.complex64
+
+
+def test_a_device_is_for_all_leaves():
+    for there in (mixed().to("meta"), mixed().to(device="meta"), mixed().to(torch.device("meta"))):
+        assert {leaf.device.type for leaf in mfoc.tree.leaves([there.state, there.data])} == {"meta"}
+
+
+@pytest.mark.parametrize("name", CATALOGUE)
+def test_pieces_put_together_are_the_cloud(name):
+    _, cloud = CATALOGUE[name]()
+    whole = concatenated(cloud[i : i + 2] for i in range(0, len(cloud), 2))
+    assert same_bits([whole.state, whole.data], [cloud.state, cloud.data])
+    assert mfoc.tree.same_structure(whole.state, cloud.state)
+    assert concatenated([cloud]) is cloud
