@@ -20,6 +20,7 @@ from mfoc import tree
 from mfoc.checks import check_integer
 from mfoc.errors import InvalidType, InvalidValue, MfocError
 from mfoc.particles import Particles
+from mfoc.seeding import watched
 from mfoc.tree import Tree
 
 Dynamics = Callable[[int, Tree, Tree, Tree], Tree]
@@ -215,7 +216,7 @@ class _fingerprint:
     def __init__(self, arguments: Tree) -> None:
         self.tensors = [leaf for leaf in tree.leaves(arguments) if isinstance(leaf, Tensor)]
         self.versions = _versions(self.tensors)
-        self.generator = torch.get_rng_state()
+        self.drawn = watched()
 
     def check(self, where: str) -> None:
         """Refuses what has changed since.
@@ -228,7 +229,7 @@ class _fingerprint:
                 f"{where}: dynamics or running_cost writes into its arguments (an in-place operation?); they must be "
                 "pure"
             )
-        if not torch.equal(self.generator, torch.get_rng_state()):
+        if self.drawn():
             raise InvalidValue(
                 f"{where}: dynamics or running_cost draws random numbers (dropout?); they must be pure: take the "
                 "randomness from the data z"

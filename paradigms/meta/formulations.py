@@ -15,13 +15,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-from torch import nn
+from torch import Tensor, nn
 
 import mfoc
-from mfoc import InvalidType, InvalidValue
-from mfoc.checks import check_flag, check_integer
+from mfoc import InvalidValue, tree
+from mfoc.checks import check_flag, check_instance, check_integer
 from mfoc.formulation import Formulation
+from mfoc.networks import place
 from mfoc.problem import controls_of
 from paradigms.meta.checks import check_step_weights, checked_network
 from paradigms.meta.loop import Loop
@@ -100,8 +100,8 @@ def assemble(
     """The formulation of an inner loop, checked on its first batch of tasks."""
     source = as_tasks(tasks)
     first = source(0)
+    problem = loop.problem(controls, inner_steps, step_losses)  # which refuses weights that are not finite, say
     loop.check(controls, first.data)
-    problem = loop.problem(controls, inner_steps, step_losses)
     problem.validate(first)
     return MetaFormulation(
         problem,
@@ -122,10 +122,9 @@ def checked_controls(formulation: Any, solution: Any) -> Any:
         InvalidType: no formulation of this paradigm, no solution.
         InvalidValue: controls of another formulation, or such as are not finite.
     """
-    if not isinstance(formulation, MetaFormulation):
-        raise InvalidType(f"formulation is a {type(formulation).__name__}; expected what paradigms.meta.maml returns")
-    controls, own = controls_of(solution), formulation.problem.controls
-    found, expected = (_shapes(tree) for tree in (controls, own))
+    check_instance(MetaFormulation, "what paradigms.meta.maml returns", formulation=formulation)
+    controls = controls_of(solution)
+    found, expected = (_shapes(part) for part in (controls, formulation.problem.controls))
     if found != expected:
         names = [name for name in {**expected, **found} if found.get(name) != expected.get(name)]
         raise InvalidValue(
@@ -136,22 +135,14 @@ def checked_controls(formulation: Any, solution: Any) -> Any:
     return controls
 
 
-def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
-    leaves = torch.utils._pytree.tree_flatten_with_path(tree)[0]
-    return {
-        "".join(str(key) for key in path): tuple(leaf.shape) for path, leaf in leaves if isinstance(leaf, torch.Tensor)
-    }
+def _shapes(controls: Any) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(leaf.shape) for name, leaf in tree.dotted(controls).items() if isinstance(leaf, Tensor)}
 
 
 def to_module(net: nn.Module, weights: Weights) -> nn.Module:
     """A copy of a network with these weights, an ordinary module; parameters that are not named stay."""
     solved = copy.deepcopy(net)
-    own = dict(solved.named_parameters())
-    with torch.no_grad():
-        for name, value in weights.items():
-            if name not in own or own[name].shape != value.shape:
-                raise InvalidValue(f"weights of {name!r} {tuple(value.shape)} do not belong to this network")
-            own[name].data = value.detach().clone()
+    place(solved, weights)
     return solved
 
 
