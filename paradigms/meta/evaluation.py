@@ -107,7 +107,7 @@ def evaluate(
             loop.check(controls, z)
             for k, state in loop.states(controls, z, wanted):
                 losses[k].append(loop.query_loss(state, z))
-                found = _right(loop.outputs(state, z), z["query"][1], loop.inner.loss)
+                found = _right(loop.outputs(state, z), z["query"][1], loop.objective.loss)
                 if found is not None:
                     hits[k].append(found)
             tick("")

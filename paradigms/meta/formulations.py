@@ -23,10 +23,10 @@ from mfoc.checks import check_flag, check_instance, check_integer
 from mfoc.formulation import Formulation
 from mfoc.networks import place
 from mfoc.problem import controls_of
-from paradigms.meta.checks import check_step_weights, checked_network
+from paradigms.meta.checks import check_step_weights
 from paradigms.meta.loop import Loop
 from paradigms.meta.losses import Loss, TaskLoss
-from paradigms.meta.objective import Inner, Rule
+from paradigms.meta.objective import Rule, TaskObjective
 from paradigms.meta.stacked import StackedNetwork, Weights
 from paradigms.meta.task_laws import as_tasks
 
@@ -54,40 +54,50 @@ class MetaFormulation(Formulation):
     @property
     def adapt_steps(self) -> int:
         """Gradient steps of an adaptation: those towards the equilibrium, for iMAML."""
-        return getattr(self.loop.settle, "steps", self.inner_steps)
+        return self.inner_steps if self.loop.settle is None else self.loop.settle.steps
 
     @property
     def first_order(self) -> bool:
         """Whether the inner slopes are constants for the adjoint."""
-        return self.loop.inner.first_order
+        return self.loop.objective.first_order
 
 
 def build(
-    net: nn.Module,
+    model: StackedNetwork,
     loss: Loss | nn.Module,
     tasks: Any,
     rule: Rule,
-    extra: dict[str, Any],
     inner_steps: int,
     first_order: bool,
     step_losses: Sequence[float] | None,
     *,
+    extra: dict[str, Any] | None = None,
     inner_lr: float | None = None,
-    adapted: list[str] | None = None,
+    adapted: Sequence[str] | None = None,
 ) -> MetaFormulation:
-    """The formulation of any rule; ``adapted`` names the weights that follow it."""
-    model, measure = checked_network(net), TaskLoss(loss)
+    """The formulation of any rule.
+
+    Args:
+        model: the network.
+        loss: see ``maml``.
+        tasks: see ``maml``.
+        rule: how a slope moves the fast weights.
+        inner_steps: see ``maml``.
+        first_order: see ``maml``.
+        step_losses: see ``maml``.
+        extra: controls beside the initial weights.
+        inner_lr: the step size where it is a constant.
+        adapted: names of the weights that follow the rule; all when None.
+    """
     check_integer(1, inner_steps=inner_steps)
     check_flag(first_order=first_order)
     weights = check_step_weights(step_losses, inner_steps)
     names = tuple(model.names if adapted is None else adapted)
-    loop = Loop(Inner(model, measure, first_order, _split_at(model, names)), names, rule)
-    controls = {"phi": model.initial(), **extra}
-    return assemble(net, loop, controls, tasks, inner_steps, weights, inner_lr=inner_lr)
+    loop = Loop(TaskObjective(model, TaskLoss(loss), first_order, _split_at(model, names)), names, rule)
+    return assemble(loop, {"phi": model.initial(), **(extra or {})}, tasks, inner_steps, weights, inner_lr=inner_lr)
 
 
 def assemble(
-    net: nn.Module,
     loop: Loop,
     controls: dict[str, Any],
     tasks: Any,
@@ -98,7 +108,7 @@ def assemble(
     remake: Callable[[int], mfoc.Problem] | None = None,
 ) -> MetaFormulation:
     """The formulation of an inner loop, checked on its first batch of tasks."""
-    source = as_tasks(tasks)
+    net, source = loop.objective.network.net, as_tasks(tasks)
     first = source(0)
     problem = loop.problem(controls, inner_steps, step_losses)  # which refuses weights that are not finite, say
     loop.check(controls, first.data)
@@ -106,7 +116,7 @@ def assemble(
     return MetaFormulation(
         problem,
         source,
-        lambda solution: to_module(net, solution.controls["phi"]),
+        lambda solution: to_module(net, controls_of(solution)["phi"]),
         net=net,
         loop=loop,
         inner_steps=inner_steps,

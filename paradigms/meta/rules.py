@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from mfoc import InvalidValue
 from mfoc.checks import check_instance, check_positive
 from mfoc.networks.inspection import shared_parameters, trainable, training_norms
+from paradigms.meta.checks import checked_network
 from paradigms.meta.formulations import MetaFormulation, build
 from paradigms.meta.losses import Loss
 from paradigms.meta.objective import Rule
@@ -65,7 +66,9 @@ def learned_update(
         return {name: _apply(own, u["rule"], name, slope, phi[name]) for name, slope in slopes.items()}
 
     made = Rule(lambda k, u: inner_lr, direction)
-    return build(net, loss, tasks, made, {"rule": weights}, inner_steps, first_order, step_losses)
+    return build(
+        checked_network(net), loss, tasks, made, inner_steps, first_order, step_losses, extra={"rule": weights}
+    )
 
 
 def _apply(rule: nn.Module, weights: Weights, name: str, slope: Tensor, value: Tensor) -> Tensor:

@@ -80,13 +80,14 @@ class StackedNetwork:
         net: the network. It is copied; dropout must be off.
 
     Attributes:
+        net: the network itself.
         names: names of the parameters that require grad, in the order of the module.
         layers: names of the layers of a chain, in order; empty when the network is no chain of known layers.
         looped: tasks run one after another, as vmap could not follow the network.
     """
 
     def __init__(self, net: nn.Module) -> None:
-        self._module = pure_copy(net)
+        self.net, self._module = net, pure_copy(net)
         self.names = list(trainable(self._module))
         self._constants = {n: p.detach() for n, p in self._module.named_parameters() if not p.requires_grad}
         self._buffers = dict(self._module.named_buffers())

@@ -135,7 +135,7 @@ def test_anil(head, moved):
     assert (
         error(made, *plain(net, population(0), sgd, steps=3, moved=moved or ["2.bias", "4.weight", "4.bias"])) < 1e-10
     )
-    assert made.loop.inner.start == (4 if head is None else 0)  # features are computed once where they can be
+    assert made.loop.objective.start == (4 if head is None else 0)  # features are computed once where they can be
 
 
 def test_learned_rule():
