@@ -31,7 +31,7 @@ from paradigms.meta.stacked import StackedNetwork, Weights
 from paradigms.meta.task_laws import as_tasks
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class MetaFormulation(Formulation):
     """Meta-learning written as a control problem.
 
@@ -50,6 +50,10 @@ class MetaFormulation(Formulation):
     inner_lr: float | None = field(kw_only=True)
     remake: Callable[[int], mfoc.Problem] = field(kw_only=True)
     origin: Any = field(default=None, kw_only=True)
+
+    def __repr__(self) -> str:
+        size = sum(leaf.numel() for leaf in tree.leaves(self.problem.controls))
+        return f"MetaFormulation({type(self.net).__name__}, {size} controls, adapted in {self.adapt_steps} inner steps)"
 
     @property
     def adapt_steps(self) -> int:

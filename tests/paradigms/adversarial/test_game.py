@@ -205,11 +205,11 @@ def test_the_adversary_of_trades_sees_the_divergence_alone():
     formulation = game(net, TRADES(beta), (X, Y), epsilon=0.2, bounds=None)
     made, particles = formulation.problem, formulation.population(0)
     eta = made.ball.sample(X, generator(2))
-    slope = mfoc.game.costate_at(made, made.controls, particles.state, Y, eta) * len(X)
+    slope = mfoc.games.costate_at(made, made.controls, particles.state, Y, eta) * len(X)
     point = (X + eta).requires_grad_()
     divergence = F.kl_div(net(point).log_softmax(1), net(X).softmax(1), reduction="sum")
     assert distance(slope, beta * torch.autograd.grad(divergence, point)[0]) < 1e-14
-    still = mfoc.game.costate_at(made, made.controls, particles.state, Y, torch.zeros_like(X))
+    still = mfoc.games.costate_at(made, made.controls, particles.state, Y, torch.zeros_like(X))
     assert float(still.abs().max()) < 1e-15  # so that no adversary gets away from eta = 0 without a random start
 
 

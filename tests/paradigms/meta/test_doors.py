@@ -225,7 +225,7 @@ def test_odd_data_for_few_shot(x, y, message):
 )
 def test_odd_counts_for_few_shot(change):
     name = next(iter(change))
-    with pytest.raises(mfoc.InvalidValue, match=f"{name} is {change[name]}"):
+    with pytest.raises((mfoc.InvalidValue, mfoc.InvalidType), match=f"{name} is {change[name]}"):
         few_shot(IMAGES, DIGITS, **{"ways": 2, "shots": 1, "queries": 1, "tasks": 1, **change})
 
 
@@ -271,7 +271,7 @@ def test_residuals_of_the_equilibrium_and_its_adjoint():
     with pytest.raises(mfoc.InvalidType, match="no equilibrium"):
         residuals(WAVES, WAVES.problem)
     for level in (0.0, 1.0, 2, math.nan, "a", None):
-        with pytest.raises(mfoc.InvalidValue, match="confidence is"):
+        with pytest.raises((mfoc.InvalidValue, mfoc.InvalidType), match="confidence is"):
             residuals(rough, rough.problem, confidence=level)
 
 
