@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import mfoc
@@ -81,3 +82,44 @@ def error(problem: mfoc.Problem, cloud: mfoc.Particles, expected: Sequence[Tenso
             assert mine.isfinite().all()
             worst = max(worst, float((mine - other).detach().abs().max()) / scale)
     return worst
+
+
+# ---- adversarial training
+
+
+def trades_step(
+    net: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    batch: mfoc.Particles,
+    ball: mfoc.Ball,
+    start: Tensor,
+    *,
+    beta: float,
+    steps: int,
+    size: float,
+) -> float:
+    """One step of the training loop of TRADES on inputs in [0, 1]: Zhang et al. (2019), algorithm 1.
+
+    Returns:
+        The loss before the step.
+    """
+    x, y = batch.state, batch.data
+    natural = net(x).detach().softmax(1)
+    point = (x + start).clamp(0, 1)
+    for _ in range(steps):
+        point.requires_grad_()
+        loss = beta / len(x) * F.kl_div(net(point).log_softmax(1), natural, reduction="sum")
+        slope = torch.autograd.grad(loss, point)[0]
+        if ball.norm == "linf":
+            eta = (point.detach() + size * slope.sign() - x).clamp(-ball.epsilon, ball.epsilon)
+        else:
+            eta = point.detach() + size * slope / (slope.norm(dim=1, keepdim=True) + 1e-10) - x
+            eta = eta * (ball.epsilon / eta.norm(dim=1, keepdim=True)).clamp_max(1)
+        point = (x + eta).clamp(0, 1)
+    out = net(x)
+    apart = F.kl_div(net(point).log_softmax(1), out.softmax(1), reduction="sum")
+    value = F.cross_entropy(out, y) + beta / len(x) * apart
+    optimizer.zero_grad()
+    value.backward()  # type: ignore[no-untyped-call]
+    optimizer.step()
+    return float(value.detach())

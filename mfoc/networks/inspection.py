@@ -71,6 +71,12 @@ def is_dropout(module: nn.Module, *, active: bool = False) -> bool:
     return found and (not active or bool(module.training and module.p > 0))  # type: ignore[operator]
 
 
+def mixes(module: nn.Module) -> bool:
+    """Whether a module is batch norm on the statistics of the batch: in training mode, or without running averages."""
+    batch_norm = isinstance(module, nn.modules.batchnorm._BatchNorm)
+    return batch_norm and bool(module.training or not module.track_running_stats)
+
+
 # ---- what a network holds
 
 
@@ -109,14 +115,6 @@ def training_norms(net: nn.Module, *, instance: bool = True) -> Iterator[tuple[s
     """
     kind = Norm if instance else nn.modules.batchnorm._BatchNorm
     return ((name, part) for name, part in net.named_modules() if isinstance(part, kind) and part.training)
-
-
-def mixing_norms(net: nn.Module) -> Iterator[tuple[str, Norm]]:
-    """Batch norms that use the statistics of the batch: in training mode, or without running averages."""
-    for name, part in net.named_modules():
-        kept = isinstance(part, nn.modules.batchnorm._BatchNorm) and part.track_running_stats
-        if isinstance(part, nn.modules.batchnorm._BatchNorm) and (part.training or not kept):
-            yield name, part
 
 
 def random_parts(net: nn.Module) -> Iterator[tuple[str, nn.Module]]:
