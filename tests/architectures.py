@@ -78,8 +78,13 @@ Stages = list[str] | list[list[str]] | None
 
 def nested_net() -> nn.Module:
     """A Sequential in a Sequential in a Sequential."""
-    inside = lambda: nn.Sequential(nn.Linear(3, 4), nn.Sequential(nn.ReLU(), nn.Linear(4, 4)))  # noqa: E731
-    return seeded(lambda: nn.Sequential(inside(), nn.Linear(4, 2, bias=False)))
+
+
+    def make() -> nn.Module:
+        inside = nn.Sequential(nn.Linear(3, 4), nn.Sequential(nn.ReLU(), nn.Linear(4, 4)))
+        return nn.Sequential(inside, nn.Linear(4, 2, bias=False))
+
+    return seeded(make)
 
 
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], Stages]] = {
