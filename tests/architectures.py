@@ -79,7 +79,6 @@ Stages = list[str] | list[list[str]] | None
 def nested_net() -> nn.Module:
     """A Sequential in a Sequential in a Sequential."""
 
-
     def make() -> nn.Module:
         inside = nn.Sequential(nn.Linear(3, 4), nn.Sequential(nn.ReLU(), nn.Linear(4, 4)))
         return nn.Sequential(inside, nn.Linear(4, 2, bias=False))
