@@ -79,19 +79,9 @@ def build(
     inner_lr: float | None = None,
     adapted: Sequence[str] | None = None,
 ) -> MetaFormulation:
-    """The formulation of any rule.
+    """The formulation of any rule, in the terms of ``maml``.
 
-    Args:
-        model: the network.
-        loss: see ``maml``.
-        tasks: see ``maml``.
-        rule: how a slope moves the fast weights.
-        inner_steps: see ``maml``.
-        first_order: see ``maml``.
-        step_losses: see ``maml``.
-        extra: controls beside the initial weights.
-        inner_lr: the step size where it is a constant.
-        adapted: names of the weights that follow the rule; all when None.
+    ``extra`` are controls beside the initial weights; ``adapted`` names the weights that follow the rule, all when None.
     """
     check_integer(1, inner_steps=inner_steps)
     check_flag(first_order=first_order)

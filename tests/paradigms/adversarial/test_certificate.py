@@ -104,8 +104,8 @@ def test_a_formulation_certifies_the_game_and_asks_for_the_adversary():
     solution, settings = formulation.solve(MINIMAX, steps=3), {"lanczos": 2, "replicates": 20, "restarts": 1, "seed": 3}
     found = formulation.certify(solution, maximiser=PGD(3), best_response=PGD(5), **settings)
     expected = certify(formulation, solution, maximiser=PGD(3), best_response=PGD(5), **settings)
-    assert found == expected
     assert str(found) == str(expected)
+    assert (found.gap, found.adversary, found.best) == (expected.gap, expected.adversary, expected.best)
     assert found.minimiser.value == pytest.approx(found.present, rel=1e-12)
     assert found.present > found.clean
     with pytest.raises(mfoc.InvalidType, match=r"maximiser is a NoneType; expected an adversary.*PGD\(20\)"):
