@@ -20,6 +20,7 @@ from mfoc import printing, tree
 from mfoc.checks import check_callable, check_instance, check_integer
 from mfoc.errors import InvalidType, InvalidValue, MfocError
 from mfoc.particles import Particles
+from mfoc.seeding import watched
 from mfoc.tree import Tree
 
 if TYPE_CHECKING:  # with a default, so that a bare ``Problem`` is one of any controls
@@ -239,7 +240,7 @@ class _fingerprint:
     def __init__(self, arguments: Tree) -> None:
         self.tensors = [leaf for leaf in tree.leaves(arguments) if isinstance(leaf, Tensor)]
         self.versions = _versions(self.tensors)
-        self.generator = torch.get_rng_state()
+        self.drawn = watched()
 
     def check(self, where: str) -> None:
         """Refuses what has changed since.
@@ -252,7 +253,7 @@ class _fingerprint:
                 f"{where}: dynamics or running_cost writes into its arguments (an in-place operation?); they must be "
                 "pure"
             )
-        if not torch.equal(self.generator, torch.get_rng_state()):
+        if self.drawn():
             raise InvalidValue(
                 f"{where}: dynamics or running_cost draws random numbers (dropout?); they must be pure: take the "
                 "randomness from the data z"

@@ -32,11 +32,13 @@ _BAYESIAN = {
     "variational": ["vi.inference"],
 }
 _META = {"few_shot": ["classification"], "inner": ["objective"], "tasks": ["task_laws"]}
+_RENAMED = {"paradigms.meta.inner.Inner": "TaskObjective"}
 
 deprecation.moved(
     {
         "paradigms.formulation": ["mfoc.formulation", "mfoc.problem", "paradigms.registry"],
         **{f"paradigms.bayesian.{old}": [f"paradigms.bayesian.{new}" for new in to] for old, to in _BAYESIAN.items()},
         **{f"paradigms.meta.{old}": [f"paradigms.meta.{new}" for new in to] for old, to in _META.items()},
-    }
+    },
+    _RENAMED,
 )

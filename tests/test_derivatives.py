@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mfoc.derivatives import gradients, tree_gradients
-from tests.oracles import central_difference
+from tests.oracles.training import central_difference
 from tests.problems import D, distance, error, normal
 
 

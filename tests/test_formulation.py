@@ -265,7 +265,7 @@ def certified(formulation=None, **options):
 INPUTS, TARGETS = CLASSES["features"]
 BAD = {
     "no network": (lambda: made(net="net"), "net is a str"),
-    "class of network": (lambda: made(net=nn.Linear), "net is a type"),
+    "class of network": (lambda: made(net=nn.Linear), "net is the class Linear; make an instance"),
     "no loss": (lambda: made(loss=None), r"loss is None.*TRADES\(beta\)"),
     "class TRADES": (lambda: made(loss=TRADES), r"loss is the class TRADES; make an instance, TRADES\(\)"),
     "loss with a problem": (lambda: made(net=mlp()[0]), "net is an mfoc.Problem.*pass loss=None"),
@@ -306,8 +306,12 @@ BAD = {
     "judge empty data": (lambda: judged(data=(INPUTS[:0], TARGETS[:0])), "state is empty"),
     "attack is no function": (lambda: FromTorchattacks(PGD(1)), "attack is a PGD"),
     "certify a plain formulation": (lambda: certified(plain()), "formulation is a Formulation.*game"),
-    "certify against a class": (lambda: certified(maximiser=PGD), "maximiser is <class"),
-    "certify against a name": (lambda: certified(best_response="pgd"), "best_response is 'pgd'"),
+    "certify without an adversary": (
+        lambda: made().certify(made().problem.controls),
+        r"maximiser is a None.*PGD\(20\)",
+    ),
+    "certify against a class": (lambda: certified(maximiser=PGD), "maximiser is the class PGD; make an instance"),
+    "certify against a name": (lambda: certified(best_response="pgd"), "best_response is a str"),
     "no restarts": (lambda: certified(restarts=0), "restarts is 0"),
     "certify at no level": (lambda: certified(confidence=1), "confidence is 1"),
     "certify with a bad setting": (lambda: certified(lanczos=0), "lanczos is 0"),

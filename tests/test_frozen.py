@@ -7,7 +7,7 @@ import mfoc
 from mfoc.frozen import Penalty, blocks
 from mfoc.minimisers import LBFGS
 from mfoc.pontryagin import adjoint
-from tests.oracles import augmented_hamiltonian
+from tests.oracles.training import augmented_hamiltonian
 from tests.problems import CATALOGUE, distance, leaves, normal
 
 

@@ -5,7 +5,7 @@ import torch
 
 import mfoc
 from mfoc.pontryagin import adjoint
-from tests.oracles import augmented_hamiltonian, cost_from, floats, gradient
+from tests.oracles.training import augmented_hamiltonian, cost_from, floats, gradient
 from tests.problems import CATALOGUE, INTERACTING, D, distance, leaves, normal
 
 

@@ -232,7 +232,7 @@ BAD = {
     ),
     # networks
     "no module": (lambda: mfoc.from_module(F.relu, F.mse_loss), "net is a"),
-    "a module class": (lambda: mfoc.from_module(nn.Linear, F.mse_loss), "net is a type"),
+    "a module class": (lambda: mfoc.from_module(nn.Linear, F.mse_loss), "net is the class Linear"),
     "loss by name": (lambda: net(loss="mse"), "loss is a str"),
     "loss class": (lambda: net(loss=nn.MSELoss), "loss is the class MSELoss"),
     "no stages": (lambda: mfoc.from_module(Two(), F.mse_loss), r"Two.*\['first', 'second'\]"),

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import mfoc
-from tests.oracles import observed_order
+from tests.oracles.training import observed_order
 from tests.problems import D
 
 ORDERS = {"euler": 1, "heun": 2, "rk4": 4}

@@ -8,6 +8,7 @@ from typing import Any
 from torch import fx, nn
 
 from mfoc.errors import InvalidType, InvalidValue
+from mfoc.networks.inspection import hooked, is_chain, trainable
 
 Named = list[tuple[str, nn.Module]]
 
@@ -27,7 +28,7 @@ def named_stages(net: nn.Module, stages: Sequence[str | Sequence[str]] | None) -
     """
     if isinstance(stages, str) or (stages is not None and not isinstance(stages, Sequence)):
         raise InvalidType(f"stages is {stages!r}; expected a list of submodule names")
-    if _is_plain(net):
+    if is_chain(net):
         layers = _unrolled(net)
         return layers if stages is None else _grouped(net, stages)
     if stages is None:
@@ -45,11 +46,6 @@ def _single_name(stage: Any) -> str:
     return stage
 
 
-def _is_plain(net: nn.Module) -> bool:
-    """Whether the forward pass is that of ``nn.Sequential`` (a subclass may have one of its own)."""
-    return isinstance(net, nn.Sequential) and type(net).forward is nn.Sequential.forward
-
-
 def _children(net: nn.Module) -> Named:
     """Every child, one that is used twice included twice (``named_children`` leaves it out)."""
     return [(name, child) for name, child in net._modules.items() if child is not None]
@@ -59,7 +55,7 @@ def _unrolled(net: nn.Module, prefix: str = "") -> Named:
     layers: Named = []
     for name, child in _children(net):
         # Only a Sequential that does nothing else is opened: its hooks would be lost.
-        opened = type(child) is nn.Sequential and not (child._forward_hooks or child._forward_pre_hooks)
+        opened = type(child) is nn.Sequential and not hooked(child)
         layers += _unrolled(child, f"{prefix}{name}.") if opened else [(prefix + name, child)]
     if not layers and not prefix:
         raise InvalidValue("net is an empty nn.Sequential; it has no stage")
@@ -123,8 +119,8 @@ def _cut(net: nn.Module, names: list[str]) -> Named:
 def _refuse_reuse(parts: Named) -> None:
     seen: dict[int, str] = {}
     for stage, module in parts:
-        for name, parameter in module.named_parameters():
-            if parameter.requires_grad and seen.setdefault(id(parameter), stage) != stage:
+        for name, parameter in trainable(module).items():
+            if seen.setdefault(id(parameter), stage) != stage:
                 raise InvalidValue(
                     f"parameter {name!r} is used in stages {seen[id(parameter)]!r} and {stage!r}; a per-stage control "
                     "cannot be shared. Choose cuts that keep its uses in one stage"

@@ -7,13 +7,12 @@ and does not advance its running averages.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Hashable, Sequence
 
-import torch
 from torch import nn
 
-from mfoc.errors import InvalidType, InvalidValue
+from mfoc.checks import check_instance
+from mfoc.errors import InvalidValue
 from mfoc.networks.costs import Loss, per_sample
 from mfoc.networks.cutting import named_stages
 from mfoc.networks.inspection import is_affine, refuse_lazy, refuse_randomness, refuse_sharing
@@ -49,8 +48,7 @@ def from_module(
         InvalidType: ``net`` is not a module, or ``loss`` not a function.
         InvalidValue: shared parameters, dropout in training mode, unknown or unordered stages, nothing to train.
     """
-    if not isinstance(net, nn.Module):
-        raise InvalidType(f"net is a {type(net).__name__}; expected a torch.nn.Module")
+    check_instance(nn.Module, "a torch.nn.Module", net=net)
     refuse_lazy(net)
     refuse_sharing(net)
     refuse_randomness(net)
@@ -70,35 +68,3 @@ def from_module(
     return Problem(
         dynamics, per_sample(loss), controls, running_cost=running_cost, kind=kind, affine=affine.__getitem__
     )
-
-
-def to_module(net: nn.Module, controls: Tree, *, stages: Sequence[str | Sequence[str]] | None = None) -> nn.Module:
-    """The solved network: a copy of ``net`` with the controls as its parameters, an ordinary module.
-
-    Args:
-        net: the network given to ``from_module``.
-        controls: controls of that problem.
-        stages: the ``stages`` given to ``from_module``.
-
-    Returns:
-        A new module. Buffers are those of ``net``: to refresh batch-norm averages use
-        ``torch.optim.swa_utils.update_bn``.
-
-    Raises:
-        InvalidValue: the controls are not of this network.
-    """
-    solved = copy.deepcopy(net)
-    parts = named_stages(solved, stages)
-    if not isinstance(controls, list | tuple) or len(controls) != len(parts):
-        raise InvalidValue(f"controls do not belong to this network: expected a list of {len(parts)} stages")
-    with torch.no_grad():
-        for (name, module), weights in zip(parts, controls, strict=True):
-            own = {key: value for key, value in module.named_parameters() if value.requires_grad}
-            if own.keys() != weights.keys() or any(own[key].shape != weights[key].shape for key in own):
-                raise InvalidValue(
-                    f"stage {name!r} has parameters {sorted(own)}; the controls hold {sorted(weights)} "
-                    "(or the shapes differ): were they solved for this network?"
-                )
-            for key, value in own.items():
-                value.data = weights[key].detach().clone()
-    return solved

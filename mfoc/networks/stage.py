@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
 from collections.abc import Callable, Hashable
 from typing import Any
@@ -10,8 +9,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mfoc.errors import InvalidValue
-from mfoc.networks.inspection import BOOKKEEPING, HOOKS, make_pure
+from mfoc.networks.inspection import BOOKKEEPING, hooked, pure_copy
 from mfoc.tree import Tree
 
 # Layers whose forward pass is one call on the weights: evaluated directly, which spares the module machinery.
@@ -26,15 +24,7 @@ class Stage:
     """One stage: a private copy of a module, run with weights given from outside."""
 
     def __init__(self, name: str, module: nn.Module) -> None:
-        self.name = name
-        try:
-            self.module = copy.deepcopy(module)
-        except Exception as error:  # whatever the module's parts raise
-            raise InvalidValue(
-                f"module {name!r} cannot be copied ({error}); if it uses torch.nn.utils.weight_norm, use "
-                "torch.nn.utils.parametrizations.weight_norm"
-            ) from error
-        make_pure(self.module)
+        self.name, self.module = name, pure_copy(module, name)
         self.slots = [
             (key, owner, leaf)
             for prefix, owner in self.module.named_modules()
@@ -43,7 +33,7 @@ class Stage:
             for key in [f"{prefix}.{leaf}" if prefix else leaf]
         ]
         trainable = all(p.requires_grad for p in self.module.parameters())
-        self.hooked = any(self.module.__dict__[key] for key in HOOKS)
+        self.hooked = hooked(self.module)
         self.direct = None if self.hooked or not trainable else _DIRECT.get(type(self.module))
         # Buffers that a training forward pass may advance (spectral norm, counters): it gets copies.
         self.buffers = [
@@ -110,5 +100,4 @@ def _plain_attributes(module: nn.Module) -> Hashable | None:
         hash(plain)
     except TypeError:
         return None
-    uncertain = any(isinstance(value, Tensor) for _, value in plain) or any(module.__dict__[key] for key in HOOKS)
-    return None if uncertain else plain
+    return None if hooked(module) or any(isinstance(value, Tensor) for _, value in plain) else plain

@@ -3,19 +3,35 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 import mfoc
-from mfoc import InvalidType, InvalidValue
-from mfoc.checks import check_between, check_integer
+from mfoc import InvalidValue
+from mfoc.checks import check_between, check_instance, check_integer
 from mfoc.games import costate_at, entering
 from mfoc.games.maximisers import PGD, Maximiser
 from mfoc.problem import controls_of
-from paradigms.adversarial.games import GameFormulation, check_inside
+from paradigms.adversarial.checks import check_inside
 from paradigms.reporting import Estimate, normal_interval
+
+
+@runtime_checkable
+class Playable(Protocol):
+    """What is certified: a game and what it is solved on, as ``game`` returns them."""
+
+    @property
+    def problem(self) -> mfoc.Game:
+        """The game."""
+
+    @property
+    def population(self) -> mfoc.Population:
+        """What it is solved on."""
+
+    def cloud(self, x: Tensor, z: Any) -> mfoc.Particles:
+        """Inputs and targets as particles of the game."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +70,7 @@ class GameCertificate:
 
 
 def certify(
-    formulation: GameFormulation,
+    formulation: Playable,
     solution: Any,
     *,
     maximiser: Maximiser,
@@ -85,14 +101,17 @@ def certify(
     Raises:
         InvalidType, InvalidValue: wrong arguments.
     """
-    _check(formulation, maximiser, best_response, restarts, confidence, seed)
-    made = formulation.problem
+    check_instance(Playable, "what game(...) returned", formulation=formulation)
+    stronger = PGD(100) if best_response is None else best_response
+    expected = "an adversary, such as the PGD(20) that the game was solved against"
+    check_instance(Maximiser, expected, maximiser=maximiser, best_response=stronger)
+    check_integer(0, 2**62 - 1, seed=seed)
+    check_integer(1, restarts=restarts)
+    check_between(0, 1, confidence=confidence)
+    made, controls = formulation.problem, controls_of(solution)
     cloud = _cloud(formulation, population)
-    controls = controls_of(solution)
     made.validate(cloud, controls)
-    clean, present, best, slack, eta = _measure(
-        made, controls, cloud, maximiser, best_response or PGD(100), restarts, seed
-    )
+    clean, present, best, slack, eta = _measure(made, controls, cloud, maximiser, stronger, restarts, seed)
     minimiser = mfoc.certify(made, controls, made.disturb(cloud, eta), confidence=confidence, seed=seed, **settings)
     return GameCertificate(
         minimiser,
@@ -105,22 +124,11 @@ def certify(
     )
 
 
-def _check(formulation: Any, maximiser: Any, best_response: Any, restarts: int, confidence: float, seed: int) -> None:
-    if not isinstance(formulation, GameFormulation):
-        raise InvalidType(f"formulation is a {type(formulation).__name__}; expected what game(...) returned")
-    for name, player in (("maximiser", maximiser), ("best_response", best_response)):
-        if player is not None and (isinstance(player, type) or not isinstance(player, Maximiser)):
-            raise InvalidType(f"{name} is {player!r}; expected a maximiser such as PGD(20)")
-    check_integer(0, 2**62 - 1, seed=seed)
-    check_integer(1, restarts=restarts)
-    check_between(0, 1, confidence=confidence)
-
-
-def _cloud(formulation: GameFormulation, population: Any) -> mfoc.Particles:
+def _cloud(formulation: Playable, population: Any) -> mfoc.Particles:
     """All particles to measure on, as one cloud of the game."""
     source = formulation.population if population is None else mfoc.population(population)
     cloud = source.cloud()
-    if formulation.pairs and isinstance(cloud.state, Tensor):
+    if isinstance(cloud.state, Tensor):
         cloud = formulation.cloud(cloud.state, cloud.data)
     if len(cloud) < 2:
         raise InvalidValue("the population holds one particle; an interval needs at least two")

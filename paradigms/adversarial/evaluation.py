@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import mfoc
 from mfoc import InvalidType, InvalidValue, require
-from mfoc.checks import check_between, check_integer
+from mfoc.checks import check_between, check_instance, check_integer
 from mfoc.games.maximisers import FGSM, PGD, Maximiser
 from paradigms.adversarial.games import GameFormulation, Loss, frozen, game
 from paradigms.adversarial.interop import FromTorchattacks
@@ -126,8 +126,7 @@ def evaluate(
         InvalidType, InvalidValue: wrong arguments, or an attack that cannot take this input.
         MissingExtra: an attack of torchattacks is asked for and it is not installed.
     """
-    if not isinstance(net, nn.Module):
-        raise InvalidType(f"net is a {type(net).__name__}; expected a torch.nn.Module")
+    check_instance(nn.Module, "a torch.nn.Module", net=net)
     check_between(0, 1, confidence=confidence)
     check_integer(0, 2**62 - 1, seed=seed)
     batched = isinstance(data, mfoc.Population | torch.utils.data.DataLoader) or callable(data)

@@ -15,10 +15,14 @@ from torch import Tensor, nn
 
 import mfoc
 from mfoc import InvalidType, InvalidValue
-from mfoc.checks import check_positive
+from mfoc.checks import check_callable, check_instance, check_positive
 from mfoc.formulation import Formulation
-from mfoc.games import entering
+from mfoc.games.maximisers import Maximiser
+from mfoc.networks import refresh_averages
+from mfoc.networks.inspection import training_norms
 from mfoc.problem import RunningCost, controls_of
+from paradigms.adversarial.certificate import GameCertificate, certify
+from paradigms.adversarial.checks import check_inside
 
 Loss = Callable[..., Tensor]
 Stages = Sequence[str | Sequence[str]]
@@ -53,8 +57,7 @@ class TRADES:
 
     def __post_init__(self) -> None:
         check_positive(beta=self.beta)
-        if not callable(self.loss):
-            raise InvalidType(f"loss is a {type(self.loss).__name__}; expected a function loss(output, z) -> [N]")
+        check_callable("a function loss(output, z) -> [N]", loss=self.loss)
 
     def over(self, problem: mfoc.Problem) -> mfoc.Problem:
         """The problem on pairs, from the problem of the loss alone."""
@@ -81,7 +84,7 @@ def _divergence(natural: Tensor, disturbed: Tensor) -> Tensor:
     return F.kl_div(disturbed.log_softmax(1), natural.log_softmax(1), reduction="none", log_target=True).sum(1)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class GameFormulation(Formulation):
     """Adversarial training written as a game.
 
@@ -97,9 +100,30 @@ class GameFormulation(Formulation):
     pairs: bool = False
     remake: Callable[[nn.Module], mfoc.Game] | None = None
 
+    def __repr__(self) -> str:
+        of = "a problem" if self.net is None else f"a {type(self.net).__name__}"
+        return f"GameFormulation({of}, {self.problem.ball} at stage {self.problem.stage} of {self.problem.stages})"
+
     def cloud(self, x: Tensor, z: Any) -> mfoc.Particles:
         """Inputs and targets as particles of this game."""
         return mfoc.Particles((x, x) if self.pairs else x, z)
+
+    def certify(  # type: ignore[override]  # the game's certificate has the minimiser's in it
+        self, solution: Any, *, maximiser: Maximiser | None = None, **settings: Any
+    ) -> GameCertificate:
+        """How near a solution is to the saddle point of the game: ``paradigms.adversarial.certify``.
+
+        ``mfoc.certify`` on this problem and population would certify the problem without an adversary.
+
+        Args:
+            solution: the solution, an iterate or controls.
+            maximiser: the adversary the game was solved against.
+            **settings: of ``paradigms.adversarial.certify``.
+
+        Raises:
+            InvalidType, InvalidValue: no adversary, or see there.
+        """
+        return certify(self, solution, maximiser=maximiser, **settings)  # type: ignore[arg-type]  # None is refused
 
 
 def game(
@@ -155,8 +179,7 @@ def game(
         made = mfoc.Game.of(net, ball, stage=at)
         _check_data(made, source, data)
         return GameFormulation(made, source, controls_of)
-    if not isinstance(net, nn.Module):
-        raise InvalidType(f"net is a {type(net).__name__}; expected a torch.nn.Module or an mfoc.Problem")
+    check_instance(nn.Module, "a torch.nn.Module or an mfoc.Problem", net=net)
     if loss is None:
         raise InvalidType("loss is None; expected a function loss(output, z) -> [N], a torch loss or TRADES(beta)")
 
@@ -171,7 +194,7 @@ def game(
 
     def readout(solution: Any) -> nn.Module:
         solved = mfoc.to_module(net, controls_of(solution), stages=stages)
-        _refresh(solved, source)
+        refresh_averages(solved, (b.state[0] if isinstance(b.state, tuple) else b.state for b in source.epoch()))
         return solved.eval()
 
     made = remake(net)
@@ -224,51 +247,11 @@ def _check_data(made: mfoc.Game, source: mfoc.Population, data: Any) -> None:
             check_inside(made, particles)
 
 
-def check_inside(made: mfoc.Game, particles: mfoc.Particles) -> None:
-    """Refuses particles whose states at the disturbed stage exceed the game's bounds.
-
-    Raises:
-        InvalidValue: says by how much.
-    """
-    bounds = made.ball.bounds
-    if bounds is None:
-        return
-    x = made.target(entering(made, made.controls, particles))
-    low, high = float(x.min()), float(x.max())
-    if low < bounds[0] or high > bounds[1]:
-        what = "the data reach" if made.stage == 0 else f"the states that enter stage {made.stage} reach"
-        raise InvalidValue(
-            f"bounds is {bounds} and {what} from {low:.4g} to {high:.4g}; pass their true range, or bounds=None"
-        )
-
-
-def _training_norms(net: nn.Module) -> list[nn.modules.batchnorm._NormBase]:
-    norms = [m for m in net.modules() if isinstance(m, nn.modules.batchnorm._NormBase)]
-    return [norm for norm in norms if norm.training and norm.track_running_stats]
-
-
 def _check_batches(net: nn.Module, source: mfoc.Population) -> None:
     """Refuses a batch of one particle where batch norm needs the statistics of the batch."""
-    if not any(isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training for m in net.modules()):
-        return
-    if source.size is not None and source.batch_size is not None and source.size % source.batch_size == 1:
+    alone = source.size is not None and source.batch_size is not None and source.size % source.batch_size == 1
+    if alone and any(training_norms(net, instance=False)):
         raise InvalidValue(
             f"the last batch of {source.size} particles in batches of {source.batch_size} holds one, and batch norm in "
             "training mode needs more; choose another batch_size"
         )
-
-
-def _refresh(net: nn.Module, source: mfoc.Population) -> None:
-    """Averages of the normalisation layers that are in training mode, over one pass of the undisturbed inputs."""
-    norms = _training_norms(net)
-    if not norms:
-        return
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # the plain average of all batches
-    with torch.no_grad():
-        for batch in source.epoch():
-            net(batch.state[0] if isinstance(batch.state, tuple) else batch.state)
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum

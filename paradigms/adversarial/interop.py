@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -14,8 +14,10 @@ from torch import Tensor, nn
 
 import mfoc
 from mfoc import InvalidType, InvalidValue, require
-from mfoc.games import Disturbed, entering
+from mfoc.checks import check_callable, check_instance
+from mfoc.games import entering, undisturbed, with_target
 from mfoc.games.maximisers import Maximiser
+from mfoc.seeding import seeded
 from paradigms.adversarial.games import GameFormulation
 
 _ROUNDING = 1e-4  # relative: attacks project in the input's precision
@@ -36,11 +38,8 @@ class FromTorchattacks:
     attack: Callable[[nn.Module], Any]
 
     def __post_init__(self) -> None:
-        if not callable(self.attack):
-            raise InvalidType(
-                f"attack is a {type(self.attack).__name__}; expected a function of the network, such as "
-                "lambda net: torchattacks.PGD(net, eps=0.1)"
-            )
+        expected = "a function of the network, such as lambda net: torchattacks.PGD(net, eps=0.1)"
+        check_callable(expected, attack=self.attack)
         if hasattr(self.attack, "get_logits") and not isinstance(self.attack, type):
             raise InvalidType("attack is made for one network; expected a function of the network that makes it")
         if hasattr(self.attack, "maximise"):
@@ -68,7 +67,7 @@ class FromTorchattacks:
         labels = _labels(particles.data)
         low, high = game.ball.bounds
         logits, attack = self._on(x.device)
-        with _seeded(generator, x.device), logits.of(game, controls, states, particles.data):
+        with _randomness(generator, x.device), logits.of(game, controls, states, particles.data):
             try:
                 found = attack((x - low) / (high - low), labels)
             except (IndexError, RuntimeError, ValueError) as error:
@@ -103,7 +102,7 @@ def _name(attack: Any) -> str:
 
 
 def _labels(z: Any) -> Tensor:
-    labels = z.data if isinstance(z, Disturbed) else z
+    labels = undisturbed(z)
     if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.dim() != 1:
         raise InvalidType("torchattacks needs class labels: the data of the particles must be an integer tensor [N]")
     return labels
@@ -123,12 +122,11 @@ class _Logits(nn.Module):
         """For the length of a with-block, the network at these controls."""
         assert game.ball.bounds is not None
         low, high = game.ball.bounds
-        data = z.data if isinstance(z, Disturbed) else z
+        data = undisturbed(z)
 
         def play(x: Tensor) -> Tensor:
             point = x * (high - low) + low
-            state = point if game.part is None else type(states)(point for _ in states)
-            last: Any = state
+            last: Any = with_target(game.part, states, point)
             for t in range(game.stage, game.stages):
                 last = game.dynamics(t, last, game.schedule(controls, t), data)
             out: Tensor = last if game.part is None else last[game.part]
@@ -146,16 +144,11 @@ class _Logits(nn.Module):
         return self._play(x)
 
 
-@contextmanager
-def _seeded(generator: torch.Generator | None, device: torch.device) -> Iterator[None]:
+def _randomness(generator: torch.Generator | None, device: torch.device) -> AbstractContextManager[None]:
     """Global randomness for the length of a call: a function of the generator, then put back; as it is when None."""
     if generator is None:
-        yield
-        return
-    seed = int(torch.randint(2**62, (1,), generator=generator, device=generator.device))
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        yield
+        return nullcontext()
+    return seeded(int(torch.randint(2**62, (1,), generator=generator, device=generator.device)), device)
 
 
 def as_attack(formulation: GameFormulation, maximiser: Maximiser, net: nn.Module | None = None) -> Any:
@@ -176,10 +169,9 @@ def as_attack(formulation: GameFormulation, maximiser: Maximiser, net: nn.Module
     """
     if not isinstance(formulation, GameFormulation) or formulation.remake is None:
         raise InvalidType("formulation has no network; expected what paradigms.adversarial.game(net, ...) returned")
-    if isinstance(maximiser, type) or not isinstance(maximiser, Maximiser):
-        raise InvalidType(f"maximiser is {maximiser!r}; expected PGD(...), YOPO(...) or the like")
-    if net is not None and not isinstance(net, nn.Module):
-        raise InvalidType(f"net is a {type(net).__name__}; expected a torch.nn.Module or None")
+    check_instance(Maximiser, "PGD(...), YOPO(...) or the like", maximiser=maximiser)
+    if net is not None:
+        check_instance(nn.Module, "a torch.nn.Module or None", net=net)
     made = formulation.problem
     if made.ball.bounds != (0.0, 1.0):
         raise InvalidValue(

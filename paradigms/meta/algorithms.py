@@ -14,7 +14,7 @@ from paradigms.meta.checks import checked_network
 from paradigms.meta.formulations import MetaFormulation, assemble, build
 from paradigms.meta.loop import Loop
 from paradigms.meta.losses import Loss, TaskLoss
-from paradigms.meta.objective import Inner, Rule
+from paradigms.meta.objective import Rule, TaskObjective
 from paradigms.meta.stacked import Weights
 
 
@@ -56,7 +56,7 @@ def maml(
     """
     check_positive(inner_lr=inner_lr)
     rule = Rule(lambda k, u: inner_lr)
-    return build(net, loss, tasks, rule, {}, inner_steps, first_order, step_losses, inner_lr=inner_lr)
+    return build(checked_network(net), loss, tasks, rule, inner_steps, first_order, step_losses, inner_lr=inner_lr)
 
 
 def meta_sgd(
@@ -98,7 +98,7 @@ def meta_sgd(
         rates: Weights = u["alpha"]
         return {name: a[min(k, len(a) - 1)] for name, a in rates.items()} if per_step else rates
 
-    return build(net, loss, tasks, Rule(at), {"alpha": alpha}, inner_steps, first_order, step_losses)
+    return build(model, loss, tasks, Rule(at), inner_steps, first_order, step_losses, extra={"alpha": alpha})
 
 
 def anil(
@@ -130,7 +130,7 @@ def anil(
     model = checked_network(net)
     chosen = _head(model.names, head)
     rule = Rule(lambda k, u: inner_lr)
-    return build(net, loss, tasks, rule, {}, inner_steps, first_order, step_losses, inner_lr=inner_lr, adapted=chosen)
+    return build(model, loss, tasks, rule, inner_steps, first_order, step_losses, inner_lr=inner_lr, adapted=chosen)
 
 
 def reptile(
@@ -161,13 +161,13 @@ def reptile(
     check_integer(1, shots_per_step=shots_per_step, optional=True)
     model = checked_network(net)
     loop = Loop(
-        Inner(model, TaskLoss(loss), True),
+        TaskObjective(model, TaskLoss(loss), first_order=True),
         tuple(model.names),
         Rule(lambda k, u: inner_lr),
         toward=True,
         shots_per_step=shots_per_step,
     )
-    made = assemble(net, loop, {"phi": model.initial()}, tasks, inner_steps, inner_lr=inner_lr)
+    made = assemble(loop, {"phi": model.initial()}, tasks, inner_steps, inner_lr=inner_lr)
     shots = made.population(0).data["support"][0].shape[1]
     if shots_per_step is not None and shots_per_step > shots:
         raise InvalidValue(f"shots_per_step is {shots_per_step} and the support has {shots}; expected no more")

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Iterable
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
-import mfoc
 from mfoc import InvalidType, InvalidValue, deprecation
-from paradigms.meta.stacked import StackedNetwork, has_aliases
+from mfoc.checks import check_instance
+from mfoc.networks.inspection import refuse_lazy, refuse_randomness, refuse_sharing, trainable
+from paradigms.meta.stacked import StackedNetwork
 
 
 def checked_network(net: Any) -> StackedNetwork:
@@ -23,38 +23,13 @@ def checked_network(net: Any) -> StackedNetwork:
         InvalidType: no module.
         InvalidValue: active dropout, lazy parameters, a parameter that two submodules share, nothing to train.
     """
-    if not isinstance(net, nn.Module):
-        raise InvalidType(f"net is a {type(net).__name__}; expected a torch.nn.Module")
-    try:
-        mfoc.from_module(nn.Sequential(_Whole(_named_once(net))), _sum)
-    except InvalidValue as error:
-        raise InvalidValue(f"net: {error}") from error
+    check_instance(nn.Module, "a torch.nn.Module", net=net)
+    refuse_lazy(net)
+    refuse_sharing(net, aliases=False)
+    refuse_randomness(net)
+    if not trainable(net):
+        raise InvalidValue("net has no parameter that requires grad; there is nothing to train")
     return StackedNetwork(net)
-
-
-def _named_once(net: nn.Module) -> nn.Module:
-    """The network, or a copy in which each submodule has one name alone: what is in it, not how it runs."""
-    if not has_aliases(net):
-        return net
-    bare, seen = copy.deepcopy(net), set()
-    for part in list(bare.modules()):
-        for name, child in list(part._modules.items()):
-            if child is not None and child in seen:
-                part._modules[name] = None
-            seen.add(child)
-    return bare
-
-
-class _Whole(nn.Module):
-    """A network as one stage."""
-
-    def __init__(self, net: nn.Module) -> None:
-        super().__init__()
-        self.net = net
-
-
-def _sum(output: Tensor, target: Tensor) -> Tensor:
-    return output.sum()
 
 
 def check_step_weights(weights: Any, steps: int) -> list[float] | None:

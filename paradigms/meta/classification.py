@@ -43,11 +43,10 @@ def few_shot(
     Raises:
         InvalidType, InvalidValue: wrong arguments, more ways than classes, a class with too few examples.
     """
-    check_integer(1, ways=ways, shots=shots, queries=queries, tasks=tasks)
+    check_integer(2, ways=ways)
+    check_integer(1, shots=shots, queries=queries, tasks=tasks)
     check_integer(0, seed=seed)
     check_flag(rotations=rotations)
-    if ways < 2:
-        raise InvalidValue(f"ways is {ways}; a choice needs at least two classes")
     inputs, labels = _labelled(x, y)
     if rotations and (inputs.dim() < 3 or inputs.shape[-1] != inputs.shape[-2]):
         raise InvalidValue(f"rotations need square images; the inputs have shape {tuple(inputs.shape)}")

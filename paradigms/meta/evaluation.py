@@ -107,7 +107,7 @@ def evaluate(
             loop.check(controls, z)
             for k, state in loop.states(controls, z, wanted):
                 losses[k].append(loop.query_loss(state, z))
-                found = _right(loop.outputs(state, z), z["query"][1], loop.inner.loss)
+                found = _right(loop.outputs(state, z), z["query"][1], loop.objective.loss)
                 if found is not None:
                     hits[k].append(found)
             tick("")
@@ -147,12 +147,14 @@ def adapt(formulation: MetaFormulation, solution: Any, support: Any, *, steps: i
 
 
 def _checked(steps: Any, batches: Any, confidence: Any) -> list[int]:
-    wanted = sorted(set(steps)) if isinstance(steps, Sequence) else [steps]
-    if not wanted or any(isinstance(k, bool) or not isinstance(k, int) or k < 0 for k in wanted):
+    wanted = list(steps) if isinstance(steps, Sequence) else [steps]
+    if not wanted:
         raise InvalidValue(f"steps is {steps!r}; expected numbers of inner steps, such as (1, 5, 10)")
+    for k in wanted:
+        check_integer(0, steps=k)
     check_integer(1, batches=batches)
     check_between(0, 1, confidence=confidence)
-    return wanted
+    return sorted(set(wanted))
 
 
 def _right(output: Tensor, target: Tensor, loss: TaskLoss) -> Tensor | None:

@@ -15,23 +15,23 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-from torch import nn
+from torch import Tensor, nn
 
 import mfoc
-from mfoc import InvalidType, InvalidValue
-from mfoc.checks import check_flag, check_integer
+from mfoc import InvalidValue, tree
+from mfoc.checks import check_flag, check_instance, check_integer
 from mfoc.formulation import Formulation
+from mfoc.networks import place
 from mfoc.problem import controls_of
-from paradigms.meta.checks import check_step_weights, checked_network
+from paradigms.meta.checks import check_step_weights
 from paradigms.meta.loop import Loop
 from paradigms.meta.losses import Loss, TaskLoss
-from paradigms.meta.objective import Inner, Rule
+from paradigms.meta.objective import Rule, TaskObjective
 from paradigms.meta.stacked import StackedNetwork, Weights
 from paradigms.meta.task_laws import as_tasks
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class MetaFormulation(Formulation):
     """Meta-learning written as a control problem.
 
@@ -51,43 +51,47 @@ class MetaFormulation(Formulation):
     remake: Callable[[int], mfoc.Problem] = field(kw_only=True)
     origin: Any = field(default=None, kw_only=True)
 
+    def __repr__(self) -> str:
+        size = sum(leaf.numel() for leaf in tree.leaves(self.problem.controls))
+        return f"MetaFormulation({type(self.net).__name__}, {size} controls, adapted in {self.adapt_steps} inner steps)"
+
     @property
     def adapt_steps(self) -> int:
         """Gradient steps of an adaptation: those towards the equilibrium, for iMAML."""
-        return getattr(self.loop.settle, "steps", self.inner_steps)
+        return self.inner_steps if self.loop.settle is None else self.loop.settle.steps
 
     @property
     def first_order(self) -> bool:
         """Whether the inner slopes are constants for the adjoint."""
-        return self.loop.inner.first_order
+        return self.loop.objective.first_order
 
 
 def build(
-    net: nn.Module,
+    model: StackedNetwork,
     loss: Loss | nn.Module,
     tasks: Any,
     rule: Rule,
-    extra: dict[str, Any],
     inner_steps: int,
     first_order: bool,
     step_losses: Sequence[float] | None,
     *,
+    extra: dict[str, Any] | None = None,
     inner_lr: float | None = None,
-    adapted: list[str] | None = None,
+    adapted: Sequence[str] | None = None,
 ) -> MetaFormulation:
-    """The formulation of any rule; ``adapted`` names the weights that follow it."""
-    model, measure = checked_network(net), TaskLoss(loss)
+    """The formulation of any rule, in the terms of ``maml``.
+
+    ``extra`` are controls beside the initial weights; ``adapted`` names the weights that follow the rule, all when None.
+    """
     check_integer(1, inner_steps=inner_steps)
     check_flag(first_order=first_order)
     weights = check_step_weights(step_losses, inner_steps)
     names = tuple(model.names if adapted is None else adapted)
-    loop = Loop(Inner(model, measure, first_order, _split_at(model, names)), names, rule)
-    controls = {"phi": model.initial(), **extra}
-    return assemble(net, loop, controls, tasks, inner_steps, weights, inner_lr=inner_lr)
+    loop = Loop(TaskObjective(model, TaskLoss(loss), first_order, _split_at(model, names)), names, rule)
+    return assemble(loop, {"phi": model.initial(), **(extra or {})}, tasks, inner_steps, weights, inner_lr=inner_lr)
 
 
 def assemble(
-    net: nn.Module,
     loop: Loop,
     controls: dict[str, Any],
     tasks: Any,
@@ -98,15 +102,15 @@ def assemble(
     remake: Callable[[int], mfoc.Problem] | None = None,
 ) -> MetaFormulation:
     """The formulation of an inner loop, checked on its first batch of tasks."""
-    source = as_tasks(tasks)
+    net, source = loop.objective.network.net, as_tasks(tasks)
     first = source(0)
+    problem = loop.problem(controls, inner_steps, step_losses)  # which refuses weights that are not finite, say
     loop.check(controls, first.data)
-    problem = loop.problem(controls, inner_steps, step_losses)
     problem.validate(first)
     return MetaFormulation(
         problem,
         source,
-        lambda solution: to_module(net, solution.controls["phi"]),
+        lambda solution: to_module(net, controls_of(solution)["phi"]),
         net=net,
         loop=loop,
         inner_steps=inner_steps,
@@ -122,10 +126,9 @@ def checked_controls(formulation: Any, solution: Any) -> Any:
         InvalidType: no formulation of this paradigm, no solution.
         InvalidValue: controls of another formulation, or such as are not finite.
     """
-    if not isinstance(formulation, MetaFormulation):
-        raise InvalidType(f"formulation is a {type(formulation).__name__}; expected what paradigms.meta.maml returns")
-    controls, own = controls_of(solution), formulation.problem.controls
-    found, expected = (_shapes(tree) for tree in (controls, own))
+    check_instance(MetaFormulation, "what paradigms.meta.maml returns", formulation=formulation)
+    controls = controls_of(solution)
+    found, expected = (_shapes(part) for part in (controls, formulation.problem.controls))
     if found != expected:
         names = [name for name in {**expected, **found} if found.get(name) != expected.get(name)]
         raise InvalidValue(
@@ -136,22 +139,14 @@ def checked_controls(formulation: Any, solution: Any) -> Any:
     return controls
 
 
-def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
-    leaves = torch.utils._pytree.tree_flatten_with_path(tree)[0]
-    return {
-        "".join(str(key) for key in path): tuple(leaf.shape) for path, leaf in leaves if isinstance(leaf, torch.Tensor)
-    }
+def _shapes(controls: Any) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(leaf.shape) for name, leaf in tree.dotted(controls).items() if isinstance(leaf, Tensor)}
 
 
 def to_module(net: nn.Module, weights: Weights) -> nn.Module:
     """A copy of a network with these weights, an ordinary module; parameters that are not named stay."""
     solved = copy.deepcopy(net)
-    own = dict(solved.named_parameters())
-    with torch.no_grad():
-        for name, value in weights.items():
-            if name not in own or own[name].shape != value.shape:
-                raise InvalidValue(f"weights of {name!r} {tuple(value.shape)} do not belong to this network")
-            own[name].data = value.detach().clone()
+    place(solved, weights)
     return solved
 
 

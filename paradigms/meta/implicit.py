@@ -18,24 +18,26 @@ from torch import Tensor, nn
 from torch.autograd import Function
 
 import mfoc
-from mfoc import InvalidType, InvalidValue
+from mfoc import InvalidType, InvalidValue, deprecation
 from mfoc.checks import check_between, check_integer, check_non_negative, check_positive
+from mfoc.derivatives import gradients
 from paradigms.meta.checks import checked_network
 from paradigms.meta.formulations import MetaFormulation, assemble, checked_controls
 from paradigms.meta.loop import Loop
 from paradigms.meta.losses import Loss, TaskLoss
-from paradigms.meta.objective import Inner, Pair
+from paradigms.meta.objective import Pair, TaskObjective
 from paradigms.meta.stacked import Weights
 from paradigms.meta.task_laws import as_tasks, check_tasks
 from paradigms.reporting import Estimate, normal_interval
 
 
+@deprecation.renamed(inner="objective")
 @dataclass(frozen=True)
 class Equilibrium:
     """The settled fast weights of each task.
 
     Attributes:
-        inner: losses and slopes.
+        objective: losses and slopes.
         strength: the weight of the proximal term.
         steps: gradient steps towards the equilibrium.
         rate: their step size.
@@ -43,26 +45,26 @@ class Equilibrium:
         cg_tol: a task's solve ends when its residual has fallen by this factor.
     """
 
-    inner: Inner
+    objective: TaskObjective
     strength: float
     steps: int
     rate: float
     cg_steps: int
     cg_tol: float
 
-    def __call__(self, fast: Weights, body: Weights, pair: Pair) -> Weights:
-        """From phi_0 ``[tasks, ...]`` to the equilibrium."""
+    def __call__(self, fast: Weights, body: Weights, pair: Pair, steps: int | None = None) -> Weights:
+        """From phi_0 ``[tasks, ...]`` to the equilibrium; in another number of steps, where it is given."""
         if any(leaf.requires_grad for leaf in pair):
             raise InvalidValue("the equilibrium of imaml is not differentiated in the tasks' data; detach them")
-        settled = _Settle.apply(self, pair, tuple(fast), *fast.values())
+        settled = _Settle.apply(self, pair, steps, tuple(fast), *fast.values())
         return dict(zip(fast, settled, strict=True))
 
     @torch.no_grad()
-    def settle(self, start: Weights, pair: Pair) -> Weights:
+    def settle(self, start: Weights, pair: Pair, steps: int | None = None) -> Weights:
         """Gradient descent on the regularised support loss."""
         phi = dict(start)
-        for _ in range(self.steps):
-            slopes = self.inner.slopes(phi, {}, pair)
+        for _ in range(self.steps if steps is None else steps):
+            slopes = self.objective.slopes(phi, {}, pair)
             phi = {
                 name: leaf - self.rate * (slopes[name] + self.strength * (leaf - start[name]))
                 for name, leaf in phi.items()
@@ -79,11 +81,11 @@ class Equilibrium:
         """V to (I + H / strength) v, the Hessian at phi."""
         with torch.enable_grad():
             free = {name: leaf.detach().requires_grad_() for name, leaf in phi.items()}
-            slopes = list(self.inner.slopes(free, {}, pair).values())
+            slopes = list(self.objective.slopes(free, {}, pair).values())
         leaves = list(free.values())
 
         def apply(v: list[Tensor]) -> list[Tensor]:
-            bent = torch.autograd.grad(slopes, leaves, v, retain_graph=True, allow_unused=True, materialize_grads=True)
+            bent = gradients(slopes, leaves, v, retain_graph=True)
             return [a + b / self.strength for a, b in zip(v, bent, strict=True)]
 
         return apply
@@ -91,7 +93,7 @@ class Equilibrium:
     def slack(self, start: Weights, pair: Pair, settled: Weights) -> Tensor:
         """How far the inner solve is from the equilibrium ``[tasks]``: its slope there, relative to that at phi_0."""
         with torch.no_grad():
-            first, last = (self.inner.slopes(phi, {}, pair) for phi in (start, settled))
+            first, last = (self.objective.slopes(phi, {}, pair) for phi in (start, settled))
             pulled = [last[name] + self.strength * (settled[name] - start[name]) for name in start]
             return _relative(pulled, list(first.values()))
 
@@ -145,15 +147,17 @@ def _plus(x: list[Tensor], a: Tensor, y: list[Tensor]) -> list[Tensor]:
 
 class _Settle(Function):
     @staticmethod
-    def forward(ctx: Any, spec: Equilibrium, pair: Pair, names: tuple[str, ...], *start: Tensor) -> Any:  # type: ignore[override]
-        settled = spec.settle(dict(zip(names, start, strict=True)), pair)
+    def forward(  # type: ignore[override]
+        ctx: Any, spec: Equilibrium, pair: Pair, steps: int | None, names: tuple[str, ...], *start: Tensor
+    ) -> Any:
+        settled = spec.settle(dict(zip(names, start, strict=True)), pair, steps)
         ctx.spec, ctx.pair, ctx.names = spec, pair, names
         ctx.save_for_backward(*settled.values())
         return tuple(settled.values())
 
     @staticmethod
     def backward(ctx: Any, *g: Tensor) -> Any:  # type: ignore[override]
-        return None, None, None, *_Solve.apply(ctx.spec, ctx.pair, ctx.names, *g, *ctx.saved_tensors)
+        return None, None, None, None, *_Solve.apply(ctx.spec, ctx.pair, ctx.names, *g, *ctx.saved_tensors)
 
 
 class _Solve(Function):
@@ -175,16 +179,9 @@ class _Solve(Function):
         q = spec.solve(dict(zip(names, phi, strict=True)), h, ctx.pair)
         with torch.enable_grad():
             free = [leaf.detach().requires_grad_() for leaf in phi]
-            slopes = spec.inner.slopes(dict(zip(names, free, strict=True)), {}, ctx.pair)
-            bent = torch.autograd.grad(
-                list(slopes.values()), free, list(p), create_graph=True, allow_unused=True, materialize_grads=True
-            )
-            paired = sum((b * c).sum() for b, c in zip(bent, q, strict=True))
-            found = (
-                torch.autograd.grad(paired, free, allow_unused=True, materialize_grads=True)  # type: ignore[arg-type]
-                if isinstance(paired, Tensor) and paired.requires_grad
-                else [torch.zeros_like(leaf) for leaf in free]
-            )
+            slopes = spec.objective.slopes(dict(zip(names, free, strict=True)), {}, ctx.pair)
+            bent = gradients(list(slopes.values()), free, p, create_graph=True)
+            found = gradients(bent, free, q)
         return None, None, None, *q, *(-leaf / spec.strength for leaf in found)
 
 
@@ -231,15 +228,15 @@ def imaml(
     check_integer(1, inner_steps=inner_steps, cg_steps=cg_steps)
     check_non_negative(cg_tol=cg_tol)
     model = checked_network(net)
-    inner = Inner(model, TaskLoss(loss))
-    settle = Equilibrium(inner, strength, inner_steps, inner_lr, cg_steps, cg_tol)
-    loop = Loop(inner, tuple(model.names), settle=settle)
+    objective = TaskObjective(model, TaskLoss(loss))
+    settle = Equilibrium(objective, strength, inner_steps, inner_lr, cg_steps, cg_tol)
+    loop = Loop(objective, tuple(model.names), settle=settle)
     controls = {"phi": model.initial()}
 
     def remake(steps: int) -> mfoc.Problem:
         return replace(loop, settle=replace(settle, steps=steps)).problem(controls, 1, None)
 
-    made = assemble(net, loop, controls, tasks, 1, inner_lr=inner_lr, remake=remake)
+    made = assemble(loop, controls, tasks, 1, inner_lr=inner_lr, remake=remake)
     _check_descent(loop, settle, controls, made.population(0).data)
     return made
 
@@ -250,8 +247,8 @@ def _check_descent(loop: Loop, settle: Equilibrium, controls: Any, z: Any) -> No
     with torch.no_grad():
         settled = settle.settle(start, pair)
         away = [settled[name] - leaf for name, leaf in start.items()]
-        before = settle.inner.value(start, {}, pair)
-        after = settle.inner.value(settled, {}, pair) + settle.strength / 2 * _dots(away, away)
+        before = settle.objective.value(start, {}, pair)
+        after = settle.objective.value(settled, {}, pair) + settle.strength / 2 * _dots(away, away)
     if not bool(after.mean() <= before.mean()):
         raise InvalidValue(
             f"{settle.steps} steps of inner_lr {settle.rate:g} take the regularised support loss of the first batch "
@@ -304,8 +301,8 @@ def residuals(formulation: MetaFormulation, solution: Any, tasks: Any = None, *,
     start = loop.lift(controls["phi"], z)["fast"]
     settled = {name: leaf.requires_grad_() for name, leaf in settle.settle(start, z["support"]).items()}
     with torch.enable_grad():
-        value = settle.inner.value(settled, {}, z["query"]).sum()
-        g = torch.autograd.grad(value, list(settled.values()), allow_unused=True, materialize_grads=True)
+        value = settle.objective.value(settled, {}, z["query"]).sum()
+        g = gradients(value, list(settled.values()))
     found = [settle.slack(start, z["support"], settled), settle.adjoint_slack(settled, z["support"], g)]
     spread = [Estimate(*normal_interval(part.detach(), confidence)) for part in found]
     return Residuals(spread[0], spread[1], (float(found[0].max()), float(found[1].max())))

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mfoc import InvalidType, InvalidValue, require
+from mfoc.networks import place
 from paradigms.meta.algorithms import maml, meta_sgd
 from paradigms.meta.formulations import MetaFormulation, checked_controls, to_module
 from paradigms.meta.learner import Learner as Learner
@@ -111,9 +112,6 @@ def to_learn2learn(formulation: MetaFormulation, solution: Any) -> Any:
 def _gbml(formulation: MetaFormulation, controls: Any) -> Any:
     solved = copy.deepcopy(formulation.origin)
     rule = _transforms(solved)  # its parameters are those of the copy
-    with torch.no_grad():
-        for module, weights in ((solved.module, controls["phi"]), (rule, controls["rule"])):
-            own = dict(module.named_parameters())
-            for name, value in weights.items():
-                own[name].data = value.detach().clone()
+    place(solved.module, controls["phi"])
+    place(rule, controls["rule"])
     return solved

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mfoc import InvalidType, InvalidValue
+from mfoc import InvalidType, InvalidValue, tree
+from mfoc.networks.inspection import BOOKKEEPING, without_inplace
 from paradigms.meta.formulations import MetaFormulation, checked_controls, to_module
 
 _NAMES = {"alpha": "lrs"}  # a control's name where learn2learn has another
@@ -58,13 +59,12 @@ class Learner(nn.Module):
             raise InvalidType("formulation has no inner steps; expected what paradigms.meta.maml(...) returns")
         controls = checked_controls(formulation, formulation.problem if solution is None else solution)
         self._formulation = formulation
-        self.module = _without_inplace(to_module(formulation.net, controls["phi"]))
-        self._specs: dict[str, Any] = {}
-        for key, tree in controls.items():
-            if key != "phi":
-                leaves, self._specs[key] = torch.utils._pytree.tree_flatten(tree)
-                owned = nn.ParameterList([nn.Parameter(leaf.detach().clone()) for leaf in leaves])
-                setattr(self, _NAMES.get(key, key), owned)
+        self.module = without_inplace(to_module(formulation.net, controls["phi"]))
+        self._others = {key: like for key, like in formulation.problem.controls.items() if key != "phi"}
+        for key, like in self._others.items():
+            own = tree.map(lambda _, leaf: leaf, like, controls[key])  # in the order of the formulation
+            owned = nn.ParameterList([nn.Parameter(leaf) for leaf in tree.leaves(tree.copy(own))])
+            setattr(self, _NAMES.get(key, key), owned)
         if formulation.inner_lr is not None:
             self.lr: Any = formulation.inner_lr
         frozen = not all(p.requires_grad for p in self.module.parameters())
@@ -86,8 +86,8 @@ class Learner(nn.Module):
         """The controls: a tree of the parameters; of a clone, with its fast weights."""
         own = dict(self.module.named_parameters())
         found: dict[str, Any] = {"phi": {name: own[name] for name in self._formulation.problem.controls["phi"]}}
-        for key, spec in self._specs.items():
-            found[key] = torch.utils._pytree.tree_unflatten(list(getattr(self, _NAMES.get(key, key))), spec)
+        for key, like in self._others.items():
+            found[key] = tree.rebuild(like, getattr(self, _NAMES.get(key, key)))
         return found
 
     def clone(
@@ -103,10 +103,10 @@ class Learner(nn.Module):
         twin = Learner.__new__(Learner)
         nn.Module.__init__(twin)
         twin.train(self.training)
-        kept = {key: value for key, value in self.__dict__.items() if key not in nn.Module().__dict__}
+        kept = {key: value for key, value in self.__dict__.items() if key not in BOOKKEEPING}
         twin.__dict__.update(kept)
         twin.module = _twin(self.module)
-        for key in self._specs:  # a plain list: step sizes are no parameters of a task
+        for key in self._others:  # a plain list: step sizes are no parameters of a task
             name = _NAMES.get(key, key)
             twin.__dict__[name] = [leaf.clone() for leaf in getattr(self, name)]
         if "lr" in self._parameters:  # a step size that is learned
@@ -190,14 +190,6 @@ def _check_loss(loss: Any) -> None:
         raise InvalidValue(f"loss is no scalar tensor ({what}); pass the mean over the support")
     if not loss.requires_grad:
         raise InvalidValue("loss has no graph (computed under no_grad, or detached); adapt differentiates it")
-
-
-def _without_inplace(module: nn.Module) -> nn.Module:
-    """Layers that write over their input do so no more: it may be a user's tensor."""
-    for part in module.modules():
-        if getattr(part, "inplace", False) is True:
-            part.inplace = False  # type: ignore[assignment]
-    return module
 
 
 def _twin(module: nn.Module, known: dict[int, Any] | None = None) -> Any:

@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 import mfoc
-from paradigms.meta.objective import Inner, Pair, Rule
+from mfoc import deprecation
+from paradigms.meta.objective import Pair, Rule, TaskObjective
 from paradigms.meta.stacked import Weights
 
 State = dict[str, Any]
 
 
+class Settling(Protocol):
+    """A jump of the fast weights to an equilibrium."""
+
+    @property
+    def steps(self) -> int:
+        """How many steps are taken towards it."""
+
+    def __call__(self, fast: Weights, body: Weights, pair: Pair, steps: int | None = None) -> Weights:
+        """The settled fast weights; ``steps`` is another number of steps."""
+
+
+@deprecation.renamed(inner="objective")
 @dataclass(frozen=True)
 class Loop:
     """Stage 0 lifts the control into fast weights; each later stage is one move of them.
@@ -25,19 +38,19 @@ class Loop:
     ``[tasks, shots, ...]``.
 
     Attributes:
-        inner: losses and slopes.
+        objective: losses and slopes.
         adapted: names of the weights that are adapted.
         move: ``move(k, fast, slopes, control)`` to the fast weights after inner step k; see ``Rule``. For an
             equilibrium: None.
-        settle: ``settle(fast, body, pair)`` to the equilibrium; None for steps.
+        settle: the jump to the equilibrium; None for steps.
         toward: the gradient is set to E[phi - phi_K], Reptile's; phi is carried as "start".
         shots_per_step: each step uses the next so many shots of the support, in turn; None: all of them.
     """
 
-    inner: Inner
+    objective: TaskObjective
     adapted: tuple[str, ...]
     move: Rule | None = None
-    settle: Callable[[Weights, Weights, Pair], Weights] | None = None
+    settle: Settling | None = None
     toward: bool = False
     shots_per_step: int | None = None
 
@@ -49,17 +62,17 @@ class Loop:
         body = {name: leaf for name, leaf in wide.items() if name not in state["fast"]}
         if self.toward:
             return {"fast": {name: leaf.detach() for name, leaf in wide.items()}, "start": wide}
-        if self.inner.start:
+        if self.objective.start:
             for part in ("support", "query"):
-                state[part] = self.inner.before(body, z[part][0])
+                state[part] = self.objective.before(body, z[part][0])
         elif body:
             state["body"] = body
         return state
 
     def check(self, controls: Any, z: Any) -> None:
-        """Refuses tasks that the network or the loss cannot take; see ``Inner.check``."""
+        """Refuses tasks that the network or the loss cannot take; see ``TaskObjective.check``."""
         for part in ("support", "query"):
-            self.inner.check(controls["phi"], z[part], part)
+            self.objective.check(controls["phi"], z[part], part)
 
     def pair(self, x: State, z: Any, part: str) -> Pair:
         """What the layers that are left run on, and the targets."""
@@ -68,13 +81,17 @@ class Loop:
 
     def step(self, k: int, x: State, u: Any, z: Any) -> State:
         """One inner step, or the jump to the equilibrium."""
-        fast, body, support = x["fast"], x.get("body", {}), self.pair(x, z, "support")
         if self.settle is not None:
-            return {**x, "fast": self.settle(fast, body, support)}
+            return self._settled(x, z)
         assert self.move is not None
+        fast, body, support = x["fast"], x.get("body", {}), self.pair(x, z, "support")
         if self.shots_per_step is not None:
             support = self._turn(k, support)
-        return {**x, "fast": self.move(k, fast, self.inner.slopes(fast, body, support), u)}
+        return {**x, "fast": self.move(k, fast, self.objective.slopes(fast, body, support), u)}
+
+    def _settled(self, x: State, z: Any, steps: int | None = None) -> State:
+        assert self.settle is not None
+        return {**x, "fast": self.settle(x["fast"], x.get("body", {}), self.pair(x, z, "support"), steps)}
 
     def _turn(self, k: int, pair: Pair) -> Pair:
         """The shots whose turn it is at step ``k``."""
@@ -98,7 +115,7 @@ class Loop:
         x = self.lift(controls["phi"], z)
         if self.settle is not None:
             for k in sorted(steps):
-                yield k, x if k == 0 else replace(self, settle=replace(self.settle, steps=k)).step(0, x, controls, z)  # type: ignore[type-var]
+                yield k, x if k == 0 else self._settled(x, z, k)
             return
         for k in range(max(steps) + 1):
             if k in steps:
@@ -108,11 +125,11 @@ class Loop:
 
     def query_loss(self, x: State, z: Any) -> Tensor:
         """The loss on the query ``[tasks]``."""
-        return self.inner.value(x["fast"], x.get("body", {}), self.pair(x, z, "query"))
+        return self.objective.value(x["fast"], x.get("body", {}), self.pair(x, z, "query"))
 
     def outputs(self, x: State, z: Any) -> Tensor:
         """The network's outputs on the query ``[tasks, shots, ...]``."""
-        return self.inner.outputs(x["fast"], x.get("body", {}), self.pair(x, z, "query")[0])
+        return self.objective.outputs(x["fast"], x.get("body", {}), self.pair(x, z, "query")[0])
 
     def problem(self, controls: Any, stages: int, weights: Sequence[float] | None) -> mfoc.Problem:
         """The control problem of a number of inner stages; ``weights`` are those of the multi-step loss."""

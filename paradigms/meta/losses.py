@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mfoc import InvalidType, InvalidValue
+from mfoc.seeding import watched
 
 Loss = Callable[..., Tensor]
 
@@ -78,11 +79,13 @@ class TaskLoss:
             try:
                 value: Tensor = torch.func.vmap(self._loss)(output, target)
                 return value
-            except RuntimeError as error:
-                if "called random operation" in str(error):
-                    raise InvalidValue("loss draws random numbers; costs must be pure") from error
+            except RuntimeError:
+                pass  # a loss that branches on values, or draws random numbers
+        drawn = watched()
         value = torch.stack([self._loss(a, b) for a, b in zip(output, target, strict=True)])
-        self._looped = True  # a memo: the loss branches on values
+        if not self._looped and drawn():
+            raise InvalidValue("loss draws random numbers; costs must be pure")
+        self._looped = True  # a memo
         return value
 
     def total(self, output: Tensor, target: Tensor) -> Tensor:

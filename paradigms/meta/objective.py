@@ -1,4 +1,4 @@
-"""The inner loop: fast weights that follow the slope of the support loss, all tasks of a batch together."""
+"""What an inner loop descends, the loss of each task and its slope, and the rule by which it does."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Rule:
 
 
 @dataclass(frozen=True)
-class Inner:
+class TaskObjective:
     """Losses of stacked weights and their slopes.
 
     Weights come in two parts: ``fast`` ones, which slopes are taken in, and the others, ``body``.
@@ -126,11 +126,8 @@ class Inner:
                 pair = tuple(leaf.detach() for leaf in pair)
             total = self.loss.total(self.network({**free, **body}, pair[0], start=self.start), pair[1])
             leaves = list(free.values())
-            found = torch.autograd.grad(total, leaves, create_graph=onward, allow_unused=True)
-        return {
-            name: torch.zeros_like(leaf) if slope is None else slope
-            for (name, leaf), slope in zip(fast.items(), found, strict=True)
-        }
+            found = torch.autograd.grad(total, leaves, create_graph=onward, allow_unused=True, materialize_grads=True)
+        return dict(zip(fast, found, strict=True))
 
     def _parts(
         self, fast: Weights, body: Weights, tensors: tuple[Tensor, ...], before: bool = False

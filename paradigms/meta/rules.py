@@ -9,8 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mfoc import InvalidType, InvalidValue
-from mfoc.checks import check_positive
+from mfoc import InvalidValue
+from mfoc.checks import check_instance, check_positive
+from mfoc.networks.inspection import shared_parameters, trainable, training_norms
+from paradigms.meta.checks import checked_network
 from paradigms.meta.formulations import MetaFormulation, build
 from paradigms.meta.losses import Loss
 from paradigms.meta.objective import Rule
@@ -47,18 +49,16 @@ def learned_update(
     Returns:
         A formulation; controls are {"phi": weights, "rule": the rule's weights}, the readout is the network.
     """
-    if not isinstance(rule, nn.Module):
-        raise InvalidType(f"rule is a {type(rule).__name__}; expected a torch.nn.Module rule(slope, weight)")
+    check_instance(nn.Module, "a torch.nn.Module rule(slope, weight)", rule=rule)
     check_positive(inner_lr=inner_lr)
-    owners = [id(p) for _, p in rule.named_parameters(remove_duplicate=False)]
-    if len(set(owners)) != len(owners):
+    if any(shared_parameters(rule)):
         raise InvalidValue("rule shares parameters between its parts; give each part its own copy")
-    if any(isinstance(part, nn.modules.batchnorm._NormBase) and part.training for part in rule.modules()):
+    if any(training_norms(rule)):
         raise InvalidValue(
             "rule has batch norm in training mode, which mixes tasks; call .eval() on it, or use LayerNorm"
         )
     own = copy.deepcopy(rule)
-    weights = {name: p.detach().clone() for name, p in own.named_parameters() if p.requires_grad}
+    weights = {name: p.detach().clone() for name, p in trainable(own).items()}
     if not weights:
         raise InvalidValue("rule has no parameter that requires grad; there is nothing to learn in it")
 
@@ -66,7 +66,9 @@ def learned_update(
         return {name: _apply(own, u["rule"], name, slope, phi[name]) for name, slope in slopes.items()}
 
     made = Rule(lambda k, u: inner_lr, direction)
-    return build(net, loss, tasks, made, {"rule": weights}, inner_steps, first_order, step_losses)
+    return build(
+        checked_network(net), loss, tasks, made, inner_steps, first_order, step_losses, extra={"rule": weights}
+    )
 
 
 def _apply(rule: nn.Module, weights: Weights, name: str, slope: Tensor, value: Tensor) -> Tensor:

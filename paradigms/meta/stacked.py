@@ -15,7 +15,6 @@ training mode takes its statistics over the shots of one task: nothing leaks bet
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -24,7 +23,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mfoc import InvalidType, InvalidValue
+from mfoc import InvalidType, InvalidValue, deprecation
+from mfoc.networks.inspection import ELEMENTWISE, has_aliases, hooked, is_chain, is_dropout, pure_copy, trainable
+from mfoc.seeding import watched
 from paradigms.meta.convolution import Window, convolve
 from paradigms.meta.normalisation import normalise
 
@@ -33,12 +34,6 @@ Weights = dict[str, Tensor]
 # Largest activation of a chunk of tasks, in numbers: on a CPU one that stays in cache is several times faster.
 _CACHE = 2**19
 
-_BOOKKEEPING = [key for key in nn.Module().__dict__ if key.endswith("_hooks")]
-
-_ELEMENTWISE = (
-    nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish, nn.Tanh, nn.Sigmoid,
-    nn.Softplus, nn.Softsign, nn.Hardtanh, nn.LogSigmoid, nn.Identity,
-)  # fmt: skip
 _POOLS = {
     nn.MaxPool1d: 1, nn.MaxPool2d: 2, nn.MaxPool3d: 3, nn.AvgPool1d: 1, nn.AvgPool2d: 2, nn.AvgPool3d: 3,
     nn.AdaptiveAvgPool1d: 1, nn.AdaptiveAvgPool2d: 2, nn.AdaptiveAvgPool3d: 3,
@@ -85,16 +80,16 @@ class StackedNetwork:
         net: the network. It is copied; dropout must be off.
 
     Attributes:
+        net: the network itself.
         names: names of the parameters that require grad, in the order of the module.
         layers: names of the layers of a chain, in order; empty when the network is no chain of known layers.
         looped: tasks run one after another, as vmap could not follow the network.
     """
 
     def __init__(self, net: nn.Module) -> None:
-        self._module = pure_copy(net)
-        parameters = dict(self._module.named_parameters())
-        self.names = [name for name, p in parameters.items() if p.requires_grad]
-        self._constants = {name: p.detach() for name, p in parameters.items() if not p.requires_grad}
+        self.net, self._module = net, pure_copy(net)
+        self.names = list(trainable(self._module))
+        self._constants = {n: p.detach() for n, p in self._module.named_parameters() if not p.requires_grad}
         self._buffers = dict(self._module.named_buffers())
         chain = list(_chain(self._module, ""))
         made = [_layer(name, module) for name, module in chain]
@@ -106,8 +101,7 @@ class StackedNetwork:
 
     def initial(self) -> Weights:
         """Copies of the network's own weights, not stacked."""
-        own = dict(self._module.named_parameters())
-        return {name: own[name].detach().clone() for name in self.names}
+        return {name: p.detach().clone() for name, p in trainable(self._module).items()}
 
     def __call__(self, weights: Weights, x: Tensor, *, start: int = 0, stop: int | None = None) -> Tensor:
         """Outputs ``[tasks, shots, ...]``.
@@ -143,15 +137,17 @@ class StackedNetwork:
             try:
                 out: Tensor = torch.func.vmap(one)(weights, x)
                 return out
-            except (RuntimeError, NotImplementedError) as error:
-                if "called random operation" in str(error):
-                    raise InvalidValue(
-                        "net draws random numbers in its forward pass (dropout?); costs must be pure: switch it off"
-                    ) from error
+            except (RuntimeError, NotImplementedError):
+                pass  # a forward that branches on values, has an operation that vmap lacks, or draws random numbers
+        drawn = watched()
         found = [one({name: leaf[i] for name, leaf in weights.items()}, x[i]) for i in range(len(x))]
+        if not self.looped and drawn():
+            raise InvalidValue(
+                "net draws random numbers in its forward pass (dropout?); costs must be pure: switch it off"
+            )
         if not all(isinstance(part, Tensor) for part in found):
             raise InvalidType(f"net returns a {type(found[0]).__name__}; expected one tensor: wrap it in a module")
-        self.looped = True  # a memo: forward branches on values, or has an operation that vmap lacks
+        self.looped = True  # a memo
         return torch.stack(found)
 
     def _complete(self, weights: Weights, tasks: int) -> Weights:
@@ -184,34 +180,14 @@ class StackedNetwork:
         return largest
 
 
-def pure_copy(net: nn.Module) -> nn.Module:
-    """A private copy that writes into nothing and changes no value: no in-place layers, no advancing averages."""
-    module = copy.deepcopy(net)
-    for part in module.modules():
-        if getattr(part, "inplace", False) is True:
-            part.inplace = False  # type: ignore[assignment]
-        if isinstance(part, nn.modules.batchnorm._NormBase) and part.training:
-            part.running_mean = part.running_var = part.num_batches_tracked = None
-            part.track_running_stats = False
-    return module
-
-
 def _pads(module: nn.Module) -> bool:
     """Whether a row of an embedding is never trained: vmap's embedding forgets which."""
     return isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.padding_idx is not None
 
 
-def has_aliases(net: nn.Module) -> bool:
-    """Whether a submodule with parameters has several names."""
-    found = [id(part) for _, part in net.named_modules(remove_duplicate=False) if any(True for _ in part.parameters())]
-    return len(set(found)) < len(found)
-
-
 def _chain(module: nn.Module, prefix: str) -> Iterator[tuple[str, nn.Module]]:
     """The layers of nested ``nn.Sequential`` in the order they run; a module that is none is one layer."""
-    hooked = any(module.__dict__[key] for key in _BOOKKEEPING)
-    plain = type(module).forward is nn.Sequential.forward and "forward" not in module.__dict__
-    if plain and not hooked:
+    if is_chain(module) and "forward" not in module.__dict__ and not hooked(module):
         for name, child in module._modules.items():  # a layer that is used twice included
             assert child is not None
             yield from _chain(child, f"{prefix}.{name}" if prefix else name)
@@ -222,11 +198,11 @@ def _chain(module: nn.Module, prefix: str) -> Iterator[tuple[str, nn.Module]]:
 def _layer(name: str, module: nn.Module) -> Layer | None:
     """The layer on stacked weights, or None when it has to go through vmap."""
     kind = type(module)
-    if any(module.__dict__[key] for key in _BOOKKEEPING) or hasattr(module, "parametrizations"):
+    if hooked(module) or hasattr(module, "parametrizations"):
         return None
-    if kind in _ELEMENTWISE:
+    if kind in ELEMENTWISE:
         return lambda flow, u: _Flow(module(flow.value), flow.tasks, flow.planes)
-    if isinstance(module, nn.modules.dropout._DropoutNd):  # off, or it would have been refused
+    if is_dropout(module):  # off, or it would have been refused
         return lambda flow, u: flow
     if kind in _POOLS and not getattr(module, "return_indices", False):
         axes = _POOLS[kind]
@@ -312,3 +288,6 @@ def _layer_norm(flow: _Flow, scale: Tensor | None, shift: Tensor | None, module:
 
     out = out if scale is None else out * spread(scale)
     return _Flow(out if shift is None else out + spread(shift), flow.tasks)
+
+
+__getattr__ = deprecation.aliases("paradigms.meta.stacked", {"pure_copy": "mfoc.networks.inspection.pure_copy"})

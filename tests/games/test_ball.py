@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import mfoc
-from tests.oracles import ascended, entered, size
+from tests.oracles.adversaries import ascended, entered, size
 from tests.problems import D, distance, generator, normal
 
 NORMS = ("linf", "l2")

@@ -12,7 +12,8 @@ import mfoc
 from mfoc.games.maximisers import PGD
 from mfoc.minimisers import Descent
 from tests.architectures import mlp_net, seeded
-from tests.oracles import ascended, copied, disturbed_cost, picked
+from tests.oracles.adversaries import ascended, disturbed_cost, picked
+from tests.oracles.training import copied
 from tests.problems import CATALOGUE, distance, generator, labels, leaves, normal, same_bits
 
 BOUNDS = (None, (-0.4, 0.9))

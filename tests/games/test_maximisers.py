@@ -11,7 +11,7 @@ from torch import nn
 import mfoc
 from mfoc.games.maximisers import FGSM, PGD, YOPO, Free
 from tests.architectures import mlp_net, seeded
-from tests.oracles import entered, pgd, picked, yopo
+from tests.oracles.adversaries import entered, pgd, picked, yopo
 from tests.problems import CATALOGUE, distance, generator, labels, leaves, normal
 
 NORMS = ("linf", "l2")

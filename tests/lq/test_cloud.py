@@ -8,7 +8,7 @@ import torch
 import mfoc
 from mfoc.particles import Particles
 from mfoc.pontryagin import rollout
-from tests.oracles import expected_quadratic
+from tests.oracles.training import expected_quadratic
 from tests.problems import D, continuous_lq, discrete_lq, error, lq_matrices
 
 

@@ -7,10 +7,7 @@ import torch
 
 from mfoc.particles import Particles
 from mfoc.pontryagin import rollout
-from tests.oracles import (
-    closed_loop_cost,
-    many_particles,
-)
+from tests.oracles.linear_quadratic import closed_loop_cost, many_particles
 from tests.problems import D, continuous_lq, discrete_lq, error, lq_matrices
 
 

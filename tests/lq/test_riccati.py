@@ -6,7 +6,7 @@ import torch
 from scipy.linalg import solve_continuous_are, solve_discrete_are
 
 from mfoc.lq import LinearQuadratic
-from tests.oracles import modes, riccati, riccati_flow
+from tests.oracles.linear_quadratic import modes, riccati, riccati_flow
 from tests.problems import D, continuous_lq, discrete_lq, error, lq_matrices
 
 

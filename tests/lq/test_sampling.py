@@ -8,7 +8,7 @@ import pytest
 import torch
 from scipy.linalg import expm
 
-from tests.oracles import held_moments, modes
+from tests.oracles.linear_quadratic import held_moments, modes
 from tests.problems import D, continuous_lq, error, lq_matrices
 
 

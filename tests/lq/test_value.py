@@ -8,10 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.oracles import (
-    closed_loop_cost,
-    term,
-)
+from tests.oracles.linear_quadratic import closed_loop_cost, term
 from tests.problems import D, continuous_lq, discrete_lq, error, lq_matrices
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import mfoc
-from tests.oracles import trained
+from tests.oracles.training import trained
 from tests.problems import CATALOGUE, distance, leaves, same_bits
 
 OPTIMISERS = {

@@ -12,7 +12,7 @@ import mfoc
 from mfoc import hooks
 from mfoc.games.maximisers import FGSM, PGD, YOPO, Free
 from tests.architectures import batch_norm_net, mlp_net
-from tests.oracles import ascended, entered, pgd, yopo
+from tests.oracles.adversaries import ascended, entered, pgd, yopo
 from tests.problems import CATALOGUE, D, distance, labels, leaves, normal, same_bits
 
 LINF, L2 = mfoc.Ball(0.3), mfoc.Ball(0.5, "l2")

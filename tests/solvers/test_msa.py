@@ -9,7 +9,7 @@ import torch
 
 import mfoc
 from mfoc.minimisers import LBFGS, Descent, Minimum
-from tests.oracles import msa
+from tests.oracles.training import msa
 from tests.problems import CATALOGUE, INTERACTING, D, distance, leaves, li_chen_tai_e, normal, same_bits
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mfoc import InvalidValue
+from mfoc.networks.inspection import is_dropout, mixes, trainable
 from paradigms.bayesian.density.density import LogDensity
 
 
@@ -41,7 +42,7 @@ class Diffusion:
 
     def controls(self) -> dict[str, Tensor]:
         """The policy's parameters, copied."""
-        return {k: p.detach().clone() for k, p in self.policy.named_parameters() if p.requires_grad and p.numel()}
+        return {k: p.detach().clone() for k, p in trainable(self.policy).items() if p.numel()}
 
     def check(self) -> None:
         """Refuses a policy that does not fit."""
@@ -147,11 +148,9 @@ class Diffusion:
 def _refuse_mixing(policy: nn.Module) -> None:
     """Refuses a policy by which paths depend on each other or on chance: weights must be independent and pure."""
     for name, module in policy.named_modules():
-        norm = isinstance(module, nn.modules.batchnorm._NormBase)
-        mixes = norm and (module.training or not module.track_running_stats) and "Instance" not in type(module).__name__
-        random = isinstance(module, nn.modules.dropout._DropoutNd) and module.training and module.p > 0
-        if mixes or random:
-            why = "mixes the paths of a batch, whose weights must be independent" if mixes else "draws at random"
+        if mixes(module) or is_dropout(module, active=True):
+            mixing = "mixes the paths of a batch, whose weights must be independent"
+            why = mixing if mixes(module) else "draws at random"
             raise InvalidValue(
                 f"policy: {name or 'the module'} ({type(module).__name__}) {why}; call eval() on it (batch norm then "
                 "needs running averages), or take a layer norm"

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 import mfoc
 from mfoc import InvalidType, InvalidValue
 from mfoc.networks import named_stages
+from mfoc.networks.inspection import trainable, training_norms
 from paradigms.bayesian.laws.likelihoods import Categorical, Gaussian, Likelihood
 from paradigms.bayesian.laws.priors import divergence, prior_of
 from paradigms.bayesian.vi.stages import RandomStage, Weights, drawn, first, softplus_inverse
@@ -69,9 +70,7 @@ class RandomNetwork:
     def names(self) -> list[dict[str, str]]:
         """For each stage, the full name in the network of each of its parameters."""
         full = {id(parameter): name for name, parameter in self.net.named_parameters()}
-        return [
-            {key: full[id(p)] for key, p in module.named_parameters() if p.requires_grad} for _, module in self._named
-        ]
+        return [{key: full[id(p)] for key, p in trainable(module).items()} for _, module in self._named]
 
     @cached_property
     def priors(self) -> list[dict[str, torch.distributions.Distribution]]:
@@ -185,12 +184,11 @@ def check_data(network: RandomNetwork, batch: mfoc.Particles, observations: Tens
         raise InvalidType("data: the state must be one tensor, the inputs [N, ...]")
     if batch.data is None:
         raise InvalidValue("data holds inputs only; expected a pair (x, y), inputs and observations")
-    for name, module in network.net.named_modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training:
-            raise InvalidValue(
-                f"module {name!r} is batch norm in training mode, whose draws have no averages to predict with; call "
-                ".eval() on it, or use a layer or group norm"
-            )
+    for name, _ in training_norms(network.net, instance=False):
+        raise InvalidValue(
+            f"module {name!r} is batch norm in training mode, whose draws have no averages to predict with; call "
+            ".eval() on it, or use a layer or group norm"
+        )
     dataclasses.replace(network.base, terminal_cost=lambda x, z: _one_each(x)).validate(batch)
     with torch.no_grad():
         output = network.states(batch.state)[-1]

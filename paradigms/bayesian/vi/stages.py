@@ -17,16 +17,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mfoc import InvalidValue
+from mfoc.networks.inspection import ELEMENTWISE, hooked
 
 Weights = dict[str, Tensor]
 Run = Callable[[Any, Weights], Any]
 
 ESTIMATORS = ("weights", "local", "flipout")
 
-_ELEMENTWISE = (
-    nn.Identity, nn.Tanh, nn.ReLU, nn.ReLU6, nn.Sigmoid, nn.LogSigmoid, nn.GELU, nn.SiLU, nn.Mish, nn.ELU, nn.CELU,
-    nn.SELU, nn.LeakyReLU, nn.Softplus, nn.Softsign, nn.Hardtanh, nn.Hardswish, nn.Hardsigmoid, nn.Tanhshrink,
-)  # fmt: skip
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
@@ -44,11 +41,10 @@ class RandomStage:
         self._run, self._module = run, module
         self._shapes = {key: tuple(value.shape) for key, value in weights.items()}
         self._sizes = [value.numel() for value in weights.values()]
-        plain = not any(value for key, value in vars(module).items() if key.endswith("_hooks"))
-        plain = plain and all(parameter.requires_grad for parameter in module.parameters())
+        plain = not hooked(module) and all(parameter.requires_grad for parameter in module.parameters())
         self._linear = plain and type(module) is nn.Linear
         self._convolution = plain and type(module) in _CONVOLUTIONS
-        self._elementwise = plain and type(module) in _ELEMENTWISE
+        self._elementwise = plain and type(module) in ELEMENTWISE
         self._rows = self._linear and "bias" in weights
         layered = self._linear or self._convolution
         self.estimator = estimator if layered else "weights"

@@ -1,4 +1,4 @@
-"""Adversarial training as a game: what is made, what is read out, TRADES, the certificate, and what it is good for."""
+"""Adversarial training as a game: what is made, what is read out, and what it is good for."""
 
 import copy
 import math
@@ -12,10 +12,13 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import mfoc
-from mfoc.games.maximisers import FGSM, PGD, YOPO, Free
-from mfoc.seeding import mixed_seed
-from paradigms.adversarial import TRADES, certify, evaluate, game
-from tests.problems import D, conv_net, distance, generator, labels, mlp, mlp_net, normal, same_bits, seeded
+from mfoc.games.maximisers import PGD, YOPO, Free
+from paradigms.adversarial import TRADES, evaluate, game
+from tests.problems import D, conv_net, distance, generator, labels, mlp, mlp_net, same_bits, seeded
+
+SGD = partial(torch.optim.SGD, lr=0.1, momentum=0.9)
+MINIMAX = mfoc.Minimax(PGD(2), SGD, seed=1)
+
 
 SGD = partial(torch.optim.SGD, lr=0.1, momentum=0.9)
 MINIMAX = mfoc.Minimax(PGD(2), SGD, seed=1)
@@ -50,7 +53,7 @@ def logits_of(formulation, solution, x):
     return state[0] if formulation.pairs else state
 
 
-# ---- game
+# ---- what is made and read out
 
 
 GAMES = {
@@ -141,6 +144,14 @@ def test_data_are_whatever_a_population_takes(source, loss):
     assert math.isfinite(formulation.solve(MINIMAX, steps=2).value)
 
 
+def test_a_formulation_prints_in_a_line_and_compares():
+    one, other = (game(mlp_net(), F.cross_entropy, (X, Y), epsilon=0.2) for _ in range(2))
+    assert repr(one).startswith("GameFormulation(a Sequential, Ball(epsilon=0.2, norm='linf', ")
+    assert repr(one).endswith(" at stage 0 of 5)")
+    assert one == one
+    assert one != other
+
+
 # ---- batch norm
 
 
@@ -177,184 +188,14 @@ def test_batch_norm_in_evaluation_mode_keeps_its_averages():
     assert distance(list(robust.parameters()), list(net.parameters())) > 1e-3
 
 
-# ---- TRADES
-
-
-def test_the_cost_is_that_of_trades():
-    """Zhang et al. (2019), eq. (5), as their code has it: cross-entropy + beta / N * KLDivLoss(sum)."""
-    net, beta = mlp_net(), 4.0
-    formulation = game(net, TRADES(beta), (X, Y), epsilon=0.2)
-    made, particles = formulation.problem, formulation.population(0)
-    eta = made.ball.sample(X, generator(2))
-    entered = (X + eta).clamp(0, 1)
-    natural, disturbed = net(X), net(entered)
-    divergence = nn.KLDivLoss(reduction="sum")(disturbed.log_softmax(1), natural.softmax(1))
-    expected = F.cross_entropy(natural, Y) + beta / len(X) * divergence
-    found = mfoc.evaluate(made, made.controls, made.disturb(particles, eta))
-    assert float(found.value) == pytest.approx(float(expected.detach()), rel=1e-13)
-    slopes = torch.autograd.grad(expected, list(net.parameters()))
-    assert distance(found.gradient, list(slopes)) < 1e-14
-    assert beta / len(X) * float(divergence.detach()) > 1e-4
-    # Undisturbed, the divergence is zero, and the cost is the cross-entropy.
-    clean = mfoc.evaluate(made, made.controls, particles).value
-    assert float(clean) == pytest.approx(float(F.cross_entropy(natural, Y).detach()), rel=1e-13)
-
-
-def test_the_adversary_of_trades_sees_the_divergence_alone():
-    net, beta = mlp_net(), 4.0
-    formulation = game(net, TRADES(beta), (X, Y), epsilon=0.2, bounds=None)
-    made, particles = formulation.problem, formulation.population(0)
-    eta = made.ball.sample(X, generator(2))
-    slope = mfoc.game.costate_at(made, made.controls, particles.state, Y, eta) * len(X)
-    point = (X + eta).requires_grad_()
-    divergence = F.kl_div(net(point).log_softmax(1), net(X).softmax(1), reduction="sum")
-    assert distance(slope, beta * torch.autograd.grad(divergence, point)[0]) < 1e-14
-    still = mfoc.game.costate_at(made, made.controls, particles.state, Y, torch.zeros_like(X))
-    assert float(still.abs().max()) < 1e-15  # so that no adversary gets away from eta = 0 without a random start
-
-
-@pytest.mark.parametrize("norm", ["linf", "l2"])
-def test_minimax_with_pgd_on_trades_is_the_loop_of_trades(norm):
-    net, beta, epsilon, steps, size, seed = mlp_net(), 3.0, 0.2, 3, 0.08, 5
-    formulation = game(net, TRADES(beta), (X, Y), epsilon=epsilon, norm=norm, batch_size=4, seed=2)
-    solution = formulation.solve(mfoc.Minimax(PGD(steps, size), SGD, seed), steps=6)
-    batches, descent, values = mfoc.population((X, Y), batch_size=4, seed=2), SGD(net.parameters()), []
-    ball = mfoc.Ball(epsilon, norm)
-    for k in range(6):
-        x, y = batches(k).state, batches(k).data
-        natural = net(x).detach().softmax(1)
-        # The random start is a function of (seed, step): drawn again here.
-        start = ball.sample(x, torch.Generator().manual_seed(mixed_seed(seed, k, 0)))
-        point = (x + start).clamp(0, 1)
-        for _ in range(steps):
-            point.requires_grad_()
-            loss = beta / len(x) * F.kl_div(net(point).log_softmax(1), natural, reduction="sum")
-            slope = torch.autograd.grad(loss, point)[0]
-            if norm == "linf":
-                eta = (point.detach() + size * slope.sign() - x).clamp(-epsilon, epsilon)
-            else:
-                eta = point.detach() + size * slope / (slope.norm(dim=1, keepdim=True) + 1e-10) - x
-                eta = eta * (epsilon / eta.norm(dim=1, keepdim=True)).clamp_max(1)
-            point = (x + eta).clamp(0, 1)
-        out = net(x)
-        value = F.cross_entropy(out, y) + beta / len(x) * F.kl_div(
-            net(point).log_softmax(1), out.softmax(1), reduction="sum"
-        )
-        descent.zero_grad()
-        value.backward()
-        descent.step()
-        values.append(float(value.detach()))
-    assert distance(solution.controls, list(net.parameters())) < 1e-12
-    assert distance(solution.controls, formulation.problem.controls) > 1e-2
-    assert [record["value"] for record in solution.history] == pytest.approx(values, rel=1e-12)
-
-
-# ---- the certificate
-
-
-def duel(mean=1.0, epsilon=0.05):
-    """E [u^2 + (x + eta) u - eta^2 / 2]: the saddle point is eta = -epsilon, u = (epsilon - E x) / 2."""
-    problem = mfoc.Problem(
-        lambda t, x, u, z: x,
-        lambda x, z: 0 * x[:, 0],
-        [torch.zeros(1, dtype=D)],
-        running_cost=lambda t, x, u, z: (u.square() + x * u - (x - z).square() / 2)[:, 0],
-    )
-    x = normal(8, 1)
-    x = mean + 0.3 * (x - x.mean())
-    return game(problem, None, (x, x), epsilon=epsilon, bounds=None)
-
-
-def at(u):
-    return mfoc.Iterate(0, [torch.tensor([u], dtype=D)], {})
-
-
-def test_at_the_saddle_point_nobody_gains():
-    found = certify(duel(), at((0.05 - 1) / 2), maximiser=PGD(10))
-    assert found.adversary.value == pytest.approx(0, abs=1e-12)
-    assert found.gap.value == pytest.approx(0, abs=1e-12)
-    assert found.minimiser.residual < 1e-12
-    assert found.minimiser.gap < 1e-12
-    u = (0.05 - 1) / 2
-    assert found.present == pytest.approx(u**2 + (1 - 0.05) * u - 0.05**2 / 2, abs=1e-12)
-    assert found.clean == pytest.approx(u**2 + u, abs=1e-12)
-
-
-def test_away_from_the_saddle_point_the_one_who_can_gain_is_found():
-    """The adversary's step is too short: it stands at eta = -0.01, with slope u - eta towards -0.05."""
-    u, eta = (0.05 - 1) / 2, -0.01
-    found = certify(duel(), at(u), maximiser=PGD(1, 0.01, random_start=False))
-    assert found.adversary.value == pytest.approx((u - eta) * (-0.05 - eta), rel=1e-9)
-    assert found.gap.value == pytest.approx((u * -0.05 - 0.05**2 / 2) - (u * eta - eta**2 / 2), rel=1e-9)
-    assert found.best - found.present == pytest.approx(found.gap.value, rel=1e-9)
-    # The minimiser stands elsewhere, and the adversary has answered it: 2 u + E x - epsilon = 0.25.
-    moved = certify(duel(), at(u + 0.125), maximiser=PGD(10))
-    assert moved.adversary.value == pytest.approx(0, abs=1e-12)
-    assert moved.gap.value == pytest.approx(0, abs=1e-12)
-    assert moved.minimiser.residual == pytest.approx(0.25, rel=1e-9)
-    assert moved.minimiser.gap == pytest.approx(0.125**2, rel=1e-6)
-
-
-@pytest.mark.parametrize("loss", [F.cross_entropy, TRADES(2.0)], ids=["cross-entropy", "trades"])
-@pytest.mark.parametrize("weaker", [FGSM(), YOPO(2, 2), Free(2), PGD(30)], ids=lambda a: type(a).__name__)
-def test_a_best_response_never_loses_to_the_present_answer(weaker, loss):
-    formulation = game(mlp_net(), loss, (X, Y), epsilon=0.3)
-    solution = formulation.solve(MINIMAX, steps=2)
-    found = certify(formulation, solution, maximiser=weaker, best_response=FGSM(0.01), lanczos=3, replicates=20)
-    assert found.gap.value >= 0
-    assert found.adversary.value >= -1e-12
-    assert found.best >= found.present
-    assert found.minimiser.particles == len(X)
-
-
-def test_the_minimisers_part_is_the_certificate_on_the_disturbed_cloud():
-    formulation = game(mlp_net(), F.cross_entropy, (X, Y), epsilon=0.3)
-    solution, made = formulation.solve(MINIMAX, steps=3), formulation.problem
-    settings = {"lanczos": 4, "replicates": 30, "groups": 5, "seed": 7}
-    found = certify(formulation, solution, maximiser=PGD(3), confidence=0.9, **settings)
-    cloud = formulation.population(0)
-    eta = PGD(3).maximise(made, solution.controls, cloud, generator(7))
-    disturbed = made.disturb(cloud, eta)
-    expected = mfoc.certify(made, solution.controls, disturbed, confidence=0.9, **settings)
-    assert str(found.minimiser) == str(expected)
-    costs = [mfoc.rollout(made, solution.controls, c).cost.mean() for c in (cloud, disturbed)]
-    assert [found.clean, found.present] == pytest.approx([float(c) for c in costs], rel=1e-12)
-    assert found.confidence == expected.confidence == 0.9
-    assert all(words in str(found) for words in ("90% intervals", "best response", "duality gap", str(expected)))
-    assert found.gap.low <= found.gap.value <= found.gap.high
-
-
-class Fixed:
-    """An adversary whose answer to a particle depends on nothing else."""
-
-    def __init__(self, scale):
-        self.scale = scale
-
-    def maximise(self, game, controls, particles, generator=None):
-        x = game.target(particles.state)
-        return self.scale * game.ball.epsilon * torch.sin(40 * x)
-
-
-@pytest.mark.parametrize("loss", [F.cross_entropy, TRADES(2.0)], ids=["cross-entropy", "trades"])
-def test_batches_do_not_matter_and_a_population_can_be_given(loss):
-    still = {"maximiser": Fixed(0.5), "best_response": Fixed(-1.0), "lanczos": 2, "restarts": 1}
-    whole = game(mlp_net(), loss, (X, Y), epsilon=0.3)
-    solution = whole.solve(MINIMAX, steps=3)
-    parts = game(mlp_net(), loss, (X, Y), epsilon=0.3, batch_size=4)
-    some = game(mlp_net(), loss, (X[:5], Y[:5]), epsilon=0.3)
-    found = {
-        "whole": certify(whole, solution, **still),
-        "batches": certify(parts, solution, **still),
-        "given": certify(some, solution, population=(X, Y), **still),
-        "given, batches": certify(some, solution, population=mfoc.population((X, Y), batch_size=2), **still),
-    }
-    numbers = {
-        name: [c.clean, c.present, c.best, c.adversary.value, c.gap.value, c.minimiser.residual]
-        for name, c in found.items()
-    }
-    for name in found:
-        assert numbers[name] == pytest.approx(numbers["whole"], rel=1e-10), name
-    assert certify(some, solution, **still).clean != pytest.approx(found["whole"].clean, rel=1e-3)
+def test_a_last_batch_of_one_particle_is_refused_where_batch_norm_needs_more():
+    with pytest.raises(mfoc.InvalidValue, match="holds one, and batch norm"):
+        game(batch_norm_net().train(), F.cross_entropy, (X, Y), epsilon=0.2, batch_size=4)
+    for fits in (
+        game(batch_norm_net().eval(), F.cross_entropy, (X, Y), epsilon=0.2, batch_size=4),
+        game(batch_norm_net().train(), F.cross_entropy, (X, Y), epsilon=0.2, batch_size=3),
+    ):
+        assert fits.population.size == 9
 
 
 # ---- what it is good for

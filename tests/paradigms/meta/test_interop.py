@@ -84,7 +84,7 @@ def test_from_learn2learn(name):
     found = mfoc.evaluate(formulation.problem, formulation.problem.controls, LAW(0))
     value, slopes = loop(algorithm, LAW(0))
     torch.testing.assert_close(found.value, value, rtol=1e-10, atol=0)
-    ours = torch.utils._pytree.tree_leaves(found.gradient)
+    ours = mfoc.tree.leaves(found.gradient)
     for mine, other in zip(ours, slopes, strict=True):
         torch.testing.assert_close(mine, other, rtol=1e-10, atol=1e-12)
 
@@ -101,7 +101,7 @@ def test_there_and_back(name):
     found = mfoc.evaluate(formulation.problem, solution.controls, LAW(2))
     value, slopes = loop(algorithm, LAW(2))
     torch.testing.assert_close(found.value, value, rtol=1e-10, atol=0)
-    for mine, other in zip(torch.utils._pytree.tree_leaves(found.gradient), slopes, strict=True):
+    for mine, other in zip(mfoc.tree.leaves(found.gradient), slopes, strict=True):
         torch.testing.assert_close(mine, other, rtol=1e-10, atol=1e-12)
     if name == "MAML":
         assert algorithm.lr == LR
@@ -127,7 +127,7 @@ def test_learner_stands_where_theirs_stands(name):
     value, slopes = loop(learner, LAW(3))
     found = mfoc.evaluate(formulation.problem, solution.controls, LAW(3))
     torch.testing.assert_close(found.value, value, rtol=1e-10, atol=0)
-    for mine, other in zip(torch.utils._pytree.tree_leaves(found.gradient), slopes, strict=True):
+    for mine, other in zip(mfoc.tree.leaves(found.gradient), slopes, strict=True):
         torch.testing.assert_close(mine, other, rtol=1e-10, atol=1e-12)
 
 
@@ -140,7 +140,7 @@ def test_learner_trains_as_the_solver_does():
         for parameter, slope in zip(learner.parameters(), loop(learner, LAW(step))[1], strict=True):
             parameter.grad = slope
         optimizer.step()
-    for mine, other in zip(*map(torch.utils._pytree.tree_leaves, (learner.controls(), solution.controls)), strict=True):
+    for mine, other in zip(*map(mfoc.tree.leaves, (learner.controls(), solution.controls)), strict=True):
         torch.testing.assert_close(mine.detach(), other, rtol=1e-10, atol=1e-12)
 
 
@@ -249,13 +249,13 @@ def test_meta_sgd_with_a_frozen_layer():
     wanted = [p for p in algorithm.module.parameters() if p.requires_grad]
     torch.testing.assert_close(found.value, total.detach(), rtol=1e-10, atol=0)
     slopes = torch.autograd.grad(total, [*wanted, *list(algorithm.lrs)[1:]])
-    for mine, other in zip(torch.utils._pytree.tree_leaves(found.gradient), slopes, strict=True):
+    for mine, other in zip(mfoc.tree.leaves(found.gradient), slopes, strict=True):
         torch.testing.assert_close(mine, other, rtol=1e-10, atol=1e-12)
     learner = Learner(formulation)
     free = [p for p in learner.parameters() if p.requires_grad]
     value, slopes = loop(learner, LAW(0), steps=2, parameters=free)
     torch.testing.assert_close(value, found.value, rtol=1e-10, atol=0)
-    for mine, other in zip(torch.utils._pytree.tree_leaves(found.gradient), slopes, strict=True):
+    for mine, other in zip(mfoc.tree.leaves(found.gradient), slopes, strict=True):
         torch.testing.assert_close(mine, other, rtol=1e-10, atol=1e-12)
 
 

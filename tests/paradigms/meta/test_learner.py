@@ -93,7 +93,7 @@ def train(learner, *, outer=4, steps=2, calls=None):
 
 def distance(one, other):
     """The largest difference of two histories, which must have as many tensors of the same shapes."""
-    flat = [torch.utils._pytree.tree_leaves(history) for history in (one, other)]
+    flat = [mfoc.tree.leaves(history) for history in (one, other)]
     assert [a.shape for a in flat[0]] == [b.shape for b in flat[1]]
     return max(float((a - b).detach().abs().max()) for a, b in zip(*flat, strict=True))
 

@@ -1,16 +1,12 @@
 """Laws of tasks: pure functions of the step, with the statistics they say they have."""
 
 import math
-import random
 
-import numpy as np
 import pytest
 import torch
-from sklearn.datasets import load_digits
-from torch.utils.data import Dataset
 
 import mfoc
-from paradigms.meta import few_shot, from_taskset, sinusoids, tasks
+from paradigms.meta import few_shot, sinusoids, tasks
 from tests.problems import same_bits
 
 
@@ -51,188 +47,9 @@ def test_pure_functions_of_the_step(law):
     assert not same_bits(first.data, law(4).data)
 
 
-def test_few_shot():
-    x, y = labelled()
-    law = few_shot(x, y, ways=4, shots=2, queries=3, tasks=50)
-    (a, b), (c, d) = law(0).data["support"], law(0).data["query"]
-    assert a.shape == (50, 8, 2)
-    assert c.shape == (50, 12, 2)
-    classes = set()
-    for i in range(50):
-        names = [a[i][b[i] == k, 0].unique() for k in range(4)]
-        assert all(len(name) == 1 for name in names)  # one class behind each label
-        assert len({float(name) for name in names}) == 4  # and another for each
-        for k in range(4):
-            assert (c[i][d[i] == k, 0] == names[k]).all()
-            drawn = [*a[i][b[i] == k, 1].tolist(), *c[i][d[i] == k, 1].tolist()]
-            assert len(set(drawn)) == 5  # no example twice
-        classes |= {float(name) for name in names}
-    assert classes == set(y.unique().double().tolist())
-
-
-def test_classes_of_different_sizes():
-    x, y = labelled()
-    keep = torch.ones(len(y), dtype=torch.bool)
-    keep[:4] = False  # three examples of the first class are left
-    x, y = x[keep], y[keep]
-    law = few_shot(x, y, ways=6, shots=1, queries=2, tasks=200)
-    (a, _), (c, _) = law(0).data["support"], law(0).data["query"]
-    rows = torch.cat([a, c], 1).flatten(0, 1)
-    mine = rows[rows[:, 0] == 3]
-    assert set(mine[:, 1].tolist()) == {4.0, 5.0, 6.0}
-
-
-def test_rotations_are_classes():
-    x = torch.zeros(2 * 3, 1, 4, 4)
-    x[:, :, 0, 1] = 1.0  # one bright pixel, which a rotation moves
-    x[3:] *= 2
-    law = few_shot(x, torch.arange(2).repeat_interleave(3), ways=8, shots=1, queries=2, tasks=3, rotations=True)
-    (a, _), (c, d) = law(0).data["support"], law(0).data["query"]
-    assert len(a[0].flatten(1).unique(dim=0)) == 8
-    for i in range(3):
-        for k in range(8):
-            assert (c[i][d[i] == k] == a[i, k]).all()
-
-
-class Listed(Dataset):
-    def __init__(self, x, y):
-        self.x, self.y = x, y
-
-    def __len__(self):
-        return len(self.x)
-
-    def __getitem__(self, i):
-        return self.x[i], int(self.y[i])
-
-
-def test_arrays_and_datasets():
-    images, labels = load_digits(return_X_y=True)
-    settings = {"ways": 5, "shots": 1, "queries": 2, "tasks": 3}
-    first = few_shot(torch.tensor(images), torch.tensor(labels), **settings)(0)
-    assert same_bits(first.data, few_shot(images, labels, **settings)(0).data)
-    assert same_bits(first.data, few_shot(Listed(torch.tensor(images), labels), **settings)(0).data)
-    assert first.data["support"][1].dtype == torch.int64
-    bright = few_shot(images.astype(np.uint8), labels, **settings)(0).data["support"][0]
-    assert bright.dtype == torch.get_default_dtype()
-    assert float(bright.max()) == pytest.approx(16 / 255)
-
-
-class Task:
-    """What a Taskset is to us."""
-
-    def __init__(self, sizes=(4, 4)):
-        self.sizes = sizes
-
-    def __getitem__(self, i):
-        return self.sample()
-
-    def sample(self):
-        y = torch.cat([torch.full((n,), k) for k, n in enumerate(self.sizes)])
-        return torch.randn(len(y), 2), y[torch.randperm(len(y))]
-
-
-def test_task_sets():
-    law = from_taskset(Task(), shots=1, tasks=3)
-    state = torch.get_rng_state()
-    first = law(2)
-    assert torch.equal(state, torch.get_rng_state())
-    assert same_bits(first.data, law(2).data)
-    (x, y), (a, b) = first.data["support"], first.data["query"]
-    assert x.shape == (3, 2, 2)
-    assert a.shape == (3, 6, 2)
-    assert (y == torch.tensor([0, 1])).all()
-    assert (b == torch.tensor([0, 0, 0, 1, 1, 1])).all()
-
-
-class Finite(Task):
-    """A finite set describes a task when it is first asked for it, and keeps the description."""
-
-    def __init__(self, count=7):
-        super().__init__()
-        self.num_tasks, self.sampled_descriptions = count, {}
-
-    def sample_task_description(self):
-        return random.random()
-
-    def get_task(self, description):
-        y = torch.arange(2).repeat_interleave(3)
-        return torch.stack([torch.full((6,), description), torch.randn(6)], 1).double(), y
-
-    def sample(self):
-        i = random.randrange(self.num_tasks)
-        return self.get_task(self.sampled_descriptions.setdefault(i, self.sample_task_description()))
-
-
-def test_finite_task_sets_are_functions_of_the_step():
-    """Asked in another order, by another process, beside other users of the set: the same batches."""
-    source = Finite()
-    law = from_taskset(source, shots=1, tasks=3, seed=4)
-    assert (law.size, law.batches_per_epoch) == (7, 3)
-    batches = [law(step) for step in range(6)]
-    assert source.sampled_descriptions == {}
-    source.sample()
-    again = from_taskset(Finite(), shots=1, tasks=3, seed=4)
-    for step in (5, 2, 0):
-        assert same_bits(batches[step].data, again(step).data)
-        assert same_bits(batches[step].data, law(step).data)
-    seen = torch.cat([batch.data["query"][0][:, 0, 0] for batch in batches[:3]])
-    assert len(seen.unique()) == 7  # each task once an epoch
-    other = torch.cat([batch.data["query"][0][:, 0, 0] for batch in batches[3:]])
-    assert torch.equal(seen.sort().values, other.sort().values)
-    assert not torch.equal(seen, other)
-    assert (
-        len(torch.unique(torch.cat([seen, from_taskset(Finite(), shots=1, tasks=7)(0).data["query"][0][:, 0, 0]]))) > 7
-    )
-
-
-def test_descriptions_that_are_there_are_kept():
-    source = Finite(2)
-    source.sampled_descriptions = {0: 10.0, 1: 20.0}
-    x = from_taskset(source, shots=1, tasks=2)(0).data["support"][0]
-    assert set(x[:, 0, 0].tolist()) == {10.0, 20.0}
-
-
-class Counted(Task):
-    """No function of the generators."""
-
-    calls = 0
-
-    def sample(self):
-        self.calls += 1
-        return torch.full((8, 2), float(self.calls)), torch.arange(2).repeat_interleave(4)
-
-
-class Closed(Task):
-    """A finite set that tells nothing of its descriptions."""
-
-    num_tasks = 5
-
-
-class Fixed(Task):
-    """A set of one task."""
-
-    def __init__(self, *task):
-        super().__init__()
-        self.task = task
-
-    def sample(self):
-        return self.task
-
-
-X = torch.ones(6, 1)
-
-
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: few_shot(*labelled(), ways=7, shots=1, queries=1, tasks=1), "ways is 7 and the data have 6"),
-        (lambda: few_shot(*labelled(), ways=2, shots=4, queries=4, tasks=1), "has 7 examples"),
-        (lambda: few_shot(*labelled(), ways=2, shots=0, queries=4, tasks=1), "shots is 0"),
-        (lambda: few_shot(*labelled(), ways=2, shots=1, queries=1, tasks=1, seed=-1), "seed"),
-        (lambda: few_shot(*labelled(), ways=2, shots=1, queries=1, tasks=1, rotations=True), "square"),
-        (lambda: few_shot(labelled()[0], None, ways=2, shots=1, queries=1, tasks=1), "labels"),
-        (lambda: few_shot(labelled()[0], labelled()[1][1:], ways=2, shots=1, queries=1, tasks=1), "one integer"),
-        (lambda: few_shot(iter([]), ways=2, shots=1, queries=1, tasks=1), "dataset"),
         (lambda: sinusoids(tasks=0), "tasks is 0"),
         (lambda: sinusoids(phase=(1.0, 0.0)), "phase"),
         (lambda: sinusoids(amplitude=3.0), "amplitude is 3.0"),
@@ -240,18 +57,6 @@ X = torch.ones(6, 1)
         (lambda: sinusoids(x=("a", "b")), "x is"),
         (lambda: sinusoids(phase=(0.0, math.inf)), "phase is"),
         (lambda: sinusoids(dtype=torch.int64), "dtype is torch.int64"),
-        (lambda: from_taskset(Fixed(X, X), shots=1, tasks=2), r"shape \(6, 1\)"),
-        (lambda: from_taskset(Fixed(X, X[:, 0]), shots=1, tasks=2), "for regression"),
-        (lambda: from_taskset(Fixed(X, torch.arange(4) % 2), shots=1, tasks=2), "for each of its examples"),
-        (lambda: from_taskset(Fixed(X[:0], X[:0, 0].long()), shots=1, tasks=2), "for each of its examples"),
-        (lambda: from_taskset(Fixed(X.numpy(), np.arange(6) % 2), shots=1, tasks=2), "made of ndarray, ndarray"),
-        (lambda: from_taskset(Fixed(X), shots=1, tasks=2), "made of Tensor"),
-        (lambda: from_taskset(Task(), shots=4, tasks=2), "none is left"),
-        (lambda: from_taskset([], shots=4, tasks=2), "Taskset"),
-        (lambda: from_taskset(Counted(), shots=1, tasks=2), "seeded alike"),
-        (lambda: from_taskset(Closed(), shots=1, tasks=2), "cannot be read"),
-        (lambda: from_taskset(Finite(3), shots=1, tasks=4), "tasks is 4 and the task set has 3"),
-        (lambda: from_taskset(Finite(3), shots=3, tasks=2), "none is left"),
         (lambda: tasks(torch.zeros(1), torch.zeros(1)), "pair"),
         (lambda: tasks((torch.zeros(1, 1, 2), torch.zeros(1, 1)), (torch.zeros(1, 1, 3), torch.zeros(1, 1))), "shapes"),
     ],

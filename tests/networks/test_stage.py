@@ -1,0 +1,100 @@
+"""One stage: which stages are the same function, and hooks that run."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import mfoc
+from mfoc.networks import Residual
+
+
+def output(problem, x, z=None, controls=None):
+    controls = problem.controls if controls is None else controls
+    for t in range(problem.stages):
+        x = problem.dynamics(t, x, problem.schedule(controls, t), z)
+    return x
+
+
+def kinds(*modules):
+    problem = mfoc.from_module(nn.Sequential(*modules), F.mse_loss)
+    return [problem.kind(t) for t in range(problem.stages)]
+
+
+class Scaled(nn.Module):
+    def __init__(self, scale):
+        super().__init__()
+        self.linear, self.scale = nn.Linear(4, 4), scale
+
+    def forward(self, x):
+        return self.scale * self.linear(x)
+
+
+class Moody(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+
+    def forward(self, x):
+        return self.linear(x) if self.training else -self.linear(x)
+
+
+def block(*modules):
+    return Residual(nn.Sequential(*modules))
+
+
+@pytest.mark.parametrize(
+    ("left", "right"),
+    [
+        (block(nn.Linear(4, 4), nn.LeakyReLU(0.1)), block(nn.Linear(4, 4), nn.LeakyReLU(0.2))),
+        (block(nn.Linear(4, 4), nn.ReLU()), block(nn.Linear(4, 4), nn.Tanh())),
+        (Residual(nn.Linear(4, 4), 1.0), Residual(nn.Linear(4, 4), 0.5)),
+        (nn.Linear(4, 4), nn.Linear(4, 4, bias=False)),
+        (nn.Linear(4, 4), nn.Linear(4, 3)),
+        (nn.Conv1d(2, 2, 3, padding=1), nn.Conv1d(2, 2, 3, padding=2)),
+        (nn.Conv1d(2, 2, 3, padding=1), nn.Conv1d(2, 2, 3, padding=1, padding_mode="circular")),
+        (nn.Conv1d(2, 2, 3), nn.Conv1d(2, 2, 3, dilation=2)),
+        (nn.LayerNorm(4, eps=1e-5), nn.LayerNorm(4, eps=1e-3)),
+        (nn.BatchNorm1d(4, eps=1e-5), nn.BatchNorm1d(4, eps=1e-3)),
+        (nn.BatchNorm1d(4).eval(), nn.BatchNorm1d(4).eval()),
+        (nn.BatchNorm1d(4), nn.BatchNorm1d(4).eval()),
+        (Scaled(1.0), Scaled(2.0)),
+        (Scaled([1.0]), Scaled([1.0])),
+        (Scaled(torch.ones(())), Scaled(torch.ones(()))),
+        (Moody(), Moody().eval()),
+        (nn.Linear(4, 4), nn.Linear(4, 4).requires_grad_(False)),
+    ],
+)
+def test_different_stages_have_different_kinds(left, right):
+    first, second = kinds(left, right)
+    assert first != second
+    assert len({first, second}) == 2
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: block(nn.Linear(4, 4), nn.LeakyReLU(0.1)),
+        lambda: nn.Conv2d(2, 2, 3, padding=1),
+        lambda: Scaled(2.0),
+        lambda: nn.LayerNorm(4),
+        lambda: nn.BatchNorm1d(4),
+    ],
+)
+def test_equal_stages_share_their_kind(make):
+    assert len(set(kinds(make(), make(), make()))) == 1
+
+
+def test_hooked_stages_are_not_alike_and_hooks_run():
+    seen = []
+    net = nn.Sequential(nn.Linear(3, 3), nn.Sequential(nn.Linear(3, 3), nn.Tanh()), Residual(nn.Linear(3, 3)))
+    net[0].register_forward_hook(lambda module, args, out: seen.append("linear") or 2 * out)
+    net[1].register_forward_hook(lambda module, args, out: seen.append("group") or out + 1)
+    net[2].block.register_forward_pre_hook(lambda module, args: seen.append("inside") or (args[0] * 3,))
+    problem, x = mfoc.from_module(net, F.mse_loss), torch.randn(4, 3)
+    found = output(problem, x)
+    assert seen == ["linear", "group", "inside"]
+    assert torch.equal(found, net(x))
+    plain, hooked = nn.Linear(3, 3), nn.Linear(3, 3)
+    hooked.register_forward_hook(lambda module, args, out: 2 * out)
+    assert len(set(kinds(plain, hooked))) == 2

@@ -1,0 +1,1 @@
+"""What tests compare against: plain, slow and written from the source that each names."""
