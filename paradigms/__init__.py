@@ -10,7 +10,7 @@ from paradigms.registry import available, load
 __all__ = ["Formulation", "available", "load"]
 
 _BAYESIAN = {
-    "draws": ["vi.noise"],
+    "draws": ["vi.noise", "vi.checks"],
     "bridges": ["samplers.bridges"],
     "diffusion": ["samplers.diffusion"],
     "drifts": ["samplers.drifts"],
@@ -18,12 +18,12 @@ _BAYESIAN = {
     "flows": ["samplers.langevin"],
     "follmer": ["samplers.follmer"],
     "guides": ["pyro.guides"],
-    "interop": ["pyro.export"],
+    "interop": ["density.potential", "pyro.networks"],
     "layers": ["vi.stages"],
     "likelihoods": ["laws.likelihoods"],
-    "models": ["pyro.inference"],
-    "networks": ["vi.network"],
-    "posterior": ["vi.posterior", "pyro.export"],
+    "models": ["vi.of_model"],
+    "networks": ["vi.random_network", "vi.of_network", "vi.checks"],
+    "posterior": ["vi.posterior", "pyro.networks"],
     "predict": ["predictive", "laws.prediction"],
     "priors": ["laws.priors"],
     "sampler": ["samplers.runs"],
@@ -31,6 +31,7 @@ _BAYESIAN = {
     "svgd": ["samplers.svgd"],
     "variational": ["vi.inference"],
 }
+_BAYESIAN_NAMES = {"draws.Draws": "NetworkDraws", "likelihoods.Custom": "NegativeLogLikelihood"}
 _META = {"few_shot": ["classification"], "inner": ["objective"], "tasks": ["task_laws"]}
 
 deprecation.moved(
@@ -38,5 +39,6 @@ deprecation.moved(
         "paradigms.formulation": ["mfoc.formulation", "mfoc.problem", "paradigms.registry"],
         **{f"paradigms.bayesian.{old}": [f"paradigms.bayesian.{new}" for new in to] for old, to in _BAYESIAN.items()},
         **{f"paradigms.meta.{old}": [f"paradigms.meta.{new}" for new in to] for old, to in _META.items()},
-    }
+    },
+    {f"paradigms.bayesian.{old}": new for old, new in _BAYESIAN_NAMES.items()},
 )

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mfoc import InvalidType, InvalidValue
 from mfoc.checks import check_integer
+from paradigms.bayesian.laws.likelihoods import aligned
 from paradigms.bayesian.laws.prediction import Prediction
 
 
@@ -90,9 +91,7 @@ def rmse(prediction: Prediction | Tensor, y: Tensor) -> float:
     mean = prediction.mean if isinstance(prediction, Prediction) else prediction
     if not isinstance(mean, Tensor) or not isinstance(y, Tensor):
         raise InvalidType(f"expected tensors; prediction is a {type(prediction).__name__} and y a {type(y).__name__}")
-    if mean.shape != y.shape:
-        raise InvalidValue(f"y has shape {tuple(y.shape)} and the predictive mean {tuple(mean.shape)}; they must agree")
-    return float((mean - y).double().square().mean().sqrt())
+    return float((mean - aligned(y, mean)).double().square().mean().sqrt())
 
 
 def _probabilities(prediction: Prediction | Tensor, y: Any) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import mfoc
-from mfoc import InvalidType, InvalidValue
+from mfoc import InvalidType, InvalidValue, tree
 from mfoc.checks import check_integer
 from paradigms.bayesian.laws.likelihoods import Categorical, Gaussian
 from paradigms.bayesian.laws.prediction import Drawable, Prediction, _of_classes, _of_numbers, _variance
@@ -72,11 +72,12 @@ def _of_networks(posterior: Drawable, x: Any, samples: int, seed: int, batch_siz
     else:
         outputs = torch.cat(parts, 1)
     likelihood = posterior.likelihood
+    first = outputs[0] if isinstance(outputs, tuple) else outputs
+    likelihood.check_output(first[0])
 
     def log_probs(y: Any) -> Tensor:
-        first = outputs[0] if isinstance(outputs, tuple) else outputs
         likelihood.check(first[0], y)
-        return likelihood.log_prob(outputs, torch.utils._pytree.tree_map(lambda leaf: leaf.unsqueeze(0), y))
+        return likelihood.log_prob(outputs, tree.map(lambda leaf: leaf[None], y))
 
     if isinstance(likelihood, Categorical):
         return _of_classes(outputs.softmax(-1), log_probs)
@@ -94,6 +95,3 @@ def _inputs(posterior: Any) -> str:
     layers = posterior.net.modules() if isinstance(getattr(posterior, "net", None), nn.Module) else ()
     first = next((layer for layer in layers if any(True for _ in layer.parameters(recurse=False))), None)
     return "[B, ...]" if first is None else f"[B, ...] as its first layer takes them, {first}"
-
-
-# ---- Pyro guides

@@ -11,12 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from mfoc import InvalidType, InvalidValue
-from paradigms.bayesian.laws.likelihoods import Gaussian, Likelihood, likelihood_of
-
-_NOISE = "noise"  # name of a learned noise scale among the draws
+from paradigms.bayesian.laws.likelihoods import NOISE, Gaussian, Likelihood, likelihood_of
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Ensemble:
     """Networks that differ in their weights, with a likelihood; make one with ``ensemble``, give it to ``predict``.
 
@@ -73,7 +71,7 @@ def ensemble(net: nn.Module, draws: Mapping[str, Tensor], *, likelihood: Any, no
     made = likelihood_of(likelihood, noise)
     learned = isinstance(made, Gaussian) and made.noise is None
     own = {name: p for name, p in net.named_parameters() if p.requires_grad}
-    wanted = {*own, *([_NOISE] if learned else [])}
+    wanted = {*own, *([NOISE] if learned else [])}
     if wanted != draws.keys():
         raise InvalidValue(f"draws holds {sorted(draws)}; this network and likelihood need {sorted(wanted)}")
     lengths = {len(value) for value in draws.values()}
@@ -85,6 +83,6 @@ def ensemble(net: nn.Module, draws: Mapping[str, Tensor], *, likelihood: Any, no
             )
     if lengths == {0}:
         raise InvalidValue("draws holds no draw; expected values [n, ...] with n of at least 1")
-    scale = draws[_NOISE].detach().clone() if learned else None
+    scale = draws[NOISE].detach().clone() if learned else None
     weights = {name: draws[name].detach().clone() for name in own}
     return Ensemble(copy.deepcopy(net).eval(), weights, made, scale)

@@ -21,12 +21,12 @@ import torch
 from torch import Tensor
 
 import mfoc
-from mfoc import InvalidType, InvalidValue
+from mfoc import InvalidType, InvalidValue, tree
 from mfoc.checks import check_integer
 from mfoc.formulation import Formulation
 from mfoc.problem import controls_of
 from mfoc.seeding import mixed_seed
-from paradigms.bayesian.density.density import LogDensity, log_density
+from paradigms.bayesian.density import LogDensity, log_density
 from paradigms.bayesian.samplers.kernels import discrepancy
 
 State = Any
@@ -240,8 +240,7 @@ def sample(
 def _step_sizes(problem: mfoc.Problem, solution: Any) -> Any:
     """The controls of a solution, if they are step sizes for this problem."""
     controls = controls_of(solution)
-    found, wanted = (torch.utils._pytree.tree_structure(tree) for tree in (controls, problem.controls))
-    if found != wanted:
+    if not tree.same_structure(controls, problem.controls):
         raise InvalidValue(
             'the controls are not those of this sampler: expected {"log_step": ...}, one or one for each step'
         )
@@ -250,9 +249,8 @@ def _step_sizes(problem: mfoc.Problem, solution: Any) -> Any:
 
 
 def _check_start(made: Sampler, state: Any) -> None:
-    own, structure = torch.utils._pytree.tree_flatten(made.flow.start(made.density, made.start))
-    leaves, other = torch.utils._pytree.tree_flatten(state)
-    if structure != other or any(a.shape != b.shape for a, b in zip(own, leaves, strict=True)):
+    own = made.flow.start(made.density, made.start)
+    if not tree.same_structure(own, state) or tree.describe(own) != tree.describe(state):
         raise InvalidValue("start holds draws of another sampler: another method, or another number of particles")
 
 

@@ -100,8 +100,13 @@ def test_a_sampler_takes_solutions_and_refuses_what_is_not_its_own():
 
 def test_seeds_and_priors_out_of_range_are_refused():
     x = normal(6, 3).float()
-    for seed in ("a", -1, 1.5, True):
-        with pytest.raises(mfoc.InvalidValue, match="seed is"):
+    for seed, error in (
+        ("a", mfoc.InvalidType),
+        (-1, mfoc.InvalidValue),
+        (1.5, mfoc.InvalidType),
+        (True, mfoc.InvalidType),
+    ):
+        with pytest.raises(error, match="seed is"):
             variational(coin, (torch.ones(5),), seed=seed)
     prior = dist.Normal(0.0, float("nan"), validate_args=False)
     with pytest.raises(mfoc.InvalidValue, match="NaN or infinite"):

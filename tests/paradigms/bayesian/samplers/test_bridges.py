@@ -262,7 +262,7 @@ class Branching(Constant):
         (lambda made: CrossEntropy(made, "adam"), mfoc.InvalidType, "inner is 'adam'"),
         (lambda made: CrossEntropy(made, mfoc.Gradient), mfoc.InvalidType, "inner is <class"),
         (lambda made: CrossEntropy(made, ADAM, every=0), mfoc.InvalidValue, "every is 0"),
-        (lambda made: CrossEntropy(made, ADAM, keep=True), mfoc.InvalidValue, "keep is True"),
+        (lambda made: CrossEntropy(made, ADAM, keep=True), mfoc.InvalidType, "keep is True"),
         (lambda made: CrossEntropy(made, ADAM, paths=1), mfoc.InvalidValue, "paths is 1"),
         (lambda made: CrossEntropy(made, ADAM, particles=0), mfoc.InvalidValue, "particles is 0"),
         (lambda made: CrossEntropy(made, ADAM, moves="mala"), mfoc.InvalidType, "moves is a str"),
