@@ -16,7 +16,7 @@ _BAYESIAN = {
     "drifts": ["samplers.drifts"],
     "ensemble": ["samplers.ensemble"],
     "flows": ["samplers.langevin"],
-    "follmer": ["samplers.follmer"],
+    "follmer": ["samplers.follmer", "samplers.evidence"],
     "guides": ["pyro.guides"],
     "interop": ["density.potential", "pyro.networks"],
     "layers": ["vi.stages"],

@@ -44,7 +44,7 @@ def test_mala_draws_from_the_beta_posterior():
 
 def test_the_evidence_of_a_coin():
     made = follmer(log_density(coin, (FLIPS,)), Drift(1, hidden=16).double(), steps=20, seed=2)
-    solver = CrossEntropy(made, mfoc.Gradient(partial(torch.optim.Adam, lr=5e-3)), every=30, paths=400, particles=512)
+    solver = CrossEntropy(mfoc.Gradient(partial(torch.optim.Adam, lr=5e-3)), every=30, paths=400, particles=512)
     evidence = made.evaluate(made.solve(solver, steps=90), n=4000)
     assert evidence.log_z == pytest.approx(log_beta(9, 6) - log_beta(2, 3), abs=4 * evidence.error)
     assert evidence.error < 0.02
