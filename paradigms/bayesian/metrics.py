@@ -14,7 +14,7 @@ from paradigms.bayesian.laws.likelihoods import aligned
 from paradigms.bayesian.laws.prediction import Prediction
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Reliability:
     """Confidence against accuracy in bins of equal width.
 
@@ -33,6 +33,9 @@ class Reliability:
         """The expected calibration error: sum_m (n_m / n) |accuracy_m - confidence_m|."""
         gaps = (self.accuracy - self.confidence).abs().nan_to_num(0.0)
         return float((gaps * self.counts).sum() / self.counts.sum())
+
+    def __repr__(self) -> str:
+        return f"Reliability(ECE {self.ece:.4f} of {int(self.counts.sum())} observations in {len(self.counts)} bins)"
 
 
 def nll(prediction: Prediction | Tensor, y: Any) -> float:

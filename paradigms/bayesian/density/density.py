@@ -45,6 +45,11 @@ class LogDensity:
     fused: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None
     slope: Function | None = None
 
+    def __repr__(self) -> str:
+        parameters = ", ".join(f"{name} {tuple(shape)}" for name, shape in self.shapes.items())
+        observations = "" if self.size is None else f" given {self.size} observations"
+        return f"LogDensity({parameters}{observations}; d = {self.dim})"
+
     @property
     def dim(self) -> int:
         """The dimension d."""

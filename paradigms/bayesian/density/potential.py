@@ -36,6 +36,9 @@ class Potential:
     initial_params: dict[str, Tensor]
     density: LogDensity
 
+    def __repr__(self) -> str:
+        return f"Potential({self.density!r})"
+
     def posterior(self, samples: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Samples of the chain, name -> ``[n, ...]`` unconstrained, in the parameters' own terms."""
         return self.density.named(self.density.ravel(samples))

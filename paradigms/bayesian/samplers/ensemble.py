@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mfoc import InvalidType, InvalidValue
+from mfoc.checks import check_instance
 from paradigms.bayesian.laws.likelihoods import NOISE, Gaussian, Likelihood, likelihood_of
 
 
@@ -29,6 +30,9 @@ class Ensemble:
     weights: dict[str, Tensor]
     likelihood: Likelihood
     noise: Tensor | None = None
+
+    def __repr__(self) -> str:
+        return f"Ensemble({len(self)} of {type(self.net).__name__}, {type(self.likelihood).__name__} observations)"
 
     def __len__(self) -> int:
         return len(next(iter(self.weights.values())))
@@ -62,8 +66,7 @@ def ensemble(net: nn.Module, draws: Mapping[str, Tensor], *, likelihood: Any, no
     Raises:
         InvalidType, InvalidValue: draws that are not of this network, or no likelihood.
     """
-    if not isinstance(net, nn.Module):
-        raise InvalidType(f"net is a {type(net).__name__}; expected a torch.nn.Module")
+    check_instance(nn.Module, "a torch.nn.Module", net=net)
     if not isinstance(draws, Mapping) or not all(isinstance(value, Tensor) for value in draws.values()):
         raise InvalidType(
             f"draws is a {type(draws).__name__}; expected a dict from parameter names to tensors [n, ...]"

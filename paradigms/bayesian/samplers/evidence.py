@@ -13,7 +13,7 @@ from mfoc.checks import check_integer
 from paradigms.bayesian.density import LogDensity
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@dataclass(frozen=True, eq=False)
 class Evidence:
     """What weighted paths say about a target.
 

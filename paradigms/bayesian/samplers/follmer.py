@@ -41,6 +41,9 @@ class Follmer(Formulation):
 
     sampling: PathProblem
 
+    def __repr__(self) -> str:
+        return f"Follmer({self.sampling!r})"
+
     @property
     def density(self) -> LogDensity:
         """The target."""

@@ -56,6 +56,10 @@ class PathProblem(mfoc.Problem):
             seed=seed,
         )
 
+    def __repr__(self) -> str:
+        policy = type(self.diffusion.policy).__name__
+        return f"PathProblem({self.particles} paths of {self.stages} steps by {policy} to {self.density!r})"
+
     @property
     def density(self) -> LogDensity:
         """The target."""

@@ -40,6 +40,11 @@ class NetworkPosterior:
     size: int
     example: tuple[Tensor, Any]
 
+    def __repr__(self) -> str:
+        net, count = type(self.network.net).__name__, sum(stage.size for stage in self.network.stages)
+        kind = type(self.likelihood).__name__
+        return f"NetworkPosterior({count} weights of {net}, given {self.size} {kind} observations)"
+
     @property
     def likelihood(self) -> Likelihood:
         """Of an observation given an output."""
