@@ -10,20 +10,20 @@ from paradigms.registry import available, load
 __all__ = ["Formulation", "available", "load"]
 
 _BAYESIAN = {
-    "draws": ["vi.noise"],
+    "draws": ["vi.noise", "vi.checks"],
     "bridges": ["samplers.bridges"],
     "diffusion": ["samplers.diffusion"],
     "drifts": ["samplers.drifts"],
     "ensemble": ["samplers.ensemble"],
     "flows": ["samplers.langevin"],
-    "follmer": ["samplers.follmer"],
+    "follmer": ["samplers.follmer", "samplers.evidence"],
     "guides": ["pyro.guides"],
-    "interop": ["pyro.export"],
+    "interop": ["density.potential", "pyro.networks"],
     "layers": ["vi.stages"],
     "likelihoods": ["laws.likelihoods"],
-    "models": ["pyro.inference"],
-    "networks": ["vi.network"],
-    "posterior": ["vi.posterior", "pyro.export"],
+    "models": ["vi.of_model"],
+    "networks": ["vi.random_network", "vi.of_network", "vi.checks"],
+    "posterior": ["vi.posterior", "pyro.networks"],
     "predict": ["predictive", "laws.prediction"],
     "priors": ["laws.priors"],
     "sampler": ["samplers.runs"],
@@ -32,7 +32,11 @@ _BAYESIAN = {
     "variational": ["vi.inference"],
 }
 _META = {"few_shot": ["classification"], "inner": ["objective"], "tasks": ["task_laws"]}
-_RENAMED = {"paradigms.meta.inner.Inner": "TaskObjective"}
+_NAMES = {
+    "paradigms.bayesian.draws.Draws": "NetworkDraws",
+    "paradigms.bayesian.likelihoods.Custom": "NegativeLogLikelihood",
+    "paradigms.meta.inner.Inner": "TaskObjective",
+}
 
 deprecation.moved(
     {
@@ -40,5 +44,5 @@ deprecation.moved(
         **{f"paradigms.bayesian.{old}": [f"paradigms.bayesian.{new}" for new in to] for old, to in _BAYESIAN.items()},
         **{f"paradigms.meta.{old}": [f"paradigms.meta.{new}" for new in to] for old, to in _META.items()},
     },
-    _RENAMED,
+    _NAMES,
 )

@@ -35,7 +35,7 @@ LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 # The same for the paradigms, which import no other paradigm: files and folders from the ground up.
 PARADIGM_LAYERS = {
     "adversarial": [{"checks"}, {"certificate"}, {"games"}, {"interop"}, {"evaluation"}],
-    "bayesian": [{"laws"}, {"density", "pyro", "vi"}, {"samplers", "predictive"}, {"metrics"}, {"plots"}],
+    "bayesian": [{"laws"}, {"pyro"}, {"density"}, {"vi", "samplers"}, {"predictive"}, {"metrics"}, {"plots"}],
     "meta": [
         {"convolution", "normalisation", "losses", "task_laws"},
         {"stacked", "classification"},

@@ -190,7 +190,7 @@ adam = mfoc.Gradient(partial(torch.optim.Adam, lr=3e-3), schedule=lambda k: (1 +
 
 
 def run_cross_entropy():
-    solution = sampler.solve(CrossEntropy(sampler, adam, every=40, paths=64 if SMOKE else 512), steps=steps)
+    solution = sampler.solve(CrossEntropy(adam, every=40, paths=64 if SMOKE else 512), steps=steps)
     evidence["cross-entropy"] = sampler.evaluate(solution, n=500 if SMOKE else 10_000)
     return evidence["cross-entropy"].resampled(1000)
 

@@ -7,18 +7,22 @@ prediction = predict(posterior, x_test)
 print(nll(prediction, y_test), rmse(prediction, y_test))
 """
 
-from paradigms.bayesian.density.density import LogDensity, log_density
+from paradigms.bayesian.density import LogDensity, log_density
+from paradigms.bayesian.density.potential import Potential, to_potential
+from paradigms.bayesian.laws.likelihoods import LogLikelihood, NegativeLogLikelihood
 from paradigms.bayesian.laws.prediction import Prediction
 from paradigms.bayesian.metrics import Reliability, accuracy, ece, nll, reliability, rmse
 from paradigms.bayesian.plots import band, calibration
 from paradigms.bayesian.predictive import predict
-from paradigms.bayesian.pyro.export import Potential, as_model, to_potential
+from paradigms.bayesian.pyro.networks import as_model
 from paradigms.bayesian.samplers.bridges import CrossEntropy, bridge_matching
 from paradigms.bayesian.samplers.drifts import Drift, GaussianDrift
 from paradigms.bayesian.samplers.ensemble import Ensemble, ensemble
-from paradigms.bayesian.samplers.follmer import Evidence, Follmer, follmer
+from paradigms.bayesian.samplers.evidence import Evidence
+from paradigms.bayesian.samplers.follmer import Follmer, follmer
 from paradigms.bayesian.samplers.kernels import RBF, PyroRBF, discrepancy
 from paradigms.bayesian.samplers.langevin import MALA, SGLD, ULA, langevin
+from paradigms.bayesian.samplers.paths import PathProblem
 from paradigms.bayesian.samplers.runs import Draws, Sampler, sample
 from paradigms.bayesian.samplers.svgd import AdaGradRule, AdamRule, PlainRule, Stein, svgd
 from paradigms.bayesian.vi.inference import variational
@@ -39,7 +43,10 @@ __all__ = [
     "Follmer",
     "GaussianDrift",
     "LogDensity",
+    "LogLikelihood",
+    "NegativeLogLikelihood",
     "NetworkPosterior",
+    "PathProblem",
     "PlainRule",
     "Potential",
     "Prediction",

@@ -10,10 +10,11 @@ from torch import Tensor
 
 from mfoc import InvalidType, InvalidValue
 from mfoc.checks import check_integer
+from paradigms.bayesian.laws.likelihoods import aligned
 from paradigms.bayesian.laws.prediction import Prediction
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Reliability:
     """Confidence against accuracy in bins of equal width.
 
@@ -32,6 +33,9 @@ class Reliability:
         """The expected calibration error: sum_m (n_m / n) |accuracy_m - confidence_m|."""
         gaps = (self.accuracy - self.confidence).abs().nan_to_num(0.0)
         return float((gaps * self.counts).sum() / self.counts.sum())
+
+    def __repr__(self) -> str:
+        return f"Reliability(ECE {self.ece:.4f} of {int(self.counts.sum())} observations in {len(self.counts)} bins)"
 
 
 def nll(prediction: Prediction | Tensor, y: Any) -> float:
@@ -90,9 +94,7 @@ def rmse(prediction: Prediction | Tensor, y: Tensor) -> float:
     mean = prediction.mean if isinstance(prediction, Prediction) else prediction
     if not isinstance(mean, Tensor) or not isinstance(y, Tensor):
         raise InvalidType(f"expected tensors; prediction is a {type(prediction).__name__} and y a {type(y).__name__}")
-    if mean.shape != y.shape:
-        raise InvalidValue(f"y has shape {tuple(y.shape)} and the predictive mean {tuple(mean.shape)}; they must agree")
-    return float((mean - y).double().square().mean().sqrt())
+    return float((mean - aligned(y, mean)).double().square().mean().sqrt())
 
 
 def _probabilities(prediction: Prediction | Tensor, y: Any) -> Tensor:

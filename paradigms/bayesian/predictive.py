@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 
 import mfoc
-from mfoc import InvalidType, InvalidValue
+from mfoc import InvalidType, InvalidValue, tree
 from mfoc.checks import check_integer
 from paradigms.bayesian.laws.likelihoods import Categorical, Gaussian
-from paradigms.bayesian.laws.prediction import Drawable, Prediction, _of_classes, _of_numbers, _variance
-from paradigms.bayesian.pyro.predict import _is_guide, _of_guide
+from paradigms.bayesian.laws.prediction import Drawable, Prediction, of_classes, of_numbers
+from paradigms.bayesian.pyro.predict import is_guide, of_guide
 
 
 def predict(
@@ -43,8 +43,8 @@ def predict(
         raise InvalidType("posterior is an mfoc.Solution; read it out first: formulation.readout(solution)")
     if isinstance(posterior, Drawable):
         return _of_networks(posterior, x, samples, seed, batch_size)
-    if _is_guide(posterior):
-        return _of_guide(posterior, x, samples, seed, site)
+    if is_guide(posterior):
+        return of_guide(posterior, x, samples, seed, site)
     hint = "; make draws of weights an ensemble(net, draws, likelihood=...)" if isinstance(posterior, dict) else ""
     raise InvalidType(
         f"posterior is a {type(posterior).__name__}; expected what the readout of variational(...) returns{hint}"
@@ -72,18 +72,19 @@ def _of_networks(posterior: Drawable, x: Any, samples: int, seed: int, batch_siz
     else:
         outputs = torch.cat(parts, 1)
     likelihood = posterior.likelihood
+    first = outputs[0] if isinstance(outputs, tuple) else outputs
+    likelihood.check_output(first[0])
 
     def log_probs(y: Any) -> Tensor:
-        first = outputs[0] if isinstance(outputs, tuple) else outputs
         likelihood.check(first[0], y)
-        return likelihood.log_prob(outputs, torch.utils._pytree.tree_map(lambda leaf: leaf.unsqueeze(0), y))
+        return likelihood.log_prob(outputs, tree.map(lambda leaf: leaf[None], y))
 
     if isinstance(likelihood, Categorical):
-        return _of_classes(outputs.softmax(-1), log_probs)
+        return of_classes(outputs.softmax(-1), log_probs)
     if isinstance(likelihood, Gaussian):
         mean, noise = likelihood.split(outputs)
-        return _of_numbers(mean, noise.square().expand(mean.shape), log_probs)
-    return Prediction(outputs.mean(0), _variance(outputs), None, log_probs, False)
+        return of_numbers(mean, noise.square().expand(mean.shape), log_probs)
+    return of_numbers(outputs, None, log_probs)
 
 
 def _inputs(posterior: Any) -> str:
@@ -94,6 +95,3 @@ def _inputs(posterior: Any) -> str:
     layers = posterior.net.modules() if isinstance(getattr(posterior, "net", None), nn.Module) else ()
     first = next((layer for layer in layers if any(True for _ in layer.parameters(recurse=False))), None)
     return "[B, ...]" if first is None else f"[B, ...] as its first layer takes them, {first}"
-
-
-# ---- Pyro guides

@@ -140,7 +140,7 @@ def by_cross_entropy(made, steps, every, **options):
             print(f"  {at.step:5d} steps, {time.perf_counter() - began:5.0f} s: {evidence}", flush=True)
 
     adam = mfoc.Gradient(partial(torch.optim.Adam, lr=2e-3), schedule=lambda k: (1 + math.cos(math.pi * k / steps)) / 2)
-    return made.solve(CrossEntropy(made, adam, every=every, paths=512, **options), steps=steps, hooks=[report])
+    return made.solve(CrossEntropy(adam, every=every, paths=512, **options), steps=steps, hooks=[report])
 
 
 def verdict(evidence, reference, error=0.0):

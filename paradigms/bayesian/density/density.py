@@ -1,26 +1,19 @@
-"""Unnormalised log densities on R^d, evaluated on a whole cloud of particles at once.
-
-``log_density`` makes one from a function, from a Pyro model with its data, from a network with a likelihood and a
-prior, or from a control problem (the Gibbs law of its controls). Whatever it came from, it is a function of
-``[n, d]``; named parameters are slices of the vector, in unconstrained coordinates.
-"""
+"""Unnormalised log densities as one object: functions of a cloud ``[n, d]`` and their gradients."""
 
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-import mfoc
-from mfoc import InvalidType, InvalidValue
-from mfoc.checks import check_integer
-from paradigms.bayesian.density.sources import Source, flat, from_net, from_problem, split
+from mfoc import InvalidType, InvalidValue, tree
 from paradigms.bayesian.density.traced import Traced
-from paradigms.bayesian.pyro.source import from_pyro
+from paradigms.bayesian.laws.normal import unvalidated
 
 Function = Callable[[Tensor], Tensor]
 
@@ -51,6 +44,11 @@ class LogDensity:
     minibatch: Callable[[Tensor, Tensor], Tensor] | None = None
     fused: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None
     slope: Function | None = None
+
+    def __repr__(self) -> str:
+        parameters = ", ".join(f"{name} {tuple(shape)}" for name, shape in self.shapes.items())
+        observations = "" if self.size is None else f" given {self.size} observations"
+        return f"LogDensity({parameters}{observations}; d = {self.dim})"
 
     @property
     def dim(self) -> int:
@@ -159,137 +157,61 @@ class LogDensity:
         return self.minibatch(x, index)
 
 
-def log_density(
-    source: Any,
-    data: Any = None,
+def vectorised(
+    one: Callable[[Tensor], Tensor],
+    shapes: dict[str, torch.Size],
+    like: Tensor,
     *,
-    like: Any = None,
-    likelihood: Any = None,
-    noise: float | None = None,
-    prior: Any = None,
-    temperature: float = 1.0,
-    size: int | None = None,
-    minibatch: Callable[[Any, Tensor], Tensor] | None = None,
-    traced: bool = True,
+    on_batch: Callable[[Tensor, Tensor], Tensor] | None = None,
+    around: Callable[..., Any] = unvalidated,
+    traced: bool = False,
+    **known: Any,
 ) -> LogDensity:
-    """One object for the log densities that samplers take.
+    """A density of one particle as one of a cloud.
 
     Args:
-        source: one of
-
-            * a function with ``like``: particles ``[n, d]``, or a dict name -> ``[n, ...]``, to log densities ``[n]``;
-            * a Pyro model with ``data``: the tuple of its arguments (``()`` when it takes none), or a dict of keyword
-              arguments. The density is that of its latents given the observed sites, in unconstrained coordinates (with
-              the log Jacobian), normalised when the model is, so that its integral is the evidence. Parameters
-              (``pyro.param``) keep the values they have now;
-            * an ``nn.Module`` with ``data`` a pair (inputs, targets), a ``likelihood`` and a ``prior``. It is used in
-              evaluation mode; parameters that do not require grad are constants;
-            * an ``mfoc.Problem`` with ``data`` its ``mfoc.Particles``: exp(-sum_i cost_i(u) / temperature) prior(u).
-        data: see above.
-        like: one particle: a tensor ``[d]`` or a dict name -> tensor; gives shapes, dtype and device.
-        likelihood: "gaussian", "categorical" (targets are class labels) or a function (output, target) -> ``[N]``.
-        noise: scale of the Gaussian likelihood. None makes it a parameter, "noise", with prior LogNormal(0, 1).
-        prior: law of each weight, a torch or Pyro distribution of scalars; standard normal when None. For a problem
-            None is no prior.
-        temperature: of the Gibbs law of a problem.
-        size: number of observations N, for ``minibatch``. For a Pyro model: its tensor arguments with N rows are those
-            that are cut to a batch, and the observed sites are weighted with N / B.
-        minibatch: for a function: ``(particles, index [n, B]) -> [n]``, scaled with N / B by itself.
-        traced: record the tensor operations of a Pyro model or a network once and replay them; the data are taken as
-            they are then.
-
-    Returns:
-        A ``LogDensity``.
-
-    Raises:
-        InvalidType: a source that is none of these.
-        InvalidValue: arguments that do not go together, discrete latents, or a log density that is not finite where it
-            starts.
-        MissingExtra: a Pyro model without pyro.
+        one: ``[d]`` to a scalar.
+        shapes: see ``LogDensity``.
+        like: see ``LogDensity``.
+        on_batch: ``([d], index [B])`` to a scalar, or None.
+        around: calls a function of particles in the right surroundings: checks of values are off where it runs.
+        traced: record the functions once and replay them; a recording needs no surroundings.
+        **known: what else a ``LogDensity`` knows.
     """
-    check_integer(1, size=size, optional=True)
-    options = {"like": like, "likelihood": likelihood, "noise": noise, "prior": prior, "minibatch": minibatch}
-    if isinstance(source, LogDensity):
-        return source
-    if isinstance(source, mfoc.Problem):
-        _refuse(options, "a problem", {"prior"})
-        made = from_problem(source, data, prior, temperature)
-    elif isinstance(source, nn.Module) and likelihood is not None:
-        _refuse(options, "a network", {"likelihood", "noise", "prior"})
-        made = from_net(source, data, likelihood, noise, prior)
-    elif not callable(source):
-        raise InvalidType(
-            f"the log density is a {type(source).__name__}; expected a function, a Pyro model, a network with a "
-            "likelihood or an mfoc.Problem"
-        )
-    elif like is not None:
-        _refuse(options, "a function", {"like", "minibatch"})
-        return _probed(_from_function(source, like, size, minibatch))
-    elif isinstance(data, tuple | dict):
-        _refuse(options, "a Pyro model", set())
-        made = from_pyro(source, data, size)
-    else:
-        raise InvalidValue(
-            "say what the function is: like= a particle for a log density, data= a tuple of arguments for a Pyro "
-            "model, data= and likelihood= for a network"
-        )
-    return _probed(_batched(made, traced))
 
-
-def _refuse(options: Mapping[str, Any], what: str, allowed: set[str]) -> None:
-    given = [name for name, value in options.items() if value is not None and name not in allowed]
-    if given:
-        raise InvalidValue(f"{', '.join(given)} cannot be used with {what}; leave it out")
-
-
-def _from_function(
-    function: Callable[[Any], Tensor],
-    like: Any,
-    size: int | None,
-    minibatch: Callable[[Any, Tensor], Tensor] | None,
-) -> LogDensity:
-    example = {"x": like} if isinstance(like, Tensor) else like
-    if not isinstance(example, dict) or not all(isinstance(leaf, Tensor) for leaf in example.values()) or not example:
-        raise InvalidType(f"like is a {type(like).__name__}; expected a tensor [d] or a dict name -> tensor")
-    if isinstance(like, Tensor) and like.dim() != 1:
-        raise InvalidValue(f"like has shape {tuple(like.shape)}; expected one particle, (d,)")
-    if (size is None) != (minibatch is None):
-        raise InvalidValue("size and minibatch go together: the number of observations and the density of a batch")
-    vector = flat(example)
-    shapes = {name: leaf.shape for name, leaf in example.items()}
-    view = (lambda x: split(x, shapes)) if isinstance(like, dict) else (lambda x: x)
-    batch = None if minibatch is None else (lambda x, index: minibatch(view(x), index))
-    return LogDensity(lambda x: function(view(x)), shapes, vector, size=size, minibatch=batch)
-
-
-def _batched(source: Source, traced: bool) -> LogDensity:
-    """A density of one particle as one of a cloud."""
-
-    def record(function: Callable[..., Any]) -> Callable[..., Any]:
-        """Checks of values are off where the function itself runs; a recording has none."""
-        guarded = functools.partial(source.around, function)
+    def ready(function: Callable[..., Any]) -> Callable[..., Any]:
+        guarded = functools.partial(around, function)
         return Traced(guarded) if traced else guarded
 
-    both = torch.func.vmap(torch.func.grad_and_value(source.one))
+    both = torch.func.vmap(torch.func.grad_and_value(one))
     return LogDensity(
-        record(torch.func.vmap(source.one)),
-        source.shapes,
-        source.like,
-        draw=source.draw,
-        constrain=source.constrain,
-        size=source.size,
-        minibatch=None if source.on_batch is None else record(torch.func.vmap(source.on_batch)),
-        fused=record(lambda x: both(x)[::-1]),
-        slope=record(torch.func.vmap(torch.func.grad(source.one))),
+        ready(torch.func.vmap(one)),
+        shapes,
+        like,
+        minibatch=None if on_batch is None else ready(torch.func.vmap(on_batch)),
+        fused=ready(lambda x: both(x)[::-1]),
+        slope=ready(torch.func.vmap(torch.func.grad(one))),
+        **known,
     )
 
 
-def _probed(density: LogDensity) -> LogDensity:
-    """Refuses a density that cannot be evaluated where it starts."""
-    try:
-        density.check(density.initial(2))
-    except RuntimeError as error:
-        raise InvalidValue(
-            f"the log density cannot be evaluated and differentiated on two particles: {error}"
-        ) from error
-    return density
+def flat(parameters: Mapping[str, Tensor]) -> Tensor:
+    """Named tensors as one vector ``[d]``.
+
+    Raises:
+        InvalidType: one is not floating point.
+        InvalidValue: mixed dtypes or devices.
+    """
+    first = next(iter(parameters.values()))
+    for name, leaf in parameters.items():
+        if not leaf.is_floating_point():
+            raise InvalidType(f"parameter {name!r} has dtype {leaf.dtype}; expected floating point")
+        if leaf.dtype != first.dtype or leaf.device != first.device:
+            raise InvalidValue(f"parameter {name!r} is {leaf.dtype} on {leaf.device}; all need one dtype and device")
+    return tree.ravel(tree.detached(dict(parameters)))
+
+
+def split(x: Tensor, shapes: Mapping[str, torch.Size]) -> dict[str, Tensor]:
+    """Vectors ``[..., d]`` as named tensors ``[..., *shape]``."""
+    lead, parts = x.shape[:-1], torch.split(x, [math.prod(shape) for shape in shapes.values()], dim=-1)
+    return {name: part.reshape((*lead, *shape)) for (name, shape), part in zip(shapes.items(), parts, strict=True)}

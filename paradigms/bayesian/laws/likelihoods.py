@@ -1,27 +1,35 @@
 """Likelihoods: what an observation is worth given the output of a network.
 
+``likelihood_of`` reads every ``likelihood=`` argument of this package, so all of them mean the same. A function is a
+loss: the NEGATIVE log likelihood of each observation, as torch's losses are. ``LogLikelihood(function)`` says the
+opposite.
+
 Outputs carry an axis of draws in front: ``[S, B, ...]``, S networks on B inputs; so do observations, ``[S, B, ...]`` or
-``[1, B, ...]``.
+``[1, B, ...]``. Numbers with or without a last axis of one are the same observations: ``[N]`` fits outputs ``[N, 1]``,
+and ``[N, 1]`` fits ``[N]``. Nothing else is broadcast.
 """
 
 from __future__ import annotations
 
-import math
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mfoc import InvalidType, InvalidValue
+from mfoc import InvalidType, InvalidValue, tree
 from mfoc.checks import check_positive
 from mfoc.networks import per_sample
-from paradigms.bayesian.laws.normal import cast, normal_log_prob
+from paradigms.bayesian.laws.normal import HALF_LOG_2PI, normal_log_prob
+
+NOISE = "noise"  # the name of a learned scale among the parameters of a network
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Gaussian:
     """y ~ N(output, noise^2), independent over the axes of y.
 
@@ -41,53 +49,47 @@ class Gaussian:
     def cost(self, output: Any, y: Tensor) -> Tensor:
         """The mean negative log likelihood over the observations, for each draw ``[S]``."""
         mean, noise = self.split(output)
+        y = aligned(y, mean, lead=1)
         axes = tuple(range(1, mean.dim()))
         entries = mean[0, 0].numel()
         if noise.numel() == 1:
             precision = 0.5 / (mean.shape[1] * noise.square())
-            constant = entries * (noise.log() + 0.5 * math.log(2 * math.pi))
+            constant = entries * (noise.log() + HALF_LOG_2PI)
             fitted: Tensor = (y - mean).square().sum(axes) * precision.reshape(-1) + constant.reshape(-1)
             return fitted
         total: Tensor = ((y - mean) / noise).square().sum(axes) * (0.5 / mean.shape[1])
         logs = (noise.log().expand(mean.shape)).sum(axes) / mean.shape[1]
-        return total + logs + entries * 0.5 * math.log(2 * math.pi)
+        return total + logs + entries * HALF_LOG_2PI
 
     def log_prob(self, output: Any, y: Tensor) -> Tensor:
         """The log density of y given the output ``[S, B]``."""
         mean, noise = self.split(output)
-        each = -0.5 * ((y - mean) / noise).square() - noise.log() - 0.5 * math.log(2 * math.pi)
+        each = normal_log_prob(aligned(y, mean, lead=1), mean, noise)
         return each.flatten(2).sum(2) if each.dim() > 2 else each
+
+    def check_output(self, output: Any) -> None:
+        """Refuses outputs ``[B, ...]`` that the noise does not fit."""
+        if self.noise is None:
+            return
+        try:
+            fits = torch.broadcast_shapes(self.noise.shape, output.shape[1:]) == output.shape[1:]  # type: ignore[no-untyped-call]
+        except RuntimeError:
+            fits = False
+        if not fits:
+            raise InvalidValue(
+                f"noise has shape {tuple(self.noise.shape)}; expected a number or the shape of an output, "
+                f"{tuple(output.shape[1:])}"
+            )
 
     def check(self, output: Any, y: Any) -> None:
         """Refuses observations that do not fit the outputs ``[B, ...]``."""
-        if not isinstance(y, Tensor) or not y.is_floating_point():
-            raise InvalidType(f"y is {_describe(y)}; a Gaussian likelihood needs a floating-point tensor")
-        if y.shape != output.shape:
-            raise InvalidValue(
-                f"y has shape {tuple(y.shape)} and the network's output {tuple(output.shape)}; they must agree "
-                "(y.unsqueeze(1) makes [N] into [N, 1])"
-            )
+        if not isinstance(y, Tensor) or y.is_complex() or y.dtype == torch.bool:
+            raise InvalidType(f"y is {_described(y)}; a Gaussian likelihood needs a tensor of real numbers")
+        aligned(y, output)
         if not y.isfinite().all():
             bad = (~y.isfinite()).reshape(len(y), -1).any(1)
             raise InvalidValue(f"y holds NaN or infinite values, first at observation {int(bad.nonzero()[0])}")
-        if self.noise is not None:
-            noise = torch.as_tensor(self.noise)
-            if not noise.isfinite().all() or not (noise > 0).all():
-                raise InvalidValue("noise must be positive and finite")
-            try:
-                fits = (
-                    torch.broadcast_shapes(  # type: ignore[no-untyped-call]
-                        noise.shape, output.shape[1:]
-                    )
-                    == output.shape[1:]
-                )
-            except RuntimeError:
-                fits = False
-            if not fits:
-                raise InvalidValue(
-                    f"noise has shape {tuple(noise.shape)}; expected a number or the shape of an output, "
-                    f"{tuple(output.shape[1:])}"
-                )
+        self.check_output(output)
 
 
 @dataclass(frozen=True)
@@ -101,15 +103,20 @@ class Categorical:
     def log_prob(self, output: Tensor, y: Tensor) -> Tensor:
         """The log density of y given the output ``[S, B]``."""
         s, b = output.shape[:2]
-        labels = y.expand(s, b).reshape(-1)
+        labels = y.expand(s, b).reshape(-1).long()
         return -F.cross_entropy(output.flatten(0, 1), labels, reduction="none").view(s, b)
+
+    def check_output(self, output: Any) -> None:
+        """Refuses outputs that are no logits ``[B, C]``."""
+        if output.dim() != 2:
+            raise InvalidValue(f"the network's output has shape {tuple(output.shape)}; expected logits [N, classes]")
 
     def check(self, output: Any, y: Any) -> None:
         """Refuses labels that do not fit the logits ``[B, C]``."""
-        if not isinstance(y, Tensor) or y.dtype != torch.int64 or y.dim() != 1:
-            raise InvalidType(f"y is {_describe(y)}; a categorical likelihood needs integer labels [N] (torch.int64)")
-        if output.dim() != 2:
-            raise InvalidValue(f"the network's output has shape {tuple(output.shape)}; expected logits [N, classes]")
+        integer = isinstance(y, Tensor) and not (y.is_floating_point() or y.is_complex() or y.dtype == torch.bool)
+        if not integer or y.dim() != 1:
+            raise InvalidType(f"y is {_described(y)}; a categorical likelihood needs integer labels [N]")
+        self.check_output(output)
         if int(y.min()) < 0 or int(y.max()) >= output.shape[1]:
             raise InvalidValue(
                 f"y holds labels from {int(y.min())} to {int(y.max())}; the network has {output.shape[1]} classes"
@@ -117,10 +124,15 @@ class Categorical:
 
 
 @dataclass(frozen=True)
-class Custom:
-    """A likelihood given by its negative log: ``function(output, y) -> [B]``, constants included."""
+class OfFunction:
+    """A likelihood given as a function of (output, y), which gets both as they are."""
 
     function: Callable[..., Tensor]
+    sign: ClassVar[float]
+
+    @cached_property
+    def _each(self) -> Callable[..., Tensor]:
+        return per_sample(self.function)
 
     def cost(self, output: Any, y: Any) -> Tensor:
         """The mean negative log likelihood over the observations, for each draw ``[S]``."""
@@ -128,105 +140,110 @@ class Custom:
 
     def log_prob(self, output: Any, y: Any) -> Tensor:
         """The log density of y given the output ``[S, B]``."""
-        loss = per_sample(self.function)
-        s, b = torch.utils._pytree.tree_leaves(output)[0].shape[:2]
+        s, b = tree.leaves(output)[0].shape[:2]
 
         def merged(leaf: Tensor) -> Tensor:
             return leaf.expand(s, *leaf.shape[1:]).flatten(0, 1)
 
-        both = torch.utils._pytree.tree_map(merged, (output, y))
-        return -loss(*both).view(s, b)
+        return self.sign * self._each(tree.map(merged, output), tree.map(merged, y)).view(s, b)
+
+    def check_output(self, output: Any) -> None:
+        """Any output will do."""
 
     def check(self, output: Any, y: Any) -> None:
         """Refuses a function that is not one number for each observation."""
-        found = per_sample(self.function)(output, y)
-        n = len(torch.utils._pytree.tree_leaves(output)[0])
+        found = self._each(output, y)
+        n = len(tree.leaves(output)[0])
         if not isinstance(found, Tensor) or found.shape != (n,):
             shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
-            raise InvalidValue(f"likelihood returned {shape}; expected the negative log of each observation, ({n},)")
+            raise InvalidValue(f"likelihood returned {shape}; expected one number for each observation, ({n},)")
 
 
-Likelihood = Gaussian | Categorical | Custom
+class NegativeLogLikelihood(OfFunction):
+    """A likelihood given by its negative log: ``function(output, y) -> [B]``, a loss, constants included.
+
+    It is what a bare function means; a torch loss is taken with its ``reduction`` set to "none".
+    """
+
+    sign = -1.0
 
 
-def likelihood_of(what: Any, noise: Any) -> Likelihood:
+class LogLikelihood(OfFunction):
+    """A likelihood given by its log: ``function(output, y) -> [B]``, constants included."""
+
+    sign = 1.0
+
+
+Likelihood = Gaussian | Categorical | OfFunction
+
+
+def likelihood_of(what: Any, noise: Any = None) -> Likelihood:
     """The likelihood that an argument names.
 
     Args:
-        what: "gaussian", "categorical" or a function (output, y) -> ``[N]``.
-        noise: the known standard deviation of a Gaussian; None when it is to be learned.
+        what: "gaussian", "categorical", a function (output, y) -> the negative log likelihood of each observation
+            ``[N]``, or a ``LogLikelihood`` or ``NegativeLogLikelihood`` of a function.
+        noise: the known standard deviation of a Gaussian, a number or a tensor ``[...]`` that broadcasts to an output;
+            None when it is to be learned.
 
     Raises:
-        InvalidType, InvalidValue: neither, or a noise where there is none.
+        InvalidType, InvalidValue: none of these, or a noise that is not positive or where there is none.
     """
-    if what == "gaussian":
-        if noise is None:
-            return Gaussian()
-        if isinstance(noise, bool) or not isinstance(noise, int | float | Tensor):
-            raise InvalidType(f"noise is a {type(noise).__name__}; expected a positive number, a tensor or None")
-        return Gaussian(torch.as_tensor(noise, dtype=None if isinstance(noise, Tensor) else torch.float64))
+    if isinstance(what, str) and what == "gaussian":
+        return Gaussian(None if noise is None else _checked(noise))
     if noise is not None:
         raise InvalidValue(f"noise was given with likelihood={what!r}; only a Gaussian has one")
-    if what == "categorical":
+    if isinstance(what, str) and what == "categorical":
         return Categorical()
+    if isinstance(what, Gaussian | Categorical | OfFunction):
+        return what
     if callable(what) and not isinstance(what, type):
-        return Custom(what)
+        return NegativeLogLikelihood(what)
     raise InvalidValue(
         f"likelihood is {what!r}; expected 'gaussian', 'categorical' or a function (output, y) -> the negative log "
         "likelihood of each observation, [N]"
     )
 
 
-def _describe(y: Any) -> str:
-    return f"a {y.dtype} tensor {tuple(y.shape)}" if isinstance(y, Tensor) else f"a {type(y).__name__}"
+def _checked(noise: Any) -> Tensor:
+    if not isinstance(noise, Tensor):
+        check_positive(noise=noise)
+        return torch.tensor(noise, dtype=torch.float64)
+    if not noise.isfinite().all() or not (noise > 0).all():
+        raise InvalidValue(f"noise is {noise}; expected positive finite numbers")
+    return noise
 
 
-def check_targets(net: nn.Module, inputs: Tensor, targets: Tensor, likelihood: Any) -> None:
-    """Refuses observations that no output of the network explains."""
-    if likelihood == "gaussian" and not targets.isfinite().all():
-        raise InvalidValue("the targets hold NaN or infinite values")
-    if likelihood == "categorical" and not targets.is_floating_point():
-        try:
-            with torch.no_grad():
-                classes = net(cast(inputs[:1], next(net.parameters()))).shape[-1]
-        except RuntimeError as error:
-            raise InvalidValue(f"the network cannot take inputs of shape {tuple(inputs.shape)}: {error}") from error
-        if int(targets.min()) < 0 or int(targets.max()) >= classes:
-            raise InvalidValue(
-                f"the targets hold labels from {int(targets.min())} to {int(targets.max())}; the network has {classes} "
-                "classes"
-            )
+def says_its_sign(what: Any) -> bool:
+    """Whether nobody could take a likelihood for its negative: a bare function says nothing, a torch loss does."""
+    if isinstance(what, str | Gaussian | Categorical | OfFunction) or not callable(what):
+        return True
+    try:
+        return hasattr(what, "reduction") or "reduction" in inspect.signature(what).parameters
+    except (ValueError, TypeError):
+        return isinstance(what, nn.Module)
 
 
-def log_likelihood_of(likelihood: Any, noise: float | None) -> Callable[[Tensor, Tensor, Tensor | None], Tensor]:
-    """Log likelihoods ``[N]`` of (output, target, log of the learned scale or None)."""
-    if likelihood == "gaussian":
-        check_positive(noise=noise, finite=False, optional=True)
+def aligned(y: Tensor, output: Tensor, lead: int = 0) -> Tensor:
+    """Numbers as the output has them: with or without a last axis of one.
 
-        def gaussian(out: Tensor, y: Tensor, log_scale: Tensor | None) -> Tensor:
-            out = out.squeeze(-1) if out.dim() == y.dim() + 1 and out.shape[-1] == 1 else out
-            if out.shape != y.shape:
-                raise InvalidValue(
-                    f"the network returns {tuple(out.shape)} and the targets are {tuple(y.shape)}; "
-                    "expected equal shapes"
-                )
-            scale = noise if log_scale is None else log_scale.exp()
-            return normal_log_prob(y, out, scale).flatten(1).sum(1) if y.dim() > 1 else normal_log_prob(y, out, scale)
+    Args:
+        y: the observations.
+        output: the output.
+        lead: how many axes of draws both carry in front, which may differ.
 
-        return gaussian
-    if likelihood == "categorical":
+    Raises:
+        InvalidValue: the shapes do not agree.
+    """
+    own, wanted = y.shape[lead:], output.shape[lead:]
+    if own == wanted:
+        return y
+    if own == (*wanted, 1):
+        return y.squeeze(-1)
+    if (*own, 1) == wanted:
+        return y.unsqueeze(-1)
+    raise InvalidValue(f"y has shape {tuple(own)} and the network's output {tuple(wanted)}; they must agree")
 
-        def categorical(out: Tensor, y: Tensor, _: Tensor | None) -> Tensor:
-            if y.is_floating_point() or y.dim() != 1 or out.dim() != 2:
-                raise InvalidValue(
-                    f"categorical needs logits (N, classes) and integer labels (N,); got {tuple(out.shape)} and "
-                    f"{tuple(y.shape)} of {y.dtype}"
-                )
-            return out.log_softmax(1).gather(1, y.unsqueeze(1)).squeeze(1)  # which refuses labels that are no class
 
-        return categorical
-    if callable(likelihood):
-        return lambda out, y, _: likelihood(out, y)
-    raise InvalidValue(
-        f"likelihood is {likelihood!r}; expected 'gaussian', 'categorical' or a function (output, target)"
-    )
+def _described(y: Any) -> str:
+    return f"a tensor, {tree.describe(y)}" if isinstance(y, Tensor) else f"a {type(y).__name__}"

@@ -26,7 +26,7 @@ class Drawable(Protocol):
         """Outputs of drawn networks ``[samples, B, ...]``."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Prediction:
     """The posterior predictive law at B inputs, from S draws.
 
@@ -54,26 +54,29 @@ class Prediction:
             raise InvalidValue("the likelihood is a function, which does not say what the spread of an observation is")
         return self.epistemic + self.aleatoric
 
+    def __repr__(self) -> str:
+        what, unit = ("classes", "nats") if self.classes else ("numbers", "variance")
+        parts = {"epistemic": self.epistemic, "aleatoric": self.aleatoric}
+        means = [f"{name} {float(part.mean()):.3g}" for name, part in parts.items() if part is not None]
+        return f"Prediction(mean of {what} {tuple(self.mean.shape)}, {' and '.join(means)} {unit} on average)"
+
     def log_prob(self, y: Any) -> Tensor:
         """The log of the density of y averaged over the draws, log mean_s p(y | draw s) ``[B]``."""
         each = self.log_probs(y)
         return each.logsumexp(0) - math.log(len(each))
 
 
-def _of_classes(probabilities: Tensor, log_probs: Callable[[Any], Tensor]) -> Prediction:
-    """From ``[S, B, C]``."""
+def of_classes(probabilities: Tensor, log_probs: Callable[[Any], Tensor]) -> Prediction:
+    """The prediction of classes from the probabilities of each draw ``[S, B, C]``."""
     mean = probabilities.mean(0)
     aleatoric = _entropy(probabilities).mean(0)
     return Prediction(mean, (_entropy(mean) - aleatoric).clamp_min(0), aleatoric, log_probs, True)
 
 
-def _of_numbers(means: Tensor, variances: Tensor, log_probs: Callable[[Any], Tensor]) -> Prediction:
-    """From ``[S, B, ...]``."""
-    return Prediction(means.mean(0), _variance(means), variances.mean(0), log_probs, False)
-
-
-def _variance(draws: Tensor) -> Tensor:
-    return draws.var(0, correction=1 if len(draws) > 1 else 0)
+def of_numbers(means: Tensor, variances: Tensor | None, log_probs: Callable[[Any], Tensor]) -> Prediction:
+    """The prediction of numbers from the mean and, where it is known, the variance of each draw ``[S, B, ...]``."""
+    epistemic = means.var(0, correction=1 if len(means) > 1 else 0)
+    return Prediction(means.mean(0), epistemic, None if variances is None else variances.mean(0), log_probs, False)
 
 
 def _entropy(probabilities: Tensor) -> Tensor:

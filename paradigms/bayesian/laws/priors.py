@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -23,12 +22,20 @@ def prior_of(prior: Any, name: str, parameter: Tensor) -> Distribution:
         name: the parameter's name in the network.
         parameter: the parameter.
 
+    Returns:
+        The distribution in the dtype and on the device of the parameter.
+
     Raises:
         InvalidType: not a distribution.
         InvalidValue: a support that is not the real line, a shape that does not fit, or a density that is not finite.
     """
+    return placed(law_of(prior, name, parameter), name, parameter)
+
+
+def law_of(prior: Any, name: str, parameter: Tensor) -> Distribution:
+    """The prior of one parameter, in the dtype and on the device it was given in; see ``prior_of``."""
     if prior is None:
-        return Normal(parameter.new_zeros(()), parameter.new_ones(()))
+        return Normal(0.0, 1.0)
     if callable(prior) and not isinstance(prior, Distribution):
         prior = prior(name, parameter)
     if not isinstance(prior, Distribution):
@@ -49,10 +56,29 @@ def prior_of(prior: Any, name: str, parameter: Tensor) -> Distribution:
         fits = False
     if not fits:
         raise InvalidValue(f"prior of {name!r} has shape {tuple(prior.batch_shape)}; the parameter has {shape}")
-    moved = _moved(prior, parameter)
-    if not moved.log_prob(parameter.detach()).isfinite().all():
+    found: Distribution = prior
+    return found
+
+
+def placed(law: Distribution, name: str, parameter: Tensor) -> Distribution:
+    """A law in the dtype and on the device of its parameter, where it must have a density."""
+    moved = _moved(law, parameter)
+    if not log_prob_of(moved)(parameter.detach()).isfinite().all():
         raise InvalidValue(f"prior of {name!r} has a log density that is NaN or infinite at the initial weights")
     return moved
+
+
+def log_prob_of(law: Distribution) -> Callable[[Tensor], Tensor]:
+    """Its log density by entry, without a check of the values; few operations where it is a normal of torch."""
+    if type(law) is Normal:
+        one = law.loc.numel() == 1 == law.scale.numel()
+        loc, scale = (float(law.loc), float(law.scale)) if one else (law.loc, law.scale)
+        return lambda x: normal_log_prob(x, loc, scale)
+    if law._validate_args:
+        law = law.expand(law.batch_shape)  # a copy: the user's keeps its flag
+        law._validate_args = False
+    log_prob: Callable[[Tensor], Tensor] = law.log_prob
+    return log_prob
 
 
 def _real(prior: Distribution) -> bool:
@@ -133,47 +159,9 @@ def _term(prior: Distribution, exact: bool) -> tuple[Callable[..., Tensor], bool
         except NotImplementedError:
             pass
 
+    log_prior = log_prob_of(prior)
+
     def sampled(loc: Tensor, scale: Tensor, w: Tensor) -> Tensor:
-        log_q = -0.5 * ((w - loc) / scale).square() - scale.log() - 0.5 * math.log(2 * math.pi)
-        return (log_q - _log_prob(prior, w)).flatten(1).sum(1)
+        return (normal_log_prob(w, loc, scale) - log_prior(w)).flatten(1).sum(1)
 
     return sampled, True
-
-
-def _log_prob(prior: Distribution, w: Tensor) -> Tensor:
-    kept = prior._validate_args
-    if not kept:
-        return prior.log_prob(w)
-    quiet = prior.expand(prior.batch_shape)  # a copy: the user's keeps its flag
-    quiet._validate_args = False
-    found: Tensor = quiet.log_prob(w)
-    return found
-
-
-def weight_law(prior: Any) -> torch.distributions.Distribution:
-    """The law of each weight.
-
-    Raises:
-        InvalidType: not a distribution.
-        InvalidValue: not one of real scalars.
-    """
-    if prior is None:
-        return torch.distributions.Normal(0.0, 1.0)
-    law: torch.distributions.Distribution = prior
-    if not isinstance(law, torch.distributions.Distribution):
-        raise InvalidType(
-            f"prior is a {type(prior).__name__}; expected a torch or Pyro distribution such as Normal(0, 1)"
-        )
-    if prior.event_shape or prior.batch_shape or prior.support is not torch.distributions.constraints.real:
-        raise InvalidValue(
-            f"prior is {prior}; expected a distribution of one real number, shared by all weights, such as Normal(0, 1)"
-        )
-    return law
-
-
-def log_prob_of(law: torch.distributions.Distribution, x: Tensor) -> Tensor:
-    """Log density by entry; few operations where the law is one normal."""
-    if type(law) is torch.distributions.Normal and isinstance(law.loc, Tensor):
-        return normal_log_prob(x, float(law.loc), float(law.scale))
-    value: Tensor = law.log_prob(x)
-    return value

@@ -1,1 +1,1 @@
-"""All that speaks Pyro: models read as densities, its guides as laws, and solutions handed back to it."""
+"""What speaks Pyro: its models and guides seen from outside, and networks as models of it."""

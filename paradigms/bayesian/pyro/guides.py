@@ -18,7 +18,7 @@ from paradigms.bayesian.pyro.trace import name_apart, parameters, prototype, sam
 _KNOWN = ("AutoNormal", "AutoDiagonalNormal", "AutoMultivariateNormal")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class GaussianGuide:
     """An AutoGuide read as z = loc + L eps on the unconstrained latents ``[D]``.
 

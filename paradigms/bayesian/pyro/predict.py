@@ -9,15 +9,17 @@ import torch
 from torch import Tensor
 
 from mfoc import InvalidValue, require
-from paradigms.bayesian.laws.prediction import Prediction, _of_classes, _of_numbers
+from paradigms.bayesian.laws.prediction import Prediction, of_classes, of_numbers
 from paradigms.bayesian.pyro.trace import model_of, store_kept
 
 
-def _is_guide(posterior: Any) -> bool:
+def is_guide(posterior: Any) -> bool:
+    """Whether it looks like a guide of Pyro."""
     return callable(posterior) and "model" in dir(posterior)  # asking for the attribute may fail
 
 
-def _of_guide(guide: Any, arguments: Any, samples: int, seed: int, site: str | None) -> Prediction:
+def of_guide(guide: Any, arguments: Any, samples: int, seed: int, site: str | None) -> Prediction:
+    """The posterior predictive law of a guide; see ``predict``."""
     args, kwargs = ((), arguments) if isinstance(arguments, dict) else (_tuple(arguments), {})
     laws = [_bare(law) for law in _laws(guide, args, kwargs, samples, seed, site)]
     first = laws[0]
@@ -37,14 +39,14 @@ def _of_guide(guide: Any, arguments: Any, samples: int, seed: int, site: str | N
         return each.flatten(2).sum(2) if each.dim() > 2 else each.view(samples, -1)
 
     if classes:
-        return _of_classes(torch.stack([law.probs for law in laws]), log_probs)
+        return of_classes(torch.stack([law.probs for law in laws]), log_probs)
     try:
         means, variances = (torch.stack([getattr(law, what) for law in laws]) for what in ("mean", "variance"))
     except (NotImplementedError, AttributeError) as error:
         raise InvalidValue(
             f"the law of the observations, {type(first).__name__}, has no mean or variance to predict"
         ) from error
-    return _of_numbers(means, variances, log_probs)
+    return of_numbers(means, variances, log_probs)
 
 
 def _tuple(arguments: Any) -> tuple[Any, ...]:

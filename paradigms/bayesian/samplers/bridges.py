@@ -18,24 +18,26 @@ Ruiz 2016, arXiv:1505.01874).
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
 import mfoc
-from mfoc import InvalidType, InvalidValue
-from mfoc.checks import check_integer
+from mfoc import InvalidType, InvalidValue, tree
+from mfoc.checks import check_callable, check_instance, check_integer
+from mfoc.deprecation import warn
 from mfoc.pontryagin import Evaluation
 from mfoc.seeding import mixed_seed
-from paradigms.bayesian.samplers.diffusion import Diffusion
-from paradigms.bayesian.samplers.follmer import Follmer, systematic
+from paradigms.bayesian.samplers.evidence import systematic
+from paradigms.bayesian.samplers.follmer import Follmer
 from paradigms.bayesian.samplers.langevin import langevin
+from paradigms.bayesian.samplers.paths import PathProblem
 from paradigms.bayesian.samplers.runs import sample
 
 logger = logging.getLogger(__name__)
@@ -58,18 +60,20 @@ def bridge_matching(made: Follmer, ends: Tensor, *, particles: int = 2048, seed:
         InvalidType, InvalidValue: wrong arguments, draws that do not fit the target or are not finite, or a policy that
             cannot run under ``torch.vmap``.
     """
-    _check_sampler(made)
+    check_instance(Follmer, "what follmer(...) returns", made=made)
     check_integer(1, particles=particles)
     check_integer(0, seed=seed)
+    paths = made.sampling
+    paths.check_bridges()
     if not isinstance(ends, Tensor) or not ends.numel():
         what = "an empty tensor" if isinstance(ends, Tensor) else f"a {type(ends).__name__}"
         raise InvalidType(f"ends is {what}; expected draws from the target [m, {made.density.dim}]")
     pool = made.density.check(ends.detach().to(made.density.like).clone())
 
     def draw(k: int) -> mfoc.Particles:
-        return _bridges(made.diffusion, pool, particles, mixed_seed(seed, k, 2))
+        return paths.bridges(pool, particles, mixed_seed(seed, k, 2))
 
-    return dataclasses.replace(made, problem=_matching(made), population=mfoc.population(draw))
+    return dataclasses.replace(made, problem=paths.matching, population=mfoc.population(draw))
 
 
 @dataclass(frozen=True)
@@ -82,11 +86,10 @@ class CrossEntropy:
     the sampler's own J, which seeks modes, does not: funnels, modes far apart. Kappen & Ruiz (2016), arXiv:1505.01874,
     alg. 1, with bridges in the place of weighted paths.
 
-    Use it as any solver: ``made.solve(CrossEntropy(made, mfoc.Gradient(...)), steps=2000)``. The value it reports is
-    that of bridge matching on the end points it has.
+    Use it as any solver: ``sampler.solve(CrossEntropy(mfoc.Gradient(...)), steps=2000)``, where ``sampler`` is what
+    ``follmer`` returned. The value it reports is that of bridge matching on the end points it has.
 
     Attributes:
-        made: the sampler, what ``follmer`` returned.
         inner: the solver of the regression, such as ``mfoc.Gradient``.
         every: steps between two draws of end points.
         paths: run at each draw.
@@ -95,39 +98,35 @@ class CrossEntropy:
         moves: ``moves(x, step)``, end points ``[n, d]`` to as many, the newest first. When None: 24 steps of MALA,
             their sizes in cycles from sigma^2 T down to 1e-4 of it, so that wide and narrow parts both move.
             ``lambda x, step: x`` for none.
+        made: deprecated; the sampler, which the problem that is solved now knows.
 
     Raises:
-        InvalidType, InvalidValue: wrong arguments, or a policy that cannot run under ``torch.vmap``; while solving, end
-            points that moved to where the density is not finite.
+        InvalidType, InvalidValue: wrong arguments; while solving, another problem than that of ``follmer``, a policy
+            that cannot run under ``torch.vmap``, end points that moved to where the density is not finite.
     """
 
-    made: Follmer
     inner: mfoc.Solver
     every: int = 50
     paths: int = 1024
     particles: int = 2048
     keep: int = 16
     moves: Callable[[Tensor, int], Tensor] | None = None
+    made: Follmer | None = field(default=None, kw_only=True, repr=False)
 
     def __post_init__(self) -> None:
-        _check_sampler(self.made)
-        if isinstance(self.inner, type) or not isinstance(self.inner, mfoc.Solver):
-            raise InvalidType(f"inner is {self.inner!r}; expected a solver, such as mfoc.Gradient(...)")
+        check_instance(mfoc.Solver, "a solver, such as mfoc.Gradient(...)", inner=self.inner)
         check_integer(1, every=self.every, particles=self.particles, keep=self.keep)
         check_integer(2, paths=self.paths)
-        if self.moves is not None and not callable(self.moves):
-            raise InvalidType(f"moves is a {type(self.moves).__name__}; expected a function moves(x, step) or None")
-
-    @cached_property
-    def _regression(self) -> mfoc.Problem:
-        return _matching(self.made)
+        check_callable("a function moves(x, step)", moves=self.moves, optional=True)
+        if self.made is not None:
+            check_instance(Follmer, "what follmer(...) returns", made=self.made)
 
     def init(self, problem: mfoc.Problem, controls: Any) -> Any:
         """The inner state, the end points in use ``[m, d]`` and how many steps were made."""
-        if problem is not self.made.problem:
-            raise InvalidValue("this is not the sampler's problem; solve with made.solve(CrossEntropy(made, ...))")
-        ends = self.made.density.like.new_zeros(0, self.made.density.dim)
-        return {"inner": self.inner.init(problem, controls), "ends": ends, "steps": 0}
+        own = self._own(problem)
+        own.check_bridges()
+        ends = own.density.like.new_zeros(0, own.density.dim)
+        return {"inner": self.inner.init(own.matching, controls), "ends": ends, "steps": 0}
 
     def step(
         self, problem: mfoc.Problem, controls: Any, state: Any, particles: mfoc.Particles
@@ -136,92 +135,72 @@ class CrossEntropy:
 
         Without any end point, as no path had a finite weight yet, the value reported is infinite.
         """
-        k, ends = state["steps"], state["ends"]
+        own, k, ends = self._own(problem), state["steps"], state["ends"]
         if k % self.every == 0:
-            ends = torch.cat([self._drawn(controls, k), ends])[: self.keep * self.paths]
+            ends = torch.cat([self._drawn(own, controls, k), ends])[: self.keep * self.paths]
             if not len(ends):
-                lost = next(iter(controls.values())).new_tensor(math.inf)
+                lost = tree.leaves(controls)[0].new_tensor(math.inf)
                 return controls, state, mfoc.Info(lost, [torch.zeros_like(leaf) for leaf in controls.values()])
-            ends = self._moved(ends, k)
-        cloud = _bridges(self.made.diffusion, ends, self.particles, mixed_seed(self.made.seed, k, 4))
-        controls, inner, info = self.inner.step(self._regression, controls, state["inner"], cloud)
+            ends = self._moved(own, ends, k)
+        cloud = own.bridges(ends, self.particles, mixed_seed(own.seed, k, 4))
+        controls, inner, info = self.inner.step(own.matching, controls, state["inner"], cloud)
         return controls, {"inner": inner, "ends": ends, "steps": k + 1}, info
 
     def evaluate(self, problem: mfoc.Problem, controls: Any, state: Any, particles: mfoc.Particles) -> Evaluation:
         """The objective of bridge matching and its gradient; that of the sampler before there are end points."""
+        own = self._own(problem)
         if not len(state["ends"]):
-            return mfoc.evaluate(problem, controls, particles)
-        key = mixed_seed(self.made.seed, state["steps"], 4)
-        cloud = _bridges(self.made.diffusion, state["ends"], self.particles, key)
-        return mfoc.evaluate(self._regression, controls, cloud)
+            return mfoc.evaluate(own, controls, particles)
+        cloud = own.bridges(state["ends"], self.particles, mixed_seed(own.seed, state["steps"], 4))
+        return mfoc.evaluate(own.matching, controls, cloud)
 
-    def _drawn(self, controls: Any, k: int) -> Tensor:
+    def _own(self, problem: mfoc.Problem) -> PathProblem:
+        if not isinstance(problem, PathProblem):
+            raise InvalidType(
+                f"the problem is a {type(problem).__name__}; CrossEntropy solves a path-integral sampler: "
+                "follmer(...).solve(CrossEntropy(inner), steps=...), not what bridge_matching made of it"
+            )
+        if self.made is not None and self.made.problem is not problem:
+            raise InvalidValue("this is not the sampler's problem; leave the sampler out: CrossEntropy(inner, ...)")
+        return problem
+
+    def _drawn(self, problem: PathProblem, controls: Any, k: int) -> Tensor:
         """End points drawn by their weights; a path that left the range of floating-point numbers has none."""
-        x, log_w = self.made.paths(controls, n=self.paths, seed=mixed_seed(self.made.seed, k, 3))
+        x, log_w = problem.paths(controls, n=self.paths, seed=mixed_seed(problem.seed, k, 3))
         log_w = log_w.nan_to_num(nan=-math.inf, posinf=-math.inf)
         if log_w.max() == -math.inf:
             logger.warning("step %d: none of %d paths has a finite weight; no end points are drawn", k, self.paths)
             return x[:0]
-        return x[systematic(log_w, self.paths, mixed_seed(self.made.seed, k, 6))]
+        return x[systematic(log_w, self.paths, mixed_seed(problem.seed, k, 6))]
 
-    def _moved(self, ends: Tensor, k: int) -> Tensor:
-        found = _chain(self.made, ends, k) if self.moves is None else self.moves(ends, k)
+    def _moved(self, problem: PathProblem, ends: Tensor, k: int) -> Tensor:
+        found = _chain(problem, ends, k) if self.moves is None else self.moves(ends, k)
         if not isinstance(found, Tensor) or found.shape != ends.shape:
             what = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
             raise InvalidValue(f"moves returned {what} for end points {tuple(ends.shape)}; expected that shape")
-        return self.made.density.check(found.detach().to(ends))
+        return problem.density.check(found.detach().to(ends))
 
 
-def _matching(made: Follmer) -> mfoc.Problem:
-    """The regression on points of bridges, as a problem of one stage."""
-    diffusion, T = made.diffusion, made.diffusion.times[-1]
+def _with_sampler(plain: Callable[..., None]) -> Callable[..., None]:
+    """Keeps the spelling of version 0.1, in which the sampler came first."""
 
-    def mismatch(t: int, x: Tensor, controls: Any, z: Any) -> Tensor:
-        wanted = (z["end"] - x) / (T - z["time"])[:, None]
-        u = diffusion.drifts(controls, z["time"], x.detach())
-        cost: Tensor = z["weight"] * (u - wanted).square().sum(1)
-        return cost
+    @functools.wraps(plain)
+    def init(self: CrossEntropy, *args: Any, **options: Any) -> None:
+        if args and isinstance(args[0], Follmer):
+            options["made"], *args = args  # type: ignore[assignment]
+        plain(self, *args, **options)
+        if self.made is not None:
+            warn("CrossEntropy(made, inner, ...) is now CrossEntropy(inner, ...): the problem knows its sampler")
 
-    return mfoc.Problem(
-        dynamics=lambda t, x, controls, z: x,
-        running_cost=mismatch,
-        terminal_cost=lambda x, z: x.new_zeros(len(x)),
-        controls=made.problem.controls,
-        horizon=1,
-        schedule=mfoc.tied,
-    )
+    return init
 
 
-def _bridges(diffusion: Diffusion, pool: Tensor, n: int, seed: int) -> mfoc.Particles:
-    """Points of bridges to ends from the pool, spread evenly over the times of the grid."""
-    generator, stages = torch.Generator().manual_seed(seed), len(diffusion.lengths)
-    times, lengths, T = pool.new_tensor(diffusion.times[:-1]), pool.new_tensor(diffusion.lengths), diffusion.times[-1]
-    end = pool[torch.randint(len(pool), (n,), generator=generator).to(pool.device)]
-    stage = (torch.arange(n) + torch.randint(stages, (1,), generator=generator)) % stages
-    t, h = times[stage.to(pool.device)], lengths[stage.to(pool.device)]
-    deviation = diffusion.sigma * (t * (T - t) / T).sqrt()
-    x = t[:, None] / T * end + deviation[:, None] * diffusion.normals(n, generator)
-    return mfoc.Particles(x, {"end": end, "time": t, "weight": stages * h / (2 * diffusion.sigma**2)})
+CrossEntropy.__init__ = _with_sampler(CrossEntropy.__init__)  # type: ignore[method-assign]
 
 
-def _chain(made: Follmer, x: Tensor, k: int) -> Tensor:
+def _chain(problem: PathProblem, x: Tensor, k: int) -> Tensor:
     """The default moves: MALA in cycles of step sizes."""
-    sizes = [made.diffusion.variance * 10 ** (-4 * (t % _SIZES) / (_SIZES - 1)) for t in range(3 * _SIZES)]
-    key = mixed_seed(made.seed, k, 5)
-    chain = langevin(made.density, step=sizes, steps=len(sizes), particles=x, method="mala", seed=key)
+    sizes = [problem.diffusion.variance * 10 ** (-4 * (t % _SIZES) / (_SIZES - 1)) for t in range(3 * _SIZES)]
+    key = mixed_seed(problem.seed, k, 5)
+    chain = langevin(problem.density, step=sizes, steps=len(sizes), particles=x, method="mala", seed=key)
     return sample(chain, burn_in=len(sizes) - 1).x[-1]
-
-
-def _check_sampler(made: Any) -> None:
-    """Refuses what is no sampler, and a policy that cannot be run at many times at once."""
-    if not isinstance(made, Follmer):
-        raise InvalidType(f"made is a {type(made).__name__}; expected what follmer(...) returns")
-    x, times = made.density.initial(2), made.diffusion.times
-    try:
-        with torch.no_grad():
-            made.diffusion.drifts(made.problem.controls, x.new_tensor([times[0], times[-2]]), x)
-    except (RuntimeError, TypeError, ValueError) as error:
-        raise InvalidValue(
-            "policy(t, x) cannot be run under torch.vmap, for many times at once; write it without float(t), branches "
-            f"on values and writes in place (torch.where for a branch): {error}"
-        ) from error

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from mfoc import InvalidValue
 from mfoc.networks.inspection import is_dropout, mixes, trainable
-from paradigms.bayesian.density.density import LogDensity
+from paradigms.bayesian.density import LogDensity
+from paradigms.bayesian.laws.normal import normal_log_prob
 
 
 def grid(T: float, steps: int, spacing: float) -> list[float]:
@@ -128,7 +129,7 @@ class Diffusion:
     def terminal_cost(self, state: Any, z: Any) -> Tensor:
         """The cost of the path, with log p0_T(X_T) - log gamma(X_T)."""
         x = state["x"]
-        reference = -0.5 * (x.square() / self.variance + math.log(2 * math.pi * self.variance)).sum(1)
+        reference = normal_log_prob(x, 0.0, math.sqrt(self.variance)).sum(1)
         cost: Tensor = state["cost"] + reference - self.density(x)
         return cost
 

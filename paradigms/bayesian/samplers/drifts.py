@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from mfoc import InvalidType, InvalidValue
-from mfoc.checks import check_integer, check_positive
+from mfoc.checks import check_instance, check_integer, check_positive
 
 
 class Drift(nn.Module):
@@ -50,8 +50,8 @@ class Drift(nn.Module):
         check_integer(1, dim=dim, hidden=hidden)
         check_integer(0, layers=layers, seed=seed)
         check_positive(clip=clip, T=T)
-        if base is not None and not isinstance(base, nn.Module):
-            raise InvalidType(f"base is a {type(base).__name__}; expected a torch.nn.Module of (t, x)")
+        if base is not None:
+            check_instance(nn.Module, "a torch.nn.Module of (t, x)", base=base)
         self.clip, self.T, self.takes_score, self.base = clip, T, score, base
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)

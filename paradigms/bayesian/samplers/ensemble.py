@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from mfoc import InvalidType, InvalidValue
-from paradigms.bayesian.laws.likelihoods import Gaussian, Likelihood, likelihood_of
+from mfoc.checks import check_instance
+from mfoc.networks.inspection import trainable
+from paradigms.bayesian.laws.likelihoods import NOISE, Gaussian, Likelihood, likelihood_of
 
-_NOISE = "noise"  # name of a learned noise scale among the draws
 
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Ensemble:
     """Networks that differ in their weights, with a likelihood; make one with ``ensemble``, give it to ``predict``.
 
@@ -31,6 +31,9 @@ class Ensemble:
     weights: dict[str, Tensor]
     likelihood: Likelihood
     noise: Tensor | None = None
+
+    def __repr__(self) -> str:
+        return f"Ensemble({len(self)} of {type(self.net).__name__}, {type(self.likelihood).__name__} observations)"
 
     def __len__(self) -> int:
         return len(next(iter(self.weights.values())))
@@ -64,16 +67,15 @@ def ensemble(net: nn.Module, draws: Mapping[str, Tensor], *, likelihood: Any, no
     Raises:
         InvalidType, InvalidValue: draws that are not of this network, or no likelihood.
     """
-    if not isinstance(net, nn.Module):
-        raise InvalidType(f"net is a {type(net).__name__}; expected a torch.nn.Module")
+    check_instance(nn.Module, "a torch.nn.Module", net=net)
     if not isinstance(draws, Mapping) or not all(isinstance(value, Tensor) for value in draws.values()):
         raise InvalidType(
             f"draws is a {type(draws).__name__}; expected a dict from parameter names to tensors [n, ...]"
         )
     made = likelihood_of(likelihood, noise)
     learned = isinstance(made, Gaussian) and made.noise is None
-    own = {name: p for name, p in net.named_parameters() if p.requires_grad}
-    wanted = {*own, *([_NOISE] if learned else [])}
+    own = trainable(net)
+    wanted = {*own, *([NOISE] if learned else [])}
     if wanted != draws.keys():
         raise InvalidValue(f"draws holds {sorted(draws)}; this network and likelihood need {sorted(wanted)}")
     lengths = {len(value) for value in draws.values()}
@@ -85,6 +87,6 @@ def ensemble(net: nn.Module, draws: Mapping[str, Tensor], *, likelihood: Any, no
             )
     if lengths == {0}:
         raise InvalidValue("draws holds no draw; expected values [n, ...] with n of at least 1")
-    scale = draws[_NOISE].detach().clone() if learned else None
+    scale = draws[NOISE].detach().clone() if learned else None
     weights = {name: draws[name].detach().clone() for name in own}
     return Ensemble(copy.deepcopy(net).eval(), weights, made, scale)

@@ -16,87 +16,53 @@ N(0, sigma^2 T) at the end, and the ratio of two Gaussian transition densities i
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 import mfoc
-from mfoc import InvalidType, InvalidValue
-from mfoc.checks import check_integer, check_positive
+from mfoc.checks import check_instance, check_integer, check_positive
 from mfoc.formulation import Formulation
-from mfoc.problem import controls_of
-from mfoc.seeding import mixed_seed
-from paradigms.bayesian.density.density import LogDensity
+from paradigms.bayesian.density import LogDensity
 from paradigms.bayesian.samplers.diffusion import Diffusion, grid
 from paradigms.bayesian.samplers.drifts import Drift
-
-_CHUNK = 4096  # particles run at once in an estimate
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class Evidence:
-    """What weighted paths say about a target.
-
-    Attributes:
-        log_z: the estimate of log Z: the log of the mean weight.
-        error: its standard error (of the mean weight, by the delta method).
-        ess: effective sample size, (sum w)^2 / sum w^2, as a share of the number of paths.
-        J: the unscaled objective, as the mean of -log w over the same paths (the stochastic integral has mean zero and
-            takes most of the noise away); -J is a lower bound of log Z.
-        J_error: its standard error.
-        gap: J + log Z, which estimates KL(law of the path || optimal law) >= 0.
-        x: end points ``[n, d]``.
-        log_weights: log w ``[n]``, unnormalised: E[w] = Z.
-        density: the target.
-    """
-
-    log_z: float
-    error: float
-    ess: float
-    J: float
-    J_error: float
-    x: Tensor
-    log_weights: Tensor
-    density: LogDensity
-
-    @property
-    def gap(self) -> float:
-        """J + log Z."""
-        return self.J + self.log_z
-
-    def resampled(self, n: int | None = None, *, seed: int = 0) -> Tensor:
-        """End points drawn by their weights, by systematic resampling ``[n, d]``; as many as there are when None."""
-        return self.x[systematic(self.log_weights, len(self.x) if n is None else n, seed)]
-
-    def posterior(self, n: int | None = None, *, seed: int = 0) -> dict[str, Tensor]:
-        """``resampled`` as posterior samples, name -> ``[n, ...]``, for ``pyro.infer.Predictive``."""
-        return self.density.named(self.resampled(n, seed=seed))
-
-    def __repr__(self) -> str:
-        return (
-            f"log Z = {self.log_z:.4f} +- {self.error:.4f}, J = {self.J:.4f} +- {self.J_error:.4f}, "
-            f"J + log Z = {self.gap:.4f}, ESS {self.ess:.1%} of {len(self.x)}"
-        )
+from paradigms.bayesian.samplers.evidence import Evidence
+from paradigms.bayesian.samplers.paths import PathProblem
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Follmer(Formulation):
     """The path-integral sampler written as a control problem; its control is the policy's parameters.
 
     Attributes:
-        density: the target.
-        diffusion: the controlled diffusion on its grid.
-        particles: paths in a batch and in the readout.
-        seed: of the paths.
+        sampling: the problem of its paths: ``problem``, unless something else is minimised (``bridge_matching``).
     """
 
-    density: LogDensity
-    diffusion: Diffusion
-    particles: int
-    seed: int
+    sampling: PathProblem
+
+    def __repr__(self) -> str:
+        return f"Follmer({self.sampling!r})"
+
+    @property
+    def density(self) -> LogDensity:
+        """The target."""
+        return self.sampling.density
+
+    @property
+    def diffusion(self) -> Diffusion:
+        """The controlled diffusion on its grid."""
+        return self.sampling.diffusion
+
+    @property
+    def particles(self) -> int:
+        """Paths in a batch and in the readout."""
+        return self.sampling.particles
+
+    @property
+    def seed(self) -> int:
+        """The seed of the paths."""
+        return self.sampling.seed
 
     def evaluate(self, solution: Any, *, n: int = 4096, seed: int = 1) -> Evidence:
         """Log Z with its error bar, the effective sample size and J, on paths of its own.
@@ -110,59 +76,11 @@ class Follmer(Formulation):
             InvalidType, InvalidValue: controls of another problem, fewer than two paths, a bad seed, a weight that is
                 NaN or infinite, or none that is positive.
         """
-        x, log_w = self.paths(solution, n=n, seed=seed)
-        if log_w.isnan().any() or not log_w.isfinite().any() or log_w.max() == math.inf:
-            raise InvalidValue(
-                f"{int((~log_w.isfinite()).sum())} of {n} weights are not finite; take more steps, or clip the drift"
-            )
-        logs = log_w.double()
-        scaled = (logs - logs.max()).exp()
-        mean = scaled.mean()
-        return Evidence(
-            log_z=float(mean.log() + logs.max()),
-            error=float(scaled.std() / mean / math.sqrt(n)),
-            ess=float(scaled.sum().square() / scaled.square().sum() / n),
-            J=-float(logs.mean()),
-            J_error=float(logs.std() / math.sqrt(n)),
-            x=x,
-            log_weights=log_w,
-            density=self.density,
-        )
+        return Evidence.of(*self.paths(solution, n=n, seed=seed), self.density)
 
     def paths(self, solution: Any, *, n: int = 4096, seed: int = 1) -> tuple[Tensor, Tensor]:
         """Paths of the diffusion: their end points ``[n, d]`` and log weights ``[n]``; see ``evaluate``."""
-        check_integer(2, n=n)
-        check_integer(0, seed=seed)
-        controls = self._own(solution)
-        generator = torch.Generator().manual_seed(mixed_seed(self.seed, seed, 1))
-        sizes = [min(_CHUNK, n - first) for first in range(0, n, _CHUNK)]
-        x, log_w = zip(*(self.diffusion.run(controls, size, generator) for size in sizes), strict=True)
-        return torch.cat(x), torch.cat(log_w)
-
-    def _own(self, solution: Any) -> Any:
-        """The controls of a solution, if they are this policy's: others would leave it as it was made."""
-        controls, own = controls_of(solution), self.problem.controls
-        for name in own:
-            if (
-                not isinstance(controls, dict)
-                or controls.keys() != own.keys()
-                or controls[name].shape != own[name].shape
-            ):
-                raise InvalidValue(
-                    "the controls are not those of this sampler's policy: expected "
-                    f"{', '.join(f'{key} {tuple(leaf.shape)}' for key, leaf in own.items())}"
-                )
-        return controls
-
-
-def systematic(log_weights: Tensor, n: int, seed: int) -> Tensor:
-    """Indices ``[n]`` drawn by weights ``[m]``, by systematic resampling: the i-th level is (i + U) / n."""
-    check_integer(1, n=n)
-    check_integer(0, seed=seed)
-    total = log_weights.double().softmax(0).cumsum(0)
-    offset = torch.rand(1, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(total.device)
-    level = (torch.arange(n, device=total.device) + offset) / n
-    return torch.searchsorted(total / total[-1], level).clamp_max(len(total) - 1)
+        return self.sampling.paths(solution, n=n, seed=seed)
 
 
 def follmer(
@@ -207,28 +125,20 @@ def follmer(
     Raises:
         InvalidType, InvalidValue: wrong arguments, or a policy that does not return finite drifts ``[n, d]``.
     """
-    if not isinstance(target, LogDensity):
-        raise InvalidType(f"target is a {type(target).__name__}; expected what log_density(...) returns")
+    check_instance(LogDensity, "what log_density(...) returns", target=target)
     check_positive(sigma=sigma, T=T, spacing=spacing)
     check_integer(1, steps=steps, particles=particles)
     check_integer(0, seed=seed)
     if policy is None:
         policy = Drift(target.dim, T=T).to(target.like)
-    if not isinstance(policy, nn.Module):
-        raise InvalidType(f"policy is a {type(policy).__name__}; expected a torch.nn.Module of (t, x)")
+    check_instance(nn.Module, "a torch.nn.Module of (t, x)", policy=policy)
     diffusion = Diffusion(target, policy, sigma, grid(T, steps, spacing), path_gradient, stop_score)
     diffusion.check()
 
-    def draw(k: int) -> mfoc.Particles:
-        generator = torch.Generator().manual_seed(mixed_seed(seed, k, 0))
-        noise = torch.stack([diffusion.normals(particles, generator) for _ in range(steps)], dim=1)
-        return mfoc.Particles(diffusion.start(particles), {"noise": noise})
+    problem = PathProblem.of(diffusion, particles, seed)
 
     def readout(solution: Any) -> dict[str, Tensor]:
         return made.evaluate(solution, n=max(2, particles), seed=0).posterior(particles)
 
-    problem = mfoc.Problem(
-        diffusion.step, diffusion.terminal_cost, diffusion.controls(), horizon=steps, schedule=mfoc.tied
-    )
-    made = Follmer(problem, mfoc.population(draw), readout, target, diffusion, particles, seed)
+    made = Follmer(problem, mfoc.population(problem.draw), readout, problem)
     return made

@@ -1,5 +1,7 @@
 """Kernels of Stein's method: the direction of SVGD and the discrepancy between a cloud and its target.
 
+The step of SVGD, ``Stein``, and ``svgd`` itself are in ``paradigms.bayesian.samplers.svgd``.
+
 With the score s = grad log p and the law rho of the cloud, the direction in which KL(rho || p) falls fastest among the
 unit vector fields of a reproducing kernel Hilbert space is
 
@@ -21,7 +23,7 @@ import torch
 from torch import Tensor
 
 from mfoc import InvalidValue
-from mfoc.checks import check_positive
+from mfoc.checks import check_choice, check_positive
 
 
 @runtime_checkable
@@ -79,8 +81,7 @@ class PyroRBF:
 
     def __post_init__(self) -> None:
         check_positive(bandwidth_factor=self.bandwidth_factor, finite=False, optional=True)
-        if self.mode not in ("univariate", "multivariate"):
-            raise InvalidValue(f"mode is {self.mode!r}; expected 'univariate' or 'multivariate'")
+        check_choice("univariate", "multivariate", mode=self.mode)
 
     def direction(self, x: Tensor, score: Tensor) -> Tensor:
         """See ``Kernel``."""

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from mfoc import InvalidValue
-from mfoc.checks import check_integer
+from mfoc.checks import check_choice, check_integer
 from paradigms.bayesian.density.density import LogDensity
 from paradigms.bayesian.samplers.runs import Sampler, State, Steps, as_density, sampler
 
@@ -134,8 +134,7 @@ def langevin(
     Raises:
         InvalidType, InvalidValue: wrong arguments, or a log density that is not finite at the start.
     """
-    if method not in ("ula", "mala", "sgld"):
-        raise InvalidValue(f"method is {method!r}; expected 'ula', 'mala' or 'sgld'")
+    check_choice("ula", "mala", "sgld", method=method)
     if (batch_size is not None) != (method == "sgld"):
         raise InvalidValue("batch_size goes with method='sgld'")
     density = as_density(target, particles)

@@ -21,12 +21,12 @@ import torch
 from torch import Tensor
 
 import mfoc
-from mfoc import InvalidType, InvalidValue
-from mfoc.checks import check_integer
+from mfoc import InvalidType, InvalidValue, tree
+from mfoc.checks import check_instance, check_integer
 from mfoc.formulation import Formulation
 from mfoc.problem import controls_of
 from mfoc.seeding import mixed_seed
-from paradigms.bayesian.density.density import LogDensity, log_density
+from paradigms.bayesian.density import LogDensity, log_density
 from paradigms.bayesian.samplers.kernels import discrepancy
 
 State = Any
@@ -52,7 +52,7 @@ def points(state: State) -> Tensor:
     return x
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Sampler(Formulation):
     """A particle method written as a control problem; its control is {"log_step": log of the step size}.
 
@@ -67,6 +67,9 @@ class Sampler(Formulation):
     flow: Flow
     start: Tensor
     seed: int = 0
+
+    def __repr__(self) -> str:
+        return f"Sampler({len(self.start)} particles, {self.problem.stages} steps of {self.flow!r} to {self.density!r})"
 
 
 def as_density(target: Any, particles: Any) -> LogDensity:
@@ -134,8 +137,7 @@ def _start(density: LogDensity, particles: Any, seed: int) -> Tensor:
                 f"particles has shape {tuple(particles.shape)}; expected points (n, {density.dim}), at least one"
             )
         return density.check(particles.detach().to(density.like).clone())
-    if isinstance(particles, bool) or not isinstance(particles, int) or particles < 1:
-        raise InvalidValue(f"particles is {particles!r}; expected a positive number of them, or points [n, d]")
+    check_integer(1, particles=particles)
     return density.check(density.initial(particles, seed))
 
 
@@ -180,6 +182,12 @@ class Draws:
     density: LogDensity
     done: int
 
+    def __repr__(self) -> str:
+        k, n, _ = self.x.shape
+        return (
+            f"Draws({k} clouds of {n} particles after {self.done} steps, {self.acceptance:.0%} moved; {self.density!r})"
+        )
+
     @property
     def acceptance(self) -> float:
         """The mean share of moves that were accepted."""
@@ -217,18 +225,16 @@ def sample(
         InvalidType: no sampler.
         InvalidValue: wrong counts, controls or draws of another sampler, or a cloud that is no longer finite.
     """
-    if not isinstance(formulation, Sampler):
-        raise InvalidType(f"formulation is a {type(formulation).__name__}; expected what langevin or svgd returned")
+    check_instance(Sampler, "what langevin or svgd returned", formulation=formulation)
     problem = formulation.problem
     steps = problem.stages if steps is None else steps
     check_integer(1, steps=steps, thin=thin)
     check_integer(0, burn_in=burn_in)
     if burn_in >= steps:
         raise InvalidValue(f"burn_in is {burn_in} of {steps} steps; nothing would be kept")
-    if start is not None and not isinstance(start, Draws):
-        raise InvalidType(f"start is a {type(start).__name__}; expected the draws that sample(...) returned")
     controls = _step_sizes(problem, problem if controls is None else controls)
     if start is not None:
+        check_instance(Draws, "the draws that sample(...) returned", start=start)
         _check_start(formulation, start.last)
     done = steps + (0 if start is None else start.done)
     if done > problem.stages and problem.schedule is mfoc.per_stage:
@@ -240,8 +246,7 @@ def sample(
 def _step_sizes(problem: mfoc.Problem, solution: Any) -> Any:
     """The controls of a solution, if they are step sizes for this problem."""
     controls = controls_of(solution)
-    found, wanted = (torch.utils._pytree.tree_structure(tree) for tree in (controls, problem.controls))
-    if found != wanted:
+    if not tree.same_structure(controls, problem.controls):
         raise InvalidValue(
             'the controls are not those of this sampler: expected {"log_step": ...}, one or one for each step'
         )
@@ -250,9 +255,8 @@ def _step_sizes(problem: mfoc.Problem, solution: Any) -> Any:
 
 
 def _check_start(made: Sampler, state: Any) -> None:
-    own, structure = torch.utils._pytree.tree_flatten(made.flow.start(made.density, made.start))
-    leaves, other = torch.utils._pytree.tree_flatten(state)
-    if structure != other or any(a.shape != b.shape for a, b in zip(own, leaves, strict=True)):
+    own = made.flow.start(made.density, made.start)
+    if not tree.same_structure(own, state) or tree.describe(own) != tree.describe(state):
         raise InvalidValue("start holds draws of another sampler: another method, or another number of particles")
 
 

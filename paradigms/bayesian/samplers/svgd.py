@@ -10,7 +10,8 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from mfoc import InvalidType, InvalidValue
+from mfoc import InvalidValue
+from mfoc.checks import check_instance
 from paradigms.bayesian.density.density import LogDensity
 from paradigms.bayesian.samplers.kernels import RBF, Kernel
 from paradigms.bayesian.samplers.runs import Sampler, State, Steps, as_density, sampler
@@ -152,10 +153,8 @@ def svgd(
             not finite.
     """
     kernel, rule = RBF() if kernel is None else kernel, PlainRule() if rule is None else rule
-    for name, given, kind in (("kernel", kernel, Kernel), ("rule", rule, Rule)):
-        if isinstance(given, type) or not isinstance(given, kind):
-            example = "RBF()" if kind is Kernel else "AdamRule()"
-            raise InvalidType(f"{name} is {given!r}; expected an instance, such as {example}")
+    check_instance(Kernel, "a kernel such as RBF()", kernel=kernel)
+    check_instance(Rule, "a rule such as AdamRule()", rule=rule)
     made = sampler(as_density(target, particles), Stein(kernel, rule), step, steps, particles, seed)
     if len(made.start) < 2:
         raise InvalidValue("SVGD needs at least two particles: they find the mode alone")

@@ -1,1 +1,1 @@
-"""Variational inference on the weights of a network as control."""
+"""Variational inference as control, on the weights of networks and on Pyro models."""

@@ -4,21 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-import mfoc
-from mfoc import InvalidType, InvalidValue
-from mfoc.checks import check_integer, check_positive
+from mfoc import InvalidValue
+from mfoc.checks import check_callable, check_choice, check_integer, check_positive
 from mfoc.formulation import Formulation
-from mfoc.networks import per_sample
-from mfoc.problem import controls_of
 from paradigms.bayesian.laws.likelihoods import likelihood_of
-from paradigms.bayesian.pyro.inference import of_model
-from paradigms.bayesian.vi.network import RandomNetwork, Stages, check_data, check_finite, problem_of, with_noise
-from paradigms.bayesian.vi.noise import Draws
-from paradigms.bayesian.vi.posterior import NetworkPosterior
+from paradigms.bayesian.vi.of_model import of_model
+from paradigms.bayesian.vi.of_network import of_network
+from paradigms.bayesian.vi.random_network import RandomNetwork, Stages
 from paradigms.bayesian.vi.stages import ESTIMATORS
 
 
@@ -52,8 +46,9 @@ def variational(
         data: for a network what ``mfoc.population`` takes, inputs and observations; for a Pyro model the tuple of its
             arguments (a dict: its keyword arguments), in which tensors of leading axis N hold the observations.
         likelihood: of a network: "gaussian", "categorical", or a function (output, y) -> the negative log likelihood of
-            each observation ``[N]``.
-        noise: known standard deviation of a Gaussian likelihood; when None it is learned, one for each output.
+            each observation ``[N]``, as torch's losses are (``LogLikelihood(function)`` takes its log).
+        noise: known standard deviation of a Gaussian likelihood, a number or a tensor ``[...]`` that broadcasts to an
+            output; when None it is learned, one for each output.
         prior: of the weights of a network: a distribution (of Pyro or torch) for each weight, or a function
             (name, parameter) -> distribution; standard normal when None.
         guide: for a network only the mean-field Gaussian, ``AutoNormal`` (or None). For a Pyro model ``AutoNormal``
@@ -82,71 +77,24 @@ def variational(
             latents, a log density that is not finite.
         MissingExtra: a Pyro model, and Pyro is not installed.
     """
-    _check(samples, tau, size, estimator, kl, init_scale)
+    check_integer(1, samples=samples)
+    check_integer(1, size=size, optional=True)
     check_integer(0, seed=seed)
+    check_positive(tau=tau, optional=True)
+    check_positive(init_scale=init_scale)
+    check_choice(*ESTIMATORS, estimator=estimator)
+    if kl is not None:
+        check_choice("exact", "sampled", kl=kl)
+    shared: dict[str, Any] = {"samples": samples, "batch_size": batch_size, "tau": tau, "size": size, "kl": kl}
     if isinstance(model, nn.Module) and not _is_pyro(model):
-        network = RandomNetwork(model, _likelihood(likelihood, noise), prior, estimator, stages)
+        if likelihood is None:
+            raise InvalidValue("likelihood is missing; a network needs 'gaussian', 'categorical' or a function")
         _check_guide(guide)
-        source = mfoc.population(data, batch_size=batch_size, seed=seed)
-        n = source.size if size is None else size
-        if n is None:
-            raise InvalidValue("N is missing: data are drawn on demand, so pass size=N, the number of observations")
-        y = None if batch_size is None else _observations(data)
-        return _of_network(network, source, y, samples, 1 / n if tau is None else tau, n, kl, init_scale, seed)
-    if not callable(model):
-        raise InvalidType(f"model is a {type(model).__name__}; expected a torch.nn.Module or a Pyro model")
+        network = RandomNetwork(model, likelihood_of(likelihood, noise), prior, estimator, stages)
+        return of_network(network, data, init_scale=init_scale, seed=seed, **shared)
+    check_callable("a torch.nn.Module or a Pyro model", model=model)
     _check_model_options(likelihood, noise, prior, estimator, stages)
-    return of_model(
-        model, data, guide=guide, samples=samples, batch_size=batch_size, tau=tau, size=size, kl=kl, seed=seed
-    )
-
-
-def _of_network(
-    network: RandomNetwork,
-    source: mfoc.Population,
-    observations: Tensor | None,
-    samples: int,
-    tau: float,
-    n: int,
-    kl: str | None,
-    init_scale: float,
-    seed: int,
-) -> Formulation:
-    batch = source(0)
-    check_data(network, batch, observations)
-    controls = with_noise(network, network.controls(init_scale), batch.state, batch.data)
-    problem = problem_of(network, controls, tau, kl != "sampled")
-    draws = Draws(source, network, samples, seed)
-    problem.validate(draws(0))
-    check_finite(problem, draws(0))
-    example = (batch.state[:1], torch.utils._pytree.tree_map(lambda leaf: leaf[:1], batch.data))
-
-    def readout(solution: Any) -> NetworkPosterior:
-        found = controls_of(solution)
-        problem.check_controls(found)
-        return NetworkPosterior(network, found, n, example)
-
-    return Formulation(problem, draws, readout)
-
-
-def _observations(data: Any) -> Tensor | None:
-    """All observations, where they are a tensor in memory."""
-    if type(data) is torch.utils.data.TensorDataset:
-        data = data.tensors
-    y = data.data if isinstance(data, mfoc.Particles) else data[1] if isinstance(data, tuple | list) else None
-    if not isinstance(y, Tensor | np.ndarray):
-        return None
-    found: Tensor = mfoc.population((torch.arange(len(y)), y))(0).data  # with labels widened
-    return found
-
-
-def _likelihood(likelihood: Any, noise: Any) -> Any:
-    if likelihood is None:
-        raise InvalidValue("likelihood is missing; a network needs 'gaussian', 'categorical' or a function")
-    made = likelihood_of(likelihood, noise)
-    if callable(likelihood):
-        per_sample(likelihood)  # refuses classes
-    return made
+    return of_model(model, data, guide=guide, seed=seed, **shared)
 
 
 def _is_pyro(model: nn.Module) -> bool:
@@ -170,14 +118,3 @@ def _check_model_options(likelihood: Any, noise: Any, prior: Any, estimator: str
             raise InvalidValue(f"{name} was given with a Pyro model, which has its own; leave it out")
     if estimator != "weights":
         raise InvalidValue(f"estimator={estimator!r} is for networks; a Pyro model is drawn as its guide says")
-
-
-def _check(samples: Any, tau: Any, size: Any, estimator: Any, kl: Any, init_scale: Any) -> None:
-    check_integer(1, samples=samples)
-    check_integer(1, size=size, optional=True)
-    check_positive(tau=tau, optional=True)
-    if estimator not in ESTIMATORS:
-        raise InvalidValue(f"estimator is {estimator!r}; expected one of {', '.join(map(repr, ESTIMATORS))}")
-    if kl not in (None, "exact", "sampled"):
-        raise InvalidValue(f"kl is {kl!r}; expected 'exact' or 'sampled'")
-    check_positive(init_scale=init_scale)

@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 
 import mfoc
-from mfoc import InvalidValue
-from mfoc.distributed import world_size
+from mfoc import tree
 from mfoc.seeding import mixed_seed
-from paradigms.bayesian.vi.network import RandomNetwork
+from paradigms.bayesian.vi.checks import check_shares
+from paradigms.bayesian.vi.random_network import RandomNetwork
 from paradigms.bayesian.vi.stages import Weights, first
 
 
-class Draws(mfoc.Population):
+class NetworkDraws(mfoc.Population):
     """Particles that are draws of the network, each on the whole batch of a population of (x, y).
 
     Without a process group the batch of step n is that of the source; over ranks, each rank has its part of the batch
@@ -41,7 +41,7 @@ class Draws(mfoc.Population):
     def _cloud(self, batch: mfoc.Particles, key: int) -> mfoc.Particles:
         s = self._samples
         x = batch.state.expand(s, *batch.state.shape)
-        y = _expanded(batch.data, s)
+        y = tree.map(lambda leaf: leaf.expand(s, *leaf.shape), batch.data)
         noise = self._noise(batch.state, key)
         return mfoc.Particles(x, {"y": y, "noise": noise})
 
@@ -66,30 +66,6 @@ class Draws(mfoc.Population):
                 stage.noise(self._samples, shapes[t], shapes[t + 1]) for t, stage in enumerate(self._network.stages)
             ]
         return self._plans[x.shape]  # type: ignore[no-any-return]
-
-
-def check_shares(source: mfoc.Population) -> None:
-    """Refuses batches that ranks would split unevenly: each rank counts by its draws, which are equally many.
-
-    Raises:
-        InvalidValue: a batch that the number of ranks does not divide.
-    """
-    ranks = world_size()
-    if source.size is None or source.batch_size is None:
-        return
-    last = source.size - (source.batches_per_epoch - 1) * source.batch_size
-    for rows in (source.batch_size, min(last, source.batch_size)):
-        if rows % ranks:
-            raise InvalidValue(
-                f"a batch of {rows} observations cannot be split evenly over {ranks} ranks; choose N and batch_size "
-                f"divisible by {ranks}"
-            )
-
-
-def _expanded(data: Any, s: int) -> Any:
-    if isinstance(data, Tensor):
-        return data.expand(s, *data.shape)
-    return torch.utils._pytree.tree_map(lambda leaf: leaf.expand(s, *leaf.shape), data)
 
 
 def _total(shapes: list[tuple[int, ...]]) -> int:

@@ -15,13 +15,13 @@ import mfoc
 from mfoc import require
 from mfoc.checks import check_integer
 from paradigms.bayesian.laws.likelihoods import Gaussian, Likelihood
-from paradigms.bayesian.pyro.export import pyro_model
+from paradigms.bayesian.pyro.networks import pyro_model
 from paradigms.bayesian.pyro.trace import name_apart, set_up
-from paradigms.bayesian.vi.network import RandomNetwork
+from paradigms.bayesian.vi.random_network import RandomNetwork
 from paradigms.bayesian.vi.stages import drawn, first
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class NetworkPosterior:
     """q(weights), a Gaussian for each weight; a Pyro guide of ``model``.
 
@@ -39,6 +39,11 @@ class NetworkPosterior:
     controls: Sequence[Any]
     size: int
     example: tuple[Tensor, Any]
+
+    def __repr__(self) -> str:
+        net, count = type(self.network.net).__name__, sum(stage.size for stage in self.network.stages)
+        kind = type(self.likelihood).__name__
+        return f"NetworkPosterior({count} weights of {net}, given {self.size} {kind} observations)"
 
     @property
     def likelihood(self) -> Likelihood:

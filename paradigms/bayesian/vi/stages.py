@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mfoc import InvalidValue
+from mfoc import InvalidValue, tree
 from mfoc.networks.inspection import ELEMENTWISE, hooked
 
 Weights = dict[str, Tensor]
@@ -174,9 +174,9 @@ def shared(x: Tensor) -> bool:
     return torch.autograd.forward_ad.unpack_dual(x).tangent is None  # type: ignore[no-untyped-call]
 
 
-def first(tree: Any) -> Tensor:
+def first(x: Any) -> Tensor:
     """The first tensor of a pytree."""
-    leaf: Tensor = tree if isinstance(tree, Tensor) else torch.utils._pytree.tree_leaves(tree)[0]
+    leaf: Tensor = tree.leaves(x)[0]
     return leaf
 
 

@@ -173,7 +173,7 @@ def test_what_is_refused():
 
     value, kind = mfoc.InvalidValue, mfoc.InvalidType
     refused(value, "samples is 0", predict, posterior, x, samples=0)
-    refused(value, "seed is", predict, posterior, x, seed="a")
+    refused(kind, "seed is", predict, posterior, x, seed="a")
     refused(value, "seed is", predict, posterior, x, seed=-1)
     refused(kind, "x is a str", predict, posterior, "a")
     refused(value, "x holds NaN", predict, posterior, x * math.nan)
@@ -181,8 +181,8 @@ def test_what_is_refused():
     refused(kind, "readout", predict, 3, x)
     refused(value, "expected inputs", predict, posterior, torch.tensor(1.0))
     refused(value, "for numbers", rmse, p, normal(7, 4))
-    refused(value, "must agree", rmse, q, normal(4))
-    refused(value, "must agree", nll, q, normal(4))
+    refused(value, "must agree", rmse, q, normal(4, 2))
+    refused(value, "must agree", nll, q, normal(3))
     refused(value, "for classes", ece, q, y)
     refused(value, "integer labels", ece, p, y[:3])
     refused(value, "sum to 1", ece, normal(7, 4), y)

@@ -1,4 +1,4 @@
-"""Log densities from functions, Pyro models, networks and problems, and the ways back to Pyro."""
+"""Log densities from functions, Pyro models, networks and problems."""
 
 import math
 
@@ -8,13 +8,14 @@ import pyro.distributions as dist
 import pytest
 import torch
 import torch.nn.functional as F
-from pyro.infer import HMC, MCMC, NUTS, Predictive
+from pyro.infer import Predictive
 from pyro.infer.mcmc.util import initialize_model
 from scipy import integrate, stats
 from torch import nn
 
 import mfoc
 from paradigms.bayesian import LogDensity, as_model, log_density, to_potential
+from paradigms.bayesian.density.traced import Traced
 from tests.problems import D, normal, seeded
 
 X, W = normal(40, 3, seed=1), torch.tensor([1.0, -0.5, 0.3], dtype=D)
@@ -31,9 +32,6 @@ def regression(x, y=None):
 
 def small_net():
     return seeded(lambda: nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1)), 3)
-
-
-# ---- functions
 
 
 def test_a_function_of_named_parameters():
@@ -60,9 +58,6 @@ def test_scores_carry_no_graph_of_the_data():
     value, score = density.value_and_score(x)
     assert not any(found.requires_grad for found in (value, score, density.score(x)))
     torch.testing.assert_close(density.score(x), log_density(regression, (X, Y)).score(x))
-
-
-# ---- Pyro models
 
 
 @pytest.mark.parametrize("traced", [True, False])
@@ -155,9 +150,6 @@ def test_batches_of_a_pyro_model_are_unbiased():
     torch.testing.assert_close(torch.stack([s for _, s in singles]).mean(0), score)
 
 
-# ---- networks
-
-
 def test_a_network_has_the_density_written_out():
     net = small_net()
     density = log_density(net, (X, Y), likelihood="gaussian", noise=0.3, prior=PRIOR)
@@ -212,52 +204,11 @@ def _controls(density, row, problem):
     return [{key: next(named) for key in stage} for stage in problem.controls]
 
 
-# ---- to Pyro
-
-
-@pytest.mark.slow
-def test_nuts_recovers_a_gaussian_through_the_potential():
-    covariance = torch.tensor([[1.0, 0.6], [0.6, 0.5]], dtype=D)
-    law = torch.distributions.MultivariateNormal(torch.tensor([1.0, -2.0], dtype=D), covariance)
-    like = {"a": torch.zeros((), dtype=D), "b": torch.zeros((), dtype=D)}
-    density = log_density(lambda p: law.log_prob(torch.stack([p["a"], p["b"]], 1)), like=like)
-    potential = to_potential(density)
-    pyro.set_rng_seed(0)
-    mcmc = MCMC(NUTS(potential_fn=potential.potential_fn), 600, 200, initial_params=potential.initial_params)
-    mcmc.disable_logging = True
-    mcmc.run()
-    drawn = potential.posterior(mcmc.get_samples())
-    x = torch.stack([drawn["a"], drawn["b"]], 1)
-    torch.testing.assert_close(x.mean(0), law.mean, atol=0.2, rtol=0)
-    torch.testing.assert_close(torch.cov(x.mT), covariance, atol=0.25, rtol=0)
-
-
-def test_the_terminal_cost_of_a_problem_as_a_potential():
-    problem = mfoc.from_module(seeded(lambda: nn.Sequential(nn.Linear(3, 1)), 0), nn.MSELoss())
-    particles = mfoc.Particles(X, Y[:, None])
-    potential = to_potential(problem, particles)
-    start = {k: v.clone().requires_grad_() for k, v in potential.initial_params.items()}
-    controls = [{"weight": start["0.weight"], "bias": start["0.bias"]}]
-    total = mfoc.rollout(problem, controls, particles).cost.sum()
-    torch.testing.assert_close(potential.potential_fn(start), total)
-    mcmc = MCMC(HMC(potential_fn=potential.potential_fn, step_size=0.01), 2, 1, initial_params=potential.initial_params)
-    mcmc.run()
-    assert potential.posterior(mcmc.get_samples())["0.weight"].shape == (2, 1, 3)
-
-
-def test_several_chains_start_apart():
-    potential = to_potential(log_density(regression, (X, Y)), chains=3)
-    assert potential.initial_params["w"].shape == (3, 3)
-
-
 def test_particles_are_posterior_samples_of_a_pyro_model():
     density = log_density(regression, (X, Y))
     x = density.initial(6)
     drawn = Predictive(regression, posterior_samples=density.named(x))(X[:5])
     assert drawn["y"].shape == (6, 5)
-
-
-# ---- bad input
 
 
 def discrete():
@@ -299,7 +250,7 @@ NET = small_net()
         (lambda: log_density(growing, (X,), size=40), mfoc.InvalidValue, "one entry for each observation"),
         (lambda: log_density(subsampling, (X,)), mfoc.InvalidValue, "draws a subsample"),
         (lambda: log_density(regression, (X, Y[:3])), mfoc.InvalidValue, "cannot be run"),
-        (lambda: log_density(regression, (X, Y), size=40.0), mfoc.InvalidValue, "size is 40.0"),
+        (lambda: log_density(regression, (X, Y), size=40.0), mfoc.InvalidType, "size is 40.0"),
         (lambda: log_density(regression, (X, Y), size=0), mfoc.InvalidValue, "size is 0"),
         (lambda: log_density(regression, (X, Y), size=7), mfoc.InvalidValue, "as many rows"),
         (lambda: log_density(lambda: None, ()), mfoc.InvalidValue, "no latent"),
@@ -307,18 +258,23 @@ NET = small_net()
         (lambda: log_density(NET, X, likelihood="gaussian"), mfoc.InvalidType, "a pair of tensors"),
         (lambda: log_density(NET, (X, Y), likelihood="poisson"), mfoc.InvalidValue, "'poisson'"),
         (lambda: log_density(NET, (X, Y), likelihood="gaussian", noise=-1.0), mfoc.InvalidValue, "noise.*positive"),
-        (lambda: log_density(NET, (X, Y), likelihood="categorical"), mfoc.InvalidValue, "integer labels"),
+        (lambda: log_density(NET, (X, Y), likelihood="categorical"), mfoc.InvalidType, "integer labels"),
         (lambda: log_density(NET, (X, Y), likelihood="gaussian", prior=1.0), mfoc.InvalidType, "Normal"),
         (
             lambda: log_density(NET, (X, Y), likelihood="gaussian", prior=dist.HalfNormal(1.0)),
             mfoc.InvalidValue,
-            "one real number",
+            "real numbers, one for each weight",
         ),
         (lambda: log_density(mfoc.from_module(NET, nn.MSELoss()), X), mfoc.InvalidType, "mfoc.Particles"),
         (lambda: log_density(lambda x: x.sum(1), like=LIKE)(X), mfoc.InvalidValue, r"\(n, 2\)"),
         (lambda: log_density(lambda x: x.sum(1), like=LIKE).score(LIKE[None], X), mfoc.InvalidValue, "no minibatch"),
         (lambda: log_density(lambda x: x.sum(1), like=LIKE).ravel({"y": X}), mfoc.InvalidValue, "named"),
         (lambda: to_potential(log_density(lambda x: x.sum(1), like=LIKE), chains=0), mfoc.InvalidValue, "chains"),
+        (
+            lambda: log_density(nn.Linear(3, 2).double(), (X, (torch.arange(40) % 3) - 100), likelihood="categorical"),
+            mfoc.InvalidValue,
+            "2 classes",
+        ),
         (lambda: as_model(NET, likelihood="poisson"), mfoc.InvalidValue, "poisson"),
     ],
 )
@@ -332,3 +288,11 @@ def test_a_density_is_what_it_is():
     assert isinstance(density, LogDensity)
     assert log_density(density) is density
     assert density.dim == 2
+
+
+@pytest.mark.parametrize("traced", [True, False])
+def test_networks_are_never_recorded_and_pyro_models_unless_told(traced):
+    net = log_density(NET, (X, Y), likelihood="gaussian", traced=traced)
+    model = log_density(regression, (X, Y), traced=traced)
+    assert not isinstance(net.function, Traced)
+    assert isinstance(model.function, Traced) is traced

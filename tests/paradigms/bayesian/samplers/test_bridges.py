@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 import mfoc
-from paradigms.bayesian import CrossEntropy, Drift, GaussianDrift, bridge_matching, follmer, log_density
-from tests.paradigms.bayesian.samplers.test_follmer import COVARIANCE, LOG_Z, MEAN, Constant, gaussian, wild
+from paradigms.bayesian import CrossEntropy, Drift, GaussianDrift, PathProblem, bridge_matching, follmer, log_density
+from tests.paradigms.bayesian.samplers.targets import COVARIANCE, LOG_Z, MEAN, Constant, gaussian, wild
 from tests.problems import D
 
 ADAM = mfoc.Gradient(partial(torch.optim.Adam, lr=0.01))
@@ -118,7 +118,7 @@ def two_modes():
 @pytest.mark.slow
 def test_cross_entropy_covers_modes_far_apart():
     made = follmer(two_modes(), Drift(1, hidden=32), sigma=3.0, steps=25, spacing=2.0, seed=1)
-    solver = CrossEntropy(made, mfoc.Gradient(partial(torch.optim.Adam, lr=5e-3)), every=60)
+    solver = CrossEntropy(mfoc.Gradient(partial(torch.optim.Adam, lr=5e-3)), every=60)
     solution = made.solve(solver, steps=360)
     before, after = made.evaluate(made.problem, n=4000), made.evaluate(solution, n=4000)
     assert solution.status is mfoc.Status.MAX_STEPS
@@ -130,7 +130,7 @@ def test_cross_entropy_covers_modes_far_apart():
 
 def test_cross_entropy_finds_the_gaussian_drift():
     made = follmer(gaussian(), GaussianDrift(MEAN + 0.5, 2 * COVARIANCE), steps=5)
-    solution = made.solve(CrossEntropy(made, ADAM, every=8, paths=200, particles=256), steps=100)
+    solution = made.solve(CrossEntropy(ADAM, every=8, paths=200, particles=256), steps=100)
     start, end = (made.evaluate(at, n=4000) for at in (made.problem, solution))
     assert end.J < start.J - 0.1
     assert end.log_z == pytest.approx(LOG_Z, abs=4 * end.error)
@@ -144,7 +144,7 @@ def made_value(made, controls):
 
 def test_cross_entropy_resumes_to_the_bit(tmp_path):
     made = follmer(gaussian(), wild(), steps=5)
-    solver = CrossEntropy(made, ADAM, every=4, paths=50, particles=32, keep=3)
+    solver = CrossEntropy(ADAM, every=4, paths=50, particles=32, keep=3)
     whole = made.solve(solver, steps=14)
     made.solve(solver, steps=7, hooks=[mfoc.hooks.Checkpoint(tmp_path / "at.pt", every=7)])
     rest = made.solve(solver, steps=14, start=mfoc.hooks.load(tmp_path / "at.pt"))
@@ -160,7 +160,7 @@ def test_cross_entropy_takes_moves_and_keeps_so_many_end_points():
         return x
 
     made = follmer(gaussian(), wild(), steps=3)
-    made.solve(CrossEntropy(made, ADAM, every=2, paths=10, keep=2, moves=moves, particles=4), steps=7)
+    made.solve(CrossEntropy(ADAM, every=2, paths=10, keep=2, moves=moves, particles=4), steps=7)
     assert seen == [(10, 0), (20, 2), (20, 4), (20, 6)]
 
 
@@ -181,10 +181,10 @@ def test_cross_entropy_leaves_out_paths_that_explode():
     with pytest.raises(mfoc.InvalidValue, match="weights are not finite"):
         made.evaluate(made.problem)
     seen = []
-    made.solve(CrossEntropy(made, ADAM, paths=500, moves=lambda x, k: seen.append(x) or x, particles=4), steps=1)
+    made.solve(CrossEntropy(ADAM, paths=500, moves=lambda x, k: seen.append(x) or x, particles=4), steps=1)
     assert bool(seen[0].isfinite().all())
     nowhere = follmer(gaussian(), Exploding(-1e9), steps=4)
-    solution = nowhere.solve(CrossEntropy(nowhere, ADAM, paths=500), steps=1)
+    solution = nowhere.solve(CrossEntropy(ADAM, paths=500), steps=1)
     assert solution.status is mfoc.Status.NONFINITE
     assert solution.last.step == 0
 
@@ -199,7 +199,7 @@ class Cubic(Constant):
 def test_a_drift_that_comes_to_explode_is_still_regressed_on_the_end_points_it_has(caplog):
     made = follmer(gaussian(), Cubic(-0.1 * MEAN.abs()), steps=8)
     huge = mfoc.Gradient(partial(torch.optim.SGD, lr=1e-4), schedule=lambda k: 1e30 if k == 2 else 1.0)
-    solution = made.solve(CrossEntropy(made, huge, every=3, paths=50, particles=32, keep=9), steps=4)
+    solution = made.solve(CrossEntropy(huge, every=3, paths=50, particles=32, keep=9), steps=4)
     assert "none of 50 paths has a finite weight" in caplog.text
     assert solution.last.step == 4
     assert solution.last.state["ends"].shape == (50, 2)
@@ -216,7 +216,7 @@ def test_a_drift_that_comes_to_explode_is_still_regressed_on_the_end_points_it_h
 )
 def test_moves_that_fail_lose_nothing(act, error):
     made = follmer(gaussian(), wild(), steps=3)
-    solver = partial(CrossEntropy, made, ADAM, every=4, paths=20, particles=8)
+    solver = partial(CrossEntropy, ADAM, every=4, paths=20, particles=8)
     with pytest.raises(error) as caught:
         made.solve(solver(moves=lambda x, k: act(x) if k >= 8 else x), steps=12)
     whole = made.solve(solver(moves=lambda x, k: x), steps=8)
@@ -226,14 +226,38 @@ def test_moves_that_fail_lose_nothing(act, error):
 
 def test_it_is_a_solver_like_any_other():
     made = follmer(gaussian(), wild(), steps=3)
-    solver = CrossEntropy(made, ADAM, every=3, paths=20, particles=8)
+    solver = CrossEntropy(ADAM, every=3, paths=20, particles=8)
     kept = {k: v.clone() for k, v in made.problem.controls.items()}
     one, two = (list(zip(range(5), mfoc.iterate(made.problem, solver, made.population), strict=False)) for _ in "ab")
     assert all(torch.equal(one[-1][1].controls[k], two[-1][1].controls[k]) for k in kept)
     assert all(torch.equal(made.problem.controls[k], kept[k]) for k in kept)
-    other = follmer(gaussian(), wild(), steps=3)
+
+
+def test_a_problem_that_knows_no_paths_is_refused():
+    made = follmer(gaussian(), wild(), steps=3)
+    matched = bridge_matching(made, draws(10))
+    assert isinstance(made.problem, PathProblem)
+    for problem in (matched.problem, mfoc.Problem(lambda t, x, u, z: x, lambda x, z: x.sum(1), [MEAN])):
+        with pytest.raises(mfoc.InvalidType, match=r"follmer\(\.\.\.\)\.solve\(CrossEntropy\(inner\)"):
+            mfoc.solve(problem, CrossEntropy(ADAM), matched.population, steps=1)
+
+
+@pytest.mark.parametrize(
+    "spell",
+    [
+        lambda made, **more: CrossEntropy(made, ADAM, 3, **more),
+        lambda made, **more: CrossEntropy(made=made, inner=ADAM, every=3, **more),
+    ],
+)
+def test_the_sampler_may_still_be_given_as_it_was(spell):
+    made, more = follmer(gaussian(), wild(), steps=3), {"paths": 20, "particles": 8}
+    with pytest.warns(DeprecationWarning, match=r"is now CrossEntropy\(inner, \.\.\.\)") as caught:
+        old = spell(made, **more)
+    assert caught[0].filename == __file__
+    one, two = (made.solve(solver, steps=4).controls for solver in (old, CrossEntropy(ADAM, every=3, **more)))
+    assert all(torch.equal(one[name], two[name]) for name in one)
     with pytest.raises(mfoc.InvalidValue, match="not the sampler's problem"):
-        other.solve(solver, steps=1)
+        follmer(gaussian(), wild(), steps=3).solve(old, steps=1)
 
 
 class Branching(Constant):
@@ -258,15 +282,19 @@ class Branching(Constant):
             mfoc.InvalidValue,
             "cannot be run under torch.vmap",
         ),
-        (lambda made: CrossEntropy(gaussian(), ADAM), mfoc.InvalidType, "follmer"),
-        (lambda made: CrossEntropy(made, "adam"), mfoc.InvalidType, "inner is 'adam'"),
-        (lambda made: CrossEntropy(made, mfoc.Gradient), mfoc.InvalidType, "inner is <class"),
-        (lambda made: CrossEntropy(made, ADAM, every=0), mfoc.InvalidValue, "every is 0"),
-        (lambda made: CrossEntropy(made, ADAM, keep=True), mfoc.InvalidValue, "keep is True"),
-        (lambda made: CrossEntropy(made, ADAM, paths=1), mfoc.InvalidValue, "paths is 1"),
-        (lambda made: CrossEntropy(made, ADAM, particles=0), mfoc.InvalidValue, "particles is 0"),
-        (lambda made: CrossEntropy(made, ADAM, moves="mala"), mfoc.InvalidType, "moves is a str"),
-        (lambda made: CrossEntropy(follmer(gaussian(), Branching(MEAN)), ADAM), mfoc.InvalidValue, "torch.vmap"),
+        (lambda made: CrossEntropy(ADAM, made=gaussian()), mfoc.InvalidType, "follmer"),
+        (lambda made: CrossEntropy("adam"), mfoc.InvalidType, "inner is a str"),
+        (lambda made: CrossEntropy(mfoc.Gradient), mfoc.InvalidType, "inner is the class Gradient"),
+        (lambda made: CrossEntropy(ADAM, every=0), mfoc.InvalidValue, "every is 0"),
+        (lambda made: CrossEntropy(ADAM, keep=True), mfoc.InvalidType, "keep is True"),
+        (lambda made: CrossEntropy(ADAM, paths=1), mfoc.InvalidValue, "paths is 1"),
+        (lambda made: CrossEntropy(ADAM, particles=0), mfoc.InvalidValue, "particles is 0"),
+        (lambda made: CrossEntropy(ADAM, moves="mala"), mfoc.InvalidType, "moves is a str"),
+        (
+            lambda made: follmer(gaussian(), Branching(MEAN)).solve(CrossEntropy(ADAM), steps=1),
+            mfoc.InvalidValue,
+            "torch.vmap",
+        ),
     ],
 )
 def test_bad_input_is_refused_with_a_reason(call, error, words):

@@ -3,15 +3,16 @@
 import math
 from functools import partial
 
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 
 import mfoc
-from paradigms.bayesian import CrossEntropy, Drift, follmer, langevin, log_density, sample
+from paradigms.bayesian import AdamRule, CrossEntropy, Drift, follmer, langevin, log_density, sample, svgd
+from tests import oracles
+from tests.paradigms.bayesian.samplers.targets import X, Y, conjugate
 from tests.problems import D
-
-pyro = pytest.importorskip("pyro")
-dist = pyro.distributions
 
 FLIPS = torch.tensor([1.0] * 7 + [0.0] * 3, dtype=D)
 POSTERIOR = torch.distributions.Beta(torch.tensor(9.0, dtype=D), torch.tensor(6.0, dtype=D))
@@ -21,10 +22,6 @@ def coin(y):
     p = pyro.sample("p", dist.Beta(torch.tensor(2.0, dtype=D), 3.0))
     with pyro.plate("flips", len(y)):
         pyro.sample("y", dist.Bernoulli(p), obs=y)
-
-
-def log_beta(a, b):
-    return math.lgamma(a) + math.lgamma(b) - math.lgamma(a + b)
 
 
 def check(p, effective):
@@ -44,8 +41,23 @@ def test_mala_draws_from_the_beta_posterior():
 
 def test_the_evidence_of_a_coin():
     made = follmer(log_density(coin, (FLIPS,)), Drift(1, hidden=16).double(), steps=20, seed=2)
-    solver = CrossEntropy(made, mfoc.Gradient(partial(torch.optim.Adam, lr=5e-3)), every=30, paths=400, particles=512)
+    solver = CrossEntropy(mfoc.Gradient(partial(torch.optim.Adam, lr=5e-3)), every=30, paths=400, particles=512)
     evidence = made.evaluate(made.solve(solver, steps=90), n=4000)
-    assert evidence.log_z == pytest.approx(log_beta(9, 6) - log_beta(2, 3), abs=4 * evidence.error)
+    assert evidence.log_z == pytest.approx(oracles.log_beta(9, 6) - oracles.log_beta(2, 3), abs=4 * evidence.error)
     assert evidence.error < 0.02
     check(evidence.posterior()["p"], effective=4000 * evidence.ess)
+
+
+@pytest.mark.parametrize("method", ["ula", "mala", "svgd"])
+def test_a_conjugate_regression_through_pyro(method):
+    density = log_density(conjugate, (X, Y))
+    mean, precision = oracles.linear_posterior(X, Y, 1.0)
+    covariance = torch.linalg.inv(precision)
+    if method == "svgd":
+        drawn = sample(svgd(density, step=0.02, particles=100, rule=AdamRule()), steps=500).x[-1]
+    else:
+        drawn = sample(langevin(density, step=0.004, particles=300, method=method), steps=300, burn_in=100, thin=20)
+        drawn = drawn.posterior()["w"]
+    torch.testing.assert_close(drawn.mean(0), mean, atol=0.02, rtol=0)
+    # SVGD with few particles is too narrow, ULA too wide by h / (2 v).
+    torch.testing.assert_close(drawn.var(0), covariance.diagonal(), atol=0, rtol=0.3 if method == "svgd" else 0.2)

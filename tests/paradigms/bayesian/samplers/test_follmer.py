@@ -12,52 +12,10 @@ import mfoc
 from mfoc import testing
 from mfoc.schemes import euler_maruyama
 from paradigms.bayesian import Drift, GaussianDrift, follmer, log_density
-from tests.problems import D, normal, seeded
+from tests.paradigms.bayesian.samplers.targets import COVARIANCE, LOG_Z, MEAN, Constant, at_start, gaussian, wild
+from tests.problems import D, normal
 
 ADAM = mfoc.Gradient(partial(torch.optim.Adam, lr=0.02))
-MEAN = torch.tensor([0.8, -0.4], dtype=D)
-COVARIANCE = torch.tensor([[0.6, 0.2], [0.2, 0.3]], dtype=D)
-LOG_Z = 1.7
-
-
-def gaussian(mean=MEAN, covariance=COVARIANCE):
-    """Z times a Gaussian density."""
-    law = torch.distributions.MultivariateNormal(mean, covariance, validate_args=False)
-    return log_density(lambda x: LOG_Z + law.log_prob(x), like=torch.zeros(len(mean), dtype=D))
-
-
-class Constant(nn.Module):
-    """A drift that is the same everywhere."""
-
-    def __init__(self, u):
-        super().__init__()
-        self.u = nn.Parameter(u.clone())
-
-    def forward(self, t, x):
-        return self.u.expand_as(x)
-
-
-class Wild(nn.Module):
-    """Any drift."""
-
-    def __init__(self):
-        super().__init__()
-        self.net = nn.Linear(2, 2)
-
-    def forward(self, t, x):
-        return self.net(x).tanh() * (1 + t)
-
-
-def wild():
-    return seeded(Wild, 1)
-
-
-def at_start(made):
-    """What ``evaluate`` takes, with the initial policy."""
-    return mfoc.Iterate(0, made.problem.controls, None)
-
-
-# ---- closed forms
 
 
 @pytest.mark.parametrize(("sigma", "T"), [(1.0, 1.0), (0.7, 2.0)])
@@ -74,26 +32,6 @@ def test_for_a_shifted_reference_the_optimum_is_a_constant_and_exact(sigma, T):
         assert evidence.log_z == pytest.approx(LOG_Z, rel=1e-12)
         assert pytest.approx(-LOG_Z, rel=1e-12) == evidence.J
         assert evidence.ess == pytest.approx(1)
-
-
-def test_the_gaussian_drift_is_the_gradient_of_the_value():
-    """u* = sigma^2 grad log E[gamma / p0_T (X_T) | X_t = x], with the expectation by Gauss-Hermite quadrature."""
-    sigma, T, m, c, t = 1.3, 0.8, 0.7, 0.4, 0.3
-    nodes, weights = (torch.as_tensor(a, dtype=D) for a in _hermite(60))
-    drift = GaussianDrift(torch.tensor([m], dtype=D), torch.tensor([[c]], dtype=D), sigma=sigma, T=T)
-    x = torch.linspace(-1.5, 1.5, 7, dtype=D).requires_grad_()
-    end = x[:, None] + sigma * math.sqrt(T - t) * nodes
-    ratio = torch.exp(-((end - m) ** 2) / (2 * c) + end**2 / (2 * sigma**2 * T))
-    value = (ratio * weights).sum(1).log()
-    expected = sigma**2 * torch.autograd.grad(value.sum(), x)[0]
-    torch.testing.assert_close(drift(torch.tensor(t, dtype=D), x.detach()[:, None])[:, 0], expected, rtol=1e-8, atol=0)
-
-
-def _hermite(n):
-    import numpy as np
-
-    nodes, weights = np.polynomial.hermite_e.hermegauss(n)
-    return nodes, weights / weights.sum()
 
 
 def test_the_gap_of_the_optimal_drift_is_of_the_order_of_the_step():
@@ -130,9 +68,6 @@ def test_solving_finds_the_optimum_from_a_wrong_guess():
     assert optimum + 0.02 > after.J
     assert after.log_z == pytest.approx(LOG_Z, abs=4 * after.error)
     assert after.ess > 0.8
-
-
-# ---- weights
 
 
 @pytest.mark.parametrize("path_gradient", [True, False])
@@ -208,9 +143,6 @@ def test_the_path_gradient_has_the_same_mean_and_less_noise_near_the_optimum():
     assert bool((with_it.std(0) < 0.7 * without.std(0)).all())
 
 
-# ---- as a control problem
-
-
 @pytest.mark.parametrize("stop_score", [True, False])
 @pytest.mark.parametrize("path_gradient", [True, False])
 def test_it_is_a_formulation(path_gradient, stop_score):
@@ -260,16 +192,6 @@ def test_paths_are_a_function_of_the_seed_and_never_those_of_the_training():
     assert float((training - first).abs().min()) > 0
 
 
-def test_resampling_is_systematic():
-    made = follmer(gaussian(), wild(), steps=3)
-    evidence = made.evaluate(at_start(made), n=40)
-    share = evidence.log_weights.softmax(0)
-    drawn = evidence.resampled(1000)
-    counts = torch.tensor([int((drawn == row).all(1).sum()) for row in evidence.x])
-    assert bool(((counts - 1000 * share).abs() < 1 + 1e-9).all())
-    assert made.readout(at_start(made))["x"].shape == (256, 2)
-
-
 @pytest.mark.slow
 def test_the_evidence_of_a_mixture():
     centres = 3 * torch.tensor([[1.0, 0], [0, 1], [-1, 0], [0, -1]])
@@ -289,9 +211,6 @@ def test_the_evidence_of_a_mixture():
         (after.resampled() @ c > (after.resampled() @ centres.mT).max(1).values - 1e-3).float().mean() for c in centres
     ]
     assert all(abs(float(share) - 0.25) < 0.08 for share in quarter)
-
-
-# ---- bad input
 
 
 class Wrong(nn.Module):
@@ -336,7 +255,7 @@ class Layered(nn.Module):
         (lambda: follmer(gaussian(), T=math.inf), mfoc.InvalidValue, "T is inf"),
         (lambda: follmer(gaussian(), spacing=-1.0), mfoc.InvalidValue, "spacing"),
         (lambda: follmer(gaussian(), steps=0), mfoc.InvalidValue, "steps is 0"),
-        (lambda: follmer(gaussian(), particles=2.5), mfoc.InvalidValue, "particles is 2.5"),
+        (lambda: follmer(gaussian(), particles=2.5), mfoc.InvalidType, "particles is 2.5"),
         (lambda: follmer(gaussian(), lambda t, x: x), mfoc.InvalidType, "torch.nn.Module"),
         (lambda: follmer(gaussian(), nn.Identity()), mfoc.InvalidValue, "nothing to solve for"),
         (lambda: follmer(gaussian(), nn.Linear(2, 2).double()), mfoc.InvalidValue, r"policy\(t, x\) failed"),
@@ -356,18 +275,6 @@ class Layered(nn.Module):
         (lambda: follmer(gaussian(), wild()).evaluate({"u": MEAN}), mfoc.InvalidValue, r"expected net.weight \(2, 2\)"),
         (lambda: follmer(gaussian(), Constant(MEAN)).paths({"u": MEAN[:1]}), mfoc.InvalidValue, r"u \(2,\)"),
         (lambda: follmer(gaussian(), Constant(MEAN)).paths({"u": MEAN}, seed=-1), mfoc.InvalidValue, "seed is -1"),
-        (lambda: Drift(2.0), mfoc.InvalidValue, "dim is 2.0"),
-        (lambda: Drift(2, hidden=0), mfoc.InvalidValue, "hidden is 0"),
-        (lambda: Drift(2, layers=-1), mfoc.InvalidValue, "layers is -1"),
-        (lambda: Drift(2, clip=-1.0), mfoc.InvalidValue, "clip is -1.0"),
-        (lambda: Drift(2, base=lambda t, x: x), mfoc.InvalidType, "base is a function"),
-        (lambda: GaussianDrift(MEAN, COVARIANCE, sigma=0.0), mfoc.InvalidValue, "sigma is 0.0"),
-        (lambda: GaussianDrift([0.0, 0.0], COVARIANCE), mfoc.InvalidType, "mean is a list"),
-        (lambda: GaussianDrift(MEAN.float(), COVARIANCE), mfoc.InvalidType, "covariance is torch.float64"),
-        (lambda: GaussianDrift(MEAN * math.nan, COVARIANCE), mfoc.InvalidValue, "mean holds NaN"),
-        (lambda: GaussianDrift(MEAN, COVARIANCE.triu()), mfoc.InvalidValue, "not symmetric"),
-        (lambda: GaussianDrift(MEAN, -COVARIANCE), mfoc.InvalidValue, "positive definite"),
-        (lambda: GaussianDrift(MEAN, COVARIANCE[:1]), mfoc.InvalidValue, "shapes"),
     ],
 )
 def test_bad_input_is_refused_with_a_reason(call, error, words):
@@ -379,11 +286,3 @@ def test_bad_input_is_refused_with_a_reason(call, error, words):
 def test_layers_that_keep_paths_apart_are_taken(layer):
     made = follmer(gaussian(), Layered(layer), steps=2)
     assert made.evaluate(made.problem, n=10).log_weights.isfinite().all()
-
-
-def test_weights_that_are_not_finite_are_an_error():
-    made = follmer(gaussian(), Constant(torch.full((2,), 1e200, dtype=D)), steps=2)
-    with pytest.raises(mfoc.InvalidValue, match="weights are not finite"):
-        made.evaluate(at_start(made), n=10)
-    with pytest.raises(mfoc.InvalidValue, match=r"n is 1; .* from 2 on"):
-        made.evaluate(at_start(made), n=1)

@@ -7,7 +7,6 @@ running cost is tau log q(z); the terminal cost is - log p(y | T(z)) / N - tau l
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -20,17 +19,17 @@ from mfoc import InvalidValue
 from mfoc.formulation import Formulation
 from mfoc.problem import controls_of
 from mfoc.seeding import mixed_seed
-from paradigms.bayesian.density.sources import split
+from paradigms.bayesian.density.density import split
+from paradigms.bayesian.laws.normal import HALF_LOG_2PI
 from paradigms.bayesian.pyro.arguments import Arguments
 from paradigms.bayesian.pyro.guides import guide_of
 from paradigms.bayesian.pyro.trace import check_batch, evaluate, prototype, quietly
-from paradigms.bayesian.vi.network import check_finite
-from paradigms.bayesian.vi.noise import check_shares
+from paradigms.bayesian.vi.checks import check_finite, check_shares
 from paradigms.bayesian.vi.stages import shared
 
 
-class _Normals(mfoc.Population):
-    """Standard normal vectors ``[S, D]``, with the rows of a batch."""
+class ModelDraws(mfoc.Population):
+    """Particles that are standard normal vectors ``[S, D]``, with the rows of a batch."""
 
     def __init__(self, source: mfoc.Population | None, samples: int, like: Tensor, dimension: int, seed: int) -> None:
         self._source, self._samples, self._like = source, samples, like
@@ -84,7 +83,7 @@ def of_model(
 
     def running_cost(t: int, x: Tensor, u: Any, z: Any) -> Tensor:
         logs = law.law(u)[1].log().sum()
-        constant = 0.5 * law.dimension * math.log(2 * math.pi)
+        constant = law.dimension * HALF_LOG_2PI
         spread = 0.5 * law.dimension if exact else 0.5 * x.square().sum(1)
         return (-temperature * (spread + logs + constant)).expand(len(x))
 
@@ -95,7 +94,7 @@ def of_model(
         return cost
 
     problem = mfoc.Problem(dynamics, terminal_cost, [controls], running_cost=running_cost)
-    normals = _Normals(source, samples, next(iter(controls.values())), law.dimension, seed)
+    normals = ModelDraws(source, samples, next(iter(controls.values())), law.dimension, seed)
     problem.validate(normals(0))
     check_finite(problem, normals(0))
 

@@ -1,6 +1,7 @@
 """Variational inference on networks: against Pyro on the same noise, exact posteriors, and sums written out."""
 
 import math
+import re
 from functools import partial
 
 import pytest
@@ -11,12 +12,11 @@ from torch import nn
 import mfoc
 from mfoc.testing import check_formulation
 from paradigms.bayesian import variational
-from paradigms.bayesian.vi.stages import RandomStage
-from tests.problems import D, generator, normal, seeded
+from tests import oracles
+from tests.problems import D, normal, seeded
 
 pyro = pytest.importorskip("pyro")
 dist = pyro.distributions
-
 ADAM = mfoc.Gradient(partial(torch.optim.Adam, lr=1e-2))
 ESTIMATORS = ("weights", "local", "flipout")
 
@@ -89,12 +89,12 @@ def test_the_objective_and_its_gradient_are_those_of_pyro_on_the_same_noise(kl, 
     f = variational(net(), (x, y), **named, noise=0.7 if likelihood == "known" else None, prior=prior, samples=3, kl=kl)
     cloud = f.population(4)
     value, gradient = mfoc.evaluate(f.problem, f.problem.controls, cloud)
-    free = torch.utils._pytree.tree_map(lambda leaf: leaf.clone().requires_grad_(), f.problem.controls)
+    free = mfoc.tree.map(lambda leaf: leaf.clone().requires_grad_(), f.problem.controls)
     elbo = pyro.infer.TraceMeanField_ELBO() if kl == "exact" else pyro.infer.Trace_ELBO()
     loss = sum(pyro_loss(elbo, free, cloud, s, x, y, likelihood, prior) for s in range(3)) / (3 * len(x))
     assert float(value) == pytest.approx(float(loss.detach()), rel=1e-12)
-    leaves = torch.utils._pytree.tree_leaves(free)
-    for mine, theirs in zip(torch.utils._pytree.tree_leaves(gradient), torch.autograd.grad(loss, leaves), strict=True):
+    leaves = mfoc.tree.leaves(free)
+    for mine, theirs in zip(mfoc.tree.leaves(gradient), torch.autograd.grad(loss, leaves), strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-10, atol=1e-12)
 
 
@@ -124,88 +124,6 @@ def test_convolutions_conform(estimator):
         estimator=estimator,
     )
     check_formulation(f, ADAM)
-
-
-def laws(layer, scale=0.4):
-    """A law on a layer's weights, and its stage."""
-    weights = {key: value.detach() for key, value in layer.named_parameters()}
-
-    def stage(estimator):
-        run = lambda x, w: torch.func.functional_call(layer, w, (x,))  # noqa: E731
-        return RandomStage(run, layer, weights, estimator)
-
-    loc = torch.cat([w.reshape(-1) for w in weights.values()])
-    rho = math.log(math.expm1(scale)) + 0.3 * normal(*loc.shape, seed=7)
-    return {"loc": loc, "scale": rho}, stage
-
-
-def noises(shapes, seed=0):
-    normals, signs = shapes
-    g = generator(seed)
-    made = {k: torch.randn(s, generator=g, dtype=D) for k, s in normals.items()}
-    return made | {k: 2.0 * torch.randint(2, s, generator=g) - 1.0 for k, s in signs.items()}
-
-
-LAYERS = {
-    "linear": (lambda: nn.Linear(3, 2), (4, 3)),
-    "no bias": (lambda: nn.Linear(3, 2, bias=False), (4, 3)),
-    "sequence": (lambda: nn.Linear(3, 2), (4, 2, 3)),
-    "conv": (lambda: nn.Conv2d(2, 3, 2, stride=2), (4, 2, 4, 4)),
-    "conv1d": (lambda: nn.Conv1d(2, 3, 2), (4, 2, 4)),
-}
-
-
-@pytest.mark.parametrize("together", [True, False])
-@pytest.mark.parametrize("name", LAYERS)
-def test_drawn_weights_are_the_layer_at_each_draw(name, together):
-    make, shape = LAYERS[name]
-    layer = seeded(make)
-    u, stage = laws(layer)
-    x = normal(*shape, seed=3).expand(5, *shape)
-    x = x if together else x + 0.1 * normal(5, *shape, seed=4)
-    made = stage("weights")
-    noise = normal(5, len(u["loc"]), seed=5)
-    out = made(x, u, {"weights": noise})
-    for s in range(5):
-        w = u["loc"] + F.softplus(u["scale"]) * noise[s]
-        torch.testing.assert_close(out[s], torch.func.functional_call(layer, made.split(w), (x[s],)))
-
-
-@pytest.mark.parametrize("estimator", ["local", "flipout"])
-@pytest.mark.parametrize("name", LAYERS)
-def test_estimators_have_the_moments_of_drawn_weights(name, estimator):
-    """Mean and variance of each activation: sum over weights of loc x and scale^2 x^2."""
-    make, shape = LAYERS[name]
-    layer, s = seeded(make), 20_000
-    u, stage = laws(layer)
-    made = stage(estimator)
-    x = normal(*shape, seed=3)
-    leaving = layer(x).shape
-    if estimator == "local" and (len(shape) > 2 or not isinstance(layer, nn.Linear)):  # activations share weights
-        with pytest.raises(mfoc.InvalidValue, match="flipout"):
-            made(x.expand(s, *shape), u, noises(made.noise(s, shape, tuple(leaving))))
-        return
-    out = made(x.expand(s, *shape), u, noises(made.noise(s, shape, tuple(leaving))))
-    call = lambda w, x: torch.func.functional_call(layer, made.split(w), (x,))  # noqa: E731
-    mean, variance = call(u["loc"], x), call(F.softplus(u["scale"]).square(), x.square())
-    assert float(((out.mean(0) - mean) / (variance / s).sqrt()).abs().max()) < 5
-    torch.testing.assert_close(out.var(0), variance, rtol=0.06, atol=0)
-
-
-@pytest.mark.parametrize("estimator", ["local", "flipout"])
-def test_estimators_decorrelate_the_inputs_of_a_batch(estimator):
-    """Two inputs share the drawn weights, but neither activations nor flipped ones, given the same x."""
-    layer, s = seeded(lambda: nn.Linear(3, 1)), 20_000
-    u, stage = laws(layer)
-    x = normal(1, 3, seed=3).expand(2, 3)
-
-    def correlation(name):
-        made = stage(name)
-        out = made(x.expand(s, 2, 3), u, noises(made.noise(s, (2, 3), (2, 1))))[..., 0]
-        return float(torch.corrcoef(out.mT)[0, 1])
-
-    assert correlation("weights") == pytest.approx(1)
-    assert abs(correlation(estimator)) < 0.05
 
 
 @pytest.mark.parametrize("estimator", ["local", "flipout"])
@@ -271,20 +189,13 @@ def test_minibatches_are_unbiased():
     torch.testing.assert_close(mean, full)
 
 
-def exact(x, y, sigma):
-    """The posterior of a linear model with a standard normal prior on weight and bias."""
-    design = torch.cat([x, torch.ones_like(x[:, :1])], 1)
-    precision = design.mT @ design / sigma**2 + torch.eye(design.shape[1], dtype=D)
-    return torch.linalg.solve(precision, design.mT @ y / sigma**2)[:, 0], precision
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("estimator", ESTIMATORS)
 def test_linear_regression_finds_the_mean_field_optimum(estimator):
     """The best factorised Gaussian has the posterior's mean, and 1 / diag(precision) for variances."""
     x = normal(30, 2, seed=1) @ torch.tensor([[1.0, 0.6], [0.0, 0.8]], dtype=D)
     y = x @ torch.tensor([[1.0], [-0.5]], dtype=D) + 0.4 + 0.5 * normal(30, 1, seed=2)
-    mean, precision = exact(x, y, 0.5)
+    mean, precision = oracles.linear_posterior(oracles.with_offset(x), y[:, 0], 0.5)
     f = variational(
         nn.Sequential(nn.Linear(2, 1).double()), (x, y), likelihood="gaussian", noise=0.5, samples=256,
         estimator=estimator,
@@ -340,3 +251,52 @@ def test_stages_of_any_module_and_single_precision():
     drawn = p.weights(3, seed=1)
     single = torch.func.functional_call(p.at_mean(), {k: v[2] for k, v in drawn.items()}, (x,))
     torch.testing.assert_close(p.outputs(x, 3, seed=1)[0][2], single)
+
+
+def refusal(*args, error=mfoc.InvalidValue, **kwargs):
+    """What ``variational`` says when it refuses."""
+    with pytest.raises(error) as caught:
+        variational(*args, **kwargs)
+    return str(caught.value)
+
+
+def test_networks_that_do_not_fit_are_refused():
+    x, y = regression(20)
+    assert "N is missing" in refusal(net(), lambda n: mfoc.Particles(x, y), likelihood="gaussian")
+    assert "likelihood is missing" in refusal(net(), (x, y))
+    assert "expected 'gaussian'" in refusal(net(), (x, y), likelihood="normal")
+    assert "must agree" in refusal(net(), (x, y[:, :1]), likelihood="gaussian")
+    assert "integer labels" in refusal(net(), (x, y), likelihood="categorical", error=mfoc.InvalidType)
+    assert "2 classes" in refusal(net(), (x, torch.arange(20)), likelihood="categorical")
+    assert "inputs only" in refusal(net(), x, likelihood="gaussian")
+    assert "positive finite" in refusal(net(), (x, y), likelihood="gaussian", noise=-1.0)
+    assert "only a Gaussian" in refusal(net(), (x, torch.arange(20) % 2), likelihood="categorical", noise=1.0)
+    assert "real numbers" in refusal(net(), (x, y), likelihood="gaussian", prior=dist.Gamma(1.0, 1.0))
+    assert "expected a distribution" in refusal(net(), (x, y), likelihood="gaussian", prior=3, error=mfoc.InvalidType)
+    assert "the parameter has" in refusal(net(), (x, y), likelihood="gaussian", prior=dist.Normal(torch.zeros(9), 1.0))
+    assert "draws no weights" in refusal(
+        net(), (x, y), likelihood="gaussian", prior=dist.StudentT(3.0), estimator="local"
+    )
+    assert "y holds NaN" in refusal(net(), (x, y * math.nan), likelihood="gaussian", noise=1.0)
+    assert re.search("one cost|each observation", refusal(net(), (x, y), likelihood=lambda out, y: (out - y).square()))
+    for name, value in {"samples": 0, "tau": 0.0, "size": -1, "estimator": "x", "kl": "x", "init_scale": 0}.items():
+        assert f"{name} is" in refusal(net(), (x, y), likelihood="gaussian", **{name: value})
+    norm = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
+    assert "batch norm in training mode" in refusal(norm, (x, y), likelihood="gaussian")
+    assert "random in training mode" in refusal(nn.Sequential(*net(), nn.Dropout(0.1)), (x, y), likelihood="gaussian")
+    assert "expected a torch.nn.Module" in refusal(3, (x, y), likelihood="gaussian", error=mfoc.InvalidType)
+
+
+def test_seeds_and_priors_out_of_range_are_refused():
+    x = normal(6, 3).float()
+    for seed, error in (
+        ("a", mfoc.InvalidType),
+        (-1, mfoc.InvalidValue),
+        (1.5, mfoc.InvalidType),
+        (True, mfoc.InvalidType),
+    ):
+        with pytest.raises(error, match="seed is"):
+            variational(net(), regression(), likelihood="gaussian", seed=seed)
+    prior = dist.Normal(0.0, float("nan"), validate_args=False)
+    with pytest.raises(mfoc.InvalidValue, match="NaN or infinite"):
+        variational(nn.Sequential(seeded(lambda: nn.Linear(3, 3)).float()), (x, x), likelihood="gaussian", prior=prior)

@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from mfoc import InvalidValue
-from paradigms.bayesian.density.sources import Source, _unchecked, flat, split
+from paradigms.bayesian.density.density import LogDensity, flat, split, vectorised
 from paradigms.bayesian.pyro.arguments import Arguments
-from paradigms.bayesian.pyro.trace import Joint, check_batch, evaluate, parameters, prototype, unconstrained
+from paradigms.bayesian.pyro.trace import (
+    Joint,
+    check_batch,
+    evaluate,
+    parameters,
+    prototype,
+    quietly,
+    unconstrained,
+)
 
 
-def from_pyro(model: Callable[..., Any], data: Any, size: int | None) -> Source:
+def of_model(model: Callable[..., Any], data: Any, size: int | None, traced: bool) -> LogDensity:
     """A Pyro model with its data; see ``log_density``."""
     arguments = Arguments(data)
     trace = prototype(model, arguments)
@@ -33,11 +42,13 @@ def from_pyro(model: Callable[..., Any], data: Any, size: int | None) -> Source:
 
     def constrain(x: Tensor) -> dict[str, Tensor]:
         with torch.no_grad():
-            found: dict[str, Tensor] = _unchecked(torch.func.vmap(values), x)
+            found: dict[str, Tensor] = _quiet(torch.func.vmap(values), x)
         return found
 
+    make = partial(vectorised, one, shapes, flat(example), constrain=constrain, around=_quiet, traced=traced)
+
     if size is None:
-        return Source(one, shapes, flat(example), constrain=constrain, around=_unchecked)
+        return make()
     rows = arguments.rows(size)
     if not rows:
         raise InvalidValue(f"size is {size}; no argument of the model has as many rows to take a batch of")
@@ -49,4 +60,9 @@ def from_pyro(model: Callable[..., Any], data: Any, size: int | None) -> Source:
         found = joint(x, {key: value[index] for key, value in rows.items()})
         return size / len(index) * found.observed + found.prior + found.volume
 
-    return Source(one, shapes, flat(example), constrain=constrain, size=size, on_batch=on_batch, around=_unchecked)
+    return make(size=size, on_batch=on_batch)
+
+
+def _quiet(function: Callable[..., Any], *args: Any) -> Any:
+    with quietly():
+        return function(*args)

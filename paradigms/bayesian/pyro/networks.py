@@ -1,0 +1,137 @@
+"""A network with a likelihood and a prior as a Pyro model."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Distribution
+
+from mfoc import InvalidValue, require, tree
+from mfoc.checks import check_instance
+from mfoc.networks.inspection import trainable
+from paradigms.bayesian.laws.likelihoods import (
+    NOISE,
+    Categorical,
+    Gaussian,
+    Likelihood,
+    OfFunction,
+    aligned,
+    likelihood_of,
+)
+from paradigms.bayesian.laws.priors import prior_of
+
+
+def as_model(net: nn.Module, *, likelihood: Any, noise: Any = None, prior: Any = None) -> Callable[..., Tensor]:
+    """A network with a likelihood and a prior as a Pyro model ``model(inputs, targets=None)``: that of ``log_density``.
+
+    Its latents are named as the network's parameters (and "noise" where the scale is learned), so the particles of the
+    density are its posterior samples: ``Predictive(as_model(net, ...), posterior_samples=density.named(x))(inputs)``.
+
+    Args:
+        net: the network, used in evaluation mode.
+        likelihood: see ``log_density``. Of a function Pyro has the value and no law, so that nothing can be drawn.
+        noise: see ``log_density``.
+        prior: see ``log_density``.
+
+    Returns:
+        A model with the observed site "y"; it returns the network's output.
+
+    Raises:
+        InvalidType, InvalidValue: another likelihood or prior.
+        MissingExtra: pyro is not installed.
+    """
+    ppl = require("pyro", "bayes")
+    check_instance(nn.Module, "a torch.nn.Module", net=net)
+    law = likelihood_of(likelihood, noise)
+    net = copy.deepcopy(net).eval()
+    free = trainable(net)
+    priors = {name: of_weights(prior_of(prior, name, p), p.shape) for name, p in free.items()}
+
+    def model(inputs: Tensor, targets: Tensor | None = None) -> Tensor:
+        weights = {name: ppl.sample(name, each) for name, each in priors.items()}
+        out: Tensor = torch.func.functional_call(net, weights, (inputs,))
+        law.check_output(out)
+        scale = None
+        if isinstance(law, Gaussian) and law.noise is None:
+            scale = ppl.sample(NOISE, ppl.distributions.LogNormal(next(iter(weights.values())).new_zeros(()), 1.0))
+        column = isinstance(law, Gaussian) and out.dim() > 1 and out.shape[-1] == 1
+        with ppl.plate("data", len(inputs)):
+            observe("y", law, out.squeeze(-1) if column else out, targets, scale)
+        return out
+
+    return model
+
+
+def pyro_model(posterior: Any) -> Any:
+    """The network of a ``NetworkPosterior`` with its prior and likelihood as a Pyro module ``model(x, y=None)``.
+
+    A batch of y counts for all N observations, as in the objective. A learned noise is a constant, at its solved value.
+    """
+    pyro = require("pyro", "bayes")
+    pnn = pyro.nn
+    lifted = posterior.at_mean()
+    pnn.module.to_pyro_module_(lifted)
+    modules = dict(lifted.named_modules())
+    for names, priors in zip(posterior.network.names, posterior.network.priors, strict=True):
+        for key, full in names.items():
+            owner, _, leaf = full.rpartition(".")
+            setattr(modules[owner], leaf, pnn.PyroSample(of_weights(priors[key], posterior.mean[full].shape)))
+    likelihood, size = posterior.likelihood, posterior.size
+    learned = posterior.network.learns_noise
+
+    class BayesianNetwork(pnn.PyroModule):  # type: ignore[misc, name-defined]
+        """A network with random weights."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = lifted
+            if learned:
+                # A buffer, not a parameter: Pyro's store has one name for the parameters of all such models.
+                self.register_buffer("noise", posterior.observation_noise)
+
+        def forward(self, x: Tensor, y: Any = None) -> Any:
+            """The output; y is observed where it is given."""
+            output = self.net(x)
+            scale = 1.0 if y is None else size / len(x)
+            with pyro.poutine.scale(scale=scale), pyro.plate("data", len(x), dim=-1):
+                observe("obs", likelihood, output, y, self.noise if learned else None)
+            return output
+
+    return BayesianNetwork()
+
+
+def observe(site: str, likelihood: Likelihood, output: Any, y: Any, learned: Tensor | None) -> None:
+    """A site of Pyro for the observations ``[N, ...]``, within their plate; a likelihood of a function is a factor."""
+    pyro = require("pyro", "bayes")
+    if isinstance(likelihood, OfFunction):
+        if y is not None:
+            pyro.factor(site, likelihood.log_prob(*tree.map(lambda leaf: leaf[None], (output, y)))[0])
+    elif isinstance(likelihood, Categorical):
+        pyro.sample(site, pyro.distributions.Categorical(logits=output), obs=y)
+    else:
+        noise = likelihood.noise.to(output) if learned is None else learned  # type: ignore[union-attr]
+        law = pyro.distributions.Normal(output, noise).to_event(output.dim() - 1)
+        pyro.sample(site, law, obs=None if y is None else aligned(y, output))
+
+
+def of_weights(prior: Distribution, shape: torch.Size) -> Any:
+    """The prior of a parameter as one event of Pyro."""
+    return as_pyro(prior).expand(shape).to_event(len(shape))
+
+
+def as_pyro(prior: Distribution, dist: Any = None) -> Any:
+    """A distribution of torch as the one of that name in Pyro.
+
+    Raises:
+        InvalidValue: Pyro has none.
+    """
+    if hasattr(prior, "to_event"):
+        return prior
+    same = getattr(require("pyro", "bayes").distributions if dist is None else dist, type(prior).__name__, None)
+    if same is None:
+        raise InvalidValue(f"prior is {prior}, which Pyro does not have; use a distribution of pyro.distributions")
+    return same(**{key: getattr(prior, key) for key in prior.arg_constraints})

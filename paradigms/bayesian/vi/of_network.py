@@ -1,0 +1,159 @@
+"""Variational inference on the weights of a network, as a control problem.
+
+The control of a stage is the law of its weights; a particle is one draw of the whole network, rolled out on the inputs
+of the batch; the stage's share of tau KL(q || prior) is its running cost.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import mfoc
+from mfoc import InvalidType, InvalidValue, tree
+from mfoc.formulation import Formulation
+from mfoc.networks.inspection import training_norms
+from mfoc.problem import controls_of
+from paradigms.bayesian.laws.likelihoods import Categorical, Gaussian, aligned
+from paradigms.bayesian.laws.priors import divergence
+from paradigms.bayesian.vi.checks import check_finite
+from paradigms.bayesian.vi.noise import NetworkDraws
+from paradigms.bayesian.vi.posterior import NetworkPosterior
+from paradigms.bayesian.vi.random_network import RandomNetwork, observed
+from paradigms.bayesian.vi.stages import drawn, first
+
+
+def of_network(
+    network: RandomNetwork,
+    data: Any,
+    *,
+    samples: int,
+    batch_size: int | None,
+    tau: float | None,
+    size: int | None,
+    kl: str | None,
+    init_scale: float,
+    seed: int,
+) -> Formulation:
+    """Variational inference on a network; see ``variational``."""
+    source = mfoc.population(data, batch_size=batch_size, seed=seed)
+    n = source.size if size is None else size
+    if n is None:
+        raise InvalidValue("N is missing: data are drawn on demand, so pass size=N, the number of observations")
+    batch = source(0)
+    check_data(network, batch, None if batch_size is None else _observations(data))
+    controls = with_noise(network, network.controls(init_scale), batch.state, batch.data)
+    problem = problem_of(network, controls, 1 / n if tau is None else tau, kl != "sampled")
+    draws = NetworkDraws(source, network, samples, seed)
+    problem.validate(draws(0))
+    check_finite(problem, draws(0))
+    example = (batch.state[:1], tree.map(lambda leaf: leaf[:1], batch.data))
+
+    def readout(solution: Any) -> NetworkPosterior:
+        found = controls_of(solution)
+        problem.check_controls(found)
+        return NetworkPosterior(network, found, n, example)
+
+    return Formulation(problem, draws, readout)
+
+
+def _observations(data: Any) -> Tensor | None:
+    """All observations, where they are a tensor in memory."""
+    if type(data) is torch.utils.data.TensorDataset:
+        data = data.tensors
+    y = data.data if isinstance(data, mfoc.Particles) else data[1] if isinstance(data, tuple | list) else None
+    if not isinstance(y, Tensor | np.ndarray):
+        return None
+    found: Tensor = mfoc.population((torch.arange(len(y)), y))(0).data  # with labels widened
+    return found
+
+
+def problem_of(network: RandomNetwork, controls: list[Any], tau: float, exact: bool) -> mfoc.Problem:
+    """Least over laws: E[mean negative log likelihood] + tau KL(q || prior).
+
+    Args:
+        network: the random network.
+        controls: the initial laws; with learned noise one more, of the noise.
+        tau: the temperature.
+        exact: closed forms of the KL where they are known.
+    """
+    stages = network.stages
+    penalties = [
+        divergence(priors, stage.split, u["loc"], exact) if priors else None
+        for priors, stage, u in zip(network.priors, stages, controls, strict=False)
+    ]
+    for stage, names, penalty in zip(stages, network.names, penalties, strict=True):
+        if penalty is not None and penalty[1] and stage.estimator == "local":
+            raise InvalidValue(
+                f"estimator='local' draws no weights, and the KL of {sorted(names.values())} needs them: use a normal "
+                "prior with kl='exact', or estimator='flipout'"
+            )
+
+    def dynamics(t: int, x: Any, u: Any, z: Any) -> Any:
+        return observed(x, u) if t == len(stages) else stages[t](x, u, z["noise"][t])
+
+    def running_cost(t: int, x: Any, u: Any, z: Any) -> Tensor:
+        leaf = first(x)
+        penalty = penalties[t] if t < len(stages) else None
+        if penalty is None:
+            return leaf.new_zeros(len(leaf))
+        measure, looks = penalty
+        draw = drawn(u, z["noise"][t]["weights"]) if looks else None
+        return (tau * measure(u["loc"], F.softplus(u["scale"]), draw)).expand(len(leaf))
+
+    def terminal_cost(x: Any, z: Any) -> Tensor:
+        return network.likelihood.cost(x, z["y"])
+
+    def affine(t: int) -> bool:
+        return t < len(stages) and network.base.affine is not None and network.base.affine(t)
+
+    return mfoc.Problem(dynamics, terminal_cost, controls, running_cost=running_cost, affine=affine)
+
+
+def with_noise(network: RandomNetwork, controls: list[Any], x: Tensor, y: Tensor) -> list[Any]:
+    """The controls with one more stage for a learned noise, which starts at the size of the initial residuals."""
+    if not network.learns_noise:
+        return controls
+    with torch.no_grad():
+        mean = network.states(x)[-1]
+        size = (aligned(y, mean) - mean).square().mean(0).sqrt().clamp_min(1e-3)
+        return [*controls, {"noise": size + torch.log(-torch.expm1(-size))}]
+
+
+def check_data(network: RandomNetwork, batch: mfoc.Particles, observations: Tensor | None = None) -> None:
+    """Refuses data that do not fit the network and the likelihood.
+
+    Args:
+        network: the random network.
+        batch: the first batch.
+        observations: those of all batches, where they lie in memory.
+
+    Raises:
+        InvalidType, InvalidValue: says what does not fit.
+    """
+    if not isinstance(batch.state, Tensor):
+        raise InvalidType("data: the state must be one tensor, the inputs [N, ...]")
+    if batch.data is None:
+        raise InvalidValue("data holds inputs only; expected a pair (x, y), inputs and observations")
+    for name, _ in training_norms(network.net, instance=False):
+        raise InvalidValue(
+            f"module {name!r} is batch norm in training mode, whose draws have no averages to predict with; call "
+            ".eval() on it, or use a layer or group norm"
+        )
+    dataclasses.replace(network.base, terminal_cost=lambda x, z: _one_each(x)).validate(batch)
+    with torch.no_grad():
+        output = network.states(batch.state)[-1]
+        network.likelihood.check(output, batch.data)
+        if observations is not None and isinstance(network.likelihood, Gaussian | Categorical):
+            shape = len(observations), *output.shape[1:]  # what is asked of outputs
+            network.likelihood.check(output[:1].expand(shape), observations)
+
+
+def _one_each(x: Any) -> Tensor:
+    leaf = first(x)
+    return torch.zeros(len(leaf), dtype=leaf.dtype, device=leaf.device)
