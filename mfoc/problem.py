@@ -63,7 +63,7 @@ def controls_of(source: HasControls[Controls] | Controls) -> Controls:
     if isinstance(source, HasControls):
         return source.controls
     if isinstance(source, list | tuple | dict | Tensor) or not tree.is_leaf(source):
-        return source  # type: ignore[return-value]  # a bare TypeVar is not narrowed
+        return source  # a bare TypeVar is not narrowed
     raise InvalidType(f"solution is a {type(source).__name__}; expected what solve() returned, an iterate or controls")
 
 

@@ -84,5 +84,5 @@ def test_a_wrong_population_is_refused_at_the_door(solved):
     for door in (mfoc.rollout, mfoc.evaluate):
         with pytest.raises(mfoc.InvalidType, match="expected a tensor, a pair"):
             door(problem, solution, object())
-        with pytest.raises(mfoc.InvalidValue, match="no-one|expected a pair"):
+        with pytest.raises(mfoc.InvalidValue, match="expected a pair"):
             door(problem, solution, (normal(3, 3),) * 3)

@@ -354,7 +354,7 @@ BAD = {
     "no trials": (lambda: LBFGS(trials=0), "trials is 0"),
     "negative inner tol": (lambda: LBFGS(tol=-1.0), "tol is -1.0"),
     "inner tol by name": (lambda: LBFGS(tol="0"), "tol is '0'"),
-    "schedule of rates": (lambda: mfoc.Gradient(torch.optim.Adam, schedule=0.9), "schedule is a float"),
+    "schedule of rates": (lambda: mfoc.Gradient(torch.optim.Adam, lr_schedule=0.9), "schedule is a float"),
     # games
     **{f"epsilon {e}": (lambda e=e: mfoc.Ball(e), f"epsilon is {e}") for e in (0, -1, float("nan"), float("inf"))},
     **{f"epsilon {e!r}": (lambda e=e: mfoc.Ball(e), f"epsilon is a {type(e).__name__}") for e in (True, "a", None)},

@@ -147,7 +147,7 @@ def one_cycle(total, warm=0.3):
 
 
 def adam(updates):
-    return mfoc.Gradient(partial(torch.optim.Adam, lr=1e-2), schedule=one_cycle(updates))
+    return mfoc.Gradient(partial(torch.optim.Adam, lr=1e-2), lr_schedule=one_cycle(updates))
 
 
 budget = epochs * batches

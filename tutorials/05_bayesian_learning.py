@@ -154,7 +154,7 @@ print(
 sampler = follmer(posterior, Drift(posterior.dim), steps=30, particles=64 if SMOKE else 128, stop_score=True, seed=3)
 budget = 4 if SMOKE else 300
 solver = mfoc.Gradient(
-    partial(torch.optim.Adam, lr=5e-3), schedule=lambda k: 0.01 + (1 + math.cos(math.pi * min(1, k / budget))) / 2
+    partial(torch.optim.Adam, lr=5e-3), lr_schedule=lambda k: 0.01 + (1 + math.cos(math.pi * min(1, k / budget))) / 2
 )
 checks = []
 
@@ -186,7 +186,7 @@ print(evidence["follmer"])
 
 # %%
 steps = 2 if SMOKE else 1600
-adam = mfoc.Gradient(partial(torch.optim.Adam, lr=3e-3), schedule=lambda k: (1 + math.cos(math.pi * k / steps)) / 2)
+adam = mfoc.Gradient(partial(torch.optim.Adam, lr=3e-3), lr_schedule=lambda k: (1 + math.cos(math.pi * k / steps)) / 2)
 
 
 def run_cross_entropy():

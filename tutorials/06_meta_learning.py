@@ -52,7 +52,7 @@ iterations = 30 if SMOKE else 4000
 waves, new_waves = sinusoids(tasks=25, shots=10), sinusoids(tasks=200, shots=10, queries=50, seed=1)
 torch.manual_seed(0)
 net = nn.Sequential(nn.Linear(1, 40), nn.ReLU(), nn.Linear(40, 40), nn.ReLU(), nn.Linear(40, 1))
-adam = mfoc.Gradient(partial(torch.optim.Adam, lr=1e-3), schedule=lambda k: min(1.0, 2 - 2 * k / iterations))
+adam = mfoc.Gradient(partial(torch.optim.Adam, lr=1e-3), lr_schedule=lambda k: min(1.0, 2 - 2 * k / iterations))
 
 problem = maml(net, F.mse_loss, waves, inner_steps=1, inner_lr=0.01)
 solution = problem.solve(adam, steps=iterations)
@@ -116,7 +116,7 @@ plain = maml(net, F.mse_loss, waves, inner_steps=5, inner_lr=0.01)
 begun = problem.readout(solution)
 steady = meta_sgd(begun, F.mse_loss, waves, inner_steps=5, inner_lr=0.01, step_losses=[0.2] * 5)
 decay, slow = (
-    mfoc.Gradient(partial(torch.optim.Adam, lr=lr), schedule=lambda k: min(1.0, 2 - 2 * k / long))
+    mfoc.Gradient(partial(torch.optim.Adam, lr=lr), lr_schedule=lambda k: min(1.0, 2 - 2 * k / long))
     for lr in (1e-3, 1e-4)
 )
 rates, fixed, calm = free.solve(adam, steps=iterations), plain.solve(decay, steps=long), steady.solve(slow, steps=long)

@@ -180,7 +180,7 @@ def with_target(part: int | str | None, x: Tree, value: Tensor) -> Tree:
     if isinstance(x, dict):
         return {**x, part: value}
     entries = list(x)
-    entries[part] = value  # type: ignore[index, call-overload]
+    entries[part] = value  # type: ignore[index]
     return type(x)(*entries) if hasattr(x, "_fields") else type(x)(entries)
 
 

@@ -82,7 +82,7 @@ def _grouped(net: nn.Module, stages: Sequence[str | Sequence[str]]) -> Named:
     ]
 
 
-class _Tracer(fx.Tracer):  # type: ignore[misc]
+class _Tracer(fx.Tracer):
     """Keeps the named modules whole."""
 
     def __init__(self, whole: Sequence[str]) -> None:

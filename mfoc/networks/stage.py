@@ -47,7 +47,7 @@ class Stage:
 
     def controls(self) -> dict[str, Tensor]:
         """The weights of the user's module, by name."""
-        return {key: owner._parameters[leaf].detach().clone() for key, owner, leaf in self.slots}  # type: ignore[union-attr]
+        return {key: owner._parameters[leaf].detach().clone() for key, owner, leaf in self.slots}
 
     def __call__(self, x: Tree, u: dict[str, Tensor], z: Tree) -> Tree:
         """The next state at given weights."""
@@ -63,7 +63,7 @@ class Stage:
             for owner, key in self.buffers:
                 owner._buffers[key] = owner._buffers[key].clone()  # type: ignore[union-attr]
             for key, owner, leaf in self.slots:
-                owner._parameters[leaf] = u[key]  # type: ignore[assignment]
+                owner._parameters[leaf] = u[key]
             return self._run(x, z)
         finally:
             for (_, owner, leaf), value in zip(self.slots, own, strict=True):

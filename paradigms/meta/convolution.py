@@ -54,13 +54,13 @@ def _derivative(g: Tensor, x: Tensor, weight: Tensor, window: Window, towards: i
 
 class _Forward(Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, window: Window) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, window: Window) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.window = window
         return _plain(x, weight, bias, window)
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, g: Tensor) -> Any:
         x, weight = ctx.saved_tensors
         to_x, to_weight, to_bias, _ = ctx.needs_input_grad
         return (
@@ -73,13 +73,13 @@ class _Forward(Function):
 
 class _ToInput(Function):
     @staticmethod
-    def forward(ctx: Any, g: Tensor, weight: Tensor, shape: torch.Size, window: Window) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, g: Tensor, weight: Tensor, shape: torch.Size, window: Window) -> Tensor:
         ctx.save_for_backward(g, weight)
         ctx.window = window
         return _derivative(g, g.new_empty(shape), weight, window, 0)
 
     @staticmethod
-    def backward(ctx: Any, h: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, h: Tensor) -> Any:
         g, weight = ctx.saved_tensors
         to_g, to_weight = ctx.needs_input_grad[:2]
         return (
@@ -92,13 +92,13 @@ class _ToInput(Function):
 
 class _ToWeight(Function):
     @staticmethod
-    def forward(ctx: Any, g: Tensor, x: Tensor, shape: torch.Size, window: Window) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, g: Tensor, x: Tensor, shape: torch.Size, window: Window) -> Tensor:
         ctx.save_for_backward(g, x)
         ctx.window = window
         return _derivative(g, x, g.new_empty(shape), window, 1)
 
     @staticmethod
-    def backward(ctx: Any, h: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, h: Tensor) -> Any:
         g, x = ctx.saved_tensors
         to_g, to_x = ctx.needs_input_grad[:2]
         return (

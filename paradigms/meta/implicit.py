@@ -147,7 +147,7 @@ def _plus(x: list[Tensor], a: Tensor, y: list[Tensor]) -> list[Tensor]:
 
 class _Settle(Function):
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any, spec: Equilibrium, pair: Pair, steps: int | None, names: tuple[str, ...], *start: Tensor
     ) -> Any:
         settled = spec.settle(dict(zip(names, start, strict=True)), pair, steps)
@@ -156,7 +156,7 @@ class _Settle(Function):
         return tuple(settled.values())
 
     @staticmethod
-    def backward(ctx: Any, *g: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, *g: Tensor) -> Any:
         return None, None, None, None, *_Solve.apply(ctx.spec, ctx.pair, ctx.names, *g, *ctx.saved_tensors)
 
 
@@ -164,7 +164,7 @@ class _Solve(Function):
     """The adjoint, itself differentiable once: the operator is symmetric, so its derivative is one more solve."""
 
     @staticmethod
-    def forward(ctx: Any, spec: Equilibrium, pair: Pair, names: tuple[str, ...], *given: Tensor) -> Any:  # type: ignore[override]
+    def forward(ctx: Any, spec: Equilibrium, pair: Pair, names: tuple[str, ...], *given: Tensor) -> Any:
         g, phi = given[: len(names)], given[len(names) :]
         found = spec.solve(dict(zip(names, phi, strict=True)), g, pair)
         ctx.spec, ctx.pair, ctx.names = spec, pair, names
@@ -173,7 +173,7 @@ class _Solve(Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *h: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, *h: Tensor) -> Any:
         spec, names = ctx.spec, ctx.names
         phi, p = ctx.saved_tensors[: len(names)], ctx.saved_tensors[len(names) :]
         q = spec.solve(dict(zip(names, phi, strict=True)), h, ctx.pair)

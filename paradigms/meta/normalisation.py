@@ -32,14 +32,14 @@ def normalise(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
 
 class _Normalise(Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
         out, mean, rate = torch.native_batch_norm(x, weight, bias, None, None, True, 0.0, eps)
         ctx.save_for_backward(x, weight)
         ctx.statistics, ctx.eps = (mean, rate), eps
         return out
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, g: Tensor) -> Any:
         x, weight = ctx.saved_tensors
         return (*_Derivative.apply(g, x, weight, ctx.statistics, ctx.eps), None)
 
@@ -48,7 +48,7 @@ class _Derivative(Function):
     @staticmethod
     def forward(
         ctx: Any, g: Tensor, x: Tensor, weight: Tensor, statistics: tuple[Tensor, Tensor], eps: float
-    ) -> tuple[Tensor, Tensor, Tensor]:  # type: ignore[override]
+    ) -> tuple[Tensor, Tensor, Tensor]:
         mean, rate = statistics
         found: tuple[Tensor, Tensor, Tensor] = torch.ops.aten.native_batch_norm_backward(
             g.contiguous(), x, weight, None, None, mean, rate, True, eps, _OUTPUTS
@@ -60,7 +60,7 @@ class _Derivative(Function):
         return found
 
     @staticmethod
-    def backward(ctx: Any, h: Tensor | None, h_weight: Tensor | None, h_bias: Tensor | None) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, h: Tensor | None, h_weight: Tensor | None, h_bias: Tensor | None) -> Any:
         g, x, weight, *sums = ctx.saved_tensors
         h = torch.zeros_like(x) if h is None else h
         if torch.is_grad_enabled():  # derived once more: in plain operations, from x itself

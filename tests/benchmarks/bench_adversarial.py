@@ -117,7 +117,7 @@ def compete(make_net, train, test, methods, *, epsilon, epochs, lr, ramp, goal, 
     formulation = game(make_net(), F.cross_entropy, train, epsilon=epsilon, batch_size=128, seed=seed)
     per_epoch = formulation.population.batches_per_epoch
     total = epochs * per_epoch
-    outer = mfoc.Gradient(partial(torch.optim.Adam, lr=lr), schedule=one_cycle(total))
+    outer = mfoc.Gradient(partial(torch.optim.Adam, lr=lr), lr_schedule=one_cycle(total))
     grow = (lambda k: min(1.0, (k + 1) / (ramp * total))) if ramp else None
     runs = {
         name: mfoc.iterate(formulation.problem, mfoc.Minimax(inner, outer, seed, grow), formulation.population)

@@ -116,7 +116,7 @@ def solved(made, steps, rate, paths):
     """Solves with Adam (a short warm-up, then a cosine), printing where it stands."""
     solver = mfoc.Gradient(
         partial(torch.optim.Adam, lr=rate),
-        schedule=lambda k: min(1.0, (k + 1) / 20) * (0.01 + 0.99 * (1 + math.cos(math.pi * k / steps)) / 2),
+        lr_schedule=lambda k: min(1.0, (k + 1) / 20) * (0.01 + 0.99 * (1 + math.cos(math.pi * k / steps)) / 2),
     )
     began, reports = time.perf_counter(), max(1, steps // 4)
 
@@ -139,7 +139,8 @@ def by_cross_entropy(made, steps, every, **options):
             evidence = made.evaluate(at, n=4000)
             print(f"  {at.step:5d} steps, {time.perf_counter() - began:5.0f} s: {evidence}", flush=True)
 
-    adam = mfoc.Gradient(partial(torch.optim.Adam, lr=2e-3), schedule=lambda k: (1 + math.cos(math.pi * k / steps)) / 2)
+    cosine = lambda k: (1 + math.cos(math.pi * k / steps)) / 2  # noqa: E731
+    adam = mfoc.Gradient(partial(torch.optim.Adam, lr=2e-3), lr_schedule=cosine)
     return made.solve(CrossEntropy(adam, every=every, paths=512, **options), steps=steps, hooks=[report])
 
 

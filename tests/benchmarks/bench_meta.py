@@ -150,7 +150,7 @@ def regression(iterations):
     torch.manual_seed(0)
     law = sinusoids(tasks=50, shots=10, queries=20, seed=0)
     made = maml(sine_net(), F.mse_loss, law, inner_steps=1, inner_lr=0.01)
-    decay = mfoc.Gradient(partial(torch.optim.Adam, lr=2e-3), schedule=lambda k: min(1.0, 2 - 2 * k / iterations))
+    decay = mfoc.Gradient(partial(torch.optim.Adam, lr=2e-3), lr_schedule=lambda k: min(1.0, 2 - 2 * k / iterations))
     began = time.perf_counter()
     solution = made.solve(decay, steps=iterations)
     spent = time.perf_counter() - began
@@ -185,7 +185,7 @@ def omniglot(path, iterations, algorithm, held_out=30, copies=9):
     test = few_shot(x[new], y[new], ways=5, shots=1, queries=15, tasks=50, seed=1)
     print(f"Omniglot: {int((~new).sum())} drawings to train on, {held_out} characters held out", flush=True)
     began, last = time.perf_counter(), None
-    schedule = mfoc.Gradient(partial(torch.optim.Adam, lr=3e-3), schedule=lambda k: 0.1 ** (k / iterations))
+    schedule = mfoc.Gradient(partial(torch.optim.Adam, lr=3e-3), lr_schedule=lambda k: 0.1 ** (k / iterations))
     for step in range(iterations // 4, iterations + 1, iterations // 4):
         solution = made.solve(schedule, steps=step, start=last)
         last = solution.last

@@ -151,7 +151,7 @@ def one_digits(data, x_test, y_test, seed, hidden, steps):
         torch.manual_seed(seed)
         net = nn.Sequential(nn.Linear(64, hidden), nn.ReLU(), nn.Linear(hidden, 10))
     solver = mfoc.Gradient(
-        partial(torch.optim.Adam, lr=1e-2), schedule=lambda k: 0.5 * (1 + math.cos(math.pi * min(k / steps, 1)))
+        partial(torch.optim.Adam, lr=1e-2), lr_schedule=lambda k: 0.5 * (1 + math.cos(math.pi * min(k / steps, 1)))
     )
     batches = mfoc.population(data, batch_size=128, seed=seed)
     point = mfoc.solve(mfoc.from_module(net, F.cross_entropy), solver, batches, steps=steps)

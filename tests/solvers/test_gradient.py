@@ -114,7 +114,7 @@ def test_a_schedule_is_that_of_torch(optimiser, schedule):
     make, rate = OPTIMISERS[optimiser], SCHEDULES[schedule]
     scheduler = partial(torch.optim.lr_scheduler.LambdaLR, lr_lambda=rate)
     expected, _ = trained(problem, make, lambda n: particles, 7, scheduler)
-    solution = mfoc.solve(problem, mfoc.Gradient(make, schedule=rate), particles, steps=7)
+    solution = mfoc.solve(problem, mfoc.Gradient(make, lr_schedule=rate), particles, steps=7)
     assert distance(solution.controls, expected) < 1e-12
     unscheduled = mfoc.solve(problem, mfoc.Gradient(make), particles, steps=7)
     assert distance(solution.controls, unscheduled.controls) > 1e-3
@@ -133,14 +133,14 @@ def test_each_group_keeps_its_own_rate_under_a_schedule():
     expected, _ = trained(
         problem, make, lambda n: particles, 4, partial(torch.optim.lr_scheduler.LambdaLR, lr_lambda=rate)
     )
-    solution = mfoc.solve(problem, mfoc.Gradient(make, schedule=rate), particles, steps=4)
+    solution = mfoc.solve(problem, mfoc.Gradient(make, lr_schedule=rate), particles, steps=4)
     assert distance(solution.controls, expected) < 1e-12
 
 
 @pytest.mark.parametrize("optimiser", ["nesterov", "adam"])
 def test_a_schedule_goes_on_where_a_run_stopped(optimiser, tmp_path):
     problem, particles = CATALOGUE["mlp"]()
-    solver = mfoc.Gradient(OPTIMISERS[optimiser], schedule=lambda k: 0.8**k)
+    solver = mfoc.Gradient(OPTIMISERS[optimiser], lr_schedule=lambda k: 0.8**k)
     whole = mfoc.solve(problem, solver, particles, steps=8)
     mfoc.solve(problem, solver, particles, steps=5, hooks=[mfoc.hooks.Checkpoint(tmp_path / "run")])
     resumed = mfoc.solve(problem, solver, particles, steps=8, start=mfoc.hooks.load(tmp_path / "run"))

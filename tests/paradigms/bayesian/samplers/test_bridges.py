@@ -198,7 +198,7 @@ class Cubic(Constant):
 
 def test_a_drift_that_comes_to_explode_is_still_regressed_on_the_end_points_it_has(caplog):
     made = follmer(gaussian(), Cubic(-0.1 * MEAN.abs()), steps=8)
-    huge = mfoc.Gradient(partial(torch.optim.SGD, lr=1e-4), schedule=lambda k: 1e30 if k == 2 else 1.0)
+    huge = mfoc.Gradient(partial(torch.optim.SGD, lr=1e-4), lr_schedule=lambda k: 1e30 if k == 2 else 1.0)
     solution = made.solve(CrossEntropy(huge, every=3, paths=50, particles=32, keep=9), steps=4)
     assert "none of 50 paths has a finite weight" in caplog.text
     assert solution.last.step == 4

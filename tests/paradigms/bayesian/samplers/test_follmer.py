@@ -60,7 +60,7 @@ def test_solving_finds_the_optimum_from_a_wrong_guess():
     made = follmer(gaussian(), GaussianDrift(MEAN + 0.5, 2 * COVARIANCE), steps=10, particles=64)
     exact = follmer(gaussian(), GaussianDrift(MEAN, COVARIANCE), steps=10)
     before, optimum = made.evaluate(at_start(made)).J, exact.evaluate(at_start(exact)).J
-    solver = mfoc.Gradient(partial(torch.optim.Adam, lr=0.1), schedule=lambda k: 0.97**k)
+    solver = mfoc.Gradient(partial(torch.optim.Adam, lr=0.1), lr_schedule=lambda k: 0.97**k)
     after = made.evaluate(made.solve(solver, steps=120))
     assert before > -LOG_Z + 0.3
     # On the grid the best drift of this form is at least as good as that of continuous time.

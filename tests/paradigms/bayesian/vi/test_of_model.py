@@ -21,7 +21,7 @@ GUIDES = (guides.AutoNormal, guides.AutoDiagonalNormal, guides.AutoMultivariateN
 
 
 def adam(lr, decay=1.0):
-    return mfoc.Gradient(partial(torch.optim.Adam, lr=lr), schedule=lambda k: decay**k)
+    return mfoc.Gradient(partial(torch.optim.Adam, lr=lr), lr_schedule=lambda k: decay**k)
 
 
 pytestmark = pytest.mark.usefixtures("double")

@@ -200,7 +200,7 @@ def test_linear_regression_finds_the_mean_field_optimum(estimator):
         nn.Sequential(nn.Linear(2, 1).double()), (x, y), likelihood="gaussian", noise=0.5, samples=256,
         estimator=estimator,
     )  # fmt: skip
-    solver = mfoc.Gradient(partial(torch.optim.Adam, lr=5e-2), schedule=lambda k: 0.994**k)
+    solver = mfoc.Gradient(partial(torch.optim.Adam, lr=5e-2), lr_schedule=lambda k: 0.994**k)
     p = f.readout(f.solve(solver, steps=1200))
     found = torch.cat([p.mean["0.weight"][0], p.mean["0.bias"]])
     spread = torch.cat([p.scale["0.weight"][0], p.scale["0.bias"]])
