@@ -81,7 +81,7 @@ def build(
 ) -> MetaFormulation:
     """The formulation of any rule, in the terms of ``maml``.
 
-    ``extra`` are controls beside the initial weights; ``adapted`` names the weights that follow the rule, all when None.
+    ``extra`` are controls beside the initial weights; ``adapted`` names the weights that follow the rule (None: all).
     """
     check_integer(1, inner_steps=inner_steps)
     check_flag(first_order=first_order)
