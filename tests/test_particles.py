@@ -1,5 +1,7 @@
 """A cloud of particles: one leading axis, whatever its leaves are."""
 
+from dataclasses import FrozenInstanceError
+
 import pytest
 import torch
 
@@ -20,6 +22,11 @@ def test_a_slice_a_mask_and_an_index_choose_particles():
     assert cloud[torch.tensor([True, False, True, False])].state["i"].tolist() == [0, 2]
     assert cloud[1:3].data[0].tolist() == [1, 2]
     assert cloud[torch.tensor([3, 0, 0])].state["i"].tolist() == [3, 0, 0]
+
+
+def test_a_cloud_is_never_changed():
+    with pytest.raises(FrozenInstanceError):
+        mixed().state = torch.ones(4)
 
 
 def test_a_dtype_is_for_floating_point_leaves():

@@ -68,6 +68,7 @@ def test_the_printed_form_names_the_fields_that_are_given(kind):
         (torch.zeros((), dtype=torch.int64), "int64[]"),
         (torch.nn.Parameter(torch.ones(2)), "float32[2]"),
         ([1, 2, 3], "[1, 2, 3]"),
+        ((1, 2, 3, 4), "(1, ... 2 more ..., 4)"),
         ((1,), "(1)"),
         ([torch.ones(i) for i in range(11)], "[float32[0], ... 9 more ..., float32[10]]"),
         ({"w": torch.ones(2), "b": (torch.ones(1),)}, "{'w': float32[2], 'b': (float32[1])}"),
