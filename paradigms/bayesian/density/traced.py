@@ -72,7 +72,7 @@ def _simplified(module: fx.GraphModule, inputs: list[Tensor]) -> fx.GraphModule:
             fixed.add(node)
         elif node.op == "call_function":
             args, kwargs = fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
-            value = values[node] = node.target(*args, **kwargs)  # type: ignore[operator]
+            value = values[node] = node.target(*args, **kwargs)
             name = str(node.target)
             alone = all(arg in fixed for arg in node.all_input_nodes)
             if _writes(node) and not alone:

@@ -128,7 +128,7 @@ class GaussianDrift(nn.Module):
 
     def forward(self, t: Tensor, x: Tensor) -> Tensor:
         """Time (a scalar) and points ``[n, d]`` to drifts ``[n, d]``."""
-        axes: Tensor = self.axes.to(x.dtype)  # type: ignore[operator, assignment]
+        axes: Tensor = self.axes.to(x.dtype)  # type: ignore[assignment]
         excess = self.log_precision.exp() - 1 / (self.sigma**2 * self.T)
         pull = self.slope - excess * (x @ axes)
         u: Tensor = (self.sigma**2 * pull / (1 + self.sigma**2 * (self.T - t) * excess)) @ axes.mT

@@ -163,7 +163,7 @@ class RandomStage:
 
     @property
     def _spatial(self) -> int:
-        return self._module.weight.dim() - 2 if self._convolution else 0  # type: ignore[operator, union-attr]
+        return self._module.weight.dim() - 2 if self._convolution else 0  # type: ignore[operator]
 
 
 def drawn(u: Weights, noise: Tensor) -> Tensor:
