@@ -125,6 +125,10 @@ class LogDensity:
         uniform = torch.rand(n, self.dim, generator=torch.Generator().manual_seed(seed), dtype=self.like.dtype)
         return (4 * uniform - 2).to(self.like.device)
 
+    def normals(self, n: int, generator: torch.Generator) -> Tensor:
+        """Standard normals ``[n, d]``."""
+        return torch.randn(n, self.dim, generator=generator, dtype=self.like.dtype).to(self.like.device)
+
     def check(self, x: Tensor) -> Tensor:
         """The points themselves, if their log densities are finite.
 

@@ -81,11 +81,6 @@ class Diffusion:
         zeros = self.density.like.new_zeros(n, self.density.dim)
         return {"x": zeros, "cost": zeros[:, 0].clone()}
 
-    def normals(self, n: int, generator: torch.Generator) -> Tensor:
-        """Standard normals ``[n, d]``."""
-        like = self.density.like
-        return torch.randn(n, self.density.dim, generator=generator, dtype=like.dtype).to(like.device)
-
     def score(self, x: Tensor) -> Tensor | None:
         """The gradient of the log density, when the policy takes it."""
         return self.density.score(x) if self.takes_score else None
@@ -138,7 +133,7 @@ class Diffusion:
         """End points ``[n, d]`` and log weights ``[n]``."""
         state, integral = self.start(n), self.density.like.new_zeros(n)
         for t, h in enumerate(self.lengths):
-            xi, before = self.normals(n, generator), state["x"]
+            xi, before = self.density.normals(n, generator), state["x"]
             state = self.advance(t, state, controls, xi)
             if not self.path_gradient:  # u . dW / sigma, which the cost then lacks; u from the move itself
                 dw = math.sqrt(h) * xi

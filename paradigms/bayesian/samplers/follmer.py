@@ -135,7 +135,10 @@ def follmer(
     diffusion = Diffusion(target, policy, sigma, grid(T, steps, spacing), path_gradient, stop_score)
     diffusion.check()
 
-    problem = PathProblem.of(diffusion, particles, seed)
+    problem = PathProblem(
+        diffusion.step, diffusion.terminal_cost, diffusion.controls(), horizon=steps, schedule=mfoc.tied,
+        diffusion=diffusion, particles=particles, seed=seed,
+    )  # fmt: skip
 
     def readout(solution: Any) -> dict[str, Tensor]:
         return made.evaluate(solution, n=max(2, particles), seed=0).posterior(particles)

@@ -20,10 +20,6 @@ from paradigms.bayesian.density.density import LogDensity
 from paradigms.bayesian.samplers.runs import Sampler, State, Steps, as_density, sampler
 
 
-def _normals(density: LogDensity, n: int, generator: torch.Generator) -> Tensor:
-    return torch.randn(n, density.dim, generator=generator, dtype=density.like.dtype).to(density.like.device)
-
-
 @dataclass(frozen=True)
 class ULA:
     """The unadjusted Langevin algorithm: x + h grad log p(x) + sqrt(2 h) xi (Roberts & Tweedie 1996)."""
@@ -34,7 +30,7 @@ class ULA:
 
     def draw(self, density: LogDensity, n: int, generator: torch.Generator) -> dict[str, Tensor]:
         """See ``Flow``."""
-        return {"noise": _normals(density, n, generator)}
+        return {"noise": density.normals(n, generator)}
 
     def step(self, density: LogDensity, t: int, state: State, h: Tensor, z: Mapping[str, Tensor]) -> State:
         """See ``Flow``."""
@@ -42,7 +38,7 @@ class ULA:
 
 
 @dataclass(frozen=True)
-class SGLD:
+class SGLD(ULA):
     """Stochastic gradient Langevin dynamics: ULA with the log likelihood of a batch, times N / B.
 
     Welling & Teh (2011), eq. (4); their epsilon_t is 2 h. Each particle has batches of its own, drawn with replacement,
@@ -54,15 +50,11 @@ class SGLD:
 
     batch_size: int
 
-    def start(self, density: LogDensity, x: Tensor) -> State:
-        """See ``Flow``."""
-        return x
-
     def draw(self, density: LogDensity, n: int, generator: torch.Generator) -> dict[str, Tensor]:
         """See ``Flow``."""
         assert density.size is not None
         index = torch.randint(density.size, (n, self.batch_size), generator=generator)
-        return {"noise": _normals(density, n, generator), "index": index.to(density.like.device)}
+        return {"noise": density.normals(n, generator), "index": index.to(density.like.device)}
 
     def step(self, density: LogDensity, t: int, state: State, h: Tensor, z: Mapping[str, Tensor]) -> State:
         """See ``Flow``."""
@@ -86,7 +78,7 @@ class MALA:
 
     def draw(self, density: LogDensity, n: int, generator: torch.Generator) -> dict[str, Tensor]:
         """See ``Flow``; "level" is the logarithm of a uniform number."""
-        noise = _normals(density, n, generator)
+        noise = density.normals(n, generator)
         uniform = torch.rand(n, generator=generator, dtype=density.like.dtype).to(density.like.device)
         return {"noise": noise, "level": (1 - uniform).log()}  # in (0, 1], so that a sure move is never refused
 

@@ -36,26 +36,6 @@ class PathProblem(mfoc.Problem):
     particles: int = field(kw_only=True)
     seed: int = field(kw_only=True)
 
-    @staticmethod
-    def of(diffusion: Diffusion, particles: int, seed: int) -> PathProblem:
-        """The problem of a diffusion.
-
-        Args:
-            diffusion: the controlled diffusion on its grid.
-            particles: paths in a batch.
-            seed: of the paths.
-        """
-        return PathProblem(
-            diffusion.step,
-            diffusion.terminal_cost,
-            diffusion.controls(),
-            horizon=len(diffusion.lengths),
-            schedule=mfoc.tied,
-            diffusion=diffusion,
-            particles=particles,
-            seed=seed,
-        )
-
     def __repr__(self) -> str:
         policy = type(self.diffusion.policy).__name__
         return f"PathProblem({self.particles} paths of {self.stages} steps by {policy} to {self.density!r})"
@@ -68,7 +48,7 @@ class PathProblem(mfoc.Problem):
     def draw(self, k: int) -> mfoc.Particles:
         """The paths' noise of batch k, with their start."""
         generator = torch.Generator().manual_seed(mixed_seed(self.seed, k, 0))
-        noise = torch.stack([self.diffusion.normals(self.particles, generator) for _ in range(self.stages)], dim=1)
+        noise = torch.stack([self.density.normals(self.particles, generator) for _ in range(self.stages)], dim=1)
         return mfoc.Particles(self.diffusion.start(self.particles), {"noise": noise})
 
     def paths(self, solution: Any, *, n: int = 4096, seed: int = 1) -> tuple[Tensor, Tensor]:
@@ -139,5 +119,5 @@ class PathProblem(mfoc.Problem):
         stage = (torch.arange(n) + torch.randint(stages, (1,), generator=generator)) % stages
         t, h = times[stage.to(pool.device)], lengths[stage.to(pool.device)]
         deviation = diffusion.sigma * (t * (T - t) / T).sqrt()
-        x = t[:, None] / T * end + deviation[:, None] * diffusion.normals(n, generator)
+        x = t[:, None] / T * end + deviation[:, None] * self.density.normals(n, generator)
         return mfoc.Particles(x, {"end": end, "time": t, "weight": stages * h / (2 * diffusion.sigma**2)})
