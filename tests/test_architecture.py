@@ -176,14 +176,3 @@ def test_no_print_and_no_bare_except(path):
 def test_public_names_exist():
     assert sorted(mfoc.__all__) == sorted(set(mfoc.__all__))
     assert all(hasattr(mfoc, name) for name in mfoc.__all__)
-
-
-def test_every_error_is_also_a_built_in_one():
-    for error, builtin in (
-        (mfoc.InvalidValue, ValueError),
-        (mfoc.InvalidType, TypeError),
-        (mfoc.NonFiniteError, ArithmeticError),
-        (mfoc.MissingExtra, ImportError),
-    ):
-        assert issubclass(error, mfoc.MfocError)
-        assert issubclass(error, builtin)

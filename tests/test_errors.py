@@ -22,3 +22,14 @@ def test_a_failing_solve_says_where_and_keeps_its_last_iterate():
     error = mfoc.NonFiniteError("it blew up", stage=2, step=5, last="iterate")
     assert (str(error), error.stage, error.step, error.last) == ("it blew up", 2, 5, "iterate")
     assert isinstance(error, ArithmeticError)
+
+
+def test_every_error_is_also_a_built_in_one():
+    for error, builtin in (
+        (mfoc.InvalidValue, ValueError),
+        (mfoc.InvalidType, TypeError),
+        (mfoc.NonFiniteError, ArithmeticError),
+        (mfoc.MissingExtra, ImportError),
+    ):
+        assert issubclass(error, mfoc.MfocError)
+        assert issubclass(error, builtin)

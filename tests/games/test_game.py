@@ -1,17 +1,15 @@
 """A problem with an adversary: where the disturbance enters, and what the problem is then."""
 
 from dataclasses import replace
-from functools import partial
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 import mfoc
 from mfoc.games.maximisers import PGD
 from mfoc.minimisers import Descent
-from tests.architectures import mlp_net, seeded
+from tests.architectures import mlp_net
 from tests.oracles.adversaries import ascended, disturbed_cost, picked
 from tests.oracles.training import copied
 from tests.problems import CATALOGUE, distance, generator, labels, leaves, normal, same_bits
@@ -121,29 +119,3 @@ def test_a_stage_that_is_disturbed_is_minimised_apart_from_its_kind():
     moved = [solver.step(g, g.controls, {}, g.disturb(particles, eta))[0] for g in (game, kindless)]
     assert distance(moved[0], game.controls) > 1e-3
     assert distance(*moved) < 1e-13
-
-
-class Bent(nn.Linear):
-    def forward(self, x):
-        return super().forward(x).tanh()
-
-
-def hooked():
-    layer = nn.Linear(4, 4)
-    layer.register_forward_hook(lambda module, args, out: out.tanh())
-    return layer
-
-
-CIRCULAR = partial(nn.Conv1d, 2, 2, 3, padding=1, padding_mode="circular")
-AFFINE = {"linear": partial(nn.Linear, 4, 4), "circular": CIRCULAR, "transposed": partial(nn.ConvTranspose1d, 2, 2, 3)}
-CURVED = {"subclass": partial(Bent, 4, 4), "hook": hooked, "norm": lambda: nn.LayerNorm(4), "relu": nn.ReLU}
-
-
-@pytest.mark.parametrize("name", [*AFFINE, *CURVED])
-def test_a_stage_is_called_affine_when_it_is(name):
-    make = (AFFINE | CURVED)[name]
-    nested = seeded(lambda: nn.Sequential(nn.Linear(4, 4), make(), nn.AvgPool1d(2)))
-    problem = mfoc.from_module(nn.Sequential(*nested), F.mse_loss, stages=[["0", "1", "2"]])
-    x, y = normal(3, 2, 4, seed=1), normal(3, 2, 4, seed=2)
-    bend = nested(x) + nested(y) - nested(torch.zeros_like(x)) - nested(x + y)
-    assert problem.affine(0) == (name in AFFINE) == (float(bend.detach().abs().max()) < 1e-12)

@@ -1,4 +1,6 @@
-"""One stage: which stages are the same function, and hooks that run."""
+"""One stage: which stages are the same function, which are affine, and hooks that run."""
+
+from functools import partial
 
 import pytest
 import torch
@@ -7,6 +9,8 @@ from torch import nn
 
 import mfoc
 from mfoc.networks import Residual
+from tests.architectures import seeded
+from tests.problems import normal
 
 
 def output(problem, x, z=None, controls=None):
@@ -98,3 +102,29 @@ def test_hooked_stages_are_not_alike_and_hooks_run():
     plain, hooked = nn.Linear(3, 3), nn.Linear(3, 3)
     hooked.register_forward_hook(lambda module, args, out: 2 * out)
     assert len(set(kinds(plain, hooked))) == 2
+
+
+class Bent(nn.Linear):
+    def forward(self, x):
+        return super().forward(x).tanh()
+
+
+def hooked():
+    layer = nn.Linear(4, 4)
+    layer.register_forward_hook(lambda module, args, out: out.tanh())
+    return layer
+
+
+CIRCULAR = partial(nn.Conv1d, 2, 2, 3, padding=1, padding_mode="circular")
+AFFINE = {"linear": partial(nn.Linear, 4, 4), "circular": CIRCULAR, "transposed": partial(nn.ConvTranspose1d, 2, 2, 3)}
+CURVED = {"subclass": partial(Bent, 4, 4), "hook": hooked, "norm": lambda: nn.LayerNorm(4), "relu": nn.ReLU}
+
+
+@pytest.mark.parametrize("name", [*AFFINE, *CURVED])
+def test_a_stage_is_called_affine_when_it_is(name):
+    make = (AFFINE | CURVED)[name]
+    nested = seeded(lambda: nn.Sequential(nn.Linear(4, 4), make(), nn.AvgPool1d(2)))
+    problem = mfoc.from_module(nn.Sequential(*nested), F.mse_loss, stages=[["0", "1", "2"]])
+    x, y = normal(3, 2, 4, seed=1), normal(3, 2, 4, seed=2)
+    bend = nested(x) + nested(y) - nested(torch.zeros_like(x)) - nested(x + y)
+    assert problem.affine(0) == (name in AFFINE) == (float(bend.detach().abs().max()) < 1e-12)
