@@ -105,7 +105,7 @@ class _Stored(Population):
         return self._fetch(share(index), mixed_seed(self._seed, step, 1))
 
     def epoch(self) -> Iterator[Particles]:
-        for batch, index in enumerate(torch.arange(self.size, device="cpu").split(self.batch_size)):
+        for batch, index in enumerate(torch.split(torch.arange(self.size, device="cpu"), self.batch_size)):
             yield self._fetch(index, mixed_seed(self._seed, batch, 2))
 
 

@@ -138,7 +138,7 @@ def _check_purity(problem: Problem, particles: Particles) -> None:
     second = evaluate(problem, problem.controls, particles)
     _same_bits(before, inputs, "evaluating the problem changed its inputs")
     impure = "differ: dynamics or costs are not pure (hidden randomness)"
-    _same_bits(*trajectories, f"two roll-outs {impure}")
+    _same_bits(trajectories[0], trajectories[1], f"two roll-outs {impure}")
     _same_bits(list(first), list(second), f"two evaluations {impure}")
 
 

@@ -199,16 +199,15 @@ def certify_module(
     Choose ``stages`` so that a layer and its activation are one: the Hamiltonian of a linear layer alone is affine in
     the weights, so that its gap and curvature say no more than its residual and the weight decay.
 
+    The other arguments, and what is refused, are those of ``mfoc.from_module`` and of ``certify``.
+
     Args:
-        net: see ``mfoc.from_module``.
+        net: the network.
         loss: the loss it was trained with.
         data: what ``mfoc.population`` takes, a pair (inputs, targets) for example.
-        stages: see ``mfoc.from_module``.
+        stages: names of its stages.
         running_cost: ``mfoc.weight_decay(c)``, if it was trained with weight decay c.
         **settings: of ``certify``.
-
-    Raises:
-        InvalidType, InvalidValue: as ``mfoc.from_module`` and ``certify``.
     """
     problem = from_module(net, loss, stages=stages, running_cost=running_cost)
     names = [name for name, _ in named_stages(net, stages)]

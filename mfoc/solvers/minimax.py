@@ -69,7 +69,7 @@ class Minimax:
         return {"outer": self.minimiser.init(problem, controls), "steps": 0, "disturbance": None}
 
     def step(self, problem: Problem, controls: Tree, state: Tree, particles: Particles) -> tuple[Tree, Tree, Info]:
-        """One batch; see ``mfoc.Solver``. It reports what was seen at the first answer, or at one that is not finite."""
+        """One batch; see ``mfoc.Solver``. It reports what was seen at the first answer, or at one that failed."""
         game, inner, outer = self._at(_check_game(problem), state["steps"]), self.inner, self.minimiser
         generator = self._generator(particles, state["steps"])
         after = {**state, "steps": state["steps"] + 1}
