@@ -15,14 +15,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mfoc import hooks, plot, tree
-from mfoc.certificate import Certificate, certify
+from mfoc.certificate import certify
 from mfoc.errors import require
 from mfoc.minimisers import LBFGS, Descent
 from mfoc.networks import Residual, from_module, to_module, weight_decay
 from mfoc.particles import Particles
 from mfoc.pontryagin import evaluate, rollout
 from mfoc.populations import population
-from mfoc.problem import Problem
 from mfoc.solvers import EMSA, MSA, Gradient
 from mfoc.solving import Solution, Solver, solve
 
@@ -45,11 +44,10 @@ class Result:
 
     contestant: Contestant
     solution: Solution
-    seconds: float
+    record: hooks.Record
     loss: float
     residual: float
     accuracy: float
-    curve: tuple[list[float], list[float]]
 
 
 def contestants() -> list[Contestant]:
@@ -112,43 +110,34 @@ def _run(console: Any, out: Path, seed: int, scale: float) -> list[Result]:
         f"One control problem: {problem.stages} stages, {size:,} control parameters, {len(train):,} particles "
         f"(digits, 8x8); J = mean cross-entropy + weight decay {_DECAY:g}"
     )
+    results = []
     with hooks.progress_display() as display:
-        results = [_compete(c, problem, net, train, test, seed, scale, display) for c in contestants()]
+        for contestant in contestants():
+            steps = max(1, round(contestant.steps * scale))
+            source = population(train, batch_size=contestant.batch_size, seed=seed)
+            record = hooks.Record(
+                lambda it: float(evaluate(problem, it.controls, train).value), every=max(1, steps // 60)
+            )
+            progress = hooks.Progress(contestant.name, display=display)
+            solution = solve(problem, contestant.solver, source, steps=steps, hooks=[record, progress])
+            value, gradient = evaluate(problem, solution.controls, train)
+            seen = float(value), float(tree.norm(gradient)), accuracy(to_module(net, solution.controls), test)
+            results.append(Result(contestant, solution, record, *seen))
     _table(console, results)
     best = max(results, key=lambda result: (result.accuracy, -result.loss))
     first = certify(problem, problem.controls, train)
     final = certify(problem, best.solution.controls, train)
     console.print(f"\nThe most accurate is {best.contestant.name}.\n{final}", highlight=False, soft_wrap=True)
-    for path in _figures(out, problem, results, first, final, best, test):
-        console.print(f"figure: {path}")
+    curves = {r.contestant.name: (r.record.seconds, r.record.values) for r in results}
+    figures = {
+        "demo_loss.png": plot.curves(curves, y_label="train objective J", title="Digits: one Problem, five solvers"),
+        "demo_certificate.png": plot.certificate(first, final, names=["initial guess", best.contestant.name]),
+        "demo_cloud.png": plot.cloud(rollout(problem, best.solution.controls, test), test.data),
+    }
+    for name, figure in figures.items():
+        figure.savefig(out / name)
+        console.print(f"figure: {out / name}")
     return results
-
-
-def _compete(
-    contestant: Contestant,
-    problem: Problem,
-    net: nn.Module,
-    train: Particles,
-    test: Particles,
-    seed: int,
-    scale: float,
-    display: Any,
-) -> Result:
-    steps = max(1, round(contestant.steps * scale))
-    record = hooks.Record(lambda it: float(evaluate(problem, it.controls, train).value), every=max(1, steps // 60))
-    progress = hooks.Progress(contestant.name, display=display)
-    source = population(train, batch_size=contestant.batch_size, seed=seed)
-    solution = solve(problem, contestant.solver, source, steps=steps, hooks=[record, progress])
-    value, gradient = evaluate(problem, solution.controls, train)
-    return Result(
-        contestant,
-        solution,
-        record.seconds[-1] if record.seconds else 0.0,
-        float(value),
-        float(tree.norm(gradient)),
-        accuracy(to_module(net, solution.controls), test),
-        (record.seconds, record.values),
-    )
 
 
 def accuracy(net: nn.Module, particles: Particles) -> float:
@@ -164,15 +153,9 @@ def _table(console: Any, results: list[Result]) -> None:
     for column in ("solver", "steps", "batch", "time [s]", "train J", "residual", "test acc."):
         table.add_column(column, justify="left" if column == "solver" else "right")
     for r in results:
-        table.add_row(
-            r.contestant.name,
-            str(r.solution.last.step),
-            str(r.contestant.batch_size),
-            f"{r.seconds:.1f}",
-            f"{r.loss:.4g}",
-            f"{r.residual:.2g}",
-            f"{100 * r.accuracy:.1f} %",
-        )
+        budget = str(r.solution.last.step), str(r.contestant.batch_size), f"{(r.record.seconds or [0.0])[-1]:.1f}"
+        found = f"{r.loss:.4g}", f"{r.residual:.2g}", f"{100 * r.accuracy:.1f} %"
+        table.add_row(r.contestant.name, *budget, *found)
     console.print(table)
     console.print(
         "J and the Pontryagin residual ||E dH/du|| are over all training particles; the time is the solver's alone. "
@@ -180,23 +163,3 @@ def _table(console: Any, results: list[Result]) -> None:
         "costates feasible, which Li et al. (2018) report to diverge; E-MSA penalises the infeasibility. A sweep of "
         "either costs as much as many gradient steps: compare the times, not the steps."
     )
-
-
-def _figures(
-    out: Path,
-    problem: Problem,
-    results: list[Result],
-    first: Certificate,
-    final: Certificate,
-    best: Result,
-    test: Particles,
-) -> list[Path]:
-    shown = {r.contestant.name: r.curve for r in results}
-    figures = {
-        "demo_loss.png": plot.curves(shown, y_label="train objective J", title="Digits: one Problem, five solvers"),
-        "demo_certificate.png": plot.certificate(first, final, names=["initial guess", best.contestant.name]),
-        "demo_cloud.png": plot.cloud(rollout(problem, best.solution.controls, test), test.data),
-    }
-    for name, figure in figures.items():
-        figure.savefig(out / name)
-    return [out / name for name in figures]

@@ -7,6 +7,7 @@ import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
+from operator import attrgetter
 from types import ModuleType
 from typing import Any, TypeVar
 
@@ -96,11 +97,7 @@ def renamed(**names: str) -> Callable[[Renamed], Renamed]:
             return call  # type: ignore[return-value]
         function.__init__ = call  # type: ignore[misc]
         for old, new in names.items():
-            setattr(function, old, property(_getter(new), doc=f"Now ``{new}``."))
+            setattr(function, old, property(attrgetter(new), doc=f"Now ``{new}``."))
         return function
 
     return keep
-
-
-def _getter(name: str) -> Callable[[Any], Any]:
-    return lambda self: getattr(self, name)

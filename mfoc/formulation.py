@@ -42,20 +42,9 @@ class Formulation(Generic[Controls, Reading]):
         check_callable("a function of the solution", readout=self.readout)
 
     def solve(self, solver: Solver, *, steps: int, **options: Any) -> Solution[Controls]:
-        """``mfoc.solve`` on this problem and population.
-
-        Args:
-            solver: the solver.
-            steps: how many steps.
-            **options: of ``mfoc.solve``: ``tol``, ``hooks``, ``start``.
-        """
+        """``mfoc.solve`` on this problem and population, with its options ``tol``, ``hooks`` and ``start``."""
         return solve(self.problem, solver, self.population, steps=steps, **options)
 
     def certify(self, controls: HasControls[Controls] | Controls, **settings: Any) -> Certificate:
-        """``mfoc.certify`` on this problem and population.
-
-        Args:
-            controls: the controls to certify; or a solution or iterate that has them.
-            **settings: of ``mfoc.certify``.
-        """
+        """``mfoc.certify`` on this problem and population, with its settings."""
         return certify(self.problem, controls, self.population, **settings)

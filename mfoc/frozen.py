@@ -30,34 +30,21 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Penalty:
-    """The augmentation of Li, Chen, Tai, E (2018), eq. (20), in the minimum convention.
+    """The augmentation of Li, Chen, Tai, E (2018), eq. (20), in the minimum convention."""
 
-    Attributes:
-        state: weight rho of rho/2 ||x_(t+1) - f_t(x_t, u)||^2, per particle.
-        costate: weight of .../2 ||p_t - dH_t/dx(x_t, p_(t+1), u)||^2, per particle.
-    """
-
-    state: float
-    costate: float
+    state: float  # weight rho of rho/2 ||x_(t+1) - f_t(x_t, u)||^2, per particle
+    costate: float  # weight of .../2 ||p_t - dH_t/dx(x_t, p_(t+1), u)||^2, per particle
 
 
 @dataclass(frozen=True, eq=False)
 class Block:
-    """Controls that are minimised over together: G independent rows of n numbers.
+    """Controls that are minimised over together: G independent rows of n numbers."""
 
-    Attributes:
-        stages: the stages of the block; row g belongs to ``stages[g]``, or the one row to all of them.
-        start: where the controls are now ``[G, n]``.
-        per_particle: ``[G, n] -> [G, N]``, the (augmented) Hamiltonian of each particle.
-        particles: N on this rank.
-        restore: a row ``[n]`` as a tree of controls.
-    """
-
-    stages: tuple[int, ...]
-    start: Tensor
-    per_particle: Callable[[Tensor], Tensor]
-    particles: int
-    restore: Callable[[Tensor], Tree]
+    stages: tuple[int, ...]  # row g belongs to stages[g], or the one row to all of them
+    start: Tensor  # where the controls are now [G, n]
+    per_particle: Callable[[Tensor], Tensor]  # [G, n] -> [G, N], the (augmented) Hamiltonian of each particle
+    particles: int  # N on this rank
+    restore: Callable[[Tensor], Tree]  # a row [n] as a tree of controls
 
     def evaluate(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """E H ``[G]`` and dE H/du ``[G, n]`` over all ranks; the rows do not interact."""
@@ -91,27 +78,16 @@ class _Frozen:
 
 @dataclass(frozen=True, eq=False)
 class Sweep:
-    """One forward and one backward sweep: the states and costates that stay frozen while H is minimised over u.
-
-    Attributes:
-        problem: the control problem.
-        controls: where the sweeps were made.
-        data: z.
-        states: x_0..x_T.
-        costates: p_0..p_T.
-        cost: of each particle ``[N]``.
-        value: J, over all ranks.
-        gradient: dJ/du shaped as the controls, over all ranks.
-    """
+    """One forward and one backward sweep: the states and costates that stay frozen while H is minimised over u."""
 
     problem: Problem
     controls: Tree
     data: Tree
-    states: list[Tree]
-    costates: list[Tree]
-    cost: Tensor
-    value: Tensor
-    gradient: Tree
+    states: list[Tree]  # x_0..x_T
+    costates: list[Tree]  # p_0..p_T
+    cost: Tensor  # of each particle [N]
+    value: Tensor  # J, over all ranks
+    gradient: Tree  # dJ/du shaped as the controls, over all ranks
 
     @classmethod
     def at(cls, problem: Problem, controls: Tree, particles: Particles) -> Sweep:
@@ -156,11 +132,7 @@ class Sweep:
                     yield single, work(single)
 
     def blocks(self, penalty: Penalty | None = None) -> list[Block]:
-        """A block for each group of stages of equal kind; a single one when the stages share their control.
-
-        Args:
-            penalty: augment the Hamiltonian.
-        """
+        """A block for each group of stages of equal kind; a single one when the stages share their control."""
         if not self.problem.per_stage:
             return [self._joint_block(penalty)]
         groups: dict[Hashable, list[int]] = {}

@@ -225,9 +225,5 @@ class _Memory:
 
 
 def check_minimiser(inner: Any) -> None:
-    """Refuses what is not an inner minimiser.
-
-    Raises:
-        InvalidType: it is a class, or has no ``minimise``.
-    """
+    """Refuses what is not an inner minimiser, with an ``InvalidType``."""
     check_instance(Minimiser, "mfoc.minimisers.LBFGS(...) or mfoc.minimisers.Descent(lr=...)", inner=inner)

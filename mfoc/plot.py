@@ -18,6 +18,11 @@ from mfoc.pontryagin import Trajectory
 # Okabe & Ito's palette: told apart by readers who do not see all colours.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _INK = "#333333"
+_PANELS = {
+    "residual": "stationarity residual  ‖E ∂H/∂u‖",
+    "gap": "Hamiltonian gap  E H(u) − min E H",
+    "curvature": "curvature  $\\lambda_{\\min}$(E ∂²H/∂u²)",
+}
 
 
 def new_figure(width: float, height: float) -> Any:
@@ -94,15 +99,7 @@ def certificate(*certificates: Certificate, names: Sequence[str] = ()) -> Any:
         raise InvalidValue("certificates have different stages; expected certificates of one problem")
     figure = new_figure(min(14.0, max(9.0, 3 + 1.05 * len(labels))), 3.6)
     panels = figure.subplots(1, 3)
-    for panel, (field, title) in zip(
-        panels,
-        (
-            ("residual", "stationarity residual  ‖E ∂H/∂u‖"),
-            ("gap", "Hamiltonian gap  E H(u) − min E H"),
-            ("curvature", "curvature  $\\lambda_{\\min}$(E ∂²H/∂u²)"),
-        ),
-        strict=True,
-    ):
+    for panel, (field, title) in zip(panels, _PANELS.items(), strict=True):
         for index, (one, color) in enumerate(zip(certificates, _colors(len(certificates)), strict=True)):
             shift = 0.12 * (index - (len(certificates) - 1) / 2)
             _intervals(panel, [getattr(stage, field) for stage in one.stages], shift, color)
@@ -130,9 +127,8 @@ def certificate(*certificates: Certificate, names: Sequence[str] = ()) -> Any:
 def _intervals(axis: Any, measures: list[Measure], shift: float, color: str) -> None:
     for stage, measure in enumerate(measures):
         if math.isinf(measure.value):
-            axis.annotate(
-                "∞", (stage + shift, 0.97), xycoords=("data", "axes fraction"), color=color, ha="center", va="top"
-            )
+            above = {"xycoords": ("data", "axes fraction"), "ha": "center", "va": "top"}
+            axis.annotate("∞", (stage + shift, 0.97), color=color, **above)
             continue
         axis.plot([stage + shift] * 2, [measure.low, measure.high], color=color, linewidth=2, alpha=0.5)
         axis.plot([stage + shift], [measure.value], "o", color=color, markersize=4)
@@ -155,11 +151,8 @@ def cloud(trajectory: Trajectory, labels: Tensor | None = None, *, stages: Seque
     if not all(isinstance(state, Tensor) for state in states):
         raise InvalidType(f"trajectory: cloud draws states that are single tensors; got {tree.describe(states[0])}")
     last = len(states) - 1
-    shown = (
-        list(stages)
-        if stages is not None
-        else sorted({round(k * last / min(5, last)) for k in range(min(5, last) + 1)})
-    )
+    count = min(5, last)
+    shown = sorted({round(k * last / count) for k in range(count + 1)}) if stages is None else list(stages)
     if not shown or not all(isinstance(t, int) and 0 <= t <= last for t in shown):
         raise InvalidValue(f"stages is {stages}; expected stages from 0 to {last}")
     if labels is not None and (not isinstance(labels, Tensor) or labels.shape != (len(states[0]),)):

@@ -82,18 +82,7 @@ def rollout(problem: Problem, controls: HasControls | Tree, particles: Any) -> T
 
 
 def rollout_from(problem: Problem, controls: Tree, stage: int, x: Tree, z: Tree = None) -> Trajectory:
-    """Runs the dynamics forward from a later stage: its cost is the cost-to-go.
-
-    Args:
-        problem: the control problem.
-        controls: controls shaped as ``problem.controls``.
-        stage: the stage to start at.
-        x: the states that enter it ``[N, ...]``.
-        z: data ``[N, ...]``.
-
-    Returns:
-        The states x_stage..x_T and each particle's cost from there on ``[N]``.
-    """
+    """Runs the dynamics forward from the states x ``[N, ...]`` that enter a later stage: its cost is the cost-to-go."""
     states, total = [x], None
     n = len(tree.leaves(x)[0])
     for t in range(stage, problem.stages):
@@ -140,15 +129,7 @@ def adjoint(problem: Problem, controls: Tree, trajectory: Trajectory, particles:
 
     Only the states at stage boundaries are used: each stage is evaluated again, so the sweep holds the
     intermediate values of a single stage at a time (activation checkpointing at stage boundaries).
-
-    Args:
-        problem: the control problem.
-        controls: the controls of the trajectory.
-        trajectory: what ``rollout`` returned.
-        particles: the cloud.
-
-    Returns:
-        The T+1 costates, and dJ/du shaped as the controls (this rank's particles only).
+    The gradient is that of this rank's particles only.
     """
     found = list(_sweep_back(problem, controls, list(trajectory.states), particles))
     return [p for p, _ in found][::-1], pull_back(problem, controls, [slope for _, slope in found[1:]][::-1])
@@ -172,25 +153,14 @@ def _sweep_back(
 
 
 def pull_back(problem: Problem, controls: Tree, by_stage: list[Tree]) -> Tree:
-    """The gradient in ``controls`` of a function whose gradients in u_0..u_(T-1) are given.
-
-    Args:
-        problem: gives the schedule.
-        controls: the controls.
-        by_stage: T pytrees, each shaped as u_t.
-    """
+    """The gradient in ``controls`` of a function whose gradients in u_0..u_(T-1) are given."""
     if problem.per_stage:
         return tree.rebuild(controls, tree.leaves(by_stage))
     with torch.enable_grad():
         free = tree.detached(controls, requires_grad=True)
-        paired = torch.stack(
-            [
-                (leaf * slope).sum()
-                for t, stage in enumerate(by_stage)
-                for leaf, slope in zip(tree.tensors(problem.schedule(free, t)), tree.tensors(stage), strict=True)
-            ]
-        )
-        return tree_gradients(paired.sum(), [free])[0]
+        staged = [problem.schedule(free, t) for t in range(problem.stages)]
+        pairs = zip(tree.tensors(staged), tree.tensors(by_stage), strict=True)
+        return tree_gradients(torch.stack([(leaf * slope).sum() for leaf, slope in pairs]).sum(), [free])[0]
 
 
 def costates(problem: Problem, controls: HasControls | Tree, trajectory: Trajectory, particles: Any) -> list[Tree]:
@@ -230,18 +200,7 @@ def evaluate(problem: Problem, controls: HasControls | Tree, particles: Any, *, 
 def value_and_slopes(
     problem: Problem, leaves: list[Tensor], like: Tree, particles: Particles, *, recompute: bool = False
 ) -> tuple[Tensor, list[Tensor]]:
-    """``evaluate`` on flattened controls: the one hot path of first-order solving.
-
-    Args:
-        problem: the control problem.
-        leaves: the leaves of the controls, each requiring grad.
-        like: a tree of their structure.
-        particles: the cloud (this rank's share).
-        recompute: see ``evaluate``.
-
-    Returns:
-        J, and dJ/du for each leaf, over all ranks.
-    """
+    """``evaluate`` on the leaves, which require grad, of controls shaped as ``like``: the hot path of ``Gradient``."""
     controls = tree.rebuild(like, leaves)
     if recompute:
         with torch.no_grad():

@@ -7,7 +7,7 @@ population (it is kept, never dropped or padded). When a process group is up, ea
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -62,9 +62,8 @@ class _Drawn(Population):
 
     def __call__(self, step: int) -> Particles:
         cloud = self._all(step)
-        everyone = torch.arange(len(cloud), device="cpu")
-        mine = share(everyone)
-        return cloud if len(mine) == len(everyone) else cloud[mine]
+        mine = share(torch.arange(len(cloud), device="cpu"))
+        return cloud if len(mine) == len(cloud) else cloud[mine]
 
     def epoch(self) -> Iterator[Particles]:
         yield self._all(0)
@@ -83,23 +82,14 @@ class _Stored(Population):
     batch_size: int
 
     def __init__(
-        self,
-        fetch: Fetch,
-        size: int,
-        batch_size: int | None,
-        *,
-        shuffle: bool,
-        seed: int,
-        drop_last: bool = False,
+        self, fetch: Fetch, size: int, batch_size: int | None, *, shuffle: bool, seed: int, drop_last: bool = False
     ) -> None:
         if size == 0:
             raise InvalidValue("source is empty; a population needs at least one particle")
         self.size, self.batch_size = size, size if batch_size is None else min(batch_size, size)
         self.batches_per_epoch = size // self.batch_size if drop_last else -(-size // self.batch_size)
-        if not drop_last:
-            share(
-                torch.arange(size % self.batch_size or self.batch_size, device="cpu")
-            )  # refuses a last batch too short to split
+        if not drop_last:  # refuses a last batch too short to split
+            share(torch.arange(size % self.batch_size or self.batch_size, device="cpu"))
         self._fetch, self._seed = fetch, seed
         self._shuffle = shuffle and self.batch_size < size
         self._order: tuple[int, Tensor] = (-1, torch.arange(size, device="cpu"))  # the permutation last made, a memo
@@ -111,16 +101,12 @@ class _Stored(Population):
         if self._shuffle and self._order[0] != epoch:
             generator = torch.Generator().manual_seed(mixed_seed(self._seed, epoch))
             self._order = (epoch, torch.randperm(self.size, generator=generator, device="cpu"))
-        return self._fetch(share(self._indices(self._order[1], batch)), mixed_seed(self._seed, step, 1))
+        index = self._order[1][batch * self.batch_size : (batch + 1) * self.batch_size]
+        return self._fetch(share(index), mixed_seed(self._seed, step, 1))
 
     def epoch(self) -> Iterator[Particles]:
-        for batch in range(-(-self.size // self.batch_size)):
-            yield self._fetch(
-                self._indices(torch.arange(self.size, device="cpu"), batch), mixed_seed(self._seed, batch, 2)
-            )
-
-    def _indices(self, order: Tensor, batch: int) -> Tensor:
-        return order[batch * self.batch_size : (batch + 1) * self.batch_size]
+        for batch, index in enumerate(torch.split(torch.arange(self.size, device="cpu"), self.batch_size)):
+            yield self._fetch(index, mixed_seed(self._seed, batch, 2))
 
 
 def population(source: Any, *, batch_size: int | None = None, shuffle: bool = True, seed: int = 0) -> Population:
@@ -158,9 +144,17 @@ def population(source: Any, *, batch_size: int | None = None, shuffle: bool = Tr
     if isinstance(source, torch.utils.data.DataLoader):
         return _from_loader(source, batch_size, seed)
     if type(source) is torch.utils.data.TensorDataset:  # a subclass may have a __getitem__ of its own
-        source = source.tensors if len(source.tensors) == 2 else _single(source.tensors)
+        tensors = source.tensors
+        if len(tensors) not in (1, 2):
+            raise InvalidValue(f"the TensorDataset holds {len(tensors)} tensors; expected the state, or state and data")
+        source = tensors[0] if len(tensors) == 1 else tensors
     if isinstance(source, Particles | Tensor | np.ndarray | tuple | list):
-        return _Stored(*_lookup(_cloud(source)), batch_size, shuffle=shuffle, seed=seed)
+        cloud = _cloud(source)
+
+        def fetch(index: Tensor, key: int) -> Particles:  # all of it, in order, is the cloud itself, not a copy
+            return cloud if len(index) == len(cloud) else cloud[index]
+
+        return _Stored(fetch, len(cloud), batch_size, shuffle=shuffle, seed=seed)
     if hasattr(source, "__getitem__") and hasattr(source, "__len__") and not isinstance(source, dict):
         collate = torch.utils.data.default_collate
         return _Stored(_collated(source, collate), len(source), batch_size, shuffle=shuffle, seed=seed)
@@ -177,22 +171,6 @@ def population(source: Any, *, batch_size: int | None = None, shuffle: bool = Tr
 def as_particles(source: Any) -> Particles:
     """Particles as they are, or every particle of what ``population`` takes, as one cloud."""
     return source if isinstance(source, Particles) else population(source).cloud()
-
-
-def _single(tensors: Sequence[Tensor]) -> Tensor:
-    if len(tensors) != 1:
-        raise InvalidValue(f"the TensorDataset holds {len(tensors)} tensors; expected the state, or state and data")
-    return tensors[0]
-
-
-def _lookup(cloud: Particles) -> tuple[Fetch, int]:
-    """Fetches from a cloud in memory; all of it in order is the cloud itself, not a copy."""
-    size = len(cloud)
-
-    def fetch(index: Tensor, key: int) -> Particles:
-        return cloud if len(index) == size else cloud[index]
-
-    return fetch, size
 
 
 def _cloud(source: Any) -> Particles:
@@ -263,10 +241,9 @@ def _from_loader(loader: Any, batch_size: int | None, seed: int) -> Population:
         raise InvalidValue("batch_size was given with a DataLoader; set it on the DataLoader")
     sampler = loader.sampler
     plain = isinstance(sampler, torch.utils.data.RandomSampler | torch.utils.data.SequentialSampler)
-    iterable = isinstance(loader.dataset, torch.utils.data.IterableDataset)
-    if plain and not iterable:  # each particle once an epoch
-        plain = len(sampler) == len(loader.dataset) and not getattr(sampler, "replacement", False)
-    if iterable or not plain or loader.batch_size is None:
+    plain &= not isinstance(loader.dataset, torch.utils.data.IterableDataset) and loader.batch_size is not None
+    # Each particle once an epoch.
+    if not plain or len(sampler) != len(loader.dataset) or getattr(sampler, "replacement", False):
         raise InvalidType(
             "this DataLoader has an iterable dataset or a sampler of its own, so batch n is no function of n; "
             "pass the dataset, or a function n -> mfoc.Particles"

@@ -31,7 +31,9 @@ def by_identity(cls: Class) -> Class:
         return f"{type(self).__name__}({', '.join(shown)})"
 
     own = cls.__repr__.__module__ == cls.__module__ and not hasattr(cls.__repr__, "__wrapped__")  # as dataclass's has
-    methods = {"__eq__": _same, "__ne__": _other, "__hash__": object.__hash__, **({} if own else {"__repr__": show})}
+    methods: dict[str, Any] = {"__hash__": object.__hash__, **({} if own else {"__repr__": show})}
+    # Never NotImplemented: Python would go on to compare a tuple's entries.
+    methods |= {"__eq__": lambda self, other: self is other, "__ne__": lambda self, other: self is not other}
     for name, method in methods.items():
         setattr(cls, name, method)
     return cls
@@ -55,15 +57,6 @@ def short(value: Any, most: int = 3) -> str:
     if len(entries) > most:
         entries[1:-1] = [f"... {len(entries) - 2} more ..."]
     return form.format(", ".join(entries))
-
-
-def _same(self: object, other: object) -> bool:
-    # Never NotImplemented: Python would go on to compare a tuple's entries.
-    return self is other
-
-
-def _other(self: object, other: object) -> bool:
-    return self is not other
 
 
 def sizes(values: tree.Tree) -> str:

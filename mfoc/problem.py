@@ -114,13 +114,12 @@ class Problem(HasControls[Controls]):
                     f"controls is a {type(self.controls).__name__}; a per-stage schedule needs a list of T pytrees "
                     "(for one control shared by all stages pass schedule=mfoc.tied and horizon=T)"
                 )
-            if horizon is not None and horizon != len(self.controls):
-                raise InvalidValue(
-                    f"controls has {len(self.controls)} stages and horizon is {horizon}; they must agree"
-                )
-            if not self.controls:
+            stages = len(self.controls)
+            if horizon is not None and horizon != stages:
+                raise InvalidValue(f"controls has {stages} stages and horizon is {horizon}; they must agree")
+            if not stages:
                 raise InvalidValue("controls is empty; expected a list of T >= 1 pytrees")
-            return len(self.controls)
+            return stages
         if horizon is None:
             raise InvalidValue("horizon is missing; this schedule needs the number of stages, horizon=T")
         return horizon
@@ -142,12 +141,7 @@ class Problem(HasControls[Controls]):
         return self.schedule is per_stage
 
     def check_stages(self, controls: Tree) -> None:
-        """Refuses controls for another number of stages.
-
-        Raises:
-            InvalidType: no list, where each stage has a control of its own.
-            InvalidValue: a list of another length.
-        """
+        """Refuses controls for another number of stages, where each has a control of its own."""
         if not self.per_stage:
             return
         if not isinstance(controls, list | tuple):
@@ -205,33 +199,23 @@ class Problem(HasControls[Controls]):
                     cost = _call(f"stage {t}: running_cost", self.running_cost, t, x, u, z)
                     check_cost(cost, n, f"stage {t}: running_cost")
                 came = tree.describe(x)
-                x = _call(
-                    f"stage {t}: dynamics (state {came}, control {tree.describe(u)})",
-                    self.dynamics,
-                    t,
-                    x,
-                    u,
-                    z,
-                )
+                what = f"stage {t}: dynamics (state {came}, control {tree.describe(u)})"
+                x = _call(what, self.dynamics, t, x, u, z)
                 _check_state(x, n, f"stage {t}: dynamics (given a state {came})")
                 before.check(f"stage {t}")
-            came = tree.describe(x)
-            cost = _call(f"terminal_cost (state {came}, data {tree.describe(z)})", self.terminal_cost, x, z)
-            check_cost(cost, n, "terminal_cost")
+            what = f"terminal_cost (state {tree.describe(x)}, data {tree.describe(z)})"
+            check_cost(_call(what, self.terminal_cost, x, z), n, "terminal_cost")
 
     def _check_agreement(self, particles: Particles, controls: Tree) -> None:
         name, control = tree.named_leaves(controls, "controls")[0]
+        device, dtype = control.device, control.dtype
         for label, leaf in tree.named_leaves(particles.state, "state"):
-            if leaf.device != control.device:
-                raise InvalidValue(
-                    f"{label} is on {leaf.device} and {name} on {control.device}; "
-                    "move one: particles.to(device) or the controls"
-                )
-            if leaf.is_floating_point() and leaf.dtype != control.dtype:
-                raise InvalidValue(
-                    f"{label} is {leaf.dtype} and {name} is {control.dtype}; "
-                    f"cast one, for example particles.to({control.dtype})"
-                )
+            if leaf.device != device:
+                cure = "move one: particles.to(device) or the controls"
+                raise InvalidValue(f"{label} is on {leaf.device} and {name} on {device}; {cure}")
+            if leaf.is_floating_point() and leaf.dtype != dtype:
+                cure = f"cast one, for example particles.to({dtype})"
+                raise InvalidValue(f"{label} is {leaf.dtype} and {name} is {dtype}; {cure}")
 
 
 class _fingerprint:
@@ -243,21 +227,14 @@ class _fingerprint:
         self.drawn = watched()
 
     def check(self, where: str) -> None:
-        """Refuses what has changed since.
-
-        Raises:
-            InvalidValue: an argument was written into, or random numbers were drawn.
-        """
+        """Refuses arguments that were written into since, and random numbers that were drawn."""
+        found = None
         if self.versions != _versions(self.tensors):
-            raise InvalidValue(
-                f"{where}: dynamics or running_cost writes into its arguments (an in-place operation?); they must be "
-                "pure"
-            )
-        if self.drawn():
-            raise InvalidValue(
-                f"{where}: dynamics or running_cost draws random numbers (dropout?); they must be pure: take the "
-                "randomness from the data z"
-            )
+            found = "writes into its arguments (an in-place operation?); they must be pure"
+        elif self.drawn():
+            found = "draws random numbers (dropout?); they must be pure: take the randomness from the data z"
+        if found:
+            raise InvalidValue(f"{where}: dynamics or running_cost {found}")
 
 
 def _versions(tensors: list[Tensor]) -> list[int]:
@@ -265,17 +242,7 @@ def _versions(tensors: list[Tensor]) -> list[int]:
 
 
 def check_cost(cost: Any, n: int, name: str) -> None:
-    """Refuses a cost that is not one number per particle.
-
-    Args:
-        cost: what the cost function returned.
-        n: number of particles.
-        name: the function, for the message.
-
-    Raises:
-        InvalidType: not a floating-point tensor.
-        InvalidValue: not of shape ``[n]``.
-    """
+    """Refuses what the function ``name`` returned unless it is one number per particle ``[n]``."""
     if not isinstance(cost, Tensor) or not cost.is_floating_point():
         what = f"a {cost.dtype} tensor" if isinstance(cost, Tensor) else f"a {type(cost).__name__}"
         raise InvalidType(f"{name} returned {what}; expected a floating-point tensor of shape ({n},)")

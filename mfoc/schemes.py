@@ -9,7 +9,7 @@ the same scheme, as one more component of the state, so the objective has the sc
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -165,18 +165,15 @@ def continuous(
 
     def integrated(t: int, x: Tree, u: Tree, z: Tree) -> Tensor:
         assert running_cost is not None
-        if base is euler:
-            return h * running_cost(t * h, x, u, z)
         first = running_cost(t * h, x, u, z)
+        if base is euler:
+            return h * first
 
         def augmented(s: float, y: Tree, u: Tree, z: Tree) -> Tree:
             return drift(s, y[0], u, z), running_cost(s, y[0], u, z)
 
         total: Tensor = base(augmented, t * h, (x, torch.zeros_like(first)), u, z, h)[1]
         return total
-
-    def one_kind(t: int) -> Hashable:
-        return "step"
 
     return Problem(
         dynamics,
@@ -185,5 +182,5 @@ def continuous(
         running_cost=None if running_cost is None else integrated,
         horizon=horizon,
         schedule=schedule,
-        kind=one_kind if autonomous and not noisy else None,
+        kind=(lambda t: "step") if autonomous and not noisy else None,
     )

@@ -217,15 +217,14 @@ def _find_nonfinite(problem: Problem, controls: Tree, particles: Particles) -> t
 
     with torch.no_grad():
         trajectory = rollout(problem, controls, particles)
-    for t in range(problem.stages):
-        if bad(problem.schedule(controls, t)):
+    for t, x in enumerate(trajectory.states[:-1]):
+        u = problem.schedule(controls, t)
+        if bad(u):
             return t, f"the control of stage {t} is not finite"
         if bad(trajectory.states[t + 1]):
             return t, f"the state that leaves stage {t} is not finite"
-        if problem.running_cost is not None:
-            cost = problem.running_cost(t, trajectory.states[t], problem.schedule(controls, t), particles.data)
-            if bad(cost):
-                return t, f"the running cost of stage {t} is not finite"
+        if problem.running_cost is not None and bad(problem.running_cost(t, x, u, particles.data)):
+            return t, f"the running cost of stage {t} is not finite"
     if bad(trajectory.cost):
         return problem.stages, f"the terminal cost (after stage {problem.stages - 1}) is not finite"
     costates = adjoint(problem, controls, trajectory, particles)[0]
@@ -265,25 +264,26 @@ def solve(
     Raises:
         InvalidType, InvalidValue: bad arguments, or a problem that does not fit its particles.
     """
-    source = _check_arguments(population, steps, tol, hooks)
+    check_integer(0, steps=steps)
+    check_non_negative(tol=tol, finite=False, optional=True)
+    if not isinstance(hooks, Sequence) or not all(callable(hook) and not isinstance(hook, type) for hook in hooks):
+        raise InvalidType("hooks must be a list of functions of the iterate (instances, not classes)")
+    source = as_population(population)
     run = _Run(problem, solver, source, _begin(problem, solver, source, start))
+
+    def of(method: str) -> list[Callable[..., object]]:
+        return [getattr(hook, method) for hook in hooks if hasattr(hook, method)]
+
     with ExitStack() as stack:
-        for hook in reversed(hooks):
-            stack.callback(getattr(hook, "close", _nothing))
+        for close in reversed(of("close")):
+            stack.callback(close)
         stack.enter_context(run.kept())
-        _each(hooks, "start", steps)
+        for begin in of("start"):
+            begin(steps)
         solution = run.finished(*run.to(steps, tol, hooks))
-        _each(hooks, "finish", solution)
+        for finish in of("finish"):
+            finish(solution)
     return solution
-
-
-def _nothing(*args: object) -> None:
-    """In the place of what a hook does not have."""
-
-
-def _each(hooks: Sequence[Hook], method: str, *args: Any) -> None:
-    for hook in hooks:
-        getattr(hook, method, _nothing)(*args)
 
 
 @dataclass
@@ -317,8 +317,10 @@ class _Run:
             while self.at.step < steps:
                 seconds = time.perf_counter() - self.began
                 self.good, self.at = self.at, next(stream)
-                self.history.append(_record(self.at, seconds))
-                residual = self.history[-1]["residual"]
+                info = self.at.info
+                assert info is not None
+                residual, seen = info.residual, {"step": self.good.step, "value": float(info.value)}
+                self.history.append({**seen, "residual": residual, "seconds": seconds, **info.extra})
                 if tol is not None and residual <= tol:
                     self.at = self.good
                     return Status.CONVERGED, f"residual {residual:.3g} <= tol {tol:.3g} at step {self.at.step}"
@@ -353,18 +355,3 @@ class _Run:
         else:
             value, gradient = evaluate(self.problem, self.at.controls, particles)
         return float(value), float(tree.norm(gradient))
-
-
-def _check_arguments(source: Any, steps: int, tol: float | None, hooks: Sequence[Hook]) -> Population:
-    check_integer(0, steps=steps)
-    check_non_negative(tol=tol, finite=False, optional=True)
-    if not isinstance(hooks, Sequence) or not all(callable(hook) and not isinstance(hook, type) for hook in hooks):
-        raise InvalidType("hooks must be a list of functions of the iterate (instances, not classes)")
-    return as_population(source)
-
-
-def _record(at: Iterate, seconds: float) -> dict[str, float]:
-    info = at.info
-    assert info is not None
-    record = {"step": at.step - 1, "value": float(info.value), "residual": info.residual, "seconds": seconds}
-    return {**record, **info.extra}

@@ -42,11 +42,7 @@ def check_problem(problem: Problem, particles: Any, *, interacting: bool | None 
     particles = as_particles(particles)
     problem.validate(particles)
     _check_purity(problem, particles)
-    with torch.no_grad():
-        cost = rollout(problem, problem.controls, particles).cost
-        _check_permutation(problem, particles, cost)
-        if interacting is False:
-            _check_alone(problem, particles, cost)
+    _check_symmetry(problem, particles, alone=interacting is False)
     _check_identity(problem, particles)
 
 
@@ -141,25 +137,21 @@ def _check_purity(problem: Problem, particles: Particles) -> None:
     trajectories = [rollout(problem, problem.controls, particles) for _ in range(2)]
     second = evaluate(problem, problem.controls, particles)
     _same_bits(before, inputs, "evaluating the problem changed its inputs")
-    _same_bits(
-        trajectories[0], trajectories[1], "two roll-outs differ: dynamics or costs are not pure (hidden randomness)"
-    )
-    _same_bits(list(first), list(second), "two evaluations differ: dynamics or costs are not pure (hidden randomness)")
+    impure = "differ: dynamics or costs are not pure (hidden randomness)"
+    _same_bits(trajectories[0], trajectories[1], f"two roll-outs {impure}")
+    _same_bits(list(first), list(second), f"two evaluations {impure}")
 
 
-def _check_permutation(problem: Problem, particles: Particles, cost: Tensor) -> None:
+@torch.no_grad()
+def _check_symmetry(problem: Problem, particles: Particles, *, alone: bool) -> None:
     order = torch.arange(len(particles) - 1, -1, -1, device="cpu")
+    cost = rollout(problem, problem.controls, particles).cost
+    tolerance = math.sqrt(torch.finfo(cost.dtype).eps)
     permuted = rollout(problem, problem.controls, particles[order]).cost
-    _close(permuted, cost[order], "a permutation of the particles changes their costs", _tolerance(cost))
-
-
-def _check_alone(problem: Problem, particles: Particles, cost: Tensor) -> None:
-    alone = torch.cat([rollout(problem, problem.controls, particles[i : i + 1]).cost for i in range(len(particles))])
-    _close(alone, cost, "a particle's cost depends on the others", _tolerance(cost))
-
-
-def _tolerance(cost: Tensor) -> float:
-    return math.sqrt(torch.finfo(cost.dtype).eps)
+    _close(permuted, cost[order], "a permutation of the particles changes their costs", tolerance)
+    if alone:
+        each = [rollout(problem, problem.controls, particles[i : i + 1]).cost for i in range(len(particles))]
+        _close(torch.cat(each), cost, "a particle's cost depends on the others", tolerance)
 
 
 @torch.enable_grad()

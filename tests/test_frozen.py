@@ -1,38 +1,26 @@
 """The Hamiltonian of frozen states and costates, plain and augmented, as functions of flattened controls."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 import mfoc
-from mfoc.frozen import Penalty, blocks
+from mfoc.frozen import Penalty, Sweep
 from mfoc.minimisers import LBFGS
-from mfoc.pontryagin import adjoint
 from tests.oracles.training import augmented_hamiltonian
 from tests.problems import CATALOGUE, distance, leaves, normal
-
-
-def frozen(problem, particles):
-    trajectory = mfoc.rollout(problem, problem.controls, particles)
-    costates, _ = adjoint(problem, problem.controls, trajectory, particles)
-    return mfoc.tree.detached(trajectory.states), costates
 
 
 @pytest.mark.parametrize("penalty", [None, (0.7, 0.3), (2.0, 0.0)], ids=str)
 @pytest.mark.parametrize("name", CATALOGUE)
 def test_augmented_hamiltonian_equals_the_formula(name, penalty):
     problem, particles = CATALOGUE[name]()
-    states, costates = frozen(problem, particles)
+    sweep = Sweep.at(problem, problem.controls, particles)
+    states, costates = sweep.states, sweep.costates
     weights = penalty or (0.0, 0.0)
-    found = blocks(
-        problem,
-        problem.controls,
-        states,
-        costates,
-        particles.data,
-        penalty=None if penalty is None else Penalty(*penalty),
-    )
     seen = []
-    for block in found:
+    for block in sweep.blocks(None if penalty is None else Penalty(*penalty)):
         rows = block.start + 0.1 * normal(*block.start.shape, seed=7)
         value, slope = block.evaluate(rows)
         terms = []
@@ -54,10 +42,10 @@ def test_augmented_hamiltonian_equals_the_formula(name, penalty):
 @pytest.mark.parametrize("name", ["linear_quadratic", "decayed", "mlp"])
 def test_stacked_blocks_equal_unstacked(name, penalty):
     problem, particles = CATALOGUE[name]()
-    states, costates = frozen(problem, particles)
     found = {}
     for stacked in (True, False):
-        parts = blocks(problem, problem.controls, states, costates, particles.data, penalty=penalty, stacked=stacked)
+        same = problem if stacked else replace(problem, kind=None)  # no two stages are known alike
+        parts = Sweep.at(same, problem.controls, particles).blocks(penalty)
         found[stacked] = {}
         for block in parts:
             rows = block.start + 0.1
@@ -75,10 +63,7 @@ def test_stacked_blocks_equal_unstacked(name, penalty):
 def test_no_penalty_at_the_present_controls():
     """At the controls of the sweep the trajectory is feasible: the augmentation and its slope vanish."""
     problem, particles = CATALOGUE["decayed"]()
-    states, costates = frozen(problem, particles)
-    plain, augmented = (
-        blocks(problem, problem.controls, states, costates, particles.data, penalty=penalty)
-        for penalty in (None, Penalty(50.0, 50.0))
-    )
+    sweep = Sweep.at(problem, problem.controls, particles)
+    plain, augmented = (sweep.blocks(penalty) for penalty in (None, Penalty(50.0, 50.0)))
     for a, b in zip(plain, augmented, strict=True):
         assert distance(list(a.evaluate(a.start)), list(b.evaluate(b.start))) < 1e-11

@@ -15,22 +15,106 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
 from mfoc import tree
-from mfoc.certificate.report import Certificate, StageCertificate
-from mfoc.certificate.study import Bootstrap, Study, memberships
+from mfoc.certificate.study import Bootstrap, Measure, Study, memberships
 from mfoc.checks import check_between, check_instance, check_integer
 from mfoc.errors import InvalidType, InvalidValue
 from mfoc.frozen import Sweep
 from mfoc.minimisers import LBFGS, Minimiser, check_minimiser
 from mfoc.networks import Loss, from_module, named_stages
 from mfoc.populations import population as as_population
+from mfoc.printing import html_table, table
 from mfoc.problem import HasControls, Problem, RunningCost, controls_of
 from mfoc.tree import Tree
+
+_HEADER = ("stage", "controls", "residual ||E dH/du||", "gap E H - min E H", "curvature min eig E d2H/du2")
+_SHOWN = 12  # stages in the printed table; of more, those of the largest residuals
+
+
+@dataclass(frozen=True)
+class StageCertificate:
+    """What is certified of one stage (of all stages together, when the control is shared by them).
+
+    Attributes:
+        name: the stage.
+        parameters: how many numbers its control holds.
+        residual: ||E dH/du||.
+        gap: E H(u) - min_u E H(u), by the inner minimiser from u, so a lower bound; infinite where H appears to be
+            unbounded below (a linear layer without weight decay); NaN where the inner minimiser failed.
+        curvature: smallest eigenvalue of E d2H/du2, by Lanczos: an upper bound, within ``curvature_error`` of some
+            eigenvalue (more ``lanczos`` products make it smaller).
+        curvature_error: the residual norm of the eigenpair.
+    """
+
+    name: str
+    parameters: int
+    residual: Measure
+    gap: Measure
+    curvature: Measure
+    curvature_error: float
+
+    def row(self) -> tuple[object, ...]:
+        """Its line in the table; the error of the curvature where it matters."""
+        matters = self.curvature_error > 0.05 * abs(self.curvature.value)
+        error = f"  (± {self.curvature_error:.0e})" if matters else ""
+        return self.name, self.parameters, self.residual, self.gap, f"{self.curvature}{error}"
+
+
+@dataclass(frozen=True, repr=False)
+class Certificate:
+    """The certificate of a control; print it, or draw it with ``mfoc.plot.certificate``.
+
+    Attributes:
+        stages: one entry for each stage that has a control.
+        value: J.
+        particles: how many particles it is measured on.
+        confidence: level of the intervals.
+        backward_passes: what it cost, in backward passes over the whole horizon.
+    """
+
+    stages: list[StageCertificate]
+    value: float
+    particles: int
+    confidence: float
+    backward_passes: float
+
+    @property
+    def residual(self) -> float:
+        """||E dH/du|| over all stages."""
+        return math.hypot(*(stage.residual.value for stage in self.stages))
+
+    @property
+    def gap(self) -> float:
+        """The sum of the stages' Hamiltonian gaps."""
+        return math.fsum(stage.gap.value for stage in self.stages)
+
+    def __repr__(self) -> str:
+        """A table of the stages, of the dozen with the largest residuals where there are more, and the totals."""
+        order = sorted(range(len(self.stages)), key=lambda k: -self.stages[k].residual.value)[:_SHOWN]
+        lines = [self._head, table(_HEADER, [self.stages[k].row() for k in sorted(order)])]
+        if rest := len(self.stages) - len(order):
+            lines.append(f"and {rest} stages with smaller residuals, in .stages")
+        return "\n".join([*lines, self._totals])
+
+    def _repr_html_(self) -> str:
+        return html_table(_HEADER, [stage.row() for stage in self.stages], caption=f"{self._head}; {self._totals}")
+
+    @property
+    def _head(self) -> str:
+        return (
+            f"Pontryagin certificate on {self.particles} particles, J = {self.value:.6g} "
+            f"({100 * self.confidence:.0f}% bootstrap intervals; {self.backward_passes:.0f} backward passes)"
+        )
+
+    @property
+    def _totals(self) -> str:
+        return f"total residual {self.residual:.3g}, total gap {self.gap:.3g}"
 
 
 def certify(
@@ -68,10 +152,13 @@ def certify(
     Raises:
         InvalidType, InvalidValue: arguments out of range, or particles that do not fit the problem.
     """
-    _check_settings(problem, lanczos, groups, replicates, confidence, names)
+    check_instance(Problem, "mfoc.Problem", problem=problem)
+    check_integer(1, lanczos=lanczos, groups=groups, replicates=replicates)
+    check_between(0, 1, confidence=confidence)
     check_integer(0, 2**63 - 1, seed=seed)
-    if inner is not None:
-        check_minimiser(inner)
+    _check_names(names, problem.stages)
+    inner = LBFGS(steps=100, history=20) if inner is None else inner
+    check_minimiser(inner)
     if torch.is_inference_mode_enabled():
         raise InvalidValue("torch.inference_mode() is on and a certificate needs derivatives; leave it")
     cloud = as_population(population).cloud()
@@ -84,7 +171,7 @@ def certify(
     study = Study(
         memberships(len(cloud), min(groups, len(cloud)), generator, sweep.cost),
         Bootstrap(replicates, confidence, generator),
-        LBFGS(steps=100, history=20) if inner is None else inner,
+        inner,
         lanczos,
         generator,
     )
@@ -112,31 +199,25 @@ def certify_module(
     Choose ``stages`` so that a layer and its activation are one: the Hamiltonian of a linear layer alone is affine in
     the weights, so that its gap and curvature say no more than its residual and the weight decay.
 
+    The other arguments, and what is refused, are those of ``mfoc.from_module`` and of ``certify``.
+
     Args:
-        net: see ``mfoc.from_module``.
+        net: the network.
         loss: the loss it was trained with.
         data: what ``mfoc.population`` takes, a pair (inputs, targets) for example.
-        stages: see ``mfoc.from_module``.
+        stages: names of its stages.
         running_cost: ``mfoc.weight_decay(c)``, if it was trained with weight decay c.
         **settings: of ``certify``.
-
-    Raises:
-        InvalidType, InvalidValue: as ``mfoc.from_module`` and ``certify``.
     """
     problem = from_module(net, loss, stages=stages, running_cost=running_cost)
     names = [name for name, _ in named_stages(net, stages)]
     return certify(problem, problem.controls, data, **{"names": names, **settings})
 
 
-def _check_settings(
-    problem: Any, lanczos: int, groups: int, replicates: int, confidence: float, names: Sequence[str] | None
-) -> None:
-    check_instance(Problem, "mfoc.Problem", problem=problem)
-    check_integer(1, lanczos=lanczos, groups=groups, replicates=replicates)
-    check_between(0, 1, confidence=confidence)
+def _check_names(names: Sequence[str] | None, stages: int) -> None:
     if names is None:
         return
     if isinstance(names, str) or not isinstance(names, Sequence) or not all(isinstance(name, str) for name in names):
         raise InvalidType(f"names is {names!r}; expected a list of strings, one for each stage")
-    if len(names) != problem.stages:
-        raise InvalidValue(f"names has {len(names)} entries; the problem has {problem.stages} stages")
+    if len(names) != stages:
+        raise InvalidValue(f"names has {len(names)} entries; the problem has {stages} stages")

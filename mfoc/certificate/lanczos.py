@@ -10,19 +10,12 @@ from torch import Tensor
 
 
 class Lowest(NamedTuple):
-    """Smallest eigenpairs.
+    """Smallest eigenpairs."""
 
-    Attributes:
-        value: Ritz values, never below the true smallest eigenvalue ``[G]``.
-        vector: Ritz vectors of unit length ``[G, n]``.
-        error: residual norms ||A v - value v||: an eigenvalue lies within this of the value ``[G]``.
-        products: products taken.
-    """
-
-    value: Tensor
-    vector: Tensor
-    error: Tensor
-    products: int
+    value: Tensor  # Ritz values, never below the true smallest eigenvalue [G]
+    vector: Tensor  # Ritz vectors of unit length [G, n]
+    error: Tensor  # residual norms ||A v - value v||: an eigenvalue lies within this of the value [G]
+    products: int  # products taken
 
 
 def lowest_eigenpair(
@@ -30,11 +23,8 @@ def lowest_eigenpair(
 ) -> Lowest:
     """Lanczos with full reorthogonalisation (Golub & Van Loan, "Matrix Computations", 2013, sec. 10.3).
 
-    Args:
-        product: ``[G, n] -> [G, n]``, row g multiplied by the symmetric A_g.
-        like: gives G, n, dtype and device.
-        iterations: most steps; n of them make the result exact.
-        generator: a CPU generator for the starting vectors.
+    ``product: [G, n] -> [G, n]`` multiplies row g by the symmetric A_g; ``like`` has that shape. n iterations make the
+    result exact. The generator, of the starting vectors, is one of the CPU.
     """
     rows, size = like.shape
     steps = min(iterations, size)

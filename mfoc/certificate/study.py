@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -56,10 +55,9 @@ class Bootstrap:
     def measure(self, value: Tensor, replicates: Tensor) -> Measure:
         """The quantity with the interval of its replicates ``[replicates]``."""
         tail = (1 - self.confidence) / 2
-        low, high = torch.quantile(
-            replicates.double(), torch.tensor([tail, 1 - tail], dtype=torch.float64).to(value.device)
-        )
-        return Measure(float(value), min(float(low), float(value)), max(float(high), float(value)))
+        ends = torch.tensor([tail, 1 - tail], dtype=torch.float64).to(value.device)
+        low, high = torch.quantile(replicates.double(), ends).tolist()
+        return Measure(float(value), min(low, float(value)), max(high, float(value)))
 
 
 Row = tuple[Measure, Measure, Measure, float]
@@ -93,11 +91,9 @@ class Study:
         slopes = torch.stack(
             [gradients(means[:, k].sum(), [point], retain_graph=k < last)[0] for k in range(means.shape[1])], 1
         )  # [G, K, n]
-        gram = slopes @ slopes.mT
         sizes = self._sizes()
-        return [
-            self.bootstrap.measure(_length(g, sizes[None])[0], _length(g, _resampled(weights, sizes))) for g in gram
-        ]
+        drawn = _resampled(weights, sizes)
+        return [self.bootstrap.measure(_length(g, sizes[None])[0], _length(g, drawn)) for g in slopes @ slopes.mT]
 
     def _gaps(self, block: Block, weights: Tensor, lowest: Lowest) -> tuple[list[Measure], int]:
         # From a saddle or a maximum of H no slope leads away: start a little down the direction of negative curvature.
@@ -125,16 +121,16 @@ class Study:
     def _lowest(self, block: Block) -> Lowest:
         point = block.start.clone().requires_grad_()
         slope = gradients(block.per_particle(point).mean(1).sum(), [point], create_graph=True)[0]
-        product = _hessian_product(slope, point)
+
+        def product(v: Tensor) -> Tensor:
+            return gradients((slope * v).sum(), [point], retain_graph=True)[0]
+
         return lowest_eigenpair(product, block.start, iterations=self.lanczos, generator=self.generator)
 
     def _curvatures(self, block: Block, weights: Tensor, lowest: Lowest) -> list[Measure]:
-        by_group = self._second_derivatives(block, lowest.vector)  # [G, K]
-        sizes = self._sizes()
-        return [
-            self.bootstrap.measure(value, _resampled(weights, sizes) @ row)
-            for value, row in zip(lowest.value, by_group, strict=True)
-        ]
+        by_group, drawn = self._second_derivatives(block, lowest.vector), _resampled(weights, self._sizes())
+        rows = zip(lowest.value, by_group, strict=True)
+        return [self.bootstrap.measure(value, drawn @ row) for value, row in rows]
 
     def _second_derivatives(self, block: Block, direction: Tensor) -> Tensor:
         """V' E_k d2H/du2 v for every row and every group k: ``[G, K]``, by differentiating in the groups' weights."""
@@ -150,10 +146,6 @@ class Study:
         """The share of the particles in each group ``[K]``."""
         counts = (self.members > 0).sum(1).to(self.members)
         return counts / counts.sum()
-
-
-def _hessian_product(slope: Tensor, point: Tensor) -> Callable[[Tensor], Tensor]:
-    return lambda v: gradients((slope * v).sum(), [point], retain_graph=True)[0]
 
 
 def _resampled(weights: Tensor, sizes: Tensor) -> Tensor:

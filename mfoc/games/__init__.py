@@ -5,19 +5,6 @@ from mfoc.games.game import Disturbed, Game, costate_at, entering, target_of, un
 from mfoc.games.maximisers import FGSM, PGD, YOPO, Free, Maximiser, Play, SharingMaximiser
 
 __all__ = [
-    "FGSM",
-    "PGD",
-    "YOPO",
-    "Ball",
-    "Disturbed",
-    "Free",
-    "Game",
-    "Maximiser",
-    "Play",
-    "SharingMaximiser",
-    "costate_at",
-    "entering",
-    "target_of",
-    "undisturbed",
-    "with_target",
-]
+    "FGSM", "PGD", "YOPO", "Ball", "Disturbed", "Free", "Game", "Maximiser", "Play", "SharingMaximiser",
+    "costate_at", "entering", "target_of", "undisturbed", "with_target",
+]  # fmt: skip

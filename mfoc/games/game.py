@@ -196,15 +196,7 @@ def entering(game: Game, controls: Tree, particles: Particles) -> Tree:
 
 @torch.enable_grad()
 def costate_at(game: Game, controls: Tree, x: Tree, z: Tree, eta: Tensor) -> Tensor:
-    """The gradient of the mean cost in the disturbed state: p_s / N.
-
-    Args:
-        game: the game.
-        controls: the controls; no gradient in them is computed.
-        x: what ``entering`` returned.
-        z: the problem's data.
-        eta: the disturbance.
-    """
+    """The gradient of the mean cost in the disturbed state, p_s / N, where x is what ``entering`` returned."""
     point = game.ball.enter(game.target(x), eta).detach().requires_grad_()
     cost = rollout_from(game, tree.detached(controls), game.stage, with_target(game.part, x, point), z).cost
     return gradients(cost.mean(), [point])[0]

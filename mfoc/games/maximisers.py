@@ -15,6 +15,7 @@ from torch import Tensor
 
 from mfoc import tree
 from mfoc.checks import check_flag, check_integer, check_positive
+from mfoc.derivatives import gradients
 from mfoc.games.game import Game, costate_at, entering, undisturbed
 from mfoc.games.passes import Pass, Passes
 from mfoc.particles import Particles
@@ -162,6 +163,8 @@ class Free(_Ascent):
     replays: int
     step_size: float | None = None
 
+    carries = True  # the next batch starts where this one ends
+
     def __post_init__(self) -> None:
         check_integer(1, replays=self.replays)
         check_positive(step_size=self.step_size, optional=True)
@@ -170,11 +173,6 @@ class Free(_Ascent):
     def updates(self) -> int:
         """One for each replay."""
         return self.replays
-
-    @property
-    def carries(self) -> bool:
-        """The next batch starts where this one ends."""
-        return True
 
     def plan(self, game: Game) -> tuple[int, float, bool]:
         """With the controls fixed: as many steps as replays, from no disturbance."""
@@ -193,7 +191,7 @@ class Free(_Ascent):
         step = self.plan(game)[1]
         passes = Passes(game, controls, particles, descend=True)
         run = passes.forward(disturbance)
-        slope, *slopes = passes.value_slopes(run, [run.point, *passes.weights(range(game.stages))])
+        slope, *slopes = gradients(run.value, [run.point, *passes.weights(range(game.stages))])
         eta = game.ball.ascend(run.target, disturbance, slope, step)
         return Play(eta, run.value.detach(), passes.gradient(slopes))
 
@@ -220,19 +218,11 @@ class YOPO:
     n: int
     step_size: float | None = None
 
+    updates, carries = 1, False  # one step of the minimiser a batch, and each batch starts at random
+
     def __post_init__(self) -> None:
         check_integer(1, m=self.m, n=self.n)
         check_positive(step_size=self.step_size, optional=True)
-
-    @property
-    def updates(self) -> int:
-        """One step of the minimiser a batch."""
-        return 1
-
-    @property
-    def carries(self) -> bool:
-        """Each batch starts at random."""
-        return False
 
     def maximise(
         self, game: Game, controls: Tree, particles: Particles, generator: torch.Generator | None = None
@@ -264,7 +254,7 @@ class YOPO:
                 _add(own_total, passes.hamiltonian_slopes(run, costate, own, keep=True))
             steady = game.affine is not None and game.affine(s) and not _reaches(run.cost, run.point)
             moved = tree.tensors(run.moved)
-            slope, *found = passes.value_slopes(run, [run.point, *moved, *(others if passes.descend else [])])
+            slope, *found = gradients(run.value, [run.point, *moved, *(others if passes.descend else [])])
             costate = found[: len(moved)]
             if passes.descend:
                 _add(others_total, found[len(moved) :])

@@ -17,34 +17,18 @@ from mfoc.tree import Tree
 
 
 class Pass(NamedTuple):
-    """One pass: what of its graph the backward passes start from and end at.
+    """One pass: what of its graph the backward passes start from and end at."""
 
-    Attributes:
-        target: the part of the state that is disturbed, before it is.
-        point: the same after it is.
-        entry: the whole state that enters the disturbed stage.
-        moved: the state that leaves it.
-        cost: the running cost of the disturbed stage ``[N]``, if it has one.
-        value: the mean cost (NaN when the pass is that of the disturbed stage alone).
-    """
-
-    target: Tensor
-    point: Tensor
-    entry: Tree
-    moved: Tree
-    cost: list[Tensor]
-    value: Tensor
+    target: Tensor  # the part of the state that is disturbed, before it is
+    point: Tensor  # the same after it is
+    entry: Tree  # the whole state that enters the disturbed stage
+    moved: Tree  # the state that leaves it
+    cost: list[Tensor]  # the running cost of the disturbed stage [N], if it has one
+    value: Tensor  # the mean cost (NaN when the pass is that of the disturbed stage alone)
 
 
 class Passes:
-    """Forward and backward passes at fixed controls, one for each disturbance tried.
-
-    Args:
-        game: the game.
-        controls: the controls.
-        particles: the cloud.
-        descend: whether gradients in the controls will be asked for.
-    """
+    """Passes at fixed controls, one for each disturbance tried; ``descend`` if gradients in the controls are wanted."""
 
     def __init__(self, game: Game, controls: Tree, particles: Particles, *, descend: bool) -> None:
         self.game, self.controls = game, controls
@@ -62,16 +46,20 @@ class Passes:
     def forward(self, eta: Tensor) -> Pass:
         """A whole pass with a disturbance."""
         game, s = self.game, self.game.stage
-        x, costs = self.state, []
-        for t in range(s):
-            costs += self._cost(t, x)
-            x = game.dynamics(t, x, self.staged[t], self.data)
+        x, before = self._through(range(s), self.state)
         run = self._disturbed(game.target(x), x, eta)
-        x, costs = run.moved, [*costs, *run.cost]
-        for t in range(s + 1, game.stages):
-            costs += self._cost(t, x)
-            x = game.dynamics(t, x, self.staged[t], self.data)
+        x, after = self._through(range(s + 1, game.stages), run.moved)
+        costs = [*before, *run.cost, *after]
         return run._replace(value=sum(costs, game.terminal_cost(x, self.data)).mean())
+
+    def _through(self, stages: range, x: Tree) -> tuple[Tree, list[Tensor]]:
+        """The state that leaves some stages, and their running costs."""
+        costs = []
+        for t in stages:
+            if self.game.running_cost is not None:
+                costs.append(self.game.running_cost(t, x, self.staged[t], self.data))
+            x = self.game.dynamics(t, x, self.staged[t], self.data)
+        return x, costs
 
     @torch.enable_grad()
     def local(self, run: Pass, eta: Tensor) -> Pass:
@@ -84,24 +72,14 @@ class Passes:
         if not point.requires_grad:
             point = point.detach().requires_grad_()
         entry = with_target(game.part, x, point)
-        cost = self._cost(s, entry)
-        moved = game.dynamics(s, entry, self.staged[s], self.data)
+        moved, cost = self._through(range(s, s + 1), entry)
         return Pass(target.detach(), point, entry, moved, cost, point.new_full((), torch.nan))
-
-    def _cost(self, t: int, x: Tree) -> list[Tensor]:
-        if self.game.running_cost is None:
-            return []
-        return [self.game.running_cost(t, x, self.staged[t], self.data)]
 
     def hamiltonian_slopes(self, run: Pass, costate: list[Tensor], inputs: list[Tensor], *, keep: bool) -> list[Tensor]:
         """The gradient of E H_s with a frozen costate: p_(s+1) / N for each leaf of the state that leaves stage s."""
         shares = [cost.mean() for cost in run.cost]
         seeds = [*costate, *(torch.ones_like(share) for share in shares)]
         return gradients([*tree.tensors(run.moved), *shares], inputs, seeds, retain_graph=keep)
-
-    def value_slopes(self, run: Pass, inputs: list[Tensor]) -> list[Tensor]:
-        """The gradient of the mean cost."""
-        return gradients(run.value, inputs)
 
     def gradient(self, by_leaf: list[Tensor]) -> Tree:
         """The gradient in the controls from those in the weights of all stages."""

@@ -16,7 +16,7 @@ from mfoc.lq.terms import Coefficients
 class Cloud:
     """The functions of the Problem: the equations of ``LinearQuadratic`` with empirical means.
 
-    The covariance of the noise is that of factor w, and for the mean of the cloud that of factor_mean w.
+    The noise is factor w with w normal, and for the mean of the cloud, where its covariance differs, factor_mean w.
     """
 
     lq: Coefficients

@@ -15,13 +15,14 @@ from mfoc.checks import check_integer, check_positive
 from mfoc.deprecation import renamed
 from mfoc.errors import InvalidType, InvalidValue
 from mfoc.lq.cloud import Cloud, noise_factors
-from mfoc.lq.modes import Mode, check_convex, merge, split
+from mfoc.lq.modes import Mode, check_convex, merge, sample, split, trace_product
 from mfoc.lq.paths import stagewise_course, stationary_course
-from mfoc.lq.riccati import BackwardPass, backward_pass, noise_cost, trace_product
-from mfoc.lq.sampling import sample
+from mfoc.lq.riccati import BackwardPass, backward_pass, noise_cost
 from mfoc.lq.terms import TIMELESS, Coefficients, Terms, broadcast
 from mfoc.printing import by_identity
 from mfoc.problem import Problem
+
+_Solved = tuple[BackwardPass, BackwardPass]  # of the deviation and of the mean
 
 
 @by_identity
@@ -164,8 +165,7 @@ class LinearQuadratic(Coefficients):
             Controls ``[..., m]``.
         """
         solution = self._cached()
-        nodes = solution.K.shape[-3]
-        check_integer(0, nodes - 1, t=t)
+        check_integer(0, solution.K.shape[-3] - 1, t=t)
         self._check_vector("x", x)
         if m is None:
             return -_apply(solution.Kbar[..., t, :, :], x)
@@ -243,8 +243,7 @@ class LinearQuadratic(Coefficients):
             ``[...]``.
         """
         check_integer(1, N=N)
-        modes = self._modes()
-        deviation, mean = self._spread(cov0, shared, modes, None if shared else self._solved(modes))
+        deviation, mean = self._spread(cov0, shared, self._modes())
         return (mean - deviation) / N
 
     def discretise(self, steps: int | None = None) -> LinearQuadratic:
@@ -264,33 +263,18 @@ class LinearQuadratic(Coefficients):
             raise InvalidValue("the problem is discrete; expected one in continuous time")
         steps = self.steps if steps is None else steps
         check_integer(1, steps=steps)
-        modes = self._modes()
-        h, bar = self.dt * self.steps / steps, self.mean_field
-        (own, held), (all_, held_all) = sample(modes[0], h), sample(modes[1], h)
-
-        def rest(x: Tensor | None, y: Tensor | None) -> Tensor | None:
-            return None if x is None or y is None or not bar else self._unflat(y - x)
-
+        h = self.dt * self.steps / steps
+        (own, held), (all_, held_all) = (sample(mode, h) for mode in self._modes())
         # With S = I, Q weighs mean and deviation alike and Qbar the deviation alone.
-        return LinearQuadratic(
-            self._unflat(own.A),
-            self._unflat(own.B),
-            self._unflat(all_.Q),
-            self._unflat(own.R),
-            steps,
-            QT=self._unflat(all_.QT),
-            Abar=rest(own.A, all_.A),
-            Bbar=rest(own.B, all_.B),
-            Qbar=rest(all_.Q, own.Q),
-            Rbar=rest(own.R, all_.R),
-            QbarT=rest(all_.QT, own.QT),
-            cross=None if own.cross is None else self._unflat(own.cross),
-            crossbar=rest(own.cross, all_.cross),
-            noise=None if own.noise is None else self._unflat(own.noise),
-            noisebar=rest(own.noise, all_.noise),
-            offset=None if held is None else self._unflat(held),
-            offsetbar=rest(held, held_all),
-        )
+        alike = ("A", "B", "R", "cross", "noise")
+        found: dict[str, Any] = {name: getattr(own, name) for name in alike}
+        found |= {"Q": all_.Q, "QT": all_.QT, "offset": held}
+        if self.mean_field:
+            pairs: dict[str, Any] = {f"{name}bar": (getattr(own, name), getattr(all_, name)) for name in alike}
+            pairs |= {"Qbar": (all_.Q, own.Q), "QbarT": (all_.QT, own.QT), "offsetbar": (held, held_all)}
+            found |= {name: None if x is None else y - x for name, (x, y) in pairs.items()}
+        given = {name: self._unflat(x) for name, x in found.items() if x is not None}
+        return LinearQuadratic(steps=steps, dt=None, varying=False, **given)
 
     def problem(self, *, feedback: bool = False) -> Problem:
         """The same problem for the solvers of mfoc, on a cloud whose empirical mean replaces m.
@@ -312,19 +296,14 @@ class LinearQuadratic(Coefficients):
             raise InvalidValue(f"the problem has leading axes {tuple(self.batch)}; expected a single problem")
         n, m = self.B.shape[-2:]
         cloud = Cloud(self, feedback, *noise_factors(self))
-        zeros: list[Any] = [
-            {"K": self.B.new_zeros(m, n), "Kbar": self.B.new_zeros(m, n)} if feedback else self.B.new_zeros(m)
-            for _ in range(self.steps)
-        ]
+
+        def zero() -> Any:
+            return {"K": self.B.new_zeros(m, n), "Kbar": self.B.new_zeros(m, n)} if feedback else self.B.new_zeros(m)
+
+        zeros = [zero() for _ in range(self.steps)]
         # Equal stages compute one function, unless noise picked by the number of the stage tells them apart.
-        alike = not self.varying and cloud.factor is None
-        return Problem(
-            cloud.dynamics,
-            cloud.terminal_cost,
-            zeros,
-            running_cost=cloud.running_cost,
-            kind=(lambda t: 0) if alike else None,
-        )
+        kind = None if self.varying or cloud.factor is not None else (lambda t: 0)
+        return Problem(cloud.dynamics, cloud.terminal_cost, zeros, running_cost=cloud.running_cost, kind=kind)
 
     def _modes(self, batch: torch.Size | None = None) -> tuple[Mode, Mode]:
         batch, length = self.batch if batch is None else batch, self.steps if self.varying else 1
@@ -340,7 +319,7 @@ class LinearQuadratic(Coefficients):
 
         return split(get, self.mean_field)
 
-    def _solved(self, modes: tuple[Mode, Mode]) -> tuple[BackwardPass, BackwardPass]:
+    def _solved(self, modes: tuple[Mode, Mode]) -> _Solved:
         if modes[0] is modes[1]:
             solved = backward_pass(modes[0], self.steps, self.dt)
             return solved, solved
@@ -349,11 +328,7 @@ class LinearQuadratic(Coefficients):
         return BackwardPass(*first), BackwardPass(*second)
 
     def _spread(
-        self,
-        cov0: Tensor | None,
-        shared: bool,
-        modes: tuple[Mode, Mode],
-        solved: tuple[BackwardPass, BackwardPass] | None,
+        self, cov0: Tensor | None, shared: bool, modes: tuple[Mode, Mode], solved: _Solved | None = None
     ) -> tuple[Tensor, Tensor]:
         """What randomness costs where it moves one particle alone, and where it moves the mean: ``[...]`` each."""
         if shared:

@@ -1,15 +1,18 @@
 """A mean-field LQ problem as two ordinary ones: that of the deviation from the mean, and that of the mean.
 
-The two decouple, in dynamics and in cost, so that each has a Riccati equation of its own.
+The two decouple, in dynamics and in cost, so that each has a Riccati equation of its own. Either, in continuous time,
+is sampled exactly by a control held constant over each step.
 
 References:
     J. Yong (2013), "Linear-quadratic optimal control problems for mean-field stochastic differential equations",
     SIAM J. Control Optim. 51(4), for continuous time; R. Elliott, X. Li, Y.-H. Ni (2013), "Discrete time mean-field
-    stochastic linear-quadratic optimal control problems", Automatica 49(11), for discrete time.
+    stochastic linear-quadratic optimal control problems", Automatica 49(11), for discrete time; C. Van Loan (1978),
+    "Computing integrals involving the matrix exponential", IEEE Transactions on Automatic Control 23(3), for sampling.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -20,25 +23,15 @@ from mfoc.errors import InvalidValue
 
 
 class Mode(NamedTuple):
-    """An ordinary LQ problem in a flat batch b; L is T when the matrices vary in time, else 1.
+    """An ordinary LQ problem in a flat batch b; L is T when the matrices vary in time, else 1. None is zero."""
 
-    Attributes:
-        A: ``[b, L, n, n]``.
-        B: ``[b, L, n, m]``.
-        Q: weight of the state ``[b, L, n, n]``.
-        R: weight of the control ``[b, L, m, m]``.
-        QT: terminal weight ``[b, n, n]``.
-        cross: half the weight of the product of state and control ``[b, L, n, m]``, or None for zero.
-        noise: covariance of the noise, per step or per unit of time ``[b, L, n, n]``, or None for zero.
-    """
-
-    A: Tensor
-    B: Tensor
-    Q: Tensor
-    R: Tensor
-    QT: Tensor
-    cross: Tensor | None
-    noise: Tensor | None
+    A: Tensor  # [b, L, n, n]
+    B: Tensor  # [b, L, n, m]
+    Q: Tensor  # weight of the state [b, L, n, n]
+    R: Tensor  # weight of the control [b, L, m, m]
+    QT: Tensor  # terminal weight [b, n, n]
+    cross: Tensor | None  # half the weight of the product of state and control [b, L, n, m]
+    noise: Tensor | None  # covariance of the noise, per step or per unit of time [b, L, n, n]
 
     def uncontrolled(self) -> Mode:
         """The same problem with a control that does nothing, so that its Riccati equation is a Lyapunov equation."""
@@ -58,11 +51,9 @@ def _on_mean(weight: Tensor | None, S: Tensor | None) -> Tensor | None:
 
 
 def split(get: Callable[[str], Tensor | None], mean_field: bool) -> tuple[Mode, Mode]:
-    """The LQ problems of the deviation from the mean and of the mean.
+    """The LQ problems of the deviation from the mean and of the mean; one object where nothing makes them differ.
 
-    Args:
-        get: the matrix of a name, in the shape that ``Mode`` documents, or None for zero.
-        mean_field: whether the two differ; when not, they are one and the same object.
+    ``get`` gives the matrix of a name, in the shape that ``Mode`` documents, or None for zero.
     """
     A, B, Q, R = (_given(get(name)) for name in "ABQR")
     QT, cross, sigma, noise = get("QT"), get("cross"), get("sigma"), get("noise")
@@ -100,22 +91,15 @@ def merge(modes: tuple[Mode, Mode]) -> Mode:
 
 
 def check_convex(mode: Mode, Q: str, R: str, QT: str) -> None:
-    """Refuses a mode whose cost is not convex in the state and strictly convex in the control.
+    """Refuses a cost that, beyond rounding, is not convex in the state and strictly convex in the control.
 
-    Args:
-        mode: the problem.
-        Q: how its weights are called in messages.
-        R: likewise.
-        QT: likewise.
-
-    Raises:
-        InvalidValue: R is not positive definite, or a weight is not positive semi-definite (beyond rounding).
+    Q, R and QT are what its weights are called in messages.
     """
     if torch.linalg.cholesky_ex(mode.R.detach()).info.any():
         raise InvalidValue(f"{R} is not positive definite; expected a weight that makes every control cost")
     weight = mode.Q
     if mode.cross is not None:
-        weight = torch.cat([torch.cat([mode.Q, mode.cross], -1), torch.cat([mode.cross.mT, mode.R], -1)], -2)
+        weight = block_matrix([mode.Q, mode.cross], [mode.cross.mT, mode.R])
         Q = f"the weight [[{Q}, cross], [cross', {R}]]"
     for name, x in ((Q, weight.detach()), (QT, mode.QT.detach())):
         if not torch.linalg.cholesky_ex(x).info.any():
@@ -125,3 +109,64 @@ def check_convex(mode: Mode, Q: str, R: str, QT: str) -> None:
         slack = 100 * x.shape[-1] * torch.finfo(x.dtype).eps * size + torch.finfo(x.dtype).tiny
         if torch.linalg.cholesky_ex(x + slack * eye).info.any():
             raise InvalidValue(f"{name} is not positive semi-definite; expected a convex cost")
+
+
+def symmetric(x: Tensor) -> Tensor:
+    """The symmetric part of a matrix."""
+    return (x + x.mT) / 2
+
+
+def trace_product(x: Tensor, y: Tensor) -> Tensor:
+    """tr(x' y) over the last two axes."""
+    return (x * y).sum((-2, -1))
+
+
+def block_matrix(*rows: list[Tensor]) -> Tensor:
+    """A matrix from its blocks, row by row."""
+    return torch.cat([torch.cat(row, -1) for row in rows], -2)
+
+
+def halvings_of(matrix: Tensor, step: float) -> int:
+    """How often ``step`` must be halved for the exponential of ``matrix * step`` to stay near the identity."""
+    norm = float(torch.linalg.matrix_norm(matrix.detach(), ord=1).amax()) * step
+    return max(0, math.ceil(math.log2(2.0 * norm))) if norm > 0.0 else 0
+
+
+def _gramian(A: Tensor, W: Tensor, step: float) -> tuple[Tensor, Tensor, Tensor]:
+    """exp(A h), V(h) and int_0^h V(s) ds with V(s) = int_0^s exp(A'r) W exp(Ar) dr, all ``[b, d, d]``; W is symmetric.
+
+    By Van Loan (1978), over a fraction of the step that is then doubled.
+    """
+    d = A.shape[-1]
+    zero, eye = torch.zeros_like(A), torch.eye(d, dtype=A.dtype, device=A.device).expand_as(A)
+    scale = W.detach().abs().amax((-2, -1), keepdim=True).clamp_min(torch.finfo(W.dtype).tiny)
+    W = W / scale  # V is linear in W: keep its size out of exp
+    halvings = halvings_of(A, step)
+    h = step / 2**halvings
+    blocks = torch.matrix_exp(block_matrix([-A.mT, eye, zero], [zero, -A.mT, W], [zero, zero, A]) * h)
+    flowed = blocks[:, 2 * d :, 2 * d :]
+    V, area = flowed.mT @ blocks[:, d : 2 * d, 2 * d :], flowed.mT @ blocks[:, :d, 2 * d :]
+    for _ in range(halvings):
+        area = area + h * V + flowed.mT @ area @ flowed
+        V = V + flowed.mT @ V @ flowed
+        flowed, h = flowed @ flowed, 2 * h
+    return flowed, scale * symmetric(V), scale * symmetric(area)
+
+
+def sample(mode: Mode, step: float) -> tuple[Mode, Tensor | None]:
+    """The discrete problem met by a control held constant over each step: exact for dynamics, cost and noise.
+
+    The mode is time-invariant; what is returned has no time axis. With it comes the cost ``[b]`` that noise entering
+    within a step adds to that step (None: no noise).
+    """
+    n, m = mode.B.shape[-2:]
+    A, B, Q, R = mode.A[:, 0], mode.B[:, 0], mode.Q[:, 0], mode.R[:, 0]
+    cross = torch.zeros_like(B) if mode.cross is None else mode.cross[:, 0]
+    joint = block_matrix([A, B], [A.new_zeros(len(A), m, n + m)])
+    flowed, V, area = _gramian(joint, block_matrix([Q, cross], [cross.mT, R]), step)
+    noise = held = None
+    if mode.noise is not None:
+        noise = _gramian(A.mT, mode.noise[:, 0], step)[1]
+        held = trace_product(area[:, :n, :n], mode.noise[:, 0])
+    Ad, Bd, Qd, Nd, Rd = flowed[:, :n, :n], flowed[:, :n, n:], V[:, :n, :n], V[:, :n, n:], V[:, n:, n:]
+    return Mode(Ad, Bd, Qd, Rd, mode.QT, Nd, noise), held

@@ -8,22 +8,15 @@ import torch
 from torch import Tensor
 
 from mfoc.lq.modes import Mode
-from mfoc.lq.riccati import backward_pass
-from mfoc.lq.spans import Middle, Span, close, double, flow, span
+from mfoc.lq.riccati import Middle, Span, backward_pass, close, double, flow, span
 
 
 class Course(NamedTuple):
-    """An optimal path from each of s starts of each problem.
+    """An optimal path from each of s starts of each problem, and the P of the start."""
 
-    Attributes:
-        states: ``[b, T+1, s, n]``.
-        controls: ``[b, T, s, m]``, or T+1 of them in continuous time.
-        P: of the start ``[b, n, n]``.
-    """
-
-    states: Tensor
-    controls: Tensor
-    P: Tensor
+    states: Tensor  # [b, T+1, s, n]
+    controls: Tensor  # [b, T, s, m], or T+1 of them in continuous time
+    P: Tensor  # [b, n, n]
 
 
 def stagewise_course(mode: Mode, starts: Tensor, steps: int, step: float | None) -> Course:
@@ -44,11 +37,8 @@ def stationary_course(mode: Mode, starts: Tensor, steps: int, step: float | None
 
     Spans of 1, 2, 4, ... steps are made by doubling. Those that add up to the horizon are closed backwards from the
     terminal weight, which gives the states and costates at their joints; each span is then halved, all together, down
-    to single steps.
-
-    Returns:
-        The paths; or None where joints as large as eps^(-1/4) could cost half of the digits, as when control is nearly
-        free. At that bound the error stays below 1e-9 in practice, in double precision.
+    to single steps. None where joints as large as eps^(-1/4) could cost half of the digits, as when control is nearly
+    free: at that bound the error stays below 1e-9 in practice, in double precision.
     """
     parts = flow(mode)
     spans = [span(parts, step)]
@@ -91,16 +81,10 @@ def _act(rows: Tensor, matrix: Tensor) -> Tensor:
 def _subdivide(
     spans: list[Span], middles: list[Middle], ends: dict[int, list[tuple[Tensor, Tensor]]]
 ) -> tuple[Tensor, Tensor]:
-    """Halves spans until they are single steps.
+    """Halves spans until they are single steps: the state at the start and costate at the end of each ``[b, T, s, n]``.
 
-    Args:
-        spans: spans of 2^j steps.
-        middles: of the spans of 2^(j+1) steps.
-        ends: state at the start and costate at the end ``[b, s, n]`` of each span of 2^j steps in the horizon, which
-            begins with the longest.
-
-    Returns:
-        The same for each step ``[b, T, s, n]``.
+    ``spans[j]`` lasts 2^j steps and ``middles[j]`` halves one of 2^(j+1); ``ends[j]`` holds pairs ``[b, s, n]`` for
+    the spans of 2^j steps in the horizon, which begins with the longest.
     """
     x, p = (torch.stack(part, 1) for part in zip(*ends[len(middles)], strict=True))
     b, _, s, n = x.shape

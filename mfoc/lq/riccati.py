@@ -1,4 +1,11 @@
-"""The backward pass: the Riccati equation of one ``Mode``, in discrete or continuous time, and what its noise costs."""
+"""The Riccati equation of one ``Mode``: the backward pass, in discrete or continuous time, and what the noise costs.
+
+It rests on spans: what optimality says of the two ends of a span of time, and how spans are joined and doubled.
+
+Reference:
+    E. Chu, H.-Y. Fan, W.-W. Lin, C.-S. Wang (2004), "Structure-preserving algorithms for periodic discrete-time
+    algebraic Riccati equations", International Journal of Control 77(8), for the doubling.
+"""
 
 from __future__ import annotations
 
@@ -7,34 +14,133 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mfoc.lq.modes import Mode
-from mfoc.lq.spans import close, flow, span, symmetric
+from mfoc.lq.modes import Mode, block_matrix, halvings_of, symmetric, trace_product
+
+
+class Flow(NamedTuple):
+    """A time-invariant mode with its cross term removed: A and B drive x, Q and R weigh x and v, u = v - shift x.
+
+    All ``[b, ., .]``; G is B R^-1 B'.
+    """
+
+    A: Tensor
+    G: Tensor
+    Q: Tensor
+    R_inv_Bt: Tensor
+    shift: Tensor
+
+
+def flow(mode: Mode) -> Flow:
+    """Completes the square in the control of a time-invariant mode."""
+    A, B, Q, R = mode.A[:, 0], mode.B[:, 0], mode.Q[:, 0], mode.R[:, 0]
+    factor = torch.linalg.cholesky(R)
+    R_inv_Bt = torch.cholesky_solve(B.mT, factor)
+    if mode.cross is None:
+        return Flow(A, B @ R_inv_Bt, Q, R_inv_Bt, torch.zeros_like(R_inv_Bt))
+    shift = torch.cholesky_solve(mode.cross[:, 0].mT, factor)
+    return Flow(A - B @ shift, B @ R_inv_Bt, Q - mode.cross[:, 0] @ shift, R_inv_Bt, shift)
+
+
+class Span(NamedTuple):
+    """What optimality says of the two ends of a span of time, as state x and costate p (half the gradient of cost).
+
+        x_end = Phi x - Gamma p_end,        p = Theta x + Phi' p_end
+
+    All ``[b, n, n]``; Gamma and Theta are symmetric and positive semi-definite. One stage is (A, B R^-1 B', Q).
+    """
+
+    phi: Tensor
+    gamma: Tensor
+    theta: Tensor
+
+
+def join(gamma: Tensor, after: Tensor) -> tuple[Tensor, Tensor]:
+    """Joins a span to what follows it: the inverse of I + gamma after, and that matrix's largest entry over the batch.
+
+    No eigenvalue is below one. The square of the entry, times eps, bounds the relative error of a path at the joint.
+    """
+    eye = torch.eye(gamma.shape[-1], dtype=gamma.dtype, device=gamma.device)
+    matrix = torch.baddbmm(eye.expand_as(gamma), gamma, after)
+    return torch.linalg.inv_ex(matrix).inverse, matrix.detach().abs().amax()
+
+
+def close(part: Span, P: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Where p_end = P x_end: the matrix that takes x to x_end, the P of the start, and the size of the joint."""
+    inverse, size = join(part.gamma, P)
+    move = torch.bmm(inverse, part.phi)
+    return move, torch.baddbmm(part.theta, part.phi.mT, torch.bmm(P, move)), size
+
+
+class Middle(NamedTuple):
+    """The state in the middle of two equal spans: x_mid = from_start x - from_end p_end."""
+
+    from_start: Tensor
+    from_end: Tensor
+
+
+def double(half: Span) -> tuple[Span, Middle, Tensor]:
+    """Two equal spans in a row (Chu et al. 2004): the whole, its middle, and the size of the joint."""
+    phi, gamma, theta = half
+    inverse, size = join(gamma, theta)
+    middle = Middle(torch.bmm(inverse, phi), torch.bmm(torch.bmm(inverse, gamma), phi.mT))
+    whole = Span(
+        torch.bmm(phi, middle.from_start),
+        torch.baddbmm(gamma, phi, middle.from_end),
+        torch.baddbmm(theta, torch.bmm(phi.mT, theta), middle.from_start),
+    )
+    return whole, middle, size
+
+
+def span(parts: Flow, step: float | None) -> Span:
+    """The span of one stage, or of one step of dx = (Ax - Gp) dt, dp = -(Qx + A'p) dt.
+
+    In continuous time the exponential of the Hamiltonian matrix is taken over a fraction of the step where it is near
+    the identity, and that span is doubled: long steps cost no digits.
+    """
+    A, G, Q = parts.A, parts.G, parts.Q
+    if step is None:
+        return Span(A, G, Q)
+    n = A.shape[-1]
+    # In units of the costate where G and Q are of one size, neither drowns in the rounding of the exponential.
+    sizes = [x.detach().abs().amax((-2, -1), keepdim=True).clamp_min(torch.finfo(x.dtype).eps) for x in (G, Q)]
+    unit = (sizes[1] / sizes[0]).sqrt()
+    G, Q = G * unit, Q / unit
+    hamiltonian = block_matrix([A, -G], [-Q, -A.mT])
+    halvings = halvings_of(hamiltonian, step)
+    flowed = torch.matrix_exp(hamiltonian * (step / 2**halvings))
+    inverse = torch.linalg.inv(flowed[:, n:, n:])
+    found = Span(inverse.mT, symmetric(-flowed[:, :n, n:] @ inverse), symmetric(-inverse @ flowed[:, n:, :n]))
+    for _ in range(halvings):
+        found = double(found)[0]
+    return Span(found.phi, found.gamma / unit, found.theta * unit)
 
 
 class BackwardPass(NamedTuple):
-    """What it leaves, in the order of time.
+    """What it leaves, in the order of time."""
 
-    Attributes:
-        P: T+1 matrices ``[b, n, n]``: the cost-to-go is x' P x.
-        K: gains ``[b, m, n]`` of the optimal u = -K x: T of them, or T+1 in continuous time.
-        moves: T matrices: ``[b, n, n]`` of x_(t+1) = move_t x_t under the optimal control in continuous time, and
-            ``[b, n, n+m]`` of x_(t+1) = move_t (x_t, u_t) in discrete time.
-    """
-
-    P: list[Tensor]
-    K: list[Tensor]
-    moves: list[Tensor]
+    P: list[Tensor]  # T+1 matrices [b, n, n]: the cost-to-go is x' P x
+    K: list[Tensor]  # gains [b, m, n] of the optimal u = -K x: T of them, or T+1 in continuous time
+    # T matrices: x_(t+1) = move_t x_t under the optimal control, [b, n, n], in continuous time,
+    moves: list[Tensor]  # and x_(t+1) = move_t (x_t, u_t), [b, n, n+m], in discrete time
 
 
 def backward_pass(mode: Mode, steps: int, step: float | None) -> BackwardPass:
-    """Solves the Riccati equation backwards.
+    """Solves the Riccati equation backwards over T = ``steps`` stages, or steps of length ``step``.
 
-    Args:
-        mode: the problem.
-        steps: number of stages T, or of steps of the time grid.
-        step: length of a step; None in discrete time.
+    The differential equation is solved exactly (to rounding) at the nodes of the grid, whatever their distance h:
+    P(t) = Theta + Phi' P(t+h) (I + Gamma P(t+h))^-1 Phi with the span of one step.
     """
-    return _discrete(mode, steps) if step is None else _continuous(mode, steps, step)
+    if step is None:
+        return _discrete(mode, steps)
+    parts = flow(mode)
+    one = span(parts, step)
+    Ps, moves = [mode.QT], []
+    for _ in range(steps):
+        move, P, _ = close(one, Ps[-1])
+        Ps.append(P)
+        moves.append(move)
+    Ps.reverse()
+    return BackwardPass(Ps, [parts.R_inv_Bt @ P + parts.shift for P in Ps], moves[::-1])
 
 
 def _per_stage(x: Tensor, steps: int) -> list[Tensor]:
@@ -69,28 +175,6 @@ def _discrete(mode: Mode, steps: int) -> BackwardPass:
         Ks.append(K)
         Ps.append(P)
     return BackwardPass(Ps[::-1], Ks[::-1], moves)
-
-
-def _continuous(mode: Mode, steps: int, step: float) -> BackwardPass:
-    """The differential equation, exactly (to rounding) at the nodes of the grid.
-
-    P(t) = Theta + Phi' P(t+h) (I + Gamma P(t+h))^-1 Phi with the span of one step, whatever its length h.
-    """
-    parts = flow(mode)
-    one = span(parts, step)
-    P = mode.QT
-    Ps, moves = [P], []
-    for _ in range(steps):
-        move, P, _ = close(one, P)
-        Ps.append(P)
-        moves.append(move)
-    Ps.reverse()
-    return BackwardPass(Ps, [parts.R_inv_Bt @ P + parts.shift for P in Ps], moves[::-1])
-
-
-def trace_product(x: Tensor, y: Tensor) -> Tensor:
-    """tr(x' y) over the last two axes."""
-    return (x * y).sum((-2, -1))
 
 
 def noise_cost(mode: Mode, solved: BackwardPass, step: float | None) -> Tensor:

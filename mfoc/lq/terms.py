@@ -79,13 +79,27 @@ class Coefficients:
             raise InvalidValue("varying is True in continuous time; expected constant matrices")
         if self.sigma is not None and self.noise is not None:
             raise InvalidValue("sigma and noise are both given; expected one of them (noise = sigma sigma')")
-        self._check_types()
+        for name in _SHAPES:
+            x = getattr(self, name)
+            if x is None and name not in "ABQR":
+                continue
+            if not isinstance(x, Tensor):
+                raise InvalidType(f"{name} is a {type(x).__name__}; expected a tensor")
+            if not x.is_floating_point():
+                raise InvalidType(f"{name} has dtype {x.dtype}; expected a floating-point tensor")
         for name, x, _ in self.given():
             self._check_tensor(name, x)
         for name, needed in (("noisebar", "noise"), ("S", "Qbar"), ("ST", "QbarT")):
             if getattr(self, name) is not None and getattr(self, needed) is None:
                 raise InvalidValue(f"{name} is given without {needed}; expected both")
-        self._check_leading_axes()
+        reached = torch.Size()
+        for name, _, lead in self.given():
+            try:
+                reached = broadcast(reached, lead)
+            except RuntimeError:
+                raise InvalidValue(
+                    f"{name} has leading axes {tuple(lead)}; expected axes that broadcast with {tuple(reached)}"
+                ) from None
 
     @property
     def mean_field(self) -> bool:
@@ -106,25 +120,10 @@ class Coefficients:
                 yield name, x, x.shape[: x.dim() - own]
 
     def check_agrees(self, name: str, x: Tensor) -> None:
-        """Refuses a tensor of another dtype or device than A.
-
-        Raises:
-            InvalidValue: it is.
-        """
-        if x.dtype != self.A.dtype or x.device != self.A.device:
-            raise InvalidValue(
-                f"{name} is {x.dtype} on {x.device}; expected {self.A.dtype} on {self.A.device}, as A is"
-            )
-
-    def _check_types(self) -> None:
-        for name in _SHAPES:
-            x = getattr(self, name)
-            if x is None and name not in "ABQR":
-                continue
-            if not isinstance(x, Tensor):
-                raise InvalidType(f"{name} is a {type(x).__name__}; expected a tensor")
-            if not x.is_floating_point():
-                raise InvalidType(f"{name} has dtype {x.dtype}; expected a floating-point tensor")
+        """Refuses a tensor of another dtype or device than A."""
+        A = self.A
+        if x.dtype != A.dtype or x.device != A.device:
+            raise InvalidValue(f"{name} is {x.dtype} on {x.device}; expected {A.dtype} on {A.device}, as A is")
 
     def _check_tensor(self, name: str, x: Tensor) -> None:
         self.check_agrees(name, x)
@@ -148,16 +147,6 @@ class Coefficients:
         if x.numel() == 0:
             raise InvalidValue(f"{name} is empty, of shape {tuple(x.shape)}; expected at least one problem")
 
-    def _check_leading_axes(self) -> None:
-        reached = torch.Size()
-        for name, _, lead in self.given():
-            try:
-                reached = broadcast(reached, lead)
-            except RuntimeError:
-                raise InvalidValue(
-                    f"{name} has leading axes {tuple(lead)}; expected axes that broadcast with {tuple(reached)}"
-                ) from None
-
 
 def broadcast(*shapes: torch.Size) -> torch.Size:
     """The shape that several broadcast to."""
@@ -167,6 +156,4 @@ def broadcast(*shapes: torch.Size) -> torch.Size:
 def _is_symmetric(x: Tensor) -> bool:
     """Whether it is, up to rounding."""
     x = x.detach()
-    if torch.equal(x, x.mT):
-        return True
-    return bool((x - x.mT).abs().amax() <= 100 * torch.finfo(x.dtype).eps * x.abs().amax())
+    return torch.equal(x, x.mT) or bool((x - x.mT).abs().amax() <= 100 * torch.finfo(x.dtype).eps * x.abs().amax())

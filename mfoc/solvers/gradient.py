@@ -62,15 +62,9 @@ class Gradient:
     def follow(
         self, evaluate: Callable[[list[Tensor]], tuple[Tensor, list[Tensor]]], controls: Tree, state: Tree
     ) -> tuple[Tree, Tree, Info]:
-        """One step of the optimiser along a gradient from anywhere.
+        """``step`` along a gradient from anywhere.
 
-        Args:
-            evaluate: the leaves of the controls (they require grad) to the objective and its gradient for each leaf.
-            controls: where to start.
-            state: the optimiser's memory.
-
-        Returns:
-            As ``step``.
+        ``evaluate`` takes the leaves of the controls, which require grad, to the objective and its gradient for each.
         """
         parameters = _parameters(controls)
         optimizer = self._make(parameters)

@@ -69,16 +69,21 @@ class Minimax:
         return {"outer": self.minimiser.init(problem, controls), "steps": 0, "disturbance": None}
 
     def step(self, problem: Problem, controls: Tree, state: Tree, particles: Particles) -> tuple[Tree, Tree, Info]:
-        """One batch; see ``mfoc.Solver``. What it reports was seen at the adversary's answer."""
+        """One batch; see ``mfoc.Solver``. It reports what was seen at the first answer, or at one that failed."""
         game, inner, outer = self._at(_check_game(problem), state["steps"]), self.inner, self.minimiser
         generator = self._generator(particles, state["steps"])
         after = {**state, "steps": state["steps"] + 1}
         if isinstance(inner, SharingMaximiser) and isinstance(outer, Gradient):
             previous = state["disturbance"] if inner.carries else None
             eta = inner.begin(game, game.target(entering(game, controls, particles)), generator, previous)
-            controls, after["outer"], info, eta = self._share(inner, outer, game, controls, state, particles, eta)
+            seen = []
+            for _ in range(inner.updates):  # the optimiser follows the gradient of each play
+                plays = _Plays(inner, game, controls, particles, eta)
+                controls, after["outer"], info = outer.follow(plays, controls, after["outer"])
+                seen.append(info)
+                eta = plays.eta
             after["disturbance"] = _kept(eta, previous) if inner.carries else None
-            return controls, after, info
+            return controls, after, next((info for info in seen if not info.value.isfinite()), seen[0])
         eta = inner.maximise(game, controls, particles, generator)
         controls, after["outer"], info = outer.step(game, controls, state["outer"], game.disturb(particles, eta))
         return controls, after, info
@@ -88,26 +93,6 @@ class Minimax:
         game = _check_game(problem)
         eta = self.inner.maximise(game, controls, particles, self._generator(particles, state["steps"]))
         return evaluate(game, controls, game.disturb(particles, eta))
-
-    @staticmethod
-    def _share(
-        inner: SharingMaximiser,
-        outer: Gradient,
-        game: Game,
-        controls: Tree,
-        state: Tree,
-        particles: Particles,
-        eta: Tensor,
-    ) -> tuple[Tree, Tree, Info, Tensor]:
-        """Plays on one batch, the optimiser following the gradient of each; reports the first (or one that failed)."""
-        memory, seen = state["outer"], []
-        for _ in range(inner.updates):
-            plays = _Plays(inner, game, controls, particles, eta)
-            controls, memory, info = outer.follow(plays, controls, memory)
-            seen.append(info)
-            eta = plays.eta
-        bad = [info for info in seen if not info.value.isfinite()]
-        return controls, memory, (bad or seen)[0], eta
 
     def _at(self, game: Game, step: int) -> Game:
         """The game with the ball of this step."""

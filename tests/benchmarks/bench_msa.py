@@ -10,15 +10,15 @@ L-BFGS-B a layer, gradients by autograd. Reported: the ratio of the median times
 import platform
 import statistics
 import time
+from dataclasses import replace
 
 import numpy as np
 import torch
 from scipy.optimize import minimize
 
 import mfoc
-from mfoc.frozen import Penalty, blocks
+from mfoc.frozen import Penalty, Sweep
 from mfoc.minimisers import LBFGS
-from mfoc.pontryagin import adjoint, rollout
 
 STAGES, NODES, SAMPLES, STEP = 20, 5, 100, 0.25
 
@@ -68,13 +68,10 @@ def main():
     torch.set_num_threads(1)
     print(f"{platform.processor() or platform.machine()}, 1 thread, torch {torch.__version__}")
     problem, cloud = toy()
-    with torch.no_grad():
-        trajectory = rollout(problem, problem.controls, cloud)
-    costates = adjoint(problem, problem.controls, trajectory, cloud)[0]
-    frozen = (problem, problem.controls, trajectory.states, costates, cloud.data)
+    alone = replace(problem, kind=None)  # no two stages are known alike, so that none are stacked
+    sweeps = [Sweep.at(each, problem.controls, cloud) for each in (problem, alone)]
     for label, penalty in (("MSA", None), ("E-MSA", Penalty(1.0, 1.0))):
-        stacked = blocks(*frozen, penalty=penalty)
-        layers = blocks(*frozen, penalty=penalty, stacked=False)
+        stacked, layers = (sweep.blocks(penalty) for sweep in sweeps)
         times, values = {by_mfoc: [], by_scipy: []}, {}
         for k in range(12):
             for side, work in ((by_mfoc, stacked), (by_scipy, layers)):

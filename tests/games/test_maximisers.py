@@ -194,12 +194,17 @@ def test_yopo_with_steps_that_vanish_has_the_gradient_at_eta(case):
     assert float(play.value) == pytest.approx(float(value.detach()), rel=1e-13)
 
 
+def arriving(game, particles):
+    """The part of the state that will be disturbed."""
+    return game.target(mfoc.games.entering(game, game.controls, particles))
+
+
 @pytest.mark.parametrize("case", NETS)
 def test_yopo_alone_ascends_as_it_does_at_play(case):
     game, particles, *_ = network_game(case)
     adversary = YOPO(2, 3)
     eta = adversary.maximise(game, game.controls, particles, generator(5))
-    start = adversary.begin(game, game.controls, particles, generator(5), None)
+    start = adversary.begin(game, arriving(game, particles), generator(5), None)
     assert torch.equal(eta, adversary.play(game, game.controls, particles, start).disturbance)
     before, after = (mfoc.evaluate(game, game.controls, game.disturb(particles, e)).value for e in (start, eta))
     assert after > before
@@ -213,7 +218,7 @@ def test_an_affine_stage_is_not_evaluated_by_the_ascent(case):
     calls = []
     counted = replace(game, dynamics=lambda t, x, u, z: calls.append(t) or game.dynamics(t, x, u, z))
     m, n, s = 3, 5, game.stage
-    start = YOPO(m, n).begin(game, game.controls, particles, generator(), None)
+    start = YOPO(m, n).begin(game, arriving(game, particles), generator(), None)
     YOPO(m, n).play(counted, game.controls, particles, start)
     last = 1 if game.controls[s] else 0  # a stage without controls needs no gradient at the last disturbance
     expected = m + last + (0 if free else m * (n - 1))
