@@ -170,8 +170,7 @@ def as_attack(formulation: GameFormulation, maximiser: Maximiser, net: nn.Module
     if not isinstance(formulation, GameFormulation) or formulation.remake is None:
         raise InvalidType("formulation has no network; expected what paradigms.adversarial.game(net, ...) returned")
     check_instance(Maximiser, "PGD(...), YOPO(...) or the like", maximiser=maximiser)
-    if net is not None:
-        check_instance(nn.Module, "a torch.nn.Module or None", net=net)
+    check_instance(nn.Module | None, "a torch.nn.Module or None", net=net)
     made = formulation.problem
     if made.ball.bounds != (0.0, 1.0):
         raise InvalidValue(

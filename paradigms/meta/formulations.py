@@ -11,19 +11,18 @@ Abbeel, Levine 2017, arXiv:1703.03400), and dJ/dphi_0 = E p_1. First-order MAML 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
 
 import mfoc
-from mfoc import InvalidValue, tree
-from mfoc.checks import check_flag, check_instance, check_integer
+from mfoc import InvalidType, InvalidValue, tree
+from mfoc.checks import check_flag, check_instance, check_integer, check_non_negative
 from mfoc.formulation import Formulation
 from mfoc.networks import place
 from mfoc.problem import controls_of
-from paradigms.meta.checks import check_step_weights
 from paradigms.meta.loop import Loop
 from paradigms.meta.losses import Loss, TaskLoss
 from paradigms.meta.objective import Rule, TaskObjective
@@ -81,7 +80,7 @@ def build(
 ) -> MetaFormulation:
     """The formulation of any rule, in the terms of ``maml``.
 
-    ``extra`` are controls beside the initial weights; ``adapted`` names the weights that follow the rule, all when None.
+    ``extra`` are controls beside the initial weights; ``adapted`` names the weights that move, all when None.
     """
     check_integer(1, inner_steps=inner_steps)
     check_flag(first_order=first_order)
@@ -139,12 +138,26 @@ def checked_controls(formulation: Any, solution: Any) -> Any:
     return controls
 
 
+def check_step_weights(weights: Any, steps: int) -> list[float] | None:
+    """Weights of the multi-step loss."""
+    if weights is None:
+        return None
+    if not isinstance(weights, Iterable):
+        raise InvalidType(f"step_losses is a {type(weights).__name__}; expected {steps} weights, or None")
+    found = list(weights)
+    for weight in found:
+        check_non_negative(step_losses=weight)
+    if len(found) != steps or not any(found):
+        raise InvalidValue(f"step_losses is {weights!r}; expected {steps} non-negative weights, not all zero")
+    return found
+
+
 def _shapes(controls: Any) -> dict[str, tuple[int, ...]]:
     return {name: tuple(leaf.shape) for name, leaf in tree.dotted(controls).items() if isinstance(leaf, Tensor)}
 
 
 def to_module(net: nn.Module, weights: Weights) -> nn.Module:
-    """A copy of a network with these weights, an ordinary module; parameters that are not named stay."""
+    """A copy of a network with these weights; parameters that are not named stay."""
     solved = copy.deepcopy(net)
     place(solved, weights)
     return solved
@@ -152,9 +165,9 @@ def to_module(net: nn.Module, weights: Weights) -> nn.Module:
 
 def _split_at(model: StackedNetwork, adapted: tuple[str, ...]) -> int:
     """The first layer with an adapted weight, if no later one has a weight that is not; 0 when layers cannot be cut."""
-    owners = [name.rpartition(".")[0] for name in model.names]
-    fixed = [
-        model.layers.index(o) for o, n in zip(owners, model.names, strict=True) if n not in adapted and model.layers
-    ]
-    moving = [model.layers.index(o) for o, n in zip(owners, model.names, strict=True) if n in adapted and model.layers]
+    if not model.layers:
+        return 0
+    layer = {name: model.layers.index(name.rpartition(".")[0]) for name in model.names}
+    fixed = [layer[name] for name in model.names if name not in adapted]
+    moving = [layer[name] for name in model.names if name in adapted]
     return min(moving) if fixed and moving and max(fixed) < min(moving) else 0

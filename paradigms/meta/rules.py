@@ -12,11 +12,10 @@ from torch import Tensor, nn
 from mfoc import InvalidValue
 from mfoc.checks import check_instance, check_positive
 from mfoc.networks.inspection import shared_parameters, trainable, training_norms
-from paradigms.meta.checks import checked_network
 from paradigms.meta.formulations import MetaFormulation, build
 from paradigms.meta.losses import Loss
 from paradigms.meta.objective import Rule
-from paradigms.meta.stacked import Weights
+from paradigms.meta.stacked import StackedNetwork, Weights
 
 
 def learned_update(
@@ -34,17 +33,11 @@ def learned_update(
 
     Andrychowicz et al. (2016), arXiv:1606.04474, with a rule that has no memory. It includes preconditioners P.
 
-    Args:
-        net: see ``maml``.
-        loss: see ``maml``.
-        tasks: see ``maml``.
+    Args beside those of ``maml``:
         rule: ``rule(slope, weight) -> direction``, called once for each parameter with tensors ``[tasks, ...]``; it
             must keep their shape and treat tasks alike (``Coordinatewise`` does). An ``nn.ModuleDict`` has a rule for
             each parameter, by its name with "." written as "_".
-        inner_steps: steps K.
         inner_lr: what directions are multiplied by.
-        first_order: see ``maml``.
-        step_losses: see ``maml``.
 
     Returns:
         A formulation; controls are {"phi": weights, "rule": the rule's weights}, the readout is the network.
@@ -65,10 +58,8 @@ def learned_update(
     def direction(slopes: Weights, phi: Weights, u: Any) -> Weights:
         return {name: _apply(own, u["rule"], name, slope, phi[name]) for name, slope in slopes.items()}
 
-    made = Rule(lambda k, u: inner_lr, direction)
-    return build(
-        checked_network(net), loss, tasks, made, inner_steps, first_order, step_losses, extra={"rule": weights}
-    )
+    made, model = Rule(lambda k, u: inner_lr, direction), StackedNetwork(net)
+    return build(model, loss, tasks, made, inner_steps, first_order, step_losses, extra={"rule": weights})
 
 
 def _apply(rule: nn.Module, weights: Weights, name: str, slope: Tensor, value: Tensor) -> Tensor:

@@ -23,11 +23,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mfoc import InvalidType, InvalidValue, deprecation
+from mfoc import InvalidType, InvalidValue
+from mfoc.checks import check_instance
+from mfoc.networks import inspection
 from mfoc.networks.inspection import ELEMENTWISE, has_aliases, hooked, is_chain, is_dropout, pure_copy, trainable
 from mfoc.seeding import watched
-from paradigms.meta.convolution import Window, convolve
-from paradigms.meta.normalisation import normalise
+from paradigms.meta.layers import Window, convolve, normalise
 
 Weights = dict[str, Tensor]
 
@@ -77,16 +78,26 @@ class StackedNetwork:
     """A network evaluated with stacked weights.
 
     Args:
-        net: the network. It is copied; dropout must be off.
+        net: the network. It is copied. A submodule may have several names, and run several times.
 
     Attributes:
         net: the network itself.
         names: names of the parameters that require grad, in the order of the module.
         layers: names of the layers of a chain, in order; empty when the network is no chain of known layers.
         looped: tasks run one after another, as vmap could not follow the network.
+
+    Raises:
+        InvalidType: no module.
+        InvalidValue: active dropout, lazy parameters, a parameter that two submodules share, nothing to train.
     """
 
     def __init__(self, net: nn.Module) -> None:
+        check_instance(nn.Module, "a torch.nn.Module", net=net)
+        inspection.refuse_lazy(net)
+        inspection.refuse_sharing(net, aliases=False)
+        inspection.refuse_randomness(net)
+        if not trainable(net):
+            raise InvalidValue("net has no parameter that requires grad; there is nothing to train")
         self.net, self._module = net, pure_copy(net)
         self.names = list(trainable(self._module))
         self._constants = {n: p.detach() for n, p in self._module.named_parameters() if not p.requires_grad}
@@ -288,6 +299,3 @@ def _layer_norm(flow: _Flow, scale: Tensor | None, shift: Tensor | None, module:
 
     out = out if scale is None else out * spread(scale)
     return _Flow(out if shift is None else out + spread(shift), flow.tasks)
-
-
-__getattr__ = deprecation.aliases("paradigms.meta.stacked", {"pure_copy": "mfoc.networks.inspection.pure_copy"})
