@@ -35,8 +35,9 @@ _META = {
     "checks": ["formulations", "stacked"],
     "convolution": ["layers"],
     "few_shot": ["classification"],
-    "inner": ["objective"],
+    "inner": ["loop"],
     "normalisation": ["layers"],
+    "rules": ["algorithms"],
     "tasks": ["task_laws"],
 }
 _NAMES = {

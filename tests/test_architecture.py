@@ -39,10 +39,9 @@ PARADIGM_LAYERS = {
     "meta": [
         {"layers", "losses", "task_laws"},
         {"stacked", "classification"},
-        {"objective"},
         {"loop"},
         {"formulations"},
-        {"algorithms", "rules", "implicit", "learner", "evaluation"},
+        {"algorithms", "implicit", "learner", "evaluation"},
         {"interop"},
     ],
 }

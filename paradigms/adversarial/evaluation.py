@@ -206,8 +206,7 @@ def _attacked(
     """Which particles are still classified right."""
     if not alive.any():
         return alive
-    made = formulation.problem
-    some = batch[alive]
+    made, some = formulation.problem, batch[alive]
     eta = attack.maximise(made, made.controls, some, generator)
     survived = alive.clone()
     survived[alive] = _logits(formulation, made.disturb(some, eta)).argmax(1) == some.data

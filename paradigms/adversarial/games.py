@@ -102,7 +102,7 @@ class GameFormulation(Formulation):
     def certify(  # type: ignore[override]  # the game's certificate has the minimiser's in it
         self, solution: Any, *, maximiser: Maximiser | None = None, **settings: Any
     ) -> GameCertificate:
-        """How near a solution is to the saddle point of the game: ``paradigms.adversarial.certify``.
+        """How near a solution is to the saddle point of the game: ``paradigms.adversarial.certify`` and its arguments.
 
         ``mfoc.certify`` on this problem and population would certify the problem without an adversary.
         """
@@ -196,9 +196,8 @@ class _Pairs(mfoc.Population):
     """A population whose states x are doubled to (x, x)."""
 
     def __init__(self, source: mfoc.Population) -> None:
-        self._source = source
-        self.size, self.batch_size = source.size, source.batch_size
-        self.batches_per_epoch = source.batches_per_epoch
+        self._source, self.size = source, source.size
+        self.batch_size, self.batches_per_epoch = source.batch_size, source.batches_per_epoch
 
     def __call__(self, step: int) -> mfoc.Particles:
         return _doubled(self._source(step))

@@ -23,9 +23,8 @@ from mfoc.checks import check_flag, check_instance, check_integer, check_non_neg
 from mfoc.formulation import Formulation
 from mfoc.networks import place
 from mfoc.problem import controls_of
-from paradigms.meta.loop import Loop
+from paradigms.meta.loop import Loop, Rule, TaskObjective
 from paradigms.meta.losses import Loss, TaskLoss
-from paradigms.meta.objective import Rule, TaskObjective
 from paradigms.meta.stacked import StackedNetwork, Weights
 from paradigms.meta.task_laws import as_tasks
 
@@ -38,6 +37,7 @@ class MetaFormulation(Formulation):
         net: the network it was made from.
         loop: the inner loop: losses, slopes and the rule of the fast weights.
         inner_steps: inner steps K of the problem.
+        adapt_steps: gradient steps of an adaptation: those towards the equilibrium, for iMAML.
         inner_lr: the step size where it is a constant; None where it is a control.
         remake: the same problem with another number of inner steps, all weight on the last.
         origin: the object it was read from, where it was; see ``from_learn2learn``.
@@ -46,6 +46,7 @@ class MetaFormulation(Formulation):
     net: nn.Module = field(kw_only=True)
     loop: Loop = field(kw_only=True)
     inner_steps: int = field(kw_only=True)
+    adapt_steps: int = field(kw_only=True)
     inner_lr: float | None = field(kw_only=True)
     remake: Callable[[int], mfoc.Problem] = field(kw_only=True)
     origin: Any = field(default=None, kw_only=True)
@@ -53,11 +54,6 @@ class MetaFormulation(Formulation):
     def __repr__(self) -> str:
         size = sum(leaf.numel() for leaf in tree.leaves(self.problem.controls))
         return f"MetaFormulation({type(self.net).__name__}, {size} controls, adapted in {self.adapt_steps} inner steps)"
-
-    @property
-    def adapt_steps(self) -> int:
-        """Gradient steps of an adaptation: those towards the equilibrium, for iMAML."""
-        return self.inner_steps if self.loop.settle is None else self.loop.settle.steps
 
     @property
     def first_order(self) -> bool:
@@ -97,6 +93,7 @@ def assemble(
     inner_steps: int,
     step_losses: Sequence[float] | None = None,
     *,
+    adapt_steps: int | None = None,
     inner_lr: float | None = None,
     remake: Callable[[int], mfoc.Problem] | None = None,
 ) -> MetaFormulation:
@@ -113,6 +110,7 @@ def assemble(
         net=net,
         loop=loop,
         inner_steps=inner_steps,
+        adapt_steps=adapt_steps or inner_steps,
         inner_lr=inner_lr,
         remake=remake or (lambda steps: loop.problem(controls, steps, None)),
     )

@@ -22,9 +22,8 @@ from mfoc import InvalidType, InvalidValue, deprecation
 from mfoc.checks import check_between, check_integer, check_non_negative, check_positive
 from mfoc.derivatives import gradients
 from paradigms.meta.formulations import MetaFormulation, assemble, checked_controls
-from paradigms.meta.loop import Loop
+from paradigms.meta.loop import Loop, Pair, TaskObjective
 from paradigms.meta.losses import Loss, TaskLoss
-from paradigms.meta.objective import Pair, TaskObjective
 from paradigms.meta.stacked import StackedNetwork, Weights
 from paradigms.meta.task_laws import as_tasks, check_tasks
 from paradigms.reporting import Estimate, normal_interval
@@ -72,8 +71,8 @@ class Equilibrium:
 
     def solve(self, phi: Weights, g: Sequence[Tensor], pair: Pair) -> list[Tensor]:
         """P with (I + H / strength) p = g, each task on its own, by conjugate gradients."""
-        apply = self.operator(phi, pair)
-        return _conjugate_gradients(apply, [leaf.detach() for leaf in g], self.cg_steps, self.cg_tol)
+        right = [leaf.detach() for leaf in g]
+        return _conjugate_gradients(self.operator(phi, pair), right, self.cg_steps, self.cg_tol)
 
     def operator(self, phi: Weights, pair: Pair) -> Callable[[list[Tensor]], list[Tensor]]:
         """V to (I + H / strength) v, the Hessian at phi."""
@@ -215,7 +214,7 @@ def imaml(
     def remake(steps: int) -> mfoc.Problem:
         return replace(loop, settle=replace(settle, steps=steps)).problem(controls, 1, None)
 
-    made = assemble(loop, controls, tasks, 1, inner_lr=inner_lr, remake=remake)
+    made = assemble(loop, controls, tasks, 1, adapt_steps=inner_steps, inner_lr=inner_lr, remake=remake)
     _check_descent(loop, settle, controls, made.population(0).data)
     return made
 

@@ -154,10 +154,8 @@ def _second(
     step, bend = weight * rate, weight * rate * rate
 
     of_x, rest = -step * a_h, -step * h_bar
-    if h_weight is not None:
-        of_x = of_x + h_weight
-    if h_bias is not None:
-        rest = rest + h_bias
+    of_x = of_x if h_weight is None else of_x + h_weight
+    rest = rest if h_bias is None else rest + h_bias
     to_g = combined(rest - of_x * rate * mean, (step, h), (of_x * rate, x))
 
     of_h, of_g, of_x = -bend * a_g, -bend * a_h, -bend * (s - 2 * a_h * a_g)

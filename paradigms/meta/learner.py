@@ -85,10 +85,8 @@ class Learner(nn.Module):
     def controls(self) -> Any:
         """The controls: a tree of the parameters; of a clone, with its fast weights."""
         own = dict(self.module.named_parameters())
-        found: dict[str, Any] = {"phi": {name: own[name] for name in self._formulation.problem.controls["phi"]}}
-        for key, like in self._others.items():
-            found[key] = tree.rebuild(like, getattr(self, _NAMES.get(key, key)))
-        return found
+        others = {key: tree.rebuild(like, getattr(self, _NAMES.get(key, key))) for key, like in self._others.items()}
+        return {"phi": {name: own[name] for name in self._formulation.problem.controls["phi"]}, **others}
 
     def clone(
         self, first_order: bool | None = None, allow_unused: bool | None = None, allow_nograd: bool | None = None
@@ -163,9 +161,8 @@ class Learner(nn.Module):
         return fast
 
     def _rule(self) -> Any:
-        move = self._formulation.loop.move
+        move, lr = self._formulation.loop.move, self.__dict__.get("lr", self._parameters.get("lr"))
         assert move is not None
-        lr = self.__dict__.get("lr", self._parameters.get("lr"))
         return move if lr is None else replace(move, alpha=lambda k, u: lr)
 
 

@@ -20,8 +20,7 @@ from paradigms.meta import (
     reptile,
     sinusoids,
 )
-from paradigms.meta.loop import Loop
-from paradigms.meta.objective import TaskObjective
+from paradigms.meta.loop import Loop, TaskObjective
 from tests.oracles.meta import each_task
 
 LR = 0.05
