@@ -38,8 +38,7 @@ class FromTorchattacks:
     attack: Callable[[nn.Module], Any]
 
     def __post_init__(self) -> None:
-        expected = "a function of the network, such as lambda net: torchattacks.PGD(net, eps=0.1)"
-        check_callable(expected, attack=self.attack)
+        check_callable("a function of the network: lambda net: torchattacks.PGD(net, eps=0.1), say", attack=self.attack)
         if hasattr(self.attack, "get_logits") and not isinstance(self.attack, type):
             raise InvalidType("attack is made for one network; expected a function of the network that makes it")
         if hasattr(self.attack, "maximise"):

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-_X, _W, _G = range(3)  # the places of <g, conv(x, w)>
+_G, _X, _W = range(3)  # the places of <g, conv(x, w)>
 
 
 class Window(NamedTuple):
@@ -49,24 +49,24 @@ class _Convolution(Function):
         settings = (window.stride, window.padding, window.dilation, False, [0] * len(window.stride), window.groups)
         if place == _G:
             return torch.convolution(a, b, bias, *settings)
-        g, x, w = (b, b.new_empty(shape), a) if place == _X else (b, a, b.new_empty(shape))
+        x, w = (a.new_empty(shape), b) if place == _X else (b, a.new_empty(shape))
         mask = [place == _X, place == _W, False]
-        found: Tensor = torch.ops.aten.convolution_backward(g, x, w, None, *settings, mask)[place]
+        found: Tensor = torch.ops.aten.convolution_backward(a, x, w, None, *settings, mask)[place - 1]
         return found
 
     @staticmethod
     def backward(ctx: Any, h: Tensor) -> Any:
-        others = [place for place in (_X, _W, _G) if place != ctx.place]
+        others = [place for place in (_G, _X, _W) if place != ctx.place]
         given = {ctx.place: h, **dict(zip(others, ctx.saved_tensors, strict=True))}
 
         def towards(place: int) -> Tensor:
-            a, b = (given[other] for other in (_X, _W, _G) if other != place)
+            a, b = (given[other] for other in (_G, _X, _W) if other != place)
             result: Tensor = _Convolution.apply(place, given[place].shape, ctx.window, None, a, b)
             return result
 
         to_bias, *wanted = ctx.needs_input_grad[3:]
-        of_bias = h.sum((0, *range(2, h.dim()))) if to_bias else None
-        return None, None, None, of_bias, *(towards(p) if w else None for p, w in zip(others, wanted, strict=True))
+        found = [towards(place) if asked else None for place, asked in zip(others, wanted, strict=True)]
+        return None, None, None, h.sum((0, *range(2, h.dim()))) if to_bias else None, *found
 
 
 def normalise(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:

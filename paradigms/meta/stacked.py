@@ -215,10 +215,9 @@ def _layer(name: str, module: nn.Module) -> Layer | None:
 
 
 def _flatten(flow: _Flow, u: Weights) -> _Flow:
-    if flow.planes:
-        h = flow.value
-        return _Flow(h.reshape(len(h), flow.tasks, -1).transpose(0, 1), flow.tasks)
-    return _Flow(flow.value.flatten(2), flow.tasks)
+    h = flow.value
+    rows = h.reshape(len(h), flow.tasks, -1).transpose(0, 1) if flow.planes else h.flatten(2)
+    return _Flow(rows, flow.tasks)
 
 
 # Layers with weights: each takes the module, the flow, and its stacked weight and bias, None where it has none.
