@@ -31,10 +31,19 @@ _BAYESIAN = {
     "svgd": ["samplers.svgd"],
     "variational": ["vi.inference"],
 }
-_META = {"few_shot": ["classification"], "inner": ["objective"], "tasks": ["task_laws"]}
+_META = {
+    "checks": ["formulations", "stacked"],
+    "convolution": ["layers"],
+    "few_shot": ["classification"],
+    "inner": ["loop"],
+    "normalisation": ["layers"],
+    "rules": ["algorithms"],
+    "tasks": ["task_laws"],
+}
 _NAMES = {
     "paradigms.bayesian.draws.Draws": "NetworkDraws",
     "paradigms.bayesian.likelihoods.Custom": "NegativeLogLikelihood",
+    "paradigms.meta.checks.checked_network": "StackedNetwork",
     "paradigms.meta.inner.Inner": "TaskObjective",
 }
 

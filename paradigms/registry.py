@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import entry_points
 from typing import Any
 
 from mfoc import InvalidValue
@@ -12,7 +12,7 @@ _GROUP = "mfoc.paradigms"
 
 def available() -> list[str]:
     """The names of the installed paradigms: entry points of the group "mfoc.paradigms"."""
-    return sorted({point.name for point in _points()})
+    return sorted({point.name for point in entry_points(group=_GROUP)})
 
 
 def load(name: str) -> Any:
@@ -27,11 +27,7 @@ def load(name: str) -> Any:
     Raises:
         InvalidValue: no such paradigm is installed.
     """
-    for point in _points():
+    for point in entry_points(group=_GROUP):
         if point.name == name:
             return point.load()
     raise InvalidValue(f"no paradigm {name!r} is installed; available: {', '.join(available()) or 'none'}")
-
-
-def _points() -> tuple[EntryPoint, ...]:
-    return tuple(entry_points(group=_GROUP))

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from statistics import NormalDist
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -16,13 +16,7 @@ from mfoc.hooks import progress_display
 
 @contextmanager
 def progress_bar(label: str, total: int, *, shown: bool) -> Iterator[Callable[[str], None]]:
-    """A progress bar where rich is installed; it yields a function that moves it on and shows a word.
-
-    Args:
-        label: what to call the work.
-        total: how many moves there are.
-        shown: False: no bar.
-    """
+    """A progress bar of so many moves, where rich is installed: yields a function that moves it on and shows a word."""
     try:
         display = progress_display() if shown else None
     except MissingExtra:
@@ -35,8 +29,7 @@ def progress_bar(label: str, total: int, *, shown: bool) -> Iterator[Callable[[s
         yield lambda word: display.update(task, advance=1, figures=word)
 
 
-@dataclass(frozen=True)
-class Estimate:
+class Estimate(NamedTuple):
     """A mean with a normal interval."""
 
     value: float
@@ -47,14 +40,11 @@ class Estimate:
         return f"{self.value:.4g} [{self.low:.4g}, {self.high:.4g}]"
 
 
-def normal_interval(sample: Tensor, confidence: float) -> tuple[float, float, float]:
-    """The mean of a sample ``[n]`` and the ends of its normal interval.
-
-    They are infinite for a sample of one, and for one with infinite or undefined members.
-    """
+def normal_interval(sample: Tensor, confidence: float) -> Estimate:
+    """The mean of a sample ``[n]``; infinite ends for a sample of one, or with members that are not finite."""
     sample = sample.double()
     mean = float(sample.mean())
     if len(sample) < 2 or not math.isfinite(mean):
-        return mean, -math.inf, math.inf
+        return Estimate(mean, -math.inf, math.inf)
     half = NormalDist().inv_cdf(0.5 + confidence / 2) * float(sample.std()) / math.sqrt(len(sample))
-    return mean, mean - half, mean + half
+    return Estimate(mean, mean - half, mean + half)

@@ -34,15 +34,14 @@ LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 
 # The same for the paradigms, which import no other paradigm: files and folders from the ground up.
 PARADIGM_LAYERS = {
-    "adversarial": [{"checks"}, {"certificate"}, {"games"}, {"interop"}, {"evaluation"}],
+    "adversarial": [{"certificate"}, {"games"}, {"interop"}, {"evaluation"}],
     "bayesian": [{"laws"}, {"pyro"}, {"density"}, {"vi", "samplers"}, {"predictive"}, {"metrics"}, {"plots"}],
     "meta": [
-        {"convolution", "normalisation", "losses", "task_laws"},
+        {"layers", "losses", "task_laws"},
         {"stacked", "classification"},
-        {"checks", "objective"},
         {"loop"},
         {"formulations"},
-        {"algorithms", "rules", "implicit", "learner", "evaluation"},
+        {"algorithms", "implicit", "learner", "evaluation"},
         {"interop"},
     ],
 }

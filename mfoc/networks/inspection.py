@@ -12,6 +12,7 @@ from typing import TypeVar
 
 from torch import fx, nn
 
+from mfoc.checks import check_instance
 from mfoc.errors import InvalidValue
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -28,14 +29,8 @@ ELEMENTWISE: tuple[type[nn.Module], ...] = (
 )  # fmt: skip
 
 # Layers that are affine in their input, whatever their settings. A Sequential of them is, too.
-_AFFINE = (
-    nn.Linear,
-    nn.modules.conv._ConvNd,
-    nn.modules.pooling._AvgPoolNd,
-    nn.Identity,
-    nn.Flatten,
-    nn.Unflatten,
-)
+_POOLS, _CONVOLUTIONS = nn.modules.pooling._AvgPoolNd, nn.modules.conv._ConvNd
+_AFFINE = (nn.Linear, _CONVOLUTIONS, _POOLS, nn.Identity, nn.Flatten, nn.Unflatten)
 _STOCHASTIC = ("StochasticDepth", "DropPath", "FractionalMaxPool2d", "RReLU")
 
 
@@ -88,9 +83,7 @@ def trainable(net: nn.Module) -> dict[str, nn.Parameter]:
 def shared_parameters(net: nn.Module, *, aliases: bool = True) -> Iterator[tuple[str, str]]:
     """Parameters that are met again: each with the name it has there and the one it had before.
 
-    Args:
-        net: the network.
-        aliases: count those of a submodule that has several names; False: of one parameter in several submodules only.
+    With ``aliases`` those of a submodule of several names count; without, one parameter in several submodules alone.
     """
     seen: dict[int, str] = {}
     for prefix, part in net.named_modules(remove_duplicate=not aliases):
@@ -109,9 +102,7 @@ def has_aliases(net: nn.Module) -> bool:
 def training_norms(net: nn.Module, *, instance: bool = True) -> Iterator[tuple[str, Norm]]:
     """Batch norms in training mode, which normalise by the statistics of what they are given; instance norms, too.
 
-    Args:
-        net: the network.
-        instance: False: batch norms alone, by which the particles of a batch depend on each other.
+    With ``instance=False`` batch norms alone, by which the particles of a batch depend on each other.
     """
     kind = Norm if instance else nn.modules.batchnorm._BatchNorm
     return ((name, part) for name, part in net.named_modules() if isinstance(part, kind) and part.training)
@@ -141,10 +132,7 @@ def pure_copy(module: Module, name: str = "") -> Module:
     """A private copy that writes neither into its inputs nor into itself, and changes no value.
 
     In training mode batch norm uses the statistics of the cloud: without running averages there is none to advance.
-
-    Args:
-        module: the module.
-        name: what to call it in an error.
+    An error calls the module by ``name``.
 
     Raises:
         InvalidValue: it cannot be copied.
@@ -161,26 +149,18 @@ def pure_copy(module: Module, name: str = "") -> Module:
     return without_inplace(private)
 
 
-# ---- what is refused
+# ---- what is refused, with an InvalidValue that says which part it is
 
 
 def refuse_lazy(net: nn.Module) -> None:
-    """Refuses parameters that have no shape yet.
-
-    Raises:
-        InvalidValue: says which.
-    """
+    """Refuses parameters that have no shape yet."""
     for name, parameter in net.named_parameters():
         if isinstance(parameter, nn.parameter.UninitializedParameter):
             raise InvalidValue(f"parameter {name!r} is lazy; run the network once on a batch before from_module")
 
 
 def refuse_sharing(net: nn.Module, *, aliases: bool = True) -> None:
-    """Refuses a parameter that is used in two places; see ``shared_parameters``.
-
-    Raises:
-        InvalidValue: says which.
-    """
+    """Refuses a parameter that is used in two places; see ``shared_parameters``."""
     for name, first in shared_parameters(net, aliases=aliases):
         raise InvalidValue(
             f"parameter {name!r} is shared with {first!r}; a per-stage control cannot be shared. "
@@ -189,13 +169,17 @@ def refuse_sharing(net: nn.Module, *, aliases: bool = True) -> None:
 
 
 def refuse_randomness(net: nn.Module) -> None:
-    """Refuses modules that draw random numbers in a forward pass.
-
-    Raises:
-        InvalidValue: says which.
-    """
+    """Refuses modules that draw random numbers in a forward pass."""
     for name, module in random_parts(net):
         raise InvalidValue(
             f"module {name!r} ({type(module).__name__}) is random in training mode and dynamics must be pure: take its "
             "mask from the data with mfoc.networks.MaskedDropout, set its probability to 0, or call .eval() on it"
         )
+
+
+def refuse_unfit(net: nn.Module, *, aliases: bool = True) -> None:
+    """Refuses what cannot be trained as a control: what is no module (``InvalidType``), or has one of those parts."""
+    check_instance(nn.Module, "a torch.nn.Module", net=net)
+    refuse_lazy(net)
+    refuse_sharing(net, aliases=aliases)
+    refuse_randomness(net)

@@ -1,4 +1,4 @@
-"""Networks as control problems: the layers are the stages, the weights are the controls.
+"""Networks as control problems, and solutions as networks: the layers are the stages, the weights are the controls.
 
 A stage is a frozen copy of the user's module, called with the weights of the control; the user's network is never
 touched. Buffers are constants: batch norm in training mode uses the statistics of the cloud (an interacting problem)
@@ -7,18 +7,23 @@ and does not advance its running averages.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+import copy
+import inspect
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from mfoc.checks import check_instance
-from mfoc.errors import InvalidValue
-from mfoc.networks.costs import Loss, per_sample
-from mfoc.networks.cutting import named_stages
-from mfoc.networks.inspection import is_affine, refuse_lazy, refuse_randomness, refuse_sharing
-from mfoc.networks.stage import Stage
-from mfoc.problem import Problem, RunningCost
+from mfoc import tree
+from mfoc.checks import check_callable, check_non_negative
+from mfoc.errors import InvalidType, InvalidValue
+from mfoc.networks.inspection import is_affine, refuse_unfit, trainable, training_norms
+from mfoc.networks.stages import Stage, named_stages
+from mfoc.problem import Problem, RunningCost, TerminalCost, controls_of
 from mfoc.tree import Tree
+
+Loss = Callable[..., Tensor]
 
 
 def from_module(
@@ -48,23 +53,128 @@ def from_module(
         InvalidType: ``net`` is not a module, or ``loss`` not a function.
         InvalidValue: shared parameters, dropout in training mode, unknown or unordered stages, nothing to train.
     """
-    check_instance(nn.Module, "a torch.nn.Module", net=net)
-    refuse_lazy(net)
-    refuse_sharing(net)
-    refuse_randomness(net)
+    refuse_unfit(net)
     layers = [Stage(name, module) for name, module in named_stages(net, stages)]
-    kinds = [stage.kind() for stage in layers]
+    kind = [stage.kind() or (t,) for t, stage in enumerate(layers)].__getitem__
+    affine = [is_affine(stage.module) for stage in layers].__getitem__
 
     def dynamics(t: int, x: Tree, u: Tree, z: Tree) -> Tree:
         return layers[t](x, u, z)
 
-    def kind(t: int) -> Hashable:
-        return (t,) if kinds[t] is None else kinds[t]
-
-    affine = [is_affine(stage.module) for stage in layers]
     controls = [stage.controls() for stage in layers]
     if not any(controls):
         raise InvalidValue("net has no parameter that requires grad; there is nothing to train")
-    return Problem(
-        dynamics, per_sample(loss), controls, running_cost=running_cost, kind=kind, affine=affine.__getitem__
-    )
+    return Problem(dynamics, per_sample(loss), controls, running_cost=running_cost, kind=kind, affine=affine)
+
+
+def to_module(net: nn.Module, controls: Any, *, stages: Sequence[str | Sequence[str]] | None = None) -> nn.Module:
+    """The solved network: a copy of ``net`` with the controls as its parameters, an ordinary module.
+
+    Args:
+        net: the network given to ``from_module``.
+        controls: controls of that problem, or a solution or iterate that has them.
+        stages: the ``stages`` given to ``from_module``.
+
+    Returns:
+        A new module. Buffers are those of ``net``: ``refresh_averages`` estimates those of batch norm.
+
+    Raises:
+        InvalidType: no controls.
+        InvalidValue: the controls are not of this network.
+    """
+    solved, controls = copy.deepcopy(net), controls_of(controls)
+    parts = named_stages(solved, stages)
+    if not isinstance(controls, list | tuple) or len(controls) != len(parts):
+        raise InvalidValue(f"controls do not belong to this network: expected a list of {len(parts)} stages")
+    for (name, module), weights in zip(parts, controls, strict=True):
+        own = trainable(module)
+        if own.keys() != weights.keys() or any(own[key].shape != weights[key].shape for key in own):
+            raise InvalidValue(
+                f"stage {name!r} has parameters {sorted(own)}; the controls hold {sorted(weights)} "
+                "(or the shapes differ): were they solved for this network?"
+            )
+        place(module, weights)
+    return solved
+
+
+def place(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Gives the parameters of a module copies of these values, by name; those that are not named stay.
+
+    Raises:
+        InvalidValue: a name or a shape that is not the module's.
+    """
+    own = dict(module.named_parameters())
+    for name, value in weights.items():
+        if name not in own or own[name].shape != value.shape:
+            raise InvalidValue(f"weights of {name!r} {tuple(value.shape)} do not belong to this network")
+        own[name].data = value.detach().clone()
+
+
+@torch.no_grad()
+def refresh_averages(net: nn.Module, batches: Iterable[Any]) -> None:
+    """Estimates the running averages of the normalisation layers in training mode, in one pass of a population.
+
+    The averages are those over the batches, each weighed alike, as ``torch.optim.swa_utils.update_bn`` takes them;
+    layers in evaluation mode keep theirs, and every layer keeps its mode.
+
+    Args:
+        net: a network of one's own: its buffers are written into.
+        batches: the inputs ``[N, ...]``, batch by batch; read only where there are averages to estimate.
+    """
+    norms = [norm for _, norm in training_norms(net) if norm.track_running_stats]
+    if not norms:
+        return
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # the plain average of all batches
+    for x in batches:
+        net(x)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+
+
+def weight_decay(coefficient: float) -> RunningCost:
+    """The running cost (coefficient / 2) ||u_t||^2: its gradient is that of torch's ``weight_decay=coefficient``."""
+    check_non_negative(coefficient=coefficient, finite=False)
+
+    def cost(t: int, x: Tree, u: Tree, z: Tree) -> Tensor:
+        leaf = tree.leaves(x)[0]
+        weights = tree.tensors(u)
+        if not weights:
+            dtype = leaf.dtype if leaf.is_floating_point() else torch.get_default_dtype()
+            return torch.zeros(len(leaf), device=leaf.device, dtype=dtype)
+        return (coefficient / 2 * sum(w.square().sum() for w in weights)).expand(len(leaf))  # type: ignore[union-attr]
+
+    return cost
+
+
+def per_sample(loss: Loss | nn.Module) -> TerminalCost:
+    """A loss as a terminal cost ``[N]``.
+
+    Args:
+        loss: a function (output, target); if it has a ``reduction`` it is set to "none" and the result averaged over
+            every axis but the particles. Class weights are applied without renormalisation.
+    """
+    if isinstance(loss, nn.Module) and hasattr(loss, "reduction"):
+        loss = copy.deepcopy(loss)
+        loss.reduction = "none"  # type: ignore[assignment]
+        return lambda x, z: _average(loss(x, z), x, z)
+    if isinstance(loss, type):
+        raise InvalidType(f"loss is the class {loss.__name__}; make an instance, {loss.__name__}()")
+    check_callable("a function loss(output, z) -> [N]", loss=loss)
+    try:
+        reducible = "reduction" in inspect.signature(loss).parameters
+    except (ValueError, TypeError):
+        reducible = False
+    return (lambda x, z: _average(loss(x, z, reduction="none"), x, z)) if reducible else loss
+
+
+def _average(cost: Tensor, x: Tree, z: Tree) -> Tensor:
+    """Means over all but the particles; a loss larger than the output comes from shapes that were broadcast."""
+    if isinstance(x, Tensor) and isinstance(z, Tensor) and cost.numel() > x.numel():
+        raise InvalidValue(
+            f"loss: the output {tuple(x.shape)} and the data {tuple(z.shape)} were broadcast to {tuple(cost.shape)}; "
+            "give the data the output's shape"
+        )
+    return cost.flatten(1).mean(1) if cost.dim() > 1 else cost

@@ -3,35 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 import mfoc
-from mfoc import InvalidValue
+from mfoc import InvalidType, InvalidValue
 from mfoc.checks import check_between, check_instance, check_integer
+from mfoc.formulation import Formulation
 from mfoc.games import costate_at, entering
 from mfoc.games.maximisers import PGD, Maximiser
 from mfoc.problem import controls_of
-from paradigms.adversarial.checks import check_inside
 from paradigms.reporting import Estimate, normal_interval
-
-
-@runtime_checkable
-class Playable(Protocol):
-    """What is certified: a game and what it is solved on, as ``game`` returns them."""
-
-    @property
-    def problem(self) -> mfoc.Game:
-        """The game."""
-
-    @property
-    def population(self) -> mfoc.Population:
-        """What it is solved on."""
-
-    def cloud(self, x: Tensor, z: Any) -> mfoc.Particles:
-        """Inputs and targets as particles of the game."""
 
 
 @dataclass(frozen=True)
@@ -58,19 +42,16 @@ class GameCertificate:
     confidence: float
 
     def __str__(self) -> str:
-        return "\n".join(
-            [
-                f"Certificate of a game on {self.minimiser.particles} particles "
-                f"({100 * self.confidence:.0f}% intervals)",
-                f"cost: clean {self.clean:.4g}, present adversary {self.present:.4g}, best response {self.best:.4g}",
-                f"adversary: first-order gap {self.adversary}; duality gap (best response - present) {self.gap}",
-                f"minimiser, adversary frozen: {self.minimiser}",
-            ]
+        return (
+            f"Certificate of a game on {self.minimiser.particles} particles ({100 * self.confidence:.0f}% intervals)\n"
+            f"cost: clean {self.clean:.4g}, present adversary {self.present:.4g}, best response {self.best:.4g}\n"
+            f"adversary: first-order gap {self.adversary}; duality gap (best response - present) {self.gap}\n"
+            f"minimiser, adversary frozen: {self.minimiser}"
         )
 
 
 def certify(
-    formulation: Playable,
+    formulation: Formulation,
     solution: Any,
     *,
     maximiser: Maximiser,
@@ -101,63 +82,66 @@ def certify(
     Raises:
         InvalidType, InvalidValue: wrong arguments.
     """
-    check_instance(Playable, "what game(...) returned", formulation=formulation)
+    made = getattr(formulation, "problem", None)
+    if not isinstance(made, mfoc.Game):
+        raise InvalidType(f"formulation is a {type(formulation).__name__} of no game; expected what game(...) returned")
     stronger = PGD(100) if best_response is None else best_response
     expected = "an adversary, such as the PGD(20) that the game was solved against"
     check_instance(Maximiser, expected, maximiser=maximiser, best_response=stronger)
     check_integer(0, 2**62 - 1, seed=seed)
     check_integer(1, restarts=restarts)
     check_between(0, 1, confidence=confidence)
-    made, controls = formulation.problem, controls_of(solution)
-    cloud = _cloud(formulation, population)
+    controls = controls_of(solution)
+    cloud = _cloud(made, formulation.population if population is None else mfoc.population(population))
     made.validate(cloud, controls)
-    clean, present, best, slack, eta = _measure(made, controls, cloud, maximiser, stronger, restarts, seed)
-    minimiser = mfoc.certify(made, controls, made.disturb(cloud, eta), confidence=confidence, seed=seed, **settings)
+
+    def cost(eta: Tensor | None) -> Tensor:
+        with torch.no_grad():
+            return mfoc.rollout(made, controls, cloud if eta is None else made.disturb(cloud, eta)).cost
+
+    states = entering(made, controls, cloud)
+    x = made.target(states)
+    generator = torch.Generator(x.device).manual_seed(seed)
+    eta = maximiser.maximise(made, controls, cloud, generator)
+    slack = made.ball.gap(x, eta, costate_at(made, controls, states, cloud.data, eta) * len(cloud))
+    present = best = cost(eta)
+    for _ in range(restarts):
+        best = torch.maximum(best, cost(stronger.maximise(made, controls, cloud, generator)))
     return GameCertificate(
-        minimiser,
-        Estimate(*normal_interval(slack, confidence)),
-        Estimate(*normal_interval(best - present, confidence)),
+        mfoc.certify(made, controls, made.disturb(cloud, eta), confidence=confidence, seed=seed, **settings),
+        normal_interval(slack, confidence),
+        normal_interval(best - present, confidence),
         float(present.mean()),
         float(best.mean()),
-        float(clean.mean()),
+        float(cost(None).mean()),
         confidence,
     )
 
 
-def _cloud(formulation: Playable, population: Any) -> mfoc.Particles:
+def _cloud(made: mfoc.Game, population: mfoc.Population) -> mfoc.Particles:
     """All particles to measure on, as one cloud of the game."""
-    source = formulation.population if population is None else mfoc.population(population)
-    cloud = source.cloud()
-    if isinstance(cloud.state, Tensor):
-        cloud = formulation.cloud(cloud.state, cloud.data)
+    cloud = population.cloud()
+    if made.part is not None and isinstance(cloud.state, Tensor):
+        cloud = mfoc.Particles((cloud.state, cloud.state), cloud.data)
     if len(cloud) < 2:
         raise InvalidValue("the population holds one particle; an interval needs at least two")
-    check_inside(formulation.problem, cloud)
+    check_inside(made, cloud)
     return cloud
 
 
-def _measure(
-    made: mfoc.Game,
-    controls: Any,
-    batch: mfoc.Particles,
-    maximiser: Maximiser,
-    stronger: Maximiser,
-    restarts: int,
-    seed: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Clean, present and best cost and the first-order gap of each particle ``[N]``, and the present disturbance."""
+def check_inside(made: mfoc.Game, particles: mfoc.Particles) -> None:
+    """Refuses particles whose states at the disturbed stage exceed the game's bounds.
 
-    def cost(eta: Tensor | None) -> Tensor:
-        with torch.no_grad():
-            return mfoc.rollout(made, controls, batch if eta is None else made.disturb(batch, eta)).cost
-
-    states = entering(made, controls, batch)
-    x = made.target(states)
-    generator = torch.Generator(x.device).manual_seed(seed)
-    eta = maximiser.maximise(made, controls, batch, generator)
-    slope = costate_at(made, controls, states, batch.data, eta) * len(batch)
-    present = cost(eta)
-    best = present
-    for _ in range(restarts):
-        best = torch.maximum(best, cost(stronger.maximise(made, controls, batch, generator)))
-    return cost(None), present, best, made.ball.gap(x, eta, slope), eta
+    Raises:
+        InvalidValue: says by how much.
+    """
+    bounds = made.ball.bounds
+    if bounds is None:
+        return
+    x = made.target(entering(made, made.controls, particles))
+    low, high = float(x.min()), float(x.max())
+    if low < bounds[0] or high > bounds[1]:
+        what = "the data reach" if made.stage == 0 else f"the states that enter stage {made.stage} reach"
+        raise InvalidValue(
+            f"bounds is {bounds} and {what} from {low:.4g} to {high:.4g}; pass their true range, or bounds=None"
+        )

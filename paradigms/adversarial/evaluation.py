@@ -19,6 +19,7 @@ import mfoc
 from mfoc import InvalidType, InvalidValue, require
 from mfoc.checks import check_between, check_instance, check_integer
 from mfoc.games.maximisers import FGSM, PGD, Maximiser
+from mfoc.printing import table
 from paradigms.adversarial.games import GameFormulation, Loss, frozen, game
 from paradigms.adversarial.interop import FromTorchattacks
 from paradigms.reporting import progress_bar
@@ -74,17 +75,15 @@ class Robustness:
         raise KeyError(f"{attack!r}; the table has {[row.attack for row in self.rows]}")
 
     def __str__(self) -> str:
-        width = max(6, *(len(row.attack) for row in self.rows))
-        lines = [
+        head = (
             f"Accuracy on {self.rows[0].total} particles, {self.ball.norm} ball of radius {self.ball.epsilon:g} "
-            f"({100 * self.confidence:.0f}% Wilson intervals)",
-            f"{'attack':{width}s}  accuracy  interval            seconds",
-        ]
-        lines += [
-            f"{row.attack:{width}s}  {row.value:8.2%}  [{row.low:7.2%}, {row.high:7.2%}]  {row.seconds:8.2f}"
+            f"({100 * self.confidence:.0f}% Wilson intervals)"
+        )
+        rows = [
+            (row.attack, f"{row.value:.2%}", f"[{row.low:7.2%}, {row.high:7.2%}]", f"{row.seconds:.2f}")
             for row in self.rows
         ]
-        return "\n".join(lines)
+        return f"{head}\n{table(('attack', 'accuracy', 'interval', 'seconds'), rows)}"
 
 
 def evaluate(
@@ -135,7 +134,6 @@ def evaluate(
     formulation = game(problem, None, data, epsilon=epsilon, norm=norm, bounds=bounds, batch_size=size)
     batches = list(formulation.population.epoch())
     chosen = _defaults(formulation, batches[0], seed) if attacks is None else _checked(attacks)
-    ball = formulation.problem.ball
     rows = []
     with progress_bar("attacks", (1 + len(chosen)) * len(batches), shown=progress) as tick:
         began = time.perf_counter()
@@ -150,7 +148,7 @@ def evaluate(
                 tick(name)
             rows.append(_row(name, survived, time.perf_counter() - began, confidence))
             logger.info("%s: %.4f", name, rows[-1].value)
-    return Robustness(rows, ball, confidence)
+    return Robustness(rows, formulation.problem.ball, confidence)
 
 
 def _defaults(formulation: GameFormulation, batch: mfoc.Particles, seed: int) -> dict[str, Maximiser]:
@@ -159,10 +157,8 @@ def _defaults(formulation: GameFormulation, batch: mfoc.Particles, seed: int) ->
     if batch.state.dim() != 4 or ball.bounds is None:
         return attacks
     library = require("torchattacks", "adversarial")
-    settings = {
-        "eps": ball.epsilon / (ball.bounds[1] - ball.bounds[0]),
-        "norm": {"linf": "Linf", "l2": "L2"}[ball.norm],
-    }
+    low, high = ball.bounds
+    settings = {"eps": ball.epsilon / (high - low), "norm": {"linf": "Linf", "l2": "L2"}[ball.norm]}
     attacks["APGD-CE"] = FromTorchattacks(lambda net: library.APGD(net, steps=20, seed=seed, loss="ce", **settings))
     classes = _logits(formulation, batch[:1]).shape[1]
     if classes >= 4:
@@ -179,10 +175,9 @@ def _checked(attacks: Mapping[str, Attack]) -> dict[str, Maximiser]:
     for name, attack in attacks.items():
         if not isinstance(name, str) or name == "clean":
             raise InvalidValue(f"attacks has the name {name!r}; expected a string other than 'clean'")
-        if isinstance(attack, Maximiser) and not isinstance(attack, type):
-            chosen[name] = attack
-        else:
-            chosen[name] = FromTorchattacks(attack)
+        if isinstance(attack, type) or not isinstance(attack, Maximiser):
+            attack = FromTorchattacks(attack)
+        chosen[name] = attack
     return chosen
 
 
@@ -193,8 +188,7 @@ def _logits(formulation: GameFormulation, batch: mfoc.Particles) -> Tensor:
 
 
 def _right(formulation: GameFormulation, batch: mfoc.Particles, tick: Callable[[str], None]) -> Tensor:
-    logits = _logits(formulation, batch)
-    labels = batch.data
+    logits, labels = _logits(formulation, batch), batch.data
     if logits.dim() != 2 or not isinstance(labels, Tensor) or labels.is_floating_point() or labels.dim() != 1:
         given = f"{tuple(labels.shape)} {labels.dtype}" if isinstance(labels, Tensor) else type(labels).__name__
         raise InvalidType(
@@ -207,17 +201,12 @@ def _right(formulation: GameFormulation, batch: mfoc.Particles, tick: Callable[[
 
 
 def _attacked(
-    formulation: GameFormulation,
-    attack: Maximiser,
-    batch: mfoc.Particles,
-    alive: Tensor,
-    generator: torch.Generator,
+    formulation: GameFormulation, attack: Maximiser, batch: mfoc.Particles, alive: Tensor, generator: torch.Generator
 ) -> Tensor:
     """Which particles are still classified right."""
     if not alive.any():
         return alive
-    made = formulation.problem
-    some = batch[alive]
+    made, some = formulation.problem, batch[alive]
     eta = attack.maximise(made, made.controls, some, generator)
     survived = alive.clone()
     survived[alive] = _logits(formulation, made.disturb(some, eta)).argmax(1) == some.data
@@ -225,18 +214,12 @@ def _attacked(
 
 
 def _row(name: str, survived: list[Tensor], seconds: float, confidence: float) -> Accuracy:
-    correct = sum(int(s.sum()) for s in survived)
-    total = sum(len(s) for s in survived)
+    correct, total = sum(int(s.sum()) for s in survived), sum(len(s) for s in survived)
     return Accuracy(name, correct, total, *wilson(correct, total, confidence), seconds)
 
 
 def wilson(successes: int, trials: int, confidence: float = 0.95) -> tuple[float, float]:
-    """The Wilson score interval of a proportion (Wilson 1927).
-
-    Args:
-        successes: how many.
-        trials: out of how many.
-        confidence: level.
+    """The Wilson score interval of a proportion, ``successes`` out of ``trials`` (Wilson 1927).
 
     Raises:
         InvalidValue: no trials.

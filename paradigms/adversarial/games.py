@@ -21,21 +21,12 @@ from mfoc.games.maximisers import Maximiser
 from mfoc.networks import refresh_averages
 from mfoc.networks.inspection import training_norms
 from mfoc.problem import RunningCost, controls_of
-from paradigms.adversarial.certificate import GameCertificate, certify
-from paradigms.adversarial.checks import check_inside
+from paradigms.adversarial.certificate import GameCertificate, certify, check_inside
 
 Loss = Callable[..., Tensor]
 Stages = Sequence[str | Sequence[str]]
 
-_IN_MEMORY = (
-    tuple,
-    list,
-    Tensor,
-    np.ndarray,
-    torch.utils.data.TensorDataset,
-    mfoc.Particles,
-    mfoc.Population,
-)
+_IN_MEMORY = (tuple, list, Tensor, np.ndarray, torch.utils.data.TensorDataset, mfoc.Particles, mfoc.Population)
 
 
 @dataclass(frozen=True)
@@ -111,17 +102,9 @@ class GameFormulation(Formulation):
     def certify(  # type: ignore[override]  # the game's certificate has the minimiser's in it
         self, solution: Any, *, maximiser: Maximiser | None = None, **settings: Any
     ) -> GameCertificate:
-        """How near a solution is to the saddle point of the game: ``paradigms.adversarial.certify``.
+        """How near a solution is to the saddle point of the game: ``paradigms.adversarial.certify`` and its arguments.
 
         ``mfoc.certify`` on this problem and population would certify the problem without an adversary.
-
-        Args:
-            solution: the solution, an iterate or controls.
-            maximiser: the adversary the game was solved against.
-            **settings: of ``paradigms.adversarial.certify``.
-
-        Raises:
-            InvalidType, InvalidValue: no adversary, or see there.
         """
         return certify(self, solution, maximiser=maximiser, **settings)  # type: ignore[arg-type]  # None is refused
 
@@ -169,10 +152,9 @@ def game(
         InvalidType, InvalidValue: wrong arguments, data that exceed the bounds, or that do not fit the network.
     """
     ball = mfoc.Ball(epsilon, norm, bounds)
-    trades = loss if isinstance(loss, TRADES) else None
-    source = mfoc.population(data, batch_size=batch_size, seed=seed)
-    if trades is not None:
-        source = _Pairs(source)
+    trades, plain = (loss, loss.loss) if isinstance(loss, TRADES) else (None, loss)
+    drawn = mfoc.population(data, batch_size=batch_size, seed=seed)
+    source = _Pairs(drawn) if trades else drawn
     if isinstance(net, mfoc.Problem):
         if loss is not None or stages is not None or running_cost is not None:
             raise InvalidType("net is an mfoc.Problem, which has costs and stages of its own; pass loss=None")
@@ -184,7 +166,6 @@ def game(
         raise InvalidType("loss is None; expected a function loss(output, z) -> [N], a torch loss or TRADES(beta)")
 
     def remake(module: nn.Module) -> mfoc.Game:
-        plain = trades.loss if trades else loss
         if any(parameter.requires_grad for parameter in module.parameters()):
             base = mfoc.from_module(module, plain, stages=stages, running_cost=running_cost)  # type: ignore[arg-type]
         else:
@@ -215,9 +196,8 @@ class _Pairs(mfoc.Population):
     """A population whose states x are doubled to (x, x)."""
 
     def __init__(self, source: mfoc.Population) -> None:
-        self._source = source
-        self.size, self.batch_size = source.size, source.batch_size
-        self.batches_per_epoch = source.batches_per_epoch
+        self._source, self.size = source, source.size
+        self.batch_size, self.batches_per_epoch = source.batch_size, source.batches_per_epoch
 
     def __call__(self, step: int) -> mfoc.Particles:
         return _doubled(self._source(step))
@@ -232,7 +212,8 @@ def _doubled(particles: mfoc.Particles) -> mfoc.Particles:
 
 def _check_data(made: mfoc.Game, source: mfoc.Population, data: Any) -> None:
     """Refuses data that do not fit the network, or exceed the bounds: all of them where they are in memory."""
-    few = source(0)[:2]
+    first = source(0)
+    few = first[:2]
     inputs = few.state[0] if made.part is not None else few.state
     if not isinstance(inputs, Tensor) or not inputs.is_floating_point():
         what = f"a {inputs.dtype} tensor" if isinstance(inputs, Tensor) else f"a {type(inputs).__name__}"
@@ -240,10 +221,8 @@ def _check_data(made: mfoc.Game, source: mfoc.Population, data: Any) -> None:
     made.validate(few)
     with torch.no_grad():
         made.target(mfoc.rollout(made, made.controls, few).states[made.stage])
-        if made.ball.bounds is None:
-            return
-        in_memory = made.stage == 0 and isinstance(data, _IN_MEMORY)
-        for particles in source.epoch() if in_memory else [source(0)]:
+        whole = made.ball.bounds is not None and made.stage == 0 and isinstance(data, _IN_MEMORY)
+        for particles in source.epoch() if whole else [first]:
             check_inside(made, particles)
 
 

@@ -38,8 +38,7 @@ class FromTorchattacks:
     attack: Callable[[nn.Module], Any]
 
     def __post_init__(self) -> None:
-        expected = "a function of the network, such as lambda net: torchattacks.PGD(net, eps=0.1)"
-        check_callable(expected, attack=self.attack)
+        check_callable("a function of the network: lambda net: torchattacks.PGD(net, eps=0.1), say", attack=self.attack)
         if hasattr(self.attack, "get_logits") and not isinstance(self.attack, type):
             raise InvalidType("attack is made for one network; expected a function of the network that makes it")
         if hasattr(self.attack, "maximise"):
@@ -170,8 +169,7 @@ def as_attack(formulation: GameFormulation, maximiser: Maximiser, net: nn.Module
     if not isinstance(formulation, GameFormulation) or formulation.remake is None:
         raise InvalidType("formulation has no network; expected what paradigms.adversarial.game(net, ...) returned")
     check_instance(Maximiser, "PGD(...), YOPO(...) or the like", maximiser=maximiser)
-    if net is not None:
-        check_instance(nn.Module, "a torch.nn.Module or None", net=net)
+    check_instance(nn.Module | None, "a torch.nn.Module or None", net=net)
     made = formulation.problem
     if made.ball.bounds != (0.0, 1.0):
         raise InvalidValue(

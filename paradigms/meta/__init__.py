@@ -6,13 +6,12 @@ print(evaluate(formulation, solution, sinusoids(seed=1), batches=24))
 net_of_a_task = adapt(formulation, solution, (x, y))
 """
 
-from paradigms.meta.algorithms import anil, maml, meta_sgd, reptile
+from paradigms.meta.algorithms import Coordinatewise, anil, learned_update, maml, meta_sgd, reptile
 from paradigms.meta.classification import few_shot, from_taskset
 from paradigms.meta.evaluation import Adaptation, adapt, evaluate
 from paradigms.meta.formulations import MetaFormulation
 from paradigms.meta.implicit import imaml, residuals
 from paradigms.meta.interop import Learner, from_learn2learn, to_learn2learn
-from paradigms.meta.rules import Coordinatewise, learned_update
 from paradigms.meta.task_laws import sinusoids, tasks
 
 __all__ = [

@@ -1,7 +1,8 @@
-"""The gradient-based algorithms: MAML, Meta-SGD, ANIL and Reptile."""
+"""The algorithms of gradient steps: MAML, Meta-SGD, ANIL, learned update rules and Reptile."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,13 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from mfoc import InvalidType, InvalidValue
-from mfoc.checks import check_flag, check_integer, check_positive
-from paradigms.meta.checks import checked_network
+from mfoc.checks import check_flag, check_instance, check_integer, check_positive
+from mfoc.networks.inspection import shared_parameters, trainable, training_norms
 from paradigms.meta.formulations import MetaFormulation, assemble, build
-from paradigms.meta.loop import Loop
+from paradigms.meta.loop import Loop, Rule, TaskObjective
 from paradigms.meta.losses import Loss, TaskLoss
-from paradigms.meta.objective import Rule, TaskObjective
-from paradigms.meta.stacked import Weights
+from paradigms.meta.stacked import StackedNetwork, Weights
 
 
 def maml(
@@ -56,7 +56,7 @@ def maml(
     """
     check_positive(inner_lr=inner_lr)
     rule = Rule(lambda k, u: inner_lr)
-    return build(checked_network(net), loss, tasks, rule, inner_steps, first_order, step_losses, inner_lr=inner_lr)
+    return build(StackedNetwork(net), loss, tasks, rule, inner_steps, first_order, step_losses, inner_lr=inner_lr)
 
 
 def meta_sgd(
@@ -72,21 +72,15 @@ def meta_sgd(
 ) -> MetaFormulation:
     """Meta-SGD: a step size for each weight is part of the control (Li, Zhou, Chen, Li 2017, arXiv:1707.09835, eq. 2).
 
-    Args:
-        net: see ``maml``.
-        loss: see ``maml``.
-        tasks: see ``maml``.
-        inner_steps: gradient steps K.
+    Args beside those of ``maml``:
         inner_lr: what step sizes start from: a number, or a tensor for each parameter, in order or by name.
         per_step: step sizes of their own for each inner step, ``[K, ...]`` (MAML++ has one a layer and step); steps
             beyond the K-th use the last.
-        first_order: see ``maml``.
-        step_losses: see ``maml``.
 
     Returns:
         A formulation; controls are {"phi": weights, "alpha": step sizes}, the readout is the network.
     """
-    model = checked_network(net)
+    model = StackedNetwork(net)
     phi = model.initial()
     alpha = _initial_rates(inner_lr, phi)
     check_flag(per_step=per_step)
@@ -116,21 +110,74 @@ def anil(
 
     When the network is a chain and the head its end, features are computed once, at stage 0, and carried in the state.
 
-    Args:
-        net: see ``maml``.
-        loss: see ``maml``.
-        tasks: see ``maml``.
-        inner_steps: see ``maml``.
-        inner_lr: see ``maml``.
+    Args beside those of ``maml``:
         head: names of parameters or submodules that are adapted; the last module with parameters when None.
-        first_order: see ``maml``.
-        step_losses: see ``maml``.
     """
     check_positive(inner_lr=inner_lr)
-    model = checked_network(net)
+    model, rule = StackedNetwork(net), Rule(lambda k, u: inner_lr)
     chosen = _head(model.names, head)
-    rule = Rule(lambda k, u: inner_lr)
     return build(model, loss, tasks, rule, inner_steps, first_order, step_losses, inner_lr=inner_lr, adapted=chosen)
+
+
+def learned_update(
+    net: nn.Module,
+    loss: Loss | nn.Module,
+    tasks: Any,
+    *,
+    rule: nn.Module,
+    inner_steps: int,
+    inner_lr: float = 1.0,
+    first_order: bool = False,
+    step_losses: Sequence[float] | None = None,
+) -> MetaFormulation:
+    """A learned update rule: a feedback policy (slope, weight) -> direction with weights of its own in the control.
+
+    Andrychowicz et al. (2016), arXiv:1606.04474, with a rule that has no memory. It includes preconditioners P.
+
+    Args beside those of ``maml``:
+        rule: ``rule(slope, weight) -> direction``, called once for each parameter with tensors ``[tasks, ...]``; it
+            must keep their shape and treat tasks alike (``Coordinatewise`` does). An ``nn.ModuleDict`` has a rule for
+            each parameter, by its name with "." written as "_".
+        inner_lr: what directions are multiplied by.
+
+    Returns:
+        A formulation; controls are {"phi": weights, "rule": the rule's weights}, the readout is the network.
+    """
+    check_instance(nn.Module, "a torch.nn.Module rule(slope, weight)", rule=rule)
+    check_positive(inner_lr=inner_lr)
+    if any(shared_parameters(rule)):
+        raise InvalidValue("rule shares parameters between its parts; give each part its own copy")
+    if any(training_norms(rule)):
+        raise InvalidValue(
+            "rule has batch norm in training mode, which mixes tasks; call .eval() on it, or use LayerNorm"
+        )
+    own = copy.deepcopy(rule)
+    weights = {name: p.detach().clone() for name, p in trainable(own).items()}
+    if not weights:
+        raise InvalidValue("rule has no parameter that requires grad; there is nothing to learn in it")
+
+    def direction(slopes: Weights, phi: Weights, u: Any) -> Weights:
+        return {name: _apply(own, u["rule"], name, slope, phi[name]) for name, slope in slopes.items()}
+
+    made, model = Rule(lambda k, u: inner_lr, direction), StackedNetwork(net)
+    return build(model, loss, tasks, made, inner_steps, first_order, step_losses, extra={"rule": weights})
+
+
+class Coordinatewise(nn.Module):
+    """An update rule that treats each weight alone: net([slope, weight]) -> direction (Andrychowicz et al. 2016).
+
+    Args:
+        net: a module from features ``[..., 2]`` to ``[..., 1]``.
+    """
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, slope: Tensor, weight: Tensor) -> Tensor:
+        """Slopes and weights of one shape to directions of that shape."""
+        out: Tensor = self.net(torch.stack([slope, weight], -1))
+        return out.squeeze(-1)
 
 
 def reptile(
@@ -148,25 +195,15 @@ def reptile(
     written as one: the value of the problem is the query loss, its gradient is set to E[phi - phi_K], so that SGD of
     rate eps is Reptile and any optimiser may take its place, as in the paper. The query takes no part in learning.
 
-    Args:
-        net: see ``maml``.
-        loss: see ``maml``.
-        tasks: see ``maml``.
-        inner_steps: see ``maml``.
-        inner_lr: see ``maml``.
+    Args beside those of ``maml``:
         shots_per_step: each inner step uses the next so many shots of the support, in turn; all of them when None.
     """
     check_positive(inner_lr=inner_lr)
     check_integer(1, inner_steps=inner_steps)
     check_integer(1, shots_per_step=shots_per_step, optional=True)
-    model = checked_network(net)
-    loop = Loop(
-        TaskObjective(model, TaskLoss(loss), first_order=True),
-        tuple(model.names),
-        Rule(lambda k, u: inner_lr),
-        toward=True,
-        shots_per_step=shots_per_step,
-    )
+    model, rule = StackedNetwork(net), Rule(lambda k, u: inner_lr)
+    objective = TaskObjective(model, TaskLoss(loss), first_order=True)
+    loop = Loop(objective, tuple(model.names), rule, toward=True, shots_per_step=shots_per_step)
     made = assemble(loop, {"phi": model.initial()}, tasks, inner_steps, inner_lr=inner_lr)
     shots = made.population(0).data["support"][0].shape[1]
     if shots_per_step is not None and shots_per_step > shots:
@@ -180,10 +217,11 @@ def _head(names: list[str], head: str | Sequence[str] | None) -> list[str]:
     wanted = [head] if isinstance(head, str) else list(head) if isinstance(head, Sequence) else [head]
     if not wanted or not all(isinstance(prefix, str) and prefix for prefix in wanted):
         raise InvalidValue(f"head is {head!r}; expected names of parameters or submodules, at least one, or None")
-    for prefix in wanted:
-        if not any(name == prefix or name.startswith(prefix + ".") for name in names):
+    found = {prefix: [name for name in names if f"{name}.".startswith(f"{prefix}.")] for prefix in wanted}
+    for prefix, within in found.items():
+        if not within:
             raise InvalidValue(f"head names {prefix!r}; the trainable parameters are {', '.join(names)}")
-    return [name for name in names if any(name == p or name.startswith(p + ".") for p in wanted)]
+    return [name for name in names if any(name in within for within in found.values())]
 
 
 def _initial_rates(inner_lr: Any, phi: Weights) -> Weights:
@@ -196,10 +234,9 @@ def _initial_rates(inner_lr: Any, phi: Weights) -> Weights:
             "by name"
         )
     rates = dict(inner_lr) if isinstance(inner_lr, dict) else dict(zip(phi, inner_lr, strict=False))
-    count = len(inner_lr)
+    if len(inner_lr) != len(phi) or not all(isinstance(rates.get(name), Tensor) for name in phi):
+        raise InvalidValue(f"inner_lr has {len(inner_lr)} entries; expected a tensor for each of {', '.join(phi)}")
     for name, leaf in phi.items():
-        if count != len(phi) or name not in rates or not isinstance(rates[name], Tensor):
-            raise InvalidValue(f"inner_lr has {count} entries; expected a tensor for each of {', '.join(phi)}")
         if rates[name].shape != leaf.shape:
             raise InvalidValue(
                 f"inner_lr of {name!r} has shape {tuple(rates[name].shape)}; the parameter has {tuple(leaf.shape)}"
@@ -207,3 +244,17 @@ def _initial_rates(inner_lr: Any, phi: Weights) -> Weights:
         if not rates[name].isfinite().all():
             raise InvalidValue(f"inner_lr of {name!r} holds NaN or infinite values")
     return {name: rates[name].detach().clone().to(leaf) for name, leaf in phi.items()}
+
+
+def _apply(rule: nn.Module, weights: Weights, name: str, slope: Tensor, value: Tensor) -> Tensor:
+    part, prefix = rule, ""
+    if isinstance(rule, nn.ModuleDict):
+        prefix = name.replace(".", "_")
+        if prefix not in rule:
+            raise InvalidValue(f"rule has no entry {prefix!r}; it has {sorted(rule)}")
+        part, prefix = rule[prefix], prefix + "."
+    own = {key.removeprefix(prefix): leaf for key, leaf in weights.items() if key.startswith(prefix)}
+    out: Tensor = torch.func.functional_call(part, own, (slope, value))
+    if out.shape != slope.shape:
+        raise InvalidValue(f"rule returned shape {tuple(out.shape)} for slopes of {name!r} {tuple(slope.shape)}")
+    return out

@@ -65,19 +65,15 @@ def few_shot(
     slots = torch.arange(int(counts.max()), device="cpu")
     beyond = slots >= counts[:, None]
     members = order[(first[:, None] + slots).clamp(max=len(order) - 1)]
-    answers = (
-        torch.arange(ways, device="cpu").repeat_interleave(shots),
-        torch.arange(ways, device="cpu").repeat_interleave(queries),
-    )
+    answers = [torch.arange(ways, device="cpu").repeat_interleave(each) for each in (shots, queries)]
 
     def draw(step: int) -> mfoc.Particles:
         generator = torch.Generator("cpu").manual_seed(mixed_seed(seed, step))
         kind = torch.rand(tasks, kinds, generator=generator, device="cpu", dtype=torch.float32).topk(ways, 1).indices
         chosen = kind % len(classes)
         shape = (tasks, ways, members.shape[1])
-        keys = torch.rand(shape, generator=generator, device="cpu", dtype=torch.float32).masked_fill(
-            beyond[chosen], -1.0
-        )
+        keys = torch.rand(shape, generator=generator, device="cpu", dtype=torch.float32)
+        keys = keys.masked_fill(beyond[chosen], -1.0)
         picked = members[chosen].gather(2, keys.topk(shots + queries, 2).indices)
         cloud = inputs[picked]
         if rotations:
@@ -127,9 +123,8 @@ def from_taskset(taskset: Any, *, shots: int, tasks: int, seed: int = 0) -> mfoc
         )
     if count < tasks:
         raise InvalidValue(f"tasks is {tasks} and the task set has {count}; expected at most as many in a batch")
-    loader: Any = torch.utils.data.DataLoader(
-        _Described(taskset, shots, seed), batch_size=tasks, shuffle=True, collate_fn=_batch
-    )
+    described = _Described(taskset, shots, seed)
+    loader: Any = torch.utils.data.DataLoader(described, batch_size=tasks, shuffle=True, collate_fn=_batch)
     return as_tasks(mfoc.population(loader, seed=seed))
 
 

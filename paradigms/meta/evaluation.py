@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from mfoc import InvalidType, InvalidValue
 from mfoc.checks import check_between, check_integer
+from mfoc.printing import table
 from paradigms.meta.formulations import MetaFormulation, checked_controls, to_module
 from paradigms.meta.losses import TaskLoss
 from paradigms.meta.task_laws import as_tasks, check_tasks
@@ -56,14 +57,11 @@ class Adaptation:
         raise KeyError(f"{steps!r}; the table has {[row.steps for row in self.rows]}")
 
     def __str__(self) -> str:
-        lines = [f"Adaptation on {self.tasks} tasks ({100 * self.confidence:.0f}% intervals)", "steps  query loss"]
-        if self.rows[0].accuracy is not None:
-            lines[1] += f"{'':20s}accuracy"
-        for row in self.rows:
-            line = f"{row.steps:5d}  {row.loss!s:28s}"
-            line = line if row.accuracy is None else f"{line}  {row.accuracy}"
-            lines.append(f"{line}  ({row.diverged} of {self.tasks} tasks diverged)" if row.diverged else line.rstrip())
-        return "\n".join(lines)
+        header = ("steps", "query loss", "" if self.rows[0].accuracy is None else "accuracy", "")
+        notes = [f"({row.diverged} of {self.tasks} tasks diverged)" if row.diverged else "" for row in self.rows]
+        rows = [(row.steps, row.loss, row.accuracy or "", note) for row, note in zip(self.rows, notes, strict=True)]
+        head = f"Adaptation on {self.tasks} tasks ({100 * self.confidence:.0f}% intervals)"
+        return f"{head}\n{table(header, rows)}"
 
 
 def evaluate(
@@ -91,7 +89,14 @@ def evaluate(
         InvalidType, InvalidValue: wrong arguments.
     """
     controls = checked_controls(formulation, solution)
-    wanted = _checked(steps, batches, confidence)
+    wanted = list(steps) if isinstance(steps, Sequence) else [steps]
+    if not wanted:
+        raise InvalidValue(f"steps is {steps!r}; expected numbers of inner steps, such as (1, 5, 10)")
+    for k in wanted:
+        check_integer(0, steps=k)
+    check_integer(1, batches=batches)
+    check_between(0, 1, confidence=confidence)
+    wanted = sorted(set(wanted))
     source = formulation.population if tasks is None else as_tasks(tasks)
     if source.size is not None and batches > source.batches_per_epoch:
         raise InvalidValue(
@@ -114,10 +119,9 @@ def evaluate(
     rows = []
     for k in wanted:
         sample = torch.cat(losses[k])
-        loss = Estimate(*normal_interval(sample, confidence))
-        accuracy = Estimate(*normal_interval(torch.cat(hits[k]), confidence)) if hits[k] else None
-        rows.append(Adapted(k, loss, accuracy, int((~sample.isfinite()).sum())))
-    return Adaptation(rows, sum(len(part) for part in losses[wanted[0]]), confidence)
+        accuracy = normal_interval(torch.cat(hits[k]), confidence) if hits[k] else None
+        rows.append(Adapted(k, normal_interval(sample, confidence), accuracy, int((~sample.isfinite()).sum())))
+    return Adaptation(rows, len(sample), confidence)
 
 
 def adapt(formulation: MetaFormulation, solution: Any, support: Any, *, steps: int | None = None) -> nn.Module:
@@ -144,17 +148,6 @@ def adapt(formulation: MetaFormulation, solution: Any, support: Any, *, steps: i
         ((_, state),) = formulation.loop.states(controls, z, [count])
     weights = {**controls["phi"], **{name: leaf[0] for name, leaf in state["fast"].items()}}
     return to_module(formulation.net, weights)
-
-
-def _checked(steps: Any, batches: Any, confidence: Any) -> list[int]:
-    wanted = list(steps) if isinstance(steps, Sequence) else [steps]
-    if not wanted:
-        raise InvalidValue(f"steps is {steps!r}; expected numbers of inner steps, such as (1, 5, 10)")
-    for k in wanted:
-        check_integer(0, steps=k)
-    check_integer(1, batches=batches)
-    check_between(0, 1, confidence=confidence)
-    return sorted(set(wanted))
 
 
 def _right(output: Tensor, target: Tensor, loss: TaskLoss) -> Tensor | None:

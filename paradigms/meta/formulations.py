@@ -11,22 +11,20 @@ Abbeel, Levine 2017, arXiv:1703.03400), and dJ/dphi_0 = E p_1. First-order MAML 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
 
 import mfoc
-from mfoc import InvalidValue, tree
-from mfoc.checks import check_flag, check_instance, check_integer
+from mfoc import InvalidType, InvalidValue, tree
+from mfoc.checks import check_flag, check_instance, check_integer, check_non_negative
 from mfoc.formulation import Formulation
 from mfoc.networks import place
 from mfoc.problem import controls_of
-from paradigms.meta.checks import check_step_weights
-from paradigms.meta.loop import Loop
+from paradigms.meta.loop import Loop, Rule, TaskObjective
 from paradigms.meta.losses import Loss, TaskLoss
-from paradigms.meta.objective import Rule, TaskObjective
 from paradigms.meta.stacked import StackedNetwork, Weights
 from paradigms.meta.task_laws import as_tasks
 
@@ -39,6 +37,7 @@ class MetaFormulation(Formulation):
         net: the network it was made from.
         loop: the inner loop: losses, slopes and the rule of the fast weights.
         inner_steps: inner steps K of the problem.
+        adapt_steps: gradient steps of an adaptation: those towards the equilibrium, for iMAML.
         inner_lr: the step size where it is a constant; None where it is a control.
         remake: the same problem with another number of inner steps, all weight on the last.
         origin: the object it was read from, where it was; see ``from_learn2learn``.
@@ -47,6 +46,7 @@ class MetaFormulation(Formulation):
     net: nn.Module = field(kw_only=True)
     loop: Loop = field(kw_only=True)
     inner_steps: int = field(kw_only=True)
+    adapt_steps: int = field(kw_only=True)
     inner_lr: float | None = field(kw_only=True)
     remake: Callable[[int], mfoc.Problem] = field(kw_only=True)
     origin: Any = field(default=None, kw_only=True)
@@ -54,11 +54,6 @@ class MetaFormulation(Formulation):
     def __repr__(self) -> str:
         size = sum(leaf.numel() for leaf in tree.leaves(self.problem.controls))
         return f"MetaFormulation({type(self.net).__name__}, {size} controls, adapted in {self.adapt_steps} inner steps)"
-
-    @property
-    def adapt_steps(self) -> int:
-        """Gradient steps of an adaptation: those towards the equilibrium, for iMAML."""
-        return self.inner_steps if self.loop.settle is None else self.loop.settle.steps
 
     @property
     def first_order(self) -> bool:
@@ -81,7 +76,7 @@ def build(
 ) -> MetaFormulation:
     """The formulation of any rule, in the terms of ``maml``.
 
-    ``extra`` are controls beside the initial weights; ``adapted`` names the weights that follow the rule (None: all).
+    ``extra`` are controls beside the initial weights; ``adapted`` names the weights that move, all when None.
     """
     check_integer(1, inner_steps=inner_steps)
     check_flag(first_order=first_order)
@@ -98,6 +93,7 @@ def assemble(
     inner_steps: int,
     step_losses: Sequence[float] | None = None,
     *,
+    adapt_steps: int | None = None,
     inner_lr: float | None = None,
     remake: Callable[[int], mfoc.Problem] | None = None,
 ) -> MetaFormulation:
@@ -114,6 +110,7 @@ def assemble(
         net=net,
         loop=loop,
         inner_steps=inner_steps,
+        adapt_steps=adapt_steps or inner_steps,
         inner_lr=inner_lr,
         remake=remake or (lambda steps: loop.problem(controls, steps, None)),
     )
@@ -139,12 +136,26 @@ def checked_controls(formulation: Any, solution: Any) -> Any:
     return controls
 
 
+def check_step_weights(weights: Any, steps: int) -> list[float] | None:
+    """Weights of the multi-step loss."""
+    if weights is None:
+        return None
+    if not isinstance(weights, Iterable):
+        raise InvalidType(f"step_losses is a {type(weights).__name__}; expected {steps} weights, or None")
+    found = list(weights)
+    for weight in found:
+        check_non_negative(step_losses=weight)
+    if len(found) != steps or not any(found):
+        raise InvalidValue(f"step_losses is {weights!r}; expected {steps} non-negative weights, not all zero")
+    return found
+
+
 def _shapes(controls: Any) -> dict[str, tuple[int, ...]]:
     return {name: tuple(leaf.shape) for name, leaf in tree.dotted(controls).items() if isinstance(leaf, Tensor)}
 
 
 def to_module(net: nn.Module, weights: Weights) -> nn.Module:
-    """A copy of a network with these weights, an ordinary module; parameters that are not named stay."""
+    """A copy of a network with these weights; parameters that are not named stay."""
     solved = copy.deepcopy(net)
     place(solved, weights)
     return solved
@@ -152,9 +163,9 @@ def to_module(net: nn.Module, weights: Weights) -> nn.Module:
 
 def _split_at(model: StackedNetwork, adapted: tuple[str, ...]) -> int:
     """The first layer with an adapted weight, if no later one has a weight that is not; 0 when layers cannot be cut."""
-    owners = [name.rpartition(".")[0] for name in model.names]
-    fixed = [
-        model.layers.index(o) for o, n in zip(owners, model.names, strict=True) if n not in adapted and model.layers
-    ]
-    moving = [model.layers.index(o) for o, n in zip(owners, model.names, strict=True) if n in adapted and model.layers]
+    if not model.layers:
+        return 0
+    layer = {name: model.layers.index(name.rpartition(".")[0]) for name in model.names}
+    fixed = [layer[name] for name in model.names if name not in adapted]
+    moving = [layer[name] for name in model.names if name in adapted]
     return min(moving) if fixed and moving and max(fixed) < min(moving) else 0

@@ -21,12 +21,10 @@ import mfoc
 from mfoc import InvalidType, InvalidValue, deprecation
 from mfoc.checks import check_between, check_integer, check_non_negative, check_positive
 from mfoc.derivatives import gradients
-from paradigms.meta.checks import checked_network
 from paradigms.meta.formulations import MetaFormulation, assemble, checked_controls
-from paradigms.meta.loop import Loop
+from paradigms.meta.loop import Loop, Pair, TaskObjective
 from paradigms.meta.losses import Loss, TaskLoss
-from paradigms.meta.objective import Pair, TaskObjective
-from paradigms.meta.stacked import Weights
+from paradigms.meta.stacked import StackedNetwork, Weights
 from paradigms.meta.task_laws import as_tasks, check_tasks
 from paradigms.reporting import Estimate, normal_interval
 
@@ -56,7 +54,7 @@ class Equilibrium:
         """From phi_0 ``[tasks, ...]`` to the equilibrium; in another number of steps, where it is given."""
         if any(leaf.requires_grad for leaf in pair):
             raise InvalidValue("the equilibrium of imaml is not differentiated in the tasks' data; detach them")
-        settled = _Settle.apply(self, pair, steps, tuple(fast), *fast.values())
+        settled = _Settle.apply((self, pair, tuple(fast)), steps, *fast.values())
         return dict(zip(fast, settled, strict=True))
 
     @torch.no_grad()
@@ -73,11 +71,10 @@ class Equilibrium:
 
     def solve(self, phi: Weights, g: Sequence[Tensor], pair: Pair) -> list[Tensor]:
         """P with (I + H / strength) p = g, each task on its own, by conjugate gradients."""
-        return _conjugate_gradients(
-            self._operator(phi, pair), [leaf.detach() for leaf in g], self.cg_steps, self.cg_tol
-        )
+        right = [leaf.detach() for leaf in g]
+        return _conjugate_gradients(self.operator(phi, pair), right, self.cg_steps, self.cg_tol)
 
-    def _operator(self, phi: Weights, pair: Pair) -> Callable[[list[Tensor]], list[Tensor]]:
+    def operator(self, phi: Weights, pair: Pair) -> Callable[[list[Tensor]], list[Tensor]]:
         """V to (I + H / strength) v, the Hessian at phi."""
         with torch.enable_grad():
             free = {name: leaf.detach().requires_grad_() for name, leaf in phi.items()}
@@ -89,20 +86,6 @@ class Equilibrium:
             return [a + b / self.strength for a, b in zip(v, bent, strict=True)]
 
         return apply
-
-    def slack(self, start: Weights, pair: Pair, settled: Weights) -> Tensor:
-        """How far the inner solve is from the equilibrium ``[tasks]``: its slope there, relative to that at phi_0."""
-        with torch.no_grad():
-            first, last = (self.objective.slopes(phi, {}, pair) for phi in (start, settled))
-            pulled = [last[name] + self.strength * (settled[name] - start[name]) for name in start]
-            return _relative(pulled, list(first.values()))
-
-    def adjoint_slack(self, settled: Weights, pair: Pair, g: Sequence[Tensor]) -> Tensor:
-        """The relative residual of the conjugate gradients ``[tasks]``: ||g - (I + H / strength) p|| / ||g||."""
-        apply = self._operator(settled, pair)
-        p = self.solve(settled, g, pair)
-        left = [a - b for a, b in zip(g, apply(p), strict=True)]
-        return _relative(left, list(g))
 
 
 def _conjugate_gradients(apply: Any, g: list[Tensor], steps: int, tol: float) -> list[Tensor]:
@@ -145,44 +128,45 @@ def _plus(x: list[Tensor], a: Tensor, y: list[Tensor]) -> list[Tensor]:
     return [u + a.view(-1, *[1] * (v.dim() - 1)) * v for u, v in zip(x, y, strict=True)]
 
 
+_Given = tuple[Equilibrium, Pair, tuple[str, ...]]  # the names are those of the weights
+
+
 class _Settle(Function):
     @staticmethod
-    def forward(
-        ctx: Any, spec: Equilibrium, pair: Pair, steps: int | None, names: tuple[str, ...], *start: Tensor
-    ) -> Any:
+    def forward(ctx: Any, given: _Given, steps: int | None, *start: Tensor) -> Any:
+        spec, pair, names = ctx.given = given
         settled = spec.settle(dict(zip(names, start, strict=True)), pair, steps)
-        ctx.spec, ctx.pair, ctx.names = spec, pair, names
         ctx.save_for_backward(*settled.values())
         return tuple(settled.values())
 
     @staticmethod
     def backward(ctx: Any, *g: Tensor) -> Any:
-        return None, None, None, None, *_Solve.apply(ctx.spec, ctx.pair, ctx.names, *g, *ctx.saved_tensors)
+        return None, None, *_Solve.apply(ctx.given, *g, *ctx.saved_tensors)
 
 
 class _Solve(Function):
     """The adjoint, itself differentiable once: the operator is symmetric, so its derivative is one more solve."""
 
     @staticmethod
-    def forward(ctx: Any, spec: Equilibrium, pair: Pair, names: tuple[str, ...], *given: Tensor) -> Any:
-        g, phi = given[: len(names)], given[len(names) :]
+    def forward(ctx: Any, given: _Given, *tensors: Tensor) -> Any:
+        spec, pair, names = ctx.given = given
+        g, phi = tensors[: len(names)], tensors[len(names) :]
         found = spec.solve(dict(zip(names, phi, strict=True)), g, pair)
-        ctx.spec, ctx.pair, ctx.names = spec, pair, names
         ctx.save_for_backward(*phi, *found)
         return tuple(found)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *h: Tensor) -> Any:
-        spec, names = ctx.spec, ctx.names
+        spec, pair, names = ctx.given
         phi, p = ctx.saved_tensors[: len(names)], ctx.saved_tensors[len(names) :]
-        q = spec.solve(dict(zip(names, phi, strict=True)), h, ctx.pair)
+        q = spec.solve(dict(zip(names, phi, strict=True)), h, pair)
         with torch.enable_grad():
             free = [leaf.detach().requires_grad_() for leaf in phi]
-            slopes = spec.objective.slopes(dict(zip(names, free, strict=True)), {}, ctx.pair)
+            slopes = spec.objective.slopes(dict(zip(names, free, strict=True)), {}, pair)
             bent = gradients(list(slopes.values()), free, p, create_graph=True)
             found = gradients(bent, free, q)
-        return None, None, None, *q, *(-leaf / spec.strength for leaf in found)
+        return None, *q, *(-leaf / spec.strength for leaf in found)
 
 
 def imaml(
@@ -201,18 +185,12 @@ def imaml(
     The adjoint is that of the exact equilibrium: it is as good as the inner solve and the conjugate gradients are near
     their limits.
 
-    Args:
-        net: see ``maml``.
-        loss: see ``maml``.
-        tasks: see ``maml``.
+    Args beside those of ``maml``:
         inner_steps: gradient steps towards the equilibrium (16 in the paper).
         inner_lr: their step size.
         strength: lambda, the weight of the proximal term (2 in the paper).
         cg_steps: steps of conjugate gradients (5 in the paper).
         cg_tol: relative residual at which they end.
-
-    Returns:
-        A formulation whose readout is the network with the solved initial weights.
 
     Raises:
         InvalidType, InvalidValue: see ``maml``; steps that diverge: inner_lr * strength of 2 and more, or a first batch
@@ -227,7 +205,7 @@ def imaml(
         )
     check_integer(1, inner_steps=inner_steps, cg_steps=cg_steps)
     check_non_negative(cg_tol=cg_tol)
-    model = checked_network(net)
+    model = StackedNetwork(net)
     objective = TaskObjective(model, TaskLoss(loss))
     settle = Equilibrium(objective, strength, inner_steps, inner_lr, cg_steps, cg_tol)
     loop = Loop(objective, tuple(model.names), settle=settle)
@@ -236,7 +214,7 @@ def imaml(
     def remake(steps: int) -> mfoc.Problem:
         return replace(loop, settle=replace(settle, steps=steps)).problem(controls, 1, None)
 
-    made = assemble(loop, controls, tasks, 1, inner_lr=inner_lr, remake=remake)
+    made = assemble(loop, controls, tasks, 1, adapt_steps=inner_steps, inner_lr=inner_lr, remake=remake)
     _check_descent(loop, settle, controls, made.population(0).data)
     return made
 
@@ -298,11 +276,16 @@ def residuals(formulation: MetaFormulation, solution: Any, tasks: Any = None, *,
         raise InvalidType("formulation has no equilibrium; expected what paradigms.meta.imaml returns")
     loop, z = formulation.loop, check_tasks((formulation.population if tasks is None else as_tasks(tasks))(0)).data
     loop.check(controls, z)
-    start = loop.lift(controls["phi"], z)["fast"]
-    settled = {name: leaf.requires_grad_() for name, leaf in settle.settle(start, z["support"]).items()}
+    start, support = loop.lift(controls["phi"], z)["fast"], z["support"]
+    settled = {name: leaf.requires_grad_() for name, leaf in settle.settle(start, support).items()}
+    with torch.no_grad():
+        first, last = (settle.objective.slopes(phi, {}, support) for phi in (start, settled))
+        pulled = [last[name] + settle.strength * (settled[name] - start[name]) for name in start]
     with torch.enable_grad():
         value = settle.objective.value(settled, {}, z["query"]).sum()
         g = gradients(value, list(settled.values()))
-    found = [settle.slack(start, z["support"], settled), settle.adjoint_slack(settled, z["support"], g)]
-    spread = [Estimate(*normal_interval(part.detach(), confidence)) for part in found]
-    return Residuals(spread[0], spread[1], (float(found[0].max()), float(found[1].max())))
+    bent = settle.operator(settled, support)(settle.solve(settled, g, support))
+    left = [a - b for a, b in zip(g, bent, strict=True)]
+    found = [_relative(pulled, list(first.values())).detach(), _relative(left, g).detach()]
+    equilibrium, adjoint = (normal_interval(part, confidence) for part in found)
+    return Residuals(equilibrium, adjoint, (float(found[0].max()), float(found[1].max())))

@@ -11,11 +11,10 @@ from torch import Tensor, nn
 
 from mfoc import InvalidType, InvalidValue, require
 from mfoc.networks import place
-from paradigms.meta.algorithms import maml, meta_sgd
+from paradigms.meta.algorithms import learned_update, maml, meta_sgd
 from paradigms.meta.formulations import MetaFormulation, checked_controls, to_module
 from paradigms.meta.learner import Learner as Learner
 from paradigms.meta.losses import Loss
-from paradigms.meta.rules import learned_update
 
 
 def from_learn2learn(
@@ -23,10 +22,8 @@ def from_learn2learn(
 ) -> MetaFormulation:
     """A learn2learn algorithm as a formulation: module, step sizes and ``first_order`` are read, nothing is changed.
 
-    Args:
+    Args beside those of ``maml``:
         algorithm: ``learn2learn.algorithms.MAML``, ``MetaSGD`` or ``GBML`` (whose transforms are shared by the steps).
-        tasks: see ``maml``.
-        loss: see ``maml``.
         inner_steps: how often ``adapt`` is called.
         **options: of ``maml``, ``meta_sgd`` or ``learned_update``, such as ``step_losses``.
 
@@ -89,7 +86,10 @@ def to_learn2learn(formulation: MetaFormulation, solution: Any) -> Any:
     controls = checked_controls(formulation, solution)
     known, loop = require("learn2learn", "meta").algorithms, formulation.loop
     if formulation.origin is not None:
-        return _gbml(formulation, controls)
+        solved = copy.deepcopy(formulation.origin)
+        place(solved.module, controls["phi"])
+        place(_transforms(solved), controls["rule"])  # whose parameters are those of the copy
+        return solved
     net = to_module(formulation.net, controls["phi"])
     plain = loop.move is not None and loop.move.direction is None
     if not plain or set(loop.adapted) != set(controls["phi"]):
@@ -107,11 +107,3 @@ def to_learn2learn(formulation: MetaFormulation, solution: Any) -> Any:
         raise InvalidType("learn2learn's MetaSGD adapts every parameter; this network has some that require no grad")
     lrs = nn.ParameterList([nn.Parameter(rates[name].detach().clone()) for name, _ in net.named_parameters()])
     return known.MetaSGD(net, lrs=lrs, first_order=formulation.first_order)
-
-
-def _gbml(formulation: MetaFormulation, controls: Any) -> Any:
-    solved = copy.deepcopy(formulation.origin)
-    rule = _transforms(solved)  # its parameters are those of the copy
-    place(solved.module, controls["phi"])
-    place(rule, controls["rule"])
-    return solved

@@ -85,26 +85,20 @@ class Learner(nn.Module):
     def controls(self) -> Any:
         """The controls: a tree of the parameters; of a clone, with its fast weights."""
         own = dict(self.module.named_parameters())
-        found: dict[str, Any] = {"phi": {name: own[name] for name in self._formulation.problem.controls["phi"]}}
-        for key, like in self._others.items():
-            found[key] = tree.rebuild(like, getattr(self, _NAMES.get(key, key)))
-        return found
+        others = {key: tree.rebuild(like, getattr(self, _NAMES.get(key, key))) for key, like in self._others.items()}
+        return {"phi": {name: own[name] for name in self._formulation.problem.controls["phi"]}, **others}
 
     def clone(
         self, first_order: bool | None = None, allow_unused: bool | None = None, allow_nograd: bool | None = None
     ) -> Learner:
         """A learner with fast weights of its own, which derive into the parameters of this one.
 
-        Args:
-            first_order: see ``Learner``; as here when None.
-            allow_unused: see ``Learner``; as here when None.
-            allow_nograd: see ``Learner``; as here when None.
+        The flags are those of ``Learner``; as here when None.
         """
         twin = Learner.__new__(Learner)
         nn.Module.__init__(twin)
         twin.train(self.training)
-        kept = {key: value for key, value in self.__dict__.items() if key not in BOOKKEEPING}
-        twin.__dict__.update(kept)
+        twin.__dict__.update({key: value for key, value in self.__dict__.items() if key not in BOOKKEEPING})
         twin.module = _twin(self.module)
         for key in self._others:  # a plain list: step sizes are no parameters of a task
             name = _NAMES.get(key, key)
@@ -112,13 +106,8 @@ class Learner(nn.Module):
         if "lr" in self._parameters:  # a step size that is learned
             twin.lr = self.lr
         twin._cloned = True
-        for name, flag in (
-            ("first_order", first_order),
-            ("allow_unused", allow_unused),
-            ("allow_nograd", allow_nograd),
-        ):
-            if flag is not None:
-                setattr(twin, name, flag)
+        flags = {"first_order": first_order, "allow_unused": allow_unused, "allow_nograd": allow_nograd}
+        twin.__dict__.update({name: flag for name, flag in flags.items() if flag is not None})
         return twin
 
     def adapt(
@@ -128,13 +117,9 @@ class Learner(nn.Module):
         allow_unused: bool | None = None,
         allow_nograd: bool | None = None,
     ) -> None:
-        """One inner step on the loss of the task's support.
+        """One inner step on the loss of the task's support, a scalar computed with this clone.
 
-        Args:
-            loss: a scalar computed with this clone.
-            first_order: see ``Learner``; as the clone has it when None.
-            allow_unused: see ``Learner``; as the clone has it when None.
-            allow_nograd: see ``Learner``; as the clone has it when None.
+        The flags are those of ``Learner``; as the clone has them when None.
 
         Raises:
             InvalidValue: no scalar, a loss that does not depend on the weights, or a learner that is no clone.
@@ -170,17 +155,14 @@ class Learner(nn.Module):
         still = [name for name, leaf in own.items() if not leaf.requires_grad]
         if still and not allow_nograd:
             raise InvalidValue(f"{', '.join(still)} require no grad; allow_nograd=True leaves them as they are")
-        fast: dict[str, Tensor] = {
-            name: own[name] for name in self._formulation.loop.adapted if own[name].requires_grad
-        }
+        fast: dict[str, Tensor] = {n: own[n] for n in self._formulation.loop.adapted if own[n].requires_grad}
         if not fast:
             raise InvalidValue("no adapted weight requires grad; there is nothing to adapt")
         return fast
 
     def _rule(self) -> Any:
-        move = self._formulation.loop.move
+        move, lr = self._formulation.loop.move, self.__dict__.get("lr", self._parameters.get("lr"))
         assert move is not None
-        lr = self.__dict__.get("lr", self._parameters.get("lr"))
         return move if lr is None else replace(move, alpha=lambda k, u: lr)
 
 
@@ -203,14 +185,11 @@ def _twin(module: nn.Module, known: dict[int, Any] | None = None) -> Any:
     twin = type(module).__new__(type(module))
     known[id(module)] = twin
     twin.__dict__.update(module.__dict__)
-    twin.__dict__["_parameters"] = {
-        name: leaf if leaf is None else known.setdefault(id(leaf), leaf.clone())
-        for name, leaf in module._parameters.items()
-    }
-    twin.__dict__["_buffers"] = {
-        name: leaf if leaf is None else known.setdefault(id(leaf), leaf.clone())
-        for name, leaf in module._buffers.items()
-    }
+    for kind in ("_parameters", "_buffers"):
+        twin.__dict__[kind] = {
+            name: leaf if leaf is None else known.setdefault(id(leaf), leaf.clone())
+            for name, leaf in module.__dict__[kind].items()
+        }
     twin.__dict__["_modules"] = {
         name: child if child is None else _twin(child, known) for name, child in module._modules.items()
     }

@@ -1,31 +1,143 @@
-"""The inner loop as the dynamics of a control problem."""
+"""The inner loop: what it descends, the rule by which it does, and both as the dynamics of a control problem."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
 import mfoc
-from mfoc import deprecation
-from paradigms.meta.objective import Pair, Rule, TaskObjective
-from paradigms.meta.stacked import Weights
+from mfoc import InvalidType, InvalidValue, deprecation
+from paradigms.meta.losses import TaskLoss
+from paradigms.meta.stacked import StackedNetwork, Weights
 
 State = dict[str, Any]
+Pair = tuple[Tensor, Tensor]
 
 
-class Settling(Protocol):
-    """A jump of the fast weights to an equilibrium."""
+@dataclass(frozen=True)
+class Rule:
+    """How a slope moves the fast weights: phi <- phi - alpha * direction(slope, phi).
 
-    @property
-    def steps(self) -> int:
-        """How many steps are taken towards it."""
+    Attributes:
+        alpha: step ``k`` and the control to the step sizes: a number, or {name: tensor} that broadcasts over tasks.
+        direction: slopes, fast weights and the control to the directions {name: ``[tasks, ...]``}; None: the slopes.
+    """
 
-    def __call__(self, fast: Weights, body: Weights, pair: Pair, steps: int | None = None) -> Weights:
-        """The settled fast weights; ``steps`` is another number of steps."""
+    alpha: Callable[[int, Any], Any]
+    direction: Callable[[Weights, Weights, Any], Weights] | None = None
+
+    def __call__(self, k: int, phi: Weights, slopes: Weights, control: Any) -> Weights:
+        """The fast weights after step ``k``, counted from 0."""
+        alpha = self.alpha(k, control)
+        ways = slopes if self.direction is None else self.direction(slopes, phi, control)
+        if isinstance(alpha, int | float):
+            moved = torch._foreach_add(list(phi.values()), [ways[name] for name in phi], alpha=-alpha)
+            return dict(zip(phi, moved, strict=True))
+        if isinstance(alpha, Tensor):
+            return {name: phi[name] - alpha * ways[name] for name in phi}
+        return {name: torch.addcmul(phi[name], alpha[name], ways[name], value=-1) for name in phi}
+
+
+@dataclass(frozen=True)
+class TaskObjective:
+    """Losses of stacked weights and their slopes.
+
+    Weights come in two parts: ``fast`` ones, which slopes are taken in, and the others, ``body``.
+
+    Attributes:
+        network: the network.
+        loss: the loss.
+        first_order: slopes are constants for the derivatives taken later.
+        start: the first layer of the chain that is run: those before it have been.
+    """
+
+    network: StackedNetwork
+    loss: TaskLoss
+    first_order: bool = False
+    start: int = 0
+
+    def before(self, body: Weights, x: Tensor) -> Tensor:
+        """Outputs of the layers before ``start`` ``[tasks, shots, ...]``."""
+        return torch.cat([self.network(u, x, stop=self.start) for u, _, (x,) in self._parts(body, {}, (x,), True)])
+
+    def check(self, weights: Weights, pair: Pair, name: str) -> None:
+        """Refuses tasks that the network, with weights that are not stacked, or the loss cannot take.
+
+        Raises:
+            InvalidType, InvalidValue: inputs the network does not run on, targets that do not fit its outputs.
+        """
+        x, y = pair
+        if x.is_floating_point() and not bool(x.isfinite().all()):
+            raise InvalidValue(f"{name} x holds NaN or infinite values")
+        wide = {key: leaf.detach()[None] for key, leaf in weights.items()}
+        try:
+            with torch.no_grad():
+                output = self.network(wide, x[:1])
+        except (InvalidType, InvalidValue):
+            raise
+        except (RuntimeError, IndexError, TypeError, ValueError, AttributeError) as error:
+            like = next(iter(weights.values()))
+            raise InvalidValue(
+                f"net ({like.dtype} on {like.device}) cannot run on the {name} inputs of a task, {tuple(x.shape[1:])} "
+                f"({x.dtype} on {x.device}): {error}"
+            ) from error
+        self.loss.check(output, y, name)
+
+    def outputs(self, fast: Weights, body: Weights, x: Tensor) -> Tensor:
+        """Outputs ``[tasks, shots, ...]``."""
+        return torch.cat(
+            [self.network({**f, **b}, x, start=self.start) for f, b, (x,) in self._parts(fast, body, (x,))]
+        )
+
+    def value(self, fast: Weights, body: Weights, pair: Pair) -> Tensor:
+        """The loss of each task ``[tasks]``."""
+        found = [
+            self.loss(self.network({**f, **b}, x, start=self.start), y)
+            for f, b, (x, y) in self._parts(fast, body, pair)
+        ]
+        return found[0] if len(found) == 1 else torch.cat(found)
+
+    def slopes(self, fast: Weights, body: Weights, pair: Pair) -> Weights:
+        """The gradient of each task's loss in its own fast weights.
+
+        The losses of all tasks are summed: no task's loss depends on the fast weights of another.
+        """
+        onward = torch.is_grad_enabled() and not self.first_order
+        found = [self._slopes(f, b, part, onward) for f, b, part in self._parts(fast, body, pair)]
+        if len(found) == 1:
+            return found[0]
+        return {name: torch.cat([part[name] for part in found]) for name in fast}
+
+    def _slopes(self, fast: Weights, body: Weights, pair: Any, onward: bool) -> Weights:
+        with torch.enable_grad():
+            free = {
+                name: leaf if onward and leaf.requires_grad else leaf.detach().requires_grad_()
+                for name, leaf in fast.items()
+            }
+            if not onward:
+                body = {name: leaf.detach() for name, leaf in body.items()}
+                pair = tuple(leaf.detach() for leaf in pair)
+            total = self.loss.total(self.network({**free, **body}, pair[0], start=self.start), pair[1])
+            leaves = list(free.values())
+            found = torch.autograd.grad(total, leaves, create_graph=onward, allow_unused=True, materialize_grads=True)
+        return dict(zip(fast, found, strict=True))
+
+    def _parts(
+        self, fast: Weights, body: Weights, tensors: tuple[Tensor, ...], before: bool = False
+    ) -> Iterator[tuple[Weights, Weights, tuple[Tensor, ...]]]:
+        """All tasks, a part at a time where that is faster."""
+        start, stop = (0, self.start) if before else (self.start, None)
+        sizes = self.network.chunks({**fast, **body}, tensors[0], start=start, stop=stop)
+        if len(sizes) == 1:
+            yield fast, body, tensors
+            return
+        cut = [{name: torch.split(leaf, sizes) for name, leaf in part.items()} for part in (fast, body)]
+        for i, some in enumerate(zip(*(torch.split(leaf, sizes) for leaf in tensors), strict=True)):
+            yield *({name: pieces[i] for name, pieces in part.items()} for part in cut), some  # type: ignore[misc]
 
 
 @deprecation.renamed(inner="objective")
@@ -42,7 +154,8 @@ class Loop:
         adapted: names of the weights that are adapted.
         move: ``move(k, fast, slopes, control)`` to the fast weights after inner step k; see ``Rule``. For an
             equilibrium: None.
-        settle: the jump to the equilibrium; None for steps.
+        settle: the jump ``settle(fast, body, support, steps)`` to the equilibrium, in so many steps towards it or in as
+            many as it takes by itself when they are None. For steps of a rule: None.
         toward: the gradient is set to E[phi - phi_K], Reptile's; phi is carried as "start".
         shots_per_step: each step uses the next so many shots of the support, in turn; None: all of them.
     """
@@ -50,18 +163,17 @@ class Loop:
     objective: TaskObjective
     adapted: tuple[str, ...]
     move: Rule | None = None
-    settle: Settling | None = None
+    settle: Callable[[Weights, Weights, Pair, int | None], Weights] | None = None
     toward: bool = False
     shots_per_step: int | None = None
 
     def lift(self, phi: Weights, z: Any) -> State:
         """The state after stage 0."""
-        tasks = len(z["support"][0])
-        wide = {name: leaf.expand(tasks, *leaf.shape) for name, leaf in phi.items()}
-        state: State = {"fast": {name: wide[name] for name in self.adapted}}
-        body = {name: leaf for name, leaf in wide.items() if name not in state["fast"]}
+        wide = {name: leaf.expand(len(z["support"][0]), *leaf.shape) for name, leaf in phi.items()}
         if self.toward:
             return {"fast": {name: leaf.detach() for name, leaf in wide.items()}, "start": wide}
+        state: State = {"fast": {name: wide[name] for name in self.adapted}}
+        body = {name: leaf for name, leaf in wide.items() if name not in state["fast"]}
         if self.objective.start:
             for part in ("support", "query"):
                 state[part] = self.objective.before(body, z[part][0])
@@ -79,26 +191,16 @@ class Loop:
         own, y = z[part]
         return x.get(part, own), y
 
-    def step(self, k: int, x: State, u: Any, z: Any) -> State:
-        """One inner step, or the jump to the equilibrium."""
-        if self.settle is not None:
-            return self._settled(x, z)
-        assert self.move is not None
+    def step(self, k: int, x: State, u: Any, z: Any, steps: int | None = None) -> State:
+        """One inner step, or the jump to the equilibrium, in another number of ``steps`` where it is given."""
         fast, body, support = x["fast"], x.get("body", {}), self.pair(x, z, "support")
-        if self.shots_per_step is not None:
-            support = self._turn(k, support)
+        if self.settle is not None:
+            return {**x, "fast": self.settle(fast, body, support, steps)}
+        assert self.move is not None
+        if (shots := self.shots_per_step) is not None:  # those whose turn it is
+            rows = (torch.arange(shots, device=support[0].device) + k * shots) % support[0].shape[1]
+            support = support[0][:, rows], support[1][:, rows]
         return {**x, "fast": self.move(k, fast, self.objective.slopes(fast, body, support), u)}
-
-    def _settled(self, x: State, z: Any, steps: int | None = None) -> State:
-        assert self.settle is not None
-        return {**x, "fast": self.settle(x["fast"], x.get("body", {}), self.pair(x, z, "support"), steps)}
-
-    def _turn(self, k: int, pair: Pair) -> Pair:
-        """The shots whose turn it is at step ``k``."""
-        assert self.shots_per_step is not None
-        x, y = pair
-        rows = (torch.arange(self.shots_per_step, device=x.device) + k * self.shots_per_step) % x.shape[1]
-        return x[:, rows], y[:, rows]
 
     def cost(self, x: State, z: Any) -> Tensor:
         """The cost of the last fast weights ``[tasks]``: the loss on the query."""
@@ -115,7 +217,7 @@ class Loop:
         x = self.lift(controls["phi"], z)
         if self.settle is not None:
             for k in sorted(steps):
-                yield k, x if k == 0 else self._settled(x, z, k)
+                yield k, x if k == 0 else self.step(0, x, controls, z, k)
             return
         for k in range(max(steps) + 1):
             if k in steps:

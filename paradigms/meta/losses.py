@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mfoc import InvalidType, InvalidValue
+from mfoc.checks import check_callable
 from mfoc.seeding import watched
 
 Loss = Callable[..., Tensor]
@@ -19,13 +20,10 @@ Loss = Callable[..., Tensor]
 # Torch losses that are a mean over elements, or over the shots that are counted: evaluated in one call for all tasks.
 _ELEMENTWISE: tuple[Any, ...] = (
     F.mse_loss, F.l1_loss, F.smooth_l1_loss, F.huber_loss, F.soft_margin_loss, F.binary_cross_entropy,
-    F.binary_cross_entropy_with_logits,
+    F.binary_cross_entropy_with_logits, nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss, nn.BCEWithLogitsLoss,
+    nn.BCELoss, nn.SoftMarginLoss,
 )  # fmt: skip
-_ELEMENTWISE_MODULES = (
-    nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss, nn.BCEWithLogitsLoss, nn.BCELoss, nn.SoftMarginLoss,
-)  # fmt: skip
-_CLASSES: tuple[Any, ...] = (F.cross_entropy, F.nll_loss)
-_CLASSES_MODULES = (nn.CrossEntropyLoss, nn.NLLLoss)
+_CLASSES: tuple[Any, ...] = (F.cross_entropy, F.nll_loss, nn.CrossEntropyLoss, nn.NLLLoss)
 
 
 class TaskLoss:
@@ -43,12 +41,11 @@ class TaskLoss:
     def __init__(self, loss: Loss | nn.Module) -> None:
         if isinstance(loss, type):
             raise InvalidType(f"loss is the class {loss.__name__}; make an instance, {loss.__name__}()")
-        if not callable(loss):
-            raise InvalidType(f"loss is a {type(loss).__name__}; expected a function loss(output, target) -> scalar")
+        check_callable("a function loss(output, target) -> scalar", loss=loss)
         reduction = getattr(loss, "reduction", "mean")
         self._loss, self._sum = loss, reduction == "sum"
-        self.classes = _is(loss, _CLASSES, _CLASSES_MODULES)
-        self.elementwise = _is(loss, _ELEMENTWISE, _ELEMENTWISE_MODULES)
+        kind = type(loss) if isinstance(loss, nn.Module) else loss
+        self.classes, self.elementwise = kind in _CLASSES, kind in _ELEMENTWISE
         scalar = reduction in ("mean", "sum") if self.classes or self.elementwise else reduction != "none"
         if not scalar:
             raise InvalidValue(f"loss has reduction={reduction!r}; expected one number a task: 'mean' or 'sum'")
@@ -124,12 +121,7 @@ class TaskLoss:
         return answer
 
     def check(self, output: Any, target: Tensor, name: str) -> None:
-        """Refuses targets that cannot be right.
-
-        Args:
-            output: the network's, of one task at least, ``[1, shots, ...]``.
-            target: of all tasks, ``[tasks, shots, ...]``.
-            name: what to call them.
+        """Refuses targets that cannot be right: ``output`` is of one task at least, ``target`` of all tasks.
 
         Raises:
             InvalidType: an output that is no tensor.
@@ -150,9 +142,9 @@ class TaskLoss:
             self._check_classes(output, target, name)
 
     def _check_classes(self, output: Tensor, target: Tensor, name: str) -> None:
-        of_indices = (*output.shape[1:2], *output.shape[3:])
         if target.is_floating_point() and target.shape[1:] == output.shape[1:]:
-            return
+            return  # probabilities
+        of_indices = (*output.shape[1:2], *output.shape[3:])
         if output.dim() < 3 or target.is_floating_point() or target.shape[1:] != of_indices:
             raise InvalidValue(
                 f"{name} y has shape {tuple(target.shape[1:])} and dtype {target.dtype} for one task and the outputs "
@@ -179,10 +171,6 @@ class TaskLoss:
         single = copy.deepcopy(loss)
         single.reduction = reduction  # type: ignore[assignment]
         return single
-
-
-def _is(loss: Any, functions: tuple[Any, ...], modules: tuple[type, ...]) -> bool:
-    return type(loss) in modules if isinstance(loss, nn.Module) else loss in functions
 
 
 def _unlike(output: Tensor, target: Tensor) -> str:

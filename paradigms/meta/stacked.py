@@ -23,11 +23,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mfoc import InvalidType, InvalidValue, deprecation
-from mfoc.networks.inspection import ELEMENTWISE, has_aliases, hooked, is_chain, is_dropout, pure_copy, trainable
+from mfoc import InvalidType, InvalidValue
+from mfoc.networks import inspection
+from mfoc.networks.inspection import has_aliases, hooked, pure_copy, trainable
 from mfoc.seeding import watched
-from paradigms.meta.convolution import Window, convolve
-from paradigms.meta.normalisation import normalise
+from paradigms.meta.layers import Window, convolve, normalise
 
 Weights = dict[str, Tensor]
 
@@ -38,8 +38,6 @@ _POOLS = {
     nn.MaxPool1d: 1, nn.MaxPool2d: 2, nn.MaxPool3d: 3, nn.AvgPool1d: 1, nn.AvgPool2d: 2, nn.AvgPool3d: 3,
     nn.AdaptiveAvgPool1d: 1, nn.AdaptiveAvgPool2d: 2, nn.AdaptiveAvgPool3d: 3,
 }  # fmt: skip
-_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 @dataclass
@@ -77,16 +75,23 @@ class StackedNetwork:
     """A network evaluated with stacked weights.
 
     Args:
-        net: the network. It is copied; dropout must be off.
+        net: the network. It is copied. A submodule may have several names, and run several times.
 
     Attributes:
         net: the network itself.
         names: names of the parameters that require grad, in the order of the module.
         layers: names of the layers of a chain, in order; empty when the network is no chain of known layers.
         looped: tasks run one after another, as vmap could not follow the network.
+
+    Raises:
+        InvalidType: no module.
+        InvalidValue: active dropout, lazy parameters, a parameter that two submodules share, nothing to train.
     """
 
     def __init__(self, net: nn.Module) -> None:
+        inspection.refuse_unfit(net, aliases=False)
+        if not trainable(net):
+            raise InvalidValue("net has no parameter that requires grad; there is nothing to train")
         self.net, self._module = net, pure_copy(net)
         self.names = list(trainable(self._module))
         self._constants = {n: p.detach() for n, p in self._module.named_parameters() if not p.requires_grad}
@@ -97,7 +102,9 @@ class StackedNetwork:
         self._direct = direct if len(direct) == len(made) and not has_aliases(self._module) else []
         self.layers = [name for name, _ in chain] if self._direct else []
         self._largest: dict[Any, int] = {}
-        self.looped = any(_pads(part) for part in self._module.modules())
+        embeddings = [part for part in self._module.modules() if isinstance(part, nn.Embedding | nn.EmbeddingBag)]
+        # A padding row of an embedding is never trained: vmap's embedding forgets which.
+        self.looped = any(part.padding_idx is not None for part in embeddings)
 
     def initial(self) -> Weights:
         """Copies of the network's own weights, not stacked."""
@@ -164,30 +171,21 @@ class StackedNetwork:
             return [tasks]
         key = (start, stop, *x.shape[1:])
         if key not in self._largest:  # a memo: the chain is run once for each shape of input
-            few = {name: leaf[:1].detach() for name, leaf in weights.items()}
-            self._largest[key] = self._measure(self._complete(few, 1), x[:1].detach(), start, stop)
+            few = self._complete({name: leaf[:1].detach() for name, leaf in weights.items()}, 1)
+            flow, largest = _Flow(x[:1].detach(), 1), 1
+            with torch.no_grad():
+                for layer in self._direct[start:stop]:
+                    flow = layer(flow, few)
+                    largest = max(largest, flow.value.numel())
+            self._largest[key] = largest
         count = max(1, -(-tasks * self._largest[key] // _CACHE))
         size = -(-tasks // count)
         return [min(size, tasks - i) for i in range(0, tasks, size)]
 
-    def _measure(self, weights: Weights, x: Tensor, start: int, stop: int | None) -> int:
-        """The size of the largest activation of one task."""
-        flow, largest = _Flow(x, 1), 1
-        with torch.no_grad():
-            for layer in self._direct[start:stop]:
-                flow = layer(flow, weights)
-                largest = max(largest, flow.value.numel())
-        return largest
-
-
-def _pads(module: nn.Module) -> bool:
-    """Whether a row of an embedding is never trained: vmap's embedding forgets which."""
-    return isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.padding_idx is not None
-
 
 def _chain(module: nn.Module, prefix: str) -> Iterator[tuple[str, nn.Module]]:
     """The layers of nested ``nn.Sequential`` in the order they run; a module that is none is one layer."""
-    if is_chain(module) and "forward" not in module.__dict__ and not hooked(module):
+    if inspection.is_chain(module) and "forward" not in module.__dict__ and not hooked(module):
         for name, child in module._modules.items():  # a layer that is used twice included
             assert child is not None
             yield from _chain(child, f"{prefix}.{name}" if prefix else name)
@@ -200,94 +198,74 @@ def _layer(name: str, module: nn.Module) -> Layer | None:
     kind = type(module)
     if hooked(module) or hasattr(module, "parametrizations"):
         return None
-    if kind in ELEMENTWISE:
+    if kind in inspection.ELEMENTWISE:
         return lambda flow, u: _Flow(module(flow.value), flow.tasks, flow.planes)
-    if is_dropout(module):  # off, or it would have been refused
+    if inspection.is_dropout(module):  # off, or it would have been refused
         return lambda flow, u: flow
     if kind in _POOLS and not getattr(module, "return_indices", False):
         axes = _POOLS[kind]
         return lambda flow, u: _Flow(module(flow.as_planes(axes)), flow.tasks, True)
     if kind is nn.Flatten and module.start_dim == 1 and module.end_dim == -1:
         return _flatten
-    if kind is nn.Linear:
-        return _linear(name)
-    if kind in _CONVOLUTIONS and module.padding_mode == "zeros" and not isinstance(module.padding, str):
-        return _convolution(name, module)
-    return _norm(name, module)
-
-
-def _key(name: str, leaf: str) -> str:
-    return f"{name}.{leaf}" if name else leaf
+    own = _WEIGHTED.get(kind)
+    if own is None or (own is _convolution and (module.padding_mode != "zeros" or isinstance(module.padding, str))):
+        return None
+    weight, bias = (f"{name}.{leaf}" if name else leaf for leaf in ("weight", "bias"))
+    return lambda flow, u: own(module, flow, u.get(weight), u.get(bias))
 
 
 def _flatten(flow: _Flow, u: Weights) -> _Flow:
-    if flow.planes:
-        h = flow.value
-        return _Flow(h.reshape(len(h), flow.tasks, -1).transpose(0, 1), flow.tasks)
-    return _Flow(flow.value.flatten(2), flow.tasks)
+    h = flow.value
+    rows = h.reshape(len(h), flow.tasks, -1).transpose(0, 1) if flow.planes else h.flatten(2)
+    return _Flow(rows, flow.tasks)
 
 
-def _linear(name: str) -> Layer:
-    weight, bias = _key(name, "weight"), _key(name, "bias")
-
-    def layer(flow: _Flow, u: Weights) -> _Flow:
-        h = flow.as_rows()
-        w, b = u[weight].transpose(1, 2), u.get(bias)
-        flat = h if h.dim() == 3 else h.flatten(1, -2)
-        out = torch.bmm(flat, w) if b is None else torch.baddbmm(b.unsqueeze(1), flat, w)
-        return _Flow(out if h.dim() == 3 else out.view(*h.shape[:-1], out.shape[-1]), flow.tasks)
-
-    return layer
+# Layers with weights: each takes the module, the flow, and its stacked weight and bias, None where it has none.
 
 
-def _convolution(name: str, module: Any) -> Layer:
-    weight, bias = _key(name, "weight"), _key(name, "bias")
-
-    def layer(flow: _Flow, u: Weights) -> _Flow:
-        h = flow.as_planes(len(module.kernel_size))
-        window = Window(module.stride, module.padding, module.dilation, module.groups * flow.tasks)
-        b = u.get(bias)
-        out = convolve(h, u[weight].flatten(0, 1), None if b is None else b.reshape(-1), window)
-        return _Flow(out, flow.tasks, True)
-
-    return layer
+def _linear(module: Any, flow: _Flow, weight: Any, bias: Any) -> _Flow:
+    h, w = flow.as_rows(), weight.transpose(1, 2)
+    flat = h if h.dim() == 3 else h.flatten(1, -2)
+    out = torch.bmm(flat, w) if bias is None else torch.baddbmm(bias.unsqueeze(1), flat, w)
+    return _Flow(out if h.dim() == 3 else out.view(*h.shape[:-1], out.shape[-1]), flow.tasks)
 
 
-def _norm(name: str, module: Any) -> Layer | None:
-    weight, bias = _key(name, "weight"), _key(name, "bias")
-    if type(module) in _BATCH_NORMS:
-
-        def batch_norm(flow: _Flow, u: Weights) -> _Flow:
-            h, t = flow.as_planes(), flow.tasks
-            scale, shift = (None if key not in u else u[key].reshape(-1) for key in (weight, bias))
-            mean, var = (None if s is None else s.to(h).repeat(t) for s in (module.running_mean, module.running_var))
-            if mean is None and scale is not None and shift is not None and h.numel() > h.shape[1]:
-                return _Flow(normalise(h, scale, shift, module.eps), t, True)
-            return _Flow(F.batch_norm(h, mean, var, scale, shift, mean is None, 0.0, module.eps), t, True)
-
-        return batch_norm
-    if type(module) is nn.GroupNorm:
-
-        def group_norm(flow: _Flow, u: Weights) -> _Flow:
-            scale, shift = (None if key not in u else u[key].reshape(-1) for key in (weight, bias))
-            groups = module.num_groups * flow.tasks
-            return _Flow(F.group_norm(flow.as_planes(), groups, scale, shift, module.eps), flow.tasks, True)
-
-        return group_norm
-    if type(module) is nn.LayerNorm:
-        return lambda flow, u: _layer_norm(flow, u.get(weight), u.get(bias), module)
-    return None
+def _convolution(module: Any, flow: _Flow, weight: Any, bias: Any) -> _Flow:
+    window = Window(module.stride, module.padding, module.dilation, module.groups * flow.tasks)
+    h = flow.as_planes(len(module.kernel_size))
+    return _Flow(convolve(h, weight.flatten(0, 1), _flat(bias), window), flow.tasks, True)
 
 
-def _layer_norm(flow: _Flow, scale: Tensor | None, shift: Tensor | None, module: Any) -> _Flow:
+def _batch_norm(module: Any, flow: _Flow, weight: Any, bias: Any) -> _Flow:
+    h, t, scale, shift = flow.as_planes(), flow.tasks, _flat(weight), _flat(bias)
+    mean, var = (None if s is None else s.to(h).repeat(t) for s in (module.running_mean, module.running_var))
+    if mean is None and scale is not None and shift is not None and h.numel() > h.shape[1]:
+        return _Flow(normalise(h, scale, shift, module.eps), t, True)
+    return _Flow(F.batch_norm(h, mean, var, scale, shift, mean is None, 0.0, module.eps), t, True)
+
+
+def _group_norm(module: Any, flow: _Flow, weight: Any, bias: Any) -> _Flow:
+    groups = module.num_groups * flow.tasks
+    return _Flow(F.group_norm(flow.as_planes(), groups, _flat(weight), _flat(bias), module.eps), flow.tasks, True)
+
+
+def _layer_norm(module: Any, flow: _Flow, weight: Any, bias: Any) -> _Flow:
     h = flow.as_rows()
     out = F.layer_norm(h, module.normalized_shape, None, None, module.eps)
 
     def spread(leaf: Tensor) -> Tensor:
         return leaf.view(flow.tasks, *[1] * (h.dim() - leaf.dim()), *leaf.shape[1:])
 
-    out = out if scale is None else out * spread(scale)
-    return _Flow(out if shift is None else out + spread(shift), flow.tasks)
+    out = out if weight is None else out * spread(weight)
+    return _Flow(out if bias is None else out + spread(bias), flow.tasks)
 
 
-__getattr__ = deprecation.aliases("paradigms.meta.stacked", {"pure_copy": "mfoc.networks.inspection.pure_copy"})
+def _flat(leaf: Tensor | None) -> Tensor | None:
+    return None if leaf is None else leaf.reshape(-1)
+
+
+_WEIGHTED: dict[type[nn.Module], Callable[[Any, _Flow, Any, Any], _Flow]] = {
+    nn.Linear: _linear, nn.GroupNorm: _group_norm, nn.LayerNorm: _layer_norm,
+    nn.Conv1d: _convolution, nn.Conv2d: _convolution, nn.Conv3d: _convolution,
+    nn.BatchNorm1d: _batch_norm, nn.BatchNorm2d: _batch_norm, nn.BatchNorm3d: _batch_norm,
+}  # fmt: skip

@@ -119,8 +119,7 @@ def sinusoids(
     """
     check_integer(1, tasks=tasks, shots=shots, queries=queries)
     check_integer(0, seed=seed)
-    ranges = {"amplitude": amplitude, "phase": phase, "x": x}
-    for name, limits in ranges.items():
+    for name, limits in {"amplitude": amplitude, "phase": phase, "x": x}.items():
         check_range(name, limits)
     kind = torch.get_default_dtype() if dtype is None else dtype
     if not isinstance(kind, torch.dtype) or not kind.is_floating_point:
@@ -136,10 +135,8 @@ def sinusoids(
         points = within(uniform[:, 2:], x)
         waves = within(uniform[:, :1], amplitude) * torch.sin(points - within(uniform[:, 1:2], phase))
         points, waves = points.to(device), waves.to(device)
-        return mfoc.Particles(
-            points.new_zeros(tasks),
-            {"support": (points[:, :shots], waves[:, :shots]), "query": (points[:, shots:], waves[:, shots:])},
-        )
+        data = {"support": (points[:, :shots], waves[:, :shots]), "query": (points[:, shots:], waves[:, shots:])}
+        return mfoc.Particles(placeholder(points), data)
 
     return mfoc.population(draw)
 

@@ -11,7 +11,7 @@ import mfoc
 from mfoc.games.maximisers import PGD
 from mfoc.seeding import mixed_seed
 from paradigms.adversarial import TRADES, game
-from tests import oracles
+from tests.oracles import adversaries as oracles
 from tests.problems import D, distance, generator, labels, mlp_net
 
 SGD = partial(torch.optim.SGD, lr=0.1, momentum=0.9)

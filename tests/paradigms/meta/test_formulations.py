@@ -20,8 +20,7 @@ from paradigms.meta import (
     reptile,
     sinusoids,
 )
-from paradigms.meta.loop import Loop
-from paradigms.meta.objective import TaskObjective
+from paradigms.meta.loop import Loop, TaskObjective
 from tests.oracles.meta import each_task
 
 LR = 0.05
@@ -99,6 +98,6 @@ def test_old_names_of_an_inner_loop():
     with pytest.warns(DeprecationWarning, match="inner= is now objective="):
         again = Loop(inner=loop.objective, adapted=loop.adapted, move=loop.move)
     assert again == loop
-    with pytest.warns(DeprecationWarning, match=r"inner\.Inner has moved to paradigms\.meta\.objective\.TaskObjective"):
+    with pytest.warns(DeprecationWarning, match=r"inner\.Inner has moved to paradigms\.meta\.loop\.TaskObjective"):
         from paradigms.meta.inner import Inner
     assert Inner is TaskObjective

@@ -23,7 +23,7 @@ from paradigms.meta import (
     tasks,
     to_learn2learn,
 )
-from paradigms.meta.rules import Coordinatewise
+from paradigms.meta.algorithms import Coordinatewise
 
 learn2learn = pytest.importorskip("learn2learn")
 algorithms = learn2learn.algorithms

@@ -11,7 +11,7 @@ from torch import nn
 
 import mfoc
 from paradigms.meta import Learner, anil, learned_update, maml, meta_sgd, sinusoids, tasks
-from paradigms.meta.rules import Coordinatewise
+from paradigms.meta.algorithms import Coordinatewise
 from tests.problems import D, normal, seeded
 
 learn2learn = pytest.importorskip("learn2learn")

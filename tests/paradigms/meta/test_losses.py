@@ -13,7 +13,7 @@ from paradigms.meta import (
     maml,
     tasks,
 )
-from tests import oracles
+from tests.oracles import meta as oracles
 from tests.problems import D, generator, normal, seeded
 
 LR = 0.1

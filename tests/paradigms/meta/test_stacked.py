@@ -7,10 +7,9 @@ from torch import nn
 
 import mfoc
 from paradigms.meta import adapt, evaluate, few_shot, maml, tasks
-from paradigms.meta.convolution import Window, convolve
-from paradigms.meta.normalisation import normalise
+from paradigms.meta.layers import Window, convolve, normalise
 from paradigms.meta.stacked import StackedNetwork
-from tests import oracles
+from tests.oracles import meta as oracles
 
 TASKS, SHOTS = 3, 4
 

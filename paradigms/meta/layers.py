@@ -1,31 +1,76 @@
-"""Batch norm over the shots of each task, derived by hand to second order.
+"""Layers with weights or statistics of each task's own, whose derivatives of any order stay fast.
 
-Per channel, with x_hat = r (x - mean), r = (var + eps)^(-1/2), m values a channel, bars for means over them and
-a_g = mean(g x_hat), the derivative of y = w x_hat + b towards x is w r P(g), P(g) = g - bar g - a_g x_hat, which is
+Convolutions. <g, conv(x, w)> is linear in each of x, w and g, so every derivative of a convolution, of any order, is
+one of three grouped convolutions: towards g (the convolution itself), towards x (its transpose) and towards w (the
+correlation of x with g). Autograd's own double backward of a grouped convolution loops over the groups; these do not.
+
+Batch norm. Per channel, with x_hat = r (x - mean), r = (var + eps)^(-1/2), m values a channel, bars for means over them
+and a_g = mean(g x_hat), the derivative of y = w x_hat + b towards x is w r P(g), P(g) = g - bar g - a_g x_hat, which is
 symmetric: <h, P(g)> = <g, P(h)>. Its own derivative is a combination of h, g and x_hat with one coefficient a channel:
 a few passes over memory, where autograd's composite formula takes some twenty.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd import Function
 
-_OUTPUTS = [True, True, True]
+_G, _X, _W = range(3)  # the places of <g, conv(x, w)>
+
+
+class Window(NamedTuple):
+    """The hyper-parameters of a convolution, per spatial axis."""
+
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    groups: int
+
+
+def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, window: Window) -> Tensor:
+    """A grouped convolution of ``[n, C, ...]`` with a weight ``[O, C / groups, ...]`` and a bias ``[O]`` or None."""
+    result: Tensor = _Convolution.apply(_G, (), window, bias, x, weight)
+    return result
+
+
+class _Convolution(Function):
+    """The derivative of <g, conv(x, w)> towards one of its places, given the other two in order."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, place: int, shape: Sequence[int], window: Window, bias: Tensor | None, a: Tensor, b: Tensor
+    ) -> Tensor:
+        ctx.save_for_backward(a, b)
+        ctx.place, ctx.window = place, window
+        settings = (window.stride, window.padding, window.dilation, False, [0] * len(window.stride), window.groups)
+        if place == _G:
+            return torch.convolution(a, b, bias, *settings)
+        x, w = (a.new_empty(shape), b) if place == _X else (b, a.new_empty(shape))
+        mask = [place == _X, place == _W, False]
+        found: Tensor = torch.ops.aten.convolution_backward(a, x, w, None, *settings, mask)[place - 1]
+        return found
+
+    @staticmethod
+    def backward(ctx: Any, h: Tensor) -> Any:
+        others = [place for place in (_G, _X, _W) if place != ctx.place]
+        given = {ctx.place: h, **dict(zip(others, ctx.saved_tensors, strict=True))}
+
+        def towards(place: int) -> Tensor:
+            a, b = (given[other] for other in (_G, _X, _W) if other != place)
+            result: Tensor = _Convolution.apply(place, given[place].shape, ctx.window, None, a, b)
+            return result
+
+        to_bias, *wanted = ctx.needs_input_grad[3:]
+        found = [towards(place) if asked else None for place, asked in zip(others, wanted, strict=True)]
+        return None, None, None, h.sum((0, *range(2, h.dim()))) if to_bias else None, *found
 
 
 def normalise(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    """Batch norm with the statistics of the batch.
-
-    Args:
-        x: ``[n, C, ...]``.
-        weight: ``[C]``.
-        bias: ``[C]``.
-        eps: added to the variance.
-    """
+    """Batch norm of ``[n, C, ...]`` with the statistics of the batch; weight and bias are ``[C]``."""
     result: Tensor = _Normalise.apply(x, weight, bias, eps)
     return result
 
@@ -51,7 +96,7 @@ class _Derivative(Function):
     ) -> tuple[Tensor, Tensor, Tensor]:
         mean, rate = statistics
         found: tuple[Tensor, Tensor, Tensor] = torch.ops.aten.native_batch_norm_backward(
-            g.contiguous(), x, weight, None, None, mean, rate, True, eps, _OUTPUTS
+            g.contiguous(), x, weight, None, None, mean, rate, True, eps, [True] * 3
         )
         # Outputs kept on ctx itself would be a cycle that is never collected.
         ctx.save_for_backward(g, x, weight, *found[1:])
@@ -64,27 +109,21 @@ class _Derivative(Function):
         g, x, weight, *sums = ctx.saved_tensors
         h = torch.zeros_like(x) if h is None else h
         if torch.is_grad_enabled():  # derived once more: in plain operations, from x itself
-            mean, rate = statistics = _statistics(x, ctx.eps)
-            found = _second(
-                g, x, weight, h, h_weight, h_bias, statistics, _sums(g, x, mean, rate), _sums(h, x, mean, rate)
-            )
+            var, mean = torch.var_mean(x, [0, *range(2, x.dim())], correction=0)
+            statistics = mean, (var + ctx.eps).rsqrt()
+            sums, of_h = (_sums(value, x, *statistics) for value in (g, h))
         else:
+            statistics = ctx.statistics
             of_h = torch.ops.aten.native_batch_norm_backward(
-                h.contiguous(), x, weight, None, None, *ctx.statistics, True, ctx.eps, [False, True, True]
+                h.contiguous(), x, weight, None, None, *statistics, True, ctx.eps, [False, True, True]
             )[1:]
-            found = _second(g, x, weight, h, h_weight, h_bias, ctx.statistics, (sums[0], sums[1]), of_h)
-        return *found, None, None
+        return *_second(g, x, weight, h, h_weight, h_bias, statistics, sums, of_h), None, None
 
 
 def _sums(value: Tensor, x: Tensor, mean: Tensor, rate: Tensor) -> tuple[Tensor, Tensor]:
     """Per channel, the sum of value times x_hat and the sum of value."""
     axes, shape = [0, *range(2, x.dim())], [1, -1, *[1] * (x.dim() - 2)]
     return (value * (x - mean.view(shape))).sum(axes) * rate, value.sum(axes)
-
-
-def _statistics(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    var, mean = torch.var_mean(x, [0, *range(2, x.dim())], correction=0)
-    return mean, (var + eps).rsqrt()
 
 
 def _second(
@@ -95,8 +134,8 @@ def _second(
     h_weight: Tensor | None,
     h_bias: Tensor | None,
     statistics: tuple[Tensor, Tensor],
-    sums_g: tuple[Tensor, Tensor],
-    sums_h: tuple[Tensor, Tensor],
+    sums_g: Sequence[Tensor],
+    sums_h: Sequence[Tensor],
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Derivatives of <h, w r P(g)> + <h_weight, sum g x_hat> + <h_bias, sum g> in g, x and weight."""
     axes, shape = [0, *range(2, x.dim())], [1, -1, *[1] * (x.dim() - 2)]
@@ -115,10 +154,8 @@ def _second(
     step, bend = weight * rate, weight * rate * rate
 
     of_x, rest = -step * a_h, -step * h_bar
-    if h_weight is not None:
-        of_x = of_x + h_weight
-    if h_bias is not None:
-        rest = rest + h_bias
+    of_x = of_x if h_weight is None else of_x + h_weight
+    rest = rest if h_bias is None else rest + h_bias
     to_g = combined(rest - of_x * rate * mean, (step, h), (of_x * rate, x))
 
     of_h, of_g, of_x = -bend * a_g, -bend * a_h, -bend * (s - 2 * a_h * a_g)

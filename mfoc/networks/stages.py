@@ -1,0 +1,253 @@
+"""Stages of a network: where it is cut into them, and how one runs with weights given from outside."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+from mfoc.errors import InvalidType, InvalidValue
+from mfoc.networks.inspection import BOOKKEEPING, hooked, is_chain, pure_copy, trainable
+from mfoc.tree import Tree
+
+Named = list[tuple[str, nn.Module]]
+
+# Layers whose forward pass is one call on the weights: evaluated directly, which spares the module machinery.
+_DIRECT: dict[type[nn.Module], Callable[[Any, Tensor, dict[str, Tensor]], Tensor]] = {
+    nn.Linear: lambda layer, x, u: F.linear(x, u["weight"], u.get("bias")),
+    nn.Conv1d: lambda layer, x, u: layer._conv_forward(x, u["weight"], u.get("bias")),
+    nn.Conv2d: lambda layer, x, u: layer._conv_forward(x, u["weight"], u.get("bias")),
+}
+
+
+def named_stages(net: nn.Module, stages: Sequence[str | Sequence[str]] | None) -> Named:
+    """The stages of a network in order: names, and modules whose composition is the network.
+
+    The modules share their parameters with ``net``.
+
+    Args:
+        net: the network.
+        stages: see ``mfoc.from_module``.
+
+    Raises:
+        InvalidType: ``stages`` is not a list of names.
+        InvalidValue: names unknown, repeated or out of order, or a forward pass that cannot be cut there.
+    """
+    if isinstance(stages, str) or (stages is not None and not isinstance(stages, Sequence)):
+        raise InvalidType(f"stages is {stages!r}; expected a list of submodule names")
+    if is_chain(net):
+        layers = _unrolled(net)
+        return layers if stages is None else _grouped(net, stages)
+    if stages is None:
+        raise InvalidValue(
+            f"net is a {type(net).__name__}, whose order of execution is not declared; name the stages, "
+            f"stages=[...], out of {list(dict(net.named_children()))}"
+        )
+    for stage in stages:
+        if not isinstance(stage, str):
+            raise InvalidType(f"stages holds {stage!r}; for a module that is no nn.Sequential each stage is one name")
+    return _cut(net, [str(stage) for stage in stages])
+
+
+def _children(net: nn.Module) -> Named:
+    """Every child, one that is used twice included twice (``named_children`` leaves it out)."""
+    return [(name, child) for name, child in net._modules.items() if child is not None]
+
+
+def _unrolled(net: nn.Module, prefix: str = "") -> Named:
+    layers: Named = []
+    for name, child in _children(net):
+        # Only a Sequential that does nothing else is opened: its hooks would be lost.
+        opened = type(child) is nn.Sequential and not hooked(child)
+        layers += _unrolled(child, f"{prefix}{name}.") if opened else [(prefix + name, child)]
+    if not layers and not prefix:
+        raise InvalidValue("net is an empty nn.Sequential; it has no stage")
+    return layers
+
+
+def _grouped(net: nn.Module, stages: Sequence[str | Sequence[str]]) -> Named:
+    """Stages of a Sequential: each a child, or consecutive children."""
+    children = dict(_children(net))
+    for stage in stages:
+        if not isinstance(stage, str | Sequence) or not stage:
+            raise InvalidType(f"stages holds {stage!r}; expected the name of a child or a list of consecutive names")
+    flat: list[str] = [name for stage in stages for name in ([stage] if isinstance(stage, str) else stage)]
+    for name in flat:
+        if name not in children:
+            raise InvalidValue(f"stages names {name!r}, which is no child of the network; it has {list(children)}")
+    if flat != list(children):
+        raise InvalidValue(f"stages must name every child of an nn.Sequential once, in order: {list(children)}")
+    return [
+        (stage, children[stage])
+        if isinstance(stage, str)
+        else ("+".join(stage), nn.Sequential(*(children[name] for name in stage)))
+        for stage in stages
+    ]
+
+
+class _Tracer(fx.Tracer):  # keeps the named modules whole
+    def __init__(self, whole: Sequence[str]) -> None:
+        super().__init__()
+        self.whole = set(whole)
+
+    def is_leaf_module(self, module: nn.Module, name: str) -> bool:
+        return name in self.whole or super().is_leaf_module(module, name)
+
+
+def _cut(net: nn.Module, names: list[str]) -> Named:
+    """Stages of any traceable module: each ends at the output of a named submodule."""
+    known = dict(net.named_modules())
+    for name in names:
+        if name not in known:
+            children = list(dict(net.named_children()))
+            raise InvalidValue(f"stages names {name!r}, which is no submodule of the network; it has {children}")
+    if not names or len(set(names)) != len(names):
+        raise InvalidValue(f"stages is {names}; expected distinct submodule names")
+    try:
+        graph = _Tracer(names).trace(net)
+    except Exception as error:  # fx raises whatever the traced forward raises
+        raise InvalidValue(
+            f"the forward pass of {type(net).__name__} cannot be traced ({error}); make it an nn.Sequential of stages"
+        ) from error
+    order = [node.target for node in graph.nodes if node.op == "call_module" and node.target in names]
+    if order != names:
+        raise InvalidValue(f"stages is {names}; in the forward pass these modules run as {order}")
+    pieces = _segments(graph, names)
+    output = next(node for node in graph.nodes if node.op == "output")
+    _refuse_crossings(graph, names, pieces, output)
+    results = [*(piece[-1] for piece in pieces[:-1]), output.args[0]]
+    parts = [(name, _segment(net, *cut)) for name, *cut in zip(names, pieces, results, strict=True)]
+    seen: dict[int, str] = {}
+    for stage, module in parts:
+        for name, parameter in trainable(module).items():
+            if seen.setdefault(id(parameter), stage) != stage:
+                raise InvalidValue(
+                    f"parameter {name!r} is used in stages {seen[id(parameter)]!r} and {stage!r}; a per-stage control "
+                    "cannot be shared. Choose cuts that keep its uses in one stage"
+                )
+    return parts
+
+
+def _segments(graph: fx.Graph, names: list[str]) -> list[list[fx.Node]]:
+    """The nodes of each stage, which ends with the module of its name."""
+    pieces: list[list[fx.Node]] = [[]]
+    for node in (node for node in graph.nodes if node.op not in ("placeholder", "output", "get_attr")):
+        # Weights read directly in the forward pass belong to the piece that uses them.
+        pieces[-1] += [s for s in node.all_input_nodes if s.op == "get_attr" and s not in pieces[-1]]
+        pieces[-1].append(node)
+        if node.op == "call_module" and node.target in names and node.target != names[-1]:
+            pieces.append([])
+    return pieces
+
+
+def _refuse_crossings(graph: fx.Graph, names: list[str], pieces: list[list[fx.Node]], output: fx.Node) -> None:
+    """Refuses stages that need more than the state that enters them."""
+    carried = next(node for node in graph.nodes if node.op == "placeholder")
+    for name, piece in zip(names, pieces, strict=True):
+        inside = {carried, *piece}
+        for source in (source for node in piece for source in node.all_input_nodes):
+            if source not in inside:
+                raise InvalidValue(
+                    f"stage {name!r} also needs {source.name!r}, computed before the previous cut; a stage may use "
+                    "only the state that enters it. Choose other cuts"
+                )
+        carried = piece[-1]
+    for source in output.all_input_nodes:
+        if source not in pieces[-1]:
+            raise InvalidValue(
+                f"the output needs {source.name!r}, computed before the last stage, {names[-1]!r}. Choose other cuts"
+            )
+
+
+def _segment(net: nn.Module, nodes: list[fx.Node], result: Any) -> nn.Module:
+    """A module that runs the nodes of one stage and returns ``result``, its parameters at their paths in ``net``."""
+    graph = fx.Graph()
+    state = graph.placeholder("x")
+    copied = {source: state for node in nodes for source in node.all_input_nodes}  # those inside are replaced below
+    for node in nodes:
+        copied[node] = graph.node_copy(node, lambda source: copied[source])
+    graph.output(fx.map_arg(result, lambda source: copied[source]))
+    return fx.GraphModule(net, graph)
+
+
+class Stage:
+    """One stage: a private copy of a module, run with weights given from outside."""
+
+    def __init__(self, name: str, module: nn.Module) -> None:
+        self.name, self.module = name, pure_copy(module, name)
+        self.slots = [
+            (key, owner, leaf)
+            for prefix, owner in self.module.named_modules()
+            for leaf, value in owner._parameters.items()
+            if value is not None and value.requires_grad
+            for key in [f"{prefix}.{leaf}" if prefix else leaf]
+        ]
+        self.hooked = hooked(self.module)
+        constants = any(not p.requires_grad for p in self.module.parameters())
+        self.direct = None if self.hooked or constants else _DIRECT.get(type(self.module))
+        # Buffers that a training forward pass may advance (spectral norm, counters): it gets copies.
+        self.buffers = [
+            (owner, key)
+            for owner in self.module.modules()
+            for key, value in owner._buffers.items()
+            if value is not None and self.module.training
+        ]
+        # The data is a second argument named z; a first one of that name is the state.
+        self.takes_data = "z" in list(inspect.signature(self.module.forward).parameters)[1:]
+
+    def controls(self) -> dict[str, Tensor]:
+        """The weights of the user's module, by name."""
+        return {key: owner._parameters[leaf].detach().clone() for key, owner, leaf in self.slots}
+
+    def __call__(self, x: Tree, u: dict[str, Tensor], z: Tree) -> Tree:
+        """The next state at given weights."""
+        if self.direct is not None:
+            return self.direct(self.module, x, u)
+        if not self.slots and not self.buffers:
+            return self._run(x, z)
+        # What torch.func.functional_call does, without its bookkeeping: the slots of a private copy are lent the
+        # control's tensors for the length of the call.
+        own = [owner._parameters[leaf] for _, owner, leaf in self.slots]
+        kept = [owner._buffers[key] for owner, key in self.buffers]
+        try:
+            for owner, key in self.buffers:
+                owner._buffers[key] = owner._buffers[key].clone()  # type: ignore[union-attr]
+            for key, owner, leaf in self.slots:
+                owner._parameters[leaf] = u[key]
+            return self._run(x, z)
+        finally:
+            for (_, owner, leaf), value in zip(self.slots, own, strict=True):
+                owner._parameters[leaf] = value
+            for (owner, key), buffer in zip(self.buffers, kept, strict=True):
+                owner._buffers[key] = buffer
+
+    def _run(self, x: Tree, z: Tree) -> Tree:
+        forward = self.module if self.hooked else self.module.forward
+        return forward(x, z=z) if self.takes_data else forward(x)
+
+    def kind(self) -> Hashable:
+        """A fingerprint: stages with the same one compute the same function of (x, u, z). None when not sure."""
+        if any(True for _ in self.module.buffers()):
+            return None
+        parts: list[Hashable] = []
+        for prefix, module in self.module.named_modules():
+            plain = _plain_attributes(module)
+            constant = any(v is not None and not v.requires_grad for v in module._parameters.values())
+            if plain is None or constant or type(module).__module__.startswith("torch.fx"):
+                return None
+            shapes = tuple((k, None if v is None else tuple(v.shape)) for k, v in module._parameters.items())
+            parts.append((prefix, type(module), module.training, plain, shapes))
+        return tuple(parts)
+
+
+def _plain_attributes(module: nn.Module) -> Hashable | None:
+    """The module's own attributes, or None when one of them cannot be compared."""
+    plain = tuple((k, v) for k, v in sorted(module.__dict__.items()) if k not in BOOKKEEPING)
+    try:
+        hash(plain)
+    except TypeError:
+        return None
+    return None if hooked(module) or any(isinstance(value, Tensor) for _, value in plain) else plain
