@@ -16,13 +16,12 @@ from paradigms.bayesian.plots import band, calibration
 from paradigms.bayesian.predictive import predict
 from paradigms.bayesian.pyro.networks import as_model
 from paradigms.bayesian.samplers.bridges import CrossEntropy, bridge_matching
+from paradigms.bayesian.samplers.diffusion import PathProblem
 from paradigms.bayesian.samplers.drifts import Drift, GaussianDrift
 from paradigms.bayesian.samplers.ensemble import Ensemble, ensemble
-from paradigms.bayesian.samplers.evidence import Evidence
-from paradigms.bayesian.samplers.follmer import Follmer, follmer
+from paradigms.bayesian.samplers.follmer import Evidence, Follmer, follmer
 from paradigms.bayesian.samplers.kernels import RBF, PyroRBF, discrepancy
 from paradigms.bayesian.samplers.langevin import MALA, SGLD, ULA, langevin
-from paradigms.bayesian.samplers.paths import PathProblem
 from paradigms.bayesian.samplers.runs import Draws, Sampler, sample
 from paradigms.bayesian.samplers.svgd import AdaGradRule, AdamRule, PlainRule, Stein, svgd
 from paradigms.bayesian.vi.inference import variational

@@ -18,6 +18,7 @@ from torch.distributions.constraints import Constraint
 
 from mfoc import InvalidValue, require
 from mfoc.seeding import mixed_seed, seeded
+from paradigms.bayesian.laws.normal import unvalidated
 from paradigms.bayesian.pyro.arguments import Arguments
 
 # Of these an open and a closed one have the same map from the line.
@@ -28,12 +29,8 @@ _ALIKE = {"_GreaterThanEq": "_GreaterThan", "_HalfOpenInterval": "_Interval"}
 def quietly() -> Iterator[None]:
     """Without Pyro's and torch's checks of values, which no ``vmap`` can run, and with an empty parameter store."""
     pyro = require("pyro", "bayes")
-    checked = torch.distributions.Distribution._validate_args
-    try:
-        with pyro.validation_enabled(False), pyro.get_param_store().scope():
-            yield
-    finally:  # Pyro puts torch's flag to its own
-        torch.distributions.Distribution.set_default_validate_args(checked)
+    with unvalidated(), pyro.validation_enabled(False), pyro.get_param_store().scope():  # Pyro sets torch's flag, too
+        yield
 
 
 @contextmanager

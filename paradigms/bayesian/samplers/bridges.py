@@ -34,10 +34,10 @@ from mfoc.checks import check_callable, check_instance, check_integer
 from mfoc.deprecation import warn
 from mfoc.pontryagin import Evaluation
 from mfoc.seeding import mixed_seed
-from paradigms.bayesian.samplers.evidence import systematic
-from paradigms.bayesian.samplers.follmer import Follmer
+from paradigms.bayesian.density.density import shape_or_type
+from paradigms.bayesian.samplers.diffusion import PathProblem
+from paradigms.bayesian.samplers.follmer import Follmer, systematic
 from paradigms.bayesian.samplers.langevin import langevin
-from paradigms.bayesian.samplers.paths import PathProblem
 from paradigms.bayesian.samplers.runs import sample
 
 logger = logging.getLogger(__name__)
@@ -175,9 +175,10 @@ class CrossEntropy:
 
     def _moved(self, problem: PathProblem, ends: Tensor, k: int) -> Tensor:
         found = _chain(problem, ends, k) if self.moves is None else self.moves(ends, k)
-        if not isinstance(found, Tensor) or found.shape != ends.shape:
-            what = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
-            raise InvalidValue(f"moves returned {what} for end points {tuple(ends.shape)}; expected that shape")
+        if shape_or_type(found) != ends.shape:
+            raise InvalidValue(
+                f"moves returned {shape_or_type(found)} for end points {tuple(ends.shape)}; expected that shape"
+            )
         return problem.density.check(found.detach().to(ends))
 
 

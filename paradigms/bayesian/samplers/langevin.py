@@ -20,10 +20,6 @@ from paradigms.bayesian.density.density import LogDensity
 from paradigms.bayesian.samplers.runs import Sampler, State, Steps, as_density, sampler
 
 
-def _normals(density: LogDensity, n: int, generator: torch.Generator) -> Tensor:
-    return torch.randn(n, density.dim, generator=generator, dtype=density.like.dtype).to(density.like.device)
-
-
 @dataclass(frozen=True)
 class ULA:
     """The unadjusted Langevin algorithm: x + h grad log p(x) + sqrt(2 h) xi (Roberts & Tweedie 1996)."""
@@ -34,15 +30,15 @@ class ULA:
 
     def draw(self, density: LogDensity, n: int, generator: torch.Generator) -> dict[str, Tensor]:
         """See ``Flow``."""
-        return {"noise": _normals(density, n, generator)}
+        return {"noise": density.normals(n, generator)}
 
     def step(self, density: LogDensity, t: int, state: State, h: Tensor, z: Mapping[str, Tensor]) -> State:
         """See ``Flow``."""
-        return state + h * density.score(state) + (2 * h).sqrt() * z["noise"]
+        return state + h * density.score(state, z.get("index")) + (2 * h).sqrt() * z["noise"]
 
 
 @dataclass(frozen=True)
-class SGLD:
+class SGLD(ULA):
     """Stochastic gradient Langevin dynamics: ULA with the log likelihood of a batch, times N / B.
 
     Welling & Teh (2011), eq. (4); their epsilon_t is 2 h. Each particle has batches of its own, drawn with replacement,
@@ -54,23 +50,15 @@ class SGLD:
 
     batch_size: int
 
-    def start(self, density: LogDensity, x: Tensor) -> State:
-        """See ``Flow``."""
-        return x
-
     def draw(self, density: LogDensity, n: int, generator: torch.Generator) -> dict[str, Tensor]:
-        """See ``Flow``."""
+        """See ``Flow``; "index" holds the observations of each particle."""
         assert density.size is not None
         index = torch.randint(density.size, (n, self.batch_size), generator=generator)
-        return {"noise": _normals(density, n, generator), "index": index.to(density.like.device)}
-
-    def step(self, density: LogDensity, t: int, state: State, h: Tensor, z: Mapping[str, Tensor]) -> State:
-        """See ``Flow``."""
-        return state + h * density.score(state, z["index"]) + (2 * h).sqrt() * z["noise"]
+        return {"index": index.to(density.like.device), **super().draw(density, n, generator)}
 
 
 @dataclass(frozen=True)
-class MALA:
+class MALA(ULA):
     """Metropolis-adjusted Langevin: a step of ULA is a proposal, accepted with the probability that keeps p exactly.
 
     Roberts & Tweedie (1996), sec. 1.4: log alpha = log p(y) - log p(x) + log q(x | y) - log q(y | x) with
@@ -86,9 +74,9 @@ class MALA:
 
     def draw(self, density: LogDensity, n: int, generator: torch.Generator) -> dict[str, Tensor]:
         """See ``Flow``; "level" is the logarithm of a uniform number."""
-        noise = _normals(density, n, generator)
+        noise = super().draw(density, n, generator)
         uniform = torch.rand(n, generator=generator, dtype=density.like.dtype).to(density.like.device)
-        return {"noise": noise, "level": (1 - uniform).log()}  # in (0, 1], so that a sure move is never refused
+        return {**noise, "level": (1 - uniform).log()}  # in (0, 1], so that a sure move is never refused
 
     def step(self, density: LogDensity, t: int, state: State, h: Tensor, z: Mapping[str, Tensor]) -> State:
         """See ``Flow``."""
@@ -127,9 +115,6 @@ def langevin(
         method: "ula", "mala" or "sgld".
         batch_size: observations in a batch, for "sgld".
         seed: of the noise and the starting points.
-
-    Returns:
-        A formulation.
 
     Raises:
         InvalidType, InvalidValue: wrong arguments, or a log density that is not finite at the start.

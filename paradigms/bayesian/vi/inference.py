@@ -12,7 +12,7 @@ from mfoc.formulation import Formulation
 from paradigms.bayesian.laws.likelihoods import likelihood_of
 from paradigms.bayesian.vi.of_model import of_model
 from paradigms.bayesian.vi.of_network import of_network
-from paradigms.bayesian.vi.random_network import RandomNetwork, Stages
+from paradigms.bayesian.vi.posterior import RandomNetwork, Stages
 from paradigms.bayesian.vi.stages import ESTIMATORS
 
 

@@ -23,7 +23,6 @@ Weights = dict[str, Tensor]
 Run = Callable[[Any, Weights], Any]
 
 ESTIMATORS = ("weights", "local", "flipout")
-
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
@@ -76,13 +75,7 @@ class RandomStage:
         return {key: part.view(*lead, *shape) for (key, shape), part in zip(self._shapes.items(), parts, strict=True)}
 
     def noise(self, samples: int, entering: tuple[int, ...], leaving: tuple[int, ...]) -> tuple[Any, Any]:
-        """Shapes of the normals and of the signs the stage wants, each by name.
-
-        Args:
-            samples: S.
-            entering: shape of the states before, ``[B, ...]``.
-            leaving: shape of the states after.
-        """
+        """Shapes of the normals and of the signs it wants, each by name, for states of these shapes ``[B, ...]``."""
         if not self.random:
             return {}, {}
         if self.estimator == "local":
@@ -90,13 +83,13 @@ class RandomStage:
         normals = {"weights": (samples, self.size)}
         if self.estimator == "weights":
             return normals, {}
-        axis = -1 if self._linear else -self._spatial - 1
+        axis = 1 - len(self._shapes["weight"])  # of the channels
         return normals, {"in": (samples, *_kept(entering, axis)), "out": (samples, *_kept(leaving, axis))}
 
     def __call__(self, x: Any, u: Any, noise: Weights) -> Any:
         """The next states ``[S, B, ...]``."""
         if not self.random:
-            return self._run(x, {}) if self._elementwise else self._vmapped(x, {})
+            return self._run(x, {}) if self._elementwise else torch.func.vmap(self._run)(x, {})
         if self.estimator == "local":
             if self._convolution or x.dim() != 3:
                 raise InvalidValue(
@@ -113,7 +106,7 @@ class RandomStage:
     def at(self, x: Any, weights: Tensor) -> Any:
         """The next states at given weights ``[S, n]``."""
         if not self._linear:
-            return self._vmapped(x, self.split(weights))
+            return torch.func.vmap(self._run)(x, self.split(weights))
         if x.dim() == 3 and len(weights) > 1 and shared(x):
             return self._product(x[0], weights)
         # Products are made as W x^T, so that activations lie in memory as [S, features, B] on the way there and back:
@@ -140,9 +133,6 @@ class RandomStage:
         rows = weights.view(-1, width).mT.contiguous().mT
         return (rows @ x.mT).view(len(weights), out, -1).mT
 
-    def _vmapped(self, x: Any, weights: Weights) -> Any:
-        return torch.func.vmap(self._run)(x, weights)
-
     def _merged(self, x: Tensor, weights: Weights, *, square: bool = False) -> Tensor:
         """The layer at one set of weights for all draws: ``[S, B, ...]``; ``[1, B, ...]`` when the draws share x."""
         one = x[:1] if shared(x) else x
@@ -156,10 +146,6 @@ class RandomStage:
         variance = self._merged(x, {key: value.square() for key, value in scale.items()}, square=True)
         # The least positive number keeps the slope of the root finite where no weight is active.
         return torch.addcmul(mean, (variance + torch.finfo(x.dtype).tiny).sqrt(), noise)
-
-    @property
-    def _spatial(self) -> int:
-        return self._module.weight.dim() - 2 if self._convolution else 0  # type: ignore[operator]
 
 
 def drawn(u: Weights, noise: Tensor) -> Tensor:
