@@ -14,7 +14,7 @@ _BAYESIAN = {
     "bridges": ["samplers.bridges"],
     "diffusion": ["samplers.diffusion"],
     "drifts": ["samplers.drifts"],
-    "ensemble": ["samplers.ensemble"],
+    "ensemble": ["laws.prediction"],
     "flows": ["samplers.langevin"],
     "follmer": ["samplers.follmer"],
     "guides": ["pyro.guides"],

@@ -10,7 +10,7 @@ print(nll(prediction, y_test), rmse(prediction, y_test))
 from paradigms.bayesian.density import LogDensity, log_density
 from paradigms.bayesian.density.potential import Potential, to_potential
 from paradigms.bayesian.laws.likelihoods import LogLikelihood, NegativeLogLikelihood
-from paradigms.bayesian.laws.prediction import Prediction
+from paradigms.bayesian.laws.prediction import Ensemble, Prediction, ensemble
 from paradigms.bayesian.metrics import Reliability, accuracy, ece, nll, reliability, rmse
 from paradigms.bayesian.plots import band, calibration
 from paradigms.bayesian.predictive import predict
@@ -18,7 +18,6 @@ from paradigms.bayesian.pyro.networks import as_model
 from paradigms.bayesian.samplers.bridges import CrossEntropy, bridge_matching
 from paradigms.bayesian.samplers.diffusion import PathProblem
 from paradigms.bayesian.samplers.drifts import Drift, GaussianDrift
-from paradigms.bayesian.samplers.ensemble import Ensemble, ensemble
 from paradigms.bayesian.samplers.follmer import Evidence, Follmer, follmer
 from paradigms.bayesian.samplers.kernels import RBF, PyroRBF, discrepancy
 from paradigms.bayesian.samplers.langevin import MALA, SGLD, ULA, langevin

@@ -85,17 +85,13 @@ def band(
 
     figure = new_figure(7, 4.2)
     axis = figure.subplots()
-    at, mean, epistemic = x.reshape(-1)[order].cpu(), column(prediction.mean), column(prediction.epistemic).sqrt()
+    at, mean = x.reshape(-1)[order].cpu(), column(prediction.mean)
+    bands = [(prediction.epistemic, "function (epistemic)", {"color": COLORS[0], "alpha": 0.35})]
     if prediction.aleatoric is not None:
-        total = column(prediction.total).sqrt()
-        axis.fill_between(
-            at, mean - 2 * total, mean + 2 * total, color=COLORS[5], alpha=0.3, linewidth=0,
-            label="± 2 sd, observation",
-        )  # fmt: skip
-    axis.fill_between(
-        at, mean - 2 * epistemic, mean + 2 * epistemic, color=COLORS[0], alpha=0.35, linewidth=0,
-        label="± 2 sd, function (epistemic)",
-    )  # fmt: skip
+        bands.insert(0, (prediction.total, "observation", {"color": COLORS[5], "alpha": 0.3}))
+    for variance, what, style in bands:
+        spread = 2 * column(variance).sqrt()
+        axis.fill_between(at, mean - spread, mean + spread, linewidth=0, label=f"± 2 sd, {what}", **style)
     axis.plot(at, mean, color=COLORS[0], linewidth=1.8, label="predictive mean")
     if data is not None:
         points = [torch.as_tensor(part).detach().cpu() for part in data]

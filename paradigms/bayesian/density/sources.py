@@ -25,7 +25,6 @@ from paradigms.bayesian.laws.likelihoods import NOISE, Gaussian, likelihood_of, 
 from paradigms.bayesian.laws.normal import normal_log_prob
 from paradigms.bayesian.laws.priors import law_of, log_prob_of, placed, prior_of
 from paradigms.bayesian.pyro import trace as pyro_trace
-from paradigms.bayesian.pyro.arguments import Arguments
 
 _SIGN = (
     "log_density reads a function as the NEGATIVE log likelihood of each observation, as variational and ensemble do; "
@@ -240,7 +239,7 @@ def _cast(leaf: Tensor, like: Tensor) -> Tensor:
 
 def _of_model(model: Callable[..., Any], data: Any, size: int | None, traced: bool) -> LogDensity:
     """A Pyro model with its data."""
-    arguments = Arguments(data)
+    arguments = pyro_trace.Arguments(data)
     trace = pyro_trace.prototype(model, arguments)
     example, params = pyro_trace.unconstrained(trace), pyro_trace.parameters(trace)
     shapes = _shapes(example)

@@ -170,20 +170,6 @@ class PathProblem(mfoc.Problem):
     particles: int = field(kw_only=True)
     seed: int = field(kw_only=True)
 
-    @staticmethod
-    def of(diffusion: Diffusion, particles: int, seed: int) -> PathProblem:
-        """The problem of a diffusion."""
-        return PathProblem(
-            lambda t, x, controls, z: diffusion.advance(t, x, controls, z["noise"][:, t]),
-            diffusion.terminal_cost,
-            diffusion.controls(),
-            horizon=len(diffusion.lengths),
-            schedule=mfoc.tied,
-            diffusion=diffusion,
-            particles=particles,
-            seed=seed,
-        )
-
     def __repr__(self) -> str:
         policy = type(self.diffusion.policy).__name__
         return f"PathProblem({self.particles} paths of {self.stages} steps by {policy} to {self.density!r})"
@@ -203,22 +189,17 @@ class PathProblem(mfoc.Problem):
         """Paths of the diffusion: their end points ``[n, d]`` and log weights ``[n]``; see ``Follmer.evaluate``."""
         check_integer(2, n=n)
         check_integer(0, seed=seed)
-        controls = self._own(solution)
+        controls, own = controls_of(solution), self.controls
+        fits = isinstance(controls, dict) and controls.keys() == own.keys()
+        if not fits or any(controls[name].shape != leaf.shape for name, leaf in own.items()):
+            raise InvalidValue(  # others would leave the policy as it was made
+                "the controls are not those of this sampler's policy: expected "
+                f"{', '.join(f'{key} {tuple(leaf.shape)}' for key, leaf in own.items())}"
+            )
         generator = torch.Generator().manual_seed(mixed_seed(self.seed, seed, 1))
         sizes = [min(_CHUNK, n - first) for first in range(0, n, _CHUNK)]
         x, log_w = zip(*(self.diffusion.run(controls, size, generator) for size in sizes), strict=True)
         return torch.cat(x), torch.cat(log_w)
-
-    def _own(self, solution: Any) -> Any:
-        """The controls of a solution, if they are this policy's: others would leave it as it was made."""
-        controls, own = controls_of(solution), self.controls
-        fits = isinstance(controls, dict) and controls.keys() == own.keys()
-        if not fits or any(controls[name].shape != leaf.shape for name, leaf in own.items()):
-            raise InvalidValue(
-                "the controls are not those of this sampler's policy: expected "
-                f"{', '.join(f'{key} {tuple(leaf.shape)}' for key, leaf in own.items())}"
-            )
-        return controls
 
     # ---- bridges
 

@@ -60,7 +60,7 @@ class Evidence:
 
     @staticmethod
     def of(x: Tensor, log_weights: Tensor, density: LogDensity) -> Evidence:
-        """From end points ``[n, d]``; refuses a weight that is NaN or infinite, and weights that are all zero."""
+        """From weighted end points ``[n, d]``; refuses a weight that is NaN or infinite, and weights all of zero."""
         n, logs = len(x), log_weights.double()
         if logs.isnan().any() or not logs.isfinite().any() or logs.max() == math.inf:
             raise InvalidValue(
@@ -193,7 +193,16 @@ def follmer(
     diffusion = Diffusion(target, policy, sigma, grid(T, steps, spacing), path_gradient, stop_score)
     diffusion.check()
 
-    problem = PathProblem.of(diffusion, particles, seed)
+    problem = PathProblem(
+        lambda t, x, u, z: diffusion.advance(t, x, u, z["noise"][:, t]),
+        diffusion.terminal_cost,
+        diffusion.controls(),
+        horizon=steps,
+        schedule=mfoc.tied,
+        diffusion=diffusion,
+        particles=particles,
+        seed=seed,
+    )
 
     def readout(solution: Any) -> dict[str, Tensor]:
         return made.evaluate(solution, n=max(2, particles), seed=0).posterior(particles)

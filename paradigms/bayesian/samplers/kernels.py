@@ -16,7 +16,7 @@ from __future__ import annotations
 import functools
 import math
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -54,10 +54,8 @@ class RBF:
         n = len(x)
         centred = x - x.mean(0)  # what is subtracted below is then as small as it can be
         squares = _squares(centred)
-        h: float | Tensor
-        if self.bandwidth is not None:
-            h = self.bandwidth
-        else:
+        h: Any = self.bandwidth
+        if h is None:
             left, right, _ = _pairs(n, x.device)
             h = _spreads(squares[left, right][None], rounding=4.0)[0] / math.log(n + 1)
         k = (squares / -h).exp()

@@ -110,7 +110,7 @@ def sampler(density: LogDensity, flow: Flow, step: Steps, steps: int, particles:
     problem = mfoc.Problem(dynamics, terminal_cost, controls, horizon=steps, schedule=schedule)
 
     def readout(solution: Any) -> dict[str, Tensor]:
-        return density.named(sample(made, controls=solution, burn_in=steps - 1).x[-1])
+        return density.named(sample(made, controls=controls_of(solution), burn_in=steps - 1).x[-1])
 
     made = Sampler(problem, mfoc.population(draw), readout, density, flow, start, seed)
     return made

@@ -18,9 +18,8 @@ from mfoc import InvalidValue
 from mfoc.formulation import Formulation
 from paradigms.bayesian.density.density import split
 from paradigms.bayesian.laws.normal import HALF_LOG_2PI
-from paradigms.bayesian.pyro.arguments import Arguments
 from paradigms.bayesian.pyro.guides import guide_of
-from paradigms.bayesian.pyro.trace import check_batch, evaluate, prototype, quietly
+from paradigms.bayesian.pyro.trace import Arguments, check_batch, evaluate, prototype, quietly
 from paradigms.bayesian.vi.draws import LatentDraws, formulated
 from paradigms.bayesian.vi.stages import shared
 

@@ -22,8 +22,8 @@ from mfoc.networks import named_stages
 from mfoc.networks.inspection import trainable
 from paradigms.bayesian.laws.likelihoods import Gaussian, Likelihood
 from paradigms.bayesian.laws.priors import prior_of
+from paradigms.bayesian.pyro.guides import name_apart, set_up
 from paradigms.bayesian.pyro.networks import pyro_model
-from paradigms.bayesian.pyro.trace import name_apart, set_up
 from paradigms.bayesian.vi.stages import RandomStage, Weights, drawn, first, softplus_inverse
 
 Stages = Sequence[str | Sequence[str]]
@@ -31,15 +31,7 @@ Stages = Sequence[str | Sequence[str]]
 
 @dataclass(frozen=True, eq=False)
 class RandomNetwork:
-    """A network with a law on its weights, a likelihood and a prior.
-
-    Attributes:
-        net: the network.
-        likelihood: of an observation given the output.
-        prior: see ``variational``.
-        estimator: how draws are made while solving; see ``paradigms.bayesian.vi.stages``.
-        cut: the ``stages`` of ``mfoc.from_module``.
-    """
+    """A network with a law on its weights, a likelihood and a prior; ``cut`` is the ``stages`` of ``variational``."""
 
     net: nn.Module
     likelihood: Likelihood

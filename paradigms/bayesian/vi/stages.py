@@ -27,13 +27,9 @@ _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 class RandomStage:
-    """One stage: ``stage(x, u, noise)`` on states ``[S, B, ...]``.
+    """One stage: ``stage(x, u, noise)`` on states ``[S, B, ...]``, from ``run(x, weights)`` of the network itself.
 
-    Args:
-        run: ``run(x, weights)``, the stage of the network itself on ``[B, ...]``.
-        module: the layer, as far as it is known.
-        weights: its parameters, by name.
-        estimator: one of ``ESTIMATORS``; layers other than linear and convolutional ones draw weights.
+    Layers other than linear and convolutional ones draw weights whatever the estimator.
     """
 
     def __init__(self, run: Run, module: nn.Module, weights: Weights, estimator: str) -> None:
