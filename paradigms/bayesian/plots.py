@@ -29,14 +29,13 @@ def calibration(curves: Mapping[str, Reliability], *, title: str = "") -> Any:
     figure = new_figure(4.6, 5.4)
     upper, lower = figure.subplots(2, 1, height_ratios=(3, 1), sharex=True)
     upper.plot([0, 1], [0, 1], color="#777777", linewidth=1, linestyle="--", label="calibrated")
-    count = len(curves)
     for k, (name, curve) in enumerate(curves.items()):
         color, bins = COLORS[k % len(COLORS)], len(curve.counts)
         full = (curve.counts > 0).cpu()
         x, y = curve.confidence.cpu()[full], curve.accuracy.cpu()[full]
         shares = curve.counts.cpu() / curve.counts.sum().cpu()
         upper.plot(x, y, "o-", color=color, markersize=4, linewidth=1.5, label=f"{name} (ECE {curve.ece:.3f})")
-        width = 0.9 / bins / count
+        width = 0.9 / bins / len(curves)
         left = [(m + 0.05) / bins + k * width for m in range(bins)]
         lower.bar(left, shares.tolist(), width=width, align="edge", color=color)
     upper.set(ylabel="accuracy", title=title, xlim=(0, 1), ylim=(0, 1.02))

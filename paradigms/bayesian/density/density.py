@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mfoc import InvalidType, InvalidValue, tree
 from paradigms.bayesian.density.traced import Traced
-from paradigms.bayesian.laws.normal import unvalidated
+from paradigms.bayesian.laws.normal import shape_or_type, unvalidated
 
 Function = Callable[[Tensor], Tensor]
 
@@ -213,8 +213,3 @@ def split(x: Tensor, shapes: Mapping[str, torch.Size]) -> dict[str, Tensor]:
     """Vectors ``[..., d]`` as named tensors ``[..., *shape]``."""
     lead, parts = x.shape[:-1], torch.split(x, [math.prod(shape) for shape in shapes.values()], dim=-1)
     return {name: part.reshape((*lead, *shape)) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
-
-
-def shape_or_type(value: Any) -> Any:
-    """What a value is, for error messages: its shape, or the name of its type where it is no tensor."""
-    return tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__

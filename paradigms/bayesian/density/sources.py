@@ -90,44 +90,41 @@ def log_density(
         return source
     if isinstance(source, mfoc.Problem):
         _refuse(options, "a problem", {"prior"})
-        return _probed(_of_problem(source, data, prior, temperature, traced))
-    if isinstance(source, nn.Module) and likelihood is not None:
+        made = _of_problem(source, data, prior, temperature, traced)
+    elif isinstance(source, nn.Module) and likelihood is not None:
         _refuse(options, "a network", {"likelihood", "noise", "prior"})
         if not says_its_sign(likelihood):
             warnings.warn(_SIGN, UserWarning, stacklevel=2)
-        return _probed(_of_network(source, data, likelihood, noise, prior))
-    if not callable(source):
+        made = _of_network(source, data, likelihood, noise, prior)
+    elif not callable(source):
         raise InvalidType(
             f"the log density is a {type(source).__name__}; expected a function, a Pyro model, a network with a "
             "likelihood or an mfoc.Problem"
         )
-    if like is not None:
+    elif like is not None:
         _refuse(options, "a function", {"like", "minibatch"})
-        return _probed(_of_function(source, like, size, minibatch))
-    if isinstance(data, tuple | dict):
+        made = _of_function(source, like, size, minibatch)
+    elif isinstance(data, tuple | dict):
         _refuse(options, "a Pyro model", set())
-        return _probed(_of_model(source, data, size, traced))
-    raise InvalidValue(
-        "say what the function is: like= a particle for a log density, data= a tuple of arguments for a Pyro model, "
-        "data= and likelihood= for a network"
-    )
+        made = _of_model(source, data, size, traced)
+    else:
+        raise InvalidValue(
+            "say what the function is: like= a particle for a log density, data= a tuple of arguments for a Pyro "
+            "model, data= and likelihood= for a network"
+        )
+    try:
+        made.check(made.initial(2))
+    except RuntimeError as error:
+        raise InvalidValue(
+            f"the log density cannot be evaluated and differentiated on two particles: {error}"
+        ) from error
+    return made
 
 
 def _refuse(options: Mapping[str, Any], what: str, allowed: set[str]) -> None:
     given = [name for name, value in options.items() if value is not None and name not in allowed]
     if given:
         raise InvalidValue(f"{', '.join(given)} cannot be used with {what}; leave it out")
-
-
-def _probed(density: LogDensity) -> LogDensity:
-    """Refuses a density that cannot be evaluated where it starts."""
-    try:
-        density.check(density.initial(2))
-    except RuntimeError as error:
-        raise InvalidValue(
-            f"the log density cannot be evaluated and differentiated on two particles: {error}"
-        ) from error
-    return density
 
 
 def _of_function(
@@ -140,14 +137,10 @@ def _of_function(
         raise InvalidValue(f"like has shape {tuple(like.shape)}; expected one particle, (d,)")
     if (size is None) != (minibatch is None):
         raise InvalidValue("size and minibatch go together: the number of observations and the density of a batch")
-    vector, shapes = flat(example), _shapes(example)
+    vector, shapes = flat(example), {name: leaf.shape for name, leaf in example.items()}
     view = (lambda x: split(x, shapes)) if isinstance(like, dict) else (lambda x: x)
     batch = None if minibatch is None else (lambda x, index: minibatch(view(x), index))
     return LogDensity(lambda x: function(view(x)), shapes, vector, size=size, minibatch=batch)
-
-
-def _shapes(parameters: Mapping[str, Tensor]) -> dict[str, torch.Size]:
-    return {name: leaf.shape for name, leaf in parameters.items()}
 
 
 def _of_problem(problem: mfoc.Problem, data: Any, prior: Any, temperature: float, traced: bool) -> LogDensity:
@@ -155,7 +148,7 @@ def _of_problem(problem: mfoc.Problem, data: Any, prior: Any, temperature: float
     check_instance(mfoc.Particles, "the mfoc.Particles of the problem", data=data)
     check_positive(temperature=temperature, finite=False)
     example = {name or "u": leaf for name, leaf in tree.dotted(problem.controls).items()}
-    shapes = _shapes(example)
+    shapes = {name: leaf.shape for name, leaf in example.items()}
     laws = {} if prior is None else {name: log_prob_of(prior_of(prior, name, u)) for name, u in example.items()}
     problem.validate(data)
 
@@ -195,7 +188,7 @@ def _of_network(net: nn.Module, data: Any, likelihood: Any, noise: Any, prior: A
         if NOISE in example:
             raise InvalidValue(f"net has a parameter named {NOISE!r}, the name of the learned scale; pass noise=")
         example = {**example, NOISE: like.new_zeros(())}
-    vector, shapes = flat(example), _shapes(example)
+    vector, shapes = flat(example), {name: leaf.shape for name, leaf in example.items()}
 
     def joint(x: Tensor, xs: Tensor, ys: Tensor) -> Tensor:
         parameters = split(x, shapes)
@@ -242,7 +235,7 @@ def _of_model(model: Callable[..., Any], data: Any, size: int | None, traced: bo
     arguments = pyro_trace.Arguments(data)
     trace = pyro_trace.prototype(model, arguments)
     example, params = pyro_trace.unconstrained(trace), pyro_trace.parameters(trace)
-    shapes = _shapes(example)
+    shapes = {name: leaf.shape for name, leaf in example.items()}
 
     def joint(x: Tensor, rows: Mapping[Any, Tensor] | None = None) -> pyro_trace.Joint:
         return pyro_trace.evaluate(model, arguments, split(x, shapes), rows=rows, params=params)

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from mfoc import InvalidType, InvalidValue, tree
 from mfoc.checks import check_positive
 from mfoc.networks import per_sample
-from paradigms.bayesian.laws.normal import HALF_LOG_2PI, broadcasts, normal_log_prob
+from paradigms.bayesian.laws.normal import HALF_LOG_2PI, broadcasts, normal_log_prob, shape_or_type
 
 NOISE = "noise"  # the name of a learned scale among the parameters of a network
 
@@ -144,11 +144,9 @@ class OfFunction:
 
     def check(self, output: Any, y: Any) -> None:
         """Refuses a function that is not one number for each observation."""
-        found = self._each(output, y)
-        n = len(tree.leaves(output)[0])
-        if not isinstance(found, Tensor) or found.shape != (n,):
-            shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
-            raise InvalidValue(f"likelihood returned {shape}; expected one number for each observation, ({n},)")
+        found, n = shape_or_type(self._each(output, y)), len(tree.leaves(output)[0])
+        if found != (n,):
+            raise InvalidValue(f"likelihood returned {found}; expected one number for each observation, ({n},)")
 
 
 class NegativeLogLikelihood(OfFunction):

@@ -1,4 +1,4 @@
-"""What the laws share: normal densities, distributions without their checks, shapes that fit."""
+"""What the laws share: normal densities, distributions without their checks, shapes that fit or do not."""
 
 from __future__ import annotations
 
@@ -37,3 +37,8 @@ def broadcasts(shape: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
         return bool(torch.broadcast_shapes(shape, wanted) == wanted)  # type: ignore[no-untyped-call]
     except RuntimeError:
         return False
+
+
+def shape_or_type(value: Any) -> Any:
+    """What a value is, for error messages: its shape, or the name of its type where it is no tensor."""
+    return tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__

@@ -38,7 +38,11 @@ def law_of(prior: Any, name: str, parameter: Tensor) -> Distribution:
         )
     while isinstance(prior, Independent):
         prior = prior.base_dist
-    if prior.event_shape or not _real(prior):
+    try:
+        real = prior.support is constraints.real
+    except NotImplementedError:
+        real = False
+    if prior.event_shape or not real:
         raise InvalidValue(
             f"prior of {name!r} is {prior}; expected a distribution of real numbers, one for each weight"
         )
@@ -49,8 +53,12 @@ def law_of(prior: Any, name: str, parameter: Tensor) -> Distribution:
 
 
 def placed(law: Distribution, name: str, parameter: Tensor) -> Distribution:
-    """A law in the dtype and on the device of its parameter, where it must have a density."""
-    moved = _moved(law, parameter)
+    """A law in the dtype and on the device of its parameter, where that is known how; it must have a density there."""
+    try:
+        taken = {key: getattr(law, key).detach().to(parameter) for key in law.arg_constraints}
+        moved = type(law)(**taken) if taken else law
+    except (TypeError, AttributeError, ValueError):  # made of other distributions, or of numbers out of range
+        moved = law
     if not log_prob_of(moved)(parameter.detach()).isfinite().all():
         raise InvalidValue(f"prior of {name!r} has a log density that is NaN or infinite at the initial weights")
     return moved
@@ -67,23 +75,6 @@ def log_prob_of(law: Distribution) -> Callable[[Tensor], Tensor]:
         law._validate_args = False
     log_prob: Callable[[Tensor], Tensor] = law.log_prob
     return log_prob
-
-
-def _real(prior: Distribution) -> bool:
-    try:
-        return prior.support is constraints.real
-    except NotImplementedError:
-        return False
-
-
-def _moved(prior: Distribution, like: Tensor) -> Distribution:
-    """The same distribution with its parameters in the dtype and on the device of a tensor, where that is known how."""
-    if not prior.arg_constraints:
-        return prior
-    try:
-        return type(prior)(**{key: getattr(prior, key).detach().to(like) for key in prior.arg_constraints})
-    except (TypeError, AttributeError, ValueError):  # made of other distributions, or of numbers out of range
-        return prior
 
 
 def divergence(priors: dict[str, Distribution], split: Split, like: Tensor, exact: bool) -> tuple[Divergence, bool]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -83,7 +83,7 @@ def guide_of(model: Callable[..., Any], guide: Any, arguments: Arguments) -> Gau
             ) from error
         if not isinstance(made, known):
             raise InvalidType(f"guide is a {type(made).__name__}; expected one of {', '.join(_KNOWN)}")
-        arguments.call(lambda *args, **kwargs: set_up(made, args, kwargs))
+        set_up(made, arguments)
         return made
 
     try:
@@ -220,10 +220,10 @@ def model_of(guide: Any) -> Any:
     return wraps[1] if len(wraps) == 2 and type(wraps[0]).__name__ == "InitMessenger" else model
 
 
-def set_up(guide: Any, args: Sequence[Any], kwargs: dict[str, Any] | None = None) -> None:
+def set_up(guide: Any, arguments: Arguments) -> None:
     """Makes the parameters of an AutoGuide: neither the parameter store nor the random generator is touched."""
     with seeded(0), require("pyro", "bayes").get_param_store().scope():
-        guide._setup_prototype(*args, **(kwargs or {}))
+        arguments.call(guide._setup_prototype)
 
 
 def name_apart(guide: Any) -> None:

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 from torch.distributions.constraints import Constraint
 
-import mfoc
 from mfoc import InvalidType, InvalidValue, require
 from mfoc.seeding import mixed_seed, seeded
 from paradigms.bayesian.laws.normal import unvalidated
@@ -62,13 +61,6 @@ class Arguments:
         """Calls a function with these arguments, some of them replaced."""
         values = {**self.values, **(rows or {})}
         return function(**values) if self._named else function(*values.values())
-
-    def batches(self, size: int, batch_size: int, seed: int) -> mfoc.Population:
-        """Rows of the arguments that hold the observations, as the state of a population."""
-        rows = self.rows(size)
-        if not rows:
-            raise InvalidValue("batch_size was given, and no argument of the model is a tensor with leading axis N")
-        return mfoc.population(mfoc.Particles(rows), batch_size=batch_size, seed=seed)
 
     def take(self, rows: Mapping[Any, Tensor]) -> Arguments:
         """The same arguments with other rows."""

@@ -20,8 +20,7 @@ from mfoc.networks.inspection import is_dropout, mixes, trainable
 from mfoc.problem import controls_of
 from mfoc.seeding import mixed_seed
 from paradigms.bayesian.density import LogDensity
-from paradigms.bayesian.density.density import shape_or_type
-from paradigms.bayesian.laws.normal import normal_log_prob
+from paradigms.bayesian.laws.normal import normal_log_prob, shape_or_type
 
 _CHUNK = 4096  # particles run at once
 
@@ -68,12 +67,12 @@ class Diffusion:
                 )
         x, last = self.density.check(self.density.initial(2)), len(self.lengths) - 1
         for t in (0, last):
-            if not self._probed(t, x).isfinite().all():
+            together = self._probed(t, x)
+            if not together.isfinite().all():
                 raise InvalidValue(
                     f"policy(t, x) is not finite at t = {self.times[t]:.4g}; was it made for another end time than "
                     f"T = {self.times[-1]:.4g}?"
                 )
-        together = self._probed(last, x)
         alone = torch.cat([self._probed(last, point[None]) for point in x])
         if not torch.allclose(together, alone, rtol=1e-2, atol=1e-3 * float(together.abs().max())):
             raise InvalidValue(

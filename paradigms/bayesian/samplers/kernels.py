@@ -1,7 +1,5 @@
 """Kernels of Stein's method: the direction of SVGD and the discrepancy between a cloud and its target.
 
-The step of SVGD, ``Stein``, and ``svgd`` itself are in ``paradigms.bayesian.samplers.svgd``.
-
 With the score s = grad log p and the law rho of the cloud, the direction in which KL(rho || p) falls fastest among the
 unit vector fields of a reproducing kernel Hilbert space is
 

@@ -122,12 +122,12 @@ def langevin(
     check_choice("ula", "mala", "sgld", method=method)
     if (batch_size is not None) != (method == "sgld"):
         raise InvalidValue("batch_size goes with method='sgld'")
-    density = as_density(target, particles)
+    density, flow = as_density(target, particles), MALA() if method == "mala" else ULA()
     if batch_size is not None:  # the method is "sgld"
         if density.size is None:
             raise InvalidValue(
                 "this log density has no minibatch version, which 'sgld' needs; see log_density(size=...)"
             )
         check_integer(1, density.size, batch_size=batch_size)
-        return sampler(density, SGLD(batch_size), step, steps, particles, seed)
-    return sampler(density, ULA() if method == "ula" else MALA(), step, steps, particles, seed)
+        flow = SGLD(batch_size)
+    return sampler(density, flow, step, steps, particles, seed)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -15,6 +15,17 @@ from mfoc.problem import controls_of
 from mfoc.seeding import mixed_seed
 
 
+class Settings(NamedTuple):
+    """What ``variational`` is asked for, of networks and of Pyro models."""
+
+    samples: int
+    batch_size: int | None
+    tau: float | None
+    size: int | None
+    kl: str | None
+    seed: int
+
+
 class LatentDraws(mfoc.Population):
     """Particles that are draws of the latents, each on the whole batch of a population of observations, if any.
 
@@ -22,11 +33,11 @@ class LatentDraws(mfoc.Population):
     and, for draws of weights, the same draws.
     """
 
-    def __init__(self, source: mfoc.Population | None, samples: int, seed: int) -> None:
+    def __init__(self, source: mfoc.Population | None, settings: Settings) -> None:
         if source is not None:
             check_shares(source)
             self.batches_per_epoch = source.batches_per_epoch
-        self._source, self._samples, self._seed = source, samples, seed
+        self._source, self._samples, self._seed = source, settings.samples, settings.seed
 
     def __call__(self, step: int) -> mfoc.Particles:
         """The draws of step ``step`` on its batch."""

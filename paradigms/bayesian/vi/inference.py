@@ -10,6 +10,7 @@ from mfoc import InvalidValue
 from mfoc.checks import check_callable, check_choice, check_integer, check_positive
 from mfoc.formulation import Formulation
 from paradigms.bayesian.laws.likelihoods import likelihood_of
+from paradigms.bayesian.vi.draws import Settings
 from paradigms.bayesian.vi.of_model import of_model
 from paradigms.bayesian.vi.of_network import of_network
 from paradigms.bayesian.vi.posterior import RandomNetwork, Stages
@@ -85,7 +86,7 @@ def variational(
     check_choice(*ESTIMATORS, estimator=estimator)
     if kl is not None:
         check_choice("exact", "sampled", kl=kl)
-    shared: dict[str, Any] = {"samples": samples, "batch_size": batch_size, "tau": tau, "size": size, "kl": kl}
+    settings = Settings(samples, batch_size, tau, size, kl, seed)
     if isinstance(model, nn.Module) and not _is_pyro(model):
         if likelihood is None:
             raise InvalidValue("likelihood is missing; a network needs 'gaussian', 'categorical' or a function")
@@ -96,14 +97,14 @@ def variational(
                 "guide write the network as a Pyro model"
             )
         network = RandomNetwork(model, likelihood_of(likelihood, noise), prior, estimator, stages)
-        return of_network(network, data, init_scale=init_scale, seed=seed, **shared)
+        return of_network(network, data, init_scale, settings)
     check_callable("a torch.nn.Module or a Pyro model", model=model)
     for name, value in {"likelihood": likelihood, "noise": noise, "prior": prior, "stages": stages}.items():
         if value is not None:
             raise InvalidValue(f"{name} was given with a Pyro model, which has its own; leave it out")
     if estimator != "weights":
         raise InvalidValue(f"estimator={estimator!r} is for networks; a Pyro model is drawn as its guide says")
-    return of_model(model, data, guide=guide, seed=seed, **shared)
+    return of_model(model, data, guide, settings)
 
 
 def _is_pyro(model: nn.Module) -> bool:

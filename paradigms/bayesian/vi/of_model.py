@@ -20,15 +20,15 @@ from paradigms.bayesian.density.density import split
 from paradigms.bayesian.laws.normal import HALF_LOG_2PI
 from paradigms.bayesian.pyro.guides import guide_of
 from paradigms.bayesian.pyro.trace import Arguments, check_batch, evaluate, prototype, quietly
-from paradigms.bayesian.vi.draws import LatentDraws, formulated
+from paradigms.bayesian.vi.draws import LatentDraws, Settings, formulated
 from paradigms.bayesian.vi.stages import shared
 
 
 class ModelDraws(LatentDraws):
     """Particles that are standard normal vectors ``[S, D]``, with the rows of a batch."""
 
-    def __init__(self, source: mfoc.Population | None, samples: int, seed: int, like: Tensor, dimension: int) -> None:
-        super().__init__(source, samples, seed)
+    def __init__(self, source: mfoc.Population | None, settings: Settings, like: Tensor, dimension: int) -> None:
+        super().__init__(source, settings)
         self._like, self._dimension = like, dimension
 
     def _cloud(self, batch: mfoc.Particles | None, key: int) -> mfoc.Particles:
@@ -38,29 +38,22 @@ class ModelDraws(LatentDraws):
         return mfoc.Particles(noise.to(self._like.device), rows)
 
 
-def of_model(
-    model: Callable[..., Any],
-    data: Any,
-    *,
-    guide: Any,
-    samples: int,
-    batch_size: int | None,
-    tau: float | None,
-    size: int | None,
-    kl: str | None,
-    seed: int,
-) -> Formulation:
+def of_model(model: Callable[..., Any], data: Any, guide: Any, settings: Settings) -> Formulation:
     """Variational inference on a Pyro model; see ``variational``."""
     arguments = Arguments(data)
-    n = arguments.size(size)
+    n = arguments.size(settings.size)
     law = guide_of(model, guide, arguments)
     controls = law.controls()
-    source = None if batch_size is None else arguments.batches(n, batch_size, seed)
-    draws = ModelDraws(source, samples, seed, next(iter(controls.values())), law.dimension)
+    source, rows = None, arguments.rows(n)
+    if settings.batch_size is not None:
+        if not rows:
+            raise InvalidValue("batch_size was given, and no argument of the model is a tensor with leading axis N")
+        source = mfoc.population(mfoc.Particles(rows), batch_size=settings.batch_size, seed=settings.seed)
+    draws = ModelDraws(source, settings, next(iter(controls.values())), law.dimension)
     if source is not None and source.batches_per_epoch > 1:
         part = prototype(model, arguments.take(source(0).state))
         check_batch(prototype(model, arguments), part, instead="solve without batch_size")
-    temperature, exact = 1 / n if tau is None else tau, kl == "exact"
+    temperature, exact = 1 / n if settings.tau is None else settings.tau, settings.kl == "exact"
 
     def dynamics(t: int, x: Tensor, u: Any, z: Any) -> Tensor:
         loc, scale, triangle = law.law(u)

@@ -21,7 +21,7 @@ from mfoc.formulation import Formulation
 from mfoc.networks.inspection import training_norms
 from paradigms.bayesian.laws.likelihoods import Categorical, Gaussian, aligned
 from paradigms.bayesian.laws.priors import divergence
-from paradigms.bayesian.vi.draws import LatentDraws, formulated
+from paradigms.bayesian.vi.draws import LatentDraws, Settings, formulated
 from paradigms.bayesian.vi.posterior import NetworkPosterior, RandomNetwork, observed
 from paradigms.bayesian.vi.stages import Weights, drawn, first
 
@@ -31,8 +31,8 @@ class NetworkDraws(LatentDraws):
 
     _source: mfoc.Population
 
-    def __init__(self, source: mfoc.Population, network: RandomNetwork, samples: int, seed: int) -> None:
-        super().__init__(source, samples, seed)
+    def __init__(self, source: mfoc.Population, settings: Settings, network: RandomNetwork) -> None:
+        super().__init__(source, settings)
         self._network = network
         self._plans: dict[Any, Any] = {}  # a memo of shapes
         self._like = first([u for u in network.base.controls if u])
@@ -71,29 +71,18 @@ def _blocks(flat: Tensor, shapes: list[tuple[int, ...]], like: Tensor) -> list[T
     return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
 
 
-def of_network(
-    network: RandomNetwork,
-    data: Any,
-    *,
-    samples: int,
-    batch_size: int | None,
-    tau: float | None,
-    size: int | None,
-    kl: str | None,
-    init_scale: float,
-    seed: int,
-) -> Formulation:
+def of_network(network: RandomNetwork, data: Any, init_scale: float, settings: Settings) -> Formulation:
     """Variational inference on a network; see ``variational``."""
-    source = mfoc.population(data, batch_size=batch_size, seed=seed)
-    n = source.size if size is None else size
+    source = mfoc.population(data, batch_size=settings.batch_size, seed=settings.seed)
+    n = source.size if settings.size is None else settings.size
     if n is None:
         raise InvalidValue("N is missing: data are drawn on demand, so pass size=N, the number of observations")
     batch = source(0)
-    check_data(network, batch, None if batch_size is None else _observations(data))
+    check_data(network, batch, None if settings.batch_size is None else _observations(data))
     controls = with_noise(network, network.controls(init_scale), batch.state, batch.data)
-    problem = problem_of(network, controls, 1 / n if tau is None else tau, kl != "sampled")
-    draws = NetworkDraws(source, network, samples, seed)
+    problem = problem_of(network, controls, 1 / n if settings.tau is None else settings.tau, settings.kl != "sampled")
     example = (batch.state[:1], tree.map(lambda leaf: leaf[:1], batch.data))
+    draws = NetworkDraws(source, settings, network)
     return formulated(problem, draws, lambda solved: NetworkPosterior(network, solved, n, example))
 
 

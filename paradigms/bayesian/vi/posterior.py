@@ -24,6 +24,7 @@ from paradigms.bayesian.laws.likelihoods import Gaussian, Likelihood
 from paradigms.bayesian.laws.priors import prior_of
 from paradigms.bayesian.pyro.guides import name_apart, set_up
 from paradigms.bayesian.pyro.networks import pyro_model
+from paradigms.bayesian.pyro.trace import Arguments
 from paradigms.bayesian.vi.stages import RandomStage, Weights, drawn, first, softplus_inverse
 
 Stages = Sequence[str | Sequence[str]]
@@ -215,7 +216,7 @@ class NetworkPosterior:
     def guide(self) -> Any:
         """The posterior as an ``AutoNormal`` of ``model``."""
         guide = require("pyro", "bayes").infer.autoguide.AutoNormal(self.model)
-        set_up(guide, self.example)
+        set_up(guide, Arguments(self.example))
         own = dict(guide.named_parameters())
         with torch.no_grad():
             for field, group in (("loc", "locs"), ("scale", "scales")):

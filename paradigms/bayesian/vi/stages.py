@@ -80,7 +80,12 @@ class RandomStage:
         if self.estimator == "weights":
             return normals, {}
         axis = 1 - len(self._shapes["weight"])  # of the channels
-        return normals, {"in": (samples, *_kept(entering, axis)), "out": (samples, *_kept(leaving, axis))}
+
+        def kept(shape: tuple[int, ...]) -> tuple[int, ...]:
+            """The shape with every axis but the first (the inputs) and that of the channels set to 1."""
+            return tuple(n if k in (0, len(shape) + axis) else 1 for k, n in enumerate(shape))
+
+        return normals, {"in": (samples, *kept(entering)), "out": (samples, *kept(leaving))}
 
     def __call__(self, x: Any, u: Any, noise: Weights) -> Any:
         """The next states ``[S, B, ...]``."""
@@ -92,7 +97,10 @@ class RandomStage:
                     "estimator='local' draws each activation for itself, which is exact only where no two share a "
                     "weight: linear layers on [N, d]. Use 'flipout' or 'weights'"
                 )
-            return self._local(x, self.split(u["loc"]), self.split(F.softplus(u["scale"])), noise["activations"])
+            mean, scale = self._merged(x, self.split(u["loc"])), self.split(F.softplus(u["scale"]))
+            variance = self._merged(x, {key: value.square() for key, value in scale.items()}, square=True)
+            # The least positive number keeps the slope of the root finite where no weight is active.
+            return torch.addcmul(mean, (variance + torch.finfo(x.dtype).tiny).sqrt(), noise["activations"])
         if self.estimator == "flipout":
             mean = self._merged(x, self.split(u["loc"]))
             spread = self.at(x * noise["in"], F.softplus(u["scale"]) * noise["weights"])
@@ -137,12 +145,6 @@ class RandomStage:
         y = F.linear(flat, w, b) if self._linear else self._module._conv_forward(flat, w, b)  # type: ignore[operator]
         return y.view(*one.shape[:2], *y.shape[1:])
 
-    def _local(self, x: Tensor, loc: Weights, scale: Weights, noise: Tensor) -> Tensor:
-        mean = self._merged(x, loc)
-        variance = self._merged(x, {key: value.square() for key, value in scale.items()}, square=True)
-        # The least positive number keeps the slope of the root finite where no weight is active.
-        return torch.addcmul(mean, (variance + torch.finfo(x.dtype).tiny).sqrt(), noise)
-
 
 def drawn(u: Weights, noise: Tensor) -> Tensor:
     """Weights ``[S, n]`` from their law, ``{"loc": [n], "scale": [n]}``, and normals ``[S, n]``."""
@@ -165,9 +167,3 @@ def first(x: Any) -> Tensor:
 def softplus_inverse(value: float) -> float:
     """The r with softplus(r) = value."""
     return value + math.log(-math.expm1(-value))
-
-
-def _kept(shape: tuple[int, ...], axis: int) -> tuple[int, ...]:
-    """The shape with every axis but the first (the inputs) and one (the channels) set to 1."""
-    channel = len(shape) + axis
-    return tuple(n if k in (0, channel) else 1 for k, n in enumerate(shape))
