@@ -10,19 +10,19 @@ from paradigms.registry import available, load
 __all__ = ["Formulation", "available", "load"]
 
 _BAYESIAN = {
-    "draws": ["vi.noise", "vi.checks"],
+    "draws": ["vi.of_network", "vi.draws"],
     "bridges": ["samplers.bridges"],
     "diffusion": ["samplers.diffusion"],
     "drifts": ["samplers.drifts"],
-    "ensemble": ["samplers.ensemble"],
+    "ensemble": ["laws.prediction"],
     "flows": ["samplers.langevin"],
-    "follmer": ["samplers.follmer", "samplers.evidence"],
+    "follmer": ["samplers.follmer"],
     "guides": ["pyro.guides"],
     "interop": ["density.potential", "pyro.networks"],
     "layers": ["vi.stages"],
     "likelihoods": ["laws.likelihoods"],
     "models": ["vi.of_model"],
-    "networks": ["vi.random_network", "vi.of_network", "vi.checks"],
+    "networks": ["vi.posterior", "vi.of_network", "vi.draws"],
     "posterior": ["vi.posterior", "pyro.networks"],
     "predict": ["predictive", "laws.prediction"],
     "priors": ["laws.priors"],

@@ -29,14 +29,13 @@ def calibration(curves: Mapping[str, Reliability], *, title: str = "") -> Any:
     figure = new_figure(4.6, 5.4)
     upper, lower = figure.subplots(2, 1, height_ratios=(3, 1), sharex=True)
     upper.plot([0, 1], [0, 1], color="#777777", linewidth=1, linestyle="--", label="calibrated")
-    count = len(curves)
     for k, (name, curve) in enumerate(curves.items()):
         color, bins = COLORS[k % len(COLORS)], len(curve.counts)
         full = (curve.counts > 0).cpu()
         x, y = curve.confidence.cpu()[full], curve.accuracy.cpu()[full]
         shares = curve.counts.cpu() / curve.counts.sum().cpu()
         upper.plot(x, y, "o-", color=color, markersize=4, linewidth=1.5, label=f"{name} (ECE {curve.ece:.3f})")
-        width = 0.9 / bins / count
+        width = 0.9 / bins / len(curves)
         left = [(m + 0.05) / bins + k * width for m in range(bins)]
         lower.bar(left, shares.tolist(), width=width, align="edge", color=color)
     upper.set(ylabel="accuracy", title=title, xlim=(0, 1), ylim=(0, 1.02))
@@ -85,17 +84,13 @@ def band(
 
     figure = new_figure(7, 4.2)
     axis = figure.subplots()
-    at, mean, epistemic = x.reshape(-1)[order].cpu(), column(prediction.mean), column(prediction.epistemic).sqrt()
+    at, mean = x.reshape(-1)[order].cpu(), column(prediction.mean)
+    bands = [(prediction.epistemic, "function (epistemic)", {"color": COLORS[0], "alpha": 0.35})]
     if prediction.aleatoric is not None:
-        total = column(prediction.total).sqrt()
-        axis.fill_between(
-            at, mean - 2 * total, mean + 2 * total, color=COLORS[5], alpha=0.3, linewidth=0,
-            label="± 2 sd, observation",
-        )  # fmt: skip
-    axis.fill_between(
-        at, mean - 2 * epistemic, mean + 2 * epistemic, color=COLORS[0], alpha=0.35, linewidth=0,
-        label="± 2 sd, function (epistemic)",
-    )  # fmt: skip
+        bands.insert(0, (prediction.total, "observation", {"color": COLORS[5], "alpha": 0.3}))
+    for variance, what, style in bands:
+        spread = 2 * column(variance).sqrt()
+        axis.fill_between(at, mean - spread, mean + spread, linewidth=0, label=f"± 2 sd, {what}", **style)
     axis.plot(at, mean, color=COLORS[0], linewidth=1.8, label="predictive mean")
     if data is not None:
         points = [torch.as_tensor(part).detach().cpu() for part in data]

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 import mfoc
-from mfoc import InvalidType, InvalidValue, tree
+from mfoc import InvalidType, InvalidValue, require, tree
 from mfoc.checks import check_integer
 from paradigms.bayesian.laws.likelihoods import Categorical, Gaussian
 from paradigms.bayesian.laws.prediction import Drawable, Prediction, of_classes, of_numbers
-from paradigms.bayesian.pyro.predict import is_guide, of_guide
+from paradigms.bayesian.pyro.guides import model_of
+from paradigms.bayesian.pyro.trace import Arguments, store_kept
 
 
 def predict(
@@ -43,8 +45,8 @@ def predict(
         raise InvalidType("posterior is an mfoc.Solution; read it out first: formulation.readout(solution)")
     if isinstance(posterior, Drawable):
         return _of_networks(posterior, x, samples, seed, batch_size)
-    if is_guide(posterior):
-        return of_guide(posterior, x, samples, seed, site)
+    if callable(posterior) and "model" in dir(posterior):  # a guide; asking for the attribute may fail
+        return _of_guide(posterior, x, samples, seed, site)
     hint = "; make draws of weights an ensemble(net, draws, likelihood=...)" if isinstance(posterior, dict) else ""
     raise InvalidType(
         f"posterior is a {type(posterior).__name__}; expected what the readout of variational(...) returns{hint}"
@@ -67,12 +69,9 @@ def _of_networks(posterior: Drawable, x: Any, samples: int, seed: int, batch_siz
             raise InvalidValue(
                 f"the network cannot take inputs x of shape {tuple(x.shape)}; expected {_inputs(posterior)}: {error}"
             ) from error
-    if isinstance(parts[0], tuple):
-        outputs: Any = (torch.cat([mean for mean, _ in parts], 1), parts[0][1])
-    else:
-        outputs = torch.cat(parts, 1)
-    likelihood = posterior.likelihood
-    first = outputs[0] if isinstance(outputs, tuple) else outputs
+    likelihood, pairs = posterior.likelihood, isinstance(parts[0], tuple)  # of outputs and a learned noise
+    first = torch.cat([part[0] if pairs else part for part in parts], 1)
+    outputs: Any = (first, parts[0][1]) if pairs else first
     likelihood.check_output(first[0])
 
     def log_probs(y: Any) -> Tensor:
@@ -95,3 +94,68 @@ def _inputs(posterior: Any) -> str:
     layers = posterior.net.modules() if isinstance(getattr(posterior, "net", None), nn.Module) else ()
     first = next((layer for layer in layers if any(True for _ in layer.parameters(recurse=False))), None)
     return "[B, ...]" if first is None else f"[B, ...] as its first layer takes them, {first}"
+
+
+def _of_guide(guide: Any, arguments: Any, samples: int, seed: int, site: str | None) -> Prediction:
+    """The posterior predictive law of a guide; see ``predict``."""
+    call = Arguments(arguments if isinstance(arguments, tuple | list | dict) else (arguments,)).call
+    laws = [_bare(law) for law in _laws(guide, call, samples, seed, site)]
+    first = laws[0]
+    classes = isinstance(first, torch.distributions.Categorical)
+    shape = first.batch_shape + first.event_shape
+
+    def log_probs(y: Any) -> Tensor:
+        if not isinstance(y, Tensor) or y.shape != shape:
+            what = f"has shape {tuple(y.shape)}" if isinstance(y, Tensor) else f"is a {type(y).__name__}"
+            raise InvalidValue(f"y {what}; the predictions are of a tensor of shape {tuple(shape)}")
+        if classes and (y.is_floating_point() or int(y.min()) < 0 or int(y.max()) >= first.probs.shape[-1]):
+            raise InvalidValue(f"y must hold integer labels from 0 to {first.probs.shape[-1] - 1}")
+        try:
+            each = torch.stack([law.log_prob(y) for law in laws])
+        except ValueError as error:
+            raise InvalidValue(f"y is outside of what can be observed: {error}") from error
+        return each.flatten(2).sum(2) if each.dim() > 2 else each.view(samples, -1)
+
+    if classes:
+        return of_classes(torch.stack([law.probs for law in laws]), log_probs)
+    try:
+        means, variances = (torch.stack([getattr(law, what) for law in laws]) for what in ("mean", "variance"))
+    except (NotImplementedError, AttributeError) as error:
+        raise InvalidValue(
+            f"the law of the observations, {type(first).__name__}, has no mean or variance to predict"
+        ) from error
+    return of_numbers(means, variances, log_probs)
+
+
+def _bare(law: Any) -> Any:
+    """A law without masks, and with axes of events that were declared as such put back into the batch."""
+    while type(law).__name__ in ("Independent", "MaskedDistribution"):
+        law = law.base_dist
+    return law
+
+
+def _laws(guide: Any, call: Callable[..., Any], samples: int, seed: int, site: str | None) -> Iterator[Any]:
+    """The law of an observation in each of the drawn models."""
+    poutine, model = require("pyro", "bayes").poutine, model_of(guide)
+    devices = [p.device for p in getattr(guide, "parameters", list)() if p.device.type == "cuda"][:1]
+    with torch.no_grad(), torch.random.fork_rng(devices=devices), store_kept():
+        torch.manual_seed(seed)
+        for _ in range(samples):
+            try:
+                with poutine.block():
+                    drawn = call(poutine.trace(guide).get_trace)
+                    trace = call(poutine.trace(poutine.replay(model, trace=drawn)).get_trace)
+            except Exception as error:  # whatever the user's model raises
+                raise InvalidValue(f"the guide or its model cannot be run on these arguments: {error}") from error
+            others = [name for name, node in trace.nodes.items() if name not in drawn.nodes and _is_law(node)]
+            name = others[0] if site is None and len(others) == 1 else site
+            if name not in others:
+                raise InvalidValue(f"site is {site!r}; the model's sites besides its latents are {others}")
+            yield trace.nodes[name]["fn"]
+
+
+def _is_law(node: Any) -> bool:
+    """Whether a site is drawn or observed: no value computed from others, no factor, no choice of a subsample."""
+    if node["type"] != "sample" or node["infer"].get("_deterministic"):
+        return False
+    return type(_bare(node["fn"])).__name__ not in ("Unit", "_Subsample")

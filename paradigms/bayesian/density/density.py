@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mfoc import InvalidType, InvalidValue, tree
 from paradigms.bayesian.density.traced import Traced
-from paradigms.bayesian.laws.normal import unvalidated
+from paradigms.bayesian.laws.normal import shape_or_type, unvalidated
 
 Function = Callable[[Tensor], Tensor]
 
@@ -63,9 +63,10 @@ class LogDensity:
         """
         self._check_points(x)
         value = self.function(x)
-        if not isinstance(value, Tensor) or value.shape != (len(x),):
-            what = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-            raise InvalidValue(f"the log density returned {what}; expected one number per particle, ({len(x)},)")
+        if shape_or_type(value) != (len(x),):
+            raise InvalidValue(
+                f"the log density returned {shape_or_type(value)}; expected one number per particle, ({len(x)},)"
+            )
         return value
 
     def value_and_score(self, x: Tensor, index: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -82,7 +83,15 @@ class LogDensity:
                 return self.fused(x.detach())
         with torch.enable_grad():
             point = x if recorded else x.detach().requires_grad_()
-            value = self(point) if index is None else self._on_batch(point, index)
+            if index is None:
+                value = self(point)
+            elif self.minibatch is not None:
+                value = self.minibatch(point, index)
+            else:
+                raise InvalidValue(
+                    "this log density has no minibatch version; give log_density a size and a minibatch, or a network "
+                    "with data"
+                )
             score = torch.autograd.grad(value.sum(), point, create_graph=recorded)[0]
         return (value, score) if recorded else (value.detach(), score)
 
@@ -126,7 +135,7 @@ class LogDensity:
         return (4 * uniform - 2).to(self.like.device)
 
     def normals(self, n: int, generator: torch.Generator) -> Tensor:
-        """Standard normals ``[n, d]``."""
+        """Standard normals ``[n, d]``, in the dtype and on the device of the particles."""
         return torch.randn(n, self.dim, generator=generator, dtype=self.like.dtype).to(self.like.device)
 
     def check(self, x: Tensor) -> Tensor:
@@ -149,16 +158,9 @@ class LogDensity:
 
     def _check_points(self, x: Tensor) -> None:
         if not isinstance(x, Tensor) or x.dim() != 2 or x.shape[1] != self.dim:
-            what = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
-            raise InvalidValue(f"the points are {what}; expected particles of dimension {self.dim}, (n, {self.dim})")
-
-    def _on_batch(self, x: Tensor, index: Tensor) -> Tensor:
-        if self.minibatch is None:
             raise InvalidValue(
-                "this log density has no minibatch version; give log_density a size and a minibatch, or a network with "
-                "data"
+                f"the points are {shape_or_type(x)}; expected particles of dimension {self.dim}, (n, {self.dim})"
             )
-        return self.minibatch(x, index)
 
 
 def vectorised(
@@ -167,24 +169,21 @@ def vectorised(
     like: Tensor,
     *,
     on_batch: Callable[[Tensor, Tensor], Tensor] | None = None,
-    around: Callable[..., Any] = unvalidated,
+    around: Callable[[], AbstractContextManager[None]] = unvalidated,
     traced: bool = False,
     **known: Any,
 ) -> LogDensity:
-    """A density of one particle as one of a cloud.
+    """A density ``[d]`` to a scalar (``on_batch``: with an index ``[B]``) as one of a cloud.
 
-    Args:
-        one: ``[d]`` to a scalar.
-        shapes: see ``LogDensity``.
-        like: see ``LogDensity``.
-        on_batch: ``([d], index [B])`` to a scalar, or None.
-        around: calls a function of particles in the right surroundings: checks of values are off where it runs.
-        traced: record the functions once and replay them; a recording needs no surroundings.
-        **known: what else a ``LogDensity`` knows.
+    The functions run within ``around``, where checks of values are off; with ``traced`` they are recorded once and
+    replayed, without surroundings.
     """
 
     def ready(function: Callable[..., Any]) -> Callable[..., Any]:
-        guarded = functools.partial(around, function)
+        def guarded(*args: Tensor) -> Any:
+            with around():
+                return function(*args)
+
         return Traced(guarded) if traced else guarded
 
     both = torch.func.vmap(torch.func.grad_and_value(one))
@@ -200,12 +199,7 @@ def vectorised(
 
 
 def flat(parameters: Mapping[str, Tensor]) -> Tensor:
-    """Named tensors as one vector ``[d]``.
-
-    Raises:
-        InvalidType: one is not floating point.
-        InvalidValue: mixed dtypes or devices.
-    """
+    """Named tensors as one vector ``[d]``; refuses those that are not floating point, of one dtype, on one device."""
     first = next(iter(parameters.values()))
     for name, leaf in parameters.items():
         if not leaf.is_floating_point():

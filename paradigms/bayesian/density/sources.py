@@ -7,20 +7,30 @@ prior, or from a control problem (the Gibbs law of its controls). Whatever it ca
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 import mfoc
-from mfoc import InvalidType, InvalidValue
-from mfoc.checks import check_integer
-from paradigms.bayesian.density.density import LogDensity, flat, split
-from paradigms.bayesian.density.of_model import of_model
-from paradigms.bayesian.density.of_network import of_network
-from paradigms.bayesian.density.of_problem import of_problem
-from paradigms.bayesian.laws.likelihoods import says_its_sign
+from mfoc import InvalidType, InvalidValue, tree
+from mfoc.checks import check_instance, check_integer, check_positive
+from mfoc.networks.inspection import trainable
+from paradigms.bayesian.density.density import LogDensity, flat, split, vectorised
+from paradigms.bayesian.laws.likelihoods import NOISE, Gaussian, likelihood_of, says_its_sign
+from paradigms.bayesian.laws.normal import normal_log_prob
+from paradigms.bayesian.laws.priors import law_of, log_prob_of, placed, prior_of
+from paradigms.bayesian.pyro import trace as pyro_trace
+
+_SIGN = (
+    "log_density reads a function as the NEGATIVE log likelihood of each observation, as variational and ensemble do; "
+    "before version 0.2 it read it as the log likelihood. Say which one it is, and this warning is gone: "
+    "likelihood=NegativeLogLikelihood(function) or likelihood=LogLikelihood(function), from paradigms.bayesian"
+)
 
 
 def log_density(
@@ -68,9 +78,6 @@ def log_density(
             they are then. Message passing costs many times what the operations do (55 against 0.85 ms for a regression
             of ten weights, 50 particles). Networks are never recorded: they gain nothing by it (3.78 against 3.73 ms).
 
-    Returns:
-        A ``LogDensity``.
-
     Raises:
         InvalidType: a source that is none of these.
         InvalidValue: arguments that do not go together, discrete latents, or a log density that is not finite where it
@@ -83,34 +90,35 @@ def log_density(
         return source
     if isinstance(source, mfoc.Problem):
         _refuse(options, "a problem", {"prior"})
-        return _probed(of_problem(source, data, prior, temperature, traced))
-    if isinstance(source, nn.Module) and likelihood is not None:
+        made = _of_problem(source, data, prior, temperature, traced)
+    elif isinstance(source, nn.Module) and likelihood is not None:
         _refuse(options, "a network", {"likelihood", "noise", "prior"})
         if not says_its_sign(likelihood):
             warnings.warn(_SIGN, UserWarning, stacklevel=2)
-        return _probed(of_network(source, data, likelihood, noise, prior))
-    if not callable(source):
+        made = _of_network(source, data, likelihood, noise, prior)
+    elif not callable(source):
         raise InvalidType(
             f"the log density is a {type(source).__name__}; expected a function, a Pyro model, a network with a "
             "likelihood or an mfoc.Problem"
         )
-    if like is not None:
+    elif like is not None:
         _refuse(options, "a function", {"like", "minibatch"})
-        return _probed(_of_function(source, like, size, minibatch))
-    if isinstance(data, tuple | dict):
+        made = _of_function(source, like, size, minibatch)
+    elif isinstance(data, tuple | dict):
         _refuse(options, "a Pyro model", set())
-        return _probed(of_model(source, data, size, traced))
-    raise InvalidValue(
-        "say what the function is: like= a particle for a log density, data= a tuple of arguments for a Pyro model, "
-        "data= and likelihood= for a network"
-    )
-
-
-_SIGN = (
-    "log_density reads a function as the NEGATIVE log likelihood of each observation, as variational and ensemble do; "
-    "before version 0.2 it read it as the log likelihood. Say which one it is, and this warning is gone: "
-    "likelihood=NegativeLogLikelihood(function) or likelihood=LogLikelihood(function), from paradigms.bayesian"
-)
+        made = _of_model(source, data, size, traced)
+    else:
+        raise InvalidValue(
+            "say what the function is: like= a particle for a log density, data= a tuple of arguments for a Pyro "
+            "model, data= and likelihood= for a network"
+        )
+    try:
+        made.check(made.initial(2))
+    except RuntimeError as error:
+        raise InvalidValue(
+            f"the log density cannot be evaluated and differentiated on two particles: {error}"
+        ) from error
+    return made
 
 
 def _refuse(options: Mapping[str, Any], what: str, allowed: set[str]) -> None:
@@ -120,10 +128,7 @@ def _refuse(options: Mapping[str, Any], what: str, allowed: set[str]) -> None:
 
 
 def _of_function(
-    function: Callable[[Any], Tensor],
-    like: Any,
-    size: int | None,
-    minibatch: Callable[[Any, Tensor], Tensor] | None,
+    function: Callable[[Any], Tensor], like: Any, size: int | None, minibatch: Callable[[Any, Tensor], Tensor] | None
 ) -> LogDensity:
     example = {"x": like} if isinstance(like, Tensor) else like
     if not isinstance(example, dict) or not all(isinstance(leaf, Tensor) for leaf in example.values()) or not example:
@@ -132,19 +137,132 @@ def _of_function(
         raise InvalidValue(f"like has shape {tuple(like.shape)}; expected one particle, (d,)")
     if (size is None) != (minibatch is None):
         raise InvalidValue("size and minibatch go together: the number of observations and the density of a batch")
-    vector = flat(example)
-    shapes = {name: leaf.shape for name, leaf in example.items()}
+    vector, shapes = flat(example), {name: leaf.shape for name, leaf in example.items()}
     view = (lambda x: split(x, shapes)) if isinstance(like, dict) else (lambda x: x)
     batch = None if minibatch is None else (lambda x, index: minibatch(view(x), index))
     return LogDensity(lambda x: function(view(x)), shapes, vector, size=size, minibatch=batch)
 
 
-def _probed(density: LogDensity) -> LogDensity:
-    """Refuses a density that cannot be evaluated where it starts."""
-    try:
-        density.check(density.initial(2))
-    except RuntimeError as error:
+def _of_problem(problem: mfoc.Problem, data: Any, prior: Any, temperature: float, traced: bool) -> LogDensity:
+    """The Gibbs law of a problem's controls."""
+    check_instance(mfoc.Particles, "the mfoc.Particles of the problem", data=data)
+    check_positive(temperature=temperature, finite=False)
+    example = {name or "u": leaf for name, leaf in tree.dotted(problem.controls).items()}
+    shapes = {name: leaf.shape for name, leaf in example.items()}
+    laws = {} if prior is None else {name: log_prob_of(prior_of(prior, name, u)) for name, u in example.items()}
+    problem.validate(data)
+
+    def one(x: Tensor) -> Tensor:
+        named = split(x, shapes)
+        controls = tree.rebuild(problem.controls, named.values())
+        gibbs = -mfoc.rollout(problem, controls, data).cost.sum() / temperature
+        return gibbs + sum(law(named[name]).sum() for name, law in laws.items())
+
+    return vectorised(one, shapes, flat(example), traced=traced)
+
+
+def _of_network(net: nn.Module, data: Any, likelihood: Any, noise: Any, prior: Any) -> LogDensity:
+    """The posterior of a network's weights, and of the noise where it is learned."""
+    if not isinstance(data, tuple | list) or len(data) != 2 or not all(isinstance(part, Tensor) for part in data):
+        raise InvalidType("data must be a pair of tensors (inputs, targets) for a network")
+    inputs, targets = data
+    if len(inputs) != len(targets) or len(inputs) == 0:
         raise InvalidValue(
-            f"the log density cannot be evaluated and differentiated on two particles: {error}"
-        ) from error
-    return density
+            f"data holds {len(inputs)} inputs and {len(targets)} targets; expected as many, at least one"
+        )
+    net, total, fit = copy.deepcopy(net).eval(), len(inputs), likelihood_of(likelihood, noise)
+    example = {name: p.detach() for name, p in trainable(net).items()}
+    if not example:
+        raise InvalidValue("net has no parameter that requires grad; there is nothing to sample")
+    laws = {name: law_of(prior, name, leaf) for name, leaf in example.items()}
+    log_priors = {name: log_prob_of(placed(law, name, example[name])) for name, law in laws.items()}
+    like = next(iter(example.values()))
+    with torch.no_grad():
+        try:
+            output = net(_cast(inputs, like))
+        except RuntimeError as error:
+            raise InvalidValue(f"the network cannot take inputs of shape {tuple(inputs.shape)}: {error}") from error
+        fit.check(output, _cast(targets, like))
+    learned = isinstance(fit, Gaussian) and fit.noise is None
+    if learned:
+        if NOISE in example:
+            raise InvalidValue(f"net has a parameter named {NOISE!r}, the name of the learned scale; pass noise=")
+        example = {**example, NOISE: like.new_zeros(())}
+    vector, shapes = flat(example), {name: leaf.shape for name, leaf in example.items()}
+
+    def joint(x: Tensor, xs: Tensor, ys: Tensor) -> Tensor:
+        parameters = split(x, shapes)
+        spread = parameters.pop(NOISE) if learned else None
+        out = torch.func.functional_call(net, parameters, (_cast(xs, x),))
+        output = tree.map(lambda leaf: leaf[None], out)
+        if spread is not None:
+            output = output, spread.exp().view(1, *[1] * (out.dim() - 1))
+        fitted = fit.log_prob(output, _cast(ys, x)[None]).sum() * (total / len(xs))
+        weights = sum(log_priors[name](leaf).sum() for name, leaf in parameters.items())
+        return fitted + weights + (0 if spread is None else normal_log_prob(spread, 0.0, 1.0))
+
+    def draw(n: int, seed: int) -> Tensor:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            points = [law.expand(shapes[name]).sample((n,)).reshape(n, -1) for name, law in laws.items()]
+            if learned:
+                next(reversed(laws.values())).sample((n,))  # so that a seed starts where it always has
+                points.append(torch.randn(n, 1))
+        return torch.cat([point.to(vector) for point in points], dim=1)
+
+    def constrain(x: Tensor) -> dict[str, Tensor]:
+        named = split(x, shapes)
+        return {**named, NOISE: named[NOISE].exp()} if learned else named
+
+    return vectorised(
+        lambda x: joint(x, inputs, targets),
+        shapes,
+        vector,
+        on_batch=lambda x, index: joint(x, inputs[index], targets[index]),
+        draw=draw,
+        constrain=constrain,
+        size=total,
+    )
+
+
+def _cast(leaf: Tensor, like: Tensor) -> Tensor:
+    """A tensor in the float dtype of another; integers stay."""
+    return leaf.to(like.dtype) if leaf.is_floating_point() else leaf
+
+
+def _of_model(model: Callable[..., Any], data: Any, size: int | None, traced: bool) -> LogDensity:
+    """A Pyro model with its data."""
+    arguments = pyro_trace.Arguments(data)
+    trace = pyro_trace.prototype(model, arguments)
+    example, params = pyro_trace.unconstrained(trace), pyro_trace.parameters(trace)
+    shapes = {name: leaf.shape for name, leaf in example.items()}
+
+    def joint(x: Tensor, rows: Mapping[Any, Tensor] | None = None) -> pyro_trace.Joint:
+        return pyro_trace.evaluate(model, arguments, split(x, shapes), rows=rows, params=params)
+
+    def one(x: Tensor) -> Tensor:
+        found = joint(x)
+        return found.observed + found.prior + found.volume
+
+    def constrain(x: Tensor) -> dict[str, Tensor]:
+        with torch.no_grad(), pyro_trace.quietly():
+            found: dict[str, Tensor] = torch.func.vmap(lambda point: joint(point).values)(x)
+        return found
+
+    make = partial(
+        vectorised, one, shapes, flat(example), constrain=constrain, around=pyro_trace.quietly, traced=traced
+    )
+    if size is None:
+        return make()
+    rows = arguments.rows(size)
+    if not rows:
+        raise InvalidValue(f"size is {size}; no argument of the model has as many rows to take a batch of")
+    if size > 1:
+        part = pyro_trace.prototype(model, arguments.take({key: value[:1] for key, value in rows.items()}))
+        pyro_trace.check_batch(trace, part, instead="leave size out")
+
+    def on_batch(x: Tensor, index: Tensor) -> Tensor:
+        found = joint(x, {key: value[index] for key, value in rows.items()})
+        return size / len(index) * found.observed + found.prior + found.volume
+
+    return make(size=size, on_batch=on_batch)

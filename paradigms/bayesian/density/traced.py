@@ -14,15 +14,14 @@ import torch
 from torch import Tensor, fx
 
 _KEPT = 8  # recordings kept for one function; the oldest makes room
+_FILLED = ("aten.zeros_like", "aten.ones_like", "aten.full_like", "aten.new_zeros", "aten.new_ones", "aten.new_full")
 
 
 class Traced:
     """A function of tensors, recorded once for each combination of shapes, dtypes and devices.
 
-    What does not depend on the arguments is computed once. If a recording cannot be made the function itself is used.
-
-    Args:
-        function: a function of tensors that returns a tensor or a tuple of tensors.
+    The function returns a tensor or a tuple of tensors. What does not depend on its arguments is computed once. If a
+    recording cannot be made the function itself is used.
     """
 
     def __init__(self, function: Callable[..., Any]) -> None:
@@ -96,9 +95,6 @@ def _simplified(module: fx.GraphModule, inputs: list[Tensor]) -> fx.GraphModule:
     return module
 
 
-_FILLED = ("aten.zeros_like", "aten.ones_like", "aten.full_like", "aten.new_zeros", "aten.new_ones", "aten.new_full")
-
-
 def _writes(node: fx.Node) -> bool:
     schema = getattr(node.target, "_schema", None)
     return schema is not None and bool(schema.is_mutable)
@@ -114,7 +110,5 @@ def _copied(node: fx.Node, name: str, values: dict[fx.Node, Any]) -> fx.Node | N
     same = isinstance(values[node], Tensor) and values[first].shape == values[node].shape
     if name.startswith(("aten.view.", "aten.expand.", "aten._unsafe_view.", "aten.reshape.", "aten.alias.")):
         return first if same else None
-    power_of_one = name == "aten.pow.Tensor_Scalar" and node.args[1] == 1
-    if power_of_one and values[first].is_floating_point():
-        return first
-    return None
+    power_of_one = name == "aten.pow.Tensor_Scalar" and node.args[1] == 1 and values[first].is_floating_point()
+    return first if power_of_one else None

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from mfoc import InvalidType, InvalidValue, tree
 from mfoc.checks import check_positive
 from mfoc.networks import per_sample
-from paradigms.bayesian.laws.normal import HALF_LOG_2PI, normal_log_prob
+from paradigms.bayesian.laws.normal import HALF_LOG_2PI, broadcasts, normal_log_prob, shape_or_type
 
 NOISE = "noise"  # the name of a learned scale among the parameters of a network
 
@@ -49,9 +49,7 @@ class Gaussian:
     def cost(self, output: Any, y: Tensor) -> Tensor:
         """The mean negative log likelihood over the observations, for each draw ``[S]``."""
         mean, noise = self.split(output)
-        y = aligned(y, mean, lead=1)
-        axes = tuple(range(1, mean.dim()))
-        entries = mean[0, 0].numel()
+        y, axes, entries = aligned(y, mean, lead=1), tuple(range(1, mean.dim())), mean[0, 0].numel()
         if noise.numel() == 1:
             precision = 0.5 / (mean.shape[1] * noise.square())
             constant = entries * (noise.log() + HALF_LOG_2PI)
@@ -69,13 +67,7 @@ class Gaussian:
 
     def check_output(self, output: Any) -> None:
         """Refuses outputs ``[B, ...]`` that the noise does not fit."""
-        if self.noise is None:
-            return
-        try:
-            fits = torch.broadcast_shapes(self.noise.shape, output.shape[1:]) == output.shape[1:]  # type: ignore[no-untyped-call]
-        except RuntimeError:
-            fits = False
-        if not fits:
+        if self.noise is not None and not broadcasts(self.noise.shape, output.shape[1:]):
             raise InvalidValue(
                 f"noise has shape {tuple(self.noise.shape)}; expected a number or the shape of an output, "
                 f"{tuple(output.shape[1:])}"
@@ -152,11 +144,9 @@ class OfFunction:
 
     def check(self, output: Any, y: Any) -> None:
         """Refuses a function that is not one number for each observation."""
-        found = self._each(output, y)
-        n = len(tree.leaves(output)[0])
-        if not isinstance(found, Tensor) or found.shape != (n,):
-            shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
-            raise InvalidValue(f"likelihood returned {shape}; expected one number for each observation, ({n},)")
+        found, n = shape_or_type(self._each(output, y)), len(tree.leaves(output)[0])
+        if found != (n,):
+            raise InvalidValue(f"likelihood returned {found}; expected one number for each observation, ({n},)")
 
 
 class NegativeLogLikelihood(OfFunction):
@@ -178,19 +168,18 @@ Likelihood = Gaussian | Categorical | OfFunction
 
 
 def likelihood_of(what: Any, noise: Any = None) -> Likelihood:
-    """The likelihood that an argument names.
+    """The likelihood that an argument names: "gaussian", "categorical", a function (see the module), or one made.
 
-    Args:
-        what: "gaussian", "categorical", a function (output, y) -> the negative log likelihood of each observation
-            ``[N]``, or a ``LogLikelihood`` or ``NegativeLogLikelihood`` of a function.
-        noise: the known standard deviation of a Gaussian, a number or a tensor ``[...]`` that broadcasts to an output;
-            None when it is to be learned.
-
-    Raises:
-        InvalidType, InvalidValue: none of these, or a noise that is not positive or where there is none.
+    ``noise`` is the known standard deviation of a Gaussian, a number or a tensor ``[...]`` that broadcasts to an
+    output; None when it is to be learned.
     """
     if isinstance(what, str) and what == "gaussian":
-        return Gaussian(None if noise is None else _checked(noise))
+        if isinstance(noise, Tensor) and not (noise.isfinite() & (noise > 0)).all():
+            raise InvalidValue(f"noise is {noise}; expected positive finite numbers")
+        if noise is None or isinstance(noise, Tensor):
+            return Gaussian(noise)
+        check_positive(noise=noise)
+        return Gaussian(torch.tensor(noise, dtype=torch.float64))
     if noise is not None:
         raise InvalidValue(f"noise was given with likelihood={what!r}; only a Gaussian has one")
     if isinstance(what, str) and what == "categorical":
@@ -205,15 +194,6 @@ def likelihood_of(what: Any, noise: Any = None) -> Likelihood:
     )
 
 
-def _checked(noise: Any) -> Tensor:
-    if not isinstance(noise, Tensor):
-        check_positive(noise=noise)
-        return torch.tensor(noise, dtype=torch.float64)
-    if not noise.isfinite().all() or not (noise > 0).all():
-        raise InvalidValue(f"noise is {noise}; expected positive finite numbers")
-    return noise
-
-
 def says_its_sign(what: Any) -> bool:
     """Whether nobody could take a likelihood for its negative: a bare function says nothing, a torch loss does."""
     if isinstance(what, str | Gaussian | Categorical | OfFunction) or not callable(what):
@@ -225,16 +205,7 @@ def says_its_sign(what: Any) -> bool:
 
 
 def aligned(y: Tensor, output: Tensor, lead: int = 0) -> Tensor:
-    """Numbers as the output has them: with or without a last axis of one.
-
-    Args:
-        y: the observations.
-        output: the output.
-        lead: how many axes of draws both carry in front, which may differ.
-
-    Raises:
-        InvalidValue: the shapes do not agree.
-    """
+    """Numbers as the output has them, with or without a last axis of one; ``lead`` axes in front may differ."""
     own, wanted = y.shape[lead:], output.shape[lead:]
     if own == wanted:
         return y

@@ -1,9 +1,10 @@
-"""Normal densities, and distributions called without their checks."""
+"""What the laws share: normal densities, distributions without their checks, shapes that fit or do not."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -19,11 +20,25 @@ def normal_log_prob(x: Tensor, loc: Any, scale: Any) -> Tensor:
     return value
 
 
-def unvalidated(function: Callable[..., Any], *args: Any) -> Any:
-    """Calls a function with torch's checks of distributions off, which no ``vmap`` can run; the flag is restored."""
+@contextmanager
+def unvalidated() -> Iterator[None]:
+    """Without torch's checks of distributions, which no ``vmap`` can run; the flag is restored."""
     kept = torch.distributions.Distribution._validate_args
     torch.distributions.Distribution.set_default_validate_args(False)
     try:
-        return function(*args)
+        yield
     finally:
         torch.distributions.Distribution.set_default_validate_args(kept)
+
+
+def broadcasts(shape: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
+    """Whether a tensor of one shape can stand for one of another."""
+    try:
+        return bool(torch.broadcast_shapes(shape, wanted) == wanted)  # type: ignore[no-untyped-call]
+    except RuntimeError:
+        return False
+
+
+def shape_or_type(value: Any) -> Any:
+    """What a value is, for error messages: its shape, or the name of its type where it is no tensor."""
+    return tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__

@@ -10,24 +10,17 @@ from torch import Tensor
 from torch.distributions import Distribution, Independent, Normal, constraints, kl_divergence
 
 from mfoc import InvalidType, InvalidValue
-from paradigms.bayesian.laws.normal import normal_log_prob
+from paradigms.bayesian.laws.normal import broadcasts, normal_log_prob
+
+Split = Callable[[Tensor], dict[str, Tensor]]  # a vector of weights [..., n] to {name: [..., *shape]}
+Divergence = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
 
 def prior_of(prior: Any, name: str, parameter: Tensor) -> Distribution:
-    """The prior of one parameter: a distribution of numbers whose shape broadcasts to the parameter's.
+    """The prior of one parameter, in its dtype and on its device; its shape broadcasts to the parameter's.
 
-    Args:
-        prior: a distribution (of Pyro or torch) for every weight, or a function (name, parameter) -> distribution; None
-            is the standard normal.
-        name: the parameter's name in the network.
-        parameter: the parameter.
-
-    Returns:
-        The distribution in the dtype and on the device of the parameter.
-
-    Raises:
-        InvalidType: not a distribution.
-        InvalidValue: a support that is not the real line, a shape that does not fit, or a density that is not finite.
+    It is given as a distribution (of Pyro or torch) for every weight, or a function (name, parameter) -> distribution;
+    None is the standard normal.
     """
     return placed(law_of(prior, name, parameter), name, parameter)
 
@@ -45,24 +38,27 @@ def law_of(prior: Any, name: str, parameter: Tensor) -> Distribution:
         )
     while isinstance(prior, Independent):
         prior = prior.base_dist
-    if prior.event_shape or not _real(prior):
+    try:
+        real = prior.support is constraints.real
+    except NotImplementedError:
+        real = False
+    if prior.event_shape or not real:
         raise InvalidValue(
             f"prior of {name!r} is {prior}; expected a distribution of real numbers, one for each weight"
         )
-    shape = tuple(parameter.shape)
-    try:
-        fits = torch.broadcast_shapes(prior.batch_shape, shape) == shape  # type: ignore[no-untyped-call]
-    except RuntimeError:
-        fits = False
-    if not fits:
-        raise InvalidValue(f"prior of {name!r} has shape {tuple(prior.batch_shape)}; the parameter has {shape}")
-    found: Distribution = prior
-    return found
+    own, shape = tuple(prior.batch_shape), tuple(parameter.shape)
+    if not broadcasts(own, shape):
+        raise InvalidValue(f"prior of {name!r} has shape {own}; the parameter has {shape}")
+    return prior  # type: ignore[no-any-return]
 
 
 def placed(law: Distribution, name: str, parameter: Tensor) -> Distribution:
-    """A law in the dtype and on the device of its parameter, where it must have a density."""
-    moved = _moved(law, parameter)
+    """A law in the dtype and on the device of its parameter, where that is known how; it must have a density there."""
+    try:
+        taken = {key: getattr(law, key).detach().to(parameter) for key in law.arg_constraints}
+        moved = type(law)(**taken) if taken else law
+    except (TypeError, AttributeError, ValueError):  # made of other distributions, or of numbers out of range
+        moved = law
     if not log_prob_of(moved)(parameter.detach()).isfinite().all():
         raise InvalidValue(f"prior of {name!r} has a log density that is NaN or infinite at the initial weights")
     return moved
@@ -81,42 +77,14 @@ def log_prob_of(law: Distribution) -> Callable[[Tensor], Tensor]:
     return log_prob
 
 
-def _real(prior: Distribution) -> bool:
-    try:
-        return prior.support is constraints.real
-    except NotImplementedError:
-        return False
-
-
-def _moved(prior: Distribution, like: Tensor) -> Distribution:
-    """The same distribution with its parameters in the dtype and on the device of a tensor, where that is known how."""
-    if not prior.arg_constraints:
-        return prior
-    try:
-        return type(prior)(**{key: getattr(prior, key).detach().to(like) for key in prior.arg_constraints})
-    except (TypeError, AttributeError, ValueError):  # made of other distributions, or of numbers out of range
-        return prior
-
-
-Split = Callable[[Tensor], dict[str, Tensor]]
-Divergence = Callable[[Tensor, Tensor, Tensor | None], Tensor]
-
-
 def divergence(priors: dict[str, Distribution], split: Split, like: Tensor, exact: bool) -> tuple[Divergence, bool]:
-    """KL(q || prior) of the weights of one stage, q = N(loc, scale^2).
+    """KL(q || prior) of the weights of one stage, q = N(loc, scale^2), from the prior of each parameter.
 
-    Args:
-        priors: parameter name -> prior.
-        split: a vector of weights ``[..., n]`` to ``{name: [..., *shape]}``.
-        like: a vector ``[n]`` of the weights' dtype and device.
-        exact: closed forms where they are known; otherwise log q(w) - log p(w) at the draw.
-
-    Returns:
-        A function of loc ``[n]``, scale ``[n]`` and draws ``[S, n]`` to a number or ``[S]``; and whether it looks at
-        the draws.
+    With ``exact`` in closed form where it is known; otherwise log q(w) - log p(w) at the draw. Returns a function of
+    loc ``[n]``, scale ``[n]`` and draws ``[S, n]`` to a number or ``[S]``; and whether it looks at the draws.
     """
     if exact and all(isinstance(prior, Normal) for prior in priors.values()):
-        return _normal(*_moments(priors, split, like)), False
+        return _normal(*(_moment(priors, field, split, like) for field in ("loc", "scale"))), False
     terms = {key: _term(prior, exact) for key, prior in priors.items()}
 
     def total(loc: Tensor, scale: Tensor, draw: Tensor | None) -> Tensor:
@@ -128,15 +96,12 @@ def divergence(priors: dict[str, Distribution], split: Split, like: Tensor, exac
     return total, any(samples for _, samples in terms.values())
 
 
-def _moments(priors: dict[str, Any], split: Split, like: Tensor) -> tuple[Tensor, Tensor]:
-    """Means and standard deviations of normal priors: vectors ``[n]``, or numbers when they are all the same."""
-    found = []
-    for field in ("loc", "scale"):
-        vector = torch.zeros_like(like)
-        for key, part in split(vector).items():
-            part.copy_(getattr(priors[key], field))
-        found.append(vector[0] if bool((vector == vector[0]).all()) else vector)
-    return found[0], found[1]
+def _moment(priors: dict[str, Any], field: str, split: Split, like: Tensor) -> Tensor:
+    """Means or standard deviations of normal priors: a vector ``[n]``, or a number when they are all the same."""
+    vector = torch.zeros_like(like)
+    for key, part in split(vector).items():
+        part.copy_(getattr(priors[key], field))
+    return vector[0] if bool((vector == vector[0]).all()) else vector
 
 
 def _normal(mean: Tensor, scale: Tensor) -> Divergence:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -12,27 +13,19 @@ import torch
 from torch import Tensor
 
 from mfoc import InvalidType, InvalidValue, require
-from paradigms.bayesian.pyro.arguments import Arguments
-from paradigms.bayesian.pyro.trace import name_apart, parameters, prototype, same_support, set_up, unconstrained
+from mfoc.seeding import seeded
+from paradigms.bayesian.pyro.trace import Arguments, parameters, prototype, same_support, unconstrained
 
 _KNOWN = ("AutoNormal", "AutoDiagonalNormal", "AutoMultivariateNormal")
 
 
 @dataclass(frozen=True, eq=False)
 class GaussianGuide:
-    """An AutoGuide read as z = loc + L eps on the unconstrained latents ``[D]``.
+    """An AutoGuide read as z = loc + L eps on the unconstrained latents ``[D]``."""
 
-    Attributes:
-        guide: the guide, its parameters made.
-        sites: latent name -> the site of the guide's prototype.
-        shapes: latent name -> its unconstrained shape.
-        remake: makes a guide of the same kind anew.
-    """
-
-    guide: Any
-    sites: dict[str, Any]
-    shapes: dict[str, torch.Size]
-    remake: Callable[[], Any]
+    guide: Any  # its parameters made
+    shapes: dict[str, torch.Size]  # latent name -> its unconstrained shape
+    remake: Callable[[], Any]  # makes a guide of the same kind anew
 
     @property
     def dimension(self) -> int:
@@ -45,16 +38,13 @@ class GaussianGuide:
 
     def law(self, u: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor | None]:
         """The mean ``[D]``, scale ``[D]`` and, for a full covariance, the unit triangle ``[D, D]``: L = scale * it."""
-        to = torch.distributions.transform_to
-        if isinstance(self.guide, require("pyro", "bayes").infer.autoguide.AutoNormal):
-            scales = to(type(self.guide).scale_constraint)
+        kind, to = type(self.guide), torch.distributions.transform_to
+        if issubclass(kind, require("pyro", "bayes").infer.autoguide.AutoNormal):
             loc = torch.cat([u[f"locs.{name}_unconstrained"].reshape(-1) for name in self.shapes])
             rho = torch.cat([u[f"scales.{name}_unconstrained"].reshape(-1) for name in self.shapes])
-            return loc, scales(rho), None
-        scale = to(type(self.guide).scale_constraint)(u["scale_unconstrained"])
-        if "scale_tril_unconstrained" not in u:
-            return u["loc"], scale, None
-        return u["loc"], scale, to(type(self.guide).scale_tril_constraint)(u["scale_tril_unconstrained"])
+            return loc, to(kind.scale_constraint)(rho), None
+        scale, triangle = to(kind.scale_constraint)(u["scale_unconstrained"]), u.get("scale_tril_unconstrained")
+        return u["loc"], scale, None if triangle is None else to(kind.scale_tril_constraint)(triangle)
 
     def solved(self, u: dict[str, Tensor]) -> Any:
         """A new guide of this class at other parameters."""
@@ -70,17 +60,10 @@ class GaussianGuide:
 
 
 def guide_of(model: Callable[..., Any], guide: Any, arguments: Arguments) -> GaussianGuide:
-    """Reads a guide.
+    """Reads one of the three Gaussian guides: a class, a function of the model, an instance, or None: ``AutoNormal``.
 
-    Args:
-        model: the Pyro model.
-        guide: a class, a function of the model, an instance, or None for ``AutoNormal``. Of an instance the class, the
-            settings and, once it is set up, the parameters are taken.
-        arguments: the model's arguments.
-
-    Raises:
-        InvalidType: not one of the three Gaussian guides.
-        InvalidValue: its latents are not the model's, or the model has parameters or supports that move.
+    Of an instance the class, the settings and, once it is set up, the parameters are taken. Refuses latents that are
+    not the model's, and a model that has parameters or supports that move.
     """
     guides = require("pyro", "bayes").infer.autoguide
     known = tuple(getattr(guides, name) for name in _KNOWN)
@@ -100,7 +83,7 @@ def guide_of(model: Callable[..., Any], guide: Any, arguments: Arguments) -> Gau
             ) from error
         if not isinstance(made, known):
             raise InvalidType(f"guide is a {type(made).__name__}; expected one of {', '.join(_KNOWN)}")
-        arguments.call(lambda *args, **kwargs: set_up(made, args, kwargs))
+        set_up(made, arguments)
         return made
 
     try:
@@ -112,9 +95,8 @@ def guide_of(model: Callable[..., Any], guide: Any, arguments: Arguments) -> Gau
         _check_model(made, trace, arguments)
     elif given.prototype_trace is not None:  # an instance in use: start where it is
         _start_at(made, given)
-    sites = dict(made.prototype_trace.iter_stochastic_nodes())
     shapes = {name: value.shape for name, value in unconstrained(made.prototype_trace).items()}
-    return GaussianGuide(made, sites, shapes, remake)
+    return GaussianGuide(made, shapes, remake)
 
 
 def _fixed(model: Callable[..., Any], arguments: Arguments) -> Any:
@@ -146,11 +128,7 @@ def _fixed(model: Callable[..., Any], arguments: Arguments) -> Any:
 
 
 def _again(given: Any, trace: Any, arguments: Arguments) -> Callable[..., Any]:
-    """A function model -> guide that makes guides like a given one: its class, settings and starting point.
-
-    Raises:
-        InvalidValue: it was made for another model.
-    """
+    """A function model -> guide that makes guides like a given one: its class, settings and starting point."""
     own = _check_model(given, trace, arguments)
     if given.prototype_trace is not None:
         check_match(given.prototype_trace, trace)
@@ -209,11 +187,7 @@ def _start_at(made: Any, given: Any) -> None:
 
 
 def check_match(own: Any, model: Any) -> None:
-    """Refuses a guide whose latents are not the model's: names, shapes, supports and plates, from traces of both.
-
-    Raises:
-        InvalidValue: says which.
-    """
+    """Refuses a guide whose latents are not the model's: names, shapes, supports and plates, from traces of both."""
     mine, theirs = (dict(trace.iter_stochastic_nodes()) for trace in (own, model))
     what = "the guide does not match the model"
     for kind, names in (("does not cover", theirs.keys() - mine.keys()), ("has also", mine.keys() - theirs.keys())):
@@ -231,3 +205,30 @@ def check_match(own: Any, model: Any) -> None:
         ):
             if not same:
                 raise InvalidValue(f"{what}: latent {name!r} has {word} {left} in the guide and {right} in the model")
+
+
+def model_of(guide: Any) -> Any:
+    """The model of a guide as the user gave it: AutoGuides wrap it to start at certain values."""
+    try:
+        model = guide.model
+    except TypeError as error:
+        raise InvalidValue(
+            "the guide has lost its model, as guides of Pyro do when they are pickled or copied; make a new one from "
+            "the model and load the parameters into it"
+        ) from error
+    wraps = model.args if isinstance(model, partial) else ()
+    return wraps[1] if len(wraps) == 2 and type(wraps[0]).__name__ == "InitMessenger" else model
+
+
+def set_up(guide: Any, arguments: Arguments) -> None:
+    """Makes the parameters of an AutoGuide: neither the parameter store nor the random generator is touched."""
+    with seeded(0), require("pyro", "bayes").get_param_store().scope():
+        arguments.call(guide._setup_prototype)
+
+
+def name_apart(guide: Any) -> None:
+    """Gives a guide a name made from its values: Pyro would fill a guide with what its store holds under that name."""
+    crc = 0
+    for value in guide.parameters():
+        crc = zlib.crc32(value.detach().cpu().double().numpy().tobytes(), crc)
+    guide._pyro_set_supermodule(f"{type(guide).__name__}_{crc:08x}", guide._pyro_context)

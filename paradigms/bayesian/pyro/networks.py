@@ -13,15 +13,8 @@ from torch.distributions import Distribution
 from mfoc import InvalidValue, require, tree
 from mfoc.checks import check_instance
 from mfoc.networks.inspection import trainable
-from paradigms.bayesian.laws.likelihoods import (
-    NOISE,
-    Categorical,
-    Gaussian,
-    Likelihood,
-    OfFunction,
-    aligned,
-    likelihood_of,
-)
+from paradigms.bayesian.laws import likelihoods
+from paradigms.bayesian.laws.likelihoods import NOISE, Gaussian, Likelihood, likelihood_of
 from paradigms.bayesian.laws.priors import prior_of
 
 
@@ -71,9 +64,8 @@ def pyro_model(posterior: Any) -> Any:
 
     A batch of y counts for all N observations, as in the objective. A learned noise is a constant, at its solved value.
     """
-    pyro = require("pyro", "bayes")
+    pyro, lifted = require("pyro", "bayes"), posterior.at_mean()
     pnn = pyro.nn
-    lifted = posterior.at_mean()
     pnn.module.to_pyro_module_(lifted)
     modules = dict(lifted.named_modules())
     for names, priors in zip(posterior.network.names, posterior.network.priors, strict=True):
@@ -107,15 +99,15 @@ def pyro_model(posterior: Any) -> Any:
 def observe(site: str, likelihood: Likelihood, output: Any, y: Any, learned: Tensor | None) -> None:
     """A site of Pyro for the observations ``[N, ...]``, within their plate; a likelihood of a function is a factor."""
     pyro = require("pyro", "bayes")
-    if isinstance(likelihood, OfFunction):
+    if isinstance(likelihood, likelihoods.OfFunction):
         if y is not None:
             pyro.factor(site, likelihood.log_prob(*tree.map(lambda leaf: leaf[None], (output, y)))[0])
-    elif isinstance(likelihood, Categorical):
+    elif isinstance(likelihood, likelihoods.Categorical):
         pyro.sample(site, pyro.distributions.Categorical(logits=output), obs=y)
     else:
         noise = likelihood.noise.to(output) if learned is None else learned  # type: ignore[union-attr]
         law = pyro.distributions.Normal(output, noise).to_event(output.dim() - 1)
-        pyro.sample(site, law, obs=None if y is None else aligned(y, output))
+        pyro.sample(site, law, obs=None if y is None else likelihoods.aligned(y, output))
 
 
 def of_weights(prior: Distribution, shape: torch.Size) -> Any:
@@ -123,15 +115,11 @@ def of_weights(prior: Distribution, shape: torch.Size) -> Any:
     return as_pyro(prior).expand(shape).to_event(len(shape))
 
 
-def as_pyro(prior: Distribution, dist: Any = None) -> Any:
-    """A distribution of torch as the one of that name in Pyro.
-
-    Raises:
-        InvalidValue: Pyro has none.
-    """
+def as_pyro(prior: Distribution) -> Any:
+    """A distribution of torch as the one of that name in Pyro."""
     if hasattr(prior, "to_event"):
         return prior
-    same = getattr(require("pyro", "bayes").distributions if dist is None else dist, type(prior).__name__, None)
+    same = getattr(require("pyro", "bayes").distributions, type(prior).__name__, None)
     if same is None:
         raise InvalidValue(f"prior is {prior}, which Pyro does not have; use a distribution of pyro.distributions")
     return same(**{key: getattr(prior, key) for key in prior.arg_constraints})

@@ -1,39 +1,80 @@
-"""Pyro models from outside: their latents, and their densities as functions of them.
+"""Pyro models from outside: what they are called with, their latents, and their densities as functions of them.
 
 Whatever is done here leaves the user's parameter store, random generators and flags of validation as they were.
 """
 
 from __future__ import annotations
 
+import copy
 import warnings
-import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.distributions.constraints import Constraint
 
-from mfoc import InvalidValue, require
+from mfoc import InvalidType, InvalidValue, require
 from mfoc.seeding import mixed_seed, seeded
-from paradigms.bayesian.pyro.arguments import Arguments
+from paradigms.bayesian.laws.normal import unvalidated
 
 # Of these an open and a closed one have the same map from the line.
 _ALIKE = {"_GreaterThanEq": "_GreaterThan", "_HalfOpenInterval": "_Interval"}
+
+
+class Arguments:
+    """A tuple of arguments, a dict of keyword arguments or a single tensor, by place or name: ``values``.
+
+    ``lengths`` are the leading axes of those that are tensors.
+    """
+
+    def __init__(self, data: Any) -> None:
+        if isinstance(data, Tensor):
+            data = (data,)
+        if not isinstance(data, tuple | list | dict):
+            raise InvalidType(
+                f"data is a {type(data).__name__}; expected the tuple of the model's arguments, or a dict of its "
+                "keyword arguments"
+            )
+        self._named = isinstance(data, dict)
+        self.values: dict[Any, Any] = dict(data) if isinstance(data, dict) else dict(enumerate(data))
+        self.lengths = {key: len(v) for key, v in self.values.items() if isinstance(v, Tensor) and v.dim() > 0}
+
+    def size(self, given: int | None) -> int:
+        """The number of observations N: as given, or the leading axis that all tensors have."""
+        if given is not None:
+            return given
+        if len(set(self.lengths.values())) != 1:
+            why = f"the arguments have leading axes {self.lengths}" if self.lengths else "no argument is a tensor"
+            raise InvalidValue(f"N is missing: {why}; pass size=N, the number of observations")
+        size = next(iter(self.lengths.values()))
+        if size == 0:
+            raise InvalidValue("data is empty; expected at least one observation")
+        return size
+
+    def rows(self, size: int) -> dict[Any, Tensor]:
+        """The arguments that hold the observations: those with leading axis N."""
+        return {key: self.values[key] for key, length in self.lengths.items() if length == size}
+
+    def call(self, function: Callable[..., Any], rows: Mapping[Any, Tensor] | None = None) -> Any:
+        """Calls a function with these arguments, some of them replaced."""
+        values = {**self.values, **(rows or {})}
+        return function(**values) if self._named else function(*values.values())
+
+    def take(self, rows: Mapping[Any, Tensor]) -> Arguments:
+        """The same arguments with other rows."""
+        taken = copy.copy(self)
+        taken.values = {**self.values, **rows}
+        return taken
 
 
 @contextmanager
 def quietly() -> Iterator[None]:
     """Without Pyro's and torch's checks of values, which no ``vmap`` can run, and with an empty parameter store."""
     pyro = require("pyro", "bayes")
-    checked = torch.distributions.Distribution._validate_args
-    try:
-        with pyro.validation_enabled(False), pyro.get_param_store().scope():
-            yield
-    finally:  # Pyro puts torch's flag to its own
-        torch.distributions.Distribution.set_default_validate_args(checked)
+    with unvalidated(), pyro.validation_enabled(False), pyro.get_param_store().scope():  # Pyro sets torch's flag, too
+        yield
 
 
 @contextmanager
@@ -47,9 +88,8 @@ def store_kept() -> Iterator[None]:
 def prototype(model: Callable[..., Any], arguments: Arguments, *, seed: int = 0) -> Any:
     """One trace of a model, with its own random numbers and the parameters that are in the store.
 
-    Raises:
-        InvalidValue: the model fails, has no latent, discrete latents or ones that cannot be unconstrained, or draws a
-            subsample.
+    Refuses a model that fails, has no latent, discrete latents or ones that cannot be unconstrained, or draws a
+    subsample.
     """
     poutine = require("pyro", "bayes").poutine
     try:
@@ -106,16 +146,10 @@ def unconstrained(trace: Any) -> dict[str, Tensor]:
 
 
 def check_batch(whole: Any, part: Any, *, instead: str) -> None:
-    """Refuses a model whose observations on a batch do not stand for all of them, times N / B.
+    """Refuses a model whose observations on a batch do not stand for all of them, times N / B, from traces on both.
 
-    Args:
-        whole: a trace on all data.
-        part: a trace on fewer.
-        instead: what the user can do.
-
-    Raises:
-        InvalidValue: latents that grow with the data, supports that move with them, observations that are the same in
-            every batch, or are scaled already.
+    Its latents grow with the data, their supports move with them, its observations are the same in every batch, or are
+    scaled already. ``instead`` is what the user can do.
     """
     own = dict(whole.iter_stochastic_nodes())
     for name, site in part.iter_stochastic_nodes():
@@ -141,20 +175,12 @@ def check_batch(whole: Any, part: Any, *, instead: str) -> None:
 
 
 class Joint(NamedTuple):
-    """Log densities of a model at some latents.
+    """Log densities of a model at some latents; ``prior + volume`` is that of the unconstrained latents."""
 
-    Attributes:
-        prior: of the latents, in their own supports.
-        observed: of the observations given the latents.
-        volume: log Jacobian of the map from the line to the supports; ``prior + volume`` is the log density of the
-            unconstrained latents.
-        values: the latents in their own supports.
-    """
-
-    prior: Tensor
-    observed: Tensor
-    volume: Tensor
-    values: dict[str, Tensor]
+    prior: Tensor  # of the latents, in their own supports
+    observed: Tensor  # of the observations given the latents
+    volume: Tensor  # the log Jacobian of the map from the line to the supports
+    values: dict[str, Tensor]  # the latents in their own supports
 
 
 def evaluate(
@@ -165,20 +191,13 @@ def evaluate(
     rows: Mapping[Any, Tensor] | None = None,
     params: Mapping[str, Tensor] | None = None,
 ) -> Joint:
-    """The log joint density of a model at unconstrained latents.
+    """The log joint density of a model at unconstrained latents ``free``, with some rows of its arguments.
 
     Each latent is mapped to the support its site has in this very run, so supports may depend on other latents.
-
-    Args:
-        model: the model.
-        arguments: what it is called with.
-        free: unconstrained latents by name, at least one.
-        rows: see ``Arguments.call``.
-        params: values of ``pyro.param`` by name; the store is not asked for them.
+    ``params`` are values of ``pyro.param``; the store is not asked for them.
     """
     poutine = require("pyro", "bayes").poutine
-    placed = _placed(free, params or {})
-    with poutine.block(), poutine.trace() as tracer, placed:
+    with poutine.block(), poutine.trace() as tracer, _placed(free, params or {}) as placed:
         arguments.call(model, rows)
     trace = tracer.trace
     trace.compute_log_prob(lambda name, site: not _subsample(site))
@@ -220,59 +239,17 @@ def _placed(free: Mapping[str, Tensor], params: Mapping[str, Tensor]) -> Any:
     return Placed()
 
 
-# ---- supports
-
-
 def same_support(left: Any, right: Any) -> bool:
     """Whether two constraints are one: of one kind, with equal bounds."""
     if not isinstance(left, Constraint):
-        return _equal(left, right)
+        if isinstance(left, list | tuple):
+            return len(left) == len(right) and all(same_support(a, b) for a, b in zip(left, right, strict=True))
+        try:
+            equal = left == right
+            return bool(equal.all()) if isinstance(equal, Tensor) else bool(equal)
+        except RuntimeError:  # bounds of shapes that do not broadcast
+            return False
     kinds = [_ALIKE.get(name, name) for name in (type(left).__name__, type(right).__name__)]
     if kinds[0] != kinds[1] or vars(left).keys() != vars(right).keys():
         return False
     return all(same_support(value, vars(right)[key]) for key, value in vars(left).items())
-
-
-def _equal(left: Any, right: Any) -> bool:
-    if isinstance(left, list | tuple):
-        return len(left) == len(right) and all(same_support(a, b) for a, b in zip(left, right, strict=True))
-    if isinstance(left, Tensor) or isinstance(right, Tensor):
-        try:
-            return bool((torch.as_tensor(left) == torch.as_tensor(right)).all())
-        except RuntimeError:  # bounds of shapes that do not broadcast
-            return False
-    return bool(left == right)
-
-
-# ---- guides
-
-
-def model_of(guide: Any) -> Any:
-    """The model of a guide as the user gave it: AutoGuides wrap it to start at certain values.
-
-    Raises:
-        InvalidValue: it is lost.
-    """
-    try:
-        model = guide.model
-    except TypeError as error:
-        raise InvalidValue(
-            "the guide has lost its model, as guides of Pyro do when they are pickled or copied; make a new one from "
-            "the model and load the parameters into it"
-        ) from error
-    wraps = model.args if isinstance(model, partial) else ()
-    return wraps[1] if len(wraps) == 2 and type(wraps[0]).__name__ == "InitMessenger" else model
-
-
-def set_up(guide: Any, args: Sequence[Any], kwargs: dict[str, Any] | None = None) -> None:
-    """Makes the parameters of an AutoGuide: neither the parameter store nor the random generator is touched."""
-    with seeded(0), require("pyro", "bayes").get_param_store().scope():
-        guide._setup_prototype(*args, **(kwargs or {}))
-
-
-def name_apart(guide: Any) -> None:
-    """Gives a guide a name made from its values: Pyro would fill a guide with what its store holds under that name."""
-    crc = 0
-    for value in guide.parameters():
-        crc = zlib.crc32(value.detach().cpu().double().numpy().tobytes(), crc)
-    guide._pyro_set_supermodule(f"{type(guide).__name__}_{crc:08x}", guide._pyro_context)

@@ -34,10 +34,10 @@ from mfoc.checks import check_callable, check_instance, check_integer
 from mfoc.deprecation import warn
 from mfoc.pontryagin import Evaluation
 from mfoc.seeding import mixed_seed
-from paradigms.bayesian.samplers.evidence import systematic
-from paradigms.bayesian.samplers.follmer import Follmer
+from paradigms.bayesian.laws.normal import shape_or_type
+from paradigms.bayesian.samplers.diffusion import PathProblem
+from paradigms.bayesian.samplers.follmer import Follmer, systematic
 from paradigms.bayesian.samplers.langevin import langevin
-from paradigms.bayesian.samplers.paths import PathProblem
 from paradigms.bayesian.samplers.runs import sample
 
 logger = logging.getLogger(__name__)
@@ -174,33 +174,31 @@ class CrossEntropy:
         return x[systematic(log_w, self.paths, mixed_seed(problem.seed, k, 6))]
 
     def _moved(self, problem: PathProblem, ends: Tensor, k: int) -> Tensor:
-        found = _chain(problem, ends, k) if self.moves is None else self.moves(ends, k)
-        if not isinstance(found, Tensor) or found.shape != ends.shape:
-            what = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
-            raise InvalidValue(f"moves returned {what} for end points {tuple(ends.shape)}; expected that shape")
+        if self.moves is None:
+            sizes = [problem.diffusion.variance * 10 ** (-4 * (t % _SIZES) / (_SIZES - 1)) for t in range(3 * _SIZES)]
+            key = mixed_seed(problem.seed, k, 5)
+            chain = langevin(problem.density, step=sizes, steps=len(sizes), particles=ends, method="mala", seed=key)
+            found = sample(chain, burn_in=len(sizes) - 1).x[-1]
+        else:
+            found = self.moves(ends, k)
+        if shape_or_type(found) != ends.shape:
+            raise InvalidValue(
+                f"moves returned {shape_or_type(found)} for end points {tuple(ends.shape)}; expected that shape"
+            )
         return problem.density.check(found.detach().to(ends))
 
 
-def _with_sampler(plain: Callable[..., None]) -> Callable[..., None]:
+_plain = CrossEntropy.__init__
+
+
+@functools.wraps(_plain)
+def _with_sampler(self: CrossEntropy, *args: Any, **options: Any) -> None:
     """Keeps the spelling of version 0.1, in which the sampler came first."""
-
-    @functools.wraps(plain)
-    def init(self: CrossEntropy, *args: Any, **options: Any) -> None:
-        if args and isinstance(args[0], Follmer):
-            options["made"], *args = args  # type: ignore[assignment]
-        plain(self, *args, **options)
-        if self.made is not None:
-            warn("CrossEntropy(made, inner, ...) is now CrossEntropy(inner, ...): the problem knows its sampler")
-
-    return init
+    if args and isinstance(args[0], Follmer):
+        options["made"], *args = args  # type: ignore[assignment]
+    _plain(self, *args, **options)
+    if self.made is not None:
+        warn("CrossEntropy(made, inner, ...) is now CrossEntropy(inner, ...): the problem knows its sampler")
 
 
-CrossEntropy.__init__ = _with_sampler(CrossEntropy.__init__)  # type: ignore[method-assign]
-
-
-def _chain(problem: PathProblem, x: Tensor, k: int) -> Tensor:
-    """The default moves: MALA in cycles of step sizes."""
-    sizes = [problem.diffusion.variance * 10 ** (-4 * (t % _SIZES) / (_SIZES - 1)) for t in range(3 * _SIZES)]
-    key = mixed_seed(problem.seed, k, 5)
-    chain = langevin(problem.density, step=sizes, steps=len(sizes), particles=x, method="mala", seed=key)
-    return sample(chain, burn_in=len(sizes) - 1).x[-1]
+CrossEntropy.__init__ = _with_sampler  # type: ignore[method-assign]

@@ -1,4 +1,4 @@
-"""A controlled diffusion on a grid of times, with the logarithm of its Girsanov weight."""
+"""A controlled diffusion on a grid of times, with the logarithm of its Girsanov weight, and its control problem."""
 
 from __future__ import annotations
 
@@ -6,15 +6,23 @@ import copy
 import inspect
 import itertools
 import math
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+import mfoc
 from mfoc import InvalidValue
+from mfoc.checks import check_integer
 from mfoc.networks.inspection import is_dropout, mixes, trainable
+from mfoc.problem import controls_of
+from mfoc.seeding import mixed_seed
 from paradigms.bayesian.density import LogDensity
-from paradigms.bayesian.laws.normal import normal_log_prob
+from paradigms.bayesian.laws.normal import normal_log_prob, shape_or_type
+
+_CHUNK = 4096  # particles run at once
 
 
 def grid(T: float, steps: int, spacing: float) -> list[float]:
@@ -49,15 +57,22 @@ class Diffusion:
         """Refuses a policy that does not fit."""
         if not self.controls():
             raise InvalidValue("policy has no parameter that requires grad; there is nothing to solve for")
-        _refuse_mixing(self.policy)
+        for name, module in self.policy.named_modules():
+            if mixes(module) or is_dropout(module, active=True):
+                mixing = "mixes the paths of a batch, whose weights must be independent"
+                raise InvalidValue(
+                    f"policy: {name or 'the module'} ({type(module).__name__}) "
+                    f"{mixing if mixes(module) else 'draws at random'}; call eval() on it (batch norm then needs "
+                    "running averages), or take a layer norm"
+                )
         x, last = self.density.check(self.density.initial(2)), len(self.lengths) - 1
         for t in (0, last):
-            if not self._probed(t, x).isfinite().all():
+            together = self._probed(t, x)
+            if not together.isfinite().all():
                 raise InvalidValue(
                     f"policy(t, x) is not finite at t = {self.times[t]:.4g}; was it made for another end time than "
                     f"T = {self.times[-1]:.4g}?"
                 )
-        together = self._probed(last, x)
         alone = torch.cat([self._probed(last, point[None]) for point in x])
         if not torch.allclose(together, alone, rtol=1e-2, atol=1e-3 * float(together.abs().max())):
             raise InvalidValue(
@@ -71,9 +86,10 @@ class Diffusion:
                 u = self.drift(self.controls(), t, x, self.density.score(x))
         except (RuntimeError, TypeError, ValueError) as error:
             raise InvalidValue(f"policy(t, x) failed on t a scalar and x of shape {tuple(x.shape)}: {error}") from error
-        if not isinstance(u, Tensor) or u.shape != x.shape:
-            what = tuple(u.shape) if isinstance(u, Tensor) else type(u).__name__
-            raise InvalidValue(f"policy(t, x) returned {what} for x of shape {tuple(x.shape)}; expected that shape")
+        if shape_or_type(u) != x.shape:
+            raise InvalidValue(
+                f"policy(t, x) returned {shape_or_type(u)} for x of shape {tuple(x.shape)}; expected that shape"
+            )
         return u
 
     def start(self, n: int) -> dict[str, Tensor]:
@@ -87,7 +103,9 @@ class Diffusion:
 
     def drift(self, controls: dict[str, Tensor], t: int, x: Tensor, score: Tensor | None) -> Tensor:
         """The drift u at the start of step t ``[n, d]``."""
-        time = x.new_tensor(self.times[t])
+        return self._at(controls, x.new_tensor(self.times[t]), x, score)
+
+    def _at(self, controls: dict[str, Tensor], time: Tensor, x: Tensor, score: Tensor | None) -> Tensor:
         named = {"score": score} if self.takes_score else {}
         u: Tensor = torch.func.functional_call(self.policy, controls, (time, x), named)
         return u
@@ -97,16 +115,10 @@ class Diffusion:
         score = self.score(x)
 
         def one(time: Tensor, x: Tensor, *score: Tensor) -> Tensor:
-            named = {"score": score[0][None]} if score else {}
-            u: Tensor = torch.func.functional_call(self.policy, controls, (time, x[None]), named)
-            return u[0]
+            return self._at(controls, time, x[None], score[0][None] if score else None)[0]
 
         u: Tensor = torch.vmap(one)(times, x, *(() if score is None else (score,)))
         return u
-
-    def step(self, t: int, state: Any, controls: Any, z: Any) -> dict[str, Tensor]:
-        """The dynamics of the control problem."""
-        return self.advance(t, state, controls, z["noise"][:, t])
 
     def advance(self, t: int, state: Any, controls: Any, xi: Tensor) -> dict[str, Tensor]:
         """One step; xi are standard normals ``[n, d]``."""
@@ -141,13 +153,95 @@ class Diffusion:
         return state["x"], -self.terminal_cost(state, None) - integral
 
 
-def _refuse_mixing(policy: nn.Module) -> None:
-    """Refuses a policy by which paths depend on each other or on chance: weights must be independent and pure."""
-    for name, module in policy.named_modules():
-        if mixes(module) or is_dropout(module, active=True):
-            mixing = "mixes the paths of a batch, whose weights must be independent"
-            why = mixing if mixes(module) else "draws at random"
-            raise InvalidValue(
-                f"policy: {name or 'the module'} ({type(module).__name__}) {why}; call eval() on it (batch norm then "
-                "needs running averages), or take a layer norm"
+@dataclass(frozen=True, eq=False)
+class PathProblem(mfoc.Problem):
+    """Steering a diffusion to a target at the least cost, with its paths, their weights and their bridges.
+
+    ``follmer`` makes one. It holds all that a solver of its own kind, such as ``CrossEntropy``, needs.
+
+    Attributes:
+        diffusion: the controlled diffusion on its grid.
+        particles: paths in a batch and in the readout.
+        seed: of the paths.
+    """
+
+    diffusion: Diffusion = field(kw_only=True)
+    particles: int = field(kw_only=True)
+    seed: int = field(kw_only=True)
+
+    def __repr__(self) -> str:
+        policy = type(self.diffusion.policy).__name__
+        return f"PathProblem({self.particles} paths of {self.stages} steps by {policy} to {self.density!r})"
+
+    @property
+    def density(self) -> LogDensity:
+        """The target."""
+        return self.diffusion.density
+
+    def draw(self, k: int) -> mfoc.Particles:
+        """The paths' noise of batch k, with their start."""
+        generator = torch.Generator().manual_seed(mixed_seed(self.seed, k, 0))
+        noise = torch.stack([self.density.normals(self.particles, generator) for _ in range(self.stages)], dim=1)
+        return mfoc.Particles(self.diffusion.start(self.particles), {"noise": noise})
+
+    def paths(self, solution: Any, *, n: int = 4096, seed: int = 1) -> tuple[Tensor, Tensor]:
+        """Paths of the diffusion: their end points ``[n, d]`` and log weights ``[n]``; see ``Follmer.evaluate``."""
+        check_integer(2, n=n)
+        check_integer(0, seed=seed)
+        controls, own = controls_of(solution), self.controls
+        fits = isinstance(controls, dict) and controls.keys() == own.keys()
+        if not fits or any(controls[name].shape != leaf.shape for name, leaf in own.items()):
+            raise InvalidValue(  # others would leave the policy as it was made
+                "the controls are not those of this sampler's policy: expected "
+                f"{', '.join(f'{key} {tuple(leaf.shape)}' for key, leaf in own.items())}"
             )
+        generator = torch.Generator().manual_seed(mixed_seed(self.seed, seed, 1))
+        sizes = [min(_CHUNK, n - first) for first in range(0, n, _CHUNK)]
+        x, log_w = zip(*(self.diffusion.run(controls, size, generator) for size in sizes), strict=True)
+        return torch.cat(x), torch.cat(log_w)
+
+    # ---- bridges
+
+    def check_bridges(self) -> None:
+        """Refuses a policy that cannot be run at many times at once, as bridge matching does."""
+        x, times = self.density.initial(2), self.diffusion.times
+        try:
+            with torch.no_grad():
+                self.diffusion.drifts(self.controls, x.new_tensor([times[0], times[-2]]), x)
+        except (RuntimeError, TypeError, ValueError) as error:
+            raise InvalidValue(
+                "policy(t, x) cannot be run under torch.vmap, for many times at once; write it without float(t), "
+                f"branches on values and writes in place (torch.where for a branch): {error}"
+            ) from error
+
+    @cached_property
+    def matching(self) -> mfoc.Problem:
+        """The regression of the drift on points of bridges, as a problem of one stage."""
+        diffusion, T = self.diffusion, self.diffusion.times[-1]
+
+        def mismatch(t: int, x: Tensor, controls: Any, z: Any) -> Tensor:
+            wanted = (z["end"] - x) / (T - z["time"])[:, None]
+            u = diffusion.drifts(controls, z["time"], x.detach())
+            cost: Tensor = z["weight"] * (u - wanted).square().sum(1)
+            return cost
+
+        return mfoc.Problem(
+            dynamics=lambda t, x, controls, z: x,
+            running_cost=mismatch,
+            terminal_cost=lambda x, z: x.new_zeros(len(x)),
+            controls=self.controls,
+            horizon=1,
+            schedule=mfoc.tied,
+        )
+
+    def bridges(self, pool: Tensor, n: int, key: int) -> mfoc.Particles:
+        """The regression's particles: points of bridges to ends from the pool, spread evenly over the grid's times."""
+        diffusion, stages, T = self.diffusion, self.stages, self.diffusion.times[-1]
+        generator = torch.Generator().manual_seed(key)
+        times, lengths = pool.new_tensor(diffusion.times[:-1]), pool.new_tensor(diffusion.lengths)
+        end = pool[torch.randint(len(pool), (n,), generator=generator).to(pool.device)]
+        stage = (torch.arange(n) + torch.randint(stages, (1,), generator=generator)) % stages
+        t, h = times[stage.to(pool.device)], lengths[stage.to(pool.device)]
+        deviation = diffusion.sigma * (t * (T - t) / T).sqrt()
+        x = t[:, None] / T * end + deviation[:, None] * self.density.normals(n, generator)
+        return mfoc.Particles(x, {"end": end, "time": t, "weight": stages * h / (2 * diffusion.sigma**2)})

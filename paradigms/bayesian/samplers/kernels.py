@@ -1,7 +1,5 @@
 """Kernels of Stein's method: the direction of SVGD and the discrepancy between a cloud and its target.
 
-The step of SVGD, ``Stein``, and ``svgd`` itself are in ``paradigms.bayesian.samplers.svgd``.
-
 With the score s = grad log p and the law rho of the cloud, the direction in which KL(rho || p) falls fastest among the
 unit vector fields of a reproducing kernel Hilbert space is
 
@@ -16,7 +14,7 @@ from __future__ import annotations
 import functools
 import math
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -54,10 +52,8 @@ class RBF:
         n = len(x)
         centred = x - x.mean(0)  # what is subtracted below is then as small as it can be
         squares = _squares(centred)
-        h: float | Tensor
-        if self.bandwidth is not None:
-            h = self.bandwidth
-        else:
+        h: Any = self.bandwidth
+        if h is None:
             left, right, _ = _pairs(n, x.device)
             h = _spreads(squares[left, right][None], rounding=4.0)[0] / math.log(n + 1)
         k = (squares / -h).exp()

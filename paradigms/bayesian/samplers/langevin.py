@@ -34,7 +34,7 @@ class ULA:
 
     def step(self, density: LogDensity, t: int, state: State, h: Tensor, z: Mapping[str, Tensor]) -> State:
         """See ``Flow``."""
-        return state + h * density.score(state) + (2 * h).sqrt() * z["noise"]
+        return state + h * density.score(state, z.get("index")) + (2 * h).sqrt() * z["noise"]
 
 
 @dataclass(frozen=True)
@@ -51,18 +51,14 @@ class SGLD(ULA):
     batch_size: int
 
     def draw(self, density: LogDensity, n: int, generator: torch.Generator) -> dict[str, Tensor]:
-        """See ``Flow``."""
+        """See ``Flow``; "index" holds the observations of each particle."""
         assert density.size is not None
         index = torch.randint(density.size, (n, self.batch_size), generator=generator)
-        return {"noise": density.normals(n, generator), "index": index.to(density.like.device)}
-
-    def step(self, density: LogDensity, t: int, state: State, h: Tensor, z: Mapping[str, Tensor]) -> State:
-        """See ``Flow``."""
-        return state + h * density.score(state, z["index"]) + (2 * h).sqrt() * z["noise"]
+        return {"index": index.to(density.like.device), **super().draw(density, n, generator)}
 
 
 @dataclass(frozen=True)
-class MALA:
+class MALA(ULA):
     """Metropolis-adjusted Langevin: a step of ULA is a proposal, accepted with the probability that keeps p exactly.
 
     Roberts & Tweedie (1996), sec. 1.4: log alpha = log p(y) - log p(x) + log q(x | y) - log q(y | x) with
@@ -78,9 +74,9 @@ class MALA:
 
     def draw(self, density: LogDensity, n: int, generator: torch.Generator) -> dict[str, Tensor]:
         """See ``Flow``; "level" is the logarithm of a uniform number."""
-        noise = density.normals(n, generator)
+        noise = super().draw(density, n, generator)
         uniform = torch.rand(n, generator=generator, dtype=density.like.dtype).to(density.like.device)
-        return {"noise": noise, "level": (1 - uniform).log()}  # in (0, 1], so that a sure move is never refused
+        return {**noise, "level": (1 - uniform).log()}  # in (0, 1], so that a sure move is never refused
 
     def step(self, density: LogDensity, t: int, state: State, h: Tensor, z: Mapping[str, Tensor]) -> State:
         """See ``Flow``."""
@@ -120,21 +116,18 @@ def langevin(
         batch_size: observations in a batch, for "sgld".
         seed: of the noise and the starting points.
 
-    Returns:
-        A formulation.
-
     Raises:
         InvalidType, InvalidValue: wrong arguments, or a log density that is not finite at the start.
     """
     check_choice("ula", "mala", "sgld", method=method)
     if (batch_size is not None) != (method == "sgld"):
         raise InvalidValue("batch_size goes with method='sgld'")
-    density = as_density(target, particles)
+    density, flow = as_density(target, particles), MALA() if method == "mala" else ULA()
     if batch_size is not None:  # the method is "sgld"
         if density.size is None:
             raise InvalidValue(
                 "this log density has no minibatch version, which 'sgld' needs; see log_density(size=...)"
             )
         check_integer(1, density.size, batch_size=batch_size)
-        return sampler(density, SGLD(batch_size), step, steps, particles, seed)
-    return sampler(density, ULA() if method == "ula" else MALA(), step, steps, particles, seed)
+        flow = SGLD(batch_size)
+    return sampler(density, flow, step, steps, particles, seed)

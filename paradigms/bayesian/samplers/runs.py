@@ -87,16 +87,7 @@ def as_density(target: Any, particles: Any) -> LogDensity:
 
 
 def sampler(density: LogDensity, flow: Flow, step: Steps, steps: int, particles: int | Tensor, seed: int) -> Sampler:
-    """A formulation from any ``Flow``: what ``langevin`` and ``svgd`` return.
-
-    Args:
-        density: the target.
-        flow: one step of the method.
-        step: the step size or its schedule; see ``langevin``.
-        steps: the horizon T.
-        particles: how many, or where they start.
-        seed: a non-negative integer.
-    """
+    """A formulation from any ``Flow``. The other arguments are those of ``langevin``."""
     check_integer(1, steps=steps)
     check_integer(0, seed=seed)
     start = _start(density, particles, seed)
@@ -111,23 +102,18 @@ def sampler(density: LogDensity, flow: Flow, step: Steps, steps: int, particles:
         return discrepancy(x, density.score(x))
 
     def draw(k: int) -> mfoc.Particles:
-        generator = _generator(seed, k)
+        generator = torch.Generator().manual_seed(mixed_seed(seed, k))
         drawn = [flow.draw(density, len(start), generator) for _ in range(steps)]
         noise = {name: torch.stack([one[name] for one in drawn], dim=1) for name in drawn[0]}
         return mfoc.Particles(flow.start(density, start), noise or None)
 
     problem = mfoc.Problem(dynamics, terminal_cost, controls, horizon=steps, schedule=schedule)
-    source = mfoc.population(draw)
 
     def readout(solution: Any) -> dict[str, Tensor]:
-        return density.named(_run(made, _step_sizes(problem, solution), 0, steps).x)
+        return density.named(sample(made, controls=controls_of(solution), burn_in=steps - 1).x[-1])
 
-    made = Sampler(problem, source, readout, density, flow, start, seed)
+    made = Sampler(problem, mfoc.population(draw), readout, density, flow, start, seed)
     return made
-
-
-def _generator(seed: int, k: int) -> torch.Generator:
-    return torch.Generator().manual_seed(mixed_seed(seed, k))
 
 
 def _start(density: LogDensity, particles: Any, seed: int) -> Tensor:
@@ -198,6 +184,7 @@ class Draws:
         return self.density.named(self.x.flatten(0, 1))
 
 
+@torch.no_grad()
 def sample(
     formulation: Sampler,
     *,
@@ -226,78 +213,39 @@ def sample(
         InvalidValue: wrong counts, controls or draws of another sampler, or a cloud that is no longer finite.
     """
     check_instance(Sampler, "what langevin or svgd returned", formulation=formulation)
-    problem = formulation.problem
+    problem, density, flow = formulation.problem, formulation.density, formulation.flow
     steps = problem.stages if steps is None else steps
     check_integer(1, steps=steps, thin=thin)
     check_integer(0, burn_in=burn_in)
     if burn_in >= steps:
         raise InvalidValue(f"burn_in is {burn_in} of {steps} steps; nothing would be kept")
-    controls = _step_sizes(problem, problem if controls is None else controls)
-    if start is not None:
-        check_instance(Draws, "the draws that sample(...) returned", start=start)
-        _check_start(formulation, start.last)
-    done = steps + (0 if start is None else start.done)
-    if done > problem.stages and problem.schedule is mfoc.per_stage:
-        raise InvalidValue(f"steps is {steps}; the schedule of step sizes ends after {problem.stages}")
-    found = _run(formulation, controls, seed, steps, burn_in, thin, start)
-    return Draws(torch.stack(found.kept), found.state, torch.stack(found.moved), formulation.density, done)
-
-
-def _step_sizes(problem: mfoc.Problem, solution: Any) -> Any:
-    """The controls of a solution, if they are step sizes for this problem."""
-    controls = controls_of(solution)
+    controls = problem.controls if controls is None else controls_of(controls)
     if not tree.same_structure(controls, problem.controls):
         raise InvalidValue(
             'the controls are not those of this sampler: expected {"log_step": ...}, one or one for each step'
         )
     problem.check_controls(controls)
-    return controls
+    state, first = flow.start(density, formulation.start), 0
+    if start is not None:
+        check_instance(Draws, "the draws that sample(...) returned", start=start)
+        if not tree.same_structure(state, start.last) or tree.describe(state) != tree.describe(start.last):
+            raise InvalidValue("start holds draws of another sampler: another method, or another number of particles")
+        state, first = start.last, start.done
+    if first + steps > problem.stages and problem.per_stage:
+        raise InvalidValue(f"steps is {steps}; the schedule of step sizes ends after {problem.stages}")
 
-
-def _check_start(made: Sampler, state: Any) -> None:
-    own = made.flow.start(made.density, made.start)
-    if not tree.same_structure(own, state) or tree.describe(own) != tree.describe(state):
-        raise InvalidValue("start holds draws of another sampler: another method, or another number of particles")
-
-
-@dataclass
-class _Run:
-    state: Any
-    kept: list[Tensor]
-    moved: list[Tensor]
-
-    @property
-    def x(self) -> Tensor:
-        return points(self.state)
-
-
-@torch.no_grad()
-def _run(
-    made: Sampler,
-    controls: Any,
-    k: int,
-    steps: int,
-    burn_in: int = 0,
-    thin: int | None = None,
-    start: Draws | None = None,
-) -> _Run:
-    density, flow, problem = made.density, made.flow, made.problem
-    generator = _generator(made.seed, k)
-    run = _Run(flow.start(density, made.start) if start is None else start.last, [], [])
-    n, first = len(points(run.state)), 0 if start is None else start.done
+    n, generator = len(formulation.start), torch.Generator().manual_seed(mixed_seed(formulation.seed, seed))
     for _ in range(first):
         flow.draw(density, n, generator)  # the noise of the steps made before
-    sizes: dict[int, Tensor] = {}
+    kept, moved, sizes = [], [], dict[int, Tensor]()
     for t in range(first, first + steps):
         u = problem.schedule(controls, t)["log_step"]
-        h = sizes.setdefault(id(u), u.exp())
-        before = run.state
-        run.state = flow.step(density, t, before, h, flow.draw(density, n, generator))
-        if thin is not None:
-            run.moved.append((points(run.state) != points(before)).any(1).to(h.dtype).mean())
-            if t - first >= burn_in and (t - first - burn_in + 1) % thin == 0:
-                run.kept.append(run.x)
-    if not run.x.isfinite().all():
-        lost = int((~run.x.isfinite()).any(1).sum())
+        h, before = sizes.setdefault(id(u), u.exp()), points(state)
+        state = flow.step(density, t, state, h, flow.draw(density, n, generator))
+        x = points(state)
+        moved.append((x != before).any(1).to(h.dtype).mean())
+        if t - first >= burn_in and (t - first - burn_in + 1) % thin == 0:
+            kept.append(x)
+    if lost := int((~x.isfinite()).any(1).sum()):
         raise InvalidValue(f"after {steps} steps {lost} of {n} particles are not finite; take smaller steps")
-    return run
+    return Draws(torch.stack(kept), state, torch.stack(moved), density, first + steps)

@@ -14,7 +14,7 @@ from mfoc import InvalidValue
 from mfoc.checks import check_instance
 from paradigms.bayesian.density.density import LogDensity
 from paradigms.bayesian.samplers.kernels import RBF, Kernel
-from paradigms.bayesian.samplers.runs import Sampler, State, Steps, as_density, sampler
+from paradigms.bayesian.samplers.runs import Sampler, State, Steps, as_density, points, sampler
 
 
 @runtime_checkable
@@ -97,7 +97,7 @@ def _root(x: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Stein:
-    """One step of SVGD, for ``sampler.sampler``.
+    """One step of SVGD, a ``Flow``.
 
     Attributes:
         kernel: gives the direction.
@@ -108,20 +108,19 @@ class Stein:
     rule: Rule
 
     def start(self, density: LogDensity, x: Tensor) -> State:
-        """See ``sampler.Flow``."""
+        """See ``Flow``."""
         memory = self.rule.memory(x)
         return {"x": x, **memory} if memory else x
 
     def draw(self, density: LogDensity, n: int, generator: torch.Generator) -> dict[str, Tensor]:
-        """See ``sampler.Flow``; there is no noise."""
+        """See ``Flow``; there is no noise."""
         return {}
 
     def step(self, density: LogDensity, t: int, state: State, h: Tensor, z: Mapping[str, Tensor]) -> State:
-        """See ``sampler.Flow``."""
-        x = state["x"] if isinstance(state, dict) else state
-        phi = self.kernel.direction(x, density.score(x))
-        moved = self.rule.move(t, x, phi, h, state if isinstance(state, dict) else {})
-        return moved if isinstance(state, dict) else moved["x"]
+        """See ``Flow``."""
+        x, remembers = points(state), isinstance(state, dict)
+        moved = self.rule.move(t, x, self.kernel.direction(x, density.score(x)), h, state if remembers else {})
+        return moved if remembers else moved["x"]
 
 
 def svgd(

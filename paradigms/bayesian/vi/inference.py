@@ -10,9 +10,10 @@ from mfoc import InvalidValue
 from mfoc.checks import check_callable, check_choice, check_integer, check_positive
 from mfoc.formulation import Formulation
 from paradigms.bayesian.laws.likelihoods import likelihood_of
+from paradigms.bayesian.vi.draws import Settings
 from paradigms.bayesian.vi.of_model import of_model
 from paradigms.bayesian.vi.of_network import of_network
-from paradigms.bayesian.vi.random_network import RandomNetwork, Stages
+from paradigms.bayesian.vi.posterior import RandomNetwork, Stages
 from paradigms.bayesian.vi.stages import ESTIMATORS
 
 
@@ -85,36 +86,27 @@ def variational(
     check_choice(*ESTIMATORS, estimator=estimator)
     if kl is not None:
         check_choice("exact", "sampled", kl=kl)
-    shared: dict[str, Any] = {"samples": samples, "batch_size": batch_size, "tau": tau, "size": size, "kl": kl}
+    settings = Settings(samples, batch_size, tau, size, kl, seed)
     if isinstance(model, nn.Module) and not _is_pyro(model):
         if likelihood is None:
             raise InvalidValue("likelihood is missing; a network needs 'gaussian', 'categorical' or a function")
-        _check_guide(guide)
+        name = guide if isinstance(guide, str) else getattr(guide, "__name__", type(guide).__name__)
+        if guide is not None and name not in ("AutoNormal", "AutoDiagonalNormal"):
+            raise InvalidValue(
+                f"guide is {name}; the weights of a network have a mean-field Gaussian law (AutoNormal). For another "
+                "guide write the network as a Pyro model"
+            )
         network = RandomNetwork(model, likelihood_of(likelihood, noise), prior, estimator, stages)
-        return of_network(network, data, init_scale=init_scale, seed=seed, **shared)
+        return of_network(network, data, init_scale, settings)
     check_callable("a torch.nn.Module or a Pyro model", model=model)
-    _check_model_options(likelihood, noise, prior, estimator, stages)
-    return of_model(model, data, guide=guide, seed=seed, **shared)
+    for name, value in {"likelihood": likelihood, "noise": noise, "prior": prior, "stages": stages}.items():
+        if value is not None:
+            raise InvalidValue(f"{name} was given with a Pyro model, which has its own; leave it out")
+    if estimator != "weights":
+        raise InvalidValue(f"estimator={estimator!r} is for networks; a Pyro model is drawn as its guide says")
+    return of_model(model, data, guide, settings)
 
 
 def _is_pyro(model: nn.Module) -> bool:
     """Whether a module is a Pyro model."""
     return any(kind.__module__ == "pyro.nn.module" and kind.__name__ == "PyroModule" for kind in type(model).__mro__)
-
-
-def _check_guide(guide: Any) -> None:
-    name = guide if isinstance(guide, str) else getattr(guide, "__name__", type(guide).__name__)
-    if guide is not None and name not in ("AutoNormal", "AutoDiagonalNormal"):
-        raise InvalidValue(
-            f"guide is {name}; the weights of a network have a mean-field Gaussian law (AutoNormal). For another guide "
-            "write the network as a Pyro model"
-        )
-
-
-def _check_model_options(likelihood: Any, noise: Any, prior: Any, estimator: str, stages: Any) -> None:
-    given = {"likelihood": likelihood, "noise": noise, "prior": prior, "stages": stages}
-    for name, value in given.items():
-        if value is not None:
-            raise InvalidValue(f"{name} was given with a Pyro model, which has its own; leave it out")
-    if estimator != "weights":
-        raise InvalidValue(f"estimator={estimator!r} is for networks; a Pyro model is drawn as its guide says")

@@ -7,6 +7,7 @@ of the batch; the stage's share of tau KL(q || prior) is its running cost.
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 import numpy as np
@@ -18,48 +19,71 @@ import mfoc
 from mfoc import InvalidType, InvalidValue, tree
 from mfoc.formulation import Formulation
 from mfoc.networks.inspection import training_norms
-from mfoc.problem import controls_of
 from paradigms.bayesian.laws.likelihoods import Categorical, Gaussian, aligned
 from paradigms.bayesian.laws.priors import divergence
-from paradigms.bayesian.vi.checks import check_finite
-from paradigms.bayesian.vi.noise import NetworkDraws
-from paradigms.bayesian.vi.posterior import NetworkPosterior
-from paradigms.bayesian.vi.random_network import RandomNetwork, observed
-from paradigms.bayesian.vi.stages import drawn, first
+from paradigms.bayesian.vi.draws import LatentDraws, Settings, formulated
+from paradigms.bayesian.vi.posterior import NetworkPosterior, RandomNetwork, observed
+from paradigms.bayesian.vi.stages import Weights, drawn, first
 
 
-def of_network(
-    network: RandomNetwork,
-    data: Any,
-    *,
-    samples: int,
-    batch_size: int | None,
-    tau: float | None,
-    size: int | None,
-    kl: str | None,
-    init_scale: float,
-    seed: int,
-) -> Formulation:
+class NetworkDraws(LatentDraws):
+    """Particles that are draws of the network."""
+
+    _source: mfoc.Population
+
+    def __init__(self, source: mfoc.Population, settings: Settings, network: RandomNetwork) -> None:
+        super().__init__(source, settings)
+        self._network = network
+        self._plans: dict[Any, Any] = {}  # a memo of shapes
+        self._like = first([u for u in network.base.controls if u])
+
+    def _cloud(self, batch: mfoc.Particles | None, key: int) -> mfoc.Particles:
+        s, batch = self._samples, self._source.cloud() if batch is None else batch
+        y = tree.map(lambda leaf: leaf.expand(s, *leaf.shape), batch.data)
+        noise = self._noise(batch.state, key)
+        return mfoc.Particles(batch.state.expand(s, *batch.state.shape), {"y": y, "noise": noise})
+
+    def _noise(self, x: Tensor, key: int) -> list[Weights]:
+        generator, plan, like = torch.Generator().manual_seed(key), self._plan(x), self._like
+        normals = [shape for stage in plan for shape in stage[0].values()]
+        signs = [shape for stage in plan for shape in stage[1].values()]
+        gauss = torch.randn(sum(map(math.prod, normals)), generator=generator, dtype=like.dtype, device="cpu")
+        parts = _blocks(gauss, normals, like)
+        if signs:
+            flips = torch.empty(sum(map(math.prod, signs)), dtype=like.dtype, device="cpu")
+            parts += _blocks(2 * flips.bernoulli_(0.5, generator=generator) - 1, signs, like)
+        made = iter(parts)
+        found = [{name: next(made) for name in stage[0]} for stage in plan]
+        return [{**entry, **{name: next(made) for name in stage[1]}} for entry, stage in zip(found, plan, strict=True)]
+
+    def _plan(self, x: Tensor) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+        """The shapes of the noise of each stage, for a batch of this shape."""
+        if x.shape not in self._plans:
+            shapes = [tuple(state.shape) for state in self._network.states(x)]
+            self._plans[x.shape] = [
+                stage.noise(self._samples, shapes[t], shapes[t + 1]) for t, stage in enumerate(self._network.stages)
+            ]
+        return self._plans[x.shape]  # type: ignore[no-any-return]
+
+
+def _blocks(flat: Tensor, shapes: list[tuple[int, ...]], like: Tensor) -> list[Tensor]:
+    parts = torch.split(flat.to(like.device), list(map(math.prod, shapes)))
+    return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
+
+
+def of_network(network: RandomNetwork, data: Any, init_scale: float, settings: Settings) -> Formulation:
     """Variational inference on a network; see ``variational``."""
-    source = mfoc.population(data, batch_size=batch_size, seed=seed)
-    n = source.size if size is None else size
+    source = mfoc.population(data, batch_size=settings.batch_size, seed=settings.seed)
+    n = source.size if settings.size is None else settings.size
     if n is None:
         raise InvalidValue("N is missing: data are drawn on demand, so pass size=N, the number of observations")
     batch = source(0)
-    check_data(network, batch, None if batch_size is None else _observations(data))
+    check_data(network, batch, None if settings.batch_size is None else _observations(data))
     controls = with_noise(network, network.controls(init_scale), batch.state, batch.data)
-    problem = problem_of(network, controls, 1 / n if tau is None else tau, kl != "sampled")
-    draws = NetworkDraws(source, network, samples, seed)
-    problem.validate(draws(0))
-    check_finite(problem, draws(0))
+    problem = problem_of(network, controls, 1 / n if settings.tau is None else settings.tau, settings.kl != "sampled")
     example = (batch.state[:1], tree.map(lambda leaf: leaf[:1], batch.data))
-
-    def readout(solution: Any) -> NetworkPosterior:
-        found = controls_of(solution)
-        problem.check_controls(found)
-        return NetworkPosterior(network, found, n, example)
-
-    return Formulation(problem, draws, readout)
+    draws = NetworkDraws(source, settings, network)
+    return formulated(problem, draws, lambda solved: NetworkPosterior(network, solved, n, example))
 
 
 def _observations(data: Any) -> Tensor | None:
@@ -74,13 +98,9 @@ def _observations(data: Any) -> Tensor | None:
 
 
 def problem_of(network: RandomNetwork, controls: list[Any], tau: float, exact: bool) -> mfoc.Problem:
-    """Least over laws: E[mean negative log likelihood] + tau KL(q || prior).
+    """Least over laws: E[mean negative log likelihood] + tau KL(q || prior), in closed form where known and ``exact``.
 
-    Args:
-        network: the random network.
-        controls: the initial laws; with learned noise one more, of the noise.
-        tau: the temperature.
-        exact: closed forms of the KL where they are known.
+    The controls are the initial laws; with learned noise one more, of the noise.
     """
     stages = network.stages
     penalties = [
@@ -126,16 +146,7 @@ def with_noise(network: RandomNetwork, controls: list[Any], x: Tensor, y: Tensor
 
 
 def check_data(network: RandomNetwork, batch: mfoc.Particles, observations: Tensor | None = None) -> None:
-    """Refuses data that do not fit the network and the likelihood.
-
-    Args:
-        network: the random network.
-        batch: the first batch.
-        observations: those of all batches, where they lie in memory.
-
-    Raises:
-        InvalidType, InvalidValue: says what does not fit.
-    """
+    """Refuses data that do not fit: the first batch, and the observations of all where they lie in memory."""
     if not isinstance(batch.state, Tensor):
         raise InvalidType("data: the state must be one tensor, the inputs [N, ...]")
     if batch.data is None:
@@ -145,15 +156,11 @@ def check_data(network: RandomNetwork, batch: mfoc.Particles, observations: Tens
             f"module {name!r} is batch norm in training mode, whose draws have no averages to predict with; call "
             ".eval() on it, or use a layer or group norm"
         )
-    dataclasses.replace(network.base, terminal_cost=lambda x, z: _one_each(x)).validate(batch)
+    nothing = dataclasses.replace(network.base, terminal_cost=lambda x, z: first(x).new_zeros(len(first(x))))
+    nothing.validate(batch)
     with torch.no_grad():
         output = network.states(batch.state)[-1]
         network.likelihood.check(output, batch.data)
         if observations is not None and isinstance(network.likelihood, Gaussian | Categorical):
             shape = len(observations), *output.shape[1:]  # what is asked of outputs
             network.likelihood.check(output[:1].expand(shape), observations)
-
-
-def _one_each(x: Any) -> Tensor:
-    leaf = first(x)
-    return torch.zeros(len(leaf), dtype=leaf.dtype, device=leaf.device)

@@ -1,24 +1,114 @@
-"""The solution for a network: a law over networks, to draw from, to predict with, and to hand to Pyro."""
+"""A law over networks: a network whose weights are random, and what solving for their law gives.
+
+``NetworkPosterior`` is there to draw from, to predict with, and to hand to Pyro.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributions import Distribution
 
 import mfoc
 from mfoc import require
 from mfoc.checks import check_integer
+from mfoc.networks import named_stages
+from mfoc.networks.inspection import trainable
 from paradigms.bayesian.laws.likelihoods import Gaussian, Likelihood
+from paradigms.bayesian.laws.priors import prior_of
+from paradigms.bayesian.pyro.guides import name_apart, set_up
 from paradigms.bayesian.pyro.networks import pyro_model
-from paradigms.bayesian.pyro.trace import name_apart, set_up
-from paradigms.bayesian.vi.random_network import RandomNetwork
-from paradigms.bayesian.vi.stages import drawn, first
+from paradigms.bayesian.pyro.trace import Arguments
+from paradigms.bayesian.vi.stages import RandomStage, Weights, drawn, first, softplus_inverse
+
+Stages = Sequence[str | Sequence[str]]
+
+
+@dataclass(frozen=True, eq=False)
+class RandomNetwork:
+    """A network with a law on its weights, a likelihood and a prior; ``cut`` is the ``stages`` of ``variational``."""
+
+    net: nn.Module
+    likelihood: Likelihood
+    prior: Any = None
+    estimator: str = "weights"
+    cut: Stages | None = None
+
+    @cached_property
+    def base(self) -> mfoc.Problem:
+        """Training one network, as ``mfoc.from_module`` writes it; its terminal cost is not used."""
+        return mfoc.from_module(self.net, lambda output, y: output, stages=self.cut)
+
+    @cached_property
+    def stages(self) -> list[RandomStage]:
+        """The stages with random weights."""
+        return [
+            RandomStage(partial(self._run, t), module, weights, self.estimator)
+            for t, (weights, (_, module)) in enumerate(zip(self.base.controls, self._named, strict=True))
+        ]
+
+    def _run(self, t: int, x: Any, weights: Weights) -> Any:
+        return self.base.dynamics(t, x, weights, None)
+
+    @cached_property
+    def _named(self) -> list[tuple[str, nn.Module]]:
+        return named_stages(self.net, self.cut)
+
+    @cached_property
+    def names(self) -> list[dict[str, str]]:
+        """For each stage, the full name in the network of each of its parameters."""
+        full = {id(parameter): name for name, parameter in self.net.named_parameters()}
+        return [{key: full[id(p)] for key, p in trainable(module).items()} for _, module in self._named]
+
+    @cached_property
+    def priors(self) -> list[dict[str, Distribution]]:
+        """For each stage, the prior of each parameter."""
+        return [
+            {key: prior_of(self.prior, names[key], value) for key, value in weights.items()}
+            for names, weights in zip(self.names, self.base.controls, strict=True)
+        ]
+
+    @property
+    def learns_noise(self) -> bool:
+        """Whether the observation noise is a control: that of one more stage, the last."""
+        return isinstance(self.likelihood, Gaussian) and self.likelihood.noise is None
+
+    def controls(self, init_scale: float) -> list[Any]:
+        """The initial law: the network's own weights as means, ``init_scale`` as standard deviation."""
+        rho = softplus_inverse(init_scale)
+        pairs = zip(self.stages, self.base.controls, strict=True)
+        means = [stage.flat(weights) if stage.random else None for stage, weights in pairs]
+        return [{} if loc is None else {"loc": loc, "scale": torch.full_like(loc, rho)} for loc in means]
+
+    @torch.no_grad()
+    def states(self, x: Any) -> list[Any]:
+        """The states ``[B, ...]`` of the network at its own weights, from the inputs to the output."""
+        found = [x]
+        for t, weights in enumerate(self.base.controls):
+            found.append(self._run(t, found[-1], weights))
+        return found
+
+    def outputs(self, controls: Any, x: Tensor, noise: Sequence[Any]) -> Any:
+        """The outputs ``[S, B, ...]`` of drawn networks, from normals ``[S, n]`` for the weights of each stage.
+
+        With learned noise, the pair of them and of the noise ``[S, ...]``.
+        """
+        state: Any = x
+        for stage, u, normals in zip(self.stages, controls[: len(self.stages)], noise, strict=True):
+            state = stage.at(state, drawn(u, normals)) if stage.random else stage(state, {}, {})
+        return observed(state, controls[-1]) if self.learns_noise else state
+
+
+def observed(x: Tensor, u: Weights) -> tuple[Tensor, Tensor]:
+    """The outputs with the noise ``[S, ...]`` of the last stage, when it is learned."""
+    noise = F.softplus(u["noise"])
+    return x, noise.expand(x.shape[0], *noise.shape)
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,41 +150,36 @@ class NetworkPosterior:
     @property
     def mean(self) -> dict[str, Tensor]:
         """Posterior mean of each parameter of the network."""
-        return self._named("loc", lambda value: value)
+        return self._read("loc", lambda value: value)
 
     @property
     def scale(self) -> dict[str, Tensor]:
         """Posterior standard deviation of each parameter of the network."""
-        return self._named("scale", F.softplus)
+        return self._read("scale", F.softplus)
 
-    def _named(self, which: str, function: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
-        stages = zip(self.network.stages, self.network.names, self.controls, strict=False)
+    def _read(self, which: str, function: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+        return self._by_name(function(u[which].detach()) if which in u else None for u in self.controls)
+
+    def _by_name(self, vectors: Iterable[Any]) -> dict[str, Tensor]:
+        """The weights ``[..., n]`` of each stage by their full names; None for a stage that has none."""
         return {
             names[key]: value
-            for stage, names, u in stages
+            for stage, names, vector in zip(self.network.stages, self.network.names, vectors, strict=False)
             if names
-            for key, value in stage.split(function(u[which].detach())).items()
+            for key, value in stage.split(vector).items()
         }
 
     def weights(self, samples: int, *, seed: int = 0) -> dict[str, Tensor]:
         """Draws of the weights, ``{parameter name: [samples, ...]}``."""
-        check_integer(1, samples=samples)
-        return {
-            names[key]: value
-            for stage, names, u, noise in self._drawn(samples, seed)
-            if names
-            for key, value in stage.split(drawn(u, noise).detach()).items()
-        }
+        pairs = zip(self.controls, self._normals(samples, seed), strict=False)
+        return self._by_name(drawn(u, noise).detach() if u else None for u, noise in pairs)
 
-    def _drawn(self, samples: int, seed: int) -> list[tuple[Any, dict[str, str], Any, Tensor]]:
-        """Each stage with the names of its weights, its law, and normals ``[samples, n]``."""
-        generator = torch.Generator().manual_seed(seed)
-        network = self.network
-        like = first([u for u in self.controls if u])
-        return [
-            (stage, names, u, torch.randn(samples, stage.size, generator=generator, dtype=like.dtype).to(like.device))
-            for stage, names, u in zip(network.stages, network.names, self.controls, strict=False)
-        ]
+    def _normals(self, samples: int, seed: int) -> list[Tensor]:
+        """Normals ``[samples, n]`` for the weights of each stage."""
+        check_integer(1, samples=samples)
+        generator, like = torch.Generator().manual_seed(seed), first([u for u in self.controls if u])
+        sizes = [stage.size for stage in self.network.stages]
+        return [torch.randn(samples, n, generator=generator, dtype=like.dtype).to(like.device) for n in sizes]
 
     def samples(self, samples: int, *, seed: int = 0) -> dict[str, Tensor]:
         """The same draws by the sites of ``model``, for ``Predictive(model, posterior_samples=...)``."""
@@ -117,8 +202,7 @@ class NetworkPosterior:
 
         The networks are those of ``weights(samples, seed=seed)``.
         """
-        check_integer(1, samples=samples)
-        noise = [normals for *_, normals in self._drawn(samples, seed)]
+        noise = self._normals(samples, seed)
         with torch.no_grad():
             x = x.to(noise[0]) if x.is_floating_point() else x.to(noise[0].device)
             return self.network.outputs(self.controls, x.expand(samples, *x.shape), noise)
@@ -132,11 +216,11 @@ class NetworkPosterior:
     def guide(self) -> Any:
         """The posterior as an ``AutoNormal`` of ``model``."""
         guide = require("pyro", "bayes").infer.autoguide.AutoNormal(self.model)
-        set_up(guide, self.example)
+        set_up(guide, Arguments(self.example))
         own = dict(guide.named_parameters())
         with torch.no_grad():
             for field, group in (("loc", "locs"), ("scale", "scales")):
-                for full, value in self._named(field, lambda value: value).items():
+                for full, value in self._read(field, lambda value: value).items():
                     own[f"{group}.net.{full}_unconstrained"].copy_(value)
         name_apart(guide)
         return guide

@@ -23,18 +23,13 @@ Weights = dict[str, Tensor]
 Run = Callable[[Any, Weights], Any]
 
 ESTIMATORS = ("weights", "local", "flipout")
-
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 class RandomStage:
-    """One stage: ``stage(x, u, noise)`` on states ``[S, B, ...]``.
+    """One stage: ``stage(x, u, noise)`` on states ``[S, B, ...]``, from ``run(x, weights)`` of the network itself.
 
-    Args:
-        run: ``run(x, weights)``, the stage of the network itself on ``[B, ...]``.
-        module: the layer, as far as it is known.
-        weights: its parameters, by name.
-        estimator: one of ``ESTIMATORS``; layers other than linear and convolutional ones draw weights.
+    Layers other than linear and convolutional ones draw weights whatever the estimator.
     """
 
     def __init__(self, run: Run, module: nn.Module, weights: Weights, estimator: str) -> None:
@@ -76,13 +71,7 @@ class RandomStage:
         return {key: part.view(*lead, *shape) for (key, shape), part in zip(self._shapes.items(), parts, strict=True)}
 
     def noise(self, samples: int, entering: tuple[int, ...], leaving: tuple[int, ...]) -> tuple[Any, Any]:
-        """Shapes of the normals and of the signs the stage wants, each by name.
-
-        Args:
-            samples: S.
-            entering: shape of the states before, ``[B, ...]``.
-            leaving: shape of the states after.
-        """
+        """Shapes of the normals and of the signs it wants, each by name, for states of these shapes ``[B, ...]``."""
         if not self.random:
             return {}, {}
         if self.estimator == "local":
@@ -90,20 +79,28 @@ class RandomStage:
         normals = {"weights": (samples, self.size)}
         if self.estimator == "weights":
             return normals, {}
-        axis = -1 if self._linear else -self._spatial - 1
-        return normals, {"in": (samples, *_kept(entering, axis)), "out": (samples, *_kept(leaving, axis))}
+        axis = 1 - len(self._shapes["weight"])  # of the channels
+
+        def kept(shape: tuple[int, ...]) -> tuple[int, ...]:
+            """The shape with every axis but the first (the inputs) and that of the channels set to 1."""
+            return tuple(n if k in (0, len(shape) + axis) else 1 for k, n in enumerate(shape))
+
+        return normals, {"in": (samples, *kept(entering)), "out": (samples, *kept(leaving))}
 
     def __call__(self, x: Any, u: Any, noise: Weights) -> Any:
         """The next states ``[S, B, ...]``."""
         if not self.random:
-            return self._run(x, {}) if self._elementwise else self._vmapped(x, {})
+            return self._run(x, {}) if self._elementwise else torch.func.vmap(self._run)(x, {})
         if self.estimator == "local":
             if self._convolution or x.dim() != 3:
                 raise InvalidValue(
                     "estimator='local' draws each activation for itself, which is exact only where no two share a "
                     "weight: linear layers on [N, d]. Use 'flipout' or 'weights'"
                 )
-            return self._local(x, self.split(u["loc"]), self.split(F.softplus(u["scale"])), noise["activations"])
+            mean, scale = self._merged(x, self.split(u["loc"])), self.split(F.softplus(u["scale"]))
+            variance = self._merged(x, {key: value.square() for key, value in scale.items()}, square=True)
+            # The least positive number keeps the slope of the root finite where no weight is active.
+            return torch.addcmul(mean, (variance + torch.finfo(x.dtype).tiny).sqrt(), noise["activations"])
         if self.estimator == "flipout":
             mean = self._merged(x, self.split(u["loc"]))
             spread = self.at(x * noise["in"], F.softplus(u["scale"]) * noise["weights"])
@@ -113,7 +110,7 @@ class RandomStage:
     def at(self, x: Any, weights: Tensor) -> Any:
         """The next states at given weights ``[S, n]``."""
         if not self._linear:
-            return self._vmapped(x, self.split(weights))
+            return torch.func.vmap(self._run)(x, self.split(weights))
         if x.dim() == 3 and len(weights) > 1 and shared(x):
             return self._product(x[0], weights)
         # Products are made as W x^T, so that activations lie in memory as [S, features, B] on the way there and back:
@@ -140,9 +137,6 @@ class RandomStage:
         rows = weights.view(-1, width).mT.contiguous().mT
         return (rows @ x.mT).view(len(weights), out, -1).mT
 
-    def _vmapped(self, x: Any, weights: Weights) -> Any:
-        return torch.func.vmap(self._run)(x, weights)
-
     def _merged(self, x: Tensor, weights: Weights, *, square: bool = False) -> Tensor:
         """The layer at one set of weights for all draws: ``[S, B, ...]``; ``[1, B, ...]`` when the draws share x."""
         one = x[:1] if shared(x) else x
@@ -150,16 +144,6 @@ class RandomStage:
         w, b = weights["weight"], weights.get("bias")
         y = F.linear(flat, w, b) if self._linear else self._module._conv_forward(flat, w, b)  # type: ignore[operator]
         return y.view(*one.shape[:2], *y.shape[1:])
-
-    def _local(self, x: Tensor, loc: Weights, scale: Weights, noise: Tensor) -> Tensor:
-        mean = self._merged(x, loc)
-        variance = self._merged(x, {key: value.square() for key, value in scale.items()}, square=True)
-        # The least positive number keeps the slope of the root finite where no weight is active.
-        return torch.addcmul(mean, (variance + torch.finfo(x.dtype).tiny).sqrt(), noise)
-
-    @property
-    def _spatial(self) -> int:
-        return self._module.weight.dim() - 2 if self._convolution else 0  # type: ignore[operator]
 
 
 def drawn(u: Weights, noise: Tensor) -> Tensor:
@@ -183,9 +167,3 @@ def first(x: Any) -> Tensor:
 def softplus_inverse(value: float) -> float:
     """The r with softplus(r) = value."""
     return value + math.log(-math.expm1(-value))
-
-
-def _kept(shape: tuple[int, ...], axis: int) -> tuple[int, ...]:
-    """The shape with every axis but the first (the inputs) and one (the channels) set to 1."""
-    channel = len(shape) + axis
-    return tuple(n if k in (0, channel) else 1 for k, n in enumerate(shape))

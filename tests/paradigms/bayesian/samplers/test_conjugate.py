@@ -10,7 +10,7 @@ import torch
 
 import mfoc
 from paradigms.bayesian import AdamRule, CrossEntropy, Drift, follmer, langevin, log_density, sample, svgd
-from tests import oracles
+from tests.oracles import bayesian as oracles
 from tests.paradigms.bayesian.samplers.targets import X, Y, conjugate
 from tests.problems import D
 

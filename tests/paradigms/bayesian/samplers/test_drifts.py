@@ -7,7 +7,7 @@ import torch
 
 import mfoc
 from paradigms.bayesian import Drift, GaussianDrift
-from tests import oracles
+from tests.oracles import bayesian as oracles
 from tests.paradigms.bayesian.samplers.targets import COVARIANCE, MEAN
 from tests.problems import D
 

@@ -11,7 +11,7 @@ from torch import nn
 import mfoc
 from mfoc.testing import check_formulation
 from paradigms.bayesian import variational
-from tests import oracles
+from tests.oracles import bayesian as oracles
 from tests.problems import normal
 
 pyro = pytest.importorskip("pyro")

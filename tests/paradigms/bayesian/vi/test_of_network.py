@@ -12,7 +12,7 @@ from torch import nn
 import mfoc
 from mfoc.testing import check_formulation
 from paradigms.bayesian import variational
-from tests import oracles
+from tests.oracles import bayesian as oracles
 from tests.problems import D, normal, seeded
 
 pyro = pytest.importorskip("pyro")
