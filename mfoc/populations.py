@@ -151,7 +151,7 @@ def population(source: Any, *, batch_size: int | None = None, shuffle: bool = Tr
     if isinstance(source, Particles | Tensor | np.ndarray | tuple | list):
         cloud = _cloud(source)
 
-        def fetch(index: Tensor, key: int) -> Particles:  # all of it, in order, is the cloud itself, not a copy
+        def fetch(index: Tensor, _key: int) -> Particles:  # all of it, in order, is the cloud itself, not a copy
             return cloud if len(index) == len(cloud) else cloud[index]
 
         return _Stored(fetch, len(cloud), batch_size, shuffle=shuffle, seed=seed)

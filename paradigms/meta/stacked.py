@@ -223,7 +223,7 @@ def _flatten(flow: _Flow, u: Weights) -> _Flow:
 # Layers with weights: each takes the module, the flow, and its stacked weight and bias, None where it has none.
 
 
-def _linear(module: Any, flow: _Flow, weight: Any, bias: Any) -> _Flow:
+def _linear(_module: Any, flow: _Flow, weight: Any, bias: Any) -> _Flow:
     h, w = flow.as_rows(), weight.transpose(1, 2)
     flat = h if h.dim() == 3 else h.flatten(1, -2)
     out = torch.bmm(flat, w) if bias is None else torch.baddbmm(bias.unsqueeze(1), flat, w)
