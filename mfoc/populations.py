@@ -155,7 +155,7 @@ def population(source: Any, *, batch_size: int | None = None, shuffle: bool = Tr
             return cloud if len(index) == len(cloud) else cloud[index]
 
         return _Stored(fetch, len(cloud), batch_size, shuffle=shuffle, seed=seed)
-    if hasattr(source, "__getitem__") and hasattr(source, "__len__") and not isinstance(source, dict):
+    if hasattr(source, "__getitem__") and hasattr(source, "__len__") and not isinstance(source, dict | str | bytes):
         collate = torch.utils.data.default_collate
         return _Stored(_collated(source, collate), len(source), batch_size, shuffle=shuffle, seed=seed)
     if callable(source):

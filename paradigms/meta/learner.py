@@ -105,7 +105,12 @@ class Learner(nn.Module):
             twin.__dict__[name] = [leaf.clone() for leaf in getattr(self, name)]
         if "lr" in self._parameters:  # a step size that is learned
             twin.lr = self.lr
-        flags = {"_cloned": True, "first_order": first_order, "allow_unused": allow_unused, "allow_nograd": allow_nograd}
+        flags = {
+            "_cloned": True,
+            "first_order": first_order,
+            "allow_unused": allow_unused,
+            "allow_nograd": allow_nograd,
+        }
         twin.__dict__.update({name: flag for name, flag in flags.items() if flag is not None})
         return twin
 

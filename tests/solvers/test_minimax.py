@@ -57,8 +57,8 @@ def test_minimax_with_pgd_is_adversarial_training(optimiser, ball):
 class StillYOPO(YOPO):
     """Starts from no disturbance, so that a loop can start from the same."""
 
-    def begin(self, game, controls, particles, generator, previous):
-        return torch.zeros_like(particles.state)
+    def begin(self, game, x, generator, previous):
+        return torch.zeros_like(x)
 
 
 @pytest.mark.parametrize("optimiser", OPTIMISERS)

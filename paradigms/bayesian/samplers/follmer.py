@@ -122,6 +122,16 @@ class Follmer(Formulation):
         """The controlled diffusion on its grid."""
         return self.sampling.diffusion
 
+    @property
+    def particles(self) -> int:
+        """Paths in a batch and in the readout."""
+        return self.sampling.particles
+
+    @property
+    def seed(self) -> int:
+        """Of the paths."""
+        return self.sampling.seed
+
     def evaluate(self, solution: Any, *, n: int = 4096, seed: int = 1) -> Evidence:
         """Log Z with its error bar, the effective sample size and J, on paths of its own.
 
