@@ -112,3 +112,12 @@ def test_a_module_that_has_moved_says_where_to():
     assert caught[0].filename == __file__
     with pytest.raises(ImportError, match="nothing"):
         from mfoc.game import nothing  # noqa: F401
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("name", ["solve", "population"])
+def test_a_function_is_never_hidden_by_a_module_of_its_name(name):
+    function = getattr(import_module("mfoc"), name)
+    assert import_module(f"mfoc.{name}").Population if name == "population" else import_module(f"mfoc.{name}").Solution
+    assert getattr(import_module("mfoc"), name) is function
+    assert callable(function)
