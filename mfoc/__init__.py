@@ -4,6 +4,7 @@ from mfoc import (
     certificate,
     checks,
     deprecation,
+    derivatives,
     distributed,
     errors,
     games,
@@ -12,7 +13,9 @@ from mfoc import (
     maximisers,
     minimisers,
     networks,
+    particles,
     plot,
+    printing,
     schemes,
     seeding,
     testing,
@@ -26,7 +29,7 @@ from mfoc.networks import from_module, to_module, weight_decay
 from mfoc.particles import Particles
 from mfoc.pontryagin import Evaluation, Trajectory, costates, evaluate, hamiltonian, rollout
 from mfoc.populations import Population, population
-from mfoc.problem import Problem, controls_of, per_stage, tied
+from mfoc.problem import HasControls, Problem, controls_of, per_stage, tied
 from mfoc.schemes import continuous, euler, euler_maruyama, heun, rk4
 from mfoc.solvers import EMSA, MSA, Gradient, Minimax
 from mfoc.solving import Info, Iterate, Solution, Solver, Status, iterate, solve
@@ -34,13 +37,14 @@ from mfoc.solving import Info, Iterate, Solution, Solver, Status, iterate, solve
 __version__ = "0.2.0.dev0"
 
 __all__ = [
-    "EMSA", "MSA", "Ball", "Certificate", "Evaluation", "Formulation", "Game", "Gradient", "Info", "InvalidType",
-    "InvalidValue", "Iterate", "Measure", "MfocError", "Minimax", "MissingExtra", "NonFiniteError", "Particles",
-    "Population", "Problem", "Solution", "Solver", "Status", "Trajectory", "certificate", "certify",
-    "certify_module", "checks", "continuous", "controls_of", "costates", "deprecation", "distributed", "errors",
-    "euler", "euler_maruyama", "evaluate", "from_module", "games", "hamiltonian", "heun", "hooks", "iterate", "lq",
-    "maximisers", "minimisers", "networks", "per_stage", "plot", "population", "require", "rk4", "rollout",
-    "schemes", "seeding", "solve", "testing", "tied", "to_module", "tree", "weight_decay",
+    "EMSA", "MSA", "Ball", "Certificate", "Evaluation", "Formulation", "Game", "Gradient", "HasControls", "Info",
+    "InvalidType", "InvalidValue", "Iterate", "Measure", "MfocError", "Minimax", "MissingExtra", "NonFiniteError",
+    "Particles", "Population", "Problem", "Solution", "Solver", "Status", "Trajectory", "certificate", "certify",
+    "certify_module", "checks", "continuous", "controls_of", "costates", "deprecation", "derivatives",
+    "distributed", "errors", "euler", "euler_maruyama", "evaluate", "from_module", "games", "hamiltonian", "heun",
+    "hooks", "iterate", "lq", "maximisers", "minimisers", "networks", "particles", "per_stage", "plot",
+    "population", "printing", "require", "rk4", "rollout", "schemes", "seeding", "solve", "testing", "tied",
+    "to_module", "tree", "weight_decay",
 ]  # fmt: skip
 
 deprecation.moved(

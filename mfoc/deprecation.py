@@ -7,7 +7,6 @@ import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
-from operator import attrgetter
 from types import ModuleType
 from typing import Any, TypeVar
 
@@ -61,9 +60,11 @@ def aliases(module: str, names: Mapping[str, str] | None = None) -> Callable[[st
     """
 
     def look_up(name: str) -> Any:
-        found = sys.modules.get(f"{module}.{name}")
-        if isinstance(found, _Door):
-            return found
+        own = f"{module}.{name}"
+        if isinstance(sys.modules.get(own), _Door):
+            return sys.modules[own]
+        if any(isinstance(sys.modules[key], _Door) for key in list(sys.modules) if key.startswith(f"{own}.")):
+            return import_module(own)  # a package that nobody has imported yet, with modules that have moved
         if names is None or name not in names:
             raise AttributeError(f"module {module!r} has no attribute {name!r}")
         warn(f"{module}.{name} is now {names[name]}")
@@ -97,7 +98,15 @@ def renamed(**names: str) -> Callable[[Renamed], Renamed]:
             return call  # type: ignore[return-value]
         function.__init__ = call  # type: ignore[misc]
         for old, new in names.items():
-            setattr(function, old, property(attrgetter(new), doc=f"Now ``{new}``."))
+            setattr(function, old, _former(old, new))
         return function
 
     return keep
+
+
+def _former(old: str, new: str) -> property:
+    def get(self: Any) -> Any:
+        warn(f".{old} is now .{new}")
+        return getattr(self, new)
+
+    return property(get, doc=f"Now ``{new}``.")

@@ -54,7 +54,7 @@ def gradients(
 
 
 def tree_gradients(output: Tensor, trees: Sequence[Tree]) -> list[Tree]:
-    """D sum(output) / d tree for each tree; leaves that are not floating point get zeros.
+    """The derivative of sum(output) in each tree; leaves that are not floating point get zeros.
 
     Args:
         output: a tensor.

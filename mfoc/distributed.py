@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from mfoc.errors import InvalidValue
-from mfoc.tree import leaves
+from mfoc.tree import leaves, pieces
 
 
 def world_size() -> int:
@@ -72,8 +72,8 @@ def expectation(means: Sequence[Tensor], particles: int) -> list[Tensor]:
     flat = torch.cat([mean.detach().reshape(-1).to(wide) for mean in means])
     buffer = torch.cat([flat * particles, flat.new_tensor([particles])])
     dist.all_reduce(buffer)
-    pieces = torch.split(buffer[:-1] / buffer[-1], [mean.numel() for mean in means])
-    return [piece.view(mean.shape).to(mean.dtype) for piece, mean in zip(pieces, means, strict=True)]
+    found = pieces(buffer[:-1] / buffer[-1], means)
+    return [piece.to(mean.dtype) for piece, mean in zip(found, means, strict=True)]
 
 
 def any_rank(flag: object, like: Any) -> bool:

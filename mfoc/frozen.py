@@ -17,7 +17,7 @@ from torch import Tensor
 from mfoc import tree
 from mfoc.derivatives import gradients
 from mfoc.distributed import expectation
-from mfoc.minimisers import Minimum
+from mfoc.minimisers import Minimiser, Minimum
 from mfoc.particles import Particles
 from mfoc.pontryagin import adjoint, hamiltonian, hamiltonian_and_next, rollout
 from mfoc.problem import Problem
@@ -99,11 +99,9 @@ class Sweep:
         held = (trajectory.states, costates, trajectory.cost)
         return cls(problem, controls, particles.data, *held, value, tree.rebuild(controls, slopes))
 
-    def minimised(
-        self, minimise: Callable[[Block], Minimum], penalty: Penalty | None = None
-    ) -> tuple[Tree, list[Minimum]]:
-        """New controls, the minimisers of the (augmented) Hamiltonian, and what was found in each block."""
-        found = list(self.each(minimise, penalty))
+    def minimised(self, inner: Minimiser, penalty: Penalty | None = None) -> tuple[Tree, list[Minimum]]:
+        """New controls, where ``inner`` finds the (augmented) Hamiltonian least, and what it found in each block."""
+        found = list(self.each(lambda block: inner.minimise(block.evaluate, block.start), penalty))
         minima = [minimum for _, minimum in found]
         if not self.problem.per_stage:
             ((block, minimum),) = found
@@ -118,7 +116,8 @@ class Sweep:
         """Applies ``work`` to each of ``blocks()``; a stack that fails is taken apart.
 
         Not everything that runs on a single stage runs under ``torch.func.vmap``: control flow that depends on values
-        does not. What fails on a single stage, too, is an error of the problem.
+        does not. What fails on a single stage, too, is an error of the problem. (Running out of memory is a failure of
+        the stack as well; its stages one by one may fit.)
         """
         for block in self.blocks(penalty):
             try:

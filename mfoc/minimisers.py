@@ -138,6 +138,7 @@ def _where(mask: Tensor, new: Any, old: Any) -> Any:
     return torch.where(mask.view(-1, *[1] * (new.dim() - 1)), new, old)
 
 
+@by_identity
 class _Point(NamedTuple):
     """Rows ``[G, n]`` with their values ``[G]`` and slopes ``[G, n]``."""
 
@@ -150,6 +151,7 @@ class _Point(NamedTuple):
         return _Point(*(_where(mask, a, b) for a, b in zip(new, old, strict=True)))
 
 
+@by_identity
 class _Search(NamedTuple):
     """The line search of each row: the bracket (low, high), the length to try next, the best point so far."""
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from mfoc import tree
 from mfoc.certificate import Certificate
 from mfoc.certificate.study import Measure
+from mfoc.checks import check_instance
 from mfoc.errors import InvalidType, InvalidValue, require
 from mfoc.pontryagin import Trajectory
 
@@ -61,8 +62,9 @@ def curves(
         InvalidType: no curves.
         InvalidValue: x and y of different lengths.
     """
-    if not isinstance(series, Mapping) or not series:
-        raise InvalidType("series: expected a dict, name -> (x, y), with at least one curve")
+    check_instance(Mapping, "a dict, name -> (x, y)", series=series)
+    if not series:
+        raise InvalidValue("series is empty; expected at least one curve")
     for name, (x, y) in series.items():
         if len(x) != len(y):
             raise InvalidValue(f"series[{name!r}] has {len(x)} x and {len(y)} y values; they must agree")
@@ -155,7 +157,8 @@ def cloud(trajectory: Trajectory, labels: Tensor | None = None, *, stages: Seque
     shown = sorted({round(k * last / count) for k in range(count + 1)}) if stages is None else list(stages)
     if not shown or not all(isinstance(t, int) and 0 <= t <= last for t in shown):
         raise InvalidValue(f"stages is {stages}; expected stages from 0 to {last}")
-    if labels is not None and (not isinstance(labels, Tensor) or labels.shape != (len(states[0]),)):
+    check_instance(Tensor | None, "a tensor of classes", labels=labels)
+    if labels is not None and labels.shape != (len(states[0]),):
         raise InvalidValue(f"labels: expected a tensor of {len(states[0])} classes, one for each particle")
     figure = new_figure(2.5 * len(shown), 2.9)
     axes = figure.subplots(1, len(shown), squeeze=False)[0]

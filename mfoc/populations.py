@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from mfoc import tree
-from mfoc.checks import check_integer
+from mfoc.checks import check_flag, check_integer
 from mfoc.distributed import share
 from mfoc.errors import InvalidType, InvalidValue
 from mfoc.particles import Particles, concatenated
@@ -95,8 +95,7 @@ class _Stored(Population):
         self._order: tuple[int, Tensor] = (-1, torch.arange(size, device="cpu"))  # the permutation last made, a memo
 
     def __call__(self, step: int) -> Particles:
-        if step < 0:
-            raise InvalidValue(f"step is {step}; expected a step from 0 on")
+        check_integer(0, step=step)
         epoch, batch = divmod(step, self.batches_per_epoch)
         if self._shuffle and self._order[0] != epoch:
             generator = torch.Generator().manual_seed(mixed_seed(self._seed, epoch))
@@ -140,6 +139,7 @@ def population(source: Any, *, batch_size: int | None = None, shuffle: bool = Tr
             raise InvalidValue("batch_size was given with a population, which has batches of its own")
         return source
     check_integer(0, seed=seed)
+    check_flag(shuffle=shuffle)
     check_integer(1, batch_size=batch_size, optional=True)
     if isinstance(source, torch.utils.data.DataLoader):
         return _from_loader(source, batch_size, seed)

@@ -1,4 +1,4 @@
-"""The mean-field control problem and the cloud of particles it is solved on.
+"""The mean-field control problem.
 
     minimise   J(u) = E_(x0,z)~rho [ sum_t L_t(x_t, u_t, z) + Phi(x_T, z) ]
     subject to x_(t+1) = f_t(x_t, u_t, z),   t = 0..T-1
@@ -187,7 +187,7 @@ class Problem(HasControls[Controls]):
             InvalidValue: a stage fails, loses particles or returns a cost that is not ``[N]``.
         """
         check_instance(Particles, "mfoc.Particles", particles=particles)
-        controls = self.controls if controls is None else controls
+        controls = self.controls if controls is None else controls_of(controls)
         self.check_controls(controls)
         self._check_agreement(particles, controls)
         x, z, n = particles.state, particles.data, len(particles)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from mfoc import tree
-from mfoc.checks import check_callable, check_positive
+from mfoc.checks import check_callable, check_integer, check_positive
 from mfoc.errors import InvalidType, InvalidValue
 from mfoc.problem import Problem, Schedule, TerminalCost, per_stage
 from mfoc.tree import Tree
@@ -27,7 +27,7 @@ Scheme = Callable[[Drift, float, Tree, Tree, Tree, float], Tree]
 
 
 def _axpy(x: Tree, h: float, *terms: tuple[float, Tree]) -> Tree:
-    """X + h * sum_i c_i k_i on the floating-point leaves."""
+    """The state x + h * sum_i c_i k_i, on the floating-point leaves."""
     result = x
     for c, k in terms:
         result = tree.map(lambda a, b, s=h * c: _moved(a, s * b) if tree.differentiable(a) else a, result, k)
@@ -67,12 +67,12 @@ class euler_maruyama:
     """Euler-Maruyama for dx = b dt + sigma(t, x, u, z) dW, strong order 1/2 (1 for additive noise).
 
     The Brownian increments come from the data, so that the dynamics stay pure:
-    ``z["noise"]`` holds standard normals ``[N, T, k]`` (see ``brownian``), or pass ``noise=`` to find them elsewhere.
+    ``z["noise"]`` holds standard normals ``[N, steps, k]`` (see ``brownian``); ``noise=`` finds them elsewhere.
 
     Attributes:
         diffusion: a number (scalar noise of the state's shape), or ``sigma(t, x, u, z)`` returning ``[N, d]``
             (diagonal noise) or ``[N, d, k]``.
-        noise: ``noise(z) -> [N, T, k]``; None reads ``z["noise"]``.
+        noise: ``noise(z) -> [N, steps, k]``; None reads ``z["noise"]``.
     """
 
     diffusion: float | Callable[[float, Tensor, Tree, Tree], Tensor]
@@ -95,7 +95,7 @@ class euler_maruyama:
             return self.noise(z)
         if not isinstance(z, dict) or "noise" not in z:
             raise InvalidValue(
-                "euler_maruyama found no noise: give particles data={'noise': [N, T, k]} (mfoc.schemes.brownian "
+                "euler_maruyama found no noise: give particles data={'noise': [N, steps, k]} (mfoc.schemes.brownian "
                 "draws it) or pass noise= to say where it is"
             )
         normals: Tensor = z["noise"]
@@ -103,15 +103,17 @@ class euler_maruyama:
 
 
 def brownian(n: int, steps: int, dim: int, *, seed: int, like: Tensor | None = None) -> Tensor:
-    """Standard normals for ``euler_maruyama``, ``[N, T, k]``.
+    """Standard normals for ``euler_maruyama``, ``[N, steps, k]``.
 
     Args:
         n: particles N.
-        steps: stages T.
+        steps: stages of the problem.
         dim: dimension k of the Brownian motion.
         seed: seed of the generator.
         like: a tensor whose dtype and device the noise takes.
     """
+    check_integer(1, n=n, steps=steps, dim=dim)
+    check_integer(0, seed=seed)
     dtype = like.dtype if like is not None else torch.get_default_dtype()
     noise = torch.randn(n, steps, dim, generator=torch.Generator().manual_seed(seed), dtype=dtype)
     return noise if like is None else noise.to(like.device)

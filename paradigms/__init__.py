@@ -55,3 +55,4 @@ deprecation.moved(
     },
     _NAMES,
 )
+__getattr__ = deprecation.aliases("paradigms")

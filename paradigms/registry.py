@@ -1,4 +1,4 @@
-"""What every paradigm returns, and how installed paradigms are found."""
+"""How installed paradigms are found."""
 
 from __future__ import annotations
 

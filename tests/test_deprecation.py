@@ -162,7 +162,9 @@ def test_a_class_keeps_its_old_keyword_and_its_old_attribute():
         solver = Solver(inner=4)
     assert (caught[0].filename, caught[0].lineno) == (__file__, expected)
     assert solver == Solver(4)
-    assert solver.inner == solver.adversary == 4
+    with pytest.warns(DeprecationWarning, match=r"^\.inner is now \.adversary$") as caught:
+        assert solver.inner == solver.adversary == 4
+    assert caught[0].filename == __file__
     assert Solver.inner.__doc__ == "Now ``adversary``."
 
 

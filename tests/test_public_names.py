@@ -1,5 +1,8 @@
 """Every public name that has ever been released: what users import goes on working, if only with a warning."""
 
+import inspect
+import subprocess
+import sys
 from importlib import import_module
 
 import pytest
@@ -97,6 +100,27 @@ def released() -> list[tuple[str, str]]:
 def test_every_released_name_is_importable():
     missing = [f"{module}.{name}" for module, name in released() if not hasattr(import_module(module), name)]
     assert not missing
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_every_released_name_is_found_from_the_top():
+    """As in `import paradigms.bayesian.likelihoods` and then `paradigms.bayesian.likelihoods.Gaussian`."""
+    missing = []
+    for module, name in released():
+        top, *rest = module.split(".")
+        found = import_module(top)
+        for part in [*rest, name]:
+            found = getattr(found, part, None)
+            if inspect.isfunction(found):  # a function that has, and had, the name of a module
+                break
+        missing += [f"{module}.{name}"] * (found is None)
+    assert not missing
+
+
+def test_a_package_that_nobody_has_imported_is_found_through_a_module_that_has_moved():
+    code = "import paradigms.bayesian.likelihoods; print(paradigms.bayesian.likelihoods.Gaussian.__name__)"
+    found = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "Gaussian"
 
 
 def test_the_public_names_of_mfoc_and_the_paradigms_come_without_a_warning(recwarn):

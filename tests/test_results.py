@@ -1,5 +1,8 @@
 """What holds tensors prints in a few telling lines, and comparing it never raises."""
 
+import importlib
+import inspect
+import pkgutil
 from functools import partial
 
 import pytest
@@ -43,6 +46,19 @@ def test_comparing_never_raises(name):
     assert one not in ([], 3)
     if name != "certificate":  # plain numbers, which are compared by value
         assert {one: "found"}[one] == "found"
+
+
+def test_no_class_that_holds_tensors_compares_by_its_fields():
+    """Whatever may hold a tensor is compared by identity: named tuples and dataclasses of every module."""
+    plain = {"Measure", "StageCertificate", "Certificate", "Penalty", "Ball", "_Run", "Contestant", "Result"}
+    plain |= {"euler_maruyama", "Minimax", "MSA", "EMSA", "Gradient", "PGD", "FGSM", "Free", "YOPO", "Descent", "LBFGS"}
+    for info in pkgutil.walk_packages(mfoc.__path__, "mfoc."):
+        for kind in vars(importlib.import_module(info.name)).values():
+            if not inspect.isclass(kind) or not kind.__module__.startswith("mfoc") or kind.__name__ in plain:
+                continue
+            by_fields = getattr(kind, "__dataclass_params__", None) is not None and kind.__dataclass_params__.eq
+            assert not by_fields, f"{kind} is a dataclass that compares its fields"
+            assert not (issubclass(kind, tuple) and kind.__eq__ is tuple.__eq__), f"{kind} compares as a tuple"
 
 
 @pytest.mark.parametrize("name", ["problem", "game", "particles", "iterate", "info", "trajectory", "evaluation"])

@@ -8,7 +8,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from mfoc.printing import by_identity
 
+
+@by_identity
 class Lowest(NamedTuple):
     """Smallest eigenpairs."""
 
@@ -55,7 +58,7 @@ def lowest_eigenpair(
 
 
 def _tridiagonal(diagonal: list[Tensor], off: list[Tensor], frame: Tensor) -> Tensor:
-    """T ``[G, k, k]``; directions that were never there get a large diagonal, so that they are never the smallest."""
+    """The tridiagonal matrices ``[G, k, k]``; a direction that was never there has a large diagonal, not the least."""
     there = frame.norm(dim=2) > 0.5
     main, beside = torch.stack(diagonal, 1), torch.stack(off, 1)[:, :-1]
     bound = 2 * (main.abs().amax(1, keepdim=True) + beside.abs().sum(1, keepdim=True)) + 1

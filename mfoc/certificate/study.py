@@ -37,7 +37,7 @@ class Measure:
         return f"{self.value:9.2e} [{self.low:9.2e}, {self.high:9.2e}]"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Bootstrap:
     """Resamples groups of particles."""
 
@@ -63,7 +63,7 @@ class Bootstrap:
 Row = tuple[Measure, Measure, Measure, float]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Study:
     """Measures one block after another."""
 
@@ -133,7 +133,7 @@ class Study:
         return [self.bootstrap.measure(value, drawn @ row) for value, row in rows]
 
     def _second_derivatives(self, block: Block, direction: Tensor) -> Tensor:
-        """V' E_k d2H/du2 v for every row and every group k: ``[G, K]``, by differentiating in the groups' weights."""
+        """The numbers v' E_k d2H/du2 v of every row and group k ``[G, K]``, differentiating in the groups' weights."""
         rows, groups = len(block.start), len(self.members)
         point = block.start.clone().requires_grad_()
         share = torch.ones(rows, groups, dtype=point.dtype, device=point.device, requires_grad=True)

@@ -24,7 +24,7 @@ from mfoc.games.ball import Ball
 from mfoc.particles import Particles
 from mfoc.pontryagin import rollout_from
 from mfoc.printing import by_identity
-from mfoc.problem import Problem
+from mfoc.problem import Problem, controls_of
 from mfoc.tree import Tree
 
 
@@ -187,7 +187,7 @@ def with_target(part: int | str | None, x: Tree, value: Tensor) -> Tree:
 def entering(game: Game, controls: Tree, particles: Particles) -> Tree:
     """The states that enter the disturbed stage, before they are disturbed (cut from any graph)."""
     check_instance(Game, "mfoc.Game, made by mfoc.Game.of(problem, ball)", game=game)
-    x, z = particles.state, undisturbed(particles.data)
+    x, z, controls = particles.state, undisturbed(particles.data), controls_of(controls)
     with torch.no_grad():
         for t in range(game.stage):
             x = game.dynamics(t, x, game.schedule(controls, t), z)
@@ -198,5 +198,6 @@ def entering(game: Game, controls: Tree, particles: Particles) -> Tree:
 def costate_at(game: Game, controls: Tree, x: Tree, z: Tree, eta: Tensor) -> Tensor:
     """The gradient of the mean cost in the disturbed state, p_s / N, where x is what ``entering`` returned."""
     point = game.ball.enter(game.target(x), eta).detach().requires_grad_()
-    cost = rollout_from(game, tree.detached(controls), game.stage, with_target(game.part, x, point), z).cost
+    entered, held = with_target(game.part, x, point), tree.detached(controls_of(controls))
+    cost = rollout_from(game, held, game.stage, entered, z).cost
     return gradients(cost.mean(), [point])[0]

@@ -13,9 +13,11 @@ from mfoc.derivatives import gradients
 from mfoc.games.game import Game, undisturbed, with_target
 from mfoc.particles import Particles
 from mfoc.pontryagin import pull_back
+from mfoc.printing import by_identity
 from mfoc.tree import Tree
 
 
+@by_identity
 class Pass(NamedTuple):
     """One pass: what of its graph the backward passes start from and end at."""
 

@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mfoc.checks import check_instance
 from mfoc.errors import InvalidValue
 from mfoc.lq.terms import Coefficients
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Cloud:
     """The functions of the Problem: the equations of ``LinearQuadratic`` with empirical means.
 
@@ -25,7 +26,7 @@ class Cloud:
     factor_mean: Tensor | None
 
     def dynamics(self, t: int, x: Tensor, u: Any, z: Tensor | None) -> Tensor:
-        """X_(t+1) with empirical means."""
+        """The next state, with empirical means."""
         m = x.mean(0)
         controls, v = self._control(x, m, u)
         moved = x @ self._at("A", t).mT + controls @ self._at("B", t).mT
@@ -69,13 +70,15 @@ class Cloud:
         v: Tensor = -(u["Kbar"] @ m)
         return v - (x - m) @ u["K"].mT, v
 
-    def _noise(self, t: int, z: Tensor | None) -> Tensor:
+    def _noise(self, t: int, z: Any) -> Tensor:
         assert self.factor is not None
         k = self.factor.shape[-1]
-        if not isinstance(z, Tensor) or z.dim() != 3 or z.shape[1:] != (self.lq.steps, k):
-            came = tuple(z.shape) if isinstance(z, Tensor) else type(z).__name__
-            raise InvalidValue(f"data is {came}; expected normal variables of shape (N, {self.lq.steps}, {k})")
-        w, factor = z[:, t], self._stage(self.factor, t)
+        expected = f"normal variables of shape (N, {self.lq.steps}, {k})"
+        check_instance(Tensor, expected, data=z)
+        if z.dim() != 3 or z.shape[1:] != (self.lq.steps, k):
+            raise InvalidValue(f"data is {tuple(z.shape)}; expected {expected}")
+        w: Tensor = z[:, t]
+        factor = self._stage(self.factor, t)
         if self.factor_mean is None:
             return w @ factor.mT
         mean = w.mean(0)

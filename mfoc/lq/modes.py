@@ -20,8 +20,10 @@ import torch
 from torch import Tensor
 
 from mfoc.errors import InvalidValue
+from mfoc.printing import by_identity
 
 
+@by_identity
 class Mode(NamedTuple):
     """An ordinary LQ problem in a flat batch b; L is T when the matrices vary in time, else 1. None is zero."""
 

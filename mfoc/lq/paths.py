@@ -9,8 +9,10 @@ from torch import Tensor
 
 from mfoc.lq.modes import Mode
 from mfoc.lq.riccati import Middle, Span, backward_pass, close, double, flow, span
+from mfoc.printing import by_identity
 
 
+@by_identity
 class Course(NamedTuple):
     """An optimal path from each of s starts of each problem, and the P of the start."""
 

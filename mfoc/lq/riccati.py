@@ -15,8 +15,10 @@ import torch
 from torch import Tensor
 
 from mfoc.lq.modes import Mode, block_matrix, halvings_of, symmetric, trace_product
+from mfoc.printing import by_identity
 
 
+@by_identity
 class Flow(NamedTuple):
     """A time-invariant mode with its cross term removed: A and B drive x, Q and R weigh x and v, u = v - shift x.
 
@@ -41,6 +43,7 @@ def flow(mode: Mode) -> Flow:
     return Flow(A - B @ shift, B @ R_inv_Bt, Q - mode.cross[:, 0] @ shift, R_inv_Bt, shift)
 
 
+@by_identity
 class Span(NamedTuple):
     """What optimality says of the two ends of a span of time, as state x and costate p (half the gradient of cost).
 
@@ -71,6 +74,7 @@ def close(part: Span, P: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return move, torch.baddbmm(part.theta, part.phi.mT, torch.bmm(P, move)), size
 
 
+@by_identity
 class Middle(NamedTuple):
     """The state in the middle of two equal spans: x_mid = from_start x - from_end p_end."""
 
@@ -115,6 +119,7 @@ def span(parts: Flow, step: float | None) -> Span:
     return Span(found.phi, found.gamma / unit, found.theta * unit)
 
 
+@by_identity
 class BackwardPass(NamedTuple):
     """What it leaves, in the order of time."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from mfoc.checks import check_instance, check_non_negative
 from mfoc.errors import InvalidValue
 from mfoc.tree import Tree
 
@@ -18,6 +19,7 @@ class Residual(nn.Module):
 
     def __init__(self, block: nn.Module, step: float = 1.0) -> None:
         super().__init__()
+        check_instance(nn.Module, "a module that keeps the shape", block=block)
         self.block, self.step = block, step
 
     def forward(self, x: Tensor) -> Tensor:
@@ -38,7 +40,8 @@ class MaskedDropout(nn.Module):
 
     def __init__(self, p: float, key: str) -> None:
         super().__init__()
-        if not isinstance(p, int | float) or not 0 <= p < 1:
+        check_non_negative(p=p)
+        if p >= 1:
             raise InvalidValue(f"p is {p!r}; expected a probability in [0, 1)")
         self.p, self.key = p, key
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from mfoc import tree
-from mfoc.checks import check_callable, check_non_negative
+from mfoc.checks import check_callable, check_instance, check_non_negative
 from mfoc.errors import InvalidType, InvalidValue
 from mfoc.networks.inspection import is_affine, refuse_unfit, trainable, training_norms
 from mfoc.networks.stages import Stage, named_stages
@@ -84,7 +84,8 @@ def to_module(net: nn.Module, controls: Any, *, stages: Sequence[str | Sequence[
     """
     solved, controls = copy.deepcopy(net), controls_of(controls)
     parts = named_stages(solved, stages)
-    if not isinstance(controls, list | tuple) or len(controls) != len(parts):
+    check_instance(list | tuple, f"controls of this network, a list of {len(parts)} stages", controls=controls)
+    if len(controls) != len(parts):
         raise InvalidValue(f"controls do not belong to this network: expected a list of {len(parts)} stages")
     for (name, module), weights in zip(parts, controls, strict=True):
         own = trainable(module)

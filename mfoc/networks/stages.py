@@ -72,8 +72,11 @@ def _grouped(net: nn.Module, stages: Sequence[str | Sequence[str]]) -> Named:
     """Stages of a Sequential: each a child, or consecutive children."""
     children = dict(_children(net))
     for stage in stages:
-        if not isinstance(stage, str | Sequence) or not stage:
-            raise InvalidType(f"stages holds {stage!r}; expected the name of a child or a list of consecutive names")
+        expected = "expected the name of a child or a list of consecutive names"
+        if not isinstance(stage, str | Sequence):
+            raise InvalidType(f"stages holds {stage!r}; {expected}")
+        if not stage:
+            raise InvalidValue(f"stages holds {stage!r}, which is empty; {expected}")
     flat: list[str] = [name for stage in stages for name in ([stage] if isinstance(stage, str) else stage)]
     for name in flat:
         if name not in children:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mfoc import tree
-from mfoc.checks import check_callable
+from mfoc.checks import check_callable, check_flag, check_non_negative
 from mfoc.deprecation import renamed
 from mfoc.errors import InvalidType, InvalidValue
 from mfoc.particles import Particles
@@ -43,6 +42,7 @@ class Gradient:
     def __post_init__(self) -> None:
         example = "a function of a list of tensors, such as functools.partial(torch.optim.SGD, lr=0.1)"
         check_callable(example, optimizer=self.optimizer)
+        check_flag(recompute=self.recompute)
         check_callable("a function of the step", optional=True, lr_schedule=self.lr_schedule)
 
     def init(self, problem: Problem, controls: Tree) -> Tree:
@@ -92,8 +92,8 @@ class Gradient:
     def _factor(self, step: int) -> float:
         assert self.lr_schedule is not None
         factor = self.lr_schedule(step)
-        if not isinstance(factor, int | float) or not 0 <= factor < math.inf:
-            raise InvalidValue(f"lr_schedule({step}) returned {factor!r}; expected a non-negative finite number")
+        returned: dict[str, Any] = {f"lr_schedule({step})": factor}
+        check_non_negative(**returned)
         return factor
 
     def _make(self, parameters: list[Tensor]) -> torch.optim.Optimizer:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from mfoc import tree
-from mfoc.checks import check_callable, check_instance, check_integer
+from mfoc.checks import check_callable, check_instance, check_integer, check_non_negative
 from mfoc.distributed import expectation, rank
 from mfoc.errors import InvalidType, InvalidValue
 from mfoc.games import Game, entering
@@ -97,8 +98,10 @@ class Minimax:
     def _at(self, game: Game, step: int) -> Game:
         """The game with the ball of this step."""
         share = 1.0 if self.ramp is None else self.ramp(step)
-        if not isinstance(share, int | float) or not 0 <= share <= 1:
-            raise InvalidValue(f"ramp({step}) returned {share!r}; expected a share of the radius, in [0, 1]")
+        returned: dict[str, Any] = {f"ramp({step})": share}
+        check_non_negative(**returned)
+        if share > 1:
+            raise InvalidValue(f"ramp({step}) is {share!r}; expected a share of the radius, in [0, 1]")
         radius = max(share, _LEAST) * game.ball.epsilon  # a ball of radius zero is no ball
         return game if share == 1 else replace(game, ball=replace(game.ball, epsilon=radius))
 

@@ -90,7 +90,7 @@ class EMSA:
             raise InvalidValue("rho is 0; adaptive=True multiplies rho, so start from a positive one")
         check_minimiser(self.inner)
         if self.adaptive and isinstance(self.inner, Descent):
-            raise InvalidValue("inner is Descent, whose fixed step overshoots as rho grows; adaptive needs inner.LBFGS")
+            raise InvalidValue("inner is Descent, whose fixed step overshoots as rho grows; adaptive needs LBFGS")
 
     def init(self, problem: Problem, controls: Tree) -> Tree:
         """The factor by which rho has been adapted."""
@@ -119,7 +119,7 @@ class EMSA:
 
 def _minimise(sweep: Sweep, inner: Minimiser, penalty: Penalty | None) -> tuple[Tree, dict[str, int]]:
     """The minimisers of the frozen Hamiltonian, and what the search reports."""
-    moved, found = sweep.minimised(lambda block: inner.minimise(block.evaluate, block.start), penalty)
+    moved, found = sweep.minimised(inner, penalty)
     return moved, {
         "inner_evaluations": sum(minimum.evaluations for minimum in found),
         "unbounded_stages": sum(int(minimum.unbounded.sum()) for minimum in found),

@@ -7,6 +7,7 @@ prediction = predict(posterior, x_test)
 print(nll(prediction, y_test), rmse(prediction, y_test))
 """
 
+from mfoc import deprecation
 from paradigms.bayesian.density import LogDensity, log_density
 from paradigms.bayesian.density.potential import Potential, to_potential
 from paradigms.bayesian.laws.likelihoods import LogLikelihood, NegativeLogLikelihood
@@ -33,3 +34,5 @@ __all__ = [
     "as_model", "band", "bridge_matching", "calibration", "discrepancy", "ece", "ensemble", "follmer", "langevin",
     "log_density", "nll", "predict", "reliability", "rmse", "sample", "svgd", "to_potential", "variational",
 ]  # fmt: skip
+
+__getattr__ = deprecation.aliases("paradigms.bayesian")

@@ -6,6 +6,7 @@ print(evaluate(formulation, solution, sinusoids(seed=1), batches=24))
 net_of_a_task = adapt(formulation, solution, (x, y))
 """
 
+from mfoc import deprecation
 from paradigms.meta.algorithms import Coordinatewise, anil, learned_update, maml, meta_sgd, reptile
 from paradigms.meta.classification import few_shot, from_taskset
 from paradigms.meta.evaluation import Adaptation, adapt, evaluate
@@ -35,3 +36,5 @@ __all__ = [
     "tasks",
     "to_learn2learn",
 ]
+
+__getattr__ = deprecation.aliases("paradigms.meta")
