@@ -51,8 +51,10 @@ deprecation.moved(
     {
         "mfoc.game": ["mfoc.games"],
         "mfoc.inner": ["mfoc.minimisers"],
-        "mfoc.population": ["mfoc.populations", "mfoc.seeding", "mfoc.particles"],
+        "mfoc.population": ["mfoc.particles", "mfoc.seeding", "mfoc.populations"],
         "mfoc.solve": ["mfoc.solving"],
+        "mfoc._study": ["mfoc.certificate.study"],  # which pickles of certificates name
+        "mfoc._errors": ["mfoc.errors"],
     },
     {
         "mfoc.inner.Inner": "Minimiser",

@@ -7,8 +7,11 @@ import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
+from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any, TypeVar
+
+from mfoc.errors import InvalidType
 
 Renamed = TypeVar("Renamed", bound=Callable[..., Any])
 
@@ -18,9 +21,12 @@ class _Door(ModuleType):
 
     def __init__(self, name: str, homes: Sequence[str], names: Mapping[str, str]) -> None:
         super().__init__(name, f"Moved to {', '.join(homes)}.")
+        self.__spec__ = ModuleSpec(name, None)
         self._homes, self._names = homes, names
 
     def __getattr__(self, name: str) -> Any:
+        if name == "__all__":  # for ``import *``
+            return [public for public in dir(self) if not public.startswith("_")]
         if name.startswith("_"):
             raise AttributeError(name)
         new = self._names.get(name, name)
@@ -88,8 +94,8 @@ def renamed(**names: str) -> Callable[[Renamed], Renamed]:
         def call(*args: Any, **kwargs: Any) -> Any:
             for old, new in names.items():
                 if old in kwargs:
-                    if new in kwargs:
-                        raise TypeError(f"{old} is the old name of {new}; both were given")
+                    if kwargs.get(new) is not None:
+                        raise InvalidType(f"{old} is the old name of {new}; both were given")
                     warn(f"{old}= is now {new}=")
                     kwargs[new] = kwargs.pop(old)
             return run(*args, **kwargs)
@@ -97,11 +103,21 @@ def renamed(**names: str) -> Callable[[Renamed], Renamed]:
         if not isinstance(function, type):
             return call  # type: ignore[return-value]
         function.__init__ = call  # type: ignore[misc]
+        function.__setstate__ = _reader(names)  # type: ignore[attr-defined]
         for old, new in names.items():
             setattr(function, old, _former(old, new))
         return function
 
     return keep
+
+
+def _reader(names: Mapping[str, str]) -> Callable[[Any, dict[str, Any]], None]:
+    """Reads what was pickled under the old names, too."""
+
+    def read(self: Any, state: dict[str, Any]) -> None:
+        self.__dict__.update({names.get(name, name): value for name, value in state.items()})
+
+    return read
 
 
 def _former(old: str, new: str) -> property:

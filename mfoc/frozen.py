@@ -28,6 +28,10 @@ logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
 
 
+class _NoStack(Exception):
+    """Several stages cannot be evaluated in one batch."""
+
+
 @dataclass(frozen=True)
 class Penalty:
     """The augmentation of Li, Chen, Tai, E (2018), eq. (20), in the minimum convention."""
@@ -113,18 +117,16 @@ class Sweep:
         return tree.rebuild(self.controls, tree.leaves(new)), minima
 
     def each(self, work: Callable[[Block], Result], penalty: Penalty | None = None) -> Iterator[tuple[Block, Result]]:
-        """Applies ``work`` to each of ``blocks()``; a stack that fails is taken apart.
+        """Applies ``work`` to each of ``blocks()``; a stack that cannot be evaluated is taken apart.
 
         Not everything that runs on a single stage runs under ``torch.func.vmap``: control flow that depends on values
-        does not. What fails on a single stage, too, is an error of the problem. (Running out of memory is a failure of
-        the stack as well; its stages one by one may fit.)
+        does not. (Nor does it where memory runs out; its stages one by one may fit.) What fails on a single stage, too,
+        is an error of the problem.
         """
         for block in self.blocks(penalty):
             try:
                 yield block, work(block)
-            except RuntimeError as error:
-                if len(block.stages) == 1 or not self.problem.per_stage:
-                    raise
+            except _NoStack as error:
                 logger.info("stages %s cannot be evaluated in one batch (%s); one by one", block.stages, error)
                 for stage in block.stages:
                     single = self._stage_block(penalty, (stage,))
@@ -164,8 +166,15 @@ class Sweep:
             value, moved = one(rows[0], [leaf[0] for leaf in leaves])
             return value[None], [leaf[None] for leaf in moved]
 
+        def together(rows: Tensor, leaves: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+            try:
+                value, moved = torch.func.vmap(one)(rows, leaves)
+            except Exception as error:  # whatever the user's functions say to tensors that vmap hands them
+                raise _NoStack(str(error)) from error
+            return value, moved
+
         # A single stage is called as it is: not everything a user writes can be batched.
-        batched: Callable[..., tuple[Tensor, list[Tensor]]] = torch.func.vmap(one) if len(stages) > 1 else alone
+        batched = together if len(stages) > 1 else alone
 
         def per_particle(rows: Tensor) -> Tensor:
             if penalty is None:

@@ -11,6 +11,7 @@ from dataclasses import fields, is_dataclass
 from html import escape
 from typing import Any, TypeVar
 
+import numpy as np
 from torch import Tensor
 
 from mfoc import tree
@@ -39,19 +40,25 @@ def by_identity(cls: Class) -> Class:
     return cls
 
 
-def short(value: Any, most: int = 3) -> str:
+def short(value: Any, most: int = 3, *, digits: int | None = None) -> str:
     """A value in a few words: a tensor by its dtype and shape, a container by its first and last entries.
 
     Args:
         value: anything; what is neither a tensor nor a list, tuple or dict is printed as it prints itself.
         most: the longest container that is printed whole.
+        digits: of a float; all of them when None.
     """
-    if isinstance(value, Tensor):
+    if isinstance(value, Tensor | np.ndarray):
         return f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)}"
+    if isinstance(value, float) and digits is not None:
+        return f"{value:.{digits}g}"
     if isinstance(value, dict):
         form, entries = "{{{}}}", [f"{key!r}: {short(entry, most)}" for key, entry in value.items()]
     elif type(value) in (list, tuple):
         form, entries = "[{}]" if type(value) is list else "({})", [short(entry, most) for entry in value]
+    elif isinstance(value, tuple) and type(value).__repr__.__module__ == "collections":  # a plain named tuple
+        named = zip(value._fields, value, strict=True)  # type: ignore[attr-defined]
+        form, entries = f"{type(value).__name__}({{}})", [f"{name}={short(entry, most)}" for name, entry in named]
     else:
         return repr(value)
     if len(entries) > most:

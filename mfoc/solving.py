@@ -12,7 +12,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Protocol, runtime_checkable
@@ -54,7 +54,7 @@ class Info:
         return float(tree.norm(self.gradient))
 
     def __repr__(self) -> str:
-        extra = "".join(f", {name} {number:.4g}" for name, number in self.extra.items())
+        extra = "".join(f", {name} {printing.short(number, digits=4)}" for name, number in self.extra.items())
         return f"Info(J = {float(self.value):.6g}, residual {self.residual:.3g}{extra})"
 
 
@@ -274,10 +274,9 @@ def solve(
     def of(method: str) -> list[Callable[..., object]]:
         return [getattr(hook, method) for hook in hooks if hasattr(hook, method)]
 
-    with ExitStack() as stack:
+    with run.kept(), ExitStack() as stack:
         for close in reversed(of("close")):
             stack.callback(close)
-        stack.enter_context(run.kept())
         for begin in of("start"):
             begin(steps)
         solution = run.finished(*run.to(steps, tol, hooks))
@@ -305,9 +304,10 @@ class _Run:
         """Whatever is raised within carries the last iterate: nothing is lost."""
         try:
             yield
-        except Exception as error:
-            error.last_iterate = self.at  # type: ignore[attr-defined]
-            error.add_note(f"mfoc.solve: raised after step {self.at.step}; that iterate is kept as error.last_iterate")
+        except BaseException as error:  # Ctrl-C in a hook, or while the solution is judged, too
+            with suppress(Exception):  # of errors that take no attributes
+                error.last_iterate = self.at  # type: ignore[attr-defined]
+                error.add_note(f"mfoc.solve: after step {self.at.step}; that iterate is kept as error.last_iterate")
             raise
 
     def to(self, steps: int, tol: float | None, hooks: Sequence[Hook]) -> tuple[Status, str]:
@@ -328,7 +328,7 @@ class _Run:
                 if hooks and any_rank(stops, self.at.controls):
                     return Status.STOPPED, f"a hook stopped the solve at step {self.at.step}"
         except NonFiniteError as error:
-            self.at = error.last
+            self.at = self.at if error.last is None else error.last  # a hook may raise one without
             logger.warning("solve stopped: %s", error)
             return Status.NONFINITE, str(error)
         except KeyboardInterrupt:

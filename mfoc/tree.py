@@ -44,8 +44,19 @@ def _collect(tree: Tree, found: list[Any]) -> None:
 
 
 def rebuild(like: Tree, values: Iterable[Any]) -> Tree:
-    """A tree of the structure of ``like`` with these leaves, in the order of ``leaves``."""
-    return _rebuild(like, iter(values))
+    """A tree of the structure of ``like`` with these leaves, in the order of ``leaves``.
+
+    Raises:
+        InvalidValue: there are fewer or more of them.
+    """
+    stream = iter(values)
+    try:
+        made = _rebuild(like, stream)
+    except StopIteration:
+        raise InvalidValue(f"there are fewer leaves than in {describe(like)}") from None
+    if next(stream, None) is not None:
+        raise InvalidValue(f"there are more leaves than in {describe(like)}")
+    return made
 
 
 def _rebuild(like: Tree, values: Iterator[Any]) -> Tree:

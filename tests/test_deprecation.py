@@ -1,6 +1,8 @@
 """Old names still work, and the warning points at the line that uses one."""
 
+import dataclasses
 import importlib
+import importlib.util
 import sys
 import types
 import warnings
@@ -8,6 +10,7 @@ from dataclasses import dataclass
 
 import pytest
 
+import mfoc
 from mfoc import deprecation
 
 
@@ -174,3 +177,20 @@ def test_a_class_method_keeps_its_old_keyword():
         found = Made.make(horizon=2)
     assert found == (Made, 2)
     assert (caught[0].filename, caught[0].lineno) == (__file__, expected)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_module_that_has_moved_is_a_module_in_every_respect():
+    assert importlib.util.find_spec("mfoc.game").name == "mfoc.game"
+    names: dict[str, object] = {}
+    exec("from mfoc.game import *", names)
+    assert names["Ball"] is mfoc.Ball
+    assert "Game" in dir(importlib.import_module("mfoc.game"))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_replacing_a_field_by_its_old_name():
+    solver = mfoc.Gradient(len)
+    assert dataclasses.replace(solver, schedule=abs).lr_schedule is abs
+    with pytest.raises(mfoc.InvalidType, match="schedule is the old name of lr_schedule"):
+        dataclasses.replace(dataclasses.replace(solver, lr_schedule=abs), schedule=max)

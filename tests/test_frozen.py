@@ -67,3 +67,46 @@ def test_no_penalty_at_the_present_controls():
     plain, augmented = (sweep.blocks(penalty) for penalty in (None, Penalty(50.0, 50.0)))
     for a, b in zip(plain, augmented, strict=True):
         assert distance(list(a.evaluate(a.start)), list(b.evaluate(b.start))) < 1e-11
+
+
+class Confused:
+    """A minimiser with an error of its own in blocks of several rows."""
+
+    def minimise(self, evaluate, start):
+        if len(start) > 1:
+            raise RuntimeError("a fault of the minimiser")
+        return LBFGS(2).minimise(evaluate, start)
+
+
+def test_an_error_of_the_minimiser_is_not_taken_for_one_of_the_stack():
+    problem, particles = CATALOGUE["linear_quadratic"]()
+    with pytest.raises(RuntimeError, match="a fault of the minimiser"):
+        mfoc.solve(problem, mfoc.MSA(Confused()), particles, steps=1)
+
+
+@pytest.mark.parametrize("error", [RuntimeError, ValueError, TypeError, KeyError])
+def test_whatever_a_stack_raises_its_stages_are_taken_one_by_one(error):
+    problem, particles = CATALOGUE["linear_quadratic"]()
+
+    def picky(t, x, u, z):
+        if torch._C._functorch.is_batchedtensor(x):
+            raise error("no stacks, please")
+        return problem.dynamics(t, x, u, z)
+
+    solver = mfoc.MSA(LBFGS(3))
+    alone = mfoc.solve(replace(problem, dynamics=picky), solver, particles, steps=2)
+    assert distance(alone.controls, mfoc.solve(problem, solver, particles, steps=2).controls) < 1e-10
+
+
+def test_an_error_on_a_single_stage_is_the_users():
+    problem, particles = CATALOGUE["linear_quadratic"]()
+    sound = mfoc.rollout(problem, problem, particles)
+
+    def broken(t, x, u, z):
+        if u["k"].requires_grad or torch._C._functorch.is_batchedtensor(x):
+            raise KeyError("mine")
+        return problem.dynamics(t, x, u, z)
+
+    sweep = Sweep(problem, problem.controls, None, sound.states, sound.states, sound.cost, sound.cost.mean(), None)
+    with pytest.raises(KeyError, match="mine"):
+        replace(sweep, problem=replace(problem, dynamics=broken)).minimised(LBFGS(2))

@@ -279,3 +279,60 @@ def test_a_population_function_is_asked_for_the_step():
 
     mfoc.solve(problem, SGD, draw, steps=3)
     assert sorted(set(asked)) == [0, 1, 2, 3]
+
+
+class Failing:
+    """A hook that raises where it is told to, and counts how often it is closed."""
+
+    def __init__(self, where, error):
+        self.where, self.error, self.closed = where, error, 0
+
+    def _fail(self, where):
+        if where == self.where:
+            raise self.error
+
+    def start(self, steps):
+        self._fail("start")
+
+    def __call__(self, iterate):
+        self._fail("call")
+
+    def finish(self, solution):
+        self._fail("finish")
+
+    def close(self):
+        self.closed += 1
+        self._fail("close")
+
+
+class Refusing(Exception):
+    """Takes no attribute of others."""
+
+    def __setattr__(self, name, value):
+        if name == "last_iterate":
+            raise AttributeError(name)
+        super().__setattr__(name, value)
+
+
+@pytest.mark.parametrize("error", [ValueError("mine"), KeyboardInterrupt(), SystemExit(3), Refusing("mine")], ids=repr)
+@pytest.mark.parametrize("where", ["start", "call", "finish", "close"])
+def test_whatever_a_hook_raises_it_carries_the_last_iterate_and_all_hooks_are_closed(where, error, case):
+    problem, source = case
+    hooks = [Failing(None, None), Failing(where, error), Failing(None, None)]
+    if isinstance(error, KeyboardInterrupt) and where == "call":  # ends the solve with a status
+        assert mfoc.solve(problem, ADAM, source, steps=2, hooks=hooks).status is mfoc.Status.INTERRUPTED
+    else:
+        with pytest.raises(type(error)) as caught:
+            mfoc.solve(problem, ADAM, source, steps=2, hooks=hooks)
+        assert caught.value is error
+        if not isinstance(error, Refusing):
+            assert error.last_iterate.step == {"start": 0, "call": 1}.get(where, 2)
+    assert [hook.closed for hook in hooks] == [1, 1, 1]
+
+
+def test_a_hook_may_say_that_something_is_not_finite(case):
+    problem, source = case
+    error = mfoc.NonFiniteError("a loss of mine", stage=None, step=1, last=None)
+    solution = mfoc.solve(problem, ADAM, source, steps=3, hooks=[Failing("call", error)])
+    assert solution.status is mfoc.Status.NONFINITE
+    assert solution.last.step == 1

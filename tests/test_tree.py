@@ -208,3 +208,11 @@ def test_detached_leaves_share_memory_and_may_become_leaves_of_a_new_graph():
     assert plain[0].data_ptr() == free[0].data_ptr() == value[0].data_ptr()
     assert (plain[0].requires_grad, free[0].requires_grad, free[1].requires_grad) == (False, True, False)
     assert free[0].is_leaf
+
+
+@pytest.mark.parametrize("like", [[torch.zeros(1)] * 2, {"a": (torch.zeros(1), torch.zeros(1))}], ids=["list", "dict"])
+def test_as_many_leaves_as_the_tree_has(like):
+    with pytest.raises(mfoc.InvalidValue, match="fewer leaves"):
+        tree.rebuild(like, [torch.ones(1)])
+    with pytest.raises(mfoc.InvalidValue, match="more leaves"):
+        tree.rebuild(like, [torch.ones(1)] * 3)

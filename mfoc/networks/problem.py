@@ -89,9 +89,11 @@ def to_module(net: nn.Module, controls: Any, *, stages: Sequence[str | Sequence[
         raise InvalidValue(f"controls do not belong to this network: expected a list of {len(parts)} stages")
     for (name, module), weights in zip(parts, controls, strict=True):
         own = trainable(module)
-        if own.keys() != weights.keys() or any(own[key].shape != weights[key].shape for key in own):
+        held = {key: value.shape for key, value in weights.items()} if isinstance(weights, Mapping) else {}
+        if held != {key: value.shape for key, value in own.items()}:
+            given = sorted(held) or tree.describe(weights)
             raise InvalidValue(
-                f"stage {name!r} has parameters {sorted(own)}; the controls hold {sorted(weights)} "
+                f"stage {name!r} has parameters {sorted(own)}; the controls hold {given} "
                 "(or the shapes differ): were they solved for this network?"
             )
         place(module, weights)
