@@ -272,7 +272,7 @@ class Branching(Constant):
     [
         (lambda made: bridge_matching(gaussian(), draws(3)), mfoc.InvalidType, "follmer"),
         (lambda made: bridge_matching(made, [1.0]), mfoc.InvalidType, "ends is a list"),
-        (lambda made: bridge_matching(made, draws(3)[:0]), mfoc.InvalidType, "empty"),
+        (lambda made: bridge_matching(made, draws(3)[:0]), mfoc.InvalidValue, "empty"),
         (lambda made: bridge_matching(made, draws(3)[:, :1]), mfoc.InvalidValue, "2"),
         (lambda made: bridge_matching(made, draws(3), particles=0), mfoc.InvalidValue, "particles is 0"),
         (lambda made: bridge_matching(made, draws(3), seed=-1), mfoc.InvalidValue, "seed is -1"),
