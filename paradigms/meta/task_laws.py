@@ -60,7 +60,8 @@ def check_tasks(particles: Any) -> mfoc.Particles:
     Raises:
         InvalidType, InvalidValue: see ``tasks``.
     """
-    check_instance(mfoc.Particles, "mfoc.Particles, see paradigms.meta.tasks", tasks=particles)
+    if not isinstance(particles, mfoc.Particles):
+        raise InvalidType(f"tasks is a {type(particles).__name__}; expected mfoc.Particles, see paradigms.meta.tasks")
     data = particles.data
     check_instance(dict, "a dict with 'support' and 'query', as paradigms.meta.tasks makes it", data=data)
     if not {"support", "query"} <= data.keys():

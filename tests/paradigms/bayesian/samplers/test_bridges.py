@@ -9,7 +9,7 @@ from torch import nn
 
 import mfoc
 from paradigms.bayesian import CrossEntropy, Drift, GaussianDrift, PathProblem, bridge_matching, follmer, log_density
-from tests.paradigms.bayesian.samplers.targets import COVARIANCE, LOG_Z, MEAN, Constant, gaussian, wild
+from tests.paradigms.bayesian.targets import COVARIANCE, LOG_Z, MEAN, Constant, gaussian, wild
 from tests.problems import D
 
 ADAM = mfoc.Gradient(partial(torch.optim.Adam, lr=0.01))

@@ -8,7 +8,7 @@ import torch
 import mfoc
 from paradigms.bayesian import Drift, GaussianDrift
 from tests.oracles import bayesian as oracles
-from tests.paradigms.bayesian.samplers.targets import COVARIANCE, MEAN
+from tests.paradigms.bayesian.targets import COVARIANCE, MEAN
 from tests.problems import D
 
 

@@ -12,7 +12,7 @@ import mfoc
 from mfoc import testing
 from mfoc.schemes import euler_maruyama
 from paradigms.bayesian import Drift, GaussianDrift, follmer, log_density
-from tests.paradigms.bayesian.samplers.targets import COVARIANCE, LOG_Z, MEAN, Constant, at_start, gaussian, wild
+from tests.paradigms.bayesian.targets import COVARIANCE, LOG_Z, MEAN, Constant, at_start, gaussian, wild
 from tests.problems import D, normal
 
 ADAM = mfoc.Gradient(partial(torch.optim.Adam, lr=0.02))

@@ -9,7 +9,7 @@ from pyro.infer import RBFSteinKernel
 import mfoc
 from paradigms.bayesian import RBF, PyroRBF, discrepancy
 from tests.oracles import bayesian as oracles
-from tests.paradigms.bayesian.samplers.targets import centred
+from tests.paradigms.bayesian.targets import centred
 from tests.problems import D, normal
 
 

@@ -9,7 +9,7 @@ import torch
 import mfoc
 from paradigms.bayesian import langevin, log_density, sample
 from paradigms.bayesian.samplers.langevin import SGLD
-from tests.paradigms.bayesian.samplers.targets import NARROW, centred, quartic
+from tests.paradigms.bayesian.targets import NARROW, centred, quartic
 from tests.problems import D, normal
 
 

@@ -7,7 +7,7 @@ from pyro.infer import SVGD, RBFSteinKernel
 
 import mfoc
 from paradigms.bayesian import RBF, AdaGradRule, AdamRule, PlainRule, PyroRBF, log_density, sample, svgd
-from tests.paradigms.bayesian.samplers.targets import X, Y, conjugate, quartic
+from tests.paradigms.bayesian.targets import X, Y, conjugate, quartic
 from tests.problems import normal
 
 
