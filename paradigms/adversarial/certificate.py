@@ -41,7 +41,7 @@ class GameCertificate:
     clean: float
     confidence: float
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         return (
             f"Certificate of a game on {self.minimiser.particles} particles ({100 * self.confidence:.0f}% intervals)\n"
             f"cost: clean {self.clean:.4g}, present adversary {self.present:.4g}, best response {self.best:.4g}\n"

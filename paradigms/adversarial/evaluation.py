@@ -74,7 +74,7 @@ class Robustness:
                 return row
         raise KeyError(f"{attack!r}; the table has {[row.attack for row in self.rows]}")
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         head = (
             f"Accuracy on {self.rows[0].total} particles, {self.ball.norm} ball of radius {self.ball.epsilon:g} "
             f"({100 * self.confidence:.0f}% Wilson intervals)"
@@ -173,8 +173,9 @@ def _checked(attacks: Mapping[str, Attack]) -> dict[str, Maximiser]:
         raise InvalidType(f"attacks is a {type(attacks).__name__}; expected a dict from names to attacks")
     chosen: dict[str, Maximiser] = {}
     for name, attack in attacks.items():
-        if not isinstance(name, str) or name == "clean":
-            raise InvalidValue(f"attacks has the name {name!r}; expected a string other than 'clean'")
+        check_instance(str, "the name of an attack", name=name)
+        if name == "clean":
+            raise InvalidValue("attacks has the name 'clean', that of the undisturbed accuracy; choose another")
         if isinstance(attack, type) or not isinstance(attack, Maximiser):
             attack = FromTorchattacks(attack)
         chosen[name] = attack
@@ -222,12 +223,11 @@ def wilson(successes: int, trials: int, confidence: float = 0.95) -> tuple[float
     """The Wilson score interval of a proportion, ``successes`` out of ``trials`` (Wilson 1927).
 
     Raises:
-        InvalidValue: no trials.
+        InvalidType, InvalidValue: no counts, no trials, more successes than trials, no level of confidence.
     """
-    if not 0 <= successes <= trials or trials == 0:
-        raise InvalidValue(
-            f"{successes} successes out of {trials} trials; expected 0 <= successes <= trials, trials > 0"
-        )
+    check_integer(1, trials=trials)
+    check_integer(0, trials, successes=successes)
+    check_between(0, 1, confidence=confidence)
     z = NormalDist().inv_cdf(0.5 + confidence / 2)
     share, spread = successes / trials, z * z / trials
     centre = (share + spread / 2) / (1 + spread)

@@ -17,7 +17,6 @@ import mfoc
 from mfoc import InvalidType, InvalidValue
 from mfoc.checks import check_callable, check_instance, check_positive
 from mfoc.formulation import Formulation
-from mfoc.games.maximisers import Maximiser
 from mfoc.networks import refresh_averages
 from mfoc.networks.inspection import training_norms
 from mfoc.problem import RunningCost, controls_of
@@ -99,14 +98,13 @@ class GameFormulation(Formulation):
         """Inputs and targets as particles of this game."""
         return mfoc.Particles((x, x) if self.pairs else x, z)
 
-    def certify(  # type: ignore[override]  # the game's certificate has the minimiser's in it
-        self, solution: Any, *, maximiser: Maximiser | None = None, **settings: Any
-    ) -> GameCertificate:
+    def certify(self, solution: Any, *, maximiser: Any = None, **settings: Any) -> GameCertificate:  # type: ignore[override]
         """How near a solution is to the saddle point of the game: ``paradigms.adversarial.certify`` and its arguments.
 
-        ``mfoc.certify`` on this problem and population would certify the problem without an adversary.
+        The maximiser must be given. ``mfoc.certify`` on this problem and population would certify the problem without
+        an adversary.
         """
-        return certify(self, solution, maximiser=maximiser, **settings)  # type: ignore[arg-type]  # None is refused
+        return certify(self, solution, maximiser=maximiser, **settings)
 
 
 def game(

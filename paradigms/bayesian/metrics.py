@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mfoc import InvalidType, InvalidValue
-from mfoc.checks import check_integer
+from mfoc.checks import check_instance, check_integer
 from paradigms.bayesian.laws.likelihoods import aligned
 from paradigms.bayesian.laws.prediction import Prediction
 
@@ -101,10 +101,14 @@ def _probabilities(prediction: Prediction | Tensor, y: Any) -> Tensor:
     if isinstance(prediction, Prediction) and not prediction.classes:
         raise InvalidValue("prediction is of numbers; calibration and accuracy are for classes")
     found = prediction.mean if isinstance(prediction, Prediction) else prediction
-    if not isinstance(found, Tensor) or found.dim() != 2:
-        raise InvalidType("prediction: expected a Prediction, or the probabilities of classes [N, C]")
-    if not isinstance(y, Tensor) or y.dtype != torch.int64 or y.shape != (len(found),):
-        raise InvalidValue(f"y: expected {len(found)} integer labels (torch.int64)")
+    check_instance(Tensor, "a Prediction, or the probabilities of classes [N, C]", prediction=found)
+    if found.dim() != 2:
+        raise InvalidValue(f"prediction has shape {tuple(found.shape)}; expected the probabilities of classes [N, C]")
+    check_instance(Tensor, f"{len(found)} integer labels (torch.int64)", y=y)
+    if y.dtype != torch.int64:
+        raise InvalidType(f"y has dtype {y.dtype}; expected {len(found)} integer labels (torch.int64)")
+    if y.shape != (len(found),):
+        raise InvalidValue(f"y has shape {tuple(y.shape)}; expected {len(found)} integer labels (torch.int64)")
     if not bool((found >= 0).all()) or not torch.allclose(found.sum(1), torch.ones_like(found[:, 0]), atol=1e-3):
         raise InvalidValue("prediction: rows must be probabilities that sum to 1 (logits.softmax(1)?)")
     return found

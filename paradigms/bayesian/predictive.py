@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import mfoc
 from mfoc import InvalidType, InvalidValue, require, tree
-from mfoc.checks import check_integer
+from mfoc.checks import check_instance, check_integer
 from paradigms.bayesian.laws.likelihoods import Categorical, Gaussian
 from paradigms.bayesian.laws.prediction import Drawable, Prediction, of_classes, of_numbers
 from paradigms.bayesian.pyro.guides import model_of
@@ -105,10 +105,12 @@ def _of_guide(guide: Any, arguments: Any, samples: int, seed: int, site: str | N
     shape = first.batch_shape + first.event_shape
 
     def log_probs(y: Any) -> Tensor:
-        if not isinstance(y, Tensor) or y.shape != shape:
-            what = f"has shape {tuple(y.shape)}" if isinstance(y, Tensor) else f"is a {type(y).__name__}"
-            raise InvalidValue(f"y {what}; the predictions are of a tensor of shape {tuple(shape)}")
-        if classes and (y.is_floating_point() or int(y.min()) < 0 or int(y.max()) >= first.probs.shape[-1]):
+        check_instance(Tensor, f"a tensor of shape {tuple(shape)}, as the predictions are", y=y)
+        if y.shape != shape:
+            raise InvalidValue(f"y has shape {tuple(y.shape)}; the predictions are of shape {tuple(shape)}")
+        if classes and y.is_floating_point():
+            raise InvalidType(f"y has dtype {y.dtype}; expected integer labels")
+        if classes and (int(y.min()) < 0 or int(y.max()) >= first.probs.shape[-1]):
             raise InvalidValue(f"y must hold integer labels from 0 to {first.probs.shape[-1] - 1}")
         try:
             each = torch.stack([law.log_prob(y) for law in laws])

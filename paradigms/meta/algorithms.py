@@ -214,9 +214,12 @@ def reptile(
 def _head(names: list[str], head: str | Sequence[str] | None) -> list[str]:
     if head is None:
         head = names[-1].rpartition(".")[0] or names[-1]
-    wanted = [head] if isinstance(head, str) else list(head) if isinstance(head, Sequence) else [head]
-    if not wanted or not all(isinstance(prefix, str) and prefix for prefix in wanted):
-        raise InvalidValue(f"head is {head!r}; expected names of parameters or submodules, at least one, or None")
+    expected = "names of parameters or submodules, at least one, or None"
+    wanted = [head] if isinstance(head, str) or not isinstance(head, Sequence) else list(head)
+    for prefix in wanted:
+        check_instance(str, expected, head=prefix)
+    if not all(wanted) or not wanted:
+        raise InvalidValue(f"head is {head!r}; expected {expected}")
     found = {prefix: [name for name in names if f"{name}.".startswith(f"{prefix}.")] for prefix in wanted}
     for prefix, within in found.items():
         if not within:
@@ -234,9 +237,10 @@ def _initial_rates(inner_lr: Any, phi: Weights) -> Weights:
             "by name"
         )
     rates = dict(inner_lr) if isinstance(inner_lr, dict) else dict(zip(phi, inner_lr, strict=False))
-    if len(inner_lr) != len(phi) or not all(isinstance(rates.get(name), Tensor) for name in phi):
+    if len(inner_lr) != len(phi) or rates.keys() != phi.keys():
         raise InvalidValue(f"inner_lr has {len(inner_lr)} entries; expected a tensor for each of {', '.join(phi)}")
     for name, leaf in phi.items():
+        check_instance(Tensor, f"a tensor of the shape of {name!r}", inner_lr=rates[name])
         if rates[name].shape != leaf.shape:
             raise InvalidValue(
                 f"inner_lr of {name!r} has shape {tuple(rates[name].shape)}; the parameter has {tuple(leaf.shape)}"

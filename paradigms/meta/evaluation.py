@@ -56,7 +56,7 @@ class Adaptation:
                 return row
         raise KeyError(f"{steps!r}; the table has {[row.steps for row in self.rows]}")
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         header = ("steps", "query loss", "" if self.rows[0].accuracy is None else "accuracy", "")
         notes = [f"({row.diverged} of {self.tasks} tasks diverged)" if row.diverged else "" for row in self.rows]
         rows = [(row.steps, row.loss, row.accuracy or "", note) for row, note in zip(self.rows, notes, strict=True)]

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.autograd import Function
 
 import mfoc
-from mfoc import InvalidType, InvalidValue, deprecation
+from mfoc import InvalidType, InvalidValue, deprecation, tree
 from mfoc.checks import check_between, check_integer, check_non_negative, check_positive
 from mfoc.derivatives import gradients
 from paradigms.meta.formulations import MetaFormulation, assemble, checked_controls
@@ -70,12 +70,12 @@ class Equilibrium:
         return phi
 
     def solve(self, phi: Weights, g: Sequence[Tensor], pair: Pair) -> list[Tensor]:
-        """P with (I + H / strength) p = g, each task on its own, by conjugate gradients."""
+        """The solution p of (I + H / strength) p = g, each task on its own, by conjugate gradients."""
         right = [leaf.detach() for leaf in g]
         return _conjugate_gradients(self.operator(phi, pair), right, self.cg_steps, self.cg_tol)
 
     def operator(self, phi: Weights, pair: Pair) -> Callable[[list[Tensor]], list[Tensor]]:
-        """V to (I + H / strength) v, the Hessian at phi."""
+        """The map of v to (I + H / strength) v, the Hessian at phi."""
         with torch.enable_grad():
             free = {name: leaf.detach().requires_grad_() for name, leaf in phi.items()}
             slopes = list(self.objective.slopes(free, {}, pair).values())
@@ -96,32 +96,28 @@ def _conjugate_gradients(apply: Any, g: list[Tensor], steps: int, tol: float) ->
     7.1); ``residuals`` reports it.
     """
     p, r, d = [torch.zeros_like(a) for a in g], list(g), list(g)
-    rr = _dots(r, r)
+    rr = tree.dot(r, r)
     goal = rr * tol * tol
     for k in range(steps):
         if bool((rr <= goal).all()):
             break
         bent = apply(d)
-        curvature = _dots(d, bent)
+        curvature = tree.dot(d, bent)
         moving = (rr > goal) & (curvature > 0)
         a = torch.where(moving, rr / curvature, 0.0)
         if k == 0:
             p = _plus(p, ((rr > goal) & (curvature <= 0)).to(a.dtype), g)
         p, r = _plus(p, a, d), _plus(r, -a, bent)
-        fresh = _dots(r, r)
+        fresh = tree.dot(r, r)
         d = _plus(r, torch.where(moving, fresh / rr, 0.0), d)
         rr = torch.where(moving, fresh, torch.minimum(fresh, goal))
     return p
 
 
-def _dots(left: list[Tensor], right: list[Tensor]) -> Tensor:
-    return torch.stack([(a * b).flatten(1).sum(1) for a, b in zip(left, right, strict=True)]).sum(0)
-
-
 def _relative(left: list[Tensor], right: list[Tensor]) -> Tensor:
     """||left|| / ||right|| of each task ``[tasks]``; 0 for 0 / 0."""
-    size = _dots(left, left)
-    return torch.where(size == 0, size, size / _dots(right, right)).sqrt()
+    size = tree.dot(left, left)
+    return torch.where(size == 0, size, size / tree.dot(right, right)).sqrt()
 
 
 def _plus(x: list[Tensor], a: Tensor, y: list[Tensor]) -> list[Tensor]:
@@ -226,7 +222,7 @@ def _check_descent(loop: Loop, settle: Equilibrium, controls: Any, z: Any) -> No
         settled = settle.settle(start, pair)
         away = [settled[name] - leaf for name, leaf in start.items()]
         before = settle.objective.value(start, {}, pair)
-        after = settle.objective.value(settled, {}, pair) + settle.strength / 2 * _dots(away, away)
+        after = settle.objective.value(settled, {}, pair) + settle.strength / 2 * tree.dot(away, away)
     if not bool(after.mean() <= before.mean()):
         raise InvalidValue(
             f"{settle.steps} steps of inner_lr {settle.rate:g} take the regularised support loss of the first batch "
@@ -249,7 +245,7 @@ class Residuals:
     adjoint: Estimate
     worst: tuple[float, float]
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         return (
             f"relative residuals: equilibrium {self.equilibrium}, at worst {self.worst[0]:.3g}; "
             f"adjoint {self.adjoint}, at worst {self.worst[1]:.3g}"

@@ -77,10 +77,10 @@ def to_learn2learn(formulation: MetaFormulation, solution: Any) -> Any:
 
     Args:
         formulation: what ``maml``, ``reptile`` (MAML), ``meta_sgd`` (MetaSGD) or ``from_learn2learn`` returned.
-        solution: the solution, or anything with ``controls``.
+        solution: a solution, an iterate or controls.
 
     Raises:
-        InvalidType: a formulation that learn2learn has no algorithm for.
+        InvalidValue: a formulation that learn2learn has no algorithm for.
         MissingExtra: learn2learn is not installed.
     """
     controls = checked_controls(formulation, solution)
@@ -93,7 +93,7 @@ def to_learn2learn(formulation: MetaFormulation, solution: Any) -> Any:
     net = to_module(formulation.net, controls["phi"])
     plain = loop.move is not None and loop.move.direction is None
     if not plain or set(loop.adapted) != set(controls["phi"]):
-        raise InvalidType(
+        raise InvalidValue(
             "learn2learn has no algorithm for this inner loop (a learned rule, an equilibrium or an adapted head "
             "alone); use paradigms.meta.Learner, which has its clone() and adapt(loss)"
         )
@@ -102,8 +102,8 @@ def to_learn2learn(formulation: MetaFormulation, solution: Any) -> Any:
         return known.MAML(net, formulation.inner_lr, first_order=formulation.first_order, allow_nograd=frozen)
     rates = controls["alpha"]
     if any(rates[name].shape != leaf.shape for name, leaf in controls["phi"].items()):
-        raise InvalidType("learn2learn's MetaSGD has one step size a weight; this has others for each inner step")
+        raise InvalidValue("learn2learn's MetaSGD has one step size a weight; this has others for each inner step")
     if rates.keys() != dict(net.named_parameters()).keys():
-        raise InvalidType("learn2learn's MetaSGD adapts every parameter; this network has some that require no grad")
+        raise InvalidValue("learn2learn's MetaSGD adapts every parameter; this network has some that require no grad")
     lrs = nn.ParameterList([nn.Parameter(rates[name].detach().clone()) for name, _ in net.named_parameters()])
     return known.MetaSGD(net, lrs=lrs, first_order=formulation.first_order)

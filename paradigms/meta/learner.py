@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mfoc import InvalidType, InvalidValue, tree
+from mfoc.checks import check_instance
 from mfoc.networks.inspection import BOOKKEEPING, without_inplace
 from paradigms.meta.formulations import MetaFormulation, checked_controls, to_module
 
@@ -126,7 +127,8 @@ class Learner(nn.Module):
         The flags are those of ``Learner``; as the clone has them when None.
 
         Raises:
-            InvalidValue: no scalar, a loss that does not depend on the weights, or a learner that is no clone.
+            InvalidType, InvalidValue: no scalar tensor, a loss that does not depend on the weights, or a learner that
+                is no clone.
         """
         if not self._cloned:
             raise InvalidValue("adapt was called on the learner itself; call clone() first, and adapt the clone")
@@ -171,9 +173,9 @@ class Learner(nn.Module):
 
 
 def _check_loss(loss: Any) -> None:
-    if not isinstance(loss, Tensor) or loss.dim() != 0:
-        what = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
-        raise InvalidValue(f"loss is no scalar tensor ({what}); pass the mean over the support")
+    check_instance(Tensor, "a scalar tensor, the mean over the support", loss=loss)
+    if loss.dim() != 0:
+        raise InvalidValue(f"loss is no scalar tensor (shape {tuple(loss.shape)}); pass the mean over the support")
     if not loss.requires_grad:
         raise InvalidValue("loss has no graph (computed under no_grad, or detached); adapt differentiates it")
 

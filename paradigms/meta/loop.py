@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 import mfoc
-from mfoc import InvalidType, InvalidValue, deprecation
+from mfoc import InvalidType, InvalidValue, deprecation, tree
+from mfoc.derivatives import gradients
 from paradigms.meta.losses import TaskLoss
 from paradigms.meta.stacked import StackedNetwork, Weights
 
@@ -33,13 +34,13 @@ class Rule:
     def __call__(self, k: int, phi: Weights, slopes: Weights, control: Any) -> Weights:
         """The fast weights after step ``k``, counted from 0."""
         alpha = self.alpha(k, control)
-        ways = slopes if self.direction is None else self.direction(slopes, phi, control)
+        directions = slopes if self.direction is None else self.direction(slopes, phi, control)
         if isinstance(alpha, int | float):
-            moved = torch._foreach_add(list(phi.values()), [ways[name] for name in phi], alpha=-alpha)
+            moved = torch._foreach_add(list(phi.values()), [directions[name] for name in phi], alpha=-alpha)
             return dict(zip(phi, moved, strict=True))
         if isinstance(alpha, Tensor):
-            return {name: phi[name] - alpha * ways[name] for name in phi}
-        return {name: torch.addcmul(phi[name], alpha[name], ways[name], value=-1) for name in phi}
+            return {name: phi[name] - alpha * directions[name] for name in phi}
+        return {name: torch.addcmul(phi[name], alpha[name], directions[name], value=-1) for name in phi}
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,7 @@ class TaskObjective:
                 pair = tuple(leaf.detach() for leaf in pair)
             total = self.loss.total(self.network({**free, **body}, pair[0], start=self.start), pair[1])
             leaves = list(free.values())
-            found = torch.autograd.grad(total, leaves, create_graph=onward, allow_unused=True, materialize_grads=True)
+            found = gradients(total, leaves, create_graph=onward)
         return dict(zip(fast, found, strict=True))
 
     def _parts(
@@ -207,9 +208,8 @@ class Loop:
         value = self.query_loss(x, z)
         if not self.toward:
             return value
-        way = {name: (leaf - x["fast"][name]).detach() for name, leaf in x["start"].items()}
-        paired = sum((leaf * way[name]).flatten(1).sum(1) for name, leaf in x["start"].items())
-        assert isinstance(paired, Tensor)
+        back = {name: (leaf - x["fast"][name]).detach() for name, leaf in x["start"].items()}
+        paired = tree.dot(x["start"], back)
         return value.detach() + (paired - paired.detach())
 
     def states(self, controls: Any, z: Any, steps: Sequence[int]) -> Iterator[tuple[int, State]]:

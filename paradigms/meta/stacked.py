@@ -40,7 +40,7 @@ _POOLS = {
 }  # fmt: skip
 
 
-@dataclass
+@dataclass(eq=False)
 class _Flow:
     """Values on their way through a chain."""
 

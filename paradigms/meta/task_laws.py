@@ -14,7 +14,7 @@ from torch import Tensor
 
 import mfoc
 from mfoc import InvalidType, InvalidValue
-from mfoc.checks import check_integer
+from mfoc.checks import check_instance, check_integer
 from mfoc.seeding import mixed_seed
 
 Pair = tuple[Tensor, Tensor]
@@ -45,7 +45,7 @@ def _pair(pair: Any, name: str) -> Pair:
         raise InvalidType(f"{name} is a {type(pair).__name__}; expected a pair (x, y) of tensors [tasks, shots, ...]")
     for leaf, part in zip(pair, "xy", strict=True):
         if isinstance(leaf, list | tuple):
-            raise InvalidValue(
+            raise InvalidType(
                 f"{name} {part} is a list, so its tasks may have different numbers of shots; tasks of one batch are "
                 "evaluated together: stack them to [tasks, shots, ...], with as many shots in each"
             )
@@ -63,8 +63,9 @@ def check_tasks(particles: Any) -> mfoc.Particles:
     if not isinstance(particles, mfoc.Particles):
         raise InvalidType(f"tasks is a {type(particles).__name__}; expected mfoc.Particles, see paradigms.meta.tasks")
     data = particles.data
-    if not isinstance(data, dict) or not {"support", "query"} <= data.keys():
-        raise InvalidValue("a task's data must be a dict with 'support' and 'query'; make it with paradigms.meta.tasks")
+    check_instance(dict, "a dict with 'support' and 'query', as paradigms.meta.tasks makes it", data=data)
+    if not {"support", "query"} <= data.keys():
+        raise InvalidValue(f"a task's data has keys {list(data)}; expected 'support' and 'query'")
     for name in ("support", "query"):
         x, y = _pair(data[name], name)
         if x.dim() < 2 or y.dim() < 2 or x.shape[:2] != y.shape[:2]:
@@ -143,7 +144,8 @@ def sinusoids(
 
 def check_range(name: str, limits: Any) -> None:
     """Refuses what is no pair of finite numbers in order."""
-    pair = limits if isinstance(limits, tuple | list) and len(limits) == 2 else (math.nan, math.nan)
-    numbers = all(isinstance(end, int | float) and math.isfinite(end) for end in pair)
-    if not numbers or pair[0] > pair[1]:
-        raise InvalidValue(f"{name} is {limits!r}; expected a range (low, high)")
+    message = f"{name} is {limits!r}; expected a range (low, high)"
+    if not isinstance(limits, tuple | list) or not all(isinstance(end, int | float) for end in limits):
+        raise InvalidType(message)
+    if len(limits) != 2 or not all(map(math.isfinite, limits)) or limits[0] > limits[1]:
+        raise InvalidValue(message)

@@ -59,7 +59,7 @@ class LogDensity:
         """Log densities ``[n]`` of points ``[n, d]``.
 
         Raises:
-            InvalidValue: the points are not ``[n, d]``, or the function does not return ``[n]``.
+            InvalidType, InvalidValue: the points are not ``[n, d]``, or the function does not return ``[n]``.
         """
         self._check_points(x)
         value = self.function(x)
@@ -158,7 +158,8 @@ class LogDensity:
 
     def _check_points(self, x: Tensor) -> None:
         if not isinstance(x, Tensor) or x.dim() != 2 or x.shape[1] != self.dim:
-            raise InvalidValue(
+            error = InvalidValue if isinstance(x, Tensor) else InvalidType
+            raise error(
                 f"the points are {shape_or_type(x)}; expected particles of dimension {self.dim}, (n, {self.dim})"
             )
 

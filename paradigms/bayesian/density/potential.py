@@ -13,7 +13,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 import mfoc
@@ -63,10 +62,10 @@ def to_potential(target: Any, data: Any = None, *, chains: int = 1, seed: int = 
         target = getattr(target, "density", target)
     density = target if isinstance(target, LogDensity) else log_density(target, data, **options)
     check_integer(1, chains=chains)
+    check_integer(0, seed=seed)
     start = density.check(density.initial(chains, seed))
 
     def potential_fn(parameters: Mapping[str, Tensor]) -> Tensor:
-        x = torch.cat([parameters[name].reshape(-1) for name in density.shapes])[None]
-        return -density(x)[0]
+        return -density(density.ravel({name: leaf[None] for name, leaf in parameters.items()}))[0]
 
     return Potential(potential_fn, density.unravel(start if chains > 1 else start[0]), density)

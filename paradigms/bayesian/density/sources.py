@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 import mfoc
 from mfoc import InvalidType, InvalidValue, tree
-from mfoc.checks import check_instance, check_integer, check_positive
+from mfoc.checks import check_flag, check_instance, check_integer, check_positive
 from mfoc.networks.inspection import trainable
 from paradigms.bayesian.density.density import LogDensity, flat, split, vectorised
 from paradigms.bayesian.laws.likelihoods import NOISE, Gaussian, likelihood_of, says_its_sign
@@ -85,6 +85,7 @@ def log_density(
         MissingExtra: a Pyro model without pyro.
     """
     check_integer(1, size=size, optional=True)
+    check_flag(traced=traced)
     options = {"like": like, "likelihood": likelihood, "noise": noise, "prior": prior, "minibatch": minibatch}
     if isinstance(source, LogDensity):
         return source

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mfoc import InvalidType, InvalidValue, tree
-from mfoc.checks import check_positive
+from mfoc.checks import check_instance, check_positive
 from mfoc.networks import per_sample
 from paradigms.bayesian.laws.normal import HALF_LOG_2PI, broadcasts, normal_log_prob, shape_or_type
 
@@ -186,12 +186,13 @@ def likelihood_of(what: Any, noise: Any = None) -> Likelihood:
         return Categorical()
     if isinstance(what, Gaussian | Categorical | OfFunction):
         return what
-    if callable(what) and not isinstance(what, type):
-        return NegativeLogLikelihood(what)
-    raise InvalidValue(
-        f"likelihood is {what!r}; expected 'gaussian', 'categorical' or a function (output, y) -> the negative log "
-        "likelihood of each observation, [N]"
+    expected = (
+        "'gaussian', 'categorical' or a function (output, y) -> the negative log likelihood of each observation, [N]"
     )
+    if isinstance(what, str):
+        raise InvalidValue(f"likelihood is {what!r}; expected {expected}")
+    check_instance(Callable, expected, likelihood=what)
+    return NegativeLogLikelihood(what)
 
 
 def says_its_sign(what: Any) -> bool:

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.distributions.constraints import Constraint
 
 from mfoc import InvalidType, InvalidValue, require
+from mfoc.printing import by_identity
 from mfoc.seeding import mixed_seed, seeded
 from paradigms.bayesian.laws.normal import unvalidated
 
@@ -98,7 +99,8 @@ def prototype(model: Callable[..., Any], arguments: Arguments, *, seed: int = 0)
             trace = arguments.call(poutine.block(poutine.trace(model).get_trace))
             trace.compute_log_prob(lambda name, site: site["is_observed"])  # refuses values outside of the support
     except Exception as error:  # whatever the user's model raises
-        raise InvalidValue(f"the Pyro model cannot be run on these data: {error}") from error
+        hint = "; a network needs likelihood=" if isinstance(model, torch.nn.Module) else ""
+        raise InvalidValue(f"the Pyro model cannot be run on these data: {error}{hint}") from error
     for name, site in trace.nodes.items():
         if _subsample(site):
             if site["fn"].subsample_size not in (None, site["fn"].size):
@@ -109,7 +111,9 @@ def prototype(model: Callable[..., Any], arguments: Arguments, *, seed: int = 0)
         elif site["type"] == "sample" and not site["is_observed"]:
             _check_latent(name, site["fn"])
     if not dict(trace.iter_stochastic_nodes()):
-        raise InvalidValue("the Pyro model has no latent variable; there is nothing to infer")
+        raise InvalidValue(
+            "the Pyro model has no latent variable; there is nothing to infer, and a network needs likelihood="
+        )
     return require("pyro", "bayes").poutine.util.prune_subsample_sites(trace)
 
 
@@ -174,6 +178,7 @@ def check_batch(whole: Any, part: Any, *, instead: str) -> None:
             )
 
 
+@by_identity
 class Joint(NamedTuple):
     """Log densities of a model at some latents; ``prior + volume`` is that of the unconstrained latents."""
 

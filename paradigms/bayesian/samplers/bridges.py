@@ -63,11 +63,12 @@ def bridge_matching(made: Follmer, ends: Tensor, *, particles: int = 2048, seed:
     check_instance(Follmer, "what follmer(...) returns", made=made)
     check_integer(1, particles=particles)
     check_integer(0, seed=seed)
-    paths = made.sampling
+    paths = made.path_problem
     paths.check_bridges()
-    if not isinstance(ends, Tensor) or not ends.numel():
-        what = "an empty tensor" if isinstance(ends, Tensor) else f"a {type(ends).__name__}"
-        raise InvalidType(f"ends is {what}; expected draws from the target [m, {made.density.dim}]")
+    expected = f"draws from the target [m, {made.density.dim}]"
+    check_instance(Tensor, expected, ends=ends)
+    if not ends.numel():
+        raise InvalidValue(f"ends is an empty tensor; expected {expected}")
     pool = made.density.check(ends.detach().to(made.density.like).clone())
 
     def draw(k: int) -> mfoc.Particles:
@@ -76,6 +77,23 @@ def bridge_matching(made: Follmer, ends: Tensor, *, particles: int = 2048, seed:
     return dataclasses.replace(made, problem=paths.matching, population=mfoc.population(draw))
 
 
+def _also_sampler_first(cls: type[CrossEntropy]) -> type[CrossEntropy]:
+    """Keeps the spelling of version 0.1, ``CrossEntropy(made, inner, ...)``, beside that of today."""
+    plain = cls.__init__
+
+    @functools.wraps(plain)
+    def init(self: CrossEntropy, *args: Any, **options: Any) -> None:
+        if args and isinstance(args[0], Follmer):  # no solver is one, so that nothing else is meant
+            options["made"], *args = args  # type: ignore[assignment]
+        plain(self, *args, **options)
+        if self.made is not None:
+            warn("CrossEntropy(made, inner, ...) is now CrossEntropy(inner, ...): the problem knows its sampler")
+
+    cls.__init__ = init  # type: ignore[method-assign]
+    return cls
+
+
+@_also_sampler_first
 @dataclass(frozen=True)
 class CrossEntropy:
     """Solves a path-integral sampler by bridge matching to its own weighted end points: the cross-entropy method.
@@ -140,7 +158,7 @@ class CrossEntropy:
             ends = torch.cat([self._drawn(own, controls, k), ends])[: self.keep * self.paths]
             if not len(ends):
                 lost = tree.leaves(controls)[0].new_tensor(math.inf)
-                return controls, state, mfoc.Info(lost, [torch.zeros_like(leaf) for leaf in controls.values()])
+                return controls, state, mfoc.Info(lost, tree.map(torch.zeros_like, controls))
             ends = self._moved(own, ends, k)
         cloud = own.bridges(ends, self.particles, mixed_seed(own.seed, k, 4))
         controls, inner, info = self.inner.step(own.matching, controls, state["inner"], cloud)
@@ -186,19 +204,3 @@ class CrossEntropy:
                 f"moves returned {shape_or_type(found)} for end points {tuple(ends.shape)}; expected that shape"
             )
         return problem.density.check(found.detach().to(ends))
-
-
-_plain = CrossEntropy.__init__
-
-
-@functools.wraps(_plain)
-def _with_sampler(self: CrossEntropy, *args: Any, **options: Any) -> None:
-    """Keeps the spelling of version 0.1, in which the sampler came first."""
-    if args and isinstance(args[0], Follmer):
-        options["made"], *args = args  # type: ignore[assignment]
-    _plain(self, *args, **options)
-    if self.made is not None:
-        warn("CrossEntropy(made, inner, ...) is now CrossEntropy(inner, ...): the problem knows its sampler")
-
-
-CrossEntropy.__init__ = _with_sampler  # type: ignore[method-assign]

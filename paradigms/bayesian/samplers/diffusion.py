@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import mfoc
 from mfoc import InvalidValue
 from mfoc.checks import check_integer
-from mfoc.networks.inspection import is_dropout, mixes, trainable
+from mfoc.networks.inspection import mixes, random_parts, trainable
 from mfoc.problem import controls_of
 from mfoc.seeding import mixed_seed
 from paradigms.bayesian.density import LogDensity
@@ -57,8 +57,9 @@ class Diffusion:
         """Refuses a policy that does not fit."""
         if not self.controls():
             raise InvalidValue("policy has no parameter that requires grad; there is nothing to solve for")
+        random = dict(random_parts(self.policy))
         for name, module in self.policy.named_modules():
-            if mixes(module) or is_dropout(module, active=True):
+            if mixes(module) or name in random:
                 mixing = "mixes the paths of a batch, whose weights must be independent"
                 raise InvalidValue(
                     f"policy: {name or 'the module'} ({type(module).__name__}) "

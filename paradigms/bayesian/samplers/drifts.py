@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from mfoc import InvalidType, InvalidValue
-from mfoc.checks import check_instance, check_integer, check_positive
+from mfoc.checks import check_flag, check_instance, check_integer, check_positive
 
 
 class Drift(nn.Module):
@@ -50,6 +50,7 @@ class Drift(nn.Module):
         check_integer(1, dim=dim, hidden=hidden)
         check_integer(0, layers=layers, seed=seed)
         check_positive(clip=clip, T=T)
+        check_flag(score=score)
         if base is not None:
             check_instance(nn.Module, "a torch.nn.Module of (t, x)", base=base)
         self.clip, self.T, self.takes_score, self.base = clip, T, score, base

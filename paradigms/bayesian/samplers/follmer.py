@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 import mfoc
 from mfoc import InvalidValue
-from mfoc.checks import check_instance, check_integer, check_positive
+from mfoc.checks import check_flag, check_instance, check_integer, check_positive
 from mfoc.formulation import Formulation
 from paradigms.bayesian.density import LogDensity
 from paradigms.bayesian.samplers.diffusion import Diffusion, PathProblem, grid
@@ -81,7 +81,7 @@ class Evidence:
 
     @property
     def gap(self) -> float:
-        """J + log Z."""
+        """The sum J + log Z."""
         return self.J + self.log_z
 
     def resampled(self, n: int | None = None, *, seed: int = 0) -> Tensor:
@@ -104,33 +104,33 @@ class Follmer(Formulation):
     """The path-integral sampler written as a control problem; its control is the policy's parameters.
 
     Attributes:
-        sampling: the problem of its paths: ``problem``, unless something else is minimised (``bridge_matching``).
+        path_problem: the problem of its paths: ``problem``, unless something else is minimised (``bridge_matching``).
     """
 
-    sampling: PathProblem
+    path_problem: PathProblem
 
     def __repr__(self) -> str:
-        return f"Follmer({self.sampling!r})"
+        return f"Follmer({self.path_problem!r})"
 
     @property
     def density(self) -> LogDensity:
         """The target."""
-        return self.sampling.density
+        return self.path_problem.density
 
     @property
     def diffusion(self) -> Diffusion:
         """The controlled diffusion on its grid."""
-        return self.sampling.diffusion
+        return self.path_problem.diffusion
 
     @property
     def particles(self) -> int:
         """Paths in a batch and in the readout."""
-        return self.sampling.particles
+        return self.path_problem.particles
 
     @property
     def seed(self) -> int:
         """Of the paths."""
-        return self.sampling.seed
+        return self.path_problem.seed
 
     def evaluate(self, solution: Any, *, n: int = 4096, seed: int = 1) -> Evidence:
         """Log Z with its error bar, the effective sample size and J, on paths of its own.
@@ -148,7 +148,7 @@ class Follmer(Formulation):
 
     def paths(self, solution: Any, *, n: int = 4096, seed: int = 1) -> tuple[Tensor, Tensor]:
         """Paths of the diffusion: their end points ``[n, d]`` and log weights ``[n]``; see ``evaluate``."""
-        return self.sampling.paths(solution, n=n, seed=seed)
+        return self.path_problem.paths(solution, n=n, seed=seed)
 
 
 def follmer(
@@ -195,6 +195,7 @@ def follmer(
     """
     check_instance(LogDensity, "what log_density(...) returns", target=target)
     check_positive(sigma=sigma, T=T, spacing=spacing)
+    check_flag(path_gradient=path_gradient, stop_score=stop_score)
     check_integer(1, steps=steps, particles=particles)
     check_integer(0, seed=seed)
     if policy is None:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from mfoc import InvalidValue
-from mfoc.checks import check_choice, check_positive
+from mfoc.checks import check_between, check_choice, check_positive
 
 
 @runtime_checkable
@@ -29,12 +29,12 @@ class Kernel(Protocol):
     """A kernel, known by the direction it gives; it must treat the particles alike."""
 
     def direction(self, x: Tensor, score: Tensor) -> Tensor:
-        """Phi ``[n, d]`` from the points ``[n, d]`` and the gradients of their log densities ``[n, d]``."""
+        """The direction ``[n, d]`` from the points ``[n, d]`` and the gradients of their log densities ``[n, d]``."""
 
 
 @dataclass(frozen=True)
 class RBF:
-    """K(x, y) = exp(-|x - y|^2 / h).
+    """The Gaussian kernel k(x, y) = exp(-|x - y|^2 / h).
 
     Attributes:
         bandwidth: h; None takes median^2 / log(n + 1) of the distances of the pairs, at each step (Liu & Wang 2016,
@@ -155,6 +155,8 @@ def discrepancy(x: Tensor, score: Tensor, *, length: float = 1.0, beta: float = 
     Returns:
         mean_j k_p(x_i, x_j), ``[n]``.
     """
+    check_positive(length=length)
+    check_between(-1, 0, beta=beta)
     d, c = x.shape[1], length**-2
     x = x - x.mean(0)
     r = c * _squares(x)

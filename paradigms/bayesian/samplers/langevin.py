@@ -50,6 +50,9 @@ class SGLD(ULA):
 
     batch_size: int
 
+    def __post_init__(self) -> None:
+        check_integer(1, batch_size=self.batch_size)
+
     def draw(self, density: LogDensity, n: int, generator: torch.Generator) -> dict[str, Tensor]:
         """See ``Flow``; "index" holds the observations of each particle."""
         assert density.size is not None

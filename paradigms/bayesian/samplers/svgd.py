@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mfoc import InvalidValue
-from mfoc.checks import check_instance
+from mfoc.checks import check_instance, check_non_negative
 from paradigms.bayesian.density.density import LogDensity
 from paradigms.bayesian.samplers.kernels import RBF, Kernel
 from paradigms.bayesian.samplers.runs import Sampler, State, Steps, as_density, points, sampler
@@ -30,7 +30,7 @@ class Rule(Protocol):
 
 @dataclass(frozen=True)
 class PlainRule:
-    """X + h phi: explicit Euler, and ``torch.optim.SGD``."""
+    """The step x + h phi: explicit Euler, and ``torch.optim.SGD``."""
 
     def memory(self, x: Tensor) -> dict[str, Tensor]:
         """See ``Rule``."""
@@ -52,6 +52,14 @@ class AdamRule:
 
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
+
+    def __post_init__(self) -> None:
+        check_instance(tuple | list, "two numbers in [0, 1)", betas=self.betas)
+        for beta in self.betas:
+            check_non_negative(betas=beta)
+        if len(self.betas) != 2 or max(self.betas) >= 1:
+            raise InvalidValue(f"betas is {self.betas!r}; expected two numbers in [0, 1)")
+        check_non_negative(eps=self.eps)
 
     def memory(self, x: Tensor) -> dict[str, Tensor]:
         """See ``Rule``."""
@@ -77,6 +85,9 @@ class AdaGradRule:
 
     decay: float = 0.9
     eps: float = 1e-6
+
+    def __post_init__(self) -> None:
+        check_non_negative(decay=self.decay, eps=self.eps)
 
     def memory(self, x: Tensor) -> dict[str, Tensor]:
         """See ``Rule``."""

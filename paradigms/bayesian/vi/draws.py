@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -15,7 +16,8 @@ from mfoc.problem import controls_of
 from mfoc.seeding import mixed_seed
 
 
-class Settings(NamedTuple):
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Settings:
     """What ``variational`` is asked for, of networks and of Pyro models."""
 
     samples: int

@@ -86,7 +86,7 @@ def variational(
     check_choice(*ESTIMATORS, estimator=estimator)
     if kl is not None:
         check_choice("exact", "sampled", kl=kl)
-    settings = Settings(samples, batch_size, tau, size, kl, seed)
+    settings = Settings(samples=samples, batch_size=batch_size, tau=tau, size=size, kl=kl, seed=seed)
     if isinstance(model, nn.Module) and not _is_pyro(model):
         if likelihood is None:
             raise InvalidValue("likelihood is missing; a network needs 'gaussian', 'categorical' or a function")

@@ -122,6 +122,21 @@ def test_the_interval_is_wilsons(successes, trials, confidence):
     assert wilson(successes, trials, confidence) == pytest.approx((expected.low, expected.high), abs=1e-12)
 
 
+@pytest.mark.parametrize(
+    ("call", "error", "words"),
+    [
+        (lambda: wilson("a", 2), mfoc.InvalidType, "successes is 'a'"),
+        (lambda: wilson(0, 0), mfoc.InvalidValue, "trials is 0"),
+        (lambda: wilson(3, 2), mfoc.InvalidValue, "successes is 3"),
+        (lambda: quiet(attacks={3: FGSM()}), mfoc.InvalidType, "name is a int"),
+        (lambda: quiet(attacks={"clean": FGSM()}), mfoc.InvalidValue, "'clean'"),
+    ],
+)
+def test_bad_input_is_refused_with_a_reason(call, error, words):
+    with pytest.raises(error, match=words):
+        call()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("norm", "epsilon"), [("linf", 0.2), ("l2", 0.8)])
 def test_images_meet_the_attacks_of_torchattacks(norm, epsilon):

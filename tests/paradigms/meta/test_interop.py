@@ -171,7 +171,7 @@ def test_learner_refuses():
 def test_what_learn2learn_has_no_name_for():
     for name in ("per step", "anil", "rule"):
         formulation = OURS[name](mlp())
-        with pytest.raises(mfoc.InvalidType, match="learn2learn"):
+        with pytest.raises(mfoc.InvalidValue, match="learn2learn"):
             to_learn2learn(formulation, formulation.problem)
     with pytest.raises(mfoc.InvalidType, match="MAML, MetaSGD or GBML"):
         from_learn2learn(mlp(), LAW, F.mse_loss, inner_steps=1)

@@ -58,6 +58,8 @@ def test_pure_functions_of_the_step(law):
         (lambda: sinusoids(phase=(0.0, math.inf)), "phase is"),
         (lambda: sinusoids(dtype=torch.int64), "dtype is torch.int64"),
         (lambda: tasks(torch.zeros(1), torch.zeros(1)), "pair"),
+        (lambda: check_tasks(mfoc.Particles(torch.zeros(1), torch.zeros(1))), "data is a Tensor; expected a dict"),
+        (lambda: check_tasks(mfoc.Particles(torch.zeros(1), {"query": torch.zeros(1)})), r"keys \['query'\]"),
         (lambda: tasks((torch.zeros(1, 1, 2), torch.zeros(1, 1)), (torch.zeros(1, 1, 3), torch.zeros(1, 1))), "shapes"),
     ],
 )

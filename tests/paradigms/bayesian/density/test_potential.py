@@ -9,7 +9,7 @@ from torch import nn
 
 import mfoc
 from paradigms.bayesian import follmer, log_density, to_potential
-from tests.paradigms.bayesian.samplers.targets import MEAN, Constant, X, Y
+from tests.paradigms.bayesian.targets import MEAN, Constant, X, Y
 from tests.problems import D, seeded
 
 

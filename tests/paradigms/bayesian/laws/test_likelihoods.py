@@ -165,7 +165,7 @@ class Student(nn.Module):
 
 REFUSED = {
     "a name": (net(1), COLUMN, {"likelihood": "poisson"}, "likelihood is 'poisson'"),
-    "a class": (net(1), COLUMN, {"likelihood": nn.MSELoss}, "likelihood is <class"),
+    "a class": (net(1), COLUMN, {"likelihood": nn.MSELoss}, "likelihood is the class MSELoss"),
     "a noise that is not positive": (net(1), COLUMN, {"likelihood": "gaussian", "noise": -1.0}, "noise is -1.0"),
     "a noise that is infinite": (net(1), COLUMN, {"likelihood": "gaussian", "noise": math.inf}, "noise is inf"),
     "a noise that is no number": (net(1), COLUMN, {"likelihood": "gaussian", "noise": "a"}, "noise is 'a'"),

@@ -197,13 +197,14 @@ def test_observations_that_do_not_fit_are_refused():
     for prediction, y, words in (
         (numbers, Y[:, None], r"shape \(10, 1\)"),
         (numbers, Y[:3], r"shape \(3,\)"),
-        (numbers, 3.0, "is a float"),
         (numbers, Y * torch.nan, "outside"),
         (labels, LABELS + 1, "from 0 to 3"),
-        (labels, LABELS.double(), "integer labels"),
         (predict(posterior(), X, samples=2), normal(10, 2) * torch.nan, "NaN"),
     ):
         with pytest.raises(mfoc.InvalidValue, match=words):
+            nll(prediction, y)
+    for prediction, y, words in ((numbers, 3.0, "is a float"), (labels, LABELS.double(), "integer labels")):
+        with pytest.raises(mfoc.InvalidType, match=words):
             nll(prediction, y)
     with pytest.raises(mfoc.InvalidType, match="list"):
         rmse(numbers, [1.0] * 10)

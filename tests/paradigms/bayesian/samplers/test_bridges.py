@@ -9,7 +9,7 @@ from torch import nn
 
 import mfoc
 from paradigms.bayesian import CrossEntropy, Drift, GaussianDrift, PathProblem, bridge_matching, follmer, log_density
-from tests.paradigms.bayesian.samplers.targets import COVARIANCE, LOG_Z, MEAN, Constant, gaussian, wild
+from tests.paradigms.bayesian.targets import COVARIANCE, LOG_Z, MEAN, Constant, gaussian, wild
 from tests.problems import D
 
 ADAM = mfoc.Gradient(partial(torch.optim.Adam, lr=0.01))
@@ -272,7 +272,7 @@ class Branching(Constant):
     [
         (lambda made: bridge_matching(gaussian(), draws(3)), mfoc.InvalidType, "follmer"),
         (lambda made: bridge_matching(made, [1.0]), mfoc.InvalidType, "ends is a list"),
-        (lambda made: bridge_matching(made, draws(3)[:0]), mfoc.InvalidType, "empty"),
+        (lambda made: bridge_matching(made, draws(3)[:0]), mfoc.InvalidValue, "empty"),
         (lambda made: bridge_matching(made, draws(3)[:, :1]), mfoc.InvalidValue, "2"),
         (lambda made: bridge_matching(made, draws(3), particles=0), mfoc.InvalidValue, "particles is 0"),
         (lambda made: bridge_matching(made, draws(3), seed=-1), mfoc.InvalidValue, "seed is -1"),

@@ -11,7 +11,7 @@ import torch
 import mfoc
 from paradigms.bayesian import AdamRule, CrossEntropy, Drift, follmer, langevin, log_density, sample, svgd
 from tests.oracles import bayesian as oracles
-from tests.paradigms.bayesian.samplers.targets import X, Y, conjugate
+from tests.paradigms.bayesian.targets import X, Y, conjugate
 from tests.problems import D
 
 FLIPS = torch.tensor([1.0] * 7 + [0.0] * 3, dtype=D)

@@ -8,7 +8,7 @@ import torch
 import mfoc
 from paradigms.bayesian import Drift, GaussianDrift
 from tests.oracles import bayesian as oracles
-from tests.paradigms.bayesian.samplers.targets import COVARIANCE, MEAN
+from tests.paradigms.bayesian.targets import COVARIANCE, MEAN
 from tests.problems import D
 
 
@@ -31,6 +31,7 @@ def test_the_gaussian_drift_is_the_gradient_of_the_value():
         (lambda: Drift(2, hidden=0), mfoc.InvalidValue, "hidden is 0"),
         (lambda: Drift(2, layers=-1), mfoc.InvalidValue, "layers is -1"),
         (lambda: Drift(2, clip=-1.0), mfoc.InvalidValue, "clip is -1.0"),
+        (lambda: Drift(2, score="yes"), mfoc.InvalidType, "score is 'yes'"),
         (lambda: Drift(2, base=lambda t, x: x), mfoc.InvalidType, "base is a function"),
         (lambda: GaussianDrift(MEAN, COVARIANCE, sigma=0.0), mfoc.InvalidValue, "sigma is 0.0"),
         (lambda: GaussianDrift([0.0, 0.0], COVARIANCE), mfoc.InvalidType, "mean is a list"),

@@ -5,7 +5,7 @@ import torch
 
 import mfoc
 from paradigms.bayesian import follmer
-from tests.paradigms.bayesian.samplers.targets import Constant, at_start, gaussian, wild
+from tests.paradigms.bayesian.targets import Constant, at_start, gaussian, wild
 from tests.problems import D
 
 

@@ -12,7 +12,7 @@ import mfoc
 from mfoc import testing
 from mfoc.schemes import euler_maruyama
 from paradigms.bayesian import Drift, GaussianDrift, follmer, log_density
-from tests.paradigms.bayesian.samplers.targets import COVARIANCE, LOG_Z, MEAN, Constant, at_start, gaussian, wild
+from tests.paradigms.bayesian.targets import COVARIANCE, LOG_Z, MEAN, Constant, at_start, gaussian, wild
 from tests.problems import D, normal
 
 ADAM = mfoc.Gradient(partial(torch.optim.Adam, lr=0.02))
@@ -267,6 +267,12 @@ class Layered(nn.Module):
             "mixes",
         ),
         (lambda: follmer(gaussian(), Layered(nn.Dropout(0.5))), mfoc.InvalidValue, "draws at random"),
+        (
+            lambda: follmer(gaussian(), Layered(nn.LSTM(2, 2, 2, dropout=0.5))),
+            mfoc.InvalidValue,
+            "LSTM. draws at random",
+        ),
+        (lambda: follmer(gaussian(), stop_score="no"), mfoc.InvalidType, "stop_score is 'no'"),
         (lambda: follmer(gaussian(), Mixing(MEAN)), mfoc.InvalidValue, "mixes the paths"),
         (lambda: follmer(gaussian(), Chancy(MEAN)), mfoc.InvalidValue, "draws at random"),
         (lambda: follmer(gaussian(), Drift(2).double(), T=2.0), mfoc.InvalidValue, "another end time than T = 2"),

@@ -9,7 +9,7 @@ from pyro.infer import RBFSteinKernel
 import mfoc
 from paradigms.bayesian import RBF, PyroRBF, discrepancy
 from tests.oracles import bayesian as oracles
-from tests.paradigms.bayesian.samplers.targets import centred
+from tests.paradigms.bayesian.targets import centred
 from tests.problems import D, normal
 
 
@@ -92,6 +92,8 @@ def test_rounding_of_points_that_coincide_is_no_distance():
     ("call", "error", "words"),
     [
         (lambda: RBF(-1.0), mfoc.InvalidValue, "bandwidth"),
+        (lambda: discrepancy(torch.eye(2), torch.eye(2), length="a"), mfoc.InvalidType, "length is 'a'"),
+        (lambda: discrepancy(torch.eye(2), torch.eye(2), beta=0.5), mfoc.InvalidValue, "beta is 0.5"),
         (lambda: PyroRBF(mode="both"), mfoc.InvalidValue, "'both'"),
     ],
 )

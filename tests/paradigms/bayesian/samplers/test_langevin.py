@@ -8,7 +8,8 @@ import torch
 
 import mfoc
 from paradigms.bayesian import langevin, log_density, sample
-from tests.paradigms.bayesian.samplers.targets import NARROW, centred, quartic
+from paradigms.bayesian.samplers.langevin import SGLD
+from tests.paradigms.bayesian.targets import NARROW, centred, quartic
 from tests.problems import D, normal
 
 
@@ -94,6 +95,9 @@ POINTS = normal(4, 3)
     [
         (lambda: langevin(quartic(), step=0.1, method="hmc"), mfoc.InvalidValue, "'hmc'"),
         (lambda: langevin(quartic(), step=0.0), mfoc.InvalidValue, "positive finite"),
+        (lambda: langevin(quartic(), step=["a"] * 2, steps=2), mfoc.InvalidType, "step is 'a'"),
+        (lambda: langevin(quartic(), step=lambda t: None), mfoc.InvalidType, "step is None"),
+        (lambda: SGLD("a"), mfoc.InvalidType, "batch_size is 'a'"),
         (lambda: langevin(quartic(), step="small"), mfoc.InvalidType, "step is a str"),
         (lambda: langevin(quartic(), step=[0.1, 0.1], steps=3), mfoc.InvalidValue, "horizon is 3"),
         (lambda: langevin(quartic(), step=torch.ones(2)), mfoc.InvalidValue, "3 axes"),

@@ -11,7 +11,7 @@ from torch import nn
 import mfoc
 from mfoc import testing
 from paradigms.bayesian import AdamRule, PyroRBF, langevin, log_density, sample, svgd
-from tests.paradigms.bayesian.samplers.targets import X, Y, centred, conjugate, quartic
+from tests.paradigms.bayesian.targets import X, Y, centred, conjugate, quartic
 from tests.problems import D, normal
 
 ADAM = mfoc.Gradient(partial(torch.optim.Adam, lr=0.05))

@@ -7,7 +7,7 @@ from pyro.infer import SVGD, RBFSteinKernel
 
 import mfoc
 from paradigms.bayesian import RBF, AdaGradRule, AdamRule, PlainRule, PyroRBF, log_density, sample, svgd
-from tests.paradigms.bayesian.samplers.targets import X, Y, conjugate, quartic
+from tests.paradigms.bayesian.targets import X, Y, conjugate, quartic
 from tests.problems import normal
 
 
@@ -45,6 +45,9 @@ def test_adagrad_against_a_loop():
     ("call", "error", "words"),
     [
         (lambda: svgd(quartic(), step=0.1, particles=1), mfoc.InvalidValue, "two particles"),
+        (lambda: AdamRule(betas="ab"), mfoc.InvalidType, "betas is a str"),
+        (lambda: AdamRule(betas=(0.9, 1.0)), mfoc.InvalidValue, r"expected two numbers in \[0, 1\)"),
+        (lambda: AdaGradRule(decay=None), mfoc.InvalidType, "decay is None"),
         (lambda: svgd(quartic(), step=0.1, kernel=RBF), mfoc.InvalidType, "an instance"),
         (lambda: svgd(quartic(), step=0.1, rule=torch.optim.Adam), mfoc.InvalidType, "an instance"),
     ],
