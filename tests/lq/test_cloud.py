@@ -55,7 +55,7 @@ def test_problem_with_noise_has_the_value_exactly(sampled, feedback):
         error(expected_quadratic(cost, 3 * N + 3 * N * k), lq.value(m0, cov, particles=N, shared=not feedback)) < 1e-10
     )
     assert problem.kind is None
-    with pytest.raises(ValueError, match=r"data is NoneType; expected normal variables of shape \(N, 3"):
+    with pytest.raises(mfoc.InvalidType, match=r"data is a NoneType; expected normal variables of shape \(N, 3"):
         rollout(problem, controls, Particles(m0.expand(N, 3)))
 
 

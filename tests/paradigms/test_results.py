@@ -1,4 +1,4 @@
-"""What the paradigms return or hand on compares by identity wherever it may hold tensors, so that ``==`` never raises."""
+"""What the paradigms hand on compares by identity wherever it may hold tensors, so that ``==`` never raises."""
 
 import dataclasses
 import importlib

@@ -103,12 +103,16 @@ class Categorical:
         if output.dim() != 2:
             raise InvalidValue(f"the network's output has shape {tuple(output.shape)}; expected logits [N, classes]")
 
-    def check(self, output: Any, y: Any) -> None:
-        """Refuses labels that do not fit the logits ``[B, C]``."""
+    def check_labels(self, output: Any, y: Any) -> None:
+        """Refuses what is no label for each of the logits ``[B, C]``, whatever the labels are."""
         integer = isinstance(y, Tensor) and not (y.is_floating_point() or y.is_complex() or y.dtype == torch.bool)
         if not integer or y.dim() != 1:
             raise InvalidType(f"y is {_described(y)}; a categorical likelihood needs integer labels [N]")
         self.check_output(output)
+
+    def check(self, output: Any, y: Any) -> None:
+        """Refuses labels that do not fit the logits ``[B, C]``."""
+        self.check_labels(output, y)
         if int(y.min()) < 0 or int(y.max()) >= output.shape[1]:
             raise InvalidValue(
                 f"y holds labels from {int(y.min())} to {int(y.max())}; the network has {output.shape[1]} classes"

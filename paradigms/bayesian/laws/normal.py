@@ -15,7 +15,7 @@ HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
 
 def normal_log_prob(x: Tensor, loc: Any, scale: Any) -> Tensor:
     """Log density of N(loc, scale^2), by entry."""
-    log_scale = scale.log() if isinstance(scale, Tensor) else math.log(scale)
+    log_scale = scale.log() if isinstance(scale, Tensor) else math.log(scale) if scale > 0 else math.nan
     value: Tensor = -0.5 * ((x - loc) / scale).square() - log_scale - HALF_LOG_2PI
     return value
 

@@ -103,6 +103,8 @@ def observe(site: str, likelihood: Likelihood, output: Any, y: Any, learned: Ten
         if y is not None:
             pyro.factor(site, likelihood.log_prob(*tree.map(lambda leaf: leaf[None], (output, y)))[0])
     elif isinstance(likelihood, likelihoods.Categorical):
+        if y is not None:
+            likelihood.check_labels(output, y)
         pyro.sample(site, pyro.distributions.Categorical(logits=output), obs=y)
     else:
         noise = likelihood.noise.to(output) if learned is None else learned  # type: ignore[union-attr]

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import mfoc
+from paradigms import bayesian
 from paradigms.bayesian import (
     LogLikelihood,
     NegativeLogLikelihood,
@@ -241,3 +242,21 @@ def test_the_other_doors_have_always_read_it_so():
 def test_a_likelihood_that_is_read_is_a_likelihood():
     for what in ("categorical", squared, LogLikelihood(squared)):
         assert likelihood_of(likelihood_of(what)) == likelihood_of(what)
+
+
+def test_labels_of_another_shape_are_refused_by_the_pyro_model_of_a_network_too(double):
+    net, (x, y) = seeded(lambda: nn.Linear(3, 2)), (normal(8, 3), torch.arange(8) % 2)
+    model = bayesian.as_model(net, likelihood="categorical")
+    bayesian.log_density(model, (x, y))
+    for wrong in (y[:, None], y.double()):
+        with pytest.raises(mfoc.MfocError, match=r"integer labels \[N\]"):
+            bayesian.log_density(model, (x, wrong))
+
+
+@pytest.mark.parametrize("scale", [-1.0, 0.0])
+def test_a_prior_without_a_density_is_refused(scale):
+    prior = torch.distributions.Normal(0.0, scale, validate_args=False)
+    data = (normal(8, 3), normal(8, 1))
+    with pytest.raises(mfoc.InvalidValue, match=r"prior of .* NaN or infinite"):
+        net = seeded(lambda: nn.Sequential(nn.Linear(3, 1)))
+        bayesian.variational(net, data, likelihood="gaussian", prior=prior)
