@@ -257,6 +257,6 @@ def test_labels_of_another_shape_are_refused_by_the_pyro_model_of_a_network_too(
 def test_a_prior_without_a_density_is_refused(scale):
     prior = torch.distributions.Normal(0.0, scale, validate_args=False)
     data = (normal(8, 3), normal(8, 1))
+    net = seeded(lambda: nn.Sequential(nn.Linear(3, 1)))
     with pytest.raises(mfoc.InvalidValue, match=r"prior of .* NaN or infinite"):
-        net = seeded(lambda: nn.Sequential(nn.Linear(3, 1)))
         bayesian.variational(net, data, likelihood="gaussian", prior=prior)
