@@ -7,6 +7,7 @@ import torch
 
 import mfoc
 from paradigms.meta import few_shot, sinusoids, tasks
+from paradigms.meta.task_laws import check_tasks
 from tests.problems import same_bits
 
 
