@@ -93,13 +93,13 @@ def prototype(model: Callable[..., Any], arguments: Arguments, *, seed: int = 0)
     subsample.
     """
     poutine = require("pyro", "bayes").poutine
+    hint = "; a network needs likelihood=" if isinstance(model, torch.nn.Module) else ""
     try:
         with store_kept(), seeded(mixed_seed(seed, 5)), torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of log densities that are not finite, which callers refuse
             trace = arguments.call(poutine.block(poutine.trace(model).get_trace))
             trace.compute_log_prob(lambda name, site: site["is_observed"])  # refuses values outside of the support
     except Exception as error:  # whatever the user's model raises
-        hint = "; a network needs likelihood=" if isinstance(model, torch.nn.Module) else ""
         raise InvalidValue(f"the Pyro model cannot be run on these data: {error}{hint}") from error
     for name, site in trace.nodes.items():
         if _subsample(site):
@@ -111,9 +111,7 @@ def prototype(model: Callable[..., Any], arguments: Arguments, *, seed: int = 0)
         elif site["type"] == "sample" and not site["is_observed"]:
             _check_latent(name, site["fn"])
     if not dict(trace.iter_stochastic_nodes()):
-        raise InvalidValue(
-            "the Pyro model has no latent variable; there is nothing to infer, and a network needs likelihood="
-        )
+        raise InvalidValue(f"the Pyro model has no latent variable; there is nothing to infer{hint}")
     return require("pyro", "bayes").poutine.util.prune_subsample_sites(trace)
 
 
