@@ -185,6 +185,9 @@ def test_cross_entropy_leaves_out_paths_that_explode():
     assert bool(seen[0].isfinite().all())
     nowhere = follmer(gaussian(), Exploding(-1e9), steps=4)
     solution = nowhere.solve(CrossEntropy(ADAM, paths=500), steps=1)
+    solver, (problem, start) = CrossEntropy(ADAM, paths=50), (nowhere.problem, nowhere.problem.controls)
+    info = solver.step(problem, start, solver.init(problem, start), nowhere.population(0))[2]
+    assert mfoc.tree.same_structure(info.gradient, start)
     assert solution.status is mfoc.Status.NONFINITE
     assert solution.last.step == 0
 
