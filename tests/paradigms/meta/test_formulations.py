@@ -94,7 +94,8 @@ def test_a_formulation_prints_in_a_line_and_compares():
 
 def test_old_names_of_an_inner_loop():
     loop = maml(mlp(), F.mse_loss, batch(), inner_steps=1, inner_lr=LR).loop
-    assert loop.inner is loop.objective
+    with pytest.warns(DeprecationWarning, match=r"\.inner is now \.objective"):
+        assert loop.inner is loop.objective
     with pytest.warns(DeprecationWarning, match="inner= is now objective="):
         again = Loop(inner=loop.objective, adapted=loop.adapted, move=loop.move)
     assert again == loop
