@@ -33,9 +33,8 @@ def gradients(
         A tensor for each input, of its shape.
     """
     outputs = [outputs] if isinstance(outputs, Tensor) else outputs
-    # Expanded, not filled: products with it then run over whole blocks of memory, not over the last axis.
-    seeds = [output.new_ones(()).expand(output.shape) for output in outputs] if seeds is None else seeds
-    reached = [(output, seed) for output, seed in zip(outputs, seeds, strict=True) if output.requires_grad]
+    given = map(_ones, outputs) if seeds is None else seeds
+    reached = [(output, seed) for output, seed in zip(outputs, given, strict=True) if output.requires_grad]
     free = [leaf for leaf in inputs if leaf.requires_grad]
     if not reached or not free:
         return [torch.zeros_like(leaf) for leaf in inputs]
@@ -51,6 +50,14 @@ def gradients(
         )
     )
     return [next(found) if leaf.requires_grad else torch.zeros_like(leaf) for leaf in inputs]
+
+
+def _ones(output: Tensor) -> Tensor | None:
+    """Ones, which autograd makes itself for a number.
+
+    They are expanded, not filled: products with them then run over whole blocks of memory, not over the last axis.
+    """
+    return output.new_ones(()).expand(output.shape) if output.dim() else None
 
 
 def tree_gradients(output: Tensor, trees: Sequence[Tree]) -> list[Tree]:
