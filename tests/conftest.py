@@ -4,8 +4,11 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from hypothesis import settings
 
 torch.set_num_threads(1)
+settings.register_profile("mfoc", deadline=None, derandomize=True)  # no test is about time, and each is seeded
+settings.load_profile("mfoc")
 
 
 @pytest.fixture
