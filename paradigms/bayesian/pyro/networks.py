@@ -122,6 +122,9 @@ def as_pyro(prior: Distribution) -> Any:
     if hasattr(prior, "to_event"):
         return prior
     same = getattr(require("pyro", "bayes").distributions, type(prior).__name__, None)
-    if same is None:
-        raise InvalidValue(f"prior is {prior}, which Pyro does not have; use a distribution of pyro.distributions")
-    return same(**{key: getattr(prior, key) for key in prior.arg_constraints})
+    try:
+        return same(**{key: getattr(prior, key) for key in prior.arg_constraints})  # type: ignore[misc]
+    except TypeError as error:  # Pyro has none of that name, or it is made of other distributions
+        raise InvalidValue(
+            f"prior is {prior}, which cannot be made one of Pyro's; use a distribution of pyro.distributions"
+        ) from error

@@ -104,5 +104,8 @@ def test_a_law_that_pyro_does_not_have_is_refused_by_a_pyro_model():
     class Own(torch.distributions.Normal):
         pass
 
-    with pytest.raises(mfoc.InvalidValue, match="which Pyro does not have"):
-        as_model(net(), prior=Own(0.0, 1.0), **GAUSSIAN)
+    scale = torch.distributions.AffineTransform(0.0, 2.0)
+    made_of_another = torch.distributions.TransformedDistribution(torch.distributions.Normal(0.0, 1.0), [scale])
+    for prior in (Own(0.0, 1.0), made_of_another):
+        with pytest.raises(mfoc.InvalidValue, match="cannot be made one of Pyro's"):
+            as_model(net(), prior=prior, **GAUSSIAN)
