@@ -17,22 +17,11 @@ from paradigms.meta import (
     maml,
     meta_sgd,
     reptile,
-    sinusoids,
 )
 from tests.oracles.meta import called, each_task, error, inner_loop
+from tests.paradigms.meta.nets import batch, mlp
 
 LR = 0.05
-
-
-def mlp(seed=0, width=7):
-    torch.manual_seed(seed)
-    return nn.Sequential(
-        nn.Linear(1, width), nn.Tanh(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 1)
-    ).double()
-
-
-def batch(n=4, shots=5, queries=6, seed=0):
-    return sinusoids(tasks=n, shots=shots, queries=queries, seed=seed, dtype=torch.float64)
 
 
 def sgd(k, name, phi, slope):

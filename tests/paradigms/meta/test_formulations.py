@@ -7,7 +7,6 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 import mfoc
 from paradigms.meta import (
@@ -18,24 +17,13 @@ from paradigms.meta import (
     maml,
     meta_sgd,
     reptile,
-    sinusoids,
 )
 from paradigms.meta.loop import Loop, TaskObjective
 from tests.oracles.meta import each_task
+from tests.paradigms.meta.nets import batch, mlp
 
 LR = 0.05
 ADAM = mfoc.Gradient(partial(torch.optim.Adam, lr=1e-2))
-
-
-def mlp(seed=0, width=7):
-    torch.manual_seed(seed)
-    return nn.Sequential(
-        nn.Linear(1, width), nn.Tanh(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 1)
-    ).double()
-
-
-def batch(n=4, shots=5, queries=6, seed=0):
-    return sinusoids(tasks=n, shots=shots, queries=queries, seed=seed, dtype=torch.float64)
 
 
 FORMULATIONS = {

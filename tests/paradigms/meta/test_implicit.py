@@ -17,20 +17,10 @@ from paradigms.meta import (
     tasks,
 )
 from tests.oracles.meta import each_task, error
+from tests.paradigms.meta.nets import batch, mlp
 from tests.problems import D, normal, same_bits, seeded
 
 LAW = sinusoids(tasks=4, shots=5, queries=6, dtype=D)
-
-
-def mlp(seed=0, width=7):
-    torch.manual_seed(seed)
-    return nn.Sequential(
-        nn.Linear(1, width), nn.Tanh(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 1)
-    ).double()
-
-
-def batch(n=4, shots=5, queries=6, seed=0):
-    return sinusoids(tasks=n, shots=shots, queries=queries, seed=seed, dtype=torch.float64)
 
 
 def cloud(support, query=None):

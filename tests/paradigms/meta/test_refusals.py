@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import nn
 
 import mfoc
-from paradigms.meta import anil, learned_update, maml, meta_sgd, reptile, sinusoids, tasks
+from paradigms.meta import anil, learned_update, maml, meta_sgd, reptile, tasks
+from tests.paradigms.meta.nets import batch, mlp
 from tests.problems import D, generator, normal, seeded
 
 LR = 0.1
@@ -23,17 +24,6 @@ def cloud(support, query=None):
     """Tasks with these targets."""
     query = support if query is None else query
     return tasks((normal(3, 4, 4), support), (normal(3, 4, 4, seed=5), query))
-
-
-def mlp(seed=0, width=7):
-    torch.manual_seed(seed)
-    return nn.Sequential(
-        nn.Linear(1, width), nn.Tanh(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 1)
-    ).double()
-
-
-def batch(n=4, shots=5, queries=6, seed=0):
-    return sinusoids(tasks=n, shots=shots, queries=queries, seed=seed, dtype=torch.float64)
 
 
 good = {"inner_steps": 1, "inner_lr": 0.1}
