@@ -9,14 +9,8 @@ from torch import nn
 
 import mfoc
 from tests.architectures import Reused, seeded
+from tests.oracles.training import output
 from tests.problems import normal, same_bits
-
-
-def output(problem, x, z=None, controls=None):
-    controls = problem.controls if controls is None else controls
-    for t in range(problem.stages):
-        x = problem.dynamics(t, x, problem.schedule(controls, t), z)
-    return x
 
 
 def test_resnet18_by_stage_names():

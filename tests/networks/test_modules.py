@@ -6,14 +6,8 @@ from torch import nn
 
 import mfoc
 from mfoc.networks import MaskedDropout
+from tests.oracles.training import output
 from tests.problems import D, distance, normal
-
-
-def output(problem, x, z=None, controls=None):
-    controls = problem.controls if controls is None else controls
-    for t in range(problem.stages):
-        x = problem.dynamics(t, x, problem.schedule(controls, t), z)
-    return x
 
 
 def test_masked_dropout():

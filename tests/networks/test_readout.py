@@ -10,16 +10,10 @@ from torch import nn
 
 import mfoc
 from tests.architectures import NETWORKS, batch_norm_net, mlp_net
+from tests.oracles.training import output
 from tests.problems import normal, same_bits
 
 SGD = partial(torch.optim.SGD, lr=0.1)
-
-
-def output(problem, x, z=None, controls=None):
-    controls = problem.controls if controls is None else controls
-    for t in range(problem.stages):
-        x = problem.dynamics(t, x, problem.schedule(controls, t), z)
-    return x
 
 
 @pytest.mark.parametrize("name", NETWORKS)

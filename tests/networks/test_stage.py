@@ -10,14 +10,8 @@ from torch import nn
 import mfoc
 from mfoc.networks import Residual
 from tests.architectures import seeded
+from tests.oracles.training import output
 from tests.problems import normal
-
-
-def output(problem, x, z=None, controls=None):
-    controls = problem.controls if controls is None else controls
-    for t in range(problem.stages):
-        x = problem.dynamics(t, x, problem.schedule(controls, t), z)
-    return x
 
 
 def kinds(*modules):

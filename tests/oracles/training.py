@@ -151,3 +151,11 @@ def central_difference(function: Callable[[Tensor], Tensor], point: Tensor, step
 def observed_order(steps: Sequence[float], errors: Sequence[float]) -> float:
     """The order at which errors fall with the step: the slope of a line through both on logarithmic axes."""
     return float(np.polyfit([math.log(h) for h in steps], [math.log(e) for e in errors], 1)[0])
+
+
+def output(problem: mfoc.Problem, x: Any, z: Any = None, controls: Any = None) -> Any:
+    """What leaves the last stage: the stages one after another."""
+    controls = problem.controls if controls is None else controls
+    for t in range(problem.stages):
+        x = problem.dynamics(t, x, problem.schedule(controls, t), z)
+    return x

@@ -222,7 +222,7 @@ def test_a_learned_noise_starts_at_the_residuals_whatever_the_shape():
     [NegativeLogLikelihood(squared), LogLikelihood(squared), nn.PoissonNLLLoss(), F.poisson_nll_loss],
 )
 def test_a_likelihood_that_says_its_sign_is_taken_in_silence(likelihood):
-    log_density(net(1), (X, COUNTS), likelihood=likelihood)
+    assert log_density(net(1), (X, COUNTS), likelihood=likelihood).size == len(X)
 
 
 @pytest.mark.parametrize("likelihood", [squared, Student()])
