@@ -1,0 +1,41 @@
+"""Student's t distribution, for intervals from small samples."""
+
+from __future__ import annotations
+
+import math
+
+from mfoc.checks import check_between, check_integer
+
+
+def student_t_quantile(confidence: float, freedom: int) -> float:
+    """The t with P(|T| <= t) = ``confidence``, T of Student's distribution.
+
+    The distribution function for integer degrees of freedom is a finite sum (Abramowitz & Stegun 1964, eqs. 26.7.3 and
+    26.7.4), which is inverted by bisection.
+
+    Args:
+        confidence: level of a two-sided interval, between 0 and 1.
+        freedom: degrees of freedom: the size of the sample less one, for its mean.
+
+    Raises:
+        InvalidType, InvalidValue: no such level, no degree of freedom.
+    """
+    check_between(0, 1, confidence=confidence)
+    check_integer(1, freedom=freedom)
+    low, high = 0.0, math.pi / 2  # of theta = atan(t / sqrt(freedom))
+    for _ in range(200):
+        theta = (low + high) / 2
+        if theta in (low, high):
+            break
+        low, high = (theta, high) if _within(theta, freedom) < confidence else (low, theta)
+    return math.sqrt(freedom) * math.tan((low + high) / 2)
+
+
+def _within(theta: float, freedom: int) -> float:
+    """P(|T| <= sqrt(freedom) tan(theta))."""
+    cosine, sine = math.cos(theta), math.sin(theta)
+    term, total = (1.0, 0.0) if freedom % 2 == 0 else (cosine, 0.0)
+    for k in range(freedom // 2):
+        total += term
+        term *= cosine**2 * ((2 * k + 1) / (2 * k + 2) if freedom % 2 == 0 else (2 * k + 2) / (2 * k + 3))
+    return sine * total if freedom % 2 == 0 else 2 / math.pi * (theta + sine * total)
