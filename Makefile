@@ -22,7 +22,7 @@ tutorials: $(READY)
 
 bench: $(READY)
 	-$(BIN)/uv pip install -q --python $(BIN)/python --no-deps mpc==0.0.6
-	for script in tests/benchmarks/bench_*.py; do echo "$$script"; $(BIN)/python "$$script" || exit 1; done
+	for script in tests/benchmarks/bench_*.py; do echo "$$script"; PYTHONPATH=. $(BIN)/python "$$script" || exit 1; done
 
 # uv resolves the extras with the overrides in pyproject.toml, which pip does not know. Without a C compiler
 # learn2learn cannot be built: then everything but the `meta` extra is installed.

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from mfoc import tree
-from mfoc.certificate import Certificate
-from mfoc.certificate.study import Measure
+from mfoc.certificate import Certificate, Measure
 from mfoc.checks import check_instance
 from mfoc.errors import InvalidType, InvalidValue, require
 from mfoc.pontryagin import Trajectory
@@ -118,7 +117,7 @@ def certificate(*certificates: Certificate, names: Sequence[str] = ()) -> Any:
             panel.set_yscale("symlog", linthresh=max(min(smallest, default=1.0), 1e-3 * top))
         else:
             panel.set_yscale("log")
-    level = f"bars: {100 * certificates[0].confidence:.0f}% bootstrap intervals over particles"
+    level = f"bars: {100 * certificates[0].confidence:.0f}% intervals for the population"
     figure.suptitle(f"Pontryagin certificate ({level})", fontsize=11)
     if names:
         handles = [panels[0].plot([], [], "o", color=c)[0] for c in _colors(len(names))]

@@ -83,6 +83,9 @@ class Problem(HasControls[Controls]):
             function of (x, u, z), so that a solver may evaluate them in one batch. None: no two are known alike.
         affine: ``affine(t)`` says that f_t is affine in x (a linear or convolutional layer), so that <p, f_t> has the
             same gradient in x everywhere. None: no stage is known to be.
+        noise: ``noise(t, x, u, z) -> [N, d]``, the part of f_t that is noise, sigma dW. Where the control enters it, an
+            optimal control need not minimise H (see ``mfoc.certify``). None: there is none, or it is not known.
+            ``mfoc.continuous`` sets it.
 
     Raises:
         InvalidType: something is not callable, or a control leaf is not a floating-point tensor.
@@ -98,10 +101,12 @@ class Problem(HasControls[Controls]):
     schedule: Schedule = per_stage
     kind: Callable[[int], Hashable] | None = None
     affine: Callable[[int], bool] | None = None
+    noise: Callable[[int, Tree, Tree, Tree], Tensor] | None = None
 
     def __post_init__(self) -> None:
         check_callable("a function", dynamics=self.dynamics, terminal_cost=self.terminal_cost, schedule=self.schedule)
         check_callable("a function", optional=True, running_cost=self.running_cost, kind=self.kind, affine=self.affine)
+        check_callable("a function", optional=True, noise=self.noise)
         object.__setattr__(self, "horizon", self._horizon())
         self.check_controls(self.controls)
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from mfoc import tree
 from mfoc.checks import check_callable, check_integer, check_positive
 from mfoc.errors import InvalidType, InvalidValue
-from mfoc.problem import Problem, Schedule, TerminalCost, per_stage
+from mfoc.problem import Dynamics, Problem, Schedule, TerminalCost, per_stage
 from mfoc.tree import Tree
 
 Drift = Callable[[float, Tree, Tree, Tree], Tree]
@@ -125,6 +125,7 @@ def continuous(
     controls: Tree,
     *,
     running_cost: Callable[[float, Tree, Tree, Tree], Tensor] | None = None,
+    diffusion: float | Callable[[float, Tensor, Tree, Tree], Tensor] | None = None,
     T: float = 1.0,
     scheme: Scheme | euler_maruyama = euler,
     horizon: int | None = None,
@@ -138,6 +139,7 @@ def continuous(
         terminal_cost: ``Phi(x, z) -> [N]``.
         controls: one pytree per step, or one pytree with ``schedule=tied`` and ``horizon``.
         running_cost: rate ``L(t, x, u, z) -> [N]`` per unit of time; integrated with the scheme.
+        diffusion: sigma of dx = b dt + sigma dW, short for ``scheme=euler_maruyama(diffusion)``; see there.
         T: the end time.
         scheme: ``euler``, ``heun``, ``rk4`` or ``euler_maruyama(diffusion)``.
         horizon: number of steps, when the schedule is not per-stage.
@@ -148,22 +150,34 @@ def continuous(
         The discretised problem, with step h = T / steps.
 
     Raises:
-        InvalidValue: T is not a positive finite number.
+        InvalidValue: T is not a positive finite number, or a diffusion is given with another scheme.
         InvalidType: drift or scheme is not a function.
     """
     check_positive(T=T)
     check_callable("a function b(t, x, u, z)", drift=drift)
-    noisy = isinstance(scheme, euler_maruyama)
-    if isinstance(scheme, type) or not (noisy or callable(scheme)):
+    if diffusion is not None:
+        if scheme is not euler:
+            raise InvalidValue(
+                "scheme was given with a diffusion, which euler_maruyama steps; leave scheme out, or pass "
+                "scheme=euler_maruyama(diffusion, noise) alone"
+            )
+        scheme = euler_maruyama(diffusion)
+    if isinstance(scheme, type) or not (isinstance(scheme, euler_maruyama) or callable(scheme)):
         raise InvalidType(f"scheme is {scheme!r}; expected euler, heun, rk4 or euler_maruyama(diffusion)")
     if schedule is per_stage and horizon is None and isinstance(controls, list | tuple):
         horizon = len(controls)
     h = T / horizon if isinstance(horizon, int) and horizon > 0 else T  # a bad horizon is refused by Problem
     base: Scheme = euler if isinstance(scheme, euler_maruyama) else scheme
+    noise: Dynamics | None = None
+    if isinstance(scheme, euler_maruyama):
+        increment = scheme.increment
+
+        def noise(t: int, x: Tree, u: Tree, z: Tree) -> Tensor:
+            return increment(t, t * h, x, u, z, h)
 
     def dynamics(t: int, x: Tree, u: Tree, z: Tree) -> Tree:
         moved = base(drift, t * h, x, u, z, h)
-        return moved + scheme.increment(t, t * h, x, u, z, h) if isinstance(scheme, euler_maruyama) else moved
+        return moved if noise is None else moved + noise(t, x, u, z)
 
     def integrated(t: int, x: Tree, u: Tree, z: Tree) -> Tensor:
         assert running_cost is not None
@@ -184,5 +198,6 @@ def continuous(
         running_cost=None if running_cost is None else integrated,
         horizon=horizon,
         schedule=schedule,
-        kind=(lambda t: "step") if autonomous and not noisy else None,
+        kind=(lambda t: "step") if autonomous and noise is None else None,
+        noise=noise,
     )

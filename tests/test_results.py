@@ -50,7 +50,18 @@ def test_comparing_never_raises(name):
 
 def test_no_class_that_holds_tensors_compares_by_its_fields():
     """Whatever may hold a tensor is compared by identity: named tuples and dataclasses of every module."""
-    plain = {"Measure", "StageCertificate", "Certificate", "Penalty", "Ball", "_Run", "Contestant", "Result"}
+    plain = {
+        "Measure",
+        "StageCertificate",
+        "Certificate",
+        "Verdict",
+        "Evidence",
+        "Penalty",
+        "Ball",
+        "_Run",
+        "Contestant",
+        "Result",
+    }
     plain |= {"euler_maruyama", "Minimax", "MSA", "EMSA", "Gradient", "PGD", "FGSM", "Free", "YOPO", "Descent", "LBFGS"}
     for info in pkgutil.walk_packages(mfoc.__path__, "mfoc."):
         for kind in vars(importlib.import_module(info.name)).values():
@@ -90,9 +101,9 @@ def test_a_certificate_of_many_stages_prints_the_dozen_with_the_largest_residual
     problem = mfoc.Problem(lambda t, x, u, z: x + u, lambda x, z: 0 * x[:, 0], weights, running_cost=_square)
     certificate = mfoc.certify(problem, problem, normal(6, 1), lanczos=1, groups=2)
     lines = str(certificate).splitlines()
-    assert len(lines) == 1 + 1 + 12 + 1 + 1
-    assert [line.split()[0] for line in lines[2:14]] == [str(t) for t in range(18, 30)]
-    assert "and 18 stages with smaller residuals" in lines[14]
+    assert len(lines) == 2 + 1 + 12 + 1 + 2  # verdict and head, header, stages, the rest, totals
+    assert [line.split()[0] for line in lines[3:15]] == [str(t) for t in range(18, 30)]
+    assert "and 18 stages with smaller residuals" in lines[15]
     assert len(certificate.stages) == 30
 
 

@@ -1,120 +1,53 @@
 """A certificate of optimality for controls, however they were found.
 
-By Pontryagin's principle an optimal control minimises E H_t at every stage, with states and costates on its own
-trajectory. The certificate measures, stage by stage, how far that is from true: to first order the stationarity
-residual ||E dH/du||, to second order the smallest eigenvalue of E d2H/du2, and globally the Hamiltonian gap
-E H(u) - min_u E H(u). Each comes with a bootstrap interval over particles.
+To first order it measures the stationarity residual ||dJ/du||, stage by stage E dH_t/du; to second order the smallest
+eigenvalue of the Hessian of J over all controls together, and, stage by stage, that of E d2H_t/du2. The Hamiltonian gap
+E H_t(u) - min_u E H_t(u) looks further, at controls that are far away.
 
-The residual is the gradient of J and vanishes at every local minimum. That u_t minimises H is necessary in continuous
-time; in discrete time it is so where the reachable sets f_t(x, U) and the costs are suitably convex (Halkin 1966), and
-else up to the square of the step: a gap or a negative curvature that shrinks with the step size is no defect of
-the control. (Take f(u) = (u, -u^2/2) and Phi(a, b) = a^2 + b: J = u^2/2 has its minimum at 0, where H = -u^2/2.)
+What is necessary at a minimum of J? That the residual vanishes and the Hessian has no negative eigenvalue: always. That
+u_t minimises E H_t: for one control a stage in continuous time; in discrete time where the reachable sets f_t(x, U) and
+the costs are suitably convex (Halkin 1966), else not; never for a control that stages share; and not, however fine the
+grid, where the control enters the diffusion. (Take f(u) = (u, -u^2/2) and Phi(a, b) = a^2 + b: J = u^2/2 has its
+minimum at 0, where H = -u^2/2.) So a gap and a negative curvature of H alone condemn nothing here: where they point, J
+is rolled out, and counts if it is lower. Where the control enters the diffusion, and ``Problem.noise`` says so, H
+is completed by Peng's second-order adjoint; see ``mfoc.certificate.second_order``.
+
+What it cannot see: a lower minimum that is reached neither from the starts of the search nor by changing one stage.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mfoc import tree
-from mfoc.certificate.study import Bootstrap, Measure, Study, memberships
-from mfoc.checks import check_between, check_instance, check_integer
+from mfoc.certificate.intervals import Measure
+from mfoc.certificate.lower import Search
+from mfoc.certificate.report import Certificate, Principle, StageCertificate
+from mfoc.certificate.second_order import WIDEST, controls_noise, generalised_hamiltonians
+from mfoc.certificate.split import Split, interact
+from mfoc.certificate.study import Row, Study, hamiltonians, objective
+from mfoc.certificate.surroundings import Surroundings, search_starts
+from mfoc.certificate.verdict import Evidence
+from mfoc.checks import check_between, check_instance, check_integer, check_non_negative
+from mfoc.deprecation import warn
 from mfoc.errors import InvalidType, InvalidValue
-from mfoc.frozen import Sweep
 from mfoc.minimisers import LBFGS, Minimiser, check_minimiser
 from mfoc.networks import Loss, from_module, named_stages
+from mfoc.particles import Particles
+from mfoc.pontryagin import rollout
 from mfoc.populations import population as as_population
-from mfoc.printing import html_table, table
 from mfoc.problem import HasControls, Problem, RunningCost, controls_of
+from mfoc.seeding import mixed_seed
 from mfoc.tree import Tree
 
-_HEADER = ("stage", "controls", "residual ||E dH/du||", "gap E H - min E H", "curvature min eig E d2H/du2")
-_SHOWN = 12  # stages in the printed table; of more, those of the largest residuals
-
-
-@dataclass(frozen=True)
-class StageCertificate:
-    """What is certified of one stage (of all stages together, when the control is shared by them).
-
-    Attributes:
-        name: the stage.
-        parameters: how many numbers its control holds.
-        residual: ||E dH/du||.
-        gap: E H(u) - min_u E H(u), by the inner minimiser from u, so a lower bound; infinite where H appears to be
-            unbounded below (a linear layer without weight decay); NaN where the inner minimiser failed.
-        curvature: smallest eigenvalue of E d2H/du2, by Lanczos: an upper bound, within ``curvature_error`` of some
-            eigenvalue (more ``lanczos`` products make it smaller).
-        curvature_error: the residual norm of the eigenpair.
-    """
-
-    name: str
-    parameters: int
-    residual: Measure
-    gap: Measure
-    curvature: Measure
-    curvature_error: float
-
-    def row(self) -> tuple[object, ...]:
-        """Its line in the table; the error of the curvature where it matters."""
-        matters = self.curvature_error > 0.05 * abs(self.curvature.value)
-        error = f"  (± {self.curvature_error:.0e})" if matters else ""
-        return self.name, self.parameters, self.residual, self.gap, f"{self.curvature}{error}"
-
-
-@dataclass(frozen=True, repr=False)
-class Certificate:
-    """The certificate of a control; print it, or draw it with ``mfoc.plot.certificate``.
-
-    Attributes:
-        stages: one entry for each stage that has a control.
-        value: J.
-        particles: how many particles it is measured on.
-        confidence: level of the intervals.
-        backward_passes: what it cost, in backward passes over the whole horizon.
-    """
-
-    stages: list[StageCertificate]
-    value: float
-    particles: int
-    confidence: float
-    backward_passes: float
-
-    @property
-    def residual(self) -> float:
-        """||E dH/du|| over all stages."""
-        return math.hypot(*(stage.residual.value for stage in self.stages))
-
-    @property
-    def gap(self) -> float:
-        """The sum of the stages' Hamiltonian gaps."""
-        return math.fsum(stage.gap.value for stage in self.stages)
-
-    def __repr__(self) -> str:
-        """A table of the stages, of the dozen with the largest residuals where there are more, and the totals."""
-        order = sorted(range(len(self.stages)), key=lambda k: -self.stages[k].residual.value)[:_SHOWN]
-        lines = [self._head, table(_HEADER, [self.stages[k].row() for k in sorted(order)])]
-        if rest := len(self.stages) - len(order):
-            lines.append(f"and {rest} stages with smaller residuals, in .stages")
-        return "\n".join([*lines, self._totals])
-
-    def _repr_html_(self) -> str:
-        return html_table(_HEADER, [stage.row() for stage in self.stages], caption=f"{self._head}; {self._totals}")
-
-    @property
-    def _head(self) -> str:
-        return (
-            f"Pontryagin certificate on {self.particles} particles, J = {self.value:.6g} "
-            f"({100 * self.confidence:.0f}% bootstrap intervals; {self.backward_passes:.0f} backward passes)"
-        )
-
-    @property
-    def _totals(self) -> str:
-        return f"total residual {self.residual:.3g}, total gap {self.gap:.3g}"
+_UNKNOWN = Measure(math.nan, math.nan, math.nan)
 
 
 def certify(
@@ -123,40 +56,51 @@ def certify(
     population: Any,
     *,
     inner: Minimiser | None = None,
+    starts: int = 4,
     lanczos: int = 30,
     groups: int = 20,
-    replicates: int = 1000,
+    replicates: int | None = None,
     confidence: float = 0.95,
+    tol: float = 1e-3,
     seed: int = 0,
     names: Sequence[str] | None = None,
 ) -> Certificate:
-    """Measures how well controls satisfy Pontryagin's minimum principle.
+    """Measures how near controls are to a minimum of J, and says in a sentence what follows.
 
     The particles of one epoch are taken as one cloud: give a subsample of a population that does not fit in memory.
+
+    Intervals are about the population that the particles are a sample of, not about the sample: the residual is freed
+    of the bias of a norm, what a search finds on one half of the particles is judged on the other, Student's t. Where
+    particles interact, the cloud is rolled out again without each group (a jackknife).
 
     Args:
         problem: the control problem.
         controls: the controls to certify; or a solution or iterate that has them.
         population: what ``mfoc.population`` takes.
         inner: minimiser for the gap; ``mfoc.minimisers.LBFGS(steps=100)`` when None.
-        lanczos: products with the Hessian for the curvature.
-        groups: the particles are split into this many groups, which the bootstrap resamples.
-        replicates: bootstrap replicates.
+        starts: from how many controls the gap is searched: the one certified, and others around it.
+        lanczos: products with a Hessian for its lowest eigenvalue.
+        groups: the particles are split into this many groups, whose spread makes the intervals.
+        replicates: deprecated; nothing is resampled any more.
         confidence: level of the intervals.
-        seed: of the grouping, the bootstrap and Lanczos.
+        tol: a residual of this share of its scale counts as zero in the verdict.
+        seed: of the grouping, the starts and Lanczos.
         names: names of the stages, T of them; their numbers when None.
 
     Returns:
-        The certificate. Its cost is 1 + groups + (evaluations of the inner minimiser) + 2 lanczos + 5 backward passes.
+        The certificate; ``certificate.verdict`` is its first line.
 
     Raises:
         InvalidType, InvalidValue: arguments out of range, or particles that do not fit the problem.
     """
     check_instance(Problem, "mfoc.Problem", problem=problem)
-    check_integer(1, lanczos=lanczos, groups=groups, replicates=replicates)
+    check_integer(1, lanczos=lanczos, groups=groups, starts=starts)
     check_between(0, 1, confidence=confidence)
+    check_non_negative(tol=tol)
     check_integer(0, 2**63 - 1, seed=seed)
     _check_names(names, problem.stages)
+    if replicates is not None:
+        warn("certify(replicates=) does nothing any more: the intervals are not resampled", stacklevel=3)
     inner = LBFGS(steps=100, history=20) if inner is None else inner
     check_minimiser(inner)
     if torch.is_inference_mode_enabled():
@@ -164,25 +108,121 @@ def certify(
     cloud = as_population(population).cloud()
     controls = tree.detached(controls_of(controls))
     problem.validate(cloud, controls)
-    sweep, generator = Sweep.at(problem, controls, cloud), torch.Generator().manual_seed(seed)
-    value = float(sweep.cost.mean())
+    with torch.no_grad():
+        value = float(rollout(problem, controls, cloud).cost.mean())
     if not math.isfinite(value):
         raise InvalidValue(f"controls: J is {value} at them, so there is nothing to certify")
-    study = Study(
-        memberships(len(cloud), min(groups, len(cloud)), generator, sweep.cost),
-        Bootstrap(replicates, confidence, generator),
-        inner,
-        lanczos,
-        generator,
-    )
-    found: dict[int, StageCertificate] = {}
-    passes = 1.0
-    for block, (rows, used) in sweep.each(study.block):
-        passes += used * len(block.stages) / problem.stages
-        for stage, row in zip(block.stages, rows, strict=False):  # a shared control has one row for all stages
-            label = "shared" if not problem.per_stage else str(stage) if names is None else names[stage]
-            found[stage] = StageCertificate(label, block.start.shape[1], *row)
-    return Certificate([found[t] for t in sorted(found)], value, len(cloud), confidence, passes)
+    made = _Certifying(problem, controls, cloud, inner, starts, lanczos, groups, confidence, tol, seed, names)
+    with _twice_differentiable_attention():
+        return made.certificate(value)
+
+
+@contextmanager
+def _twice_differentiable_attention() -> Iterator[None]:
+    """The kernel of attention that has second derivatives."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    with sdpa_kernel(SDPBackend.MATH):
+        yield
+
+
+@dataclass(frozen=True, eq=False)
+class _Certifying:
+    """A certificate in the making; see ``certify``."""
+
+    problem: Problem
+    controls: Tree
+    cloud: Particles
+    inner: Minimiser
+    starts: int
+    lanczos: int
+    groups: int
+    confidence: float
+    tol: float
+    seed: int
+    names: Sequence[str] | None
+
+    def certificate(self, value: float) -> Certificate:
+        generator = torch.Generator().manual_seed(self.seed)
+        around = Surroundings.of(self.problem, self.controls, self.cloud, generator)
+        # A law may be at rest at the controls themselves.
+        interacting = any(interact(self.problem, u, self.cloud) for u in (self.controls, around.reference))
+        split = Split.of(self.cloud, self.groups, generator, interacting=interacting)
+        principle = self._principle(interacting)
+        study = Study(split, self.problem.stages, self.inner, self._starts, self.lanczos, generator, self.confidence)
+        all_rows, passes = replace(study, inner=None).rows(objective(self.problem, self.controls))
+        (total,) = all_rows.values()
+        rows, more = self._by_stage(principle, study, total)
+        search = Search(self.problem, self.controls, split, self.confidence)
+        improvement, at = search.best(rows)
+        stages = [self._stage(t, rows[t], around) for t in sorted(rows)]
+        scale = math.hypot(*(stage.scale for stage in stages))
+        where = "" if at is None else self._label(at)
+        evidence = Evidence(
+            stages,
+            len(self.cloud),
+            total.residual,
+            scale,
+            total.curvature,
+            total.note,
+            total.curvature.value - total.bound,
+            total.largest,
+            self._main(total.direction),
+            improvement,
+            where,
+            self.tol,
+        )
+        return Certificate(
+            stages, value, len(self.cloud), self.confidence, passes + more + 5, total.residual, scale,
+            total.curvature, total.error, total.bound, improvement, where, principle, interacting, evidence.verdict(),
+        )  # fmt: skip
+
+    def _principle(self, interacting: bool) -> Principle:
+        if not self.problem.per_stage:
+            return Principle.TIED
+        if not controls_noise(self.problem, self.controls, self.cloud):
+            return Principle.HAMILTONIAN
+        x = self.cloud.state
+        fits = isinstance(x, Tensor) and x.dim() == 2 and x.shape[1] <= WIDEST
+        return Principle.DIFFUSION if fits and not interacting else Principle.WIDE_DIFFUSION
+
+    def _by_stage(self, principle: Principle, study: Study, total: Row) -> tuple[dict[int, Row], float]:
+        if principle is Principle.TIED:
+            return {0: total}, 0.0
+        if principle is Principle.DIFFUSION:
+            return study.rows(generalised_hamiltonians(self.problem, self.controls))
+        if principle is Principle.HAMILTONIAN:
+            return study.rows(hamiltonians(self.problem, self.controls))
+        rows, passes = replace(study, inner=None).rows(hamiltonians(self.problem, self.controls))
+        note = "gap and curvature do not apply: the control enters the diffusion"
+        held = {"gap": _UNKNOWN, "curvature": _UNKNOWN, "error": math.nan, "bound": math.nan, "note": note}
+        return {t: replace(row, **held) for t, row in rows.items()}, passes  # type: ignore[arg-type]
+
+    def _starts(self, stage: int, row: Tensor) -> Tensor:
+        initial = tree.ravel(self.problem.controls[stage]).detach().to(row)
+        generator = torch.Generator().manual_seed(mixed_seed(self.seed, stage))
+        return search_starts(row, None if torch.equal(initial, row) else initial, self.starts - 1, generator)
+
+    def _stage(self, t: int, row: Row, around: Surroundings) -> StageCertificate:
+        own = float(row.slopes.norm(dim=1).square().mean().sqrt())
+        measures = (row.residual, max(around.far[t], own), row.gap, row.curvature, row.error, row.bound)
+        return StageCertificate(self._label(t), row.slopes.shape[1], *measures, around.flat(t, own), row.note)
+
+    def _label(self, t: int) -> str:
+        if not self.problem.per_stage:
+            return "shared"
+        return str(t) if self.names is None else self.names[t]
+
+    def _main(self, direction: Tensor | None) -> str:
+        """The stages that hold most of a direction, where not all do."""
+        if direction is None or not self.problem.per_stage:
+            return ""
+        sizes = [sum(leaf.numel() for leaf in tree.tensors(u)) for u in self.controls]
+        shares = [float(part.square().sum()) for part in torch.split(direction, sizes)]
+        order = sorted(range(len(shares)), key=lambda t: -shares[t])
+        held = [t for t in order if shares[t] > 0.05]
+        named = [self._label(t) for t in sorted(held[:3])]
+        return "" if len(held) > 3 or not named else f"stage{'s' * (len(named) > 1)} {', '.join(named)}"
 
 
 def certify_module(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -17,23 +18,40 @@ class Lowest(NamedTuple):
 
     value: Tensor  # Ritz values, never below the true smallest eigenvalue [G]
     vector: Tensor  # Ritz vectors of unit length [G, n]
-    error: Tensor  # residual norms ||A v - value v||: an eigenvalue lies within this of the value [G]
+    error: Tensor  # residual norms ||A v - value v||: some eigenvalue lies within this of the value [G]
+    bound: Tensor  # the lowest lies at most this far below the value, with the confidence asked for [G]
+    largest: Tensor  # largest Ritz values [G]
     products: int  # products taken
 
 
 def lowest_eigenpair(
-    product: Callable[[Tensor], Tensor], like: Tensor, *, iterations: int, generator: torch.Generator
+    product: Callable[[Tensor], Tensor],
+    like: Tensor,
+    *,
+    iterations: int,
+    generator: torch.Generator,
+    confidence: float = 0.95,
+    first: Tensor | None = None,
 ) -> Lowest:
     """Lanczos with full reorthogonalisation (Golub & Van Loan, "Matrix Computations", 2013, sec. 10.3).
 
     ``product: [G, n] -> [G, n]`` multiplies row g by the symmetric A_g; ``like`` has that shape. n iterations make the
-    result exact. The generator, of the starting vectors, is one of the CPU.
+    result exact. The generator, of the starting vectors, is one of the CPU. Near the vectors ``first``, where they are
+    given, the search starts, and a few products tell how they turn; ``bound`` then says nothing.
+
+    That a Ritz value is near an eigenvalue does not say that it is near the lowest. Of a random start Kuczynski &
+    Wozniakowski (1992, "Estimating the largest eigenvalue by the power and Lanczos algorithms with a random start",
+    theorem 4.2) say that after k products the value misses it by more than a share e of the spectrum's width with
+    probability 1.648 sqrt(n) exp(-sqrt(e) (2 k - 1)) at most. ``bound`` is that at the confidence asked for.
     """
     rows, size = like.shape
     steps = min(iterations, size)
     narrow, like = like, like.to(torch.promote_types(like.dtype, torch.float32))  # half precision has no eigh
     vector = torch.randn(rows, size, generator=generator, dtype=torch.float64, device="cpu").to(like)
     vector = vector / vector.norm(dim=1, keepdim=True)
+    if first is not None:
+        vector = first.to(like) + 0.1 * vector
+        vector = vector / vector.norm(dim=1, keepdim=True)
     basis, diagonal, off = [vector], [], []
     for step in range(steps):
         image = product(vector.to(narrow)).to(like)
@@ -53,8 +71,22 @@ def lowest_eigenpair(
     values, vectors = torch.linalg.eigh(_tridiagonal(diagonal, off, frame))
     weights = vectors[:, :, 0]
     error = off[-1] * weights[:, -1].abs()
+    there = (frame.norm(dim=2) > 0.5).sum(1, keepdim=True)
+    largest = values.gather(1, there - 1)[:, 0]
+    share = (math.log(1.648 * math.sqrt(size) / (1 - confidence)) / (2 * steps - 1)) ** 2
+    missed = (largest - values[:, 0]) * (share / (1 - 2 * share) if share < 0.5 else math.inf)
+    # A Krylov space that is exhausted holds a vector of every eigenvalue.
+    bound = torch.where(_exhausted(frame, off[-1], largest), error, torch.maximum(missed, error))
     vector = torch.einsum("gk,gkn->gn", weights, frame).to(narrow)
-    return Lowest(values[:, 0].to(narrow), vector, error.to(narrow), steps)
+    value, error, bound, largest = (part.to(narrow) for part in (values[:, 0], error, bound, largest))
+    return Lowest(value, vector, error, bound, largest, steps)
+
+
+def _exhausted(frame: Tensor, last: Tensor, scale: Tensor) -> Tensor:
+    """Rows whose Krylov space is the whole space, or invariant."""
+    short = frame.norm(dim=2).amin(1) < 0.5  # it ended before
+    found: Tensor = short | (last <= 1e3 * torch.finfo(last.dtype).eps * scale.abs())
+    return found | (frame.shape[1] == frame.shape[2])
 
 
 def _tridiagonal(diagonal: list[Tensor], off: list[Tensor], frame: Tensor) -> Tensor:

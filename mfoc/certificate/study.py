@@ -1,167 +1,317 @@
-"""What a certificate measures of one block of controls, with bootstrap intervals over groups of particles."""
+"""What a certificate measures of a function of the controls: slope, gap and lowest curvature, with intervals.
+
+Everything is a mean over particles, or found from one: it is evaluated on the whole cloud, on the cloud without each
+fold (what was found there is judged on the fold) and group by group.
+"""
 
 from __future__ import annotations
 
 import logging
 import math
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from mfoc import tree
+from mfoc.certificate.intervals import Measure, eigenvalue_interval, gap_interval, residual_interval
 from mfoc.certificate.lanczos import Lowest, lowest_eigenpair
+from mfoc.certificate.split import Split
 from mfoc.derivatives import gradients
-from mfoc.frozen import Block
+from mfoc.frozen import Block, Sweep
 from mfoc.minimisers import Minimiser
+from mfoc.particles import Particles
+from mfoc.pontryagin import rollout
+from mfoc.problem import Problem
+from mfoc.tree import Tree
 
 logger = logging.getLogger(__name__)
 
+Work = Callable[[Block], Any]
+Source = Callable[[Particles, Work], Iterator[tuple[Block, Any]]]  # the blocks on a cloud, and work done on each
 
-@dataclass(frozen=True)
-class Measure:
-    """One quantity at one stage.
+_AGAIN = 10  # products without a fold, from the vector of the whole cloud
+_NOTHING = Measure(math.nan, math.nan, math.nan)
 
-    Attributes:
-        value: its value on the particles given.
-        low, high: bootstrap interval over groups of particles, stretched to hold ``value``. For the residual: what it
-            would be on other samples of as many particles, so that at a minimiser of this sample ``high`` is its
-            sampling noise. For gap and curvature: of E [H(u) - H(v)] and of w' E d2H/du2 w, at the minimiser v and
-            the eigenvector w of this sample, which understates the spread where they depend much on the sample.
-    """
 
-    value: float
-    low: float
-    high: float
+def hamiltonians(problem: Problem, controls: Tree) -> Source:
+    """The Hamiltonian of each stage, states and costates frozen at the controls."""
+    return lambda particles, work: Sweep.at(problem, controls, particles).each(work)
 
-    def __str__(self) -> str:
-        return f"{self.value:9.2e} [{self.low:9.2e}, {self.high:9.2e}]"
+
+def objective(problem: Problem, controls: Tree) -> Source:
+    """J, as a function of all controls together."""
+    held = tree.leaves(controls)
+
+    def restore(row: Tensor) -> Tree:
+        return tree.rebuild(controls, tree.pieces(row, held))
+
+    def blocks(particles: Particles, work: Work) -> Iterator[tuple[Block, Any]]:
+        def cost(rows: Tensor) -> Tensor:
+            return rollout(problem, restore(rows[0]), particles).cost[None]
+
+        stages, start = tuple(range(problem.stages)), tree.ravel(controls).detach()[None]
+        block = Block(stages, start, cost, len(particles), restore)
+        yield block, work(block)
+
+    return blocks
 
 
 @dataclass(frozen=True, eq=False)
-class Bootstrap:
-    """Resamples groups of particles."""
+class Row:
+    """What was found for one row of a block.
 
-    replicates: int
-    confidence: float
-    generator: torch.Generator
+    Attributes:
+        slopes: the groups' slopes ``[K, n]``.
+        residual, gap, curvature: the measures.
+        error: residual norm of the eigenpair.
+        bound: how far the lowest eigenvalue of the sample may lie below the one found, with the confidence asked for.
+        largest: the largest eigenvalue found.
+        direction: the eigenvector ``[n]``, or None where there are no second derivatives.
+        points: minimisers ``[n]``: of the whole cloud, of the cloud without each fold; empty where none were sought.
+        note: why something is missing.
+    """
 
-    def weights(self, groups: int, like: Tensor) -> Tensor:
-        """How often each group is drawn in each replicate, over ``groups``: ``[replicates, groups]``."""
-        shape = (self.replicates, groups)
-        drawn = torch.randint(groups, shape, generator=self.generator, device="cpu")
-        ones = torch.ones(shape, device="cpu")
-        return torch.zeros(shape, device="cpu").scatter_add_(1, drawn, ones).to(like) / groups
-
-    def measure(self, value: Tensor, replicates: Tensor) -> Measure:
-        """The quantity with the interval of its replicates ``[replicates]``."""
-        tail = (1 - self.confidence) / 2
-        ends = torch.tensor([tail, 1 - tail], dtype=torch.float64).to(value.device)
-        low, high = torch.quantile(replicates.double(), ends).tolist()
-        return Measure(float(value), min(low, float(value)), max(high, float(value)))
+    slopes: Tensor
+    residual: Measure
+    gap: Measure
+    curvature: Measure
+    error: float
+    bound: float
+    largest: float
+    direction: Tensor | None
+    points: list[Tensor]
+    note: str
 
 
-Row = tuple[Measure, Measure, Measure, float]
+@dataclass(eq=False)
+class _Found:
+    """What was found on one cloud for one row."""
+
+    slope: Tensor
+    restore: Callable[[Tensor], Tree]
+    start: Tensor
+    point: Tensor | None = None  # the minimiser
+    fall: float = math.nan  # from the start to it
+    before: float = math.nan  # the value at the start
+    endless: bool = False
+    low: tuple[float, float, float, float] | None = None  # lowest eigenvalue, its error, its bound, the largest one
+    direction: Tensor | None = None
+    note: str = ""
+
+
+@dataclass(eq=False)
+class _Judged:
+    """What one group says of one row."""
+
+    slope: Tensor
+    falls: list[Tensor] = field(default_factory=list)  # from the start to each of the points found
+    squares: list[Tensor] = field(default_factory=list)  # w' H w for each of the directions asked for
 
 
 @dataclass(frozen=True, eq=False)
 class Study:
-    """Measures one block after another."""
+    """Measures the blocks of a source.
 
-    members: Tensor  # [K, N], row k averages over group k
-    bootstrap: Bootstrap
-    inner: Minimiser
+    Attributes:
+        split: the cloud and its groups.
+        stages: of the problem.
+        inner: minimiser for the gap; None where no gap is wanted.
+        starts: from where else the gap is searched, for a row of a block: stage, start ``[n]`` -> starts ``[S, n]``.
+        lanczos: most products for an eigenvalue.
+        generator: of the first vectors.
+        confidence: level of the intervals.
+    """
+
+    split: Split
+    stages: int
+    inner: Minimiser | None
+    starts: Callable[[int, Tensor], Tensor]
     lanczos: int
     generator: torch.Generator
+    confidence: float
 
     @torch.enable_grad()
-    def block(self, block: Block) -> tuple[list[Row], float]:
-        """The measures of each row of a block, and the backward passes they took."""
-        weights = self.bootstrap.weights(len(self.members), block.start)
-        residuals = self._residuals(block, weights)
-        lowest = self._lowest(block)
-        curvatures = self._curvatures(block, weights, lowest)
-        gaps, evaluations = self._gaps(block, weights, lowest)
-        rows = list(zip(residuals, gaps, curvatures, lowest.error.tolist(), strict=True))
-        return rows, len(self.members) + evaluations + 2 * lowest.products + 5
+    def rows(self, source: Source) -> tuple[dict[int, Row], float]:
+        """What was found, by the (first) stage of each row, and its cost in backward passes over the whole cloud."""
+        split, spent = self.split, 0.0
 
-    def _residuals(self, block: Block, weights: Tensor) -> list[Measure]:
+        def through(cloud: Particles, work: Work, passes: float = 0.0) -> dict[int, Any]:
+            nonlocal spent
+            told: dict[int, Any] = {}
+            for block, (answers, evaluations) in source(cloud, work):
+                spent += (evaluations + passes) * len(cloud) / len(split.whole) * len(block.stages) / self.stages
+                told |= dict(zip(block.stages, answers, strict=False))  # a shared control has one row
+            return told
+
+        whole = through(split.whole, self.find)
+        again = replace(self, lanczos=min(self.lanczos, _AGAIN))
+        told = [whole, *(through(rest, lambda b: again.find(b, whole)) for rest in split.without_folds())]
+        every = range(len(told))
+        base = through(split.whole, lambda block: self._judge(block, told, every)) if split.interacting else {}
+        own = [[0, 1 + fold] if len(told) > 1 else [0] for fold in split.folds.tolist()]
+        parts = [
+            through(part, lambda block, along=along: self._judge(block, told, along))  # type: ignore[misc]
+            for part, along in zip(split.parts(), own, strict=True)
+        ]
+        found = {t: self._row([one[t] for one in told], base.get(t), [part[t] for part in parts]) for t in whole}
+        return found, spent
+
+    # ---- on the whole cloud, and without a fold from where that has ended
+
+    def find(self, block: Block, known: dict[int, _Found] | None = None) -> tuple[list[_Found], float]:
+        """What is found of each row on the cloud of a block, and the backward passes it took."""
+        before = [known[stage] for stage in block.stages[: len(block.start)]] if known else []
         point = block.start.clone().requires_grad_()
-        means = block.per_particle(point) @ self.members.mT  # [G, K]
-        last = means.shape[1] - 1
-        slopes = torch.stack(
-            [gradients(means[:, k].sum(), [point], retain_graph=k < last)[0] for k in range(means.shape[1])], 1
-        )  # [G, K, n]
-        sizes = self._sizes()
-        drawn = _resampled(weights, sizes)
-        return [self.bootstrap.measure(_length(g, sizes[None])[0], _length(g, drawn)) for g in slopes @ slopes.mT]
+        value = block.per_particle(point).mean(1)
+        note, lowest = "", None
+        try:
+            slope = gradients(value.sum(), [point], create_graph=True)[0]
+            lowest = lowest_eigenpair(
+                lambda v: gradients((slope * v).sum(), [point], retain_graph=True)[0],
+                block.start,
+                iterations=self.lanczos,
+                generator=self.generator,
+                confidence=self.confidence,
+                first=_directions(before),
+            )
+        except RuntimeError as error:
+            note = f"curvature not available: {second_derivative_missing(error)}"
+            slope = block.evaluate(block.start)[1]
+        found = [
+            _Found(slope[g].detach(), block.restore, block.start[g], before=float(value[g].detach()), note=note)
+            for g in range(len(slope))
+        ]
+        passes = 2.0
+        if lowest is not None:
+            passes += 2 * lowest.products
+            columns = (lowest.value, lowest.error, lowest.bound, lowest.largest)
+            for one, direction, *numbers in zip(found, lowest.vector, *columns, strict=True):
+                one.direction, one.low = direction, tuple(map(float, numbers))
+        if self.inner is not None:
+            passes += self._seek(block, found, self._starting(block, before, lowest))
+        return found, passes
 
-    def _gaps(self, block: Block, weights: Tensor, lowest: Lowest) -> tuple[list[Measure], int]:
-        # From a saddle or a maximum of H no slope leads away: start a little down the direction of negative curvature.
-        start = block.start
-        length = 1e-3 * (1 + start.norm(dim=1, keepdim=True)) * (lowest.value < -lowest.error)[:, None]
-        uphill = (block.evaluate(start)[1] * lowest.vector).sum(1, keepdim=True) > 0
-        found = self.inner.minimise(block.evaluate, start + torch.where(uphill, -length, length) * lowest.vector)
-        sizes = self._sizes()
+    def _starting(self, block: Block, before: list[_Found], lowest: Lowest | None) -> list[Tensor]:
+        """Where searches start: each ``[G, n]``."""
+        if before:
+            return [torch.stack([one.point for one in before])]  # type: ignore[misc]
+        others = [self.starts(stage, row) for stage, row in zip(block.stages, block.start, strict=False)]
+        first = block.start if lowest is None else _off_the_saddle(block, lowest)
+        return [first, *torch.stack(others, 1)]
+
+    def _seek(self, block: Block, found: list[_Found], starting: list[Tensor]) -> int:
+        """The minimiser of each row, the best from all starts."""
+        assert self.inner is not None
+        evaluations = 0
+        best = torch.full_like(block.start[:, 0], torch.inf)
+        for start in starting:
+            minimum = self.inner.minimise(block.evaluate, start)
+            evaluations += minimum.evaluations
+            with torch.no_grad():
+                reached = block.per_particle(minimum.point).mean(1)
+            for g, one in enumerate(found):
+                one.endless |= bool(minimum.unbounded[g])
+                failed = not math.isfinite(reached[g])
+                if one.point is None or (not failed and reached[g] < best[g]):
+                    one.point, best[g] = minimum.point[g], torch.inf if failed else reached[g]
         with torch.no_grad():
-            before = block.per_particle(start) @ self.members.mT  # [G, K]
-            fall = before - block.per_particle(found.point) @ self.members.mT
-        gaps = []
-        for row, level, endless in zip(fall, (before * sizes).sum(1), found.unbounded.tolist(), strict=True):
-            value = (row * sizes).sum()
-            rounding = math.sqrt(torch.finfo(value.dtype).eps) * (1 + level.abs())
-            if endless:
-                gaps.append(Measure(math.inf, math.inf, math.inf))
-            elif not value.isfinite() or value < -rounding:
-                logger.warning("the inner minimiser ended above its start, or not at a number: the gap is not known")
-                gaps.append(Measure(math.nan, math.nan, math.nan))
-            else:
-                gaps.append(self.bootstrap.measure(value.clamp_min(0), _resampled(weights, sizes) @ row))
-        return gaps, found.evaluations
+            ends = torch.stack([one.point for one in found])  # type: ignore[misc]
+            falls = (block.per_particle(block.start) - block.per_particle(ends)).mean(1)
+        for one, fall in zip(found, falls.tolist(), strict=True):
+            one.fall = fall
+        return evaluations
 
-    def _lowest(self, block: Block) -> Lowest:
+    # ---- on one group
+
+    def _judge(self, block: Block, told: list[dict[int, _Found]], along: Sequence[int]) -> tuple[list[_Judged], float]:
+        """What a group says of all the points that were found, and of the directions ``along``."""
+        rows = [[one[stage] for one in told] for stage in block.stages[: len(block.start)]]
         point = block.start.clone().requires_grad_()
-        slope = gradients(block.per_particle(point).mean(1).sum(), [point], create_graph=True)[0]
+        values = block.per_particle(point).mean(1)
+        curved = all(one.direction is not None for row in rows for one in row)
+        slope = gradients(values.sum(), [point], create_graph=curved)[0]
+        judged = [_Judged(one.detach()) for one in slope]
+        for k in along if curved else ():
+            direction = torch.stack([row[k].direction for row in rows])  # type: ignore[misc]
+            product = gradients((slope * direction).sum(), [point], retain_graph=True)[0]
+            for one, square in zip(judged, (product * direction).sum(1), strict=True):
+                one.squares.append(square)
+        for k in range(len(told)) if self.inner is not None else ():
+            ends = torch.stack([row[k].point for row in rows])  # type: ignore[misc]
+            with torch.no_grad():
+                falls = values.detach() - block.per_particle(ends).mean(1)
+            for one, fall in zip(judged, falls, strict=True):
+                one.falls.append(fall)
+        return judged, 2.0 + 2 * curved * len(along) + (self.inner is not None) * len(told) / 3
 
-        def product(v: Tensor) -> Tensor:
-            return gradients((slope * v).sum(), [point], retain_graph=True)[0]
+    # ---- together
 
-        return lowest_eigenpair(product, block.start, iterations=self.lanczos, generator=self.generator)
+    def _row(self, told: list[_Found], base: _Judged | None, parts: list[_Judged]) -> Row:
+        whole, weights, level = told[0], self.split.weights, self.confidence
+        slopes = self.split.values(whole.slope, torch.stack([one.slope for one in parts]))
+        wide = slopes.double()
+        gram = (wide @ wide.mT).cpu()
+        residual = residual_interval(gram, weights, level, dimension=slopes.shape[1])
+        residual = replace(residual, value=float(whole.slope.norm()))
+        curvature, error, bound, largest = _NOTHING, math.nan, math.nan, math.nan
+        if whole.low is not None and parts[0].squares:
+            value, error, bound, largest = whole.low
+            # Of each group: along the direction of the whole, and along that without its fold.
+            table = torch.stack([torch.stack([one.squares[0], one.squares[-1]]) for one in parts]).double().cpu()
+            if base is not None:
+                own = torch.stack(base.squares).double().cpu()
+                second = own[1 + self.split.folds] if len(told) > 1 else own[:1]
+                table = self.split.values(torch.stack([own[:1].expand_as(second), second], 1), table)
+            folds, size = max(1, len(told) - 1), len(whole.slope)
+            curvature = eigenvalue_interval(
+                value, table[:, 0], table[:, 1], bound, weights, level, folds=folds, dimension=size
+            )
+        points = [one.point for one in told if one.point is not None]
+        gap, note = (_NOTHING, "") if self.inner is None else self._gap(whole, base, parts)
+        note = "; ".join(filter(None, [whole.note, note]))
+        return Row(slopes, residual, gap, curvature, error, bound, largest, whole.direction, points, note)
 
-    def _curvatures(self, block: Block, weights: Tensor, lowest: Lowest) -> list[Measure]:
-        by_group, drawn = self._second_derivatives(block, lowest.vector), _resampled(weights, self._sizes())
-        rows = zip(lowest.value, by_group, strict=True)
-        return [self.bootstrap.measure(value, drawn @ row) for value, row in rows]
-
-    def _second_derivatives(self, block: Block, direction: Tensor) -> Tensor:
-        """The numbers v' E_k d2H/du2 v of every row and group k ``[G, K]``, differentiating in the groups' weights."""
-        rows, groups = len(block.start), len(self.members)
-        point = block.start.clone().requires_grad_()
-        share = torch.ones(rows, groups, dtype=point.dtype, device=point.device, requires_grad=True)
-        total = (block.per_particle(point) @ self.members.mT * share).sum()
-        first = (gradients(total, [point], create_graph=True)[0] * direction).sum()
-        second = (gradients(first, [point], create_graph=True)[0] * direction).sum()
-        return gradients(second, [share])[0]
-
-    def _sizes(self) -> Tensor:
-        """The share of the particles in each group ``[K]``."""
-        counts = (self.members > 0).sum(1).to(self.members)
-        return counts / counts.sum()
+    def _gap(self, whole: _Found, base: _Judged | None, parts: list[_Judged]) -> tuple[Measure, str]:
+        rounding = 1e2 * torch.finfo(whole.slope.dtype).eps * abs(whole.before)
+        if whole.endless:
+            why = "gap infinite: H falls without end in the control (no running cost holds it)"
+            return Measure(math.inf, math.inf, math.inf), why
+        if not math.isfinite(whole.fall) or whole.fall < -rounding:
+            logger.warning("the inner minimiser ended above its start, or not at a number: the gap is not known")
+            return _NOTHING, "gap not available: the inner minimiser ended above its start, or not at a number"
+        # Of each group: at the minimiser of the whole, and at those without each fold.
+        table = torch.stack([torch.stack(one.falls) for one in parts]).double().cpu()
+        if base is not None:
+            table = self.split.values(torch.stack(base.falls).double().cpu(), table)
+        dimension = len(whole.slope)
+        weights, level = self.split.weights, self.confidence
+        found = gap_interval(table[:, 0], table[:, 1:].mT, self.split.folds, weights, level, dimension=dimension)
+        return replace(found, value=max(0.0, whole.fall)), ""
 
 
-def _resampled(weights: Tensor, sizes: Tensor) -> Tensor:
-    """Weights of the groups in each replicate, by the particles they hold: ``[replicates, K]``."""
-    scaled = weights * sizes
-    return scaled / scaled.sum(1, keepdim=True)
+def _directions(before: list[_Found]) -> Tensor | None:
+    """The eigenvectors known, to start from ``[G, n]``."""
+    known = [one.direction for one in before if one.direction is not None]
+    return torch.stack(known) if known and len(known) == len(before) else None
 
 
-def _length(gram: Tensor, weights: Tensor) -> Tensor:
-    """||sum_k w_k g_k|| from the Gram matrix of the g_k, for each row of weights."""
-    return torch.einsum("bk,kl,bl->b", weights, gram, weights).clamp_min(0).sqrt()
+def _off_the_saddle(block: Block, lowest: Lowest) -> Tensor:
+    """A start a little down the direction of negative curvature: from a saddle or a maximum no slope leads away."""
+    start = block.start
+    length = 1e-3 * (1 + start.norm(dim=1, keepdim=True)) * (lowest.value < -lowest.error)[:, None]
+    uphill = (block.evaluate(start)[1] * lowest.vector).sum(1, keepdim=True) > 0
+    return start + torch.where(uphill, -length, length) * lowest.vector
 
 
-def memberships(particles: int, groups: int, generator: torch.Generator, like: Tensor) -> Tensor:
-    """A random partition of the particles as averaging rows ``[K, N]``."""
-    group = torch.arange(particles, device="cpu") % groups
-    order = torch.randperm(particles, generator=generator, device="cpu")
-    member = torch.nn.functional.one_hot(group[order], groups).to(like).mT
-    return member / member.sum(1, keepdim=True)
+def second_derivative_missing(error: RuntimeError) -> str:
+    """What an error says of an operation that cannot be differentiated twice.
+
+    Raises:
+        RuntimeError: memory ran out.
+    """
+    if isinstance(error, torch.OutOfMemoryError):
+        raise error
+    return str(error).splitlines()[0]

@@ -1,0 +1,84 @@
+"""Whether J is lower where the search for gaps has ended: controls of one stage replaced, and rolled out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mfoc import tree
+from mfoc.certificate.intervals import Measure
+from mfoc.certificate.split import Split
+from mfoc.certificate.study import Row
+from mfoc.particles import Particles
+from mfoc.pontryagin import rollout
+from mfoc.problem import Problem
+from mfoc.statistics import student_t_quantile
+from mfoc.tree import Tree
+
+_SHARES = (1.0, 0.5, 0.1, 0.01)  # of the way to the control that was found
+_TRIED = 8  # stages, those of the largest gaps
+
+
+@dataclass(frozen=True, eq=False)
+class Search:
+    """Rolls out what was found.
+
+    Attributes:
+        problem: the problem.
+        controls: the controls in question.
+        split: the cloud and its folds.
+        confidence: level of the interval.
+    """
+
+    problem: Problem
+    controls: Tree
+    split: Split
+    confidence: float
+
+    @torch.no_grad()
+    def best(self, rows: dict[int, Row]) -> tuple[Measure, int | None]:
+        """By how much J falls at the best of them, and the stage; zero and None where it falls nowhere."""
+        here = self._cost(self.split.whole, self.controls)
+        rounding = 1e2 * torch.finfo(here.dtype).eps * float(here.abs().mean())
+        best, at = 0.0, None
+        for t, share in self._candidates(rows, rounding):
+            fall = float((here - self._cost(self.split.whole, self._with(t, rows[t].points[0], share))).mean())
+            if fall > max(best, rounding):
+                best, at = fall, (t, share)
+        if at is None:
+            return Measure(0.0, 0.0, 0.0), None
+        return self._measured(best, rows[at[0]].points[1:], *at), at[0]
+
+    def _candidates(self, rows: dict[int, Row], rounding: float) -> Iterator[tuple[int, float]]:
+        promising = [t for t, row in rows.items() if row.points and row.gap.value > rounding]
+        for t in sorted(promising, key=lambda t: -rows[t].gap.value)[:_TRIED]:
+            for share in _SHARES:
+                yield t, share
+
+    def _measured(self, fall: float, points: list[Tensor], t: int, share: float) -> Measure:
+        """With an interval for the population: each fold judges the control that was found without it."""
+        if len(points) < 2:
+            return Measure(fall, -math.inf, math.inf)
+        cloud = self.split.whole
+        here, falls = self._cost(cloud, self.controls), []
+        for fold, point in enumerate(points):
+            own = self.split.members(fold).to(here.device)
+            falls.append((here - self._cost(cloud, self._with(t, point, share)))[own])
+        sample = torch.cat(falls).double()
+        mean, spread = float(sample.mean()), float(sample.std()) / math.sqrt(len(sample))
+        half = student_t_quantile(self.confidence, len(sample) - 1) * spread
+        return Measure(fall, mean - half, mean + half)
+
+    def _with(self, t: int, point: Tensor, share: float) -> Tree:
+        """The controls with that of stage t moved a share of the way to a point."""
+        held = tree.leaves(self.controls[t])
+        moved = [a + share * (b - a) for a, b in zip(held, tree.pieces(point, held), strict=True)]
+        stages = [tree.rebuild(u, moved) if s == t else u for s, u in enumerate(self.controls)]
+        return tree.rebuild(self.controls, tree.leaves(stages))
+
+    def _cost(self, cloud: Particles, controls: Tree) -> Tensor:
+        return rollout(self.problem, controls, cloud).cost

@@ -1,0 +1,99 @@
+"""The slopes around a control: what its residual is small against, and which stages are flat."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mfoc import tree
+from mfoc.particles import Particles
+from mfoc.pontryagin import evaluate
+from mfoc.problem import Problem
+from mfoc.tree import Tree
+
+_NEAR = 1e-3  # of the way to the reference control
+_VANISHING = 1e-6  # slopes below this share of the reference's are none
+
+
+@dataclass(frozen=True, eq=False)
+class Surroundings:
+    """Slopes of J at, near and away from a control, along one random direction.
+
+    Attributes:
+        reference: the control away: as far off as the control is from zero, in root mean square at each stage (1 where
+            it is zero), or nearer if J is not finite there.
+        far, near: norms of the slopes there (or as far on the other side, the larger of the two), and a thousandth of
+            the way, by stage.
+    """
+
+    reference: Tree
+    far: list[float]
+    near: list[float]
+
+    @classmethod
+    def of(cls, problem: Problem, controls: Tree, cloud: Particles, generator: torch.Generator) -> Surroundings:
+        """The surroundings of a control."""
+        step = _random_step(problem, controls, generator)
+
+        def slopes(share: float) -> list[float]:
+            return stage_norms(problem, evaluate(problem, _moved(controls, step, share), cloud).gradient)
+
+        share, far, back = 1.0, slopes(1.0), slopes(-1.0)
+        while not all(map(math.isfinite, [*far, *back])) and share > 1e-6:
+            share /= 4
+            far, back = slopes(share), slopes(-share)
+        return cls(_moved(controls, step, share), list(map(max, far, back)), slopes(share * _NEAR))
+
+    def flat(self, stage: int, slope: float) -> str:
+        """Why J is flat in the control of a stage whose own slope is given; empty where it is not."""
+        far = self.far[stage]
+        if max(slope, self.near[stage]) > _VANISHING * far:
+            return ""
+        return "saturated" if far > 0 else "unused"
+
+
+def stage_norms(problem: Problem, like_controls: Tree) -> list[float]:
+    """The norm at each stage; at all of them the same where the control is shared."""
+    if not problem.per_stage:
+        return [float(tree.norm(like_controls))] * problem.stages
+    return [float(tree.norm(stage)) for stage in like_controls]
+
+
+def _random_step(problem: Problem, controls: Tree, generator: torch.Generator) -> Tree:
+    def step(stage: Tree) -> Tree:
+        size = _size(stage)
+        return tree.map(lambda leaf: size * _normal(leaf, generator).sign(), stage)
+
+    return [step(stage) for stage in controls] if problem.per_stage else step(controls)
+
+
+def _size(stage: Tree) -> float:
+    """The root mean square of the numbers; 1 where they are zero, or none."""
+    count = sum(leaf.numel() for leaf in tree.tensors(stage))
+    return float(tree.norm(stage)) / math.sqrt(count) if count and float(tree.norm(stage)) > 0 else 1.0
+
+
+def _normal(leaf: Tensor, generator: torch.Generator) -> Tensor:
+    return torch.randn(leaf.shape, generator=generator, dtype=torch.float64, device="cpu").to(leaf)
+
+
+def _moved(controls: Tree, step: Tree, share: float) -> Tree:
+    return tree.rebuild(
+        controls, [a + share * b for a, b in zip(tree.leaves(controls), tree.leaves(step), strict=True)]
+    )
+
+
+def search_starts(row: Tensor, initial: Tensor | None, count: int, generator: torch.Generator) -> Tensor:
+    """Where else to search for a minimum from a control ``[n]``: ``[count, n]``.
+
+    The mirrored control, the problem's initial one, and random ones around it, ever farther.
+    """
+    found = [-row] if initial is None else [-row, initial.to(row)]
+    reach = float(row.square().mean().sqrt()) or 1.0
+    while len(found) < count:
+        found.append(row + reach * _normal(row, generator))
+        reach *= 3
+    return torch.stack(found[:count]) if count else row.new_zeros(0, len(row))
