@@ -22,7 +22,7 @@ def kind_of(value: object) -> str:
 
 def with_article(name: str) -> str:
     """The name of a class with "a" or "an", as it is said: "an int", "an ndarray", "an SGD", "a NoneType"."""
-    spelled = name[:2].isupper() or name[:1].isupper() and name[1:2].isdigit() or name.startswith("nd")
+    spelled = name[:2].isupper() or (name[:1].isupper() and name[1:2].isdigit()) or name.startswith("nd")
     vowel = name[:1].lower() in ("aefhilmnorsx" if spelled else "aeiou")
     return f"{'an' if vowel and not name.lower().startswith(('uni', 'use', 'uint')) else 'a'} {name}"
 
@@ -120,7 +120,7 @@ _SYNONYMS = {"time": "t", "stage": "t", "state": "x", "control": "u", "data": "z
 def check_signature(
     expected: Sequence[str], /, *, synonyms: Mapping[str, str] = _SYNONYMS, optional: bool = False, **functions: Any
 ) -> None:
-    """Refuses a function that cannot be called with so many arguments, or whose own names for them are in another order.
+    """Refuses a function that takes another number of arguments, or whose own names for them are in another order.
 
     An order is only known to be wrong where names that are expected change places among themselves, or where t, which
     is never anything but the stage or the time, stands elsewhere. What has no signature to be read passes.

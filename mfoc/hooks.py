@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from mfoc import tree
-from mfoc.checks import check_callable, check_integer
+from mfoc.checks import check_callable, check_integer, kind_of
 from mfoc.distributed import is_main
 from mfoc.errors import InvalidType, InvalidValue, require
 from mfoc.solving import Iterate, Solution
@@ -125,7 +125,7 @@ class Checkpoint:
 
     def __init__(self, path: str | os.PathLike[str], *, every: int = 100) -> None:
         if not isinstance(path, str | os.PathLike):
-            raise InvalidType(f"path is a {type(path).__name__}; expected a file name")
+            raise InvalidType(f"path is {kind_of(path)}; expected a file name")
         check_integer(1, every=every)
         self._path, self._every = Path(path), every
         if not self._path.parent.is_dir():

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from mfoc import tree
-from mfoc.checks import check_flag, check_integer
+from mfoc.checks import check_flag, check_integer, kind_of
 from mfoc.distributed import share
 from mfoc.errors import InvalidType, InvalidValue
 from mfoc.particles import Particles, concatenated
@@ -71,7 +71,7 @@ class _Drawn(Population):
     def _all(self, step: int) -> Particles:
         cloud = self._draw(step)
         if not isinstance(cloud, Particles):
-            raise InvalidType(f"the population's function returned a {type(cloud).__name__}; expected mfoc.Particles")
+            raise InvalidType(f"the population's function returned {kind_of(cloud)}; expected mfoc.Particles")
         return cloud
 
 
@@ -163,7 +163,7 @@ def population(source: Any, *, batch_size: int | None = None, shuffle: bool = Tr
             raise InvalidValue("batch_size was given with a function; the function decides how many particles it draws")
         return _Drawn(source)
     raise InvalidType(
-        f"source is a {type(source).__name__}; expected a tensor, a pair (x, z), mfoc.Particles, a map-style Dataset, "
+        f"source is {kind_of(source)}; expected a tensor, a pair (x, z), mfoc.Particles, a map-style Dataset, "
         "a DataLoader or a function n -> mfoc.Particles"
     )
 
@@ -180,7 +180,7 @@ def _cloud(source: Any) -> Particles:
     elif isinstance(source, tuple | list):
         if len(source) != 2:
             raise InvalidValue(
-                f"source is a {type(source).__name__} of {len(source)}; expected a pair (x, z) "
+                f"source is {kind_of(source)} of {len(source)}; expected a pair (x, z) "
                 "(use mfoc.Particles for a state that is itself a tuple)"
             )
         state, data = source
@@ -206,8 +206,8 @@ def _tensor(leaf: Any, name: str) -> Tensor:
             raise InvalidType(f"{name} is an array of {leaf.dtype}; expected numbers")
         return torch.from_numpy(leaf.copy() if not leaf.flags.writeable or min(leaf.strides, default=0) < 0 else leaf)
     if isinstance(leaf, int | float | str):
-        raise InvalidType(f"{name} holds a {type(leaf).__name__}; expected tensors or arrays with leading axis N")
-    raise InvalidType(f"{name} is a {type(leaf).__name__}; expected a tensor or a numpy array")
+        raise InvalidType(f"{name} holds {kind_of(leaf)}; expected tensors or arrays with leading axis N")
+    raise InvalidType(f"{name} is {kind_of(leaf)}; expected a tensor or a numpy array")
 
 
 def _image(leaf: Tensor) -> Tensor:

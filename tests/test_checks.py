@@ -49,11 +49,11 @@ REFUSED = [
     (lambda: check_flag(shuffle=1), mfoc.InvalidType, "shuffle is 1; expected True or False"),
     (lambda: check_choice("a", "b", mode="c"), mfoc.InvalidValue, "mode is 'c'; expected one of 'a', 'b'"),
     (lambda: check_choice("a", "b", mode=None), mfoc.InvalidType, "mode is None; expected one of 'a', 'b'"),
-    (lambda: check_callable("a function", ramp=3), mfoc.InvalidType, "ramp is a int; expected a function"),
+    (lambda: check_callable("a function", ramp=3), mfoc.InvalidType, "ramp is an int; expected a function"),
     (
         lambda: check_callable("a function", optional=True, ramp=3),
         mfoc.InvalidType,
-        "ramp is a int; expected a function or None",
+        "ramp is an int; expected a function or None",
     ),
     (lambda: check_instance(dict, "a dict", z=[]), mfoc.InvalidType, "z is a list; expected a dict"),
     (

@@ -105,17 +105,17 @@ def states_of(solver):
 
 BAD = {
     # the problem
-    "dynamics not callable": (lambda: problem(dynamics=3), "dynamics is a int"),
+    "dynamics not callable": (lambda: problem(dynamics=3), "dynamics is an int"),
     "terminal cost not callable": (lambda: problem(terminal_cost=X), "terminal_cost is a Tensor"),
     "running cost not callable": (lambda: problem(running_cost=1.0), "running_cost is a float"),
     "schedule not callable": (lambda: problem(schedule="tied"), "schedule is a str"),
-    "kind not callable": (lambda: problem(kind=1), "kind is a int"),
+    "kind not callable": (lambda: problem(kind=1), "kind is an int"),
     "no stage": (lambda: problem(controls=[]), "controls is empty"),
     "no tensor in controls": (lambda: problem(controls=[{}, {}]), "controls holds no tensor"),
     "controls are a tensor": (lambda: problem(controls=torch.ones(3, 2)), "controls is a Tensor.*tied"),
     "a number among controls": (lambda: problem(controls=[torch.ones(2), 1.0]), r"controls\[1\] is a float"),
     "None among controls": (lambda: problem(controls=[torch.ones(2), None]), r"controls\[1\] is a NoneType"),
-    "an array among controls": (lambda: problem(controls=[{"w": np.ones(2)}]), r"controls\[0\]\['w'\] is a ndarray"),
+    "an array among controls": (lambda: problem(controls=[{"w": np.ones(2)}]), r"controls\[0\]\['w'\] is an ndarray"),
     "controls and horizon disagree": (lambda: problem(horizon=3), "controls has 2 stages and horizon is 3"),
     "zero horizon": (lambda: problem(horizon=0), "horizon is 0"),
     "boolean horizon": (lambda: problem(horizon=True), "horizon is True"),
@@ -138,11 +138,11 @@ BAD = {
     # the particles
     "no particles": (lambda: mfoc.Particles(torch.ones(0, 2)), "state is empty"),
     "scalar state": (lambda: mfoc.Particles(torch.ones(())), "state is a scalar"),
-    "array state": (lambda: mfoc.Particles(np.ones(3)), "state is a ndarray"),
+    "array state": (lambda: mfoc.Particles(np.ones(3)), "state is an ndarray"),
     "empty tree": (lambda: mfoc.Particles({}), "state has no tensor"),
     "ragged state": (lambda: mfoc.Particles({"a": X, "b": X[:3]}), r"state\['b'\] holds 3 particles"),
     "ragged data": (lambda: mfoc.Particles(X, X[:3]), "data holds 3 particles"),
-    "number in data": (lambda: mfoc.Particles(X, {"y": 1}), r"data\['y'\] is a int"),
+    "number in data": (lambda: mfoc.Particles(X, {"y": 1}), r"data\['y'\] is an int"),
     "particles to validate": (lambda: problem().validate(X), "particles is a Tensor"),
     "words to roll out": (lambda: mfoc.rollout(problem(), problem().controls, "cloud"), "source is a str"),
     "triple to evaluate": (lambda: mfoc.evaluate(problem(), problem().controls, (X, X, X)), "expected a pair"),
@@ -205,7 +205,7 @@ BAD = {
     "zero T": (lambda: continuous(T=0), "T is 0"),
     "infinite T": (lambda: continuous(T=float("inf")), "T is inf"),
     "T is a string": (lambda: continuous(T="1"), "T is '1'"),
-    "drift not callable": (lambda: continuous(drift=1), "drift is a int"),
+    "drift not callable": (lambda: continuous(drift=1), "drift is an int"),
     "unknown scheme": (lambda: continuous(scheme="rk4"), "scheme is 'rk4'"),
     "scheme class": (lambda: continuous(scheme=mfoc.euler_maruyama), "scheme is <class"),
     "horizon is a string": (lambda: continuous(horizon="3"), "horizon is '3'"),
@@ -269,7 +269,7 @@ BAD = {
     "dropout of one": (lambda: mfoc.networks.MaskedDropout(1.0, "m"), "p is 1.0"),
     "dropout by name": (lambda: mfoc.networks.MaskedDropout("m", 0.5), "p is 'm'"),
     # the population
-    "unknown source": (lambda: mfoc.population(3), "source is a int"),
+    "unknown source": (lambda: mfoc.population(3), "source is an int"),
     "source is None": (lambda: solve(None), "source is a NoneType"),
     "source is a dict": (lambda: mfoc.population({"x": X}), "source is a dict"),
     "three parts": (lambda: mfoc.population((X, X, X)), "source is a tuple of 3"),
@@ -314,7 +314,7 @@ BAD = {
     "hooks are a generator": (lambda: solve(hooks=(hook for hook in [print])), "hooks must be a list"),
     "no problem": (lambda: mfoc.solve(net, SGD, X, steps=1), "problem is a function"),
     "solver class": (lambda: solve(solver=mfoc.MSA), "class MSA; make an instance"),
-    "optimizer as solver": (lambda: solve(solver=torch.optim.SGD([X.clone()])), "solver is a SGD"),
+    "optimizer as solver": (lambda: solve(solver=torch.optim.SGD([X.clone()])), "solver is an SGD"),
     "start is controls": (lambda: solve(start=problem().controls), "start is a list"),
     "start of another problem": (lambda: solve(start=mfoc.Iterate(0, [torch.ones(2)], {})), "start holds controls"),
     "start of other shapes": (
@@ -332,7 +332,7 @@ BAD = {
     ),
     "iterate without solver": (lambda: next(mfoc.iterate(problem(), None, X)), "solver is a NoneType"),
     # the solvers
-    "optimizer instance": (lambda: mfoc.Gradient(torch.optim.SGD([X.clone()])), "optimizer is a SGD"),
+    "optimizer instance": (lambda: mfoc.Gradient(torch.optim.SGD([X.clone()])), "optimizer is an SGD"),
     "optimizer by name": (lambda: mfoc.Gradient("sgd"), "optimizer is a str"),
     "optimizer that is none": (
         lambda: solve(solver=mfoc.Gradient(lambda p: None)),

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from mfoc import tree
-from mfoc.checks import check_instance, check_integer
+from mfoc.checks import check_instance, check_integer, kind_of
 from mfoc.derivatives import gradients
 from mfoc.errors import InvalidType, InvalidValue
 from mfoc.games.ball import Ball
@@ -155,7 +155,7 @@ def target_of(part: int | str | None, x: Tree) -> Tensor:
         except (KeyError, IndexError, TypeError) as error:
             raise InvalidValue(f"part is {part!r}, which is no entry of the state {tree.describe(x)}") from error
     if not isinstance(x, Tensor) or not x.is_floating_point():
-        what = f"a {x.dtype} tensor" if isinstance(x, Tensor) else f"a {type(x).__name__}"
+        what = f"a {x.dtype} tensor" if isinstance(x, Tensor) else kind_of(x)
         raise InvalidType(
             f"the state to be disturbed is {what}; expected a floating-point tensor (name an entry of a state that is "
             "a tuple, list or dict with part=...)"

@@ -9,6 +9,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from mfoc.checks import kind_of
 from mfoc.errors import InvalidType, InvalidValue
 from mfoc.networks.inspection import BOOKKEEPING, hooked, is_chain, pure_copy, trainable
 from mfoc.tree import Tree
@@ -43,7 +44,7 @@ def named_stages(net: nn.Module, stages: Sequence[str | Sequence[str]] | None) -
         return layers if stages is None else _grouped(net, stages)
     if stages is None:
         raise InvalidValue(
-            f"net is a {type(net).__name__}, whose order of execution is not declared; name the stages, "
+            f"net is {kind_of(net)}, whose order of execution is not declared; name the stages, "
             f"stages=[...], out of {list(dict(net.named_children()))}"
         )
     for stage in stages:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mfoc import tree
-from mfoc.checks import check_callable, check_flag, check_non_negative
+from mfoc.checks import check_callable, check_flag, check_non_negative, kind_of
 from mfoc.deprecation import renamed
 from mfoc.errors import InvalidType, InvalidValue
 from mfoc.particles import Particles
@@ -99,7 +99,7 @@ class Gradient:
     def _make(self, parameters: list[Tensor]) -> torch.optim.Optimizer:
         optimizer = self.optimizer(parameters)
         if not isinstance(optimizer, torch.optim.Optimizer):
-            raise InvalidType(f"optimizer(...) returned a {type(optimizer).__name__}; expected a torch.optim.Optimizer")
+            raise InvalidType(f"optimizer(...) returned {kind_of(optimizer)}; expected a torch.optim.Optimizer")
         return optimizer
 
 

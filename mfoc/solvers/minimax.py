@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mfoc import tree
-from mfoc.checks import check_callable, check_instance, check_integer, check_non_negative
+from mfoc.checks import check_callable, check_instance, check_integer, check_non_negative, kind_of
 from mfoc.distributed import expectation, rank
 from mfoc.errors import InvalidType, InvalidValue
 from mfoc.games import Game, entering
@@ -134,7 +134,7 @@ def _kept(eta: Tensor, previous: Tensor | None) -> Tensor:
 def _check_game(problem: Problem) -> Game:
     if not isinstance(problem, Game):
         raise InvalidType(
-            f"problem is a {type(problem).__name__} without an adversary; make it a game with mfoc.Game.of(problem, "
+            f"problem is {kind_of(problem)} without an adversary; make it a game with mfoc.Game.of(problem, "
             "mfoc.Ball(epsilon))"
         )
     return problem
