@@ -23,7 +23,7 @@ from torch import nn
 
 from mfoc import tree
 from mfoc.certificate.study import Bootstrap, Measure, Study, memberships
-from mfoc.checks import check_between, check_instance, check_integer
+from mfoc.checks import check_between, check_flag, check_instance, check_integer
 from mfoc.errors import InvalidType, InvalidValue
 from mfoc.frozen import Sweep
 from mfoc.minimisers import LBFGS, Minimiser, check_minimiser
@@ -129,6 +129,7 @@ def certify(
     confidence: float = 0.95,
     seed: int = 0,
     names: Sequence[str] | None = None,
+    nominal: bool = False,
 ) -> Certificate:
     """Measures how well controls satisfy Pontryagin's minimum principle.
 
@@ -145,6 +146,7 @@ def certify(
         confidence: level of the intervals.
         seed: of the grouping, the bootstrap and Lanczos.
         names: names of the stages, T of them; their numbers when None.
+        nominal: certify a game without its adversary. It is refused unless asked for.
 
     Returns:
         The certificate. Its cost is 1 + groups + (evaluations of the inner minimiser) + 2 lanczos + 5 backward passes.
@@ -162,6 +164,9 @@ def certify(
     if torch.is_inference_mode_enabled():
         raise InvalidValue("torch.inference_mode() is on and a certificate needs derivatives; leave it")
     cloud = as_population(population).cloud()
+    check_flag(nominal=nominal)
+    if not nominal:
+        problem.check_played(cloud)
     controls = tree.detached(controls_of(controls))
     problem.validate(cloud, controls)
     sweep, generator = Sweep.at(problem, controls, cloud), torch.Generator().manual_seed(seed)
