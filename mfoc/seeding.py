@@ -57,14 +57,15 @@ def watched() -> Callable[[], bool]:
 
 def _states() -> dict[str, Any]:
     """The state of each global generator there is now: those of a GPU appear when it is first used."""
-    legacy = np.random.get_state()  # noqa: NPY002
-    states = {
+    numpy: Any = np.random.get_state(legacy=False)  # noqa: NPY002
+    words = {key: value.tobytes() if isinstance(value, np.ndarray) else value for key, value in numpy["state"].items()}
+    states: dict[str, Any] = {
         "torch": torch.get_rng_state(),
         "python": random.getstate(),
-        "numpy": (legacy[1].tobytes(), *legacy[2:]),  # type: ignore[union-attr]
+        "numpy": (words, numpy["has_gauss"], numpy["gauss"]),
     }
-    if torch.cuda.is_initialized():
-        states |= {f"cuda:{k}": state for k, state in enumerate(torch.cuda.get_rng_state_all())}  # type: ignore[no-untyped-call]
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        states |= {f"cuda:{k}": state for k, state in enumerate(torch.cuda.get_rng_state_all())}
     if torch.backends.mps.is_available():
         states["mps"] = torch.mps.get_rng_state()
     return states

@@ -438,7 +438,9 @@ class _Run:
 
     def _remembering(self, at: Iterate) -> Iterate:
         """The iterate with the records of the steps before it."""
-        return replace(at, history=_Past(self.history, bisect_left(self.history, at.step, key=lambda r: r["step"])))
+        return replace(
+            at, history=_Past(self.history, bisect_left(self.history, at.step, key=lambda r: int(r["step"])))
+        )
 
     @contextmanager
     def kept(self) -> Iterator[None]:

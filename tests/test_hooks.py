@@ -19,6 +19,10 @@ from tests.problems import mlp, same_bits
 ADAM = mfoc.Gradient(partial(torch.optim.Adam, lr=1e-2))
 
 
+def without_clock(history):
+    return [{name: value for name, value in record.items() if name != "seconds"} for record in history]
+
+
 def test_resuming_is_bitwise(tmp_path):
     problem, cloud = mlp()
     source = mfoc.population(cloud, batch_size=3, seed=5)
@@ -28,7 +32,7 @@ def test_resuming_is_bitwise(tmp_path):
     assert start.step == 9  # the last iterate, not the last multiple
     resumed = mfoc.solve(problem, ADAM, source, steps=20, start=start)
     assert same_bits(whole.controls, resumed.controls)
-    assert [r["value"] for r in whole.history[9:]] == [r["value"] for r in resumed.history]
+    assert without_clock(whole.history) == without_clock(resumed.history)
 
 
 SCRIPT = """

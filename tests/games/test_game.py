@@ -20,7 +20,8 @@ BOUNDS = (None, (-0.4, 0.9))
 @pytest.mark.parametrize("name", CATALOGUE)
 def test_on_plain_particles_a_game_is_the_undisturbed_problem(name):
     problem, particles = CATALOGUE[name]()
-    game = mfoc.Game.of(problem, mfoc.Ball(0.3, bounds=(-0.1, 0.1)), stage=problem.stages - 1)
+    part = "q" if name == "pytrees" else None
+    game = mfoc.Game.of(problem, mfoc.Ball(0.3, bounds=(-0.1, 0.1)), stage=problem.stages - 1, part=part)
     expected = mfoc.evaluate(problem, problem.controls, particles)
     assert same_bits(mfoc.evaluate(game, game.controls, particles), expected)
     mfoc.testing.check_problem(game, particles)
