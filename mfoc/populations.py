@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from mfoc import tree
-from mfoc.checks import check_flag, check_integer, kind_of
+from mfoc.checks import check_flag, check_integer, check_signature, kind_of
 from mfoc.distributed import share
 from mfoc.errors import InvalidType, InvalidValue
 from mfoc.particles import Particles, concatenated
@@ -161,6 +161,7 @@ def population(source: Any, *, batch_size: int | None = None, shuffle: bool = Tr
     if callable(source):
         if batch_size is not None:
             raise InvalidValue("batch_size was given with a function; the function decides how many particles it draws")
+        check_signature(("n",), population=source)
         return _Drawn(source)
     raise InvalidType(
         f"source is {kind_of(source)}; expected a tensor, a pair (x, z), mfoc.Particles, a map-style Dataset, "
@@ -179,10 +180,7 @@ def _cloud(source: Any) -> Particles:
         state, data = source.state, source.data
     elif isinstance(source, tuple | list):
         if len(source) != 2:
-            raise InvalidValue(
-                f"source is {kind_of(source)} of {len(source)}; expected a pair (x, z) "
-                "(use mfoc.Particles for a state that is itself a tuple)"
-            )
+            raise InvalidValue(f"source is {kind_of(source)} of {len(source)}; {_of_many(source)}")
         state, data = source
     else:
         state, data = source, None
@@ -194,6 +192,15 @@ def _cloud(source: Any) -> Particles:
             bad = (~leaf.isfinite()).flatten(1).any(1) if leaf.dim() > 1 else ~leaf.isfinite()
             raise InvalidValue(f"{name} holds NaN or infinite values, first at particle {int(bad.nonzero()[0])}")
     return cloud
+
+
+def _of_many(source: Any) -> str:
+    """What to do with a list or tuple that is no pair (x, z)."""
+    if all(isinstance(entry, int | float) for entry in source):
+        return "numbers are made a cloud by torch.tensor(source)"
+    if isinstance(source, list) and all(isinstance(entry, tuple | list) and len(entry) == 2 for entry in source):
+        return "samples are stacked, (torch.stack([x for x, _ in source]), torch.stack([z for _, z in source]))"
+    return "expected a pair (x, z) (use mfoc.Particles for a state that is itself a tuple)"
 
 
 def _tensor(leaf: Any, name: str) -> Tensor:

@@ -15,7 +15,7 @@ from dataclasses import KW_ONLY, dataclass
 from typing import TYPE_CHECKING, Any, Generic
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mfoc import printing, tree
 from mfoc.checks import check_callable, check_instance, check_integer, check_signature, kind_of
@@ -117,6 +117,15 @@ class Problem(HasControls[Controls]):
         horizon = self.horizon
         check_integer(1, horizon=horizon, optional=True)
         if self.per_stage:
+            if isinstance(self.controls, nn.Module):
+                raise InvalidType(
+                    f"controls is {kind_of(self.controls)}, a module; expected its parameters as tensors. "
+                    "mfoc.from_module(net, loss) makes a problem of a network"
+                )
+            if isinstance(self.controls, Iterator):
+                raise InvalidType(
+                    f"controls is {kind_of(self.controls)}, which runs dry; expected a list: list(controls)"
+                )
             if not isinstance(self.controls, list | tuple):
                 raise InvalidType(
                     f"controls is {kind_of(self.controls)}; a per-stage schedule needs a list of T pytrees "
@@ -260,14 +269,8 @@ def on_few(check: Callable[[Particles], None], particles: Particles) -> None:
         return
     try:
         check(particles[:_FEW])
-    except Impure:
-        raise
-    except Exception:  # of whatever kind: on all particles it is known to run, or else it fails again
+    except Exception:  # of whatever kind: it counts if it comes again on all of them
         check(particles)
-
-
-class Impure(InvalidValue):
-    """A function of a problem that is not pure."""
 
 
 @contextmanager
@@ -277,9 +280,11 @@ def _pure(what: str, arguments: Tree) -> Iterator[None]:
     versions, drawn = _versions(tensors), watched()
     yield
     if versions != _versions(tensors):
-        raise Impure(f"{what} writes into its arguments (an in-place operation?); it must be pure")
+        raise InvalidValue(f"{what} writes into its arguments (an in-place operation?); it must be pure")
     if drawn():
-        raise Impure(f"{what} draws random numbers (dropout?); it must be pure: take the randomness from the data z")
+        raise InvalidValue(
+            f"{what} draws random numbers (dropout?); it must be pure: take the randomness from the data z"
+        )
 
 
 def _check_same(first: Tree, second: Tree, what: str) -> None:
@@ -292,7 +297,7 @@ def _check_same(first: Tree, second: Tree, what: str) -> None:
             slack = torch.finfo(a.dtype).eps ** 0.5
             same = torch.allclose(a, b, rtol=slack, atol=slack * float(a.abs().nan_to_num().max()), equal_nan=True)
         if not same:
-            raise Impure(
+            raise InvalidValue(
                 f"{what} gives another value when it is called again (a random generator of its own, a counter?); it "
                 "must be pure: take the randomness from the data z"
             )
@@ -313,7 +318,7 @@ def check_cost(cost: Any, n: int, name: str) -> None:
 
 
 def _check_state(state: Tree, n: int, name: str) -> None:
-    leaves = tree.named_leaves(state, f"{name} returned x")
+    leaves = tree.named_leaves(state, f"{name}: x_next")
     if not leaves:
         raise InvalidValue(f"{name} returned an empty state")
     for label, leaf in leaves:
@@ -349,12 +354,30 @@ def _failed(what: str, error: Exception, x: Tree, z: Tree) -> str:
 
 def _cause(error: Exception, x: Tree, z: Tree) -> str | None:
     """What is likely behind an error in a function of the state x and the data z."""
-    if z is None and "None" in str(error):
+    words = str(error)
+    if z is None and "None" in words:
         return "the population has no data, z is None; pass a pair (x, z), such as inputs and their targets"
     leaves = [leaf for leaf in tree.leaves(x) if isinstance(leaf, Tensor)]
     if leaves and not any(tree.differentiable(leaf) for leaf in leaves):
         return (
             f"the state is {leaves[0].dtype}; expected floating-point numbers, such as x.float() (integers can only be "
             "tokens, which a first stage embeds)"
+        )
+    return _about_labels(words, x, z)
+
+
+def _about_labels(words: str, x: Tree, z: Tree) -> str | None:
+    """What is likely wrong with class labels z, where x is a network's output."""
+    if not isinstance(x, Tensor) or not isinstance(z, Tensor) or x.dim() != 2 or z.is_floating_point():
+        return None
+    classes = x.shape[1]
+    if z.dim() == 2 and z.shape[1] == 1 and classes > 1:
+        return f"the labels have shape {tuple(z.shape)}; expected class indices ({len(z)},), z.squeeze(1)"
+    if z.dim() == 1 and "out of bounds" in words:
+        return f"the output has {classes} classes and labels lie in {int(z.min())}..{int(z.max())}; they count from 0"
+    if z.dim() == 1 and classes > 1 and "size of tensor" in words:
+        return (
+            f"the labels are class indices ({len(z)},) and this cost wants numbers in the shape of the output: "
+            f"torch.nn.functional.one_hot(z, {classes}), or a cost of class indices, such as F.cross_entropy"
         )
     return None

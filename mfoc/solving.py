@@ -281,7 +281,7 @@ def _check_influence(problem: Problem, controls: Tree, particles: Particles) -> 
         )
     if idle:
         names = ", ".join(idle[:5]) + f" and {len(idle) - 5} more" * (len(idle) > 5)
-        logger.warning("%s: no stage and no cost depends on it (not used, or detached?), so it stays as it is", names)
+        logger.warning("no stage and no cost depends on %s (not used, or detached?): no gradient moves it", names)
 
 
 def _find_nonfinite(problem: Problem, controls: Tree, particles: Particles) -> tuple[int | None, str]:

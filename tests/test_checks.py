@@ -16,6 +16,9 @@ from mfoc.checks import (
     check_integer,
     check_non_negative,
     check_positive,
+    check_signature,
+    kind_of,
+    with_article,
 )
 
 NO_NUMBER = [True, False, "1", 1j, [1], np.int64(1), np.float32(0.5)]
@@ -77,3 +80,40 @@ def test_what_is_accepted():
     check_callable("a function", f=len)
     check_callable("a function", optional=True, f=None)
     check_instance(mfoc.Solver, "a solver", solver=mfoc.MSA())
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["an int", "an ndarray", "an SGD", "an MSA", "an Adam", "an OrderedDict", "an LBFGS", "an RMSprop", "an X"]
+    + ["a Tensor", "a NoneType", "a str", "a Union", "a UserDict", "a float", "a list", "a Linear", "a Sequential"],
+)
+def test_the_article_is_the_one_that_is_said(words):
+    name = words.split()[1]
+    assert with_article(name) == words
+    assert kind_of(type(name, (), {})()) == words
+
+
+@pytest.mark.parametrize(
+    "own", ["t, x, u, z", "a, b, c, d", "t, z, u, data", "*args", "t, x, u, z, h=1", "_t, x, u, _"]
+)
+def test_signatures_that_may_be_right(own):
+    check_signature(("t", "x", "u", "z"), f=eval(f"lambda {own}: 0"))
+
+
+@pytest.mark.parametrize(
+    "own",
+    [
+        "x, t, u, z",
+        "t, u, x, z",
+        "t, x, z, u",
+        "x, u, z, t",
+        "state, t, control, data",
+        "x, t, a, b",
+        "a, t, b, c",
+        "x, u",
+    ]
+    + ["a, b, c, d, e", "", "t, x, u, z, *, h", "_x, _t, u, z"],
+)
+def test_signatures_that_cannot_be_right(own):
+    with pytest.raises(mfoc.InvalidType, match=r"f takes \(.*called as f\(t, x, u, z\)"):
+        check_signature(("t", "x", "u", "z"), f=eval(f"lambda {own}: 0"))

@@ -99,6 +99,12 @@ def duel(inner=None, outer=SGD, seed=0):
     return mfoc.Minimax(inner or PGD(1), outer, seed)
 
 
+def hooked(register, net=None, **options):
+    net = nn.Sequential(nn.Linear(2, 2)) if net is None else net
+    getattr(net, register)(lambda *args: None)
+    return mfoc.from_module(net, F.mse_loss, **options)
+
+
 def states_of(solver):
     return mfoc.Iterate(0, problem().controls, solver.init(problem(), problem().controls))
 
@@ -184,6 +190,74 @@ BAD = {
         "terminal_cost returned a torch.int64",
     ),
     "missing data": (lambda: solve(p=problem(terminal_cost=lambda x, z: z["y"])), "terminal_cost .*failed"),
+    **{
+        f"missing data in {where}": (
+            lambda change=change: solve(p=problem(**change)),
+            f"{where}.*z is None; pass a pair",
+        )
+        for where, change in {
+            "terminal_cost": {"terminal_cost": lambda x, z: x.sum(1) - z},
+            "running_cost": {"running_cost": lambda t, x, u, z: z["rate"] * x.sum(1)},
+            "dynamics": {"dynamics": lambda t, x, u, z: x + u * z},
+        }.items()
+    },
+    "missing labels": (lambda: solve(p=net(loss=F.cross_entropy)), "terminal_cost.*z is None; pass a pair"),
+    **{
+        f"{dtype} state of a network": (
+            lambda dtype=dtype: solve((X.to(dtype), X), p=net()),
+            f"stage 0: dynamics.*the state is {dtype}; expected floating",
+        )
+        for dtype in (torch.int64, torch.bool)
+    },
+    "integer state of a cost": (
+        lambda: solve(X.long(), p=problem(dynamics=lambda t, x, u, z: x)),
+        "terminal_cost returned a torch.int64.*the state is torch.int64; expected floating",
+    ),
+    "class indices for numbers": (lambda: solve((X, torch.tensor([0, 1, 0, 1])), p=net()), "class indices.*one_hot"),
+    "labels in a column": (lambda: solve((X, X[:, :1].long()), p=net(loss=F.cross_entropy)), r"z\.squeeze\(1\)"),
+    "labels from one": (
+        lambda: solve((X, torch.tensor([1, 2, 1, 2])), p=net(loss=F.cross_entropy)),
+        r"2 classes and labels lie in 1\.\.2",
+    ),
+    # functions of other arguments
+    **{
+        f"{name} of other arguments, {k}": (lambda name=name, f=f: problem(**{name: f}), rf"{name} takes \(.*called as")
+        for name, functions in {
+            "dynamics": (lambda x, t, u, z: x, lambda t, u, x, z: x, lambda t, x, z, u: x, lambda x, u: x + u),
+            "running_cost": (lambda x, u, t, z: x, lambda t, x, u: x, lambda state, time, control, data: state),
+            "terminal_cost": (lambda z, x: x, lambda x: x, lambda x, z, w: x, lambda data, state: state),
+            "schedule": (lambda t, controls: controls, lambda t, u: u, lambda controls: controls),
+            "kind": (lambda: "layer",),
+            "affine": (lambda t, x: True,),
+        }.items()
+        for k, f in enumerate(functions)
+    },
+    "a keyword that nobody gives": (
+        lambda: problem(dynamics=lambda t, x, u, z, *, step: x),
+        "required argument: 'step'",
+    ),
+    "swapped drift": (lambda: continuous(drift=lambda x, t, u, z: x + u), r"drift takes \(x, t, u, z\)"),
+    "drift of two": (lambda: continuous(drift=lambda x, u: x + u), r"drift takes \(x, u\)"),
+    "swapped rate": (lambda: continuous(running_cost=lambda x, u, t, z: x), "running_cost takes"),
+    "swapped diffusion": (lambda: mfoc.euler_maruyama(lambda x, t, u, z: x), "diffusion takes"),
+    "diffusion by name": (lambda: mfoc.euler_maruyama("1"), "diffusion is '1'"),
+    "swapped loss": (lambda: net(loss=lambda y_true, y_pred: y_pred), r"loss takes \(y_true, y_pred\)"),
+    "loss of one": (lambda: net(loss=lambda output: output), r"loss takes \(output\)"),
+    "hook of nothing": (lambda: solve(hooks=[print, lambda: True]), r"hooks\[1\] takes \(\)"),
+    "hook of two": (lambda: solve(hooks=[lambda step, iterate: True]), r"hooks\[0\] takes \(step, iterate\)"),
+    "rate of no step": (lambda: mfoc.Gradient(torch.optim.SGD, lr_schedule=lambda: 1.0), r"lr_schedule takes \(\)"),
+    "population of no step": (lambda: mfoc.population(lambda: mfoc.Particles(X)), r"population takes \(\)"),
+    "ramp of no step": (lambda: mfoc.Minimax(PGD(1), SGD, ramp=lambda: 1.0), r"ramp takes \(\)"),
+    # controls that do nothing
+    "controls that nothing uses": (lambda: solve(p=problem(dynamics=lambda t, x, u, z: x)), "do not reach the costs"),
+    "detached controls": (lambda: solve(p=problem(dynamics=lambda t, x, u, z: x + u.detach())), "do not reach"),
+    "controls as numbers": (lambda: solve(p=problem(dynamics=lambda t, x, u, z: x + u[0].item())), "do not reach"),
+    "tied controls that nothing uses": (
+        lambda: solve(p=problem(controls={"w": X[0]}, schedule=mfoc.tied, horizon=2, dynamics=lambda t, x, u, z: x)),
+        "do not reach",
+    ),
+    "a module as controls": (lambda: problem(controls=nn.Linear(2, 2)), r"controls is a Linear.*from_module"),
+    "parameters as they come": (lambda: problem(controls=nn.Linear(2, 2).parameters()), r"generator.*list\(controls\)"),
     "too few arguments": (
         lambda: solve(p=problem(dynamics=lambda t, x, u: x)),
         r"dynamics takes \(t, x, u\); it is called",
@@ -199,6 +273,18 @@ BAD = {
     "in-place running cost": (
         lambda: solve(X.clone(), p=problem(running_cost=lambda t, x, u, z: x.mul_(2).sum(1))),
         "running_cost writes",
+    ),
+    "in-place terminal cost": (
+        lambda: solve(X.clone(), p=problem(terminal_cost=lambda x, z: x.mul_(2).sum(1))),
+        "terminal_cost writes",
+    ),
+    "in-place schedule": (
+        lambda: solve(p=problem(controls=X[0].clone(), horizon=2, schedule=lambda u, t: u.mul_(2))),
+        "stage 0: the schedule writes",
+    ),
+    "random terminal cost": (
+        lambda: solve(p=problem(terminal_cost=lambda x, z: x.sum(1) * torch.rand(()))),
+        "terminal_cost draws random numbers",
     ),
     "random dynamics": (
         lambda: solve(p=problem(dynamics=lambda t, x, u, z: x + u * torch.rand(2))),
@@ -238,6 +324,16 @@ BAD = {
     "a module class": (lambda: mfoc.from_module(nn.Linear, F.mse_loss), "net is the class Linear"),
     "loss by name": (lambda: net(loss="mse"), "loss is a str"),
     "loss class": (lambda: net(loss=nn.MSELoss), "loss is the class MSELoss"),
+    **{
+        f"{register} on the whole network": (
+            lambda register=register: hooked(register),
+            r"hooks of its own.*nn\.Sequential\(net\)",
+        )
+        for register in ("register_forward_hook", "register_forward_pre_hook", "register_full_backward_hook")
+    },
+    "hook on a network that is cut": (lambda: hooked("register_forward_hook", Two(), stages=["first"]), "of its own"),
+    "hook on a network in groups": (lambda: hooked("register_forward_hook", stages=["0"]), "of its own"),
+    "a layer alone": (lambda: mfoc.from_module(nn.Linear(2, 2), F.mse_loss), r"a single layer; wrap it, nn\.Seq"),
     "no stages": (lambda: mfoc.from_module(Two(), F.mse_loss), r"Two.*\['first', 'second'\]"),
     "string stages": (lambda: mfoc.from_module(Two(), F.mse_loss, stages="first"), "stages is 'first'"),
     "unknown stage": (lambda: mfoc.from_module(Two(), F.mse_loss, stages=["first", "third"]), "'third'.*'second'"),
@@ -282,6 +378,8 @@ BAD = {
     "ragged dataset": (lambda: mfoc.population(Ragged())(0), "do not collate"),
     "dataset of triples": (lambda: mfoc.population(Triples())(0), "tuple of 3"),
     "tensor dataset of three": (lambda: mfoc.population(TensorDataset(X, X, X)), "TensorDataset holds 3"),
+    "list of numbers": (lambda: mfoc.population([1.0, 2.0, 3.0]), "list of 3; .*torch.tensor"),
+    "list of samples": (lambda: mfoc.population([(X[0], X[1])] * 3), "list of 3; .*torch.stack"),
     "empty source": (lambda: mfoc.population(X[:0]), "state is empty"),
     "empty dataset": (lambda: mfoc.population(TensorDataset(X[:0])), "empty"),
     "unequal pair": (lambda: mfoc.population((X, X[:3])), "data holds 3"),
@@ -358,6 +456,24 @@ BAD = {
     "negative inner tol": (lambda: LBFGS(tol=-1.0), "tol is -1.0"),
     "inner tol by name": (lambda: LBFGS(tol="0"), "tol is '0'"),
     "schedule of rates": (lambda: mfoc.Gradient(torch.optim.Adam, lr_schedule=0.9), "schedule is a float"),
+    **{
+        f"settings beside the optimizer, {name}": (make, r"functools\.partial\(torch\.optim\.(Adam, lr=0\.1|SGD, )")
+        for name, make in {
+            "by name": lambda: mfoc.Gradient(torch.optim.Adam, lr=0.1),
+            "by place": lambda: mfoc.Gradient(torch.optim.Adam, 0.1),
+            "made": lambda: mfoc.Gradient(torch.optim.Adam([X.clone()])),
+            "none": lambda: mfoc.Gradient(),
+            "a net": lambda: mfoc.Gradient(nn.Linear(2, 2)),
+            "another class": lambda: mfoc.Gradient(torch.optim.lr_scheduler.StepLR),
+            "unknown": lambda: solve(solver=mfoc.Gradient(partial(torch.optim.SGD, rate=0.1))),
+            "negative": lambda: solve(solver=mfoc.Gradient(partial(torch.optim.SGD, lr=-0.1))),
+        }.items()
+    },
+    "optimizer of nothing": (lambda: mfoc.Gradient(lambda: torch.optim.SGD([X])), r"optimizer takes \(\)"),
+    "optimizer of other tensors": (
+        lambda: solve(solver=mfoc.Gradient(lambda p: torch.optim.SGD(nn.Linear(2, 2).parameters()))),
+        "holds tensors of its own",
+    ),
     # games
     **{f"epsilon {e}": (lambda e=e: mfoc.Ball(e), f"epsilon is {e}") for e in (0, -1, float("nan"), float("inf"))},
     **{f"epsilon {e!r}": (lambda e=e: mfoc.Ball(e), f"epsilon is {e!r}") for e in (True, "a", None)},
@@ -382,6 +498,11 @@ BAD = {
     "minimiser by name": (lambda: duel(outer="sgd"), "outer is a str"),
     **{f"seed {s} of a game": (lambda s=s: duel(seed=s), f"seed is {s}") for s in (-1, True, 0.5)},
     "game in a game": (lambda: duel(outer=duel()), "outer is a Minimax"),
+    "game without its adversary": (lambda: solve(p=game()), "nothing here plays its adversary.*Minimax"),
+    "game without its adversary, by steps": (lambda: mfoc.iterate(game(), SGD, X), "nothing here plays"),
+    "certificate without the adversary": (lambda: mfoc.certify(game(), game().controls, X), "nothing here plays"),
+    "nominal with an adversary": (lambda: solve(p=game(), solver=duel(), nominal=True), "nominal is True.*Minimax"),
+    "nominal by word": (lambda: solve(p=game(), nominal="yes"), "nominal is 'yes'"),
     "no adversary": (lambda: solve(solver=duel()), "Problem without an adversary.*Game.of"),
 }
 
@@ -394,6 +515,39 @@ def test_bad_input(name):
         act()
     assert isinstance(caught.value, ValueError | TypeError)
     assert len(str(caught.value)) > 25  # what, why, and how to mend it
+
+
+ACCEPTED = {
+    "names of one's own": lambda: problem(dynamics=lambda k, state, theta, labels: state + theta),
+    "a latent state called z": lambda: problem(dynamics=lambda t, z, u, data: z + u),
+    "names that say unused": lambda: problem(dynamics=lambda _t, x, u, _: x + u),
+    "any arguments": lambda: problem(dynamics=lambda *args: args[1] + args[2]),
+    "a default more": lambda: problem(dynamics=lambda t, x, u, z, step=0.1: x + step * u),
+    "a method": lambda: problem(dynamics=Drifting().move),
+    "a part of a function": lambda: problem(dynamics=partial(lambda step, t, x, u, z: x + step * u, 0.1)),
+    "a torch loss as a cost": lambda: problem(terminal_cost=lambda input, target: input.sum(1)),
+    "a function without a signature": lambda: problem(terminal_cost=max),
+    "a module as a cost": lambda: problem(terminal_cost=nn.MSELoss()),
+    "a state-dict hook": lambda: hooked("register_state_dict_pre_hook"),
+    "a hook wrapped in a stage": lambda: net(nn.Sequential(nn.Linear(2, 2))),
+    "a zero slope": lambda: solve(p=problem(dynamics=lambda t, x, u, z: x + 0 * u)),
+    "tokens": lambda: solve((X.long(), X), p=net(nn.Embedding(2, 3), nn.Flatten(), nn.Linear(6, 2))),
+    "a control for each particle": lambda: solve(torch.ones(9, 2), p=problem(controls=[torch.ones(9, 2)] * 2)),
+    "a game, nominally": lambda: solve(p=game(), nominal=True),
+    "a problem, nominally": lambda: solve(nominal=True),
+    "a game that is played": lambda: solve(game().disturb(mfoc.Particles(X), 0.1 * X), p=game()),
+    "its certificate": lambda: mfoc.certify(game(), game().controls, game().disturb(mfoc.Particles(X), 0.1 * X)),
+}
+
+
+class Drifting:
+    def move(self, t, x, u, z):
+        return x + u
+
+
+@pytest.mark.parametrize("name", ACCEPTED)
+def test_what_only_looks_like_a_mistake_is_accepted(name):
+    ACCEPTED[name]()
 
 
 def test_inference_mode_is_refused():

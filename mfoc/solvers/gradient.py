@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mfoc import tree
 from mfoc.checks import check_callable, check_flag, check_non_negative, check_signature, kind_of
@@ -32,8 +32,12 @@ def _says_where_settings_go(cls: Class) -> Class:
         given = args[0] if args else kwargs.get("optimizer")
         unknown = {key: value for key, value in kwargs.items() if key not in own}
         if unknown or given is None:
-            what = f"{cls.__name__} takes no {', '.join(unknown)}" if unknown else "optimizer is missing"
-            raise InvalidType(f"{what}; expected {_example(given, unknown)}")
+            what = (
+                f"{cls.__name__} takes no {', '.join(unknown)}; settings of the optimizer go with it,"
+                if unknown
+                else "optimizer is missing; expected what makes one, such as"
+            )
+            raise InvalidType(f"{what} {_example(given, unknown)}")
         if len(args) > 1 and not isinstance(args[1], bool):
             raise InvalidType(
                 f"{cls.__name__} takes recompute as its second argument and was given {args[1]!r}; settings of the "
@@ -82,8 +86,12 @@ class Gradient:
             )
         if isinstance(self.optimizer, str):
             raise InvalidType(f"optimizer is the string {self.optimizer!r}; expected {example} {_example(None, {})}")
+        foreign = isinstance(self.optimizer, type) and not issubclass(self.optimizer, torch.optim.Optimizer)
+        if foreign or isinstance(self.optimizer, nn.Module):
+            what = f"the class {self.optimizer.__name__}" if foreign else kind_of(self.optimizer)  # type: ignore[union-attr]
+            raise InvalidType(f"optimizer is {what}; expected {example} {_example(None, {})}")
         check_callable(f"{example} {_example(None, {})}", optimizer=self.optimizer)
-        if not isinstance(self.optimizer, type):  # whose own errors say which setting is missing
+        if not isinstance(self.optimizer, type):  # a class's own errors say which setting is missing
             check_signature(("tensors",), optimizer=self.optimizer)
         check_flag(recompute=self.recompute)
         check_callable("a function of the step", optional=True, lr_schedule=self.lr_schedule)
@@ -147,16 +155,12 @@ class Gradient:
             raise
         except (TypeError, ValueError) as error:  # a setting it does not know, or refuses
             kind = InvalidType if isinstance(error, TypeError) else InvalidValue
-            raise kind(
-                f"optimizer(...) failed: {error}; expected what takes tensors, as {_example(None, {})}"
-            ) from error
+            raise kind(f"optimizer(...) failed: {error}; expected such as {_example(None, {})}") from error
         if not isinstance(optimizer, torch.optim.Optimizer):
             raise InvalidType(f"optimizer(...) returned {kind_of(optimizer)}; expected a torch.optim.Optimizer")
         held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
         if not held <= {id(parameter) for parameter in parameters}:
-            raise InvalidValue(
-                "optimizer(...) holds tensors of its own, not the ones it was given; pass those on to it"
-            )
+            raise InvalidValue("optimizer(...) holds tensors of its own; it must hold those it is called with")
         return optimizer
 
 
