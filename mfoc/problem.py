@@ -10,7 +10,7 @@ in discrete time. The control is shared by the population; the population is car
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import KW_ONLY, dataclass
 from typing import TYPE_CHECKING, Any, Generic
 
@@ -212,29 +212,33 @@ class Problem(HasControls[Controls]):
         self.check_controls(controls)
         self._check_agreement(particles, controls)
         with torch.no_grad():
-            self._run(particles, controls)
+            drawn = watched()
+            self._run(particles, controls, _still)
+            if drawn():  # by which of them is asked only then: the state of a generator is large
+                self._run(particles, controls, _undrawn)
+                raise InvalidValue(_draws("one of dynamics and costs"))
             on_few(lambda few: self._check_repeatable(few, controls), particles)
 
     def check_played(self, particles: Particles) -> None:
         """Refuses particles on which this problem's adversary, if it has one, does not play; see ``mfoc.Game``."""
 
-    def _run(self, particles: Particles, controls: Tree) -> None:
+    def _run(self, particles: Particles, controls: Tree, pure: Callable[..., AbstractContextManager[None]]) -> None:
         x, z, n = particles.state, particles.data, len(particles)
         for t in range(self.stages):
-            with _pure(f"stage {t}: the schedule", controls):
+            with pure(f"stage {t}: the schedule", controls):
                 u = _call(f"stage {t}: the schedule", self.schedule, controls, t)
             if self.running_cost is not None:
                 what = f"stage {t}: running_cost"
-                with _pure(what, [x, u, z]), _explained(what, x, z):
+                with pure(what, [x, u, z]), _explained(what, x, z):
                     check_cost(self.running_cost(t, x, u, z), n, what)
             came = tree.describe(x)
-            with _pure(f"stage {t}: dynamics", [x, u, z]):
+            with pure(f"stage {t}: dynamics", [x, u, z]):
                 with _explained(f"stage {t}: dynamics (state {came}, control {tree.describe(u)})", x, z):
                     moved = self.dynamics(t, x, u, z)
                 _check_state(moved, n, f"stage {t}: dynamics (given a state {came})")
             x = moved
         given = f"terminal_cost (state {tree.describe(x)}, data {tree.describe(z)})"
-        with _pure("terminal_cost", [x, z]), _explained(given, x, z):
+        with pure("terminal_cost", [x, z]), _explained(given, x, z):
             check_cost(self.terminal_cost(x, z), n, "terminal_cost")
 
     def _check_repeatable(self, particles: Particles, controls: Tree) -> None:
@@ -274,17 +278,26 @@ def on_few(check: Callable[[Particles], None], particles: Particles) -> None:
 
 
 @contextmanager
-def _pure(what: str, arguments: Tree) -> Iterator[None]:
-    """Refuses a call that writes into its arguments, or draws random numbers."""
+def _still(what: str, arguments: Tree) -> Iterator[None]:
+    """Refuses a call that writes into its arguments."""
     tensors = [leaf for leaf in tree.leaves(arguments) if isinstance(leaf, Tensor)]
-    versions, drawn = _versions(tensors), watched()
+    versions = _versions(tensors)
     yield
     if versions != _versions(tensors):
         raise InvalidValue(f"{what} writes into its arguments (an in-place operation?); it must be pure")
+
+
+@contextmanager
+def _undrawn(what: str, _arguments: Tree) -> Iterator[None]:
+    """Refuses a call that draws random numbers."""
+    drawn = watched()
+    yield
     if drawn():
-        raise InvalidValue(
-            f"{what} draws random numbers (dropout?); it must be pure: take the randomness from the data z"
-        )
+        raise InvalidValue(_draws(what))
+
+
+def _draws(what: str) -> str:
+    return f"{what} draws random numbers (dropout?); it must be pure: take the randomness from the data z"
 
 
 def _check_same(first: Tree, second: Tree, what: str) -> None:

@@ -82,38 +82,39 @@ def test_what_is_accepted():
     check_instance(mfoc.Solver, "a solver", solver=mfoc.MSA())
 
 
-@pytest.mark.parametrize(
-    "words",
-    ["an int", "an ndarray", "an SGD", "an MSA", "an Adam", "an OrderedDict", "an LBFGS", "an RMSprop", "an X"]
-    + ["a Tensor", "a NoneType", "a str", "a Union", "a UserDict", "a float", "a list", "a Linear", "a Sequential"],
-)
+NAMES = {
+    "an": ["int", "ndarray", "SGD", "MSA", "Adam", "OrderedDict", "LBFGS", "RMSprop", "X"],
+    "a": ["Tensor", "NoneType", "str", "Union", "UserDict", "float", "list", "Linear", "Sequential"],
+}
+
+
+@pytest.mark.parametrize("words", [f"{article} {name}" for article, names in NAMES.items() for name in names])
 def test_the_article_is_the_one_that_is_said(words):
     name = words.split()[1]
     assert with_article(name) == words
     assert kind_of(type(name, (), {})()) == words
 
 
-@pytest.mark.parametrize(
-    "own", ["t, x, u, z", "a, b, c, d", "t, z, u, data", "*args", "t, x, u, z, h=1", "_t, x, u, _"]
-)
+RIGHT = ["t, x, u, z", "a, b, c, d", "t, z, u, data", "*args", "t, x, u, z, h=1", "_t, x, u, _"]
+SWAPPED = [
+    "x, t, u, z",
+    "t, u, x, z",
+    "t, x, z, u",
+    "x, u, z, t",
+    "state, t, control, data",
+    "x, t, a, b",
+    "_x, _t, u, z",
+]
+ELSEWHERE = ["a, t, b, c"]  # t is nothing but the stage
+TOO_FEW_OR_MANY = ["x, u", "a, b, c, d, e", "", "t, x, u, z, *, h"]
+
+
+@pytest.mark.parametrize("own", RIGHT)
 def test_signatures_that_may_be_right(own):
     check_signature(("t", "x", "u", "z"), f=eval(f"lambda {own}: 0"))
 
 
-@pytest.mark.parametrize(
-    "own",
-    [
-        "x, t, u, z",
-        "t, u, x, z",
-        "t, x, z, u",
-        "x, u, z, t",
-        "state, t, control, data",
-        "x, t, a, b",
-        "a, t, b, c",
-        "x, u",
-    ]
-    + ["a, b, c, d, e", "", "t, x, u, z, *, h", "_x, _t, u, z"],
-)
+@pytest.mark.parametrize("own", [*SWAPPED, *ELSEWHERE, *TOO_FEW_OR_MANY])
 def test_signatures_that_cannot_be_right(own):
     with pytest.raises(mfoc.InvalidType, match=r"f takes \(.*called as f\(t, x, u, z\)"):
         check_signature(("t", "x", "u", "z"), f=eval(f"lambda {own}: 0"))

@@ -151,7 +151,7 @@ def test_a_history_takes_little_room(tmp_path):
         at = mfoc.Iterate(n, last.controls, last.state, history=records)
         hooks.Checkpoint(tmp_path / "run", every=1)(at)
         sizes.append((tmp_path / "run").stat().st_size)
-    assert sizes[1] - sizes[0] < 50 * 2000
+    assert sizes[1] - sizes[0] < 34 * 2000
 
 
 @pytest.mark.parametrize("content", [b"", b"not a checkpoint"])

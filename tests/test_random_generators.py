@@ -79,8 +79,8 @@ def test_a_gpu_that_was_awake_is_compared(monkeypatch):
 own, counts = torch.Generator(), iter(range(10**6))
 IMPURE = {
     "torch": (lambda: torch.rand(()), "draws random numbers"),
-    "numpy": (lambda: np.random.rand(), "draws random numbers"),
-    "python": (lambda: random.random(), "draws random numbers"),
+    "numpy": (np.random.rand, "draws random numbers"),
+    "python": (random.random, "draws random numbers"),
     "a generator of one's own": (lambda: torch.rand((), generator=own), "another value when it is called again"),
     "a counter": (lambda: next(counts), "another value when it is called again"),
 }

@@ -213,7 +213,10 @@ BAD = {
         lambda: solve(X.long(), p=problem(dynamics=lambda t, x, u, z: x)),
         "terminal_cost returned a torch.int64.*the state is torch.int64; expected floating",
     ),
-    "class indices for numbers": (lambda: solve((X, torch.tensor([0, 1, 0, 1])), p=net()), "class indices.*one_hot"),
+    "class indices for numbers": (
+        lambda: solve((X, torch.tensor([0, 1, 0, 1])), p=net(loss=nn.PoissonNLLLoss())),
+        "class indices.*one_hot",
+    ),
     "labels in a column": (lambda: solve((X, X[:, :1].long()), p=net(loss=F.cross_entropy)), r"z\.squeeze\(1\)"),
     "labels from one": (
         lambda: solve((X, torch.tensor([1, 2, 1, 2])), p=net(loss=F.cross_entropy)),
@@ -221,7 +224,7 @@ BAD = {
     ),
     # functions of other arguments
     **{
-        f"{name} of other arguments, {k}": (lambda name=name, f=f: problem(**{name: f}), rf"{name} takes \(.*called as")
+        f"{name} of other arguments, {k}": (lambda name=name, f=f: problem(**{name: f}), rf"{name} takes \(.*called")
         for name, functions in {
             "dynamics": (lambda x, t, u, z: x, lambda t, u, x, z: x, lambda t, x, z, u: x, lambda x, u: x + u),
             "running_cost": (lambda x, u, t, z: x, lambda t, x, u: x, lambda state, time, control, data: state),
@@ -525,7 +528,7 @@ ACCEPTED = {
     "a default more": lambda: problem(dynamics=lambda t, x, u, z, step=0.1: x + step * u),
     "a method": lambda: problem(dynamics=Drifting().move),
     "a part of a function": lambda: problem(dynamics=partial(lambda step, t, x, u, z: x + step * u, 0.1)),
-    "a torch loss as a cost": lambda: problem(terminal_cost=lambda input, target: input.sum(1)),
+    "a torch loss as a cost": lambda: problem(terminal_cost=F.mse_loss),
     "a function without a signature": lambda: problem(terminal_cost=max),
     "a module as a cost": lambda: problem(terminal_cost=nn.MSELoss()),
     "a state-dict hook": lambda: hooked("register_state_dict_pre_hook"),

@@ -88,7 +88,7 @@ class Gradient:
             raise InvalidType(f"optimizer is the string {self.optimizer!r}; expected {example} {_example(None, {})}")
         foreign = isinstance(self.optimizer, type) and not issubclass(self.optimizer, torch.optim.Optimizer)
         if foreign or isinstance(self.optimizer, nn.Module):
-            what = f"the class {self.optimizer.__name__}" if foreign else kind_of(self.optimizer)  # type: ignore[union-attr]
+            what = f"the class {self.optimizer.__name__}" if foreign else kind_of(self.optimizer)
             raise InvalidType(f"optimizer is {what}; expected {example} {_example(None, {})}")
         check_callable(f"{example} {_example(None, {})}", optimizer=self.optimizer)
         if not isinstance(self.optimizer, type):  # a class's own errors say which setting is missing

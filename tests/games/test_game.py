@@ -122,28 +122,22 @@ def test_a_stage_that_is_disturbed_is_minimised_apart_from_its_kind():
     assert distance(*moved) < 1e-13
 
 
-def blind(part=None, reach=0.0):
-    """A problem whose costs depend on the state's entry "a" alone (on "b" by so much), until stage 1 forgets it."""
-
-    def dynamics(t, x, u, z):
-        return {"a": x["a"] + u, "b": x["b"]} if t == 0 else {"a": u.expand_as(x["a"]) + 0 * z, "b": x["b"]}
-
+def blind(part, reach=None):
+    """A game on one of two entries of the state; costs depend on "a", and on "b" by so much."""
     problem = mfoc.Problem(
-        dynamics,
-        lambda x, z: x["a"].sum(1) + (reach * x["b"].sum(1) if reach is not None else 0),
+        lambda t, x, u, z: {"a": x["a"] + u, "b": x["b"]},
+        lambda x, z: x["a"].sum(1) + (0 if reach is None else reach * x["b"].sum(1)),
         [normal(2, seed=k) for k in range(2)],
-        running_cost=lambda t, x, u, z: x["a"].square().sum(1) if t == 0 else 0 * u.sum().expand(len(z)),
     )
-    return mfoc.Game.of(problem, mfoc.Ball(0.1), part=part), mfoc.Particles(
-        {"a": normal(9, 2), "b": normal(9, 2)}, normal(9, 2)
-    )
+    particles = mfoc.Particles({"a": normal(9, 2), "b": normal(9, 2)})
+    return mfoc.Game.of(problem, mfoc.Ball(0.1), part=part), particles
 
 
 MINIMAX = mfoc.Minimax(PGD(1), torch.optim.SGD)
 
 
 def test_a_disturbance_that_no_cost_depends_on_is_refused():
-    game, particles = blind(part="b", reach=None)
+    game, particles = blind("b")
     for act in (lambda: game.validate(particles), lambda: mfoc.solve(game, MINIMAX, particles, steps=1)):
         with pytest.raises(mfoc.InvalidValue, match=r"no cost depends on the state.*'b'"):
             act()
@@ -161,11 +155,9 @@ def _forgetful():
     )
 
 
-@pytest.mark.parametrize(
-    "make", [lambda: blind(part="a"), lambda: blind(part="b", reach=0.0)], ids=["a path", "no slope"]
-)
-def test_a_disturbance_with_a_path_is_accepted_whatever_its_slope(make):
-    game, particles = make()
+@pytest.mark.parametrize(("part", "reach"), [("a", None), ("b", 0.0)], ids=["a slope", "a slope of zero"])
+def test_a_disturbance_with_a_path_is_accepted_whatever_its_slope(part, reach):
+    game, particles = blind(part, reach)
     assert mfoc.solve(game, MINIMAX, particles, steps=1).last.step == 1
 
 
