@@ -7,11 +7,24 @@ here. With ``optional=True`` None is accepted too.
 
 from __future__ import annotations
 
+import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from mfoc.errors import InvalidType, InvalidValue
+
+
+def kind_of(value: object) -> str:
+    """What a value is, in words: "a Tensor", "an int"."""
+    return with_article(type(value).__name__)
+
+
+def with_article(name: str) -> str:
+    """The name of a class with "a" or "an", as it is said: "an int", "an ndarray", "an SGD", "a NoneType"."""
+    spelled = name[:2].isupper() or (name[:1].isupper() and name[1:2].isdigit()) or name.startswith("nd")
+    vowel = name[:1].lower() in ("aefhilmnorsx" if spelled else "aeiou")
+    return f"{'an' if vowel and not name.lower().startswith(('uni', 'use', 'uint')) else 'a'} {name}"
 
 
 def check_integer(least: int, most: int | None = None, /, *, optional: bool = False, **values: object) -> None:
@@ -97,7 +110,66 @@ def check_callable(expected: str, /, *, optional: bool = False, **values: object
     """
     for name, value in values.items():
         if not callable(value) and not (optional and value is None):
-            raise InvalidType(f"{name} is a {type(value).__name__}; expected {expected}{' or None' * optional}")
+            raise InvalidType(f"{name} is {kind_of(value)}; expected {expected}{' or None' * optional}")
+
+
+# What else the arguments of a problem's functions are called.
+_SYNONYMS = {"time": "t", "stage": "t", "state": "x", "control": "u", "data": "z"}
+
+
+def check_signature(
+    expected: Sequence[str], /, *, synonyms: Mapping[str, str] = _SYNONYMS, optional: bool = False, **functions: Any
+) -> None:
+    """Refuses a function that takes another number of arguments, or whose own names for them are in another order.
+
+    An order is only known to be wrong where names that are expected change places among themselves, or where t, which
+    is never anything but the stage or the time, stands elsewhere. What has no signature to be read passes.
+
+    Args:
+        expected: names of the arguments that it is called with, by position.
+        synonyms: other names of theirs -> the names in ``expected``.
+        optional: accept None.
+        **functions: name = function.
+
+    Raises:
+        InvalidType: it takes other arguments, or in another order.
+    """
+    for name, function in functions.items():
+        signature = None if optional and function is None else _signature(function)
+        if signature is None:
+            continue
+        call = f"{name}({', '.join(expected)})"
+        parts = list(signature.parameters.values())
+        given = f"({', '.join(str(part.replace(annotation=part.empty)) for part in parts)})"
+        try:
+            signature.bind(*expected)
+        except TypeError as error:
+            raise InvalidType(f"{name} takes {given}; it is called as {call}: {error}") from None
+        names = [part.name for part in parts if part.kind in (part.POSITIONAL_ONLY, part.POSITIONAL_OR_KEYWORD)]
+        if _out_of_order([_plain(key, synonyms) for key in names[: len(expected)]], list(expected)):
+            raise InvalidType(f"{name} takes {given}; it is called as {call}: put its arguments in that order")
+
+
+def _signature(function: Any) -> inspect.Signature | None:
+    """The signature of a function, of a module's forward pass; None when it has none that can be read."""
+    forward = getattr(type(function), "forward", None)  # a module's own signature is (*args, **kwargs)
+    try:
+        return inspect.signature(function.forward if callable(forward) else function)
+    except (ValueError, TypeError):
+        return None
+
+
+def _plain(name: str, synonyms: Mapping[str, str]) -> str:
+    name = name.strip("_")
+    return synonyms.get(name.lower(), name)
+
+
+def _out_of_order(own: list[str], expected: list[str]) -> bool:
+    known = [name for name in own if name in expected]
+    if "t" in known and own.index("t") != expected.index("t"):
+        return True
+    here, there = [own.index(name) for name in known], [expected.index(name) for name in known]
+    return here != there and sorted(here) == sorted(there)
 
 
 def check_instance(kind: Any, expected: str, /, **values: object) -> None:
@@ -115,7 +187,7 @@ def check_instance(kind: Any, expected: str, /, **values: object) -> None:
         if isinstance(value, type):
             raise InvalidType(f"{name} is the class {value.__name__}; make an instance. Expected {expected}")
         if not isinstance(value, kind):
-            raise InvalidType(f"{name} is a {type(value).__name__}; expected {expected}")
+            raise InvalidType(f"{name} is {kind_of(value)}; expected {expected}")
 
 
 def _check(values: dict[str, Any], kind: Any, fits: Callable[[Any], bool], expected: str, optional: bool) -> None:

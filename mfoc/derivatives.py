@@ -52,6 +52,29 @@ def gradients(
     return [next(found) if leaf.requires_grad else torch.zeros_like(leaf) for leaf in inputs]
 
 
+def reached(outputs: Sequence[Tensor], inputs: Sequence[Tensor]) -> list[bool]:
+    """Whether a path in the autograd graph leads from each input to any of the outputs: nothing is differentiated.
+
+    A slope that happens to be zero has a path.
+
+    Args:
+        outputs: tensors.
+        inputs: leaves of the graph that require grad.
+    """
+    found = {id(output) for output in outputs}  # an output may be an input itself
+    waiting = [output.grad_fn for output in outputs if output.grad_fn is not None]
+    seen = set(waiting)
+    while waiting:
+        node = waiting.pop()
+        if hasattr(node, "variable"):  # where the gradient of a leaf is accumulated
+            found.add(id(node.variable))
+        for following, _ in node.next_functions:
+            if following is not None and following not in seen:
+                seen.add(following)
+                waiting.append(following)
+    return [id(leaf) in found for leaf in inputs]
+
+
 def _ones(output: Tensor) -> Tensor | None:
     """Ones, which autograd makes itself for a number.
 

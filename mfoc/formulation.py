@@ -42,7 +42,7 @@ class Formulation(Generic[Controls, Reading]):
         check_callable("a function of the solution", readout=self.readout)
 
     def solve(self, solver: Solver, *, steps: int, **options: Any) -> Solution[Controls]:
-        """``mfoc.solve`` on this problem and population, with its options ``tol``, ``hooks`` and ``start``."""
+        """``mfoc.solve`` on this problem and population, with its options (``tol``, ``hooks``, ``start``, ...)."""
         return solve(self.problem, solver, self.population, steps=steps, **options)
 
     def certify(self, controls: HasControls[Controls] | Controls, **settings: Any) -> Certificate:

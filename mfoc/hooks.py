@@ -1,7 +1,7 @@
 """Hooks for ``solve``: functions of the iterate, called after each step.
 
 A hook may also have ``start(steps)``, ``finish(solution)`` and ``close()``, which is called however the solve ends; a
-hook that returns True stops the solve.
+hook that returns True stops the solve (``mfoc.solve`` says what counts as True).
 """
 
 from __future__ import annotations
@@ -10,21 +10,26 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from mfoc import tree
-from mfoc.checks import check_callable, check_integer
+from mfoc.checks import check_callable, check_integer, check_signature, kind_of
 from mfoc.distributed import is_main
 from mfoc.errors import InvalidType, InvalidValue, require
 from mfoc.solving import Iterate, Solution
 
 logger = logging.getLogger(__name__)
 
-_FORMAT = "mfoc.iterate.v1"
+_FORMAT = "mfoc.iterate.v2"
+_KEYS = {  # of the formats that can be read
+    "mfoc.iterate.v1": {"format", "step", "controls", "state"},  # without a history
+    _FORMAT: {"format", "step", "controls", "state", "history"},
+}
 
 
 class Progress:
@@ -89,6 +94,7 @@ class Record:
 
     def __init__(self, function: Callable[[Iterate], Any], *, every: int = 1) -> None:
         check_callable("a function of the iterate", function=function)
+        check_signature(("iterate",), function=function)
         check_integer(1, every=every)
         self._function, self._every = function, every
         self.steps: list[int] = []
@@ -114,6 +120,8 @@ class Record:
 class Checkpoint:
     """Saves the iterate, so that a killed run goes on with ``solve(..., start=hooks.load(path))``, bit for bit.
 
+    The history goes with it: some 32 bytes a step, and eight more for each number that the solver reports of itself.
+
     The file is written beside its place, synced, and renamed over it: at any moment the path holds a whole checkpoint.
     Resuming is exact when the population is a function of the step (``mfoc.population`` is) and the machine, the
     library versions and the number of threads are the same.
@@ -125,7 +133,7 @@ class Checkpoint:
 
     def __init__(self, path: str | os.PathLike[str], *, every: int = 100) -> None:
         if not isinstance(path, str | os.PathLike):
-            raise InvalidType(f"path is a {type(path).__name__}; expected a file name")
+            raise InvalidType(f"path is {kind_of(path)}; expected a file name")
         check_integer(1, every=every)
         self._path, self._every = Path(path), every
         if not self._path.parent.is_dir():
@@ -145,11 +153,13 @@ class Checkpoint:
     def _save(self, iterate: Iterate) -> None:
         if not is_main():
             return
-        record = {"format": _FORMAT, "step": iterate.step, "controls": iterate.controls, "state": iterate.state}
+        # Copies, so that a view saves itself alone.
+        kept = {"controls": tree.copy(iterate.controls), "state": tree.copy(iterate.state)}
+        record = {"format": _FORMAT, "step": iterate.step, **kept, "history": _packed(iterate.history)}
         temporary = self._path.with_name(f".{self._path.name}.{os.getpid()}.tmp")
         try:
             with open(temporary, "wb") as file:
-                torch.save(tree.copy(record), file)  # a copy, so that a view saves itself alone
+                torch.save(record, file)
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, self._path)
@@ -158,6 +168,44 @@ class Checkpoint:
             with contextlib.suppress(FileNotFoundError):
                 temporary.unlink()
         logger.debug("saved step %d to %s", iterate.step, self._path)
+
+
+def _packed(history: Sequence[dict[str, float]]) -> list[list[Any]]:
+    """Records as blocks of [names, a column of values each], a block for as long as the names are the same."""
+    blocks: list[list[Any]] = []
+    for record in history:
+        if not blocks or blocks[-1][0] != list(record):
+            blocks.append([list(record), []])
+        blocks[-1][1].append(list(record.values()))
+    return [[names, [_column(column) for column in zip(*rows, strict=True)]] for names, rows in blocks]
+
+
+def _column(values: Sequence[Any]) -> Tensor | list[Any]:
+    """Values of one type as a tensor, which takes little time and room; others as Python's own, which a file may hold.
+
+    They come back as they were, but for numbers of other libraries, which become Python's.
+    """
+    kinds = set(map(type, values))
+    if kinds == {float} or (kinds == {int} and all(abs(value) < 2**62 for value in values)):
+        return torch.tensor(values, dtype=torch.float64 if kinds == {float} else torch.int64, device="cpu")
+    return [_plain(value) for value in values]
+
+
+def _plain(value: Any) -> Any:
+    if type(value) in (float, int, bool, str):
+        return value
+    try:
+        return float(value)
+    except (TypeError, ValueError, RuntimeError):
+        return repr(value)
+
+
+def _unpacked(blocks: list[list[Any]]) -> list[dict[str, float]]:
+    found = []
+    for names, columns in blocks:
+        rows = zip(*(column.tolist() if isinstance(column, Tensor) else column for column in columns), strict=True)
+        found += [dict(zip(names, row, strict=True)) for row in rows]
+    return found
 
 
 def _sync_folder(folder: Path) -> None:
@@ -186,8 +234,9 @@ def load(path: str | os.PathLike[str], *, map_location: Any = None) -> Iterate:
         raise InvalidValue(f"path is {path}; there is no such file") from error
     except Exception as error:  # torch raises pickle, zip and runtime errors alike
         raise InvalidValue(f"path is {path}; it is not a checkpoint: {error}") from error
-    if not isinstance(record, dict) or record.get("format") != _FORMAT:
+    if not isinstance(record, dict) or record.get("format") not in _KEYS:
         raise InvalidValue(f"path is {path}; it holds something else than an mfoc checkpoint")
-    if record.keys() != {"format", "step", "controls", "state"} or not isinstance(record["step"], int):
+    if record.keys() != _KEYS[record["format"]] or not isinstance(record["step"], int):
         raise InvalidValue(f"path is {path}; it is a damaged mfoc checkpoint")
-    return Iterate(record["step"], record["controls"], record["state"])
+    history = _unpacked(record.get("history", []))
+    return Iterate(record["step"], record["controls"], record["state"], history=history)

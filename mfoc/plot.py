@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mfoc import tree
 from mfoc.certificate import Certificate, Measure
-from mfoc.checks import check_instance
+from mfoc.checks import check_instance, kind_of
 from mfoc.errors import InvalidType, InvalidValue, require
 from mfoc.pontryagin import Trajectory
 
@@ -147,7 +147,7 @@ def cloud(trajectory: Trajectory, labels: Tensor | None = None, *, stages: Seque
         InvalidType: states that are not single tensors.
     """
     if not isinstance(trajectory, Trajectory):
-        raise InvalidType(f"trajectory is a {type(trajectory).__name__}; expected what mfoc.rollout returns")
+        raise InvalidType(f"trajectory is {kind_of(trajectory)}; expected what mfoc.rollout returns")
     states = trajectory.states
     if not all(isinstance(state, Tensor) for state in states):
         raise InvalidType(f"trajectory: cloud draws states that are single tensors; got {tree.describe(states[0])}")

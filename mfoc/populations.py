@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from mfoc import tree
-from mfoc.checks import check_flag, check_integer
+from mfoc.checks import check_flag, check_integer, check_signature, kind_of
 from mfoc.distributed import share
 from mfoc.errors import InvalidType, InvalidValue
 from mfoc.particles import Particles, concatenated
@@ -71,7 +71,7 @@ class _Drawn(Population):
     def _all(self, step: int) -> Particles:
         cloud = self._draw(step)
         if not isinstance(cloud, Particles):
-            raise InvalidType(f"the population's function returned a {type(cloud).__name__}; expected mfoc.Particles")
+            raise InvalidType(f"the population's function returned {kind_of(cloud)}; expected mfoc.Particles")
         return cloud
 
 
@@ -161,9 +161,10 @@ def population(source: Any, *, batch_size: int | None = None, shuffle: bool = Tr
     if callable(source):
         if batch_size is not None:
             raise InvalidValue("batch_size was given with a function; the function decides how many particles it draws")
+        check_signature(("n",), population=source)
         return _Drawn(source)
     raise InvalidType(
-        f"source is a {type(source).__name__}; expected a tensor, a pair (x, z), mfoc.Particles, a map-style Dataset, "
+        f"source is {kind_of(source)}; expected a tensor, a pair (x, z), mfoc.Particles, a map-style Dataset, "
         "a DataLoader or a function n -> mfoc.Particles"
     )
 
@@ -179,10 +180,7 @@ def _cloud(source: Any) -> Particles:
         state, data = source.state, source.data
     elif isinstance(source, tuple | list):
         if len(source) != 2:
-            raise InvalidValue(
-                f"source is a {type(source).__name__} of {len(source)}; expected a pair (x, z) "
-                "(use mfoc.Particles for a state that is itself a tuple)"
-            )
+            raise InvalidValue(f"source is {kind_of(source)} of {len(source)}; {_of_many(source)}")
         state, data = source
     else:
         state, data = source, None
@@ -196,6 +194,15 @@ def _cloud(source: Any) -> Particles:
     return cloud
 
 
+def _of_many(source: Any) -> str:
+    """What to do with a list or tuple that is no pair (x, z)."""
+    if all(isinstance(entry, int | float) for entry in source):
+        return "numbers are made a cloud by torch.tensor(source)"
+    if isinstance(source, list) and all(isinstance(entry, tuple | list) and len(entry) == 2 for entry in source):
+        return "samples are stacked, (torch.stack([x for x, _ in source]), torch.stack([z for _, z in source]))"
+    return "expected a pair (x, z) (use mfoc.Particles for a state that is itself a tuple)"
+
+
 def _tensor(leaf: Any, name: str) -> Tensor:
     if isinstance(leaf, Tensor):
         return leaf.clone() if leaf.is_inference() else leaf  # those cannot be differentiated through
@@ -206,8 +213,8 @@ def _tensor(leaf: Any, name: str) -> Tensor:
             raise InvalidType(f"{name} is an array of {leaf.dtype}; expected numbers")
         return torch.from_numpy(leaf.copy() if not leaf.flags.writeable or min(leaf.strides, default=0) < 0 else leaf)
     if isinstance(leaf, int | float | str):
-        raise InvalidType(f"{name} holds a {type(leaf).__name__}; expected tensors or arrays with leading axis N")
-    raise InvalidType(f"{name} is a {type(leaf).__name__}; expected a tensor or a numpy array")
+        raise InvalidType(f"{name} holds {kind_of(leaf)}; expected tensors or arrays with leading axis N")
+    raise InvalidType(f"{name} is {kind_of(leaf)}; expected a tensor or a numpy array")
 
 
 def _image(leaf: Tensor) -> Tensor:

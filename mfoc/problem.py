@@ -9,15 +9,16 @@ in discrete time. The control is shared by the population; the population is car
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import KW_ONLY, dataclass
 from typing import TYPE_CHECKING, Any, Generic
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mfoc import printing, tree
-from mfoc.checks import check_callable, check_instance, check_integer
+from mfoc.checks import check_callable, check_instance, check_integer, check_signature, kind_of
 from mfoc.errors import InvalidType, InvalidValue, MfocError
 from mfoc.particles import Particles
 from mfoc.seeding import watched
@@ -36,6 +37,9 @@ Dynamics = Callable[[int, Tree, Tree, Tree], Tree]
 RunningCost = Callable[[int, Tree, Tree, Tree], Tensor]
 TerminalCost = Callable[[Tree, Tree], Tensor]
 Schedule = Callable[[Tree, int], Tree]
+
+STAGE = ("t", "x", "u", "z")  # what dynamics and running costs are called with
+_FEW = 4  # particles on which a stage is evaluated a second time
 
 
 def per_stage(controls: Tree, t: int) -> Tree:
@@ -64,7 +68,7 @@ def controls_of(source: HasControls[Controls] | Controls) -> Controls:
         return source.controls
     if isinstance(source, list | tuple | dict | Tensor) or not tree.is_leaf(source):
         return source  # a bare TypeVar is not narrowed
-    raise InvalidType(f"solution is a {type(source).__name__}; expected what solve() returned, an iterate or controls")
+    raise InvalidType(f"solution is {kind_of(source)}; expected what solve() returned, an iterate or controls")
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,6 +111,10 @@ class Problem(HasControls[Controls]):
         check_callable("a function", dynamics=self.dynamics, terminal_cost=self.terminal_cost, schedule=self.schedule)
         check_callable("a function", optional=True, running_cost=self.running_cost, kind=self.kind, affine=self.affine)
         check_callable("a function", optional=True, noise=self.noise)
+        check_signature(STAGE, optional=True, dynamics=self.dynamics, running_cost=self.running_cost, noise=self.noise)
+        check_signature(("x", "z"), terminal_cost=self.terminal_cost)
+        check_signature(("controls", "t"), synonyms={"u": "controls"}, schedule=self.schedule)
+        check_signature(("t",), optional=True, kind=self.kind, affine=self.affine)
         object.__setattr__(self, "horizon", self._horizon())
         self.check_controls(self.controls)
 
@@ -114,9 +122,18 @@ class Problem(HasControls[Controls]):
         horizon = self.horizon
         check_integer(1, horizon=horizon, optional=True)
         if self.per_stage:
+            if isinstance(self.controls, nn.Module):
+                raise InvalidType(
+                    f"controls is {kind_of(self.controls)}, a module; expected its parameters as tensors. "
+                    "mfoc.from_module(net, loss) makes a problem of a network"
+                )
+            if isinstance(self.controls, Iterator):
+                raise InvalidType(
+                    f"controls is {kind_of(self.controls)}, which runs dry; expected a list: list(controls)"
+                )
             if not isinstance(self.controls, list | tuple):
                 raise InvalidType(
-                    f"controls is a {type(self.controls).__name__}; a per-stage schedule needs a list of T pytrees "
+                    f"controls is {kind_of(self.controls)}; a per-stage schedule needs a list of T pytrees "
                     "(for one control shared by all stages pass schedule=mfoc.tied and horizon=T)"
                 )
             stages = len(self.controls)
@@ -150,7 +167,7 @@ class Problem(HasControls[Controls]):
         if not self.per_stage:
             return
         if not isinstance(controls, list | tuple):
-            raise InvalidType(f"controls is a {type(controls).__name__}; expected a list of {self.stages} pytrees")
+            raise InvalidType(f"controls is {kind_of(controls)}; expected a list of {self.stages} pytrees")
         if len(controls) != self.stages:
             raise InvalidValue(f"controls has {len(controls)} stages; the problem has {self.stages}")
 
@@ -183,33 +200,64 @@ class Problem(HasControls[Controls]):
     def validate(self, particles: Particles, controls: Tree | None = None) -> None:
         """Runs the problem once, stage by stage, and explains what does not fit.
 
+        Each function is then called twice more on a few of the particles: a pure one says the same again. Whether the
+        controls reach the costs at all is asked by ``solve``.
+
         Args:
             particles: a cloud the problem is to be solved on.
             controls: the controls to run with; the initial guess when None.
 
         Raises:
             InvalidType: a stage returns something that is not a tree of tensors.
-            InvalidValue: a stage fails, loses particles or returns a cost that is not ``[N]``.
+            InvalidValue: a stage fails, loses particles or returns a cost that is not ``[N]``; or a function is not
+                pure: it writes into its arguments, draws random numbers, or says something else the second time.
         """
         check_instance(Particles, "mfoc.Particles", particles=particles)
         controls = self.controls if controls is None else controls_of(controls)
         self.check_controls(controls)
         self._check_agreement(particles, controls)
-        x, z, n = particles.state, particles.data, len(particles)
         with torch.no_grad():
-            for t in range(self.stages):
+            drawn = watched()
+            self._run(particles, controls, _still)
+            if drawn():  # by which of them is asked only then: the state of a generator is large
+                self._run(particles, controls, _undrawn)
+                raise InvalidValue(_draws("one of dynamics and costs"))
+            on_few(lambda few: self._check_repeatable(few, controls), particles)
+
+    def check_played(self, particles: Particles) -> None:
+        """Refuses particles on which this problem's adversary, if it has one, does not play; see ``mfoc.Game``."""
+
+    def _run(self, particles: Particles, controls: Tree, pure: Callable[..., AbstractContextManager[None]]) -> None:
+        x, z, n = particles.state, particles.data, len(particles)
+        for t in range(self.stages):
+            with pure(f"stage {t}: the schedule", controls):
                 u = _call(f"stage {t}: the schedule", self.schedule, controls, t)
-                before = _fingerprint([x, u, z])
-                if self.running_cost is not None:
-                    cost = _call(f"stage {t}: running_cost", self.running_cost, t, x, u, z)
-                    check_cost(cost, n, f"stage {t}: running_cost")
-                came = tree.describe(x)
-                what = f"stage {t}: dynamics (state {came}, control {tree.describe(u)})"
-                x = _call(what, self.dynamics, t, x, u, z)
-                _check_state(x, n, f"stage {t}: dynamics (given a state {came})")
-                before.check(f"stage {t}")
-            what = f"terminal_cost (state {tree.describe(x)}, data {tree.describe(z)})"
-            check_cost(_call(what, self.terminal_cost, x, z), n, "terminal_cost")
+            if self.running_cost is not None:
+                what = f"stage {t}: running_cost"
+                with pure(what, [x, u, z]), _explained(what, x, z):
+                    check_cost(self.running_cost(t, x, u, z), n, what)
+            came = tree.describe(x)
+            with pure(f"stage {t}: dynamics", [x, u, z]):
+                with _explained(f"stage {t}: dynamics (state {came}, control {tree.describe(u)})", x, z):
+                    moved = self.dynamics(t, x, u, z)
+                _check_state(moved, n, f"stage {t}: dynamics (given a state {came})")
+            x = moved
+        given = f"terminal_cost (state {tree.describe(x)}, data {tree.describe(z)})"
+        with pure("terminal_cost", [x, z]), _explained(given, x, z):
+            check_cost(self.terminal_cost(x, z), n, "terminal_cost")
+
+    def _check_repeatable(self, particles: Particles, controls: Tree) -> None:
+        """Refuses functions that give another value the second time: their randomness may be in a user's hands."""
+        x, z = particles.state, particles.data
+        for t in range(self.stages):
+            u = self.schedule(controls, t)
+            if self.running_cost is not None:
+                cost = self.running_cost(t, x, u, z)
+                _check_same(cost, self.running_cost(t, x, u, z), f"stage {t}: running_cost")
+            moved = self.dynamics(t, x, u, z)
+            _check_same(moved, self.dynamics(t, x, u, z), f"stage {t}: dynamics")
+            x = moved
+        _check_same(self.terminal_cost(x, z), self.terminal_cost(x, z), "terminal_cost")
 
     def _check_agreement(self, particles: Particles, controls: Tree) -> None:
         name, control = tree.named_leaves(controls, "controls")[0]
@@ -223,23 +271,54 @@ class Problem(HasControls[Controls]):
                 raise InvalidValue(f"{label} is {leaf.dtype} and {name} is {dtype}; {cure}")
 
 
-class _fingerprint:
-    """What a pure function leaves alone: its arguments and the random generator."""
+def on_few(check: Callable[[Particles], None], particles: Particles) -> None:
+    """A check on a few particles; on all of them where the problem cannot run on fewer (a control for each, say)."""
+    if len(particles) <= _FEW:
+        check(particles)
+        return
+    try:
+        check(particles[:_FEW])
+    except Exception:  # of whatever kind: it counts if it comes again on all of them
+        check(particles)
 
-    def __init__(self, arguments: Tree) -> None:
-        self.tensors = [leaf for leaf in tree.leaves(arguments) if isinstance(leaf, Tensor)]
-        self.versions = _versions(self.tensors)
-        self.drawn = watched()
 
-    def check(self, where: str) -> None:
-        """Refuses arguments that were written into since, and random numbers that were drawn."""
-        found = None
-        if self.versions != _versions(self.tensors):
-            found = "writes into its arguments (an in-place operation?); they must be pure"
-        elif self.drawn():
-            found = "draws random numbers (dropout?); they must be pure: take the randomness from the data z"
-        if found:
-            raise InvalidValue(f"{where}: dynamics or running_cost {found}")
+@contextmanager
+def _still(what: str, arguments: Tree) -> Iterator[None]:
+    """Refuses a call that writes into its arguments."""
+    tensors = [leaf for leaf in tree.leaves(arguments) if isinstance(leaf, Tensor)]
+    versions = _versions(tensors)
+    yield
+    if versions != _versions(tensors):
+        raise InvalidValue(f"{what} writes into its arguments (an in-place operation?); it must be pure")
+
+
+@contextmanager
+def _undrawn(what: str, _arguments: Tree) -> Iterator[None]:
+    """Refuses a call that draws random numbers."""
+    drawn = watched()
+    yield
+    if drawn():
+        raise InvalidValue(_draws(what))
+
+
+def _draws(what: str) -> str:
+    return f"{what} draws random numbers (dropout?); it must be pure: take the randomness from the data z"
+
+
+def _check_same(first: Tree, second: Tree, what: str) -> None:
+    """Refuses two values of one function that differ by more than the order of its sums, which a GPU may change."""
+    for a, b in zip(tree.leaves(first), tree.leaves(second), strict=True):
+        if not isinstance(a, Tensor) or a.is_meta:
+            continue
+        same = torch.equal(a, b)
+        if not same and tree.differentiable(a) and a.shape == b.shape:
+            slack = torch.finfo(a.dtype).eps ** 0.5
+            same = torch.allclose(a, b, rtol=slack, atol=slack * float(a.abs().nan_to_num().max()), equal_nan=True)
+        if not same:
+            raise InvalidValue(
+                f"{what} gives another value when it is called again (a random generator of its own, a counter?); it "
+                "must be pure: take the randomness from the data z"
+            )
 
 
 def _versions(tensors: list[Tensor]) -> list[int]:
@@ -249,7 +328,7 @@ def _versions(tensors: list[Tensor]) -> list[int]:
 def check_cost(cost: Any, n: int, name: str) -> None:
     """Refuses what the function ``name`` returned unless it is one number per particle ``[n]``."""
     if not isinstance(cost, Tensor) or not cost.is_floating_point():
-        what = f"a {cost.dtype} tensor" if isinstance(cost, Tensor) else f"a {type(cost).__name__}"
+        what = f"a {cost.dtype} tensor" if isinstance(cost, Tensor) else kind_of(cost)
         raise InvalidType(f"{name} returned {what}; expected a floating-point tensor of shape ({n},)")
     if cost.shape != (n,):
         hint = "; do not average over particles (reduction='none')" if cost.dim() == 0 else ""
@@ -257,7 +336,7 @@ def check_cost(cost: Any, n: int, name: str) -> None:
 
 
 def _check_state(state: Tree, n: int, name: str) -> None:
-    leaves = tree.named_leaves(state, f"{name} returned x")
+    leaves = tree.named_leaves(state, f"{name}: x_next")
     if not leaves:
         raise InvalidValue(f"{name} returned an empty state")
     for label, leaf in leaves:
@@ -267,11 +346,56 @@ def _check_state(state: Tree, n: int, name: str) -> None:
 
 def _call(what: str, function: Callable[..., Any], *args: Any) -> Any:
     """Calls user code; an error it raises comes back with the stage and the shapes it was given."""
-    try:
+    with _explained(what):
         return function(*args)
-    except MfocError:
-        raise
+
+
+@contextmanager
+def _explained(what: str, x: Tree = (), z: Tree = ()) -> Iterator[None]:
+    """An error in user code comes back with the stage and the shapes it was given, and what may be behind it."""
+    try:
+        yield
+    except MfocError as error:
+        if type(error) not in (InvalidValue, InvalidType) or not (cause := _cause(error, x, z)):
+            raise
+        raise type(error)(f"{error}; {cause}") from error
     except (RuntimeError, ValueError, LookupError, AttributeError, AssertionError, ArithmeticError) as error:
-        raise InvalidValue(f"{what} failed: {error}") from error
+        raise InvalidValue(_failed(what, error, x, z)) from error
     except TypeError as error:
-        raise InvalidType(f"{what} failed: {error}") from error
+        raise InvalidType(_failed(what, error, x, z)) from error
+
+
+def _failed(what: str, error: Exception, x: Tree, z: Tree) -> str:
+    cause = _cause(error, x, z)
+    return f"{what} failed: {cause} ({error})" if cause else f"{what} failed: {error}"
+
+
+def _cause(error: Exception, x: Tree, z: Tree) -> str | None:
+    """What is likely behind an error in a function of the state x and the data z."""
+    words = str(error)
+    if z is None and "None" in words:
+        return "the population has no data, z is None; pass a pair (x, z), such as inputs and their targets"
+    leaves = [leaf for leaf in tree.leaves(x) if isinstance(leaf, Tensor)]
+    if leaves and not any(tree.differentiable(leaf) for leaf in leaves):
+        return (
+            f"the state is {leaves[0].dtype}; expected floating-point numbers, such as x.float() (integers can only be "
+            "tokens, which a first stage embeds)"
+        )
+    return _about_labels(words, x, z)
+
+
+def _about_labels(words: str, x: Tree, z: Tree) -> str | None:
+    """What is likely wrong with class labels z, where x is a network's output."""
+    if not isinstance(x, Tensor) or not isinstance(z, Tensor) or x.dim() != 2 or z.is_floating_point():
+        return None
+    classes = x.shape[1]
+    if z.dim() == 2 and z.shape[1] == 1 and classes > 1:
+        return f"the labels have shape {tuple(z.shape)}; expected class indices ({len(z)},), z.squeeze(1)"
+    if z.dim() == 1 and "out of bounds" in words:
+        return f"the output has {classes} classes and labels lie in {int(z.min())}..{int(z.max())}; they count from 0"
+    if z.dim() == 1 and classes > 1 and "size of tensor" in words:
+        return (
+            f"the labels are class indices ({len(z)},) and this cost wants numbers in the shape of the output: "
+            f"torch.nn.functional.one_hot(z, {classes}), or a cost of class indices, such as F.cross_entropy"
+        )
+    return None

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from mfoc import tree
-from mfoc.checks import check_callable, check_integer, check_positive
+from mfoc.checks import check_callable, check_integer, check_non_negative, check_positive, check_signature
 from mfoc.errors import InvalidType, InvalidValue
-from mfoc.problem import Dynamics, Problem, Schedule, TerminalCost, per_stage
+from mfoc.problem import STAGE, Dynamics, Problem, Schedule, TerminalCost, per_stage
 from mfoc.tree import Tree
 
 Drift = Callable[[float, Tree, Tree, Tree], Tree]
@@ -77,6 +77,14 @@ class euler_maruyama:
 
     diffusion: float | Callable[[float, Tensor, Tree, Tree], Tensor]
     noise: Callable[[Tree], Tensor] | None = None
+
+    def __post_init__(self) -> None:
+        if callable(self.diffusion):
+            check_signature(STAGE, diffusion=self.diffusion)
+        elif not isinstance(self.diffusion, Tensor):
+            check_non_negative(diffusion=self.diffusion)
+        check_callable("a function of the data z", optional=True, noise=self.noise)
+        check_signature(("z",), optional=True, noise=self.noise)
 
     def increment(self, t: Any, s: float, x: Tensor, u: Tree, z: Tree, h: float) -> Tensor:
         """Sigma dW over step t, of the shape of the state ``[N, d]``."""
@@ -155,6 +163,8 @@ def continuous(
     """
     check_positive(T=T)
     check_callable("a function b(t, x, u, z)", drift=drift)
+    check_callable("a function L(t, x, u, z)", optional=True, running_cost=running_cost)
+    check_signature(STAGE, optional=True, drift=drift, running_cost=running_cost)
     if diffusion is not None:
         if scheme is not euler:
             raise InvalidValue(

@@ -11,24 +11,27 @@ import enum
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
-from functools import cached_property
-from typing import Any, Protocol, runtime_checkable
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
+from typing import Any, Protocol, overload, runtime_checkable
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from mfoc import printing, tree
-from mfoc.checks import check_instance, check_integer, check_non_negative
+from mfoc.checks import check_flag, check_instance, check_integer, check_non_negative, check_signature
+from mfoc.derivatives import reached
 from mfoc.distributed import any_rank
 from mfoc.errors import InvalidType, InvalidValue, NonFiniteError
 from mfoc.particles import Particles
 from mfoc.pontryagin import adjoint, evaluate, rollout
 from mfoc.populations import Population
 from mfoc.populations import population as as_population
-from mfoc.problem import Controls, HasControls, Problem
+from mfoc.problem import Controls, HasControls, Problem, on_few
 from mfoc.tree import Tree
 
 logger = logging.getLogger(__name__)
@@ -63,7 +66,8 @@ class Solver(Protocol):
     """What ``solve`` needs of a solver; both methods are pure.
 
     A solver whose objective is not the problem's own J on the particles given (``Minimax``: the adversary moves them)
-    also has ``evaluate(problem, controls, state, particles) -> Evaluation``, by which the solution is judged.
+    also has ``evaluate(problem, controls, state, particles) -> Evaluation``, by which the solution is judged. One that
+    answers the adversary of a game says so by a true attribute ``plays_games``: ``solve`` gives a game to no other.
     """
 
     def init(self, problem: Problem, controls: Tree) -> Tree:
@@ -82,16 +86,40 @@ class Iterate(HasControls[Controls]):
         controls: the controls after them.
         state: the solver's state after them.
         info: what the last step saw at the controls it started from; None at step 0 and after loading.
+        history: the records of ``solve`` up to here, as in ``Solution``; a solve that starts here carries them on.
     """
 
     step: int
     controls: Controls
     state: Tree
     info: Info | None = None
+    history: Sequence[dict[str, float]] = field(default=(), repr=False)
 
     def __repr__(self) -> str:
         seen = "" if self.info is None else f", {self.info}"
         return f"Iterate(step {self.step}, {printing.sizes(self.controls)}{seen})"
+
+
+class _Past(Sequence[dict[str, float]]):
+    """The first records of a list that grows: every iterate has its own past, and there is one list."""
+
+    def __init__(self, records: list[dict[str, float]], count: int) -> None:
+        self._records, self._count = records, count
+
+    def __len__(self) -> int:
+        return self._count
+
+    @overload
+    def __getitem__(self, index: int) -> dict[str, float]: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[dict[str, float]]: ...
+    def __getitem__(self, index: int | slice) -> dict[str, float] | list[dict[str, float]]:
+        return (
+            self._records[: self._count][index] if isinstance(index, slice) else self._records[range(len(self))[index]]
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return list, (self[:],)
 
 
 class Status(enum.Enum):
@@ -115,6 +143,7 @@ class Solution(HasControls[Controls]):
         status: why the solve ended.
         history: one record a step, plain numbers: value and residual at the controls the step started from, the
             seconds since the start when it began, and what the solver reports of itself. The final J is ``value``.
+            A resumed solve carries on the records, and their clock, of what it started from.
         last: the iterate to resume from, with ``start=``.
         message: the status in words; for NONFINITE, the stage and the step.
     """
@@ -154,6 +183,7 @@ def iterate(
     population: Any,
     *,
     start: Iterate[Controls] | Solution[Controls] | None = None,
+    nominal: bool = False,
 ) -> Iterator[Iterate[Controls]]:
     """The iterates of a solver, without end.
 
@@ -162,6 +192,7 @@ def iterate(
         solver: any ``Solver``.
         population: what ``mfoc.population`` takes, or what it returns.
         start: an iterate (or a solution, whose last one is taken) to go on from; its step decides which batch is next.
+        nominal: solve a game without its adversary; see ``solve``.
 
     Returns:
         An iterator over the iterates after each step.
@@ -171,7 +202,7 @@ def iterate(
         NonFiniteError: a state, costate, cost or gradient is not finite; ``error.last`` is the last good iterate.
     """
     source = as_population(population)
-    return _advance(problem, solver, source, _begin(problem, solver, source, start))
+    return _advance(problem, solver, source, _begin(problem, solver, source, start, nominal))
 
 
 def _advance(problem: Problem, solver: Solver, source: Population, at: Iterate) -> Iterator[Iterate]:
@@ -187,14 +218,24 @@ def _advance(problem: Problem, solver: Solver, source: Population, at: Iterate) 
         yield at
 
 
-def _begin(problem: Problem, solver: Solver, source: Population, start: Iterate | Solution | None) -> Iterate:
+def _begin(
+    problem: Problem, solver: Solver, source: Population, start: Iterate | Solution | None, nominal: bool
+) -> Iterate:
     check_instance(Problem, "mfoc.Problem", problem=problem)
     check_instance(Solver, "an object with init() and step(), such as mfoc.Gradient(...)", solver=solver)
     if torch.is_inference_mode_enabled():
         raise InvalidValue("torch.inference_mode() is on and solving needs derivatives; leave it (no_grad is fine)")
-    start = start.last if isinstance(start, Solution) else start
+    check_flag(nominal=nominal)
+    particles = source(0 if start is None else _last(start).step)
+    plays = bool(getattr(solver, "plays_games", False))
+    if nominal and plays:
+        raise InvalidValue(
+            f"nominal is True, without an adversary, and {type(solver).__name__} brings one; leave one out"
+        )
+    if not nominal and not plays:
+        problem.check_played(particles)
     if start is not None:
-        check_instance(Iterate, "mfoc.Iterate (hooks.load(path)) or a solution", start=start)
+        start = _last(start)
         if not tree.same_structure(start.controls, problem.controls):
             raise InvalidValue("start holds controls of another structure than the problem's: it is of another problem")
     controls = tree.copy(problem.controls) if start is None else start.controls
@@ -205,8 +246,42 @@ def _begin(problem: Problem, solver: Solver, source: Population, start: Iterate 
             f"start holds the state of another solver: {type(solver).__name__} keeps {sorted(fresh.state)}, it has "
             f"{sorted(at.state) if isinstance(at.state, dict) else type(at.state).__name__}"
         )
-    problem.validate(source(at.step), controls)
+    problem.validate(particles, controls)
+    _check_influence(problem, controls, particles)
     return at
+
+
+def _last(start: Iterate | Solution) -> Iterate:
+    start = start.last if isinstance(start, Solution) else start
+    check_instance(Iterate, "mfoc.Iterate (hooks.load(path)) or a solution", start=start)
+    return start
+
+
+def _check_influence(problem: Problem, controls: Tree, particles: Particles) -> None:
+    """Refuses controls none of which reaches a cost; warns of single ones that do not.
+
+    What counts is a path in the autograd graph: a slope that is zero at these controls has one.
+    """
+    free = tree.detached(controls, requires_grad=True)
+    leaves = [(name, leaf) for name, leaf in tree.named_leaves(free, "controls") if leaf.numel()]
+    idle = [name for name, _ in leaves]
+
+    def look(cloud: Particles) -> None:
+        with torch.enable_grad():
+            found = reached([rollout(problem, free, cloud).cost], [leaf for _, leaf in leaves])
+        idle[:] = [name for (name, _), there in zip(leaves, found, strict=True) if not there]
+
+    on_few(look, particles)
+    if any_rank(idle, controls):  # what a few particles leave out (an expert, a branch) others may use
+        look(particles)
+    if not any_rank(len(idle) < len(leaves), controls):
+        raise InvalidValue(
+            "the controls do not reach the costs: no path in the autograd graph leads from any of them to J (are they "
+            "used at all? are they detached, or turned into numbers?)"
+        )
+    if idle:
+        names = ", ".join(idle[:5]) + f" and {len(idle) - 5} more" * (len(idle) > 5)
+        logger.warning("no stage and no cost depends on %s (not used, or detached?): no gradient moves it", names)
 
 
 def _find_nonfinite(problem: Problem, controls: Tree, particles: Particles) -> tuple[int | None, str]:
@@ -243,6 +318,7 @@ def solve(
     tol: float | None = None,
     hooks: Sequence[Hook] = (),
     start: Iterate[Controls] | Solution[Controls] | None = None,
+    nominal: bool = False,
 ) -> Solution[Controls]:
     """Solves a control problem.
 
@@ -250,12 +326,16 @@ def solve(
         problem: the control problem.
         solver: ``mfoc.Gradient(...)``, ``mfoc.MSA(...)``, ``mfoc.EMSA(...)`` or any ``Solver``.
         population: what ``mfoc.population`` takes, or what it returns.
-        steps: the step to stop at, counted from the very beginning: with ``start`` at step 40, ``steps=100`` does 60.
+        steps: the step to stop at, counted from the very beginning: with ``start`` at step 40, ``steps=100`` does 60,
+            ``steps=40`` none, and less is refused.
         tol: stop as soon as the stationarity residual ||E dH/du|| on the batch is at most this; the controls returned
             are those it was measured at.
-        hooks: functions of the ``Iterate``, called after each step; one that returns True stops the solve. A hook's
-            ``start(steps)``, ``finish(solution)`` and (whatever happens) ``close()`` are called too, if it has them.
+        hooks: functions of the ``Iterate``, called after each step; one that returns True stops the solve: a bool of
+            Python's or NumPy's, or a boolean tensor of one entry. Anything else that is returned, numbers too, is
+            ignored. A hook's ``start(steps)``, ``finish(solution)`` and (whatever happens) ``close()`` are called too,
+            if it has them. When several of them fail, the first error is raised, with a note of each other.
         start: an iterate to resume from, or a solution, whose last one is taken.
+        nominal: solve a game without its adversary, by a solver that knows none. It is refused unless asked for.
 
     Returns:
         The solution. A NaN or Ctrl-C ends the solve with a status, not an exception. An error in user code is raised
@@ -266,23 +346,79 @@ def solve(
     """
     check_integer(0, steps=steps)
     check_non_negative(tol=tol, finite=False, optional=True)
-    if not isinstance(hooks, Sequence) or not all(callable(hook) and not isinstance(hook, type) for hook in hooks):
-        raise InvalidType("hooks must be a list of functions of the iterate (instances, not classes)")
+    _check_hooks(hooks)
     source = as_population(population)
-    run = _Run(problem, solver, source, _begin(problem, solver, source, start))
+    run = _Run(problem, solver, source, _begin(problem, solver, source, start, nominal))
+    if steps < run.at.step:
+        raise InvalidValue(
+            f"steps is {steps} and start is at step {run.at.step}: steps are counted from the very beginning, so that "
+            f"ten more are steps={run.at.step + 10}"
+        )
 
     def of(method: str) -> list[Callable[..., object]]:
         return [getattr(hook, method) for hook in hooks if hasattr(hook, method)]
 
-    with run.kept(), ExitStack() as stack:
-        for close in reversed(of("close")):
-            stack.callback(close)
+    with run.kept(), _closing(of("close")):
         for begin in of("start"):
             begin(steps)
         solution = run.finished(*run.to(steps, tol, hooks))
-        for finish in of("finish"):
-            finish(solution)
+        _all_called([partial(finish, solution) for finish in of("finish")])
     return solution
+
+
+def _check_hooks(hooks: Any) -> None:
+    if not isinstance(hooks, Sequence) or not all(callable(hook) and not isinstance(hook, type) for hook in hooks):
+        raise InvalidType("hooks must be a list of functions of the iterate (instances, not classes)")
+    for k, hook in enumerate(hooks):
+        for method, arguments in {"start": ["steps"], "finish": ["solution"], "close": []}.items():
+            check_signature(
+                arguments, **{f"hooks[{k}].{method}": getattr(hook, method)} if hasattr(hook, method) else {}
+            )
+        check_signature(["iterate"], **{f"hooks[{k}]": hook})
+
+
+def _says_stop(returned: object) -> bool:
+    """Whether a hook returned True: Python's, NumPy's, or a tensor's; no number is one."""
+    if isinstance(returned, Tensor):
+        return returned.dtype == torch.bool and returned.numel() == 1 and bool(returned)
+    if isinstance(returned, np.ndarray):
+        return returned.dtype == np.bool_ and returned.size == 1 and bool(returned.all())
+    return isinstance(returned, bool | np.bool_) and bool(returned)
+
+
+@contextmanager
+def _closing(closes: Sequence[Callable[[], object]]) -> Iterator[None]:
+    """Calls every one of them at the end, however it comes."""
+    error: BaseException | None = None
+    try:
+        yield
+    except BaseException as raised:
+        error = raised
+        raise
+    finally:
+        _all_called(closes, error)
+
+
+def _all_called(functions: Iterable[Callable[[], object]], error: BaseException | None = None) -> None:
+    """Calls every function, whatever the others raise; then raises the first error, with a note of each later one.
+
+    Args:
+        functions: what to call.
+        error: one that is on its way already; those of the functions are only noted on it.
+    """
+    first = error
+    for function in functions:
+        try:
+            function()
+        except BaseException as raised:
+            if first is None or (isinstance(first, Exception) and not isinstance(raised, Exception)):
+                first, raised = raised, first  # Ctrl-C is not to be lost in a note
+            if raised is not None:
+                with suppress(Exception):
+                    first.add_note(f"mfoc.solve: another hook failed: {raised!r}")
+                logger.error("a hook failed: %r", raised, exc_info=raised)
+    if first is not None and first is not error:
+        raise first
 
 
 @dataclass
@@ -293,11 +429,18 @@ class _Run:
     solver: Solver
     source: Population
     at: Iterate
-    history: list[dict[str, float]] = field(default_factory=list)
-    began: float = field(default_factory=time.perf_counter)
 
     def __post_init__(self) -> None:
-        self.good = self.at
+        self.first = self.at.step
+        self.history = [record for record in self.at.history if record["step"] < self.first]
+        self.began = time.perf_counter() - (self.history[-1].get("seconds", 0.0) if self.history else 0.0)
+        self.good = self.at = self._remembering(self.at)
+
+    def _remembering(self, at: Iterate) -> Iterate:
+        """The iterate with the records of the steps before it."""
+        return replace(
+            at, history=_Past(self.history, bisect_left(self.history, at.step, key=lambda r: int(r["step"])))
+        )
 
     @contextmanager
     def kept(self) -> Iterator[None]:
@@ -321,20 +464,22 @@ class _Run:
                 assert info is not None
                 residual, seen = info.residual, {"step": self.good.step, "value": float(info.value)}
                 self.history.append({**seen, "residual": residual, "seconds": seconds, **info.extra})
+                self.at = self._remembering(self.at)
                 if tol is not None and residual <= tol:
                     self.at = self.good
                     return Status.CONVERGED, f"residual {residual:.3g} <= tol {tol:.3g} at step {self.at.step}"
-                stops = [hook for hook in hooks if hook(self.at) is True]  # every hook is called
+                stops = [hook for hook in hooks if _says_stop(hook(self.at))]  # every hook is called
                 if hooks and any_rank(stops, self.at.controls):
                     return Status.STOPPED, f"a hook stopped the solve at step {self.at.step}"
         except NonFiniteError as error:
-            self.at = self.at if error.last is None else error.last  # a hook may raise one without
+            self.at = self.at if error.last is None else self._remembering(error.last)  # a hook may raise one without
             logger.warning("solve stopped: %s", error)
             return Status.NONFINITE, str(error)
         except KeyboardInterrupt:
             logger.warning("solve interrupted after step %d; the last iterate is in the solution", self.at.step)
             return Status.INTERRUPTED, f"interrupted after step {self.at.step}"
-        return Status.MAX_STEPS, f"did {steps} steps"
+        done = f"did {steps - self.first} step{'s' * (steps - self.first != 1)}"
+        return Status.MAX_STEPS, f"{done}, {steps} in all" if self.first else done
 
     def finished(self, status: Status, message: str) -> Solution:
         """The solution at the last iterate, or at the one before where J or its gradient is not finite there."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mfoc import tree
-from mfoc.checks import check_instance
+from mfoc.checks import check_instance, kind_of
 from mfoc.derivatives import tree_gradients
 from mfoc.formulation import Formulation
 from mfoc.particles import Particles
@@ -79,7 +79,7 @@ def check_solver(solver: Solver, problem: Problem, particles: Any) -> None:
         _close(info.gradient, gradient, "info.gradient is not dJ/du at the controls given", 1e-5)
     for leaf in tree.leaves(next_state):
         plain = leaf is None or isinstance(leaf, Tensor | int | float | bool | str)
-        _require(plain, f"the solver's state holds a {type(leaf).__name__}; expected tensors and plain values")
+        _require(plain, f"the solver's state holds {kind_of(leaf)}; expected tensors and plain values")
 
 
 def check_formulation(formulation: Formulation, solver: Solver, *, steps: int = 2) -> None:

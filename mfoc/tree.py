@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as general
 
+from mfoc.checks import kind_of
 from mfoc.errors import InvalidType, InvalidValue
 
 Tree = Any
@@ -126,7 +127,8 @@ def named_leaves(tree: Tree, name: str) -> list[tuple[str, Tensor]]:
     for path, leaf in general.tree_flatten_with_path(tree)[0]:
         label = name + general.keystr(path)
         if not isinstance(leaf, Tensor):
-            raise InvalidType(f"{label} is a {type(leaf).__name__}; expected a torch.Tensor")
+            cure = " (torch.as_tensor makes one)" if hasattr(leaf, "__array__") or isinstance(leaf, int | float) else ""
+            raise InvalidType(f"{label} is {kind_of(leaf)}; expected a torch.Tensor{cure}")
         named.append((label, leaf))
     return named
 

@@ -16,6 +16,9 @@ from mfoc.checks import (
     check_integer,
     check_non_negative,
     check_positive,
+    check_signature,
+    kind_of,
+    with_article,
 )
 
 NO_NUMBER = [True, False, "1", 1j, [1], np.int64(1), np.float32(0.5)]
@@ -49,11 +52,11 @@ REFUSED = [
     (lambda: check_flag(shuffle=1), mfoc.InvalidType, "shuffle is 1; expected True or False"),
     (lambda: check_choice("a", "b", mode="c"), mfoc.InvalidValue, "mode is 'c'; expected one of 'a', 'b'"),
     (lambda: check_choice("a", "b", mode=None), mfoc.InvalidType, "mode is None; expected one of 'a', 'b'"),
-    (lambda: check_callable("a function", ramp=3), mfoc.InvalidType, "ramp is a int; expected a function"),
+    (lambda: check_callable("a function", ramp=3), mfoc.InvalidType, "ramp is an int; expected a function"),
     (
         lambda: check_callable("a function", optional=True, ramp=3),
         mfoc.InvalidType,
-        "ramp is a int; expected a function or None",
+        "ramp is an int; expected a function or None",
     ),
     (lambda: check_instance(dict, "a dict", z=[]), mfoc.InvalidType, "z is a list; expected a dict"),
     (
@@ -77,3 +80,41 @@ def test_what_is_accepted():
     check_callable("a function", f=len)
     check_callable("a function", optional=True, f=None)
     check_instance(mfoc.Solver, "a solver", solver=mfoc.MSA())
+
+
+NAMES = {
+    "an": ["int", "ndarray", "SGD", "MSA", "Adam", "OrderedDict", "LBFGS", "RMSprop", "X"],
+    "a": ["Tensor", "NoneType", "str", "Union", "UserDict", "float", "list", "Linear", "Sequential"],
+}
+
+
+@pytest.mark.parametrize("words", [f"{article} {name}" for article, names in NAMES.items() for name in names])
+def test_the_article_is_the_one_that_is_said(words):
+    name = words.split()[1]
+    assert with_article(name) == words
+    assert kind_of(type(name, (), {})()) == words
+
+
+RIGHT = ["t, x, u, z", "a, b, c, d", "t, z, u, data", "*args", "t, x, u, z, h=1", "_t, x, u, _"]
+SWAPPED = [
+    "x, t, u, z",
+    "t, u, x, z",
+    "t, x, z, u",
+    "x, u, z, t",
+    "state, t, control, data",
+    "x, t, a, b",
+    "_x, _t, u, z",
+]
+ELSEWHERE = ["a, t, b, c"]  # t is nothing but the stage
+TOO_FEW_OR_MANY = ["x, u", "a, b, c, d, e", "", "t, x, u, z, *, h"]
+
+
+@pytest.mark.parametrize("own", RIGHT)
+def test_signatures_that_may_be_right(own):
+    check_signature(("t", "x", "u", "z"), f=eval(f"lambda {own}: 0"))
+
+
+@pytest.mark.parametrize("own", [*SWAPPED, *ELSEWHERE, *TOO_FEW_OR_MANY])
+def test_signatures_that_cannot_be_right(own):
+    with pytest.raises(mfoc.InvalidType, match=r"f takes \(.*called as f\(t, x, u, z\)"):
+        check_signature(("t", "x", "u", "z"), f=eval(f"lambda {own}: 0"))

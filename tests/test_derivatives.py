@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mfoc.derivatives import gradients, tree_gradients
+from mfoc.derivatives import gradients, reached, tree_gradients
 from tests.oracles.training import central_difference
 from tests.problems import D, distance, error, normal
 
@@ -82,3 +82,9 @@ def test_trees_come_back_in_their_structure():
     assert not dx["token"].any()
     assert error(du[0], (x["q"] ** 2).sum().expand(2).detach()) < 1e-14
     assert du[1][0].tolist() == [0]
+
+
+def test_a_path_is_found_whatever_the_slope():
+    used, zero, idle, itself = (torch.ones(2, requires_grad=True) for _ in range(4))
+    outputs = [(used * 3 + 0 * zero + idle.detach()).sum(), itself, torch.ones(1)]
+    assert reached(outputs, [used, zero, idle, itself]) == [True, True, False, True]

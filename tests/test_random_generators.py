@@ -1,5 +1,8 @@
 """Global generators watched: what draws from them is found by what it leaves behind."""
 
+import random
+
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -43,7 +46,66 @@ def test_draws_on_a_gpu_are_seen_and_seeded():
     assert drawn()
 
 
-def test_dynamics_that_draw_are_refused():
-    problem = mfoc.Problem(lambda t, x, u, z: x + u * torch.rand(()), lambda x, z: x.sum(1), [torch.ones(2)])
-    with pytest.raises(mfoc.InvalidValue, match="draws random numbers"):
-        problem.validate(mfoc.Particles(torch.zeros(3, 2)))
+@pytest.mark.parametrize("draw", [random.random, np.random.rand, np.random.randn, lambda: float(torch.rand(()))])
+def test_each_library_is_watched(draw):
+    with seeded(3):
+        drawn = watched()
+        assert not drawn()
+        draw()
+        assert drawn()
+
+
+@pytest.mark.parametrize("draws", [False, True])
+def test_a_gpu_that_first_wakes_under_watch_is_seen_to_draw_or_not(draws, monkeypatch):
+    """Its generator's state is eight bytes of seed and eight of how many numbers it has given."""
+    drawn = watched()
+    state = torch.zeros(16, dtype=torch.uint8)
+    state[0], state[8] = 42, 4 * draws
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_rng_state_all", lambda: [torch.zeros(16, dtype=torch.uint8), state])
+    assert drawn() is draws
+
+
+def test_a_gpu_that_was_awake_is_compared(monkeypatch):
+    states = [torch.zeros(16, dtype=torch.uint8), torch.ones(16, dtype=torch.uint8)]
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_rng_state_all", lambda: [state.clone() for state in states])
+    drawn = watched()
+    assert not drawn()
+    states[1][9] += 1
+    assert drawn()
+
+
+own, counts = torch.Generator(), iter(range(10**6))
+IMPURE = {
+    "torch": (lambda: torch.rand(()), "draws random numbers"),
+    "numpy": (np.random.rand, "draws random numbers"),
+    "python": (random.random, "draws random numbers"),
+    "a generator of one's own": (lambda: torch.rand((), generator=own), "another value when it is called again"),
+    "a counter": (lambda: next(counts), "another value when it is called again"),
+}
+
+
+@pytest.mark.parametrize("where", ["dynamics", "running_cost", "terminal_cost"])
+@pytest.mark.parametrize("name", IMPURE)
+def test_functions_that_are_not_pure_are_refused_by_name(name, where):
+    draw, words = IMPURE[name]
+
+    def noise(place):
+        return 1 + draw() if place == where else 1
+
+    problem = mfoc.Problem(
+        lambda t, x, u, z: x + u * noise("dynamics"),
+        lambda x, z: x.sum(1) * noise("terminal_cost"),
+        [torch.ones(2)] * 2,
+        running_cost=lambda t, x, u, z: x.sum(1) * noise("running_cost"),
+    )
+    with pytest.raises(mfoc.InvalidValue, match=f"{where} .*{words}"), seeded(1):
+        problem.validate(mfoc.Particles(torch.ones(9, 2)))
+
+
+def test_a_generator_that_is_seeded_in_each_call_is_pure():
+    def dynamics(t, x, u, z):
+        return x + u * torch.rand((), generator=torch.Generator().manual_seed(t))
+
+    mfoc.Problem(dynamics, lambda x, z: x.sum(1), [torch.ones(2)]).validate(mfoc.Particles(torch.ones(3, 2)))

@@ -99,23 +99,29 @@ def duel(inner=None, outer=SGD, seed=0):
     return mfoc.Minimax(inner or PGD(1), outer, seed)
 
 
+def hooked(register, net=None, **options):
+    net = nn.Sequential(nn.Linear(2, 2)) if net is None else net
+    getattr(net, register)(lambda *args: None)
+    return mfoc.from_module(net, F.mse_loss, **options)
+
+
 def states_of(solver):
     return mfoc.Iterate(0, problem().controls, solver.init(problem(), problem().controls))
 
 
 BAD = {
     # the problem
-    "dynamics not callable": (lambda: problem(dynamics=3), "dynamics is a int"),
+    "dynamics not callable": (lambda: problem(dynamics=3), "dynamics is an int"),
     "terminal cost not callable": (lambda: problem(terminal_cost=X), "terminal_cost is a Tensor"),
     "running cost not callable": (lambda: problem(running_cost=1.0), "running_cost is a float"),
     "schedule not callable": (lambda: problem(schedule="tied"), "schedule is a str"),
-    "kind not callable": (lambda: problem(kind=1), "kind is a int"),
+    "kind not callable": (lambda: problem(kind=1), "kind is an int"),
     "no stage": (lambda: problem(controls=[]), "controls is empty"),
     "no tensor in controls": (lambda: problem(controls=[{}, {}]), "controls holds no tensor"),
     "controls are a tensor": (lambda: problem(controls=torch.ones(3, 2)), "controls is a Tensor.*tied"),
     "a number among controls": (lambda: problem(controls=[torch.ones(2), 1.0]), r"controls\[1\] is a float"),
     "None among controls": (lambda: problem(controls=[torch.ones(2), None]), r"controls\[1\] is a NoneType"),
-    "an array among controls": (lambda: problem(controls=[{"w": np.ones(2)}]), r"controls\[0\]\['w'\] is a ndarray"),
+    "an array among controls": (lambda: problem(controls=[{"w": np.ones(2)}]), r"controls\[0\]\['w'\] is an ndarray"),
     "controls and horizon disagree": (lambda: problem(horizon=3), "controls has 2 stages and horizon is 3"),
     "zero horizon": (lambda: problem(horizon=0), "horizon is 0"),
     "boolean horizon": (lambda: problem(horizon=True), "horizon is True"),
@@ -138,11 +144,11 @@ BAD = {
     # the particles
     "no particles": (lambda: mfoc.Particles(torch.ones(0, 2)), "state is empty"),
     "scalar state": (lambda: mfoc.Particles(torch.ones(())), "state is a scalar"),
-    "array state": (lambda: mfoc.Particles(np.ones(3)), "state is a ndarray"),
+    "array state": (lambda: mfoc.Particles(np.ones(3)), "state is an ndarray"),
     "empty tree": (lambda: mfoc.Particles({}), "state has no tensor"),
     "ragged state": (lambda: mfoc.Particles({"a": X, "b": X[:3]}), r"state\['b'\] holds 3 particles"),
     "ragged data": (lambda: mfoc.Particles(X, X[:3]), "data holds 3 particles"),
-    "number in data": (lambda: mfoc.Particles(X, {"y": 1}), r"data\['y'\] is a int"),
+    "number in data": (lambda: mfoc.Particles(X, {"y": 1}), r"data\['y'\] is an int"),
     "particles to validate": (lambda: problem().validate(X), "particles is a Tensor"),
     "words to roll out": (lambda: mfoc.rollout(problem(), problem().controls, "cloud"), "source is a str"),
     "triple to evaluate": (lambda: mfoc.evaluate(problem(), problem().controls, (X, X, X)), "expected a pair"),
@@ -184,7 +190,81 @@ BAD = {
         "terminal_cost returned a torch.int64",
     ),
     "missing data": (lambda: solve(p=problem(terminal_cost=lambda x, z: z["y"])), "terminal_cost .*failed"),
-    "too few arguments": (lambda: solve(p=problem(dynamics=lambda t, x, u: x)), "stage 0: dynamics .*failed.*argument"),
+    **{
+        f"missing data in {where}": (
+            lambda change=change: solve(p=problem(**change)),
+            f"{where}.*z is None; pass a pair",
+        )
+        for where, change in {
+            "terminal_cost": {"terminal_cost": lambda x, z: x.sum(1) - z},
+            "running_cost": {"running_cost": lambda t, x, u, z: z["rate"] * x.sum(1)},
+            "dynamics": {"dynamics": lambda t, x, u, z: x + u * z},
+        }.items()
+    },
+    "missing labels": (lambda: solve(p=net(loss=F.cross_entropy)), "terminal_cost.*z is None; pass a pair"),
+    **{
+        f"{dtype} state of a network": (
+            lambda dtype=dtype: solve((X.to(dtype), X), p=net()),
+            f"stage 0: dynamics.*the state is {dtype}; expected floating",
+        )
+        for dtype in (torch.int64, torch.bool)
+    },
+    "integer state of a cost": (
+        lambda: solve(X.long(), p=problem(dynamics=lambda t, x, u, z: x)),
+        "terminal_cost returned a torch.int64.*the state is torch.int64; expected floating",
+    ),
+    "class indices for numbers": (
+        lambda: solve((X, torch.tensor([0, 1, 0, 1])), p=net(loss=nn.PoissonNLLLoss())),
+        "class indices.*one_hot",
+    ),
+    "labels in a column": (lambda: solve((X, X[:, :1].long()), p=net(loss=F.cross_entropy)), r"z\.squeeze\(1\)"),
+    "labels from one": (
+        lambda: solve((X, torch.tensor([1, 2, 1, 2])), p=net(loss=F.cross_entropy)),
+        r"2 classes and labels lie in 1\.\.2",
+    ),
+    # functions of other arguments
+    **{
+        f"{name} of other arguments, {k}": (lambda name=name, f=f: problem(**{name: f}), rf"{name} takes \(.*called")
+        for name, functions in {
+            "dynamics": (lambda x, t, u, z: x, lambda t, u, x, z: x, lambda t, x, z, u: x, lambda x, u: x + u),
+            "running_cost": (lambda x, u, t, z: x, lambda t, x, u: x, lambda state, time, control, data: state),
+            "terminal_cost": (lambda z, x: x, lambda x: x, lambda x, z, w: x, lambda data, state: state),
+            "schedule": (lambda t, controls: controls, lambda t, u: u, lambda controls: controls),
+            "kind": (lambda: "layer",),
+            "affine": (lambda t, x: True,),
+        }.items()
+        for k, f in enumerate(functions)
+    },
+    "a keyword that nobody gives": (
+        lambda: problem(dynamics=lambda t, x, u, z, *, step: x),
+        "required argument: 'step'",
+    ),
+    "swapped drift": (lambda: continuous(drift=lambda x, t, u, z: x + u), r"drift takes \(x, t, u, z\)"),
+    "drift of two": (lambda: continuous(drift=lambda x, u: x + u), r"drift takes \(x, u\)"),
+    "swapped rate": (lambda: continuous(running_cost=lambda x, u, t, z: x), "running_cost takes"),
+    "swapped diffusion": (lambda: mfoc.euler_maruyama(lambda x, t, u, z: x), "diffusion takes"),
+    "diffusion by name": (lambda: mfoc.euler_maruyama("1"), "diffusion is '1'"),
+    "swapped loss": (lambda: net(loss=lambda y_true, y_pred: y_pred), r"loss takes \(y_true, y_pred\)"),
+    "loss of one": (lambda: net(loss=lambda output: output), r"loss takes \(output\)"),
+    "hook of nothing": (lambda: solve(hooks=[print, lambda: True]), r"hooks\[1\] takes \(\)"),
+    "hook of two": (lambda: solve(hooks=[lambda step, iterate: True]), r"hooks\[0\] takes \(step, iterate\)"),
+    "rate of no step": (lambda: mfoc.Gradient(torch.optim.SGD, lr_schedule=lambda: 1.0), r"lr_schedule takes \(\)"),
+    "population of no step": (lambda: mfoc.population(lambda: mfoc.Particles(X)), r"population takes \(\)"),
+    "ramp of no step": (lambda: mfoc.Minimax(PGD(1), SGD, ramp=lambda: 1.0), r"ramp takes \(\)"),
+    # controls that do nothing
+    "controls that nothing uses": (lambda: solve(p=problem(dynamics=lambda t, x, u, z: x)), "do not reach the costs"),
+    "detached controls": (lambda: solve(p=problem(dynamics=lambda t, x, u, z: x + u.detach())), "do not reach"),
+    "controls as numbers": (lambda: solve(p=problem(dynamics=lambda t, x, u, z: x + u[0].item())), "do not reach"),
+    "tied controls that nothing uses": (
+        lambda: solve(p=problem(controls={"w": X[0]}, schedule=mfoc.tied, horizon=2, dynamics=lambda t, x, u, z: x)),
+        "do not reach",
+    ),
+    "a module as controls": (lambda: problem(controls=nn.Linear(2, 2)), r"controls is a Linear.*from_module"),
+    "parameters as they come": (lambda: problem(controls=nn.Linear(2, 2).parameters()), r"generator.*list\(controls\)"),
+    "too few arguments": (
+        lambda: solve(p=problem(dynamics=lambda t, x, u: x)),
+        r"dynamics takes \(t, x, u\); it is called",
+    ),
     "schedule fails": (
         lambda: solve(p=problem(controls={"a": X}, horizon=2, schedule=lambda u, t: u["b"])),
         "stage 0: the schedule failed",
@@ -197,6 +277,18 @@ BAD = {
         lambda: solve(X.clone(), p=problem(running_cost=lambda t, x, u, z: x.mul_(2).sum(1))),
         "running_cost writes",
     ),
+    "in-place terminal cost": (
+        lambda: solve(X.clone(), p=problem(terminal_cost=lambda x, z: x.mul_(2).sum(1))),
+        "terminal_cost writes",
+    ),
+    "in-place schedule": (
+        lambda: solve(p=problem(controls=X[0].clone(), horizon=2, schedule=lambda u, t: u.mul_(2))),
+        "stage 0: the schedule writes",
+    ),
+    "random terminal cost": (
+        lambda: solve(p=problem(terminal_cost=lambda x, z: x.sum(1) * torch.rand(()))),
+        "terminal_cost draws random numbers",
+    ),
     "random dynamics": (
         lambda: solve(p=problem(dynamics=lambda t, x, u, z: x + u * torch.rand(2))),
         "dynamics .*random numbers",
@@ -205,7 +297,7 @@ BAD = {
     "zero T": (lambda: continuous(T=0), "T is 0"),
     "infinite T": (lambda: continuous(T=float("inf")), "T is inf"),
     "T is a string": (lambda: continuous(T="1"), "T is '1'"),
-    "drift not callable": (lambda: continuous(drift=1), "drift is a int"),
+    "drift not callable": (lambda: continuous(drift=1), "drift is an int"),
     "unknown scheme": (lambda: continuous(scheme="rk4"), "scheme is 'rk4'"),
     "scheme class": (lambda: continuous(scheme=mfoc.euler_maruyama), "scheme is <class"),
     "horizon is a string": (lambda: continuous(horizon="3"), "horizon is '3'"),
@@ -235,6 +327,16 @@ BAD = {
     "a module class": (lambda: mfoc.from_module(nn.Linear, F.mse_loss), "net is the class Linear"),
     "loss by name": (lambda: net(loss="mse"), "loss is a str"),
     "loss class": (lambda: net(loss=nn.MSELoss), "loss is the class MSELoss"),
+    **{
+        f"{register} on the whole network": (
+            lambda register=register: hooked(register),
+            r"hooks of its own.*nn\.Sequential\(net\)",
+        )
+        for register in ("register_forward_hook", "register_forward_pre_hook", "register_full_backward_hook")
+    },
+    "hook on a network that is cut": (lambda: hooked("register_forward_hook", Two(), stages=["first"]), "of its own"),
+    "hook on a network in groups": (lambda: hooked("register_forward_hook", stages=["0"]), "of its own"),
+    "a layer alone": (lambda: mfoc.from_module(nn.Linear(2, 2), F.mse_loss), r"a single layer; wrap it, nn\.Seq"),
     "no stages": (lambda: mfoc.from_module(Two(), F.mse_loss), r"Two.*\['first', 'second'\]"),
     "string stages": (lambda: mfoc.from_module(Two(), F.mse_loss, stages="first"), "stages is 'first'"),
     "unknown stage": (lambda: mfoc.from_module(Two(), F.mse_loss, stages=["first", "third"]), "'third'.*'second'"),
@@ -269,7 +371,7 @@ BAD = {
     "dropout of one": (lambda: mfoc.networks.MaskedDropout(1.0, "m"), "p is 1.0"),
     "dropout by name": (lambda: mfoc.networks.MaskedDropout("m", 0.5), "p is 'm'"),
     # the population
-    "unknown source": (lambda: mfoc.population(3), "source is a int"),
+    "unknown source": (lambda: mfoc.population(3), "source is an int"),
     "source is None": (lambda: solve(None), "source is a NoneType"),
     "source is a dict": (lambda: mfoc.population({"x": X}), "source is a dict"),
     "three parts": (lambda: mfoc.population((X, X, X)), "source is a tuple of 3"),
@@ -279,6 +381,8 @@ BAD = {
     "ragged dataset": (lambda: mfoc.population(Ragged())(0), "do not collate"),
     "dataset of triples": (lambda: mfoc.population(Triples())(0), "tuple of 3"),
     "tensor dataset of three": (lambda: mfoc.population(TensorDataset(X, X, X)), "TensorDataset holds 3"),
+    "list of numbers": (lambda: mfoc.population([1.0, 2.0, 3.0]), "list of 3; .*torch.tensor"),
+    "list of samples": (lambda: mfoc.population([(X[0], X[1])] * 3), "list of 3; .*torch.stack"),
     "empty source": (lambda: mfoc.population(X[:0]), "state is empty"),
     "empty dataset": (lambda: mfoc.population(TensorDataset(X[:0])), "empty"),
     "unequal pair": (lambda: mfoc.population((X, X[:3])), "data holds 3"),
@@ -314,7 +418,7 @@ BAD = {
     "hooks are a generator": (lambda: solve(hooks=(hook for hook in [print])), "hooks must be a list"),
     "no problem": (lambda: mfoc.solve(net, SGD, X, steps=1), "problem is a function"),
     "solver class": (lambda: solve(solver=mfoc.MSA), "class MSA; make an instance"),
-    "optimizer as solver": (lambda: solve(solver=torch.optim.SGD([X.clone()])), "solver is a SGD"),
+    "optimizer as solver": (lambda: solve(solver=torch.optim.SGD([X.clone()])), "solver is an SGD"),
     "start is controls": (lambda: solve(start=problem().controls), "start is a list"),
     "start of another problem": (lambda: solve(start=mfoc.Iterate(0, [torch.ones(2)], {})), "start holds controls"),
     "start of other shapes": (
@@ -332,8 +436,8 @@ BAD = {
     ),
     "iterate without solver": (lambda: next(mfoc.iterate(problem(), None, X)), "solver is a NoneType"),
     # the solvers
-    "optimizer instance": (lambda: mfoc.Gradient(torch.optim.SGD([X.clone()])), "optimizer is a SGD"),
-    "optimizer by name": (lambda: mfoc.Gradient("sgd"), "optimizer is a str"),
+    "optimizer instance": (lambda: mfoc.Gradient(torch.optim.SGD([X.clone()])), "optimizer is an SGD"),
+    "optimizer by name": (lambda: mfoc.Gradient("sgd"), "optimizer is the string 'sgd'.*partial"),
     "optimizer that is none": (
         lambda: solve(solver=mfoc.Gradient(lambda p: None)),
         r"optimizer\(...\) returned a NoneType",
@@ -355,6 +459,24 @@ BAD = {
     "negative inner tol": (lambda: LBFGS(tol=-1.0), "tol is -1.0"),
     "inner tol by name": (lambda: LBFGS(tol="0"), "tol is '0'"),
     "schedule of rates": (lambda: mfoc.Gradient(torch.optim.Adam, lr_schedule=0.9), "schedule is a float"),
+    **{
+        f"settings beside the optimizer, {name}": (make, r"functools\.partial\(torch\.optim\.(Adam, lr=0\.1|SGD, )")
+        for name, make in {
+            "by name": lambda: mfoc.Gradient(torch.optim.Adam, lr=0.1),
+            "by place": lambda: mfoc.Gradient(torch.optim.Adam, 0.1),
+            "made": lambda: mfoc.Gradient(torch.optim.Adam([X.clone()])),
+            "none": lambda: mfoc.Gradient(),
+            "a net": lambda: mfoc.Gradient(nn.Linear(2, 2)),
+            "another class": lambda: mfoc.Gradient(torch.optim.lr_scheduler.StepLR),
+            "unknown": lambda: solve(solver=mfoc.Gradient(partial(torch.optim.SGD, rate=0.1))),
+            "negative": lambda: solve(solver=mfoc.Gradient(partial(torch.optim.SGD, lr=-0.1))),
+        }.items()
+    },
+    "optimizer of nothing": (lambda: mfoc.Gradient(lambda: torch.optim.SGD([X])), r"optimizer takes \(\)"),
+    "optimizer of other tensors": (
+        lambda: solve(solver=mfoc.Gradient(lambda p: torch.optim.SGD(nn.Linear(2, 2).parameters()))),
+        "holds tensors of its own",
+    ),
     # games
     **{f"epsilon {e}": (lambda e=e: mfoc.Ball(e), f"epsilon is {e}") for e in (0, -1, float("nan"), float("inf"))},
     **{f"epsilon {e!r}": (lambda e=e: mfoc.Ball(e), f"epsilon is {e!r}") for e in (True, "a", None)},
@@ -379,6 +501,11 @@ BAD = {
     "minimiser by name": (lambda: duel(outer="sgd"), "outer is a str"),
     **{f"seed {s} of a game": (lambda s=s: duel(seed=s), f"seed is {s}") for s in (-1, True, 0.5)},
     "game in a game": (lambda: duel(outer=duel()), "outer is a Minimax"),
+    "game without its adversary": (lambda: solve(p=game()), "nothing here plays its adversary.*Minimax"),
+    "game without its adversary, by steps": (lambda: mfoc.iterate(game(), SGD, X), "nothing here plays"),
+    "certificate without the adversary": (lambda: mfoc.certify(game(), game().controls, X), "nothing here plays"),
+    "nominal with an adversary": (lambda: solve(p=game(), solver=duel(), nominal=True), "nominal is True.*Minimax"),
+    "nominal by word": (lambda: solve(p=game(), nominal="yes"), "nominal is 'yes'"),
     "no adversary": (lambda: solve(solver=duel()), "Problem without an adversary.*Game.of"),
 }
 
@@ -391,6 +518,39 @@ def test_bad_input(name):
         act()
     assert isinstance(caught.value, ValueError | TypeError)
     assert len(str(caught.value)) > 25  # what, why, and how to mend it
+
+
+ACCEPTED = {
+    "names of one's own": lambda: problem(dynamics=lambda k, state, theta, labels: state + theta),
+    "a latent state called z": lambda: problem(dynamics=lambda t, z, u, data: z + u),
+    "names that say unused": lambda: problem(dynamics=lambda _t, x, u, _: x + u),
+    "any arguments": lambda: problem(dynamics=lambda *args: args[1] + args[2]),
+    "a default more": lambda: problem(dynamics=lambda t, x, u, z, step=0.1: x + step * u),
+    "a method": lambda: problem(dynamics=Drifting().move),
+    "a part of a function": lambda: problem(dynamics=partial(lambda step, t, x, u, z: x + step * u, 0.1)),
+    "a torch loss as a cost": lambda: problem(terminal_cost=F.mse_loss),
+    "a function without a signature": lambda: problem(terminal_cost=max),
+    "a module as a cost": lambda: problem(terminal_cost=nn.MSELoss()),
+    "a state-dict hook": lambda: hooked("register_state_dict_pre_hook"),
+    "a hook wrapped in a stage": lambda: net(nn.Sequential(nn.Linear(2, 2))),
+    "a zero slope": lambda: solve(p=problem(dynamics=lambda t, x, u, z: x + 0 * u)),
+    "tokens": lambda: solve((X.long(), X), p=net(nn.Embedding(2, 3), nn.Flatten(), nn.Linear(6, 2))),
+    "a control for each particle": lambda: solve(torch.ones(9, 2), p=problem(controls=[torch.ones(9, 2)] * 2)),
+    "a game, nominally": lambda: solve(p=game(), nominal=True),
+    "a problem, nominally": lambda: solve(nominal=True),
+    "a game that is played": lambda: solve(game().disturb(mfoc.Particles(X), 0.1 * X), p=game()),
+    "its certificate": lambda: mfoc.certify(game(), game().controls, game().disturb(mfoc.Particles(X), 0.1 * X)),
+}
+
+
+class Drifting:
+    def move(self, t, x, u, z):
+        return x + u
+
+
+@pytest.mark.parametrize("name", ACCEPTED)
+def test_what_only_looks_like_a_mistake_is_accepted(name):
+    ACCEPTED[name]()
 
 
 def test_inference_mode_is_refused():

@@ -2,8 +2,10 @@
 
 import logging
 import math
+import pickle
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 
@@ -95,8 +97,101 @@ def test_hooks(case):
     assert solution.last.step == 3
     assert seen == [("start", 9), 1, 2, 3, ("finish", mfoc.Status.STOPPED)]
     assert len(also) == 3  # every hook is called, also on the step that stops
-    truthy = mfoc.solve(problem, SGD, source, steps=2, hooks=[lambda at: 1])
-    assert truthy.status is mfoc.Status.MAX_STEPS  # only True stops
+
+
+STOPS = [True, np.bool_(True), torch.tensor(True), torch.tensor([True]), np.array(True)]
+IGNORED = [None, 1, 1.0, "stop", [True], False, np.bool_(False), torch.tensor(False), np.array(False)]
+IGNORED += [torch.tensor(1.0), torch.tensor(1), torch.ones(2, dtype=torch.bool), np.int64(1), np.ones(2, dtype=bool)]
+
+
+@pytest.mark.parametrize("returned", STOPS + IGNORED, ids=repr)
+def test_a_hook_stops_by_true_and_by_nothing_else(returned, case):
+    problem, source = case
+    solution = mfoc.solve(problem, SGD, source, steps=2, hooks=[lambda at: returned])
+    stops = any(returned is value for value in STOPS)
+    assert solution.status is (mfoc.Status.STOPPED if stops else mfoc.Status.MAX_STEPS)
+    assert solution.last.step == (1 if stops else 2)
+
+
+def test_a_resumed_solve_says_how_much_it_did(case):
+    problem, source = case
+    part = mfoc.solve(problem, ADAM, source, steps=4)
+    assert part.message == "did 4 steps"
+    for start in (part, part.last):
+        on = mfoc.solve(problem, ADAM, source, steps=5, start=start)
+        assert on.message == "did 1 step, 5 in all"
+        assert [record["step"] for record in on.history] == list(range(5))
+        assert on.history[:4] == part.history
+        seconds = [record["seconds"] for record in on.history]
+        assert seconds == sorted(seconds)
+    still = mfoc.solve(problem, ADAM, source, steps=4, start=part)
+    assert (still.message, still.status) == ("did 0 steps, 4 in all", mfoc.Status.MAX_STEPS)
+    assert still.history == part.history
+    assert same_bits(still.controls, part.controls)
+    with pytest.raises(mfoc.InvalidValue, match=r"steps is 3 and start is at step 4.*steps=14"):
+        mfoc.solve(problem, ADAM, source, steps=3, start=part)
+    assert len(part.history) == len(part.last.history) == 4  # those who went on left it as it was
+
+
+def test_every_iterate_has_its_own_past(case):
+    problem, source = case
+    kept = []
+    solution = mfoc.solve(problem, ADAM, source, steps=4, hooks=[kept.append])
+    assert [list(at.history) for at in kept] == [solution.history[:k] for k in range(1, 5)]
+    again = mfoc.solve(problem, ADAM, source, steps=4, start=kept[1])
+    assert [r["value"] for r in again.history] == [r["value"] for r in solution.history]
+    assert pickle.loads(pickle.dumps(kept[1])).history == solution.history[:2]
+    assert (kept[2].history[-1], kept[2].history[:2]) == (solution.history[2], solution.history[:2])
+    with pytest.raises(IndexError):
+        kept[0].history[1]
+
+
+@pytest.mark.parametrize("name", ["decayed", "tied"])
+def test_a_converged_solve_goes_on_without_a_record_twice(name):
+    problem, particles = CATALOGUE[name]()
+    first = mfoc.solve(problem, SGD, particles, steps=40, tol=1e9)
+    on = mfoc.solve(problem, SGD, particles, steps=3, start=first)
+    assert [record["step"] for record in first.history] == [0]
+    assert [record["step"] for record in on.history] == [0, 1, 2]
+
+
+def unused(**leaves):
+    """The controls reach the cost through w alone."""
+    return mfoc.Problem(
+        lambda t, x, u, z: x * u["w"],
+        lambda x, z: x.square().sum(1),
+        [{"w": torch.full((2,), 0.5, dtype=D), **leaves} for _ in range(2)],
+    )
+
+
+def test_a_control_without_a_path_to_the_cost_is_warned_of_by_name(caplog):
+    with caplog.at_level(logging.WARNING, logger="mfoc.solve"):
+        solution = mfoc.solve(unused(b=torch.ones(1, dtype=D)), SGD, normal(6, 2), steps=1)
+    warned = "".join(caplog.messages)
+    assert "controls[0]['b'], controls[1]['b']" in warned
+    assert "'w'" not in warned
+    assert solution.last.step == 1
+
+
+def test_a_slope_that_is_zero_is_no_reason_to_warn(caplog):
+    problem = mfoc.Problem(
+        lambda t, x, u, z: x + torch.relu(u),
+        lambda x, z: x.square().sum(1),
+        [-torch.ones(2, dtype=D)],
+    )
+    with caplog.at_level(logging.WARNING, logger="mfoc.solve"):
+        mfoc.solve(problem, SGD, normal(6, 2), steps=1)
+    assert not caplog.messages
+
+
+def test_an_expert_that_only_later_particles_use_is_no_reason_to_warn(caplog):
+    def dynamics(t, x, u, z):
+        return torch.cat([x[z == k] * u[k] for k in range(3) if (z == k).any()])
+
+    problem = mfoc.Problem(dynamics, lambda x, z: x.square().sum(1), [list(torch.ones(3, 2, dtype=D))])
+    with caplog.at_level(logging.WARNING, logger="mfoc.solve"):
+        mfoc.solve(problem, SGD, (normal(9, 2), torch.tensor([0, 0, 0, 1, 1, 1, 2, 2, 2])), steps=1)
+    assert not caplog.messages
 
 
 @pytest.mark.parametrize(
@@ -121,8 +216,8 @@ def test_resuming_is_bitwise(name, solver, tmp_path):
     assert same_bits(whole.controls, resumed.controls)
     assert same_bits(whole.last.state, resumed.last.state)
     assert (whole.value, whole.residual) == (resumed.value, resumed.residual)
-    assert [r["value"] for r in whole.history[4:]] == [r["value"] for r in resumed.history]
-    assert [r["step"] for r in resumed.history] == [4, 5, 6]
+    assert [r["value"] for r in whole.history] == [r["value"] for r in resumed.history]
+    assert [r["step"] for r in resumed.history] == list(range(7))
     assert same_bits(kept, [part.last.controls, part.last.state])
     torch.save([part.last.step, part.last.controls, part.last.state], tmp_path / "iterate.pt")
     loaded = mfoc.Iterate(*torch.load(tmp_path / "iterate.pt", weights_only=True))
@@ -336,3 +431,42 @@ def test_a_hook_may_say_that_something_is_not_finite(case):
     solution = mfoc.solve(problem, ADAM, source, steps=3, hooks=[Failing("call", error)])
     assert solution.status is mfoc.Status.NONFINITE
     assert solution.last.step == 1
+
+
+class Closing:
+    def __init__(self, error, when="close"):
+        self.error, self.when, self.ran = error, when, []
+
+    def __call__(self, iterate):
+        if self.when == "call":
+            raise self.error
+
+    def finish(self, solution):
+        self.ran.append("finish")
+        if self.when == "finish":
+            raise self.error
+
+    def close(self):
+        self.ran.append("close")
+        if self.when == "close":
+            raise self.error
+
+
+@pytest.mark.parametrize("when", ["call", "finish", "close"])
+def test_of_several_hooks_that_fail_the_first_error_is_raised_and_the_others_are_noted(when, case):
+    problem, source = case
+    hooks = [Closing(ValueError("one"), when), Closing(KeyError("two")), Closing(OSError("three"))]
+    with pytest.raises(ValueError, match="one") as caught:
+        mfoc.solve(problem, ADAM, source, steps=1, hooks=hooks)
+    notes = "\n".join(caught.value.__notes__)
+    assert "KeyError('two')" in notes
+    assert "OSError('three')" in notes
+    ran = ["close"] if when == "call" else ["finish", "close"]
+    assert [hook.ran for hook in hooks] == [ran] * 3  # a checkpoint behind one that fails still saves
+
+
+def test_an_interrupt_while_hooks_close_is_not_lost_in_a_note(case):
+    problem, source = case
+    with pytest.raises(KeyboardInterrupt) as caught:
+        mfoc.solve(problem, ADAM, source, steps=1, hooks=[Closing(ValueError("one")), Closing(KeyboardInterrupt())])
+    assert "ValueError('one')" in "\n".join(caught.value.__notes__)

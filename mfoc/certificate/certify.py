@@ -35,7 +35,7 @@ from mfoc.certificate.split import Split, interact
 from mfoc.certificate.study import Row, Study, hamiltonians, objective
 from mfoc.certificate.surroundings import Surroundings, search_starts
 from mfoc.certificate.verdict import Evidence
-from mfoc.checks import check_between, check_instance, check_integer, check_non_negative
+from mfoc.checks import check_between, check_flag, check_instance, check_integer, check_non_negative
 from mfoc.deprecation import warn
 from mfoc.errors import InvalidType, InvalidValue
 from mfoc.minimisers import LBFGS, Minimiser, check_minimiser
@@ -64,6 +64,7 @@ def certify(
     tol: float = 1e-3,
     seed: int = 0,
     names: Sequence[str] | None = None,
+    nominal: bool = False,
 ) -> Certificate:
     """Measures how near controls are to a minimum of J, and says in a sentence what follows.
 
@@ -86,6 +87,7 @@ def certify(
         tol: a residual of this share of its scale counts as zero in the verdict.
         seed: of the grouping, the starts and Lanczos.
         names: names of the stages, T of them; their numbers when None.
+        nominal: certify a game without its adversary. It is refused unless asked for.
 
     Returns:
         The certificate; ``certificate.verdict`` is its first line.
@@ -106,6 +108,9 @@ def certify(
     if torch.is_inference_mode_enabled():
         raise InvalidValue("torch.inference_mode() is on and a certificate needs derivatives; leave it")
     cloud = as_population(population).cloud()
+    check_flag(nominal=nominal)
+    if not nominal:
+        problem.check_played(cloud)
     controls = tree.detached(controls_of(controls))
     problem.validate(cloud, controls)
     with torch.no_grad():

@@ -17,14 +17,14 @@ import torch
 from torch import Tensor
 
 from mfoc import tree
-from mfoc.checks import check_instance, check_integer
-from mfoc.derivatives import gradients
+from mfoc.checks import check_instance, check_integer, kind_of
+from mfoc.derivatives import gradients, reached
 from mfoc.errors import InvalidType, InvalidValue
 from mfoc.games.ball import Ball
 from mfoc.particles import Particles
 from mfoc.pontryagin import rollout_from
 from mfoc.printing import by_identity
-from mfoc.problem import Problem, controls_of
+from mfoc.problem import Problem, controls_of, on_few
 from mfoc.tree import Tree
 
 
@@ -47,6 +47,8 @@ class Game(Problem):
 
     It is a ``Problem``: on plain particles it is the undisturbed one, on ``disturb(particles, eta)`` the disturbed one.
     So everything that takes a problem (``evaluate``, ``certify``, any solver's step) applies to the minimiser's side.
+    ``solve`` refuses a solver without an adversary, unless the particles are disturbed already or ``nominal=True`` asks
+    for the undisturbed problem.
 
     Attributes:
         ball: the admissible disturbances.
@@ -119,6 +121,44 @@ class Game(Problem):
             part=part,
         )
 
+    def validate(self, particles: Particles, controls: Tree | None = None) -> None:
+        """Runs the game once, as a problem, and asks whether the disturbance reaches a cost.
+
+        What counts is a path in the autograd graph: a slope that happens to be zero has one.
+
+        Raises:
+            InvalidType, InvalidValue: see ``Problem.validate``; or no cost depends on the disturbed state.
+        """
+        super().validate(particles, controls)
+        controls = tree.detached(self.controls if controls is None else controls_of(controls))
+        on_few(lambda few: self._check_reach(few, controls), particles)
+
+    def _check_reach(self, particles: Particles, controls: Tree) -> None:
+        x, z = entering(self, controls, particles), undisturbed(particles.data)
+        point = self.target(x).detach().clone().requires_grad_()
+        with torch.enable_grad():
+            entered = with_target(self.part, tree.detached(x), point)
+            cost = rollout_from(self, controls, self.stage, entered, z).cost
+        if not reached([cost], [point])[0]:
+            entry = "" if self.part is None else f" (its entry {self.part!r})"
+            raise InvalidValue(
+                f"no cost depends on the state that enters stage {self.stage}{entry}, so that an adversary can do "
+                "nothing: disturb another stage or part, with stage=... or part=..."
+            )
+
+    def check_played(self, particles: Particles) -> None:
+        """Refuses particles that carry no disturbance: the game on them is the problem without its adversary.
+
+        Raises:
+            InvalidType: says who plays the adversary.
+        """
+        if not isinstance(particles.data, Disturbed):
+            raise InvalidType(
+                "problem is a Game and nothing here plays its adversary: solve it with mfoc.Minimax(inner="
+                "mfoc.maximisers.PGD(10), outer=...), give particles that carry a disturbance, game.disturb(particles, "
+                "eta), or pass nominal=True for the problem without its adversary"
+            )
+
     def target(self, x: Tree) -> Tensor:
         """The tensor in the state at the disturbed stage that eta is added to.
 
@@ -155,7 +195,7 @@ def target_of(part: int | str | None, x: Tree) -> Tensor:
         except (KeyError, IndexError, TypeError) as error:
             raise InvalidValue(f"part is {part!r}, which is no entry of the state {tree.describe(x)}") from error
     if not isinstance(x, Tensor) or not x.is_floating_point():
-        what = f"a {x.dtype} tensor" if isinstance(x, Tensor) else f"a {type(x).__name__}"
+        what = f"a {x.dtype} tensor" if isinstance(x, Tensor) else kind_of(x)
         raise InvalidType(
             f"the state to be disturbed is {what}; expected a floating-point tensor (name an entry of a state that is "
             "a tuple, list or dict with part=...)"

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Unpack
 import torch
 from torch import Tensor
 
-from mfoc.checks import check_integer, check_positive
+from mfoc.checks import check_integer, check_positive, kind_of
 from mfoc.deprecation import renamed
 from mfoc.errors import InvalidType, InvalidValue
 from mfoc.lq.cloud import Cloud, noise_factors
@@ -362,7 +362,7 @@ class LinearQuadratic(Coefficients):
         n = self.A.shape[-1]
         shape = (n, n) if square else (n,)
         if not isinstance(x, Tensor):
-            raise InvalidType(f"{name} is a {type(x).__name__}; expected a tensor of shape (..., {n})")
+            raise InvalidType(f"{name} is {kind_of(x)}; expected a tensor of shape (..., {n})")
         if x.shape[-len(shape) :] != shape:
             raise InvalidValue(f"{name} has shape {tuple(x.shape)}; expected (..., {', '.join(map(str, shape))})")
         self.check_agrees(name, x)

@@ -10,7 +10,7 @@ from typing import TypedDict
 import torch
 from torch import Tensor
 
-from mfoc.checks import check_integer
+from mfoc.checks import check_integer, kind_of
 from mfoc.errors import InvalidType, InvalidValue
 from mfoc.printing import by_identity
 
@@ -84,7 +84,7 @@ class Coefficients:
             if x is None and name not in "ABQR":
                 continue
             if not isinstance(x, Tensor):
-                raise InvalidType(f"{name} is a {type(x).__name__}; expected a tensor")
+                raise InvalidType(f"{name} is {kind_of(x)}; expected a tensor")
             if not x.is_floating_point():
                 raise InvalidType(f"{name} has dtype {x.dtype}; expected a floating-point tensor")
         for name, x, _ in self.given():

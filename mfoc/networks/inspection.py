@@ -42,6 +42,11 @@ def hooked(module: nn.Module) -> bool:
     return any(module.__dict__[key] for key in HOOKS)
 
 
+def has_own_pass(module: nn.Module) -> bool:
+    """Whether a module itself has hooks that act on its forward or backward pass (others concern its saved state)."""
+    return any(module.__dict__[key] for key in HOOKS if key.startswith(("_forward", "_backward")))
+
+
 def is_chain(module: nn.Module) -> bool:
     """Whether the forward pass is that of ``nn.Sequential`` (a subclass may have one of its own)."""
     return isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from mfoc import tree
-from mfoc.checks import check_callable, check_instance, check_non_negative
+from mfoc.checks import check_callable, check_instance, check_non_negative, check_signature
 from mfoc.errors import InvalidType, InvalidValue
 from mfoc.networks.inspection import is_affine, refuse_unfit, trainable, training_norms
 from mfoc.networks.stages import Stage, named_stages
@@ -159,18 +159,29 @@ def per_sample(loss: Loss | nn.Module) -> TerminalCost:
         loss: a function (output, target); if it has a ``reduction`` it is set to "none" and the result averaged over
             every axis but the particles. Class weights are applied without renormalisation.
     """
+    _check_loss(loss)
     if isinstance(loss, nn.Module) and hasattr(loss, "reduction"):
         loss = copy.deepcopy(loss)
         loss.reduction = "none"  # type: ignore[assignment]
         return lambda x, z: _average(loss(x, z), x, z)
-    if isinstance(loss, type):
-        raise InvalidType(f"loss is the class {loss.__name__}; make an instance, {loss.__name__}()")
-    check_callable("a function loss(output, z) -> [N]", loss=loss)
     try:
         reducible = "reduction" in inspect.signature(loss).parameters
     except (ValueError, TypeError):
         reducible = False
     return (lambda x, z: _average(loss(x, z, reduction="none"), x, z)) if reducible else loss
+
+
+# What the arguments of losses are called elsewhere.
+_OUTPUT = "outputs input inputs prediction predictions pred preds y_pred y_hat yhat logits scores x"
+_TARGET = "targets label labels y_true z"
+_LOSS = dict.fromkeys(_OUTPUT.split(), "output") | dict.fromkeys(_TARGET.split(), "target")
+
+
+def _check_loss(loss: Any) -> None:
+    if isinstance(loss, type):
+        raise InvalidType(f"loss is the class {loss.__name__}; make an instance, {loss.__name__}()")
+    check_callable("a function loss(output, z) -> [N]", loss=loss)
+    check_signature(("output", "target"), synonyms=_LOSS, loss=loss)
 
 
 def _average(cost: Tensor, x: Tree, z: Tree) -> Tensor:

@@ -9,8 +9,9 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from mfoc.checks import with_article
 from mfoc.errors import InvalidType, InvalidValue
-from mfoc.networks.inspection import BOOKKEEPING, hooked, is_chain, pure_copy, trainable
+from mfoc.networks.inspection import BOOKKEEPING, has_own_pass, hooked, is_chain, pure_copy, trainable
 from mfoc.tree import Tree
 
 Named = list[tuple[str, nn.Module]]
@@ -38,12 +39,20 @@ def named_stages(net: nn.Module, stages: Sequence[str | Sequence[str]] | None) -
     """
     if isinstance(stages, str) or (stages is not None and not isinstance(stages, Sequence)):
         raise InvalidType(f"stages is {stages!r}; expected a list of submodule names")
+    kind = type(net).__name__
+    if has_own_pass(net):
+        raise InvalidValue(
+            f"net, {with_article(kind)}, has hooks of its own, which run around all of its stages and so would be left "
+            "out; register them on its layers, or wrap it, nn.Sequential(net): one stage, with its hooks"
+        )
+    if not any(True for _ in net.children()) and not is_chain(net):
+        raise InvalidValue(f"net is {with_article(kind)}, a single layer; wrap it, nn.Sequential(net): one stage")
     if is_chain(net):
         layers = _unrolled(net)
         return layers if stages is None else _grouped(net, stages)
     if stages is None:
         raise InvalidValue(
-            f"net is a {type(net).__name__}, whose order of execution is not declared; name the stages, "
+            f"net is {with_article(kind)}, whose order of execution is not declared; name the stages, "
             f"stages=[...], out of {list(dict(net.named_children()))}"
         )
     for stage in stages:

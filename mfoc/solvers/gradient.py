@@ -2,25 +2,63 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, fields
+from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mfoc import tree
-from mfoc.checks import check_callable, check_flag, check_non_negative
+from mfoc.checks import check_callable, check_flag, check_non_negative, check_signature, kind_of
 from mfoc.deprecation import renamed
-from mfoc.errors import InvalidType, InvalidValue
+from mfoc.errors import InvalidType, InvalidValue, MfocError
 from mfoc.particles import Particles
 from mfoc.pontryagin import value_and_slopes
 from mfoc.problem import Problem
 from mfoc.solving import Info
 from mfoc.tree import Tree
 
+Class = TypeVar("Class", bound=type)
+
+
+def _says_where_settings_go(cls: Class) -> Class:
+    """The settings of an optimiser, or none at all, in the place of what makes it: refused with what to write."""
+    run, own = cls.__init__, {field.name for field in fields(cls)}  # type: ignore[misc]
+
+    @functools.wraps(run)
+    def init(self: Any, *args: Any, **kwargs: Any) -> None:
+        given = args[0] if args else kwargs.get("optimizer")
+        unknown = {key: value for key, value in kwargs.items() if key not in own}
+        if unknown or given is None:
+            what = (
+                f"{cls.__name__} takes no {', '.join(unknown)}; settings of the optimizer go with it,"
+                if unknown
+                else "optimizer is missing; expected what makes one, such as"
+            )
+            raise InvalidType(f"{what} {_example(given, unknown)}")
+        if len(args) > 1 and not isinstance(args[1], bool):
+            raise InvalidType(
+                f"{cls.__name__} takes recompute as its second argument and was given {args[1]!r}; settings of the "
+                f"optimizer go with it, {_example(given, {})}"
+            )
+        run(self, *args, **kwargs)
+
+    cls.__init__ = init  # type: ignore[misc]
+    return cls
+
+
+def _example(optimizer: Any, settings: dict[str, Any]) -> str:
+    """How to write an optimiser with these settings; the parts that are not known are made up."""
+    name = optimizer.__name__ if isinstance(optimizer, type) else type(optimizer).__name__
+    known = hasattr(torch.optim, name) and name != "Optimizer"
+    written = ", ".join(f"{key}={value!r}" for key, value in settings.items()) or "lr=0.1"
+    return f"functools.partial(torch.optim.{name if known else 'SGD'}, {written})"
+
 
 @renamed(schedule="lr_schedule")
+@_says_where_settings_go
 @dataclass(frozen=True)
 class Gradient:
     """Any ``torch.optim`` optimiser on the controls: one forward and one backward pass a step.
@@ -40,10 +78,24 @@ class Gradient:
     lr_schedule: Callable[[int], float] | None = None
 
     def __post_init__(self) -> None:
-        example = "a function of a list of tensors, such as functools.partial(torch.optim.SGD, lr=0.1)"
-        check_callable(example, optimizer=self.optimizer)
+        example = "a function of a list of tensors, such as"
+        if isinstance(self.optimizer, torch.optim.Optimizer):
+            raise InvalidType(
+                f"optimizer is {kind_of(self.optimizer)} of tensors of its own; expected {example} "
+                f"{_example(self.optimizer, {})}"
+            )
+        if isinstance(self.optimizer, str):
+            raise InvalidType(f"optimizer is the string {self.optimizer!r}; expected {example} {_example(None, {})}")
+        foreign = isinstance(self.optimizer, type) and not issubclass(self.optimizer, torch.optim.Optimizer)
+        if foreign or isinstance(self.optimizer, nn.Module):
+            what = f"the class {self.optimizer.__name__}" if foreign else kind_of(self.optimizer)
+            raise InvalidType(f"optimizer is {what}; expected {example} {_example(None, {})}")
+        check_callable(f"{example} {_example(None, {})}", optimizer=self.optimizer)
+        if not isinstance(self.optimizer, type):  # a class's own errors say which setting is missing
+            check_signature(("tensors",), optimizer=self.optimizer)
         check_flag(recompute=self.recompute)
         check_callable("a function of the step", optional=True, lr_schedule=self.lr_schedule)
+        check_signature(("k",), optional=True, lr_schedule=self.lr_schedule)
 
     def init(self, problem: Problem, controls: Tree) -> Tree:
         """An optimiser that has seen nothing."""
@@ -97,9 +149,18 @@ class Gradient:
         return factor
 
     def _make(self, parameters: list[Tensor]) -> torch.optim.Optimizer:
-        optimizer = self.optimizer(parameters)
+        try:
+            optimizer = self.optimizer(parameters)
+        except MfocError:
+            raise
+        except (TypeError, ValueError) as error:  # a setting it does not know, or refuses
+            kind = InvalidType if isinstance(error, TypeError) else InvalidValue
+            raise kind(f"optimizer(...) failed: {error}; expected such as {_example(None, {})}") from error
         if not isinstance(optimizer, torch.optim.Optimizer):
-            raise InvalidType(f"optimizer(...) returned a {type(optimizer).__name__}; expected a torch.optim.Optimizer")
+            raise InvalidType(f"optimizer(...) returned {kind_of(optimizer)}; expected a torch.optim.Optimizer")
+        held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+        if not held <= {id(parameter) for parameter in parameters}:
+            raise InvalidValue("optimizer(...) holds tensors of its own; it must hold those it is called with")
         return optimizer
 
 

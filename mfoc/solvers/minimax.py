@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from mfoc import tree
-from mfoc.checks import check_callable, check_instance, check_integer, check_non_negative
+from mfoc.checks import check_callable, check_instance, check_integer, check_non_negative, check_signature, kind_of
 from mfoc.distributed import expectation, rank
 from mfoc.errors import InvalidType, InvalidValue
 from mfoc.games import Game, entering
@@ -48,6 +48,8 @@ class Minimax:
     seed: int = 0
     ramp: Callable[[int], float] | None = None
 
+    plays_games: ClassVar[bool] = True
+
     def __post_init__(self) -> None:
         check_instance(Maximiser, "an object with maximise(), such as mfoc.maximisers.PGD(10)", inner=self.inner)
         if isinstance(self.outer, Minimax):
@@ -57,6 +59,7 @@ class Minimax:
             check_callable(f"{example} solver", outer=self.outer)
         check_integer(0, seed=self.seed)
         check_callable("a function of the step", optional=True, ramp=self.ramp)
+        check_signature(("k",), optional=True, ramp=self.ramp)
 
     @cached_property
     def minimiser(self) -> Solver:
@@ -134,7 +137,7 @@ def _kept(eta: Tensor, previous: Tensor | None) -> Tensor:
 def _check_game(problem: Problem) -> Game:
     if not isinstance(problem, Game):
         raise InvalidType(
-            f"problem is a {type(problem).__name__} without an adversary; make it a game with mfoc.Game.of(problem, "
+            f"problem is {kind_of(problem)} without an adversary; make it a game with mfoc.Game.of(problem, "
             "mfoc.Ball(epsilon))"
         )
     return problem

@@ -10,7 +10,7 @@ from torch import Tensor
 
 import mfoc
 from mfoc import InvalidType, InvalidValue
-from mfoc.checks import check_between, check_instance, check_integer
+from mfoc.checks import check_between, check_instance, check_integer, kind_of
 from mfoc.formulation import Formulation
 from mfoc.games import costate_at, entering
 from mfoc.games.maximisers import PGD, Maximiser
@@ -84,7 +84,7 @@ def certify(
     """
     made = getattr(formulation, "problem", None)
     if not isinstance(made, mfoc.Game):
-        raise InvalidType(f"formulation is a {type(formulation).__name__} of no game; expected what game(...) returned")
+        raise InvalidType(f"formulation is {kind_of(formulation)} of no game; expected what game(...) returned")
     stronger = PGD(100) if best_response is None else best_response
     expected = "an adversary, such as the PGD(20) that the game was solved against"
     check_instance(Maximiser, expected, maximiser=maximiser, best_response=stronger)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import mfoc
 from mfoc import InvalidType, InvalidValue, require
-from mfoc.checks import check_between, check_instance, check_integer
+from mfoc.checks import check_between, check_instance, check_integer, kind_of
 from mfoc.games.maximisers import FGSM, PGD, Maximiser
 from mfoc.printing import table
 from paradigms.adversarial.games import GameFormulation, Loss, frozen, game
@@ -170,7 +170,7 @@ def _defaults(formulation: GameFormulation, batch: mfoc.Particles, seed: int) ->
 
 def _checked(attacks: Mapping[str, Attack]) -> dict[str, Maximiser]:
     if not isinstance(attacks, Mapping):
-        raise InvalidType(f"attacks is a {type(attacks).__name__}; expected a dict from names to attacks")
+        raise InvalidType(f"attacks is {kind_of(attacks)}; expected a dict from names to attacks")
     chosen: dict[str, Maximiser] = {}
     for name, attack in attacks.items():
         check_instance(str, "the name of an attack", name=name)

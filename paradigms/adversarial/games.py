@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import mfoc
 from mfoc import InvalidType, InvalidValue
-from mfoc.checks import check_callable, check_instance, check_positive
+from mfoc.checks import check_callable, check_instance, check_positive, kind_of
 from mfoc.formulation import Formulation
 from mfoc.networks import refresh_averages
 from mfoc.networks.inspection import training_norms
@@ -214,7 +214,7 @@ def _check_data(made: mfoc.Game, source: mfoc.Population, data: Any) -> None:
     few = first[:2]
     inputs = few.state[0] if made.part is not None else few.state
     if not isinstance(inputs, Tensor) or not inputs.is_floating_point():
-        what = f"a {inputs.dtype} tensor" if isinstance(inputs, Tensor) else f"a {type(inputs).__name__}"
+        what = f"a {inputs.dtype} tensor" if isinstance(inputs, Tensor) else kind_of(inputs)
         raise InvalidType(f"the input of the network is {what}; expected a floating-point tensor [N, ...]")
     made.validate(few)
     with torch.no_grad():

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import mfoc
 from mfoc import InvalidType, InvalidValue, require
-from mfoc.checks import check_callable, check_instance
+from mfoc.checks import check_callable, check_instance, kind_of
 from mfoc.games import entering, undisturbed, with_target
 from mfoc.games.maximisers import Maximiser
 from mfoc.seeding import seeded
@@ -91,7 +91,7 @@ class FromTorchattacks:
             logits = _Logits(device)
             attack = self.attack(logits)
             if not isinstance(attack, require("torchattacks", "adversarial").attack.Attack):
-                raise InvalidType(f"attack(net) returned a {type(attack).__name__}; expected a torchattacks attack")
+                raise InvalidType(f"attack(net) returned {kind_of(attack)}; expected a torchattacks attack")
             self._made[device] = (logits, attack)
         return self._made[device]
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mfoc import InvalidType, InvalidValue
-from mfoc.checks import check_instance, check_integer
+from mfoc.checks import check_instance, check_integer, kind_of
 from paradigms.bayesian.laws.likelihoods import aligned
 from paradigms.bayesian.laws.prediction import Prediction
 
@@ -93,7 +93,7 @@ def rmse(prediction: Prediction | Tensor, y: Tensor) -> float:
         raise InvalidValue("prediction is of classes; rmse is for numbers")
     mean = prediction.mean if isinstance(prediction, Prediction) else prediction
     if not isinstance(mean, Tensor) or not isinstance(y, Tensor):
-        raise InvalidType(f"expected tensors; prediction is a {type(prediction).__name__} and y a {type(y).__name__}")
+        raise InvalidType(f"expected tensors; prediction is {kind_of(prediction)} and y {kind_of(y)}")
     return float((mean - aligned(y, mean)).double().square().mean().sqrt())
 
 

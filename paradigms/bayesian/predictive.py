@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import mfoc
 from mfoc import InvalidType, InvalidValue, require, tree
-from mfoc.checks import check_instance, check_integer
+from mfoc.checks import check_instance, check_integer, kind_of
 from paradigms.bayesian.laws.likelihoods import Categorical, Gaussian
 from paradigms.bayesian.laws.prediction import Drawable, Prediction, of_classes, of_numbers
 from paradigms.bayesian.pyro.guides import model_of
@@ -48,16 +48,14 @@ def predict(
     if callable(posterior) and "model" in dir(posterior):  # a guide; asking for the attribute may fail
         return _of_guide(posterior, x, samples, seed, site)
     hint = "; make draws of weights an ensemble(net, draws, likelihood=...)" if isinstance(posterior, dict) else ""
-    raise InvalidType(
-        f"posterior is a {type(posterior).__name__}; expected what the readout of variational(...) returns{hint}"
-    )
+    raise InvalidType(f"posterior is {kind_of(posterior)}; expected what the readout of variational(...) returns{hint}")
 
 
 def _of_networks(posterior: Drawable, x: Any, samples: int, seed: int, batch_size: int) -> Prediction:
     try:
         x = torch.as_tensor(x)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise InvalidType(f"x is a {type(x).__name__}; expected a tensor of inputs [B, ...]") from error
+        raise InvalidType(f"x is {kind_of(x)}; expected a tensor of inputs [B, ...]") from error
     if x.dim() == 0 or not len(x):
         raise InvalidValue(f"x has shape {tuple(x.shape)}; expected inputs [B, ...]")
     if not x.isfinite().all():

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mfoc import InvalidType, InvalidValue
-from mfoc.checks import check_flag, check_instance, check_integer, check_positive
+from mfoc.checks import check_flag, check_instance, check_integer, check_positive, kind_of
 from mfoc.networks.inspection import shared_parameters, trainable, training_norms
 from paradigms.meta.formulations import MetaFormulation, assemble, build
 from paradigms.meta.loop import Loop, Rule, TaskObjective
@@ -233,8 +233,7 @@ def _initial_rates(inner_lr: Any, phi: Weights) -> Weights:
         return {name: torch.full_like(leaf, inner_lr) for name, leaf in phi.items()}
     if isinstance(inner_lr, Tensor | str) or not isinstance(inner_lr, Sequence | dict | nn.ParameterList):
         raise InvalidType(
-            f"inner_lr is a {type(inner_lr).__name__}; expected a number, or a tensor for each parameter, in order or "
-            "by name"
+            f"inner_lr is {kind_of(inner_lr)}; expected a number, or a tensor for each parameter, in order or by name"
         )
     rates = dict(inner_lr) if isinstance(inner_lr, dict) else dict(zip(phi, inner_lr, strict=False))
     if len(inner_lr) != len(phi) or rates.keys() != phi.keys():

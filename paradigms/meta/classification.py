@@ -10,7 +10,7 @@ from torch import Tensor
 
 import mfoc
 from mfoc import InvalidType, InvalidValue
-from mfoc.checks import check_flag, check_integer
+from mfoc.checks import check_flag, check_integer, kind_of
 from mfoc.seeding import mixed_seed, seeded
 from paradigms.meta.task_laws import Pair, as_tasks, check_tasks, placeholder
 
@@ -108,7 +108,7 @@ def from_taskset(taskset: Any, *, shots: int, tasks: int, seed: int = 0) -> mfoc
             a finite set with fewer tasks than a batch, a set whose tasks are no function of the generators.
     """
     if not hasattr(taskset, "sample") or not hasattr(taskset, "__getitem__"):
-        raise InvalidType(f"taskset is a {type(taskset).__name__}; expected a learn2learn.data.Taskset")
+        raise InvalidType(f"taskset is {kind_of(taskset)}; expected a learn2learn.data.Taskset")
     check_integer(1, shots=shots, tasks=tasks)
     check_integer(0, seed=seed)
     count = getattr(taskset, "num_tasks", -1)
@@ -118,7 +118,7 @@ def from_taskset(taskset: Any, *, shots: int, tasks: int, seed: int = 0) -> mfoc
         return found
     if not (hasattr(taskset, "sample_task_description") and hasattr(taskset, "get_task")):
         raise InvalidType(
-            f"taskset is a {type(taskset).__name__} of {count} tasks whose descriptions cannot be read, so that batch "
+            f"taskset is {kind_of(taskset)} of {count} tasks whose descriptions cannot be read, so that batch "
             "n is no function of n; expected a learn2learn.data.Taskset, or one with num_tasks=-1"
         )
     if count < tasks:
@@ -206,7 +206,7 @@ def _checked_task(task: Any) -> Pair:
 def _labelled(x: Any, y: Any) -> Pair:
     if y is None and not isinstance(x, Tensor | np.ndarray):
         if isinstance(x, dict) or not hasattr(x, "__getitem__") or not hasattr(x, "__len__"):
-            raise InvalidType(f"x is a {type(x).__name__}; expected inputs and labels, or a map-style dataset of pairs")
+            raise InvalidType(f"x is {kind_of(x)}; expected inputs and labels, or a map-style dataset of pairs")
         x, y = _read(x)
     if y is None:
         raise InvalidType("y is None; expected integer labels [N]")

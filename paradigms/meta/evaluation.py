@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mfoc import InvalidType, InvalidValue
-from mfoc.checks import check_between, check_integer
+from mfoc.checks import check_between, check_integer, kind_of
 from mfoc.printing import table
 from paradigms.meta.formulations import MetaFormulation, checked_controls, to_module
 from paradigms.meta.losses import TaskLoss
@@ -139,7 +139,7 @@ def adapt(formulation: MetaFormulation, solution: Any, support: Any, *, steps: i
     controls = checked_controls(formulation, solution)
     check_integer(1, steps=steps, optional=True)
     if not isinstance(support, tuple | list) or len(support) != 2 or not all(isinstance(a, Tensor) for a in support):
-        raise InvalidType(f"support is a {type(support).__name__}; expected a pair (x, y) of tensors [shots, ...]")
+        raise InvalidType(f"support is {kind_of(support)}; expected a pair (x, y) of tensors [shots, ...]")
     pair = (support[0][None], support[1][None])
     z = make_tasks(pair, pair).data
     formulation.loop.check(controls, z)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 import mfoc
 from mfoc import InvalidType, InvalidValue, tree
-from mfoc.checks import check_flag, check_instance, check_integer, check_non_negative
+from mfoc.checks import check_flag, check_instance, check_integer, check_non_negative, kind_of
 from mfoc.formulation import Formulation
 from mfoc.networks import place
 from mfoc.problem import controls_of
@@ -141,7 +141,7 @@ def check_step_weights(weights: Any, steps: int) -> list[float] | None:
     if weights is None:
         return None
     if not isinstance(weights, Iterable):
-        raise InvalidType(f"step_losses is a {type(weights).__name__}; expected {steps} weights, or None")
+        raise InvalidType(f"step_losses is {kind_of(weights)}; expected {steps} weights, or None")
     found = list(weights)
     for weight in found:
         check_non_negative(step_losses=weight)

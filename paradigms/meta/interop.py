@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mfoc import InvalidType, InvalidValue, require
+from mfoc.checks import kind_of
 from mfoc.networks import place
 from paradigms.meta.algorithms import learned_update, maml, meta_sgd
 from paradigms.meta.formulations import MetaFormulation, checked_controls, to_module
@@ -49,7 +50,7 @@ def from_learn2learn(
         rule = _transforms(algorithm)
         made = learned_update(algorithm.module, loss, tasks, rule=rule, inner_lr=float(algorithm.lr), **settings)
         return replace(made, origin=algorithm)
-    raise InvalidType(f"algorithm is a {type(algorithm).__name__}; expected learn2learn's MAML, MetaSGD or GBML")
+    raise InvalidType(f"algorithm is {kind_of(algorithm)}; expected learn2learn's MAML, MetaSGD or GBML")
 
 
 class _Transform(nn.Module):

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mfoc import InvalidType, InvalidValue
-from mfoc.checks import check_callable
+from mfoc.checks import check_callable, kind_of
 from mfoc.seeding import watched
 
 Loss = Callable[..., Tensor]
@@ -128,7 +128,7 @@ class TaskLoss:
             InvalidValue: shots were lost, targets of another shape, labels that no output stands for.
         """
         if not isinstance(output, Tensor):
-            raise InvalidType(f"net returns a {type(output).__name__}; expected one tensor: wrap it in a module")
+            raise InvalidType(f"net returns {kind_of(output)}; expected one tensor: wrap it in a module")
         if output.dim() < 2 or output.shape[1] != target.shape[1]:
             raise InvalidValue(
                 f"net returns shape {tuple(output.shape[1:])} for the {target.shape[1]} shots of a {name}; "

@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mfoc import InvalidType, InvalidValue
+from mfoc.checks import kind_of
 from mfoc.networks import inspection
 from mfoc.networks.inspection import has_aliases, hooked, pure_copy, trainable
 from mfoc.seeding import watched
@@ -153,7 +154,7 @@ class StackedNetwork:
                 "net draws random numbers in its forward pass (dropout?); costs must be pure: switch it off"
             )
         if not all(isinstance(part, Tensor) for part in found):
-            raise InvalidType(f"net returns a {type(found[0]).__name__}; expected one tensor: wrap it in a module")
+            raise InvalidType(f"net returns {kind_of(found[0])}; expected one tensor: wrap it in a module")
         self.looped = True  # a memo
         return torch.stack(found)
 

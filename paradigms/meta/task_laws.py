@@ -14,7 +14,7 @@ from torch import Tensor
 
 import mfoc
 from mfoc import InvalidType, InvalidValue
-from mfoc.checks import check_instance, check_integer
+from mfoc.checks import check_instance, check_integer, kind_of
 from mfoc.seeding import mixed_seed
 
 Pair = tuple[Tensor, Tensor]
@@ -42,7 +42,7 @@ def placeholder(x: Tensor) -> Tensor:
 
 def _pair(pair: Any, name: str) -> Pair:
     if not isinstance(pair, tuple | list) or len(pair) != 2:
-        raise InvalidType(f"{name} is a {type(pair).__name__}; expected a pair (x, y) of tensors [tasks, shots, ...]")
+        raise InvalidType(f"{name} is {kind_of(pair)}; expected a pair (x, y) of tensors [tasks, shots, ...]")
     for leaf, part in zip(pair, "xy", strict=True):
         if isinstance(leaf, list | tuple):
             raise InvalidType(
@@ -50,7 +50,7 @@ def _pair(pair: Any, name: str) -> Pair:
                 "evaluated together: stack them to [tasks, shots, ...], with as many shots in each"
             )
         if not isinstance(leaf, Tensor):
-            raise InvalidType(f"{name} {part} is a {type(leaf).__name__}; expected a tensor [tasks, shots, ...]")
+            raise InvalidType(f"{name} {part} is {kind_of(leaf)}; expected a tensor [tasks, shots, ...]")
     return pair[0], pair[1]
 
 
@@ -61,7 +61,7 @@ def check_tasks(particles: Any) -> mfoc.Particles:
         InvalidType, InvalidValue: see ``tasks``.
     """
     if not isinstance(particles, mfoc.Particles):
-        raise InvalidType(f"tasks is a {type(particles).__name__}; expected mfoc.Particles, see paradigms.meta.tasks")
+        raise InvalidType(f"tasks is {kind_of(particles)}; expected mfoc.Particles, see paradigms.meta.tasks")
     data = particles.data
     check_instance(dict, "a dict with 'support' and 'query', as paradigms.meta.tasks makes it", data=data)
     if not {"support", "query"} <= data.keys():

@@ -20,7 +20,8 @@ BOUNDS = (None, (-0.4, 0.9))
 @pytest.mark.parametrize("name", CATALOGUE)
 def test_on_plain_particles_a_game_is_the_undisturbed_problem(name):
     problem, particles = CATALOGUE[name]()
-    game = mfoc.Game.of(problem, mfoc.Ball(0.3, bounds=(-0.1, 0.1)), stage=problem.stages - 1)
+    part = "q" if name == "pytrees" else None
+    game = mfoc.Game.of(problem, mfoc.Ball(0.3, bounds=(-0.1, 0.1)), stage=problem.stages - 1, part=part)
     expected = mfoc.evaluate(problem, problem.controls, particles)
     assert same_bits(mfoc.evaluate(game, game.controls, particles), expected)
     mfoc.testing.check_problem(game, particles)
@@ -119,3 +120,77 @@ def test_a_stage_that_is_disturbed_is_minimised_apart_from_its_kind():
     moved = [solver.step(g, g.controls, {}, g.disturb(particles, eta))[0] for g in (game, kindless)]
     assert distance(moved[0], game.controls) > 1e-3
     assert distance(*moved) < 1e-13
+
+
+def blind(part, reach=None):
+    """A game on one of two entries of the state; costs depend on "a", and on "b" by so much."""
+    problem = mfoc.Problem(
+        lambda t, x, u, z: {"a": x["a"] + u, "b": x["b"]},
+        lambda x, z: x["a"].sum(1) + (0 if reach is None else reach * x["b"].sum(1)),
+        [normal(2, seed=k) for k in range(2)],
+    )
+    particles = mfoc.Particles({"a": normal(9, 2), "b": normal(9, 2)})
+    return mfoc.Game.of(problem, mfoc.Ball(0.1), part=part), particles
+
+
+MINIMAX = mfoc.Minimax(PGD(1), torch.optim.SGD)
+
+
+def test_a_disturbance_that_no_cost_depends_on_is_refused():
+    game, particles = blind("b")
+    for act in (lambda: game.validate(particles), lambda: mfoc.solve(game, MINIMAX, particles, steps=1)):
+        with pytest.raises(mfoc.InvalidValue, match=r"no cost depends on the state.*'b'"):
+            act()
+    late = mfoc.Game.of(_forgetful(), mfoc.Ball(0.1), stage=1)
+    with pytest.raises(mfoc.InvalidValue, match="no cost depends on the state that enters stage 1"):
+        late.validate(mfoc.Particles(normal(9, 2)))
+
+
+def _forgetful():
+    return mfoc.Problem(
+        lambda t, x, u, z: x + u if t == 0 else u.expand_as(x),
+        lambda x, z: x.square().sum(1),
+        [normal(2, seed=k) for k in range(2)],
+        running_cost=lambda t, x, u, z: u.square().sum().expand(len(x)),
+    )
+
+
+@pytest.mark.parametrize(("part", "reach"), [("a", None), ("b", 0.0)], ids=["a slope", "a slope of zero"])
+def test_a_disturbance_with_a_path_is_accepted_whatever_its_slope(part, reach):
+    game, particles = blind(part, reach)
+    assert mfoc.solve(game, MINIMAX, particles, steps=1).last.step == 1
+
+
+def test_under_a_head_of_zeros_a_network_is_played():
+    net = mlp_net()
+    torch.nn.init.zeros_(list(net.children())[-1].weight)
+    game = mfoc.Game.of(mfoc.from_module(net, F.cross_entropy), mfoc.Ball(0.1))
+    assert mfoc.solve(game, MINIMAX, (normal(7, 3), labels(7, 2)), steps=1).last.step == 1
+
+
+class Playing:
+    """A third party's solver with an adversary of its own: it says so."""
+
+    plays_games = True
+
+    def init(self, problem, controls):
+        return {}
+
+    def step(self, problem, controls, state, particles):
+        value, gradient = mfoc.evaluate(problem, controls, particles)
+        return controls, {}, mfoc.Info(value, gradient)
+
+
+def test_who_has_an_adversary_says_so_and_who_has_none_is_refused_a_game():
+    problem = mfoc.Problem(lambda t, x, u, z: x + u, lambda x, z: x.square().sum(1), [normal(2, seed=1)])
+    game, particles = mfoc.Game.of(problem, mfoc.Ball(0.1)), normal(9, 2)
+    gradient = mfoc.Gradient(torch.optim.SGD)
+    for solver in (gradient, mfoc.MSA(), mfoc.EMSA()):
+        with pytest.raises(mfoc.InvalidType, match="nothing here plays its adversary"):
+            mfoc.solve(game, solver, particles, steps=1)
+    assert mfoc.solve(game, Playing(), particles, steps=1).last.step == 1
+    nominal = mfoc.solve(game, gradient, particles, steps=3, nominal=True)
+    assert same_bits(nominal.controls, mfoc.solve(problem, gradient, particles, steps=3).controls)
+    first = next(mfoc.iterate(game, gradient, particles, nominal=True))
+    assert first.step == 1
+    assert mfoc.certify(game, nominal, particles, nominal=True, replicates=10, lanczos=2).particles == 9

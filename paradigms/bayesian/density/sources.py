@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 import mfoc
 from mfoc import InvalidType, InvalidValue, tree
-from mfoc.checks import check_flag, check_instance, check_integer, check_positive
+from mfoc.checks import check_flag, check_instance, check_integer, check_positive, kind_of
 from mfoc.networks.inspection import trainable
 from paradigms.bayesian.density.density import LogDensity, flat, split, vectorised
 from paradigms.bayesian.laws.likelihoods import NOISE, Gaussian, likelihood_of, says_its_sign
@@ -99,7 +99,7 @@ def log_density(
         made = _of_network(source, data, likelihood, noise, prior)
     elif not callable(source):
         raise InvalidType(
-            f"the log density is a {type(source).__name__}; expected a function, a Pyro model, a network with a "
+            f"the log density is {kind_of(source)}; expected a function, a Pyro model, a network with a "
             "likelihood or an mfoc.Problem"
         )
     elif like is not None:
@@ -133,7 +133,7 @@ def _of_function(
 ) -> LogDensity:
     example = {"x": like} if isinstance(like, Tensor) else like
     if not isinstance(example, dict) or not all(isinstance(leaf, Tensor) for leaf in example.values()) or not example:
-        raise InvalidType(f"like is a {type(like).__name__}; expected a tensor [d] or a dict name -> tensor")
+        raise InvalidType(f"like is {kind_of(like)}; expected a tensor [d] or a dict name -> tensor")
     if isinstance(like, Tensor) and like.dim() != 1:
         raise InvalidValue(f"like has shape {tuple(like.shape)}; expected one particle, (d,)")
     if (size is None) != (minibatch is None):

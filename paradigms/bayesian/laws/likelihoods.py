@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mfoc import InvalidType, InvalidValue, tree
-from mfoc.checks import check_instance, check_positive
+from mfoc.checks import check_instance, check_positive, kind_of
 from mfoc.networks import per_sample
 from paradigms.bayesian.laws.normal import HALF_LOG_2PI, broadcasts, normal_log_prob, shape_or_type
 
@@ -222,4 +222,4 @@ def aligned(y: Tensor, output: Tensor, lead: int = 0) -> Tensor:
 
 
 def _described(y: Any) -> str:
-    return f"a tensor, {tree.describe(y)}" if isinstance(y, Tensor) else f"a {type(y).__name__}"
+    return f"a tensor, {tree.describe(y)}" if isinstance(y, Tensor) else kind_of(y)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mfoc import InvalidType, InvalidValue
-from mfoc.checks import check_instance
+from mfoc.checks import check_instance, kind_of
 from mfoc.networks.inspection import trainable
 from paradigms.bayesian.laws.likelihoods import NOISE, Gaussian, Likelihood, likelihood_of
 
@@ -82,9 +82,7 @@ def ensemble(net: nn.Module, draws: Mapping[str, Tensor], *, likelihood: Any, no
     """
     check_instance(nn.Module, "a torch.nn.Module", net=net)
     if not isinstance(draws, Mapping) or not all(isinstance(value, Tensor) for value in draws.values()):
-        raise InvalidType(
-            f"draws is a {type(draws).__name__}; expected a dict from parameter names to tensors [n, ...]"
-        )
+        raise InvalidType(f"draws is {kind_of(draws)}; expected a dict from parameter names to tensors [n, ...]")
     made = likelihood_of(likelihood, noise)
     learned = isinstance(made, Gaussian) and made.noise is None
     own = trainable(net)

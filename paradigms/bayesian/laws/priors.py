@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.distributions import Distribution, Independent, Normal, constraints, kl_divergence
 
 from mfoc import InvalidType, InvalidValue
+from mfoc.checks import kind_of
 from paradigms.bayesian.laws.normal import broadcasts, normal_log_prob
 
 Split = Callable[[Tensor], dict[str, Tensor]]  # a vector of weights [..., n] to {name: [..., *shape]}
@@ -33,7 +34,7 @@ def law_of(prior: Any, name: str, parameter: Tensor) -> Distribution:
         prior = prior(name, parameter)
     if not isinstance(prior, Distribution):
         raise InvalidType(
-            f"prior of {name!r} is a {type(prior).__name__}; expected a distribution such as "
+            f"prior of {name!r} is {kind_of(prior)}; expected a distribution such as "
             "pyro.distributions.Normal(0., 1.), or a function (name, parameter) -> distribution"
         )
     while isinstance(prior, Independent):

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from mfoc import InvalidType, InvalidValue, require
+from mfoc.checks import kind_of
 from mfoc.seeding import seeded
 from paradigms.bayesian.pyro.trace import Arguments, parameters, prototype, same_support, unconstrained
 
@@ -70,7 +71,7 @@ def guide_of(model: Callable[..., Any], guide: Any, arguments: Arguments) -> Gau
     guide = guides.AutoNormal if guide is None else guide
     given = guide if isinstance(guide, known) else None
     if given is None and not callable(guide):
-        raise InvalidType(f"guide is a {type(guide).__name__}; expected one of {', '.join(_KNOWN)}")
+        raise InvalidType(f"guide is {kind_of(guide)}; expected one of {', '.join(_KNOWN)}")
     trace = _fixed(model, arguments)
     make = guide if given is None else _again(given, trace, arguments)
 
@@ -82,7 +83,7 @@ def guide_of(model: Callable[..., Any], guide: Any, arguments: Arguments) -> Gau
                 f"guide is {guide!r} and cannot be made anew ({error}); pass a function model -> guide"
             ) from error
         if not isinstance(made, known):
-            raise InvalidType(f"guide is a {type(made).__name__}; expected one of {', '.join(_KNOWN)}")
+            raise InvalidType(f"guide is {kind_of(made)}; expected one of {', '.join(_KNOWN)}")
         set_up(made, arguments)
         return made
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.distributions.constraints import Constraint
 
 from mfoc import InvalidType, InvalidValue, require
+from mfoc.checks import kind_of
 from mfoc.printing import by_identity
 from mfoc.seeding import mixed_seed, seeded
 from paradigms.bayesian.laws.normal import unvalidated
@@ -35,7 +36,7 @@ class Arguments:
             data = (data,)
         if not isinstance(data, tuple | list | dict):
             raise InvalidType(
-                f"data is a {type(data).__name__}; expected the tuple of the model's arguments, or a dict of its "
+                f"data is {kind_of(data)}; expected the tuple of the model's arguments, or a dict of its "
                 "keyword arguments"
             )
         self._named = isinstance(data, dict)

@@ -30,7 +30,7 @@ from torch import Tensor
 
 import mfoc
 from mfoc import InvalidType, InvalidValue, tree
-from mfoc.checks import check_callable, check_instance, check_integer
+from mfoc.checks import check_callable, check_instance, check_integer, kind_of
 from mfoc.deprecation import warn
 from mfoc.pontryagin import Evaluation
 from mfoc.seeding import mixed_seed
@@ -175,7 +175,7 @@ class CrossEntropy:
     def _own(self, problem: mfoc.Problem) -> PathProblem:
         if not isinstance(problem, PathProblem):
             raise InvalidType(
-                f"the problem is a {type(problem).__name__}; CrossEntropy solves a path-integral sampler: "
+                f"the problem is {kind_of(problem)}; CrossEntropy solves a path-integral sampler: "
                 "follmer(...).solve(CrossEntropy(inner), steps=...), not what bridge_matching made of it"
             )
         if self.made is not None and self.made.problem is not problem:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from mfoc import InvalidType, InvalidValue
-from mfoc.checks import check_flag, check_instance, check_integer, check_positive
+from mfoc.checks import check_flag, check_instance, check_integer, check_positive, kind_of
 
 
 class Drift(nn.Module):
@@ -108,7 +108,7 @@ class GaussianDrift(nn.Module):
         check_positive(sigma=sigma, T=T)
         for name, value in (("mean", mean), ("covariance", covariance)):
             if not isinstance(value, Tensor) or not value.is_floating_point() or value.dtype != mean.dtype:
-                what = value.dtype if isinstance(value, Tensor) else f"a {type(value).__name__}"
+                what = value.dtype if isinstance(value, Tensor) else kind_of(value)
                 raise InvalidType(f"{name} is {what}; expected floating-point tensors of one dtype")
             if not value.isfinite().all():
                 raise InvalidValue(f"{name} holds NaN or infinite values")

@@ -22,7 +22,7 @@ from torch import Tensor
 
 import mfoc
 from mfoc import InvalidType, InvalidValue, tree
-from mfoc.checks import check_instance, check_integer
+from mfoc.checks import check_instance, check_integer, kind_of
 from mfoc.formulation import Formulation
 from mfoc.problem import controls_of
 from mfoc.seeding import mixed_seed
@@ -81,7 +81,7 @@ def as_density(target: Any, particles: Any) -> LogDensity:
             raise InvalidValue(f"particles has shape {tuple(particles.shape)}; expected points [n, d], at least one")
         return log_density(target, like=particles[0])
     raise InvalidType(
-        f"the target is a {type(target).__name__}; expected what log_density(...) returns, or a function together with "
+        f"the target is {kind_of(target)}; expected what log_density(...) returns, or a function together with "
         "particles=[n, d]"
     )
 
@@ -133,9 +133,7 @@ def _schedule(density: LogDensity, step: Any, steps: int) -> tuple[Any, Any]:
     if isinstance(step, int | float | Tensor):
         return {"log_step": _log_step(density, step)}, mfoc.tied
     if not isinstance(step, Sequence) or isinstance(step, str):
-        raise InvalidType(
-            f"step is a {type(step).__name__}; expected a number, a tensor, a sequence or a function of t"
-        )
+        raise InvalidType(f"step is {kind_of(step)}; expected a number, a tensor, a sequence or a function of t")
     if len(step) != steps:
         raise InvalidValue(f"step holds {len(step)} step sizes; the horizon is {steps}")
     return [{"log_step": _log_step(density, h)} for h in step], mfoc.per_stage

@@ -102,9 +102,9 @@ def test_an_attack_needs_labels():
             entered(formulation, theirs())
 
 
-@pytest.mark.parametrize(("rubbish", "kind"), [(3, "int"), (None, "NoneType"), (nn.Linear(2, 2), "Linear")])
+@pytest.mark.parametrize(("rubbish", "kind"), [(3, "an int"), (None, "a NoneType"), (nn.Linear(2, 2), "a Linear")])
 def test_a_factory_that_makes_no_attack_is_refused(rubbish, kind):
-    with pytest.raises(mfoc.InvalidType, match=rf"attack\(net\) returned a {kind}"):
+    with pytest.raises(mfoc.InvalidType, match=rf"attack\(net\) returned {kind}"):
         entered(images(), FromTorchattacks(lambda model: rubbish))
 
 
