@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from mfoc import tree
 from mfoc.checks import check_callable, check_instance, check_integer, check_non_negative
-from mfoc.distributed import expectation, rank
+from mfoc.distributed import expectation
 from mfoc.errors import InvalidType, InvalidValue
 from mfoc.games import Game, entering
 from mfoc.games.maximisers import Maximiser, SharingMaximiser
@@ -38,7 +39,7 @@ class Minimax:
     Attributes:
         inner: the adversary: ``mfoc.maximisers.PGD(...)``, ``YOPO(m, n)``, ``Free(replays)`` or any ``Maximiser``.
         outer: the minimiser: a function that makes a ``torch.optim`` optimiser from a list of tensors, or a solver.
-        seed: of the adversary's random starts, which are a function of (seed, step).
+        seed: of the adversary's random starts: that of a particle is a function of (seed, step, its index).
         ramp: the ball's radius at step k as a share of the game's, ``lambda k: min(1.0, k / 500)``: where the full ball
             keeps training at a constant output (MNIST at 0.3 does), a growing one does not.
     """
@@ -76,7 +77,10 @@ class Minimax:
         after = {**state, "steps": state["steps"] + 1}
         if isinstance(inner, SharingMaximiser) and isinstance(outer, Gradient):
             previous = state["disturbance"] if inner.carries else None
-            eta = inner.begin(game, game.target(entering(game, controls, particles)), generator, previous)
+            x, known = game.target(entering(game, controls, particles)), {}
+            if "index" in inspect.signature(inner.begin).parameters:
+                known["index"] = particles.index
+            eta = inner.begin(game, x, generator, previous, **known)
             seen = []
             for _ in range(inner.updates):  # the optimiser follows the gradient of each play
                 plays = _Plays(inner, game, controls, particles, eta)
@@ -107,7 +111,7 @@ class Minimax:
 
     def _generator(self, particles: Particles, steps: int) -> torch.Generator:
         device = next(leaf.device for leaf in tree.leaves(particles.state) if isinstance(leaf, Tensor))
-        return torch.Generator(device).manual_seed(mixed_seed(self.seed, steps, rank()))
+        return torch.Generator(device).manual_seed(mixed_seed(self.seed, steps, 0))  # the same on all ranks
 
 
 class _Plays:

@@ -16,7 +16,7 @@ from paradigms.meta.formulations import MetaFormulation, checked_controls, to_mo
 from paradigms.meta.losses import TaskLoss
 from paradigms.meta.task_laws import as_tasks, check_tasks
 from paradigms.meta.task_laws import tasks as make_tasks
-from paradigms.reporting import Estimate, normal_interval, progress_bar
+from paradigms.reporting import Estimate, student_interval, progress_bar
 
 
 @dataclass(frozen=True)
@@ -119,8 +119,8 @@ def evaluate(
     rows = []
     for k in wanted:
         sample = torch.cat(losses[k])
-        accuracy = normal_interval(torch.cat(hits[k]), confidence) if hits[k] else None
-        rows.append(Adapted(k, normal_interval(sample, confidence), accuracy, int((~sample.isfinite()).sum())))
+        accuracy = student_interval(torch.cat(hits[k]), confidence) if hits[k] else None
+        rows.append(Adapted(k, student_interval(sample, confidence), accuracy, int((~sample.isfinite()).sum())))
     return Adaptation(rows, len(sample), confidence)
 
 
