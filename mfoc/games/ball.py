@@ -55,9 +55,7 @@ class Ball:
         point = x + eta
         return point if self.bounds is None else point.clamp(*self.bounds)
 
-    def sample(
-        self, x: Tensor, generator: torch.Generator | None = None, *, index: Tensor | None = None
-    ) -> Tensor:
+    def sample(self, x: Tensor, generator: torch.Generator | None = None, *, index: Tensor | None = None) -> Tensor:
         """Random disturbances of the states x ``[N, ...]``.
 
         Uniform in the cube for "linf"; for "l2" a uniform direction with a uniform radius. That of a particle is a

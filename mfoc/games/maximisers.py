@@ -7,6 +7,7 @@ only stage s is needed; ``Free`` and ``YOPO`` share their passes with the minimi
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, runtime_checkable
 
@@ -94,6 +95,19 @@ class SharingMaximiser(Maximiser, Protocol):
 
     def play(self, game: Game, controls: Tree, particles: Particles, disturbance: Tensor) -> Play:
         """Moves the adversary, and gives the minimiser its gradient."""
+
+
+def begun(
+    inner: SharingMaximiser,
+    game: Game,
+    x: Tensor,
+    generator: torch.Generator | None,
+    previous: Tensor | None,
+    index: Tensor | None,
+) -> Tensor:
+    """``inner.begin``, which gets the particles' indices if it takes them."""
+    known = {"index": index} if "index" in inspect.signature(inner.begin).parameters else {}
+    return inner.begin(game, x, generator, previous, **known)
 
 
 class _Ascent:
@@ -202,7 +216,7 @@ class Free(_Ascent):
         x: Tensor,
         generator: torch.Generator | None,
         previous: Tensor | None,
-        index: Tensor | None = None,  # noqa: ARG002
+        index: Tensor | None = None,
     ) -> Tensor:
         """The previous disturbance, as far as it covers this batch."""
         eta = torch.zeros_like(x)
@@ -253,7 +267,7 @@ class YOPO:
         self, game: Game, controls: Tree, particles: Particles, generator: torch.Generator | None = None
     ) -> Tensor:
         """The m n ascent steps with the controls fixed: m full passes."""
-        eta = self.begin(game, game.target(entering(game, controls, particles)), generator, None, particles.index)
+        eta = begun(self, game, game.target(entering(game, controls, particles)), generator, None, particles.index)
         return self._passes(Passes(game, controls, particles, descend=False), eta)[0]
 
     def begin(
@@ -274,7 +288,7 @@ class YOPO:
         return Play(eta, value, passes.gradient(slopes))
 
     def _passes(self, passes: Passes, eta: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
-        """The disturbance, the value of the last pass, and N times the added-up gradient in the weights of all stages."""
+        """The disturbance, the value of the last pass, and N times the added-up gradient in the weights by stage."""
         game, s = passes.game, passes.game.stage
         own = passes.weights([s])
         others = passes.weights([t for t in range(game.stages) if t != s])

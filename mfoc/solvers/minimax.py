@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -16,7 +15,7 @@ from mfoc.checks import check_callable, check_instance, check_integer, check_non
 from mfoc.distributed import expectation
 from mfoc.errors import InvalidType, InvalidValue
 from mfoc.games import Game, entering
-from mfoc.games.maximisers import Maximiser, SharingMaximiser
+from mfoc.games.maximisers import Maximiser, SharingMaximiser, begun
 from mfoc.particles import Particles
 from mfoc.pontryagin import Evaluation, evaluate
 from mfoc.problem import Problem
@@ -77,10 +76,8 @@ class Minimax:
         after = {**state, "steps": state["steps"] + 1}
         if isinstance(inner, SharingMaximiser) and isinstance(outer, Gradient):
             previous = state["disturbance"] if inner.carries else None
-            x, known = game.target(entering(game, controls, particles)), {}
-            if "index" in inspect.signature(inner.begin).parameters:
-                known["index"] = particles.index
-            eta = inner.begin(game, x, generator, previous, **known)
+            x = game.target(entering(game, controls, particles))
+            eta = begun(inner, game, x, generator, previous, particles.index)
             seen = []
             for _ in range(inner.updates):  # the optimiser follows the gradient of each play
                 plays = _Plays(inner, game, controls, particles, eta)

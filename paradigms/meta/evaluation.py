@@ -16,7 +16,7 @@ from paradigms.meta.formulations import MetaFormulation, checked_controls, to_mo
 from paradigms.meta.losses import TaskLoss
 from paradigms.meta.task_laws import as_tasks, check_tasks
 from paradigms.meta.task_laws import tasks as make_tasks
-from paradigms.reporting import Estimate, student_interval, progress_bar
+from paradigms.reporting import Estimate, progress_bar, student_interval
 
 
 @dataclass(frozen=True)
