@@ -124,7 +124,8 @@ class Ball:
         if self.norm == "l2":
             size, direction = _polar(slope)
             left = self.epsilon - _rows(direction * (point - x)).sum(1)
-            return torch.where(left > 0, size.flatten() * left, 0)
+            rounding = 4 * torch.finfo(left.dtype).eps * self.epsilon  # times infinity it would be everything
+            return torch.where(left > rounding, size.flatten() * left, 0)
         moves = self.enter(x, self.epsilon * _signs(slope)) - point
         gains = slope.nan_to_num(0.0, torch.inf, -torch.inf) * moves
         return _rows(torch.where(moves == 0, 0, gains)).sum(1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import inspect
 import weakref
 from collections.abc import Callable
@@ -55,18 +56,7 @@ def per_sample(loss: Loss | nn.Module, *, weigh: bool = True) -> TerminalCost:
     if "reduction" not in settings:
         return loss
     kind = settings["reduction"] if settings["reduction"] in ("sum", "batchmean") else "mean"
-    if isinstance(loss, nn.Module):
-        each = copy.deepcopy(loss)
-        each.reduction = "none"  # type: ignore[assignment]
-        source: Any = type(loss).forward
-    else:
-        source = loss
-        while hasattr(source, "func"):  # of partials
-            source = source.func
-
-        def each(x: Tree, z: Tree, _loss: Loss = loss) -> Tensor:
-            return _loss(x, z, reduction="none")
-
+    each, source = _unreduced(loss)
     weight = _Weight(settings.get("weight"), settings.get("ignore_index", _UNCOUNTED))
     weighed = weigh and settings["reduction"] == "mean"
 
@@ -77,20 +67,33 @@ def per_sample(loss: Loss | nn.Module, *, weigh: bool = True) -> TerminalCost:
                 f"loss: the output {tuple(x.shape)} and the data {tuple(z.shape)} were broadcast to "
                 f"{tuple(found.shape)}; give the data the output's shape"
             )
-        reduced = found if found.dim() <= 1 else found.flatten(1).mean(1) if kind == "mean" else found.flatten(1).sum(1)
+        if found.dim() > 1:
+            found = found.flatten(1).mean(1) if kind == "mean" else found.flatten(1).sum(1)
         if weighed and source in _ENTRIES and settings.get("weight") is not None:
-            return reduced / settings["weight"].mean()
-        if not weighed or source not in _CLASSES or not isinstance(z, Tensor) or z.is_floating_point():
-            return reduced
-        return reduced / weight.mean(z, found.dtype)
+            found = found / settings["weight"].mean()
+        if weighed and source in _CLASSES and isinstance(z, Tensor) and not z.is_floating_point():
+            found = found / weight.mean(z, found.dtype)
+        return found
 
     return cost
+
+
+def _unreduced(loss: Loss | nn.Module) -> tuple[Loss, Any]:
+    """A loss without its reduction, and the function of torch that it is, where it is one."""
+    if isinstance(loss, nn.Module):
+        made = copy.deepcopy(loss)
+        made.reduction = "none"  # type: ignore[assignment]
+        return made, type(loss).forward
+    source: Any = loss
+    while hasattr(source, "func"):  # of partials
+        source = source.func
+    return functools.partial(loss, reduction="none"), source
 
 
 def _settings(loss: Loss | nn.Module) -> dict[str, Any]:
     """What a loss is called with beside output and target: the attributes of a module, or default arguments."""
     try:
-        parameters = inspect.signature(loss.forward if isinstance(loss, nn.Module) else loss).parameters
+        parameters = dict(inspect.signature(loss.forward if isinstance(loss, nn.Module) else loss).parameters)
     except (ValueError, TypeError):
         parameters = {}
     else:
@@ -115,7 +118,7 @@ class _Weight:
     """The mean weight of the targets: of their classes, and zero for those that are ignored."""
 
     classes: Tensor | None
-    ignored: int
+    ignored: int | None
     last: tuple[Any, ...] = (None, 0, None, None)  # a weak reference to the targets, their version, a dtype, the mean
 
     @torch.no_grad()
@@ -129,9 +132,10 @@ class _Weight:
             return self._of(z, dtype).mean()
         known, version, kept, mean = self.last
         if mean is None or known is None or known() is not z or version != z._version or kept != dtype:
-            (mean,) = expectation([self._of(z, dtype).mean()], len(z))
+            mean = expectation([self._of(z, dtype).mean()], len(z))[0]
             self.last = (weakref.ref(z), z._version, dtype, mean)
-        return mean
+        found: Tensor = mean
+        return found
 
     def _of(self, z: Tensor, dtype: torch.dtype) -> Tensor:
         counted = z != self.ignored

@@ -249,11 +249,13 @@ class _Verdict:
             bad = (labels != least) & (labels != 1)
             if bad.any():
                 raise InvalidValue(f"the labels hold {labels[bad][0].item()}; expected {least} and 1 for one logit")
-            return ((output > threshold) == (labels == 1)) & ~output.isnan()
+            right: Tensor = ((output > threshold) == (labels == 1)) & ~output.isnan()
+            return right
         integer = isinstance(labels, Tensor) and not labels.is_floating_point() and labels.dim() == 1
         if output.dim() != 2 or not integer:
             raise InvalidType(_misfit(output, labels, "accuracy needs logits [N, classes] and integer labels [N]"))
-        return (output.argmax(1) == labels) & ~output.isnan().any(1)
+        right = (output.argmax(1) == labels) & ~output.isnan().any(1)
+        return right
 
 
 _CUTS: dict[Any, tuple[int, float]] = {  # losses of one number: the lesser label, and where the number is cut
