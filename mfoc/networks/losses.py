@@ -138,7 +138,7 @@ class _Weight:
         return found
 
     def _of(self, z: Tensor, dtype: torch.dtype) -> Tensor:
-        counted = z != self.ignored
+        counted = torch.ones_like(z, dtype=torch.bool) if self.ignored is None else z.ne(self.ignored)
         if self.classes is None:
             return counted.to(torch.promote_types(dtype, torch.float32))
         return torch.where(counted, self.classes[torch.where(counted, z, 0).long()], 0)

@@ -142,6 +142,18 @@ def test_a_sum_is_taken_within_a_particle(name, made):
     torch.testing.assert_close(found.value, given(net(x), target).detach() / N, rtol=1e-13, atol=0)
 
 
+def test_a_loss_with_weights_of_its_own_is_the_number_of_torch():
+    made = pytest.importorskip("torch.nn").__dict__.get("LinearCrossEntropyLoss")
+    if made is None:
+        pytest.skip("a loss of later versions of torch")
+    net, _, x, target = case_of("ce, some")
+    for settings in ({}, {"weight": WEIGHT, "ignore_index": -100}, {"ignore_index": 0}):
+        loss = seeded(lambda settings=settings: made(3, 3, dtype=D, **settings))
+        kinds = target if settings.get("weight") is not None else KINDS
+        found = of_module(net, loss, x, kinds).value
+        torch.testing.assert_close(found, loss(net(x), kinds).detach(), rtol=1e-12, atol=0)
+
+
 def test_without_a_reduction_it_is_the_mean_over_the_entries():
     net, _, x, target = case_of("ce, some")
     found = of_module(net, nn.CrossEntropyLoss(reduction="none"), x, target)
