@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mfoc import tree
 from mfoc.checks import check_callable, check_instance, check_integer, check_non_negative
-from mfoc.distributed import expectation
+from mfoc.distributed import expectation, gathered, rank, world_size
 from mfoc.errors import InvalidType, InvalidValue
 from mfoc.games import Game, entering
 from mfoc.games.maximisers import Maximiser, SharingMaximiser, begun
@@ -75,7 +75,8 @@ class Minimax:
         generator = self._generator(particles, state["steps"])
         after = {**state, "steps": state["steps"] + 1}
         if isinstance(inner, SharingMaximiser) and isinstance(outer, Gradient):
-            previous = state["disturbance"] if inner.carries else None
+            whole = state["disturbance"] if inner.carries else None
+            previous = whole if whole is None else whole[rank() :: world_size()]
             x = game.target(entering(game, controls, particles))
             eta = begun(inner, game, x, generator, previous, particles.index)
             seen = []
@@ -84,7 +85,8 @@ class Minimax:
                 controls, after["outer"], info = outer.follow(plays, controls, after["outer"])
                 seen.append(info)
                 eta = plays.eta
-            after["disturbance"] = _kept(eta, previous) if inner.carries else None
+            if inner.carries:  # of the whole batch, so that the state is one on all ranks
+                after["disturbance"] = _kept(gathered(eta), whole)
             return controls, after, next((info for info in seen if not info.value.isfinite()), seen[0])
         eta = inner.maximise(game, controls, particles, generator)
         controls, after["outer"], info = outer.step(game, controls, state["outer"], game.disturb(particles, eta))
