@@ -113,7 +113,7 @@ def _check_two(parameters: list[inspect.Parameter]) -> None:
         )
 
 
-@dataclass
+@dataclass(eq=False)
 class _Weight:
     """The mean weight of the targets: of their classes, and zero for those that are ignored."""
 
