@@ -76,6 +76,26 @@ def expectation(means: Sequence[Tensor], particles: int) -> list[Tensor]:
     return [piece.to(mean.dtype) for piece, mean in zip(found, means, strict=True)]
 
 
+def gathered(rows: Tensor) -> Tensor:
+    """The rows of all ranks ``[B, ...]``, in the order from which ``share`` takes them.
+
+    Args:
+        rows: this rank's ``[N, ...]``.
+    """
+    if not active():
+        return rows
+    ranks, own = world_size(), rank()
+    counts = torch.zeros(ranks, dtype=torch.int64, device=rows.device)
+    counts[own] = len(rows)
+    dist.all_reduce(counts)
+    most = int(counts.max())
+    whole = rows.new_zeros(most, ranks, *rows.shape[1:])
+    whole[: len(rows), own] = rows
+    dist.all_reduce(whole)
+    last = max((count - 1) * ranks + r for r, count in enumerate(counts.tolist()))
+    return whole.flatten(0, 1)[: last + 1]
+
+
 def any_rank(flag: object, like: Any) -> bool:
     """Whether the flag is true on any rank, so that all of them stop together.
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from mfoc import printing, tree
+from mfoc.checks import check_instance
 from mfoc.errors import InvalidValue
 from mfoc.tree import Tree
 
@@ -21,10 +22,13 @@ class Particles:
     Attributes:
         state: initial states ``[N, ...]``.
         data: what dynamics and costs receive as z (labels, noise, masks) ``[N, ...]``, or None.
+        index: which particles of their population these are, int64 ``[N]``; 0 .. N-1 when None. What is drawn for a
+            particle, as an adversary's random start is, is a function of it: so batches and ranks change nothing.
     """
 
     state: Tree
     data: Tree = None
+    index: Tensor | None = None
 
     def __post_init__(self) -> None:
         named = tree.named_leaves(self.state, "state")
@@ -43,6 +47,12 @@ class Particles:
                 )
         if len(first) == 0:
             raise InvalidValue(f"{name} is empty; a cloud needs at least one particle")
+        if self.index is not None:
+            check_instance(Tensor, f"the numbers of {len(first)} particles, an int64 tensor, or None", index=self.index)
+            if self.index.dtype != torch.int64 or self.index.shape != first.shape[:1]:
+                raise InvalidValue(
+                    f"index is {tree.describe(self.index)}; expected the numbers of {len(first)} particles, int64 [N]"
+                )
 
     def __repr__(self) -> str:
         data = "no data" if self.data is None else f"data {printing.short(self.data)}"
@@ -54,7 +64,13 @@ class Particles:
 
     def __getitem__(self, index: Any) -> Particles:
         """The particles chosen by a slice, a mask or an index tensor."""
-        return self._map(lambda leaf: leaf[index])
+        return self._map(lambda leaf: leaf[index], self.indices())
+
+    def indices(self) -> Tensor:
+        """The particles' global indices ``[N]``, on the device of the state."""
+        if self.index is not None:
+            return self.index
+        return torch.arange(len(self), device=tree.leaves(self.state)[0].device)
 
     def to(self, *args: Any, **kwargs: Any) -> Particles:
         """The cloud on another device or in another float dtype; integer and complex leaves keep their dtype."""
@@ -65,11 +81,11 @@ class Particles:
             device = kwargs.get("device", next((a for a in args if isinstance(a, str | torch.device)), leaf.device))
             return leaf.to(device)
 
-        return self._map(move)
+        return self._map(move, self.index)
 
-    def _map(self, function: Callable[[Tensor], Tensor]) -> Particles:
+    def _map(self, function: Callable[[Tensor], Tensor], index: Tensor | None) -> Particles:
         data = None if self.data is None else tree.map(function, self.data)
-        return Particles(tree.map(function, self.state), data)
+        return Particles(tree.map(function, self.state), data, None if index is None else function(index))
 
 
 def concatenated(clouds: Iterable[Particles]) -> Particles:
@@ -78,6 +94,9 @@ def concatenated(clouds: Iterable[Particles]) -> Particles:
     if len(parts) == 1:
         return parts[0]
     state = tree.map(lambda *leaves: torch.cat(leaves), *(cloud.state for cloud in parts))
-    if parts[0].data is None:
-        return Particles(state)
-    return Particles(state, tree.map(lambda *leaves: torch.cat(leaves), *(cloud.data for cloud in parts)))
+    data, index = None, None
+    if parts[0].data is not None:
+        data = tree.map(lambda *leaves: torch.cat(leaves), *(cloud.data for cloud in parts))
+    if any(cloud.index is not None for cloud in parts):
+        index = torch.cat([cloud.indices() for cloud in parts])
+    return Particles(state, data, index)

@@ -1,12 +1,16 @@
 """Populations: where the particles of step n come from, as a pure function of (seed, n).
 
 Nothing is carried from step to step, so a run that resumes at step n sees the batches of one that never stopped.
-Every particle is visited once an epoch; the last batch of an epoch is short when the batch size does not divide the
-population (it is kept, never dropped or padded). When a process group is up, each rank takes its share of the batch.
+No particle is drawn more often than another. With shuffling each is visited once an epoch, and the last batch of an
+epoch is short when the batch size does not divide the population: its particles weigh more in that epoch, others in the
+next. Without, where they would be the same ones for ever, every batch is full and the batches run on cyclically through
+the particles. When a process group is up, each rank takes its share of the batch. Particles know their number in the
+population, ``Particles.index``.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -31,7 +35,8 @@ class Population:
     Attributes:
         size: number of particles, or None when they are drawn on demand.
         batch_size: particles in a batch, or None when they are drawn on demand.
-        batches_per_epoch: batches in one pass over the particles.
+        batches_per_epoch: batches after which every particle was seen equally often: those of one pass over the
+            particles with shuffling; without, size / gcd(size, batch_size), several passes where batches do not fit.
     """
 
     size: int | None = None
@@ -87,21 +92,31 @@ class _Stored(Population):
         if size == 0:
             raise InvalidValue("source is empty; a population needs at least one particle")
         self.size, self.batch_size = size, size if batch_size is None else min(batch_size, size)
-        self.batches_per_epoch = size // self.batch_size if drop_last else -(-size // self.batch_size)
-        if not drop_last:  # refuses a last batch too short to split
-            share(torch.arange(size % self.batch_size or self.batch_size, device="cpu"))
         self._fetch, self._seed = fetch, seed
         self._shuffle = shuffle and self.batch_size < size
+        self._cyclic = not self._shuffle and not drop_last
+        if self._cyclic:
+            self.batches_per_epoch = size // math.gcd(size, self.batch_size)
+        else:
+            self.batches_per_epoch = size // self.batch_size if drop_last else -(-size // self.batch_size)
+        least = (self._shuffle and not drop_last and size % self.batch_size) or self.batch_size
+        share(torch.arange(least, device="cpu"))  # refuses batches too short to split
         self._order: tuple[int, Tensor] = (-1, torch.arange(size, device="cpu"))  # the permutation last made, a memo
 
     def __call__(self, step: int) -> Particles:
         check_integer(0, step=step)
+        return self._fetch(share(self._batch(step)), mixed_seed(self._seed, step, 1))
+
+    def _batch(self, step: int) -> Tensor:
+        """The particles of a step, of all ranks."""
         epoch, batch = divmod(step, self.batches_per_epoch)
+        first = batch * self.batch_size
+        if self._cyclic:
+            return torch.arange(first, first + self.batch_size, device="cpu") % self.size
         if self._shuffle and self._order[0] != epoch:
             generator = torch.Generator().manual_seed(mixed_seed(self._seed, epoch))
             self._order = (epoch, torch.randperm(self.size, generator=generator, device="cpu"))
-        index = self._order[1][batch * self.batch_size : (batch + 1) * self.batch_size]
-        return self._fetch(share(index), mixed_seed(self._seed, step, 1))
+        return self._order[1][first : first + self.batch_size]
 
     def epoch(self) -> Iterator[Particles]:
         for batch, index in enumerate(torch.split(torch.arange(self.size, device="cpu"), self.batch_size)):
@@ -124,11 +139,12 @@ def population(source: Any, *, batch_size: int | None = None, shuffle: bool = Tr
 
             uint8 states (images) become floats in [0, 1], integer class labels (1-D data) become int64.
         batch_size: particles in a batch; all of them when None.
-        shuffle: a new order each epoch, a function of (seed, epoch).
+        shuffle: a new order each epoch, a function of (seed, epoch); else batch n holds the particles from
+            n * batch_size on, and those that are missing at the end from the beginning.
         seed: a non-negative integer.
 
     Returns:
-        A function of the step index.
+        A function of the step index. Particles carry their ``index``: the place in the data, or in the draw.
 
     Raises:
         InvalidType: a source that is none of these.
@@ -151,8 +167,13 @@ def population(source: Any, *, batch_size: int | None = None, shuffle: bool = Tr
     if isinstance(source, Particles | Tensor | np.ndarray | tuple | list):
         cloud = _cloud(source)
 
+        numbers = cloud.indices()
+
         def fetch(index: Tensor, _key: int) -> Particles:  # all of it, in order, is the cloud itself, not a copy
-            return cloud if len(index) == len(cloud) else cloud[index]
+            if len(index) == len(cloud):
+                return cloud
+            data = None if cloud.data is None else tree.map(lambda leaf: leaf[index], cloud.data)
+            return Particles(tree.map(lambda leaf: leaf[index], cloud.state), data, numbers[index])
 
         return _Stored(fetch, len(cloud), batch_size, shuffle=shuffle, seed=seed)
     if hasattr(source, "__getitem__") and hasattr(source, "__len__") and not isinstance(source, dict | str | bytes):
@@ -177,16 +198,16 @@ def as_particles(source: Any) -> Particles:
 def _cloud(source: Any) -> Particles:
     """Particles from tensors or arrays, with images scaled and labels widened."""
     if isinstance(source, Particles):
-        state, data = source.state, source.data
+        state, data, index = source.state, source.data, source.index
     elif isinstance(source, tuple | list):
         if len(source) != 2:
             raise InvalidValue(f"source is {kind_of(source)} of {len(source)}; {_of_many(source)}")
-        state, data = source
+        (state, data), index = source, None
     else:
-        state, data = source, None
+        state, data, index = source, None, None
     state = tree.map(lambda leaf: _image(_tensor(leaf, "state")), state)
     data = None if data is None else tree.map(lambda leaf: _label(_tensor(leaf, "data")), data)
-    cloud = Particles(state, data)
+    cloud = Particles(state, data, index)
     for name, leaf in tree.named_leaves(cloud.state, "state"):
         if leaf.is_floating_point() and not leaf.is_meta and not leaf.isfinite().all():
             bad = (~leaf.isfinite()).flatten(1).any(1) if leaf.dim() > 1 else ~leaf.isfinite()
@@ -238,7 +259,8 @@ def _collated(dataset: Any, collate: Callable[[list[Any]], Tree]) -> Fetch:
             raise InvalidValue(f"the dataset's items do not collate into one batch (ragged?): {error}") from error
         if isinstance(batch, tuple | list):
             batch = batch[0] if len(batch) == 1 else tuple(batch)
-        return _cloud(batch)
+        cloud = _cloud(batch)
+        return Particles(cloud.state, cloud.data, index.to(tree.leaves(cloud.state)[0].device))
 
     return fetch
 

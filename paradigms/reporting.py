@@ -5,13 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from statistics import NormalDist
 from typing import NamedTuple
 
 from torch import Tensor
 
 from mfoc import MissingExtra
+from mfoc.deprecation import aliases
 from mfoc.hooks import progress_display
+from mfoc.statistics import student_t_quantile
+
+__getattr__ = aliases(__name__, {"normal_interval": "paradigms.reporting.student_interval"})
 
 
 @contextmanager
@@ -30,7 +33,7 @@ def progress_bar(label: str, total: int, *, shown: bool) -> Iterator[Callable[[s
 
 
 class Estimate(NamedTuple):
-    """A mean with a normal interval."""
+    """A mean with an interval."""
 
     value: float
     low: float
@@ -40,11 +43,14 @@ class Estimate(NamedTuple):
         return f"{self.value:.4g} [{self.low:.4g}, {self.high:.4g}]"
 
 
-def normal_interval(sample: Tensor, confidence: float) -> Estimate:
-    """The mean of a sample ``[n]``; infinite ends for a sample of one, or with members that are not finite."""
+def student_interval(sample: Tensor, confidence: float) -> Estimate:
+    """The mean of a sample ``[n]`` with Student's interval, n - 1 degrees of freedom.
+
+    The ends are infinite for a sample of one, or with members that are not finite.
+    """
     sample = sample.double()
     mean = float(sample.mean())
     if len(sample) < 2 or not math.isfinite(mean):
         return Estimate(mean, -math.inf, math.inf)
-    half = NormalDist().inv_cdf(0.5 + confidence / 2) * float(sample.std()) / math.sqrt(len(sample))
+    half = student_t_quantile(confidence, len(sample) - 1) * float(sample.std()) / math.sqrt(len(sample))
     return Estimate(mean, mean - half, mean + half)

@@ -1,5 +1,6 @@
 """A cloud of particles: one leading axis, whatever its leaves are."""
 
+import dataclasses
 from dataclasses import FrozenInstanceError
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 
 import mfoc
 from mfoc.particles import concatenated
-from tests.problems import CATALOGUE, normal, same_bits
+from tests.problems import CATALOGUE, mlp, normal, same_bits
 
 
 def mixed():
@@ -48,3 +49,34 @@ def test_pieces_put_together_are_the_cloud(name):
     assert same_bits([whole.state, whole.data], [cloud.state, cloud.data])
     assert mfoc.tree.same_structure(whole.state, cloud.state)
     assert concatenated([cloud]) is cloud
+
+
+def test_particles_keep_their_numbers():
+    cloud = mfoc.Particles(normal(5, 2), index=torch.tensor([7, 3, 9, 0, 4]))
+    assert cloud[1:4].index.tolist() == [3, 9, 0]
+    assert cloud[torch.tensor([True, False, False, False, True])].index.tolist() == [7, 4]
+    assert cloud.to(torch.float32).index.tolist() == [7, 3, 9, 0, 4]
+    assert cloud.to("meta").index.device.type == "meta"
+    assert dataclasses.replace(cloud, state=normal(5, 3)).index is cloud.index
+    assert concatenated([cloud[:2], cloud[2:]]).index.tolist() == [7, 3, 9, 0, 4]
+    plain = mfoc.Particles(normal(5, 2))
+    assert plain.index is None
+    assert plain.indices().tolist() == [0, 1, 2, 3, 4]
+    assert plain[2:][1:].index.tolist() == [3, 4]
+    assert concatenated([plain, plain]).indices().tolist() == list(range(10))
+    game = mfoc.Game.of(mlp()[0], mfoc.Ball(0.1))
+    assert game.disturb(cloud, normal(5, 2)).index is cloud.index
+
+
+@pytest.mark.parametrize(
+    ("index", "error", "words"),
+    [
+        (torch.arange(4), mfoc.InvalidValue, "index is .4,. int64; expected the numbers of 5 particles"),
+        (torch.arange(5.0), mfoc.InvalidValue, "float32"),
+        (torch.zeros(5, 1, dtype=torch.int64), mfoc.InvalidValue, "5, 1"),
+        ([0, 1, 2, 3, 4], mfoc.InvalidType, "index is a list"),
+    ],
+)
+def test_numbers_that_are_none_are_refused(index, error, words):
+    with pytest.raises(error, match=words):
+        mfoc.Particles(normal(5, 2), index=index)

@@ -21,17 +21,15 @@ def visited(source, steps):
     return torch.cat([source(n).state for n in steps]).tolist()
 
 
+SIZES = st.integers(1, 23)
+BATCHES = st.one_of(st.none(), st.integers(1, 30))
+
+
 @settings(max_examples=60, deadline=None)
-@given(
-    size=st.integers(1, 23),
-    batch=st.one_of(st.none(), st.integers(1, 30)),
-    shuffle=st.booleans(),
-    seed=st.integers(0, 2**40),
-    epoch=st.integers(0, 10**6),
-)
-def test_every_particle_once_an_epoch_and_pure(size, batch, shuffle, seed, epoch):
+@given(size=SIZES, batch=BATCHES, seed=st.integers(0, 2**40), epoch=st.integers(0, 10**6))
+def test_shuffled_every_particle_once_an_epoch_and_pure(size, batch, seed, epoch):
     cloud = torch.arange(size)
-    make = lambda: mfoc.population(cloud, batch_size=batch, shuffle=shuffle, seed=seed)  # noqa: E731
+    make = lambda: mfoc.population(cloud, batch_size=batch, seed=seed)  # noqa: E731
     source, other = make(), make()
     length = min(batch or size, size)
     assert source.batches_per_epoch == -(-size // length)
@@ -42,9 +40,51 @@ def test_every_particle_once_an_epoch_and_pure(size, batch, shuffle, seed, epoch
     other(0)  # what was asked before makes no difference
     for n in reversed(steps):
         assert torch.equal(source(n).state, other(n).state)
-    if not shuffle:
-        assert visited(source, steps) == list(range(size))
     assert torch.cat([part.state for part in source.epoch()]).tolist() == list(range(size))
+
+
+@settings(max_examples=60, deadline=None)
+@given(size=SIZES, batch=BATCHES, epoch=st.integers(0, 10**6), loader=st.booleans())
+def test_in_order_every_particle_weighs_the_same(size, batch, epoch, loader):
+    """Full batches, on and on through the particles: over a cycle the mean of batch means is the mean."""
+    cloud = torch.arange(float(size))
+    given = DataLoader(TensorDataset(cloud), batch_size=min(batch or size, size))
+    source = mfoc.population(given) if loader else mfoc.population(cloud, batch_size=batch, shuffle=False)
+    length = min(batch or size, size)
+    first = epoch * source.batches_per_epoch
+    steps = range(first, first + source.batches_per_epoch)
+    assert all(len(source(n)) == length for n in steps)
+    rounds = source.batches_per_epoch * length // size
+    assert visited(source, steps) == list(range(size)) * rounds
+    means = torch.stack([source(n).state.double().mean() for n in steps])
+    assert float(means.mean()) == pytest.approx((size - 1) / 2, rel=1e-12)
+    earlier = range(1, source.batches_per_epoch)  # no shorter cycle is even
+    assert all(n * length % size for n in earlier)
+    assert torch.cat([part.state for part in source.epoch()]).tolist() == list(range(size))
+    assert source.cloud().state.tolist() == list(range(size))
+
+
+def doubled(index):
+    return mfoc.Particles(torch.arange(10.0), index=index)
+
+
+@pytest.mark.parametrize(
+    ("make", "of"),
+    [
+        (lambda: mfoc.population(torch.arange(10.0), batch_size=4, seed=1), lambda x: x),
+        (lambda: mfoc.population(torch.arange(10.0), batch_size=4, shuffle=False), lambda x: x),
+        (lambda: mfoc.population(DataLoader(TensorDataset(torch.arange(10.0)), batch_size=3)), lambda x: x),
+        (lambda: mfoc.population(DataLoader(TensorDataset(torch.arange(10.0)), 3, shuffle=True)), lambda x: x),
+        (lambda: mfoc.population(lambda n: mfoc.Particles(torch.arange(10.0))), lambda x: x),
+        (lambda: mfoc.population(doubled(torch.arange(10) ** 2), batch_size=4), lambda x: x**2),
+        (lambda: mfoc.population(doubled(torch.arange(10) ** 2)), lambda x: x**2),
+    ],
+    ids=["shuffled", "in order", "loader", "shuffled loader", "drawn", "numbered", "numbered, whole"],
+)
+def test_particles_know_their_number(make, of):
+    source = make()
+    for cloud in [*map(source, range(7)), *source.epoch(), source.cloud(), source(2)[1:3]]:
+        assert torch.equal(cloud.indices(), of(cloud.state).long())
 
 
 def test_orders_differ_between_epochs_and_seeds():
@@ -107,7 +147,7 @@ def test_dataset_with_random_transform():
 def test_loader_decides():
     data = TensorDataset(torch.arange(10.0), torch.arange(10))
     still = mfoc.population(DataLoader(data, batch_size=4))
-    assert visited(still, range(3)) == list(range(10))
+    assert visited(still, range(3)) == [*range(10), 0, 1]
     mixed = mfoc.population(DataLoader(data, batch_size=4, shuffle=True))
     assert visited(mixed, range(3)) != list(range(10))
     assert sorted(visited(mixed, range(3))) == list(range(10))
@@ -116,6 +156,8 @@ def test_loader_decides():
     assert [len(dropped(n)) for n in range(5)] == [4] * 5
     assert len(set(visited(dropped, range(2)))) == 8
     assert sorted(torch.cat([part.state for part in dropped.epoch()]).tolist()) == list(range(10))
+    both = mfoc.population(DataLoader(data, batch_size=4, drop_last=True))
+    assert visited(both, range(4)) == [*range(8), *range(8)]
 
 
 def test_loader_collates():

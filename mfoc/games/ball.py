@@ -1,4 +1,9 @@
-"""What an adversary may do: norm balls, their projections and steepest ascent in them."""
+"""What an adversary may do: norm balls, their projections and steepest ascent in them.
+
+Only the direction of a slope counts, whatever its size (1e-30 is a slope, too). A coordinate whose slope is NaN does
+not move; where some are infinite they are the direction, and the finite ones count for nothing beside them. So a
+disturbance is always finite and in the ball.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +15,9 @@ from torch import Tensor
 
 from mfoc.checks import check_choice, check_positive
 from mfoc.errors import InvalidType, InvalidValue
+from mfoc.games.starts import drawn_key, normals, uniforms
 
 _NORMS = ("linf", "l2")
-
-
-_TINY = 1e-10  # keeps a vanishing gradient from being divided by zero
 
 
 @dataclass(frozen=True)
@@ -52,24 +55,35 @@ class Ball:
         point = x + eta
         return point if self.bounds is None else point.clamp(*self.bounds)
 
-    def sample(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def sample(self, x: Tensor, generator: torch.Generator | None = None, *, index: Tensor | None = None) -> Tensor:
         """Random disturbances of the states x ``[N, ...]``.
 
-        Uniform in the cube for "linf"; for "l2" a uniform direction with a uniform radius.
+        Uniform in the cube for "linf"; for "l2" a uniform direction with a uniform radius. That of a particle is a
+        function of a key and the particle's index alone: the same in any batch, in any order and on any rank.
+
+        Args:
+            x: the states.
+            generator: the key is one integer drawn from it; from torch's own when None.
+            index: the particles' global indices ``[N]``, as in ``Particles.index``; 0 .. N-1 when None.
         """
-        eta = torch.empty_like(x)
+        if index is None:
+            index = torch.arange(len(x), device=x.device)
+        key, index, rows = drawn_key(generator).to(x.device), index.to(x.device), _rows(x)
+        wide = torch.promote_types(x.dtype, torch.float32)
         if self.norm == "linf":
-            return eta.uniform_(-self.epsilon, self.epsilon, generator=generator)
-        eta.normal_(generator=generator)
-        size = _sizes(eta)
-        radius = torch.zeros_like(size).uniform_(0, 1, generator=generator)
-        return eta * (radius / size.clamp_min(_TINY) * self.epsilon)
+            eta = uniforms(key, index, rows.shape[1], wide).mul_(2 * self.epsilon).sub_(self.epsilon)
+        else:
+            radius, eta = uniforms(key, index, 1, wide), normals(key, index, rows.shape[1], wide)
+            eta = _polar(eta)[1].mul_(radius * self.epsilon)
+        return eta.view(x.shape).to(x.dtype)
 
     def project(self, eta: Tensor) -> Tensor:
-        """The nearest disturbance with norm at most epsilon."""
+        """The nearest disturbance with norm at most epsilon (NaN counts as zero, infinity as very far)."""
+        eta = eta.nan_to_num(0.0, torch.inf, -torch.inf)
         if self.norm == "linf":
             return eta.clamp(-self.epsilon, self.epsilon)
-        return eta * (self.epsilon / _sizes(eta).clamp_min(_TINY)).clamp_max(1.0)
+        size, direction = _polar(eta)
+        return torch.where(size > self.epsilon, self.epsilon * direction, eta)
 
     def ascend(self, x: Tensor, eta: Tensor, slope: Tensor, step: float, *, times: int = 1) -> Tensor:
         """Projected steepest ascent from eta along a fixed slope.
@@ -85,8 +99,8 @@ class Ball:
             The new disturbances.
         """
         if self.norm == "linf":  # each coordinate moves to one side until it meets its bound: one long step does it
-            return self.project(self.enter(x, eta) + times * step * slope.sign() - x)
-        direction = slope / (_sizes(slope) + _TINY)
+            return self.project(self.enter(x, eta) + times * step * _signs(slope) - x)
+        direction = _polar(slope)[1]
         for _ in range(times):
             eta = self.project(self.enter(x, eta) + step * direction - x)
         return eta
@@ -103,19 +117,40 @@ class Ball:
             slope: the gradient of the cost at the disturbed state, per particle.
 
         Returns:
-            A non-negative number per particle ``[N]``; zero where no small move raises the cost.
+            A non-negative number per particle ``[N]``; zero where no small move raises the cost, infinite where one
+            along an infinite slope is left.
         """
         point = self.enter(x, eta)
         if self.norm == "l2":
-            return (self.epsilon * _sizes(slope)).flatten() - _rows(slope * (point - x)).sum(1)
-        best = self.enter(x, self.epsilon * slope.sign())
-        return _rows(slope * (best - point)).sum(1)
+            size, direction = _polar(slope)
+            left = self.epsilon - _rows(direction * (point - x)).sum(1)
+            rounding = 4 * torch.finfo(left.dtype).eps * self.epsilon  # times infinity it would be everything
+            return torch.where(left > rounding, size.flatten() * left, 0)
+        moves = self.enter(x, self.epsilon * _signs(slope)) - point
+        gains = slope.nan_to_num(0.0, torch.inf, -torch.inf) * moves
+        return _rows(torch.where(moves == 0, 0, gains)).sum(1)
 
 
-def _sizes(x: Tensor) -> Tensor:
-    """Euclidean norms of the particles, shaped so that they broadcast."""
-    sizes: Tensor = torch.linalg.vector_norm(_rows(x), dim=1).view(-1, *[1] * (x.dim() - 1))
-    return sizes
+def _signs(slope: Tensor) -> Tensor:
+    return slope.nan_to_num(0.0, 1.0, -1.0).sign()
+
+
+def _polar(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Euclidean norms ``[N, 1, ...]`` and unit vectors ``[N, ...]`` of the particles; a zero has no direction, zero.
+
+    Divided by the largest entry first, so that no square over- or underflows. NaN counts as zero; of a vector with
+    infinite entries these are the direction.
+    """
+    x = x.nan_to_num(0.0, torch.inf, -torch.inf)
+    largest = _each(_rows(x).abs().amax(1), x)
+    scaled = torch.where(largest.isinf(), x.isinf() * x.sign(), x / torch.where(largest > 0, largest, 1))
+    size = _each(torch.linalg.vector_norm(_rows(scaled), dim=1), x)
+    return largest * size, scaled / torch.where(size > 0, size, 1)
+
+
+def _each(numbers: Tensor, x: Tensor) -> Tensor:
+    """One number for each particle, shaped so that it broadcasts against x."""
+    return numbers.view(-1, *[1] * (x.dim() - 1))
 
 
 def _rows(x: Tensor) -> Tensor:

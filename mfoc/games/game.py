@@ -175,7 +175,7 @@ class Game(Problem):
     def disturb(self, particles: Particles, eta: Tensor) -> Particles:
         """The particles on which this game's functions see the disturbance eta ``[N, ...]``."""
         data = undisturbed(particles.data)
-        return Particles(particles.state, Disturbed(() if data is None else data, eta))
+        return Particles(particles.state, Disturbed(() if data is None else data, eta), particles.index)
 
 
 def undisturbed(z: Tree) -> Tree:
@@ -236,8 +236,12 @@ def entering(game: Game, controls: Tree, particles: Particles) -> Tree:
 
 @torch.enable_grad()
 def costate_at(game: Game, controls: Tree, x: Tree, z: Tree, eta: Tensor) -> Tensor:
-    """The gradient of the mean cost in the disturbed state, p_s / N, where x is what ``entering`` returned."""
+    """The costates p_s ``[N, ...]`` at the disturbed stage, where x is what ``entering`` returned.
+
+    p_s(i) = N dJ/dx_s(i) is the gradient of the sum of costs: where particles do not interact it is that of the
+    particle's own cost, however many others are in the cloud.
+    """
     point = game.ball.enter(game.target(x), eta).detach().requires_grad_()
     entered, held = with_target(game.part, x, point), tree.detached(controls_of(controls))
     cost = rollout_from(game, held, game.stage, entered, z).cost
-    return gradients(cost.mean(), [point])[0]
+    return gradients(cost, [point])[0]

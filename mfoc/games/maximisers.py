@@ -7,6 +7,7 @@ only stage s is needed; ``Free`` and ``YOPO`` share their passes with the minimi
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, runtime_checkable
 
@@ -38,7 +39,8 @@ class Maximiser(Protocol):
             game: the game.
             controls: the minimiser's controls.
             particles: the cloud; a disturbance in it is ignored.
-            generator: of the random start; torch's own when None.
+            generator: of the random starts, from which one integer is drawn: that of a particle is then a function
+                of this integer and its ``index``. Torch's own when None.
         """
 
 
@@ -73,11 +75,39 @@ class SharingMaximiser(Maximiser, Protocol):
     def carries(self) -> bool:
         """Whether ``begin`` is given the disturbance of the batch before."""
 
-    def begin(self, game: Game, x: Tensor, generator: torch.Generator | None, previous: Tensor | None) -> Tensor:
-        """The disturbance to start a batch with ``[N, ...]``, x being the states that will be disturbed."""
+    def begin(
+        self,
+        game: Game,
+        x: Tensor,
+        generator: torch.Generator | None,
+        previous: Tensor | None,
+        index: Tensor | None = None,
+    ) -> Tensor:
+        """The disturbance to start a batch with ``[N, ...]``.
+
+        Args:
+            game: the game.
+            x: the states that will be disturbed.
+            generator: of the random starts.
+            previous: the disturbance of the batch before, for a maximiser that carries it.
+            index: the particles' indices ``[N]``; one whose ``begin`` has no such argument is not given them.
+        """
 
     def play(self, game: Game, controls: Tree, particles: Particles, disturbance: Tensor) -> Play:
         """Moves the adversary, and gives the minimiser its gradient."""
+
+
+def begun(
+    inner: SharingMaximiser,
+    game: Game,
+    x: Tensor,
+    generator: torch.Generator | None,
+    previous: Tensor | None,
+    index: Tensor | None,
+) -> Tensor:
+    """``inner.begin``, which gets the particles' indices if it takes them."""
+    known = {"index": index} if "index" in inspect.signature(inner.begin).parameters else {}
+    return inner.begin(game, x, generator, previous, **known)
 
 
 class _Ascent:
@@ -94,7 +124,9 @@ class _Ascent:
         steps, length, random_start = self.plan(game)
         x = entering(game, controls, particles)
         target = game.target(x)
-        eta = game.ball.sample(target, generator) if random_start else torch.zeros_like(target)
+        eta = torch.zeros_like(target)
+        if random_start:
+            eta = game.ball.sample(target, generator, index=particles.index)
         for _ in range(steps):
             slope = costate_at(game, controls, x, undisturbed(particles.data), eta)
             eta = game.ball.ascend(target, eta, slope, length)
@@ -178,7 +210,14 @@ class Free(_Ascent):
         """With the controls fixed: as many steps as replays, from no disturbance."""
         return self.replays, game.ball.epsilon if self.step_size is None else self.step_size, False
 
-    def begin(self, game: Game, x: Tensor, generator: torch.Generator | None, previous: Tensor | None) -> Tensor:
+    def begin(
+        self,
+        game: Game,
+        x: Tensor,
+        generator: torch.Generator | None,
+        previous: Tensor | None,
+        index: Tensor | None = None,
+    ) -> Tensor:
         """The previous disturbance, as far as it covers this batch."""
         eta = torch.zeros_like(x)
         if previous is not None and previous.shape[1:] == x.shape[1:]:
@@ -191,9 +230,9 @@ class Free(_Ascent):
         step = self.plan(game)[1]
         passes = Passes(game, controls, particles, descend=True)
         run = passes.forward(disturbance)
-        slope, *slopes = gradients(run.value, [run.point, *passes.weights(range(game.stages))])
+        slope, *slopes = gradients(run.total, [run.point, *passes.weights(range(game.stages))])
         eta = game.ball.ascend(run.target, disturbance, slope, step)
-        return Play(eta, run.value.detach(), passes.gradient(slopes))
+        return Play(eta, run.total.detach().mean(), passes.gradient(slopes))
 
 
 @dataclass(frozen=True)
@@ -228,12 +267,19 @@ class YOPO:
         self, game: Game, controls: Tree, particles: Particles, generator: torch.Generator | None = None
     ) -> Tensor:
         """The m n ascent steps with the controls fixed: m full passes."""
-        eta = self.begin(game, game.target(entering(game, controls, particles)), generator, None)
+        eta = begun(self, game, game.target(entering(game, controls, particles)), generator, None, particles.index)
         return self._passes(Passes(game, controls, particles, descend=False), eta)[0]
 
-    def begin(self, game: Game, x: Tensor, generator: torch.Generator | None, previous: Tensor | None) -> Tensor:
+    def begin(
+        self,
+        game: Game,
+        x: Tensor,
+        generator: torch.Generator | None,
+        previous: Tensor | None,
+        index: Tensor | None = None,
+    ) -> Tensor:
         """A random disturbance."""
-        return game.ball.sample(x, generator)
+        return game.ball.sample(x, generator, index=index)
 
     def play(self, game: Game, controls: Tree, particles: Particles, disturbance: Tensor) -> Play:
         """The m passes."""
@@ -242,7 +288,7 @@ class YOPO:
         return Play(eta, value, passes.gradient(slopes))
 
     def _passes(self, passes: Passes, eta: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
-        """The disturbance, the value of the last pass, and the added-up gradient in the weights of all stages."""
+        """The disturbance, the value of the last pass, and N times the added-up gradient in the weights by stage."""
         game, s = passes.game, passes.game.stage
         own = passes.weights([s])
         others = passes.weights([t for t in range(game.stages) if t != s])
@@ -254,7 +300,7 @@ class YOPO:
                 _add(own_total, passes.hamiltonian_slopes(run, costate, own, keep=True))
             steady = game.affine is not None and game.affine(s) and not _reaches(run.cost, run.point)
             moved = tree.tensors(run.moved)
-            slope, *found = gradients(run.value, [run.point, *moved, *(others if passes.descend else [])])
+            slope, *found = gradients(run.total, [run.point, *moved, *(others if passes.descend else [])])
             costate = found[: len(moved)]
             if passes.descend:
                 _add(others_total, found[len(moved) :])
@@ -262,7 +308,7 @@ class YOPO:
         if passes.descend and own:
             _add(own_total, passes.hamiltonian_slopes(passes.local(run, eta), costate, own, keep=False))
         before = len(passes.weights(range(s)))
-        return eta, run.value.detach(), [*others_total[:before], *own_total, *others_total[before:]]
+        return eta, run.total.detach().mean(), [*others_total[:before], *own_total, *others_total[before:]]
 
     def _ascend(
         self, passes: Passes, run: Pass, eta: Tensor, slope: Tensor, costate: list[Tensor], *, steady: bool

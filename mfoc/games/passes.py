@@ -1,4 +1,8 @@
-"""Passes through a game's problem that serve both players."""
+"""Passes through a game's problem that serve both players.
+
+All of them differentiate the sum of costs: slopes in the state are then those of each particle, p_s(i) = N dJ/dx_s(i),
+whatever the size of the batch, and those in the controls are N dJ/du.
+"""
 
 from __future__ import annotations
 
@@ -26,14 +30,14 @@ class Pass(NamedTuple):
     entry: Tree  # the whole state that enters the disturbed stage
     moved: Tree  # the state that leaves it
     cost: list[Tensor]  # the running cost of the disturbed stage [N], if it has one
-    value: Tensor  # the mean cost (NaN when the pass is that of the disturbed stage alone)
+    total: Tensor  # the cost [N] (NaN when the pass is that of the disturbed stage alone)
 
 
 class Passes:
     """Passes at fixed controls, one for each disturbance tried; ``descend`` if gradients in the controls are wanted."""
 
     def __init__(self, game: Game, controls: Tree, particles: Particles, *, descend: bool) -> None:
-        self.game, self.controls = game, controls
+        self.game, self.controls, self.particles = game, controls, particles
         self.state, self.data = particles.state, undisturbed(particles.data)
         with torch.no_grad():
             staged = [game.schedule(controls, t) for t in range(game.stages)]
@@ -52,7 +56,7 @@ class Passes:
         run = self._disturbed(game.target(x), x, eta)
         x, after = self._through(range(s + 1, game.stages), run.moved)
         costs = [*before, *run.cost, *after]
-        return run._replace(value=sum(costs, game.terminal_cost(x, self.data)).mean())
+        return run._replace(total=sum(costs, game.terminal_cost(x, self.data)))
 
     def _through(self, stages: range, x: Tree) -> tuple[Tree, list[Tensor]]:
         """The state that leaves some stages, and their running costs."""
@@ -75,16 +79,15 @@ class Passes:
             point = point.detach().requires_grad_()
         entry = with_target(game.part, x, point)
         moved, cost = self._through(range(s, s + 1), entry)
-        return Pass(target.detach(), point, entry, moved, cost, point.new_full((), torch.nan))
+        return Pass(target.detach(), point, entry, moved, cost, point.new_full((len(point),), torch.nan))
 
     def hamiltonian_slopes(self, run: Pass, costate: list[Tensor], inputs: list[Tensor], *, keep: bool) -> list[Tensor]:
-        """The gradient of E H_s with a frozen costate: p_(s+1) / N for each leaf of the state that leaves stage s."""
-        shares = [cost.mean() for cost in run.cost]
-        seeds = [*costate, *(torch.ones_like(share) for share in shares)]
-        return gradients([*tree.tensors(run.moved), *shares], inputs, seeds, retain_graph=keep)
+        """The gradient of sum_i H_s with a frozen costate: p_(s+1) for each leaf of the state that leaves stage s."""
+        seeds = [*costate, *(torch.ones_like(cost) for cost in run.cost)]
+        return gradients([*tree.tensors(run.moved), *run.cost], inputs, seeds, retain_graph=keep)
 
     def gradient(self, by_leaf: list[Tensor]) -> Tree:
-        """The gradient in the controls from those in the weights of all stages."""
-        stream = iter(by_leaf)
+        """The gradient of J in the controls, from those of the sum of costs in the weights of all stages."""
+        stream = iter([slope / len(self.particles) for slope in by_leaf])
         by_stage = [tree.rebuild(u, [next(stream) for _ in tree.leaves(u)]) for u in self.staged]
         return pull_back(self.game, self.controls, by_stage)

@@ -8,22 +8,20 @@ and does not advance its running averages.
 from __future__ import annotations
 
 import copy
-import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from mfoc import tree
-from mfoc.checks import check_callable, check_instance, check_non_negative, check_signature
-from mfoc.errors import InvalidType, InvalidValue
+from mfoc.checks import check_instance, check_non_negative
+from mfoc.errors import InvalidValue
 from mfoc.networks.inspection import is_affine, refuse_unfit, trainable, training_norms
+from mfoc.networks.losses import Loss, per_sample
 from mfoc.networks.stages import Stage, named_stages
-from mfoc.problem import Problem, RunningCost, TerminalCost, controls_of
+from mfoc.problem import Problem, RunningCost, controls_of
 from mfoc.tree import Tree
-
-Loss = Callable[..., Tensor]
 
 
 def from_module(
@@ -39,8 +37,8 @@ def from_module(
         net: an ``nn.Sequential`` (nested ones are unrolled: each layer is a stage), or any module that symbolic tracing
             can read when ``stages`` names the children at which its forward pass is cut. It is copied, never changed;
             its training mode is kept.
-        loss: ``loss(output, z) -> [N]``; a torch loss (``F.cross_entropy``, ``nn.MSELoss()``) is called with
-            ``reduction="none"`` and averaged over all but the particles.
+        loss: ``loss(output, z) -> [N]``, or a torch loss (``F.cross_entropy``, ``nn.MSELoss()``), with which J on a
+            cloud is the number that torch gives, ignored targets and class weights included; see ``per_sample``.
         stages: names of submodules in the order they run; a stage ends with the named module, operations after the
             last one belong to the last stage. For an ``nn.Sequential`` a stage may be a list of consecutive names.
         running_cost: ``L(t, x, u, z) -> [N]``, for example ``mfoc.weight_decay(1e-4)``.
@@ -150,45 +148,3 @@ def weight_decay(coefficient: float) -> RunningCost:
         return (coefficient / 2 * sum(w.square().sum() for w in weights)).expand(len(leaf))  # type: ignore[union-attr]
 
     return cost
-
-
-def per_sample(loss: Loss | nn.Module) -> TerminalCost:
-    """A loss as a terminal cost ``[N]``.
-
-    Args:
-        loss: a function (output, target); if it has a ``reduction`` it is set to "none" and the result averaged over
-            every axis but the particles. Class weights are applied without renormalisation.
-    """
-    _check_loss(loss)
-    if isinstance(loss, nn.Module) and hasattr(loss, "reduction"):
-        loss = copy.deepcopy(loss)
-        loss.reduction = "none"  # type: ignore[assignment]
-        return lambda x, z: _average(loss(x, z), x, z)
-    try:
-        reducible = "reduction" in inspect.signature(loss).parameters
-    except (ValueError, TypeError):
-        reducible = False
-    return (lambda x, z: _average(loss(x, z, reduction="none"), x, z)) if reducible else loss
-
-
-# What the arguments of losses are called elsewhere.
-_OUTPUT = "outputs input inputs prediction predictions pred preds y_pred y_hat yhat logits scores x"
-_TARGET = "targets label labels y_true z"
-_LOSS = dict.fromkeys(_OUTPUT.split(), "output") | dict.fromkeys(_TARGET.split(), "target")
-
-
-def _check_loss(loss: Any) -> None:
-    if isinstance(loss, type):
-        raise InvalidType(f"loss is the class {loss.__name__}; make an instance, {loss.__name__}()")
-    check_callable("a function loss(output, z) -> [N]", loss=loss)
-    check_signature(("output", "target"), synonyms=_LOSS, loss=loss)
-
-
-def _average(cost: Tensor, x: Tree, z: Tree) -> Tensor:
-    """Means over all but the particles; a loss larger than the output comes from shapes that were broadcast."""
-    if isinstance(x, Tensor) and isinstance(z, Tensor) and cost.numel() > x.numel():
-        raise InvalidValue(
-            f"loss: the output {tuple(x.shape)} and the data {tuple(z.shape)} were broadcast to {tuple(cost.shape)}; "
-            "give the data the output's shape"
-        )
-    return cost.flatten(1).mean(1) if cost.dim() > 1 else cost

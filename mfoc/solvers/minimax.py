@@ -12,10 +12,10 @@ from torch import Tensor
 
 from mfoc import tree
 from mfoc.checks import check_callable, check_instance, check_integer, check_non_negative, check_signature, kind_of
-from mfoc.distributed import expectation, rank
+from mfoc.distributed import expectation, gathered, rank, world_size
 from mfoc.errors import InvalidType, InvalidValue
 from mfoc.games import Game, entering
-from mfoc.games.maximisers import Maximiser, SharingMaximiser
+from mfoc.games.maximisers import Maximiser, SharingMaximiser, begun
 from mfoc.particles import Particles
 from mfoc.pontryagin import Evaluation, evaluate
 from mfoc.problem import Problem
@@ -38,7 +38,7 @@ class Minimax:
     Attributes:
         inner: the adversary: ``mfoc.maximisers.PGD(...)``, ``YOPO(m, n)``, ``Free(replays)`` or any ``Maximiser``.
         outer: the minimiser: a function that makes a ``torch.optim`` optimiser from a list of tensors, or a solver.
-        seed: of the adversary's random starts, which are a function of (seed, step).
+        seed: of the adversary's random starts: that of a particle is a function of (seed, step, its index).
         ramp: the ball's radius at step k as a share of the game's, ``lambda k: min(1.0, k / 500)``: where the full ball
             keeps training at a constant output (MNIST at 0.3 does), a growing one does not.
     """
@@ -78,15 +78,18 @@ class Minimax:
         generator = self._generator(particles, state["steps"])
         after = {**state, "steps": state["steps"] + 1}
         if isinstance(inner, SharingMaximiser) and isinstance(outer, Gradient):
-            previous = state["disturbance"] if inner.carries else None
-            eta = inner.begin(game, game.target(entering(game, controls, particles)), generator, previous)
+            whole = state["disturbance"] if inner.carries else None
+            previous = whole if whole is None else whole[rank() :: world_size()]
+            x = game.target(entering(game, controls, particles))
+            eta = begun(inner, game, x, generator, previous, particles.index)
             seen = []
             for _ in range(inner.updates):  # the optimiser follows the gradient of each play
                 plays = _Plays(inner, game, controls, particles, eta)
                 controls, after["outer"], info = outer.follow(plays, controls, after["outer"])
                 seen.append(info)
                 eta = plays.eta
-            after["disturbance"] = _kept(eta, previous) if inner.carries else None
+            if inner.carries:  # of the whole batch, so that the state is one on all ranks
+                after["disturbance"] = _kept(gathered(eta), whole)
             return controls, after, next((info for info in seen if not info.value.isfinite()), seen[0])
         eta = inner.maximise(game, controls, particles, generator)
         controls, after["outer"], info = outer.step(game, controls, state["outer"], game.disturb(particles, eta))
@@ -110,7 +113,7 @@ class Minimax:
 
     def _generator(self, particles: Particles, steps: int) -> torch.Generator:
         device = next(leaf.device for leaf in tree.leaves(particles.state) if isinstance(leaf, Tensor))
-        return torch.Generator(device).manual_seed(mixed_seed(self.seed, steps, rank()))
+        return torch.Generator(device).manual_seed(mixed_seed(self.seed, steps, 0))  # the same on all ranks
 
 
 class _Plays:

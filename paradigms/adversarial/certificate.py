@@ -15,7 +15,7 @@ from mfoc.formulation import Formulation
 from mfoc.games import costate_at, entering
 from mfoc.games.maximisers import PGD, Maximiser
 from mfoc.problem import controls_of
-from paradigms.reporting import Estimate, normal_interval
+from paradigms.reporting import Estimate, student_interval
 
 
 @dataclass(frozen=True)
@@ -103,14 +103,14 @@ def certify(
     x = made.target(states)
     generator = torch.Generator(x.device).manual_seed(seed)
     eta = maximiser.maximise(made, controls, cloud, generator)
-    slack = made.ball.gap(x, eta, costate_at(made, controls, states, cloud.data, eta) * len(cloud))
+    slack = made.ball.gap(x, eta, costate_at(made, controls, states, cloud.data, eta))
     present = best = cost(eta)
     for _ in range(restarts):
         best = torch.maximum(best, cost(stronger.maximise(made, controls, cloud, generator)))
     return GameCertificate(
         mfoc.certify(made, controls, made.disturb(cloud, eta), confidence=confidence, seed=seed, **settings),
-        normal_interval(slack, confidence),
-        normal_interval(best - present, confidence),
+        student_interval(slack, confidence),
+        student_interval(best - present, confidence),
         float(present.mean()),
         float(best.mean()),
         float(cost(None).mean()),
@@ -122,7 +122,7 @@ def _cloud(made: mfoc.Game, population: mfoc.Population) -> mfoc.Particles:
     """All particles to measure on, as one cloud of the game."""
     cloud = population.cloud()
     if made.part is not None and isinstance(cloud.state, Tensor):
-        cloud = mfoc.Particles((cloud.state, cloud.state), cloud.data)
+        cloud = mfoc.Particles((cloud.state, cloud.state), cloud.data, cloud.index)
     if len(cloud) < 2:
         raise InvalidValue("the population holds one particle; an interval needs at least two")
     check_inside(made, cloud)

@@ -19,7 +19,9 @@ import mfoc
 from mfoc import InvalidType, InvalidValue, require
 from mfoc.checks import check_between, check_instance, check_integer, kind_of
 from mfoc.games.maximisers import FGSM, PGD, Maximiser
+from mfoc.networks import per_sample
 from mfoc.printing import table
+from mfoc.seeding import mixed_seed
 from paradigms.adversarial.games import GameFormulation, Loss, frozen, game
 from paradigms.adversarial.interop import FromTorchattacks
 from paradigms.reporting import progress_bar
@@ -103,18 +105,26 @@ def evaluate(
     """Accuracy of a classifier under attacks.
 
     A particle counts as correct when it is classified right undisturbed and disturbed, so that attacks run on the
-    particles that are right undisturbed only; no disturbance is an admissible one.
+    particles that are right undisturbed only; no disturbance is an admissible one. Where the network returns NaN it
+    has named no class, and the particle is wrong: an attack that gets there has succeeded.
+
+    A particle's random start is a function of the seed, the attack's place and the particle's index: the table of our
+    own attacks is the same whatever the batches.
 
     Args:
-        net: the network, logits ``[N, classes]``; it is copied and run in evaluation mode.
-        data: what ``mfoc.population`` takes; inputs and integer labels.
+        net: the network, logits ``[N, classes]``, or one number ``[N]`` or ``[N, 1]`` where there are two classes; it
+            is copied and run in evaluation mode.
+        data: what ``mfoc.population`` takes; inputs and integer labels ``[N]``. Those of one number, 0 and 1 (-1 and 1
+            for the soft margin loss), may be floats and may have a last axis of one.
         epsilon: radius of the ball.
         norm: "linf" or "l2".
         bounds: least and largest value of an input; None where there are none.
         attacks: name -> maximiser, or function of the network that makes an attack of torchattacks. When None: FGSM,
             PGD-20, and, for images ``[N, C, H, W]`` with bounds, APGD-CE and (from four classes on) AutoAttack, which
             is by far the slowest.
-        loss: what the maximisers raise.
+        loss: what the maximisers raise. A network of one number needs a loss of two classes, and is cut where that has
+            it: ``F.binary_cross_entropy_with_logits``, ``F.soft_margin_loss`` and a function of one's own at zero,
+            ``F.binary_cross_entropy`` at one half.
         batch_size: particles attacked at once; where the data have batches of their own (a DataLoader, a population, a
             function) those are used.
         confidence: level of the Wilson intervals.
@@ -130,21 +140,22 @@ def evaluate(
     check_integer(0, 2**62 - 1, seed=seed)
     batched = isinstance(data, mfoc.Population | torch.utils.data.DataLoader) or callable(data)
     size = None if batched else batch_size
-    problem = frozen(copy.deepcopy(net).eval(), loss)
+    verdict = _Verdict(loss)
+    problem = frozen(copy.deepcopy(net).eval(), verdict.cost)
     formulation = game(problem, None, data, epsilon=epsilon, norm=norm, bounds=bounds, batch_size=size)
     batches = list(formulation.population.epoch())
     chosen = _defaults(formulation, batches[0], seed) if attacks is None else _checked(attacks)
     rows = []
     with progress_bar("attacks", (1 + len(chosen)) * len(batches), shown=progress) as tick:
         began = time.perf_counter()
-        right = [_right(formulation, batch, tick) for batch in batches]
+        right = [_right(formulation, verdict, batch, tick) for batch in batches]
         rows.append(_row("clean", right, time.perf_counter() - began, confidence))
         for number, (name, attack) in enumerate(chosen.items()):
             began = time.perf_counter()
             survived = []
-            for k, (batch, alive) in enumerate(zip(batches, right, strict=True)):
-                generator = torch.Generator(alive.device).manual_seed(seed + 1000003 * number + k)
-                survived.append(_attacked(formulation, attack, batch, alive, generator))
+            for batch, alive in zip(batches, right, strict=True):
+                generator = torch.Generator(alive.device).manual_seed(mixed_seed(seed, number))
+                survived.append(_attacked(formulation, verdict, attack, batch, alive, generator))
                 tick(name)
             rows.append(_row(name, survived, time.perf_counter() - began, confidence))
             logger.info("%s: %.4f", name, rows[-1].value)
@@ -160,7 +171,8 @@ def _defaults(formulation: GameFormulation, batch: mfoc.Particles, seed: int) ->
     low, high = ball.bounds
     settings = {"eps": ball.epsilon / (high - low), "norm": {"linf": "Linf", "l2": "L2"}[ball.norm]}
     attacks["APGD-CE"] = FromTorchattacks(lambda net: library.APGD(net, steps=20, seed=seed, loss="ce", **settings))
-    classes = _logits(formulation, batch[:1]).shape[1]
+    logits = _logits(formulation, batch[:1])
+    classes = 2 if _single(logits) else logits.shape[1]
     if classes >= 4:
         attacks["AutoAttack"] = FromTorchattacks(
             lambda net: library.AutoAttack(net, n_classes=classes, seed=seed, **settings)
@@ -188,21 +200,99 @@ def _logits(formulation: GameFormulation, batch: mfoc.Particles) -> Tensor:
     return out
 
 
-def _right(formulation: GameFormulation, batch: mfoc.Particles, tick: Callable[[str], None]) -> Tensor:
-    logits, labels = _logits(formulation, batch), batch.data
-    if logits.dim() != 2 or not isinstance(labels, Tensor) or labels.is_floating_point() or labels.dim() != 1:
-        given = f"{tuple(labels.shape)} {labels.dtype}" if isinstance(labels, Tensor) else type(labels).__name__
-        raise InvalidType(
-            f"accuracy needs logits [N, classes] and integer labels [N]; the network returns {tuple(logits.shape)} and "
-            f"the labels are {given}"
-        )
+class _Verdict:
+    """What is raised, and when a network is right.
+
+    Attributes:
+        cost: the loss, whose labels are made to fit a network of one number.
+    """
+
+    def __init__(self, loss: Loss | nn.Module) -> None:
+        self.cost: Any = loss
+        self._loss: Any = loss
+        while hasattr(self._loss, "func"):  # of partials
+            self._loss = self._loss.func
+        kind = type(self._loss) if isinstance(self._loss, nn.Module) else self._loss
+        self._own = not str(getattr(kind, "__module__", "")).startswith("torch.")
+        self._cut = (0, 0.0) if self._own else _CUTS.get(kind)
+        if callable(loss) and not isinstance(loss, type) and not self._own:
+            self.cost = self._fitted(per_sample(loss))
+
+    def _fitted(self, each: Loss) -> Loss:
+        def cost(output: Any, z: Any) -> Tensor:
+            if _single(output) and isinstance(z, Tensor):
+                self._threshold(output)
+                if z.numel() == len(output):
+                    z = z.reshape(output.shape).to(output.dtype)
+            return each(output, z)
+
+        return cost
+
+    def _threshold(self, output: Tensor) -> tuple[int, float]:
+        """The lesser label, and where the number that stands for it ends."""
+        if self._cut is None:
+            name = getattr(self._loss, "__name__", type(self._loss).__name__)
+            raise InvalidValue(
+                f"the network returns one number for each particle, {tuple(output.shape)}, of which {name} makes no "
+                "two classes; pass loss=F.binary_cross_entropy_with_logits, or let the network return a logit for each "
+                "class"
+            )
+        return self._cut
+
+    def right(self, output: Tensor, labels: Any) -> Tensor:
+        """Which particles are classified right ``[N]``; NaN stands for no class."""
+        if _single(output):
+            least, threshold = self._threshold(output)
+            if not isinstance(labels, Tensor) or labels.numel() != len(output) or labels.dim() > 2:
+                raise InvalidType(_misfit(output, labels, f"one number [N] needs a label {least} or 1 for each"))
+            labels, output = labels.flatten(), output.flatten()
+            bad = (labels != least) & (labels != 1)
+            if bad.any():
+                raise InvalidValue(f"the labels hold {labels[bad][0].item()}; expected {least} and 1 for one logit")
+            right: Tensor = ((output > threshold) == (labels == 1)) & ~output.isnan()
+            return right
+        integer = isinstance(labels, Tensor) and not labels.is_floating_point() and labels.dim() == 1
+        if output.dim() != 2 or not integer:
+            raise InvalidType(_misfit(output, labels, "accuracy needs logits [N, classes] and integer labels [N]"))
+        right = (output.argmax(1) == labels) & ~output.isnan().any(1)
+        return right
+
+
+_CUTS: dict[Any, tuple[int, float]] = {  # losses of one number: the lesser label, and where the number is cut
+    F.binary_cross_entropy_with_logits: (0, 0.0),
+    nn.BCEWithLogitsLoss: (0, 0.0),
+    F.binary_cross_entropy: (0, 0.5),
+    nn.BCELoss: (0, 0.5),
+    F.soft_margin_loss: (-1, 0.0),
+    nn.SoftMarginLoss: (-1, 0.0),
+}
+
+
+def _single(output: Any) -> bool:
+    """Whether a network returns one number for each particle."""
+    return isinstance(output, Tensor) and (output.dim() == 1 or (output.dim() == 2 and output.shape[1] == 1))
+
+
+def _misfit(output: Tensor, labels: Any, expected: str) -> str:
+    given = f"{tuple(labels.shape)} {labels.dtype}" if isinstance(labels, Tensor) else type(labels).__name__
+    return f"{expected}; the network returns {tuple(output.shape)} and the labels are {given}"
+
+
+def _right(
+    formulation: GameFormulation, verdict: _Verdict, batch: mfoc.Particles, tick: Callable[[str], None]
+) -> Tensor:
+    right = verdict.right(_logits(formulation, batch), batch.data)
     tick("clean")
-    right: Tensor = logits.argmax(1) == labels
     return right
 
 
 def _attacked(
-    formulation: GameFormulation, attack: Maximiser, batch: mfoc.Particles, alive: Tensor, generator: torch.Generator
+    formulation: GameFormulation,
+    verdict: _Verdict,
+    attack: Maximiser,
+    batch: mfoc.Particles,
+    alive: Tensor,
+    generator: torch.Generator,
 ) -> Tensor:
     """Which particles are still classified right."""
     if not alive.any():
@@ -210,7 +300,7 @@ def _attacked(
     made, some = formulation.problem, batch[alive]
     eta = attack.maximise(made, made.controls, some, generator)
     survived = alive.clone()
-    survived[alive] = _logits(formulation, made.disturb(some, eta)).argmax(1) == some.data
+    survived[alive] = verdict.right(_logits(formulation, made.disturb(some, eta)), some.data)
     return survived
 
 

@@ -205,7 +205,7 @@ class _Pairs(mfoc.Population):
 
 
 def _doubled(particles: mfoc.Particles) -> mfoc.Particles:
-    return mfoc.Particles((particles.state, particles.state), particles.data)
+    return mfoc.Particles((particles.state, particles.state), particles.data, particles.index)
 
 
 def _check_data(made: mfoc.Game, source: mfoc.Population, data: Any) -> None:
@@ -226,8 +226,10 @@ def _check_data(made: mfoc.Game, source: mfoc.Population, data: Any) -> None:
 
 def _check_batches(net: nn.Module, source: mfoc.Population) -> None:
     """Refuses a batch of one particle where batch norm needs the statistics of the batch."""
-    alone = source.size is not None and source.batch_size is not None and source.size % source.batch_size == 1
-    if alone and any(training_norms(net, instance=False)):
+    if source.size is None or source.batch_size is None:
+        return
+    last = source.size % source.batch_size or source.batch_size  # of the readout's pass, whatever the order of a solve
+    if last == 1 and any(training_norms(net, instance=False)):
         raise InvalidValue(
             f"the last batch of {source.size} particles in batches of {source.batch_size} holds one, and batch norm in "
             "training mode needs more; choose another batch_size"

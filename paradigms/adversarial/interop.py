@@ -17,7 +17,7 @@ from mfoc import InvalidType, InvalidValue, require
 from mfoc.checks import check_callable, check_instance, kind_of
 from mfoc.games import entering, undisturbed, with_target
 from mfoc.games.maximisers import Maximiser
-from mfoc.seeding import seeded
+from mfoc.seeding import mixed_seed, seeded
 from paradigms.adversarial.games import GameFormulation
 
 _ROUNDING = 1e-4  # relative: attacks project in the input's precision
@@ -66,7 +66,8 @@ class FromTorchattacks:
         labels = _labels(particles.data)
         low, high = game.ball.bounds
         logits, attack = self._on(x.device)
-        with _randomness(generator, x.device), logits.of(game, controls, states, particles.data):
+        first = 0 if particles.index is None else int(particles.index[0])  # batches of one cloud are not drawn alike
+        with _randomness(generator, x.device, first), logits.of(game, controls, states, particles.data):
             try:
                 found = attack((x - low) / (high - low), labels)
             except (IndexError, RuntimeError, ValueError) as error:
@@ -102,13 +103,19 @@ def _name(attack: Any) -> str:
 
 def _labels(z: Any) -> Tensor:
     labels = undisturbed(z)
+    if isinstance(labels, Tensor) and labels.is_floating_point() and labels.numel() == len(labels):
+        whole = labels.flatten()
+        labels = whole.long() if bool(((whole == 0) | (whole == 1)).all()) else labels  # those of one logit
     if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.dim() != 1:
         raise InvalidType("torchattacks needs class labels: the data of the particles must be an integer tensor [N]")
     return labels
 
 
 class _Logits(nn.Module):
-    """The network of a game from its disturbed stage on, on inputs scaled to [0, 1]."""
+    """The network of a game from its disturbed stage on, on inputs scaled to [0, 1].
+
+    One logit l becomes the two logits (0, l): their cross-entropy is the binary cross-entropy of l.
+    """
 
     def __init__(self, device: torch.device) -> None:
         super().__init__()
@@ -129,6 +136,9 @@ class _Logits(nn.Module):
             for t in range(game.stage, game.stages):
                 last = game.dynamics(t, last, game.schedule(controls, t), data)
             out: Tensor = last if game.part is None else last[game.part]
+            if out.dim() == 1 or (out.dim() == 2 and out.shape[1] == 1):
+                out = out.reshape(-1, 1)
+                out = torch.cat([torch.zeros_like(out), out], 1)
             return out
 
         self._play = play
@@ -143,11 +153,15 @@ class _Logits(nn.Module):
         return self._play(x)
 
 
-def _randomness(generator: torch.Generator | None, device: torch.device) -> AbstractContextManager[None]:
-    """Global randomness for the length of a call: a function of the generator, then put back; as it is when None."""
+def _randomness(generator: torch.Generator | None, device: torch.device, number: int) -> AbstractContextManager[None]:
+    """Global randomness for the length of a call: a function of the generator and a number, then put back.
+
+    As it is when the generator is None.
+    """
     if generator is None:
         return nullcontext()
-    return seeded(int(torch.randint(2**62, (1,), generator=generator, device=generator.device)), device)
+    key = int(torch.randint(2**62, (1,), generator=generator, device=generator.device))
+    return seeded(mixed_seed(key, number % 2**63), device)
 
 
 def as_attack(formulation: GameFormulation, maximiser: Maximiser, net: nn.Module | None = None) -> Any:

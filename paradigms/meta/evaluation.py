@@ -9,14 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mfoc import InvalidType, InvalidValue
+from mfoc import InvalidType, InvalidValue, Particles
 from mfoc.checks import check_between, check_integer, kind_of
 from mfoc.printing import table
 from paradigms.meta.formulations import MetaFormulation, checked_controls, to_module
 from paradigms.meta.losses import TaskLoss
 from paradigms.meta.task_laws import as_tasks, check_tasks
 from paradigms.meta.task_laws import tasks as make_tasks
-from paradigms.reporting import Estimate, normal_interval, progress_bar
+from paradigms.reporting import Estimate, progress_bar, student_interval
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def evaluate(
         solution: the solution, an iterate or controls.
         tasks: what ``maml`` takes; tasks that were not trained on. The formulation's own when None.
         steps: numbers of inner steps; 0 is the network before adaptation.
-        batches: batches of the population, from step 0 on; all tasks of all batches are counted.
+        batches: batches of the population, from step 0 on; each of their tasks is counted, none of them twice.
         confidence: level of the intervals.
         progress: show a progress bar where ``rich`` is installed.
 
@@ -98,17 +98,20 @@ def evaluate(
     check_between(0, 1, confidence=confidence)
     wanted = sorted(set(wanted))
     source = formulation.population if tasks is None else as_tasks(tasks)
-    if source.size is not None and batches > source.batches_per_epoch:
-        raise InvalidValue(
-            f"batches is {batches} and the tasks fill {source.batches_per_epoch}; counting a task twice would make the "
-            "intervals too short"
-        )
+    if source.size is not None and source.batch_size is not None:
+        most = min(source.batches_per_epoch, -(-source.size // source.batch_size))
+        if batches > most:
+            raise InvalidValue(
+                f"batches is {batches} and the tasks fill {most}; counting a task twice would make the intervals too "
+                "short"
+            )
     losses: dict[int, list[Tensor]] = {k: [] for k in wanted}
     hits: dict[int, list[Tensor]] = {k: [] for k in wanted}
-    loop = formulation.loop
+    loop, counted = formulation.loop, set[int]()
     with torch.no_grad(), progress_bar("tasks", batches, shown=progress) as tick:
         for batch in range(batches):
-            z = check_tasks(source(batch)).data
+            tasks_now = check_tasks(source(batch))
+            z = (tasks_now if source.size is None else _new(tasks_now, counted)).data
             loop.check(controls, z)
             for k, state in loop.states(controls, z, wanted):
                 losses[k].append(loop.query_loss(state, z))
@@ -119,8 +122,8 @@ def evaluate(
     rows = []
     for k in wanted:
         sample = torch.cat(losses[k])
-        accuracy = normal_interval(torch.cat(hits[k]), confidence) if hits[k] else None
-        rows.append(Adapted(k, normal_interval(sample, confidence), accuracy, int((~sample.isfinite()).sum())))
+        accuracy = student_interval(torch.cat(hits[k]), confidence) if hits[k] else None
+        rows.append(Adapted(k, student_interval(sample, confidence), accuracy, int((~sample.isfinite()).sum())))
     return Adaptation(rows, len(sample), confidence)
 
 
@@ -148,6 +151,14 @@ def adapt(formulation: MetaFormulation, solution: Any, support: Any, *, steps: i
         ((_, state),) = formulation.loop.states(controls, z, [count])
     weights = {**controls["phi"], **{name: leaf[0] for name, leaf in state["fast"].items()}}
     return to_module(formulation.net, weights)
+
+
+def _new(tasks: Particles, counted: set[int]) -> Particles:
+    """The tasks that were not counted before; without shuffling the last batch begins anew with the first ones."""
+    numbers = tasks.indices().tolist()
+    new = [place for place, number in enumerate(numbers) if number not in counted]
+    counted.update(numbers)
+    return tasks if len(new) == len(numbers) else tasks[torch.tensor(new, device=tasks.indices().device)]
 
 
 def _right(output: Tensor, target: Tensor, loss: TaskLoss) -> Tensor | None:

@@ -26,7 +26,7 @@ from paradigms.meta.loop import Loop, Pair, TaskObjective
 from paradigms.meta.losses import Loss, TaskLoss
 from paradigms.meta.stacked import StackedNetwork, Weights
 from paradigms.meta.task_laws import as_tasks, check_tasks
-from paradigms.reporting import Estimate, normal_interval
+from paradigms.reporting import Estimate, student_interval
 
 
 @deprecation.renamed(inner="objective")
@@ -283,5 +283,5 @@ def residuals(formulation: MetaFormulation, solution: Any, tasks: Any = None, *,
     bent = settle.operator(settled, support)(settle.solve(settled, g, support))
     left = [a - b for a, b in zip(g, bent, strict=True)]
     found = [_relative(pulled, list(first.values())).detach(), _relative(left, g).detach()]
-    equilibrium, adjoint = (normal_interval(part, confidence) for part in found)
+    equilibrium, adjoint = (student_interval(part, confidence) for part in found)
     return Residuals(equilibrium, adjoint, (float(found[0].max()), float(found[1].max())))

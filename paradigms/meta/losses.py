@@ -49,7 +49,8 @@ class TaskLoss:
         scalar = reduction in ("mean", "sum") if self.classes or self.elementwise else reduction != "none"
         if not scalar:
             raise InvalidValue(f"loss has reduction={reduction!r}; expected one number a task: 'mean' or 'sum'")
-        self.ignored = int(getattr(loss, "ignore_index", -100))
+        given = getattr(loss, "keywords", {})  # of a partial
+        self.ignored = int(getattr(loss, "ignore_index", given.get("ignore_index", -100)))
         self._looped = False
         self._answered: tuple[weakref.ref[Tensor] | None, int, bool] = (None, 0, False)
         self._each, self._all = self._reduced("none"), self._reduced("sum")

@@ -29,8 +29,17 @@ def ascended(ball: mfoc.Ball, x: Tensor, eta: Tensor, slope: Tensor, step: float
     """One step of projected steepest ascent in the norm of the ball: Madry et al. (2018), as torchattacks takes it."""
     if ball.norm == "linf":
         return (entered(ball, x, eta) + step * slope.sign() - x).clamp(-ball.epsilon, ball.epsilon)
-    eta = entered(ball, x, eta) + step * slope / (size(slope) + 1e-10) - x
+    eta = entered(ball, x, eta) + step * slope / torch.where(size(slope) == 0, 1, size(slope)) - x
     return eta * torch.where(size(eta) > ball.epsilon, ball.epsilon / size(eta), torch.ones_like(size(eta)))
+
+
+def their_start(ball: mfoc.Ball, x: Tensor, generator: torch.Generator | None = None, *, index: Any = None) -> Tensor:
+    """A random start drawn as torchattacks draws it, from one stream for the whole batch."""
+    if ball.norm == "linf":
+        return torch.empty_like(x).uniform_(-ball.epsilon, ball.epsilon, generator=generator)
+    eta = torch.empty_like(x).normal_(generator=generator)
+    radius = torch.zeros_like(size(eta)).uniform_(0, 1, generator=generator)
+    return eta * (radius / size(eta) * ball.epsilon)
 
 
 def placed(part: Any, x: Any, value: Tensor) -> Any:
@@ -178,7 +187,7 @@ def trades_step(
         if ball.norm == "linf":
             eta = (point.detach() + size * slope.sign() - x).clamp(-ball.epsilon, ball.epsilon)
         else:
-            eta = point.detach() + size * slope / (slope.norm(dim=1, keepdim=True) + 1e-10) - x
+            eta = point.detach() + size * slope / slope.norm(dim=1, keepdim=True) - x
             eta = eta * (ball.epsilon / eta.norm(dim=1, keepdim=True)).clamp_max(1)
         point = (x + eta).clamp(0, 1)
     out = net(x)

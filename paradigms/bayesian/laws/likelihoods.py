@@ -128,7 +128,7 @@ class OfFunction:
 
     @cached_property
     def _each(self) -> Callable[..., Tensor]:
-        return per_sample(self.function)
+        return per_sample(self.function, weigh=False)  # what an observation is worth depends on no other
 
     def cost(self, output: Any, y: Any) -> Tensor:
         """The mean negative log likelihood over the observations, for each draw ``[S]``."""

@@ -84,7 +84,9 @@ def check_shares(source: mfoc.Population) -> None:
     if source.size is None or source.batch_size is None:
         return
     last = source.size - (source.batches_per_epoch - 1) * source.batch_size
-    for rows in (source.batch_size, min(last, source.batch_size)):
+    if not 0 < last < source.batch_size:  # every batch is full
+        last = source.batch_size
+    for rows in (source.batch_size, last):
         if rows % ranks:
             raise InvalidValue(
                 f"a batch of {rows} observations cannot be split evenly over {ranks} ranks; choose N and batch_size "

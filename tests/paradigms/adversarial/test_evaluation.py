@@ -1,6 +1,7 @@
 """The table of accuracies under attacks, against counts by hand."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -174,6 +175,179 @@ def test_any_module_can_be_judged():
     model, own = Untraceable(), net()
     rows = [[row.correct for row in quiet(m, attacks={"a": still(3)}).rows] for m in (model, own)]
     assert rows[0] == rows[1]
+
+
+# ---- whatever the batches
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_a_table_does_not_depend_on_the_batches(norm):
+    """Nor on which particles are attacked with it: only those that are still right are."""
+    model, data, epsilon = fitted()
+    attacks = {"fgsm": FGSM(random_start=True), "pgd": PGD(2), "yopo": YOPO(2, 2), "free": Free(2)}
+    settings = {"attacks": attacks, "epsilon": epsilon * (1 if norm == "linf" else 4), "norm": norm}
+    tables = [[row.correct for row in quiet(model, data, batch_size=size, **settings).rows] for size in (1, 7, 256)]
+    assert tables[0] == tables[1] == tables[2]
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(*data), batch_size=9)
+    assert [row.correct for row in quiet(model, loader, **settings).rows] == tables[0]
+    assert min(tables[0]) < 36
+
+
+def test_attacks_of_torchattacks_draw_anew_for_each_batch():
+    starts = []
+
+    def factory(model):
+        attack = torchattacks.PGD(model, eps=0.02, alpha=0.01, steps=1)
+        plain = attack.forward
+        attack.forward = lambda x, y: starts.append(torch.rand(4)) or plain(x, y)
+        return attack
+
+    for _ in range(2):
+        quiet(*fitted()[:2], epsilon=0.02, attacks={"a": factory}, batch_size=20)
+    assert not torch.equal(starts[0], starts[1])
+    assert torch.equal(torch.stack(starts[:2]), torch.stack(starts[2:]))
+
+
+# ---- networks of one number
+
+
+class One(nn.Module):
+    """Positive where the mean of an input exceeds a half; ``last`` is what becomes of that number."""
+
+    def __init__(self, last=None, axis=True):
+        super().__init__()
+        self.weight = nn.Parameter(torch.full((36,), 1 / 36))
+        self.last, self.axis = last or (lambda logit: logit), axis
+
+    def forward(self, x):
+        logit = 20 * (x.flatten(1) @ self.weight - 0.5)
+        return self.last(logit[:, None] if self.axis else logit)
+
+
+SIDE = (X.flatten(1).mean(1) > 0.5).long()
+BCE = nn.functional.binary_cross_entropy_with_logits
+LABELS = {
+    "integers": SIDE,
+    "floats": SIDE.float(),
+    "a last axis": SIDE.float()[:, None],
+    "truths": SIDE.bool(),
+}
+
+
+def squares(logit, y):
+    return (1 - (2 * y.reshape(len(logit), 1) - 1) * logit.reshape(len(logit), 1)).square()[:, 0]
+
+
+@pytest.mark.parametrize("axis", [True, False])
+@pytest.mark.parametrize("loss", [BCE, nn.BCEWithLogitsLoss(), partial(BCE, pos_weight=torch.tensor(2.0)), squares],
+                         ids=["function", "module", "partial", "own"])  # fmt: skip
+@pytest.mark.parametrize("name", LABELS)
+def test_one_logit_is_cut_at_zero(name, loss, axis):
+    y = LABELS[name]
+    margin = (X.flatten(1).mean(1) - 0.5).abs()
+    epsilon = float(margin.sort().values[14:16].mean())  # breaks fifteen, by hand: the mean moves by epsilon
+    table = quiet(One(axis=axis), (X, y), loss=loss, epsilon=epsilon, bounds=None,
+                  attacks={"pgd": PGD(3), "fgsm": FGSM()})  # fmt: skip
+    assert [row.correct for row in table.rows] == [40, 25, 25]
+    wrong = quiet(One(axis=axis), (X, 1 - y.long()), loss=loss, epsilon=epsilon, attacks={})
+    assert wrong["clean"].correct == 0
+
+
+@pytest.mark.parametrize("loss", [nn.functional.binary_cross_entropy, nn.BCELoss()], ids=["function", "module"])
+def test_one_probability_is_cut_at_one_half(loss):
+    table = quiet(One(torch.sigmoid), (X, SIDE), loss=loss, epsilon=0.01, attacks={"a": still(2)}, bounds=None)
+    margin = (X.flatten(1).mean(1) - 0.5).abs()
+    assert [row.correct for row in table.rows] == [40, int((margin > 0.01).sum())]
+
+
+@pytest.mark.parametrize("loss", [nn.functional.soft_margin_loss, nn.SoftMarginLoss()], ids=["function", "module"])
+def test_the_soft_margin_has_labels_of_either_sign(loss):
+    table = quiet(One(), (X, 2 * SIDE - 1), loss=loss, epsilon=0.01, attacks={"a": still(2)}, bounds=None)
+    assert table["clean"].correct == 40
+    with pytest.raises(mfoc.InvalidValue, match="the labels hold 0; expected -1 and 1"):
+        quiet(One(), (X, SIDE), loss=loss, attacks={})
+
+
+@pytest.mark.parametrize("loss", [None, nn.CrossEntropyLoss(), nn.MSELoss(), nn.functional.nll_loss], ids=str)
+@pytest.mark.parametrize("axis", [True, False])
+def test_a_loss_that_makes_no_two_classes_of_a_number_is_refused_with_the_cure(loss, axis):
+    given = {} if loss is None else {"loss": loss}
+    cure = r"one number for each particle.*pass loss=F.binary_cross_entropy_with_logits"
+    with pytest.raises(mfoc.InvalidValue, match=cure):
+        quiet(One(axis=axis), (X, SIDE), attacks={}, **given)
+
+
+@pytest.mark.parametrize(
+    ("y", "error", "words"),
+    [
+        (SIDE + 1, mfoc.InvalidValue, "the labels hold 2; expected 0 and 1"),
+        (SIDE * 0.5, mfoc.InvalidValue, "the labels hold 0.5"),
+        (SIDE[:, None].expand(40, 2), mfoc.InvalidType, "a label 0 or 1 for each.*40, 2"),
+    ],
+)
+def test_labels_of_one_logit_that_are_none_are_refused(y, error, words):
+    with pytest.raises(error, match=words):
+        quiet(One(), (X, y), loss=squares if y.dim() == 1 else (lambda logit, z: logit[:, 0]), attacks={})
+
+
+@pytest.mark.parametrize("name", ["integers", "floats", "a last axis"])
+def test_torchattacks_takes_one_logit(name):
+    """Their cross-entropy of (0, logit) is the binary one: the sign of its slope is that of the margin."""
+    margin = (X.flatten(1).mean(1) - 0.5).abs()
+    attacks = {"theirs": lambda m: torchattacks.FGSM(m, eps=0.005), "ours": FGSM()}
+    table = quiet(One(), (X.clamp(0.01, 0.99), LABELS[name]), loss=BCE, epsilon=0.005, attacks=attacks)
+    assert table["theirs"].correct == table["ours"].correct < table["clean"].correct
+    assert table["clean"].correct >= 38
+    assert margin.min() < 0.005
+
+
+# ---- answers that are no numbers
+
+
+class Roots(nn.Module):
+    """NaN where an input is negative, with an infinite slope at zero."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(()))
+
+    def forward(self, x):
+        root = x[:, 0].sqrt() * self.weight
+        return 9 * torch.stack([root, 1 - root], 1)
+
+
+@pytest.mark.parametrize("attack", [FGSM(), PGD(5), YOPO(2, 2), Free(2)], ids=lambda a: type(a).__name__)
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_an_infinite_slope_breaks_nothing_by_itself(norm, attack):
+    x = torch.linspace(0.45, 1, 50)[:, None].repeat(1, 2)
+    x[:10, 0] = 0
+    y = Roots()(x).argmax(1)
+    table = quiet(Roots(), (x, y), epsilon=0.05, norm=norm, attacks={"a": attack})
+    assert [row.correct for row in table.rows] == [50, 50]
+
+
+@pytest.mark.parametrize("one", [False, True])
+def test_an_answer_of_nan_is_no_class(one):
+    """Where an attack leads there, the particle is lost; where there is no attack, it never was right."""
+    net = nn.Sequential(Roots(), *([nn.Linear(2, 1)] if one else []))
+    x = torch.tensor([[0.5, 0.0], [0.01, 0.0], [-0.5, 0.0]])
+    settings = {"loss": BCE} if one else {}
+    for label in (0, 1):
+        y = torch.full((3,), label)
+        table = quiet(net, (x, y), epsilon=0.1, bounds=None, attacks={"down": Down()}, **settings)
+        with torch.no_grad():
+            out = net(x)
+            named = out.flatten() > 0 if one else out.argmax(1)
+        right = (named == y) & ~out.isnan().any(1)
+        assert table["clean"].correct == int(right.sum())
+        assert table["down"].correct == int(right[0])
+
+
+class Down:
+    """Takes every input down."""
+
+    def maximise(self, game, controls, particles, generator=None):
+        return -0.1 * torch.ones_like(particles.state)
 
 
 def test_no_progress_prints_nothing(capfd):

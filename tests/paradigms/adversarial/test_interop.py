@@ -11,6 +11,7 @@ from torch import nn
 import mfoc
 from mfoc.games.maximisers import FGSM, PGD, YOPO, Free
 from paradigms.adversarial import TRADES, FromTorchattacks, as_attack, game
+from tests.oracles.adversaries import their_start
 from tests.paradigms.adversarial.images import (
     CLASSES,
     EPSILON,
@@ -128,8 +129,9 @@ def test_an_attack_is_made_once_and_sees_the_controls_of_each_call():
 
 
 @pytest.mark.parametrize("network", [net, batch_norm_net], ids=["plain", "batch norm"])
-def test_our_pgd_is_theirs(network):
+def test_our_pgd_is_theirs(network, monkeypatch):
     """In training mode too: torchattacks attacks in evaluation mode, and puts the mode back."""
+    monkeypatch.setattr(mfoc.Ball, "sample", their_start)
     model = network().train()
     ours = as_attack(images(model), PGD(STEPS, STEP))
     reference = torchattacks.PGD(model, eps=EPSILON, alpha=STEP, steps=STEPS)

@@ -49,7 +49,7 @@ def test_the_adversary_of_trades_sees_the_divergence_alone():
     formulation = game(net, TRADES(beta), (X, Y), epsilon=0.2, bounds=None)
     made, particles = formulation.problem, formulation.population(0)
     eta = made.ball.sample(X, generator(2))
-    slope = mfoc.games.costate_at(made, made.controls, particles.state, Y, eta) * len(X)
+    slope = mfoc.games.costate_at(made, made.controls, particles.state, Y, eta)
     point = (X + eta).requires_grad_()
     divergence = F.kl_div(net(point).log_softmax(1), net(X).softmax(1), reduction="sum")
     assert distance(slope, beta * torch.autograd.grad(divergence, point)[0]) < 1e-14
@@ -65,9 +65,10 @@ def test_minimax_with_pgd_on_trades_is_the_loop_of_trades(norm):
     batches, descent = mfoc.population((X, Y), batch_size=4, seed=2), SGD(net.parameters())
     values = []
     for k in range(6):
-        # The random start is a function of (seed, step): drawn again here.
-        start = ball.sample(batches(k).state, torch.Generator().manual_seed(mixed_seed(seed, k, 0)))
-        values.append(oracles.trades_step(net, descent, batches(k), ball, start, beta=beta, steps=steps, size=size))
+        # A random start is a function of (seed, step, particle): drawn again here.
+        batch, key = batches(k), torch.Generator().manual_seed(mixed_seed(seed, k, 0))
+        start = ball.sample(batch.state, key, index=batch.index)
+        values.append(oracles.trades_step(net, descent, batch, ball, start, beta=beta, steps=steps, size=size))
     assert distance(solution.controls, list(net.parameters())) < 1e-12
     assert distance(solution.controls, formulation.problem.controls) > 1e-2
     assert [record["value"] for record in solution.history] == pytest.approx(values, rel=1e-12)

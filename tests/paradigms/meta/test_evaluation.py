@@ -1,10 +1,12 @@
 """Adaptation and its evaluation: tasks and solutions that do not belong, and tasks that diverge."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
 import torch.nn.functional as F
+from scipy import stats
 from torch import nn
 
 import mfoc
@@ -79,6 +81,38 @@ def test_solutions_of_other_formulations(made, other, message):
 def test_a_task_is_not_counted_twice():
     with pytest.raises(mfoc.InvalidValue, match="counting a task twice"):
         evaluate(CLASSES, CLASSES.problem.controls, cloud(KINDS), batches=2, progress=False)
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_every_task_is_counted_once_whatever_the_batches(shuffle):
+    """In order, the second batch of two begins anew with the first task."""
+    whole = evaluate(CLASSES, CLASSES.problem, cloud(KINDS), steps=(0, 2), progress=False)
+    source = mfoc.population(cloud(KINDS), batch_size=2, shuffle=shuffle)
+    table = evaluate(CLASSES, CLASSES.problem, source, steps=(0, 2), batches=2, progress=False)
+    assert table.tasks == 3
+    for steps in (0, 2):
+        assert table[steps].loss == pytest.approx(whole[steps].loss, rel=1e-12)
+        assert table[steps].accuracy == pytest.approx(whole[steps].accuracy, rel=1e-12)
+    with pytest.raises(mfoc.InvalidValue, match="batches is 3 and the tasks fill 2"):
+        evaluate(CLASSES, CLASSES.problem, source, batches=3, progress=False)
+
+
+def test_the_interval_of_few_tasks_is_students():
+    table = evaluate(CLASSES, CLASSES.problem, cloud(KINDS), steps=0, progress=False)
+    outputs = CLASSES.net(normal(3, 4, 4, seed=5))
+    each = torch.stack([F.cross_entropy(o, k) for o, k in zip(outputs, KINDS, strict=True)]).detach()
+    low, high = stats.t.interval(0.95, 2, float(each.mean()), stats.sem(each.numpy()))
+    assert table[0].loss == pytest.approx((float(each.mean()), low, high), rel=1e-9)
+
+
+@pytest.mark.parametrize("wrap", [lambda **k: nn.CrossEntropyLoss(**k), lambda **k: partial(F.cross_entropy, **k)],
+                         ids=["module", "partial"])  # fmt: skip
+def test_an_accuracy_is_over_the_targets_that_are_counted(wrap):
+    made = maml(linear(), wrap(ignore_index=1), cloud(KINDS), inner_steps=1, inner_lr=LR)
+    table = evaluate(made, made.problem, cloud(KINDS), steps=0, progress=False)
+    guess = made.net(normal(3, 4, 4, seed=5)).argmax(2)
+    each = torch.stack([(g == k)[k != 1].double().mean() for g, k in zip(guess, KINDS, strict=True)])
+    assert table[0].accuracy.value == pytest.approx(float(each.mean()), rel=1e-12)
 
 
 @pytest.mark.parametrize(

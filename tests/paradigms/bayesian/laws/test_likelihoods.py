@@ -260,3 +260,14 @@ def test_a_prior_without_a_density_is_refused(scale):
     net = seeded(lambda: nn.Sequential(nn.Linear(3, 1)))
     with pytest.raises(mfoc.InvalidValue, match=r"prior of .* NaN or infinite"):
         bayesian.variational(net, data, likelihood="gaussian", prior=prior)
+
+
+def test_class_weights_and_ignored_labels_of_an_observation_have_nothing_to_do_with_the_others():
+    """A loss of torch divides by the weights of the batch; a likelihood is one factor for each observation."""
+    weight, y = torch.tensor([0.2, 1.5, 3.0], dtype=D), torch.tensor([0, 2, -100, 1])
+    output = torch.randn(2, 4, 3, generator=torch.Generator().manual_seed(1), dtype=D)
+    law = likelihood_of(nn.CrossEntropyLoss(weight))
+    found = law.log_prob(output, y.expand(1, 4))
+    expected = -torch.stack([nn.CrossEntropyLoss(weight, reduction="none")(o, y) for o in output])
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(law.log_prob(output[:, :2], y[None, :2]), expected[:, :2])

@@ -6,6 +6,7 @@ from torch import nn
 
 import mfoc
 from paradigms.bayesian import log_density, variational
+from paradigms.bayesian.vi import draws
 from tests.problems import D, normal, seeded
 
 pyro = pytest.importorskip("pyro")
@@ -173,3 +174,17 @@ def test_a_model_that_scales_its_batches_itself_is_refused(make):
 
     with pytest.raises(mfoc.InvalidValue, match="scales its observations"):
         make(scaled)
+
+
+@pytest.mark.parametrize(
+    ("batch", "shuffle", "short"), [(4, True, 2), (4, False, None), (3, False, 3), (10, True, None)]
+)
+def test_batches_are_split_over_ranks_as_they_are(batch, shuffle, short, monkeypatch):
+    """Ten observations: shuffled in fours the last batch holds two; in order every batch holds four."""
+    source = mfoc.population(torch.arange(10.0), batch_size=batch, shuffle=shuffle)
+    monkeypatch.setattr(draws, "world_size", lambda: 4 if batch == 4 else 2)
+    if short is None:
+        draws.check_shares(source)
+        return
+    with pytest.raises(mfoc.InvalidValue, match=f"a batch of {short} observations cannot be split evenly"):
+        draws.check_shares(source)

@@ -1,0 +1,150 @@
+"""Losses of torch as terminal costs: a number for each particle whose mean is the number that torch gives."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import inspect
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mfoc.checks import check_callable, check_signature
+from mfoc.distributed import active, expectation
+from mfoc.errors import InvalidType, InvalidValue
+from mfoc.problem import TerminalCost
+from mfoc.tree import Tree
+
+Loss = Callable[..., Tensor]
+
+# Those of torch whose mean is over the targets that are counted, each with the weight of its class.
+_CLASSES: tuple[Any, ...] = (F.cross_entropy, F.nll_loss, nn.CrossEntropyLoss.forward, nn.NLLLoss.forward)
+if hasattr(nn, "LinearCrossEntropyLoss"):
+    _CLASSES += (nn.LinearCrossEntropyLoss.forward,)
+_ENTRIES: tuple[Any, ...] = (F.mse_loss, F.l1_loss)  # the same where entries have weights
+_SETTINGS = ("reduction", "weight", "ignore_index")
+_UNCOUNTED = -100  # torch's default of ignore_index
+
+# What the arguments of losses are called elsewhere.
+_OUTPUT = "outputs input inputs prediction predictions pred preds y_pred y_hat yhat logits scores x"
+_TARGET = "targets label labels y_true z"
+_NAMES = dict.fromkeys(_OUTPUT.split(), "output") | dict.fromkeys(_TARGET.split(), "target")
+
+
+def per_sample(loss: Loss | nn.Module, *, weigh: bool = True) -> TerminalCost:
+    """A loss as a terminal cost ``[N]``.
+
+    A torch loss is evaluated with ``reduction="none"`` and reduced in two steps, within each particle and then, as any
+    cost, by the mean over particles. With its own reduction "mean" the outcome is torch's number on the whole cloud,
+    also where targets are ignored or classes have weights: the cost of a particle is then divided by the mean weight of
+    all particles of the cloud (on all ranks), a function of the targets. As in torch, it is NaN where no target counts.
+    With "sum", and "batchmean" of the KL divergence, a particle's cost is the sum over its elements: J is torch's
+    "batchmean". With "none" it is the mean over them.
+
+    Args:
+        loss: a function (output, target), which is a torch loss if it takes a ``reduction``, or a module that has one.
+        weigh: divide by the mean weight; if not, ignored targets count as zeros and class weights are factors, so that
+            the cost of a particle has nothing to do with the others.
+
+    Raises:
+        InvalidType: no function of two arguments.
+    """
+    if isinstance(loss, type):
+        raise InvalidType(f"loss is the class {loss.__name__}; make an instance, {loss.__name__}()")
+    check_callable("a function loss(output, z) -> [N]", loss=loss)
+    settings = _settings(loss)
+    check_signature(("output", "target"), synonyms=_NAMES, loss=loss)
+    if "reduction" not in settings:
+        return loss
+    kind = settings["reduction"] if settings["reduction"] in ("sum", "batchmean") else "mean"
+    each, source = _unreduced(loss)
+    weight = _Weight(settings.get("weight"), settings.get("ignore_index", _UNCOUNTED))
+    weighed = weigh and settings["reduction"] == "mean"
+
+    def cost(x: Tree, z: Tree) -> Tensor:
+        found = each(x, z)
+        if isinstance(x, Tensor) and isinstance(z, Tensor) and found.numel() > x.numel():
+            raise InvalidValue(
+                f"loss: the output {tuple(x.shape)} and the data {tuple(z.shape)} were broadcast to "
+                f"{tuple(found.shape)}; give the data the output's shape"
+            )
+        if found.dim() > 1:
+            found = found.flatten(1).mean(1) if kind == "mean" else found.flatten(1).sum(1)
+        if weighed and source in _ENTRIES and settings.get("weight") is not None:
+            found = found / settings["weight"].mean()
+        if weighed and source in _CLASSES and isinstance(z, Tensor) and not z.is_floating_point():
+            found = found / weight.mean(z, found.dtype)
+        return found
+
+    return cost
+
+
+def _unreduced(loss: Loss | nn.Module) -> tuple[Loss, Any]:
+    """A loss without its reduction, and the function of torch that it is, where it is one."""
+    if isinstance(loss, nn.Module):
+        made = copy.deepcopy(loss)
+        made.reduction = "none"  # type: ignore[assignment]
+        return made, type(loss).forward
+    source: Any = loss
+    while hasattr(source, "func"):  # of partials
+        source = source.func
+    return functools.partial(loss, reduction="none"), source
+
+
+def _settings(loss: Loss | nn.Module) -> dict[str, Any]:
+    """What a loss is called with beside output and target: the attributes of a module, or default arguments."""
+    try:
+        parameters = dict(inspect.signature(loss.forward if isinstance(loss, nn.Module) else loss).parameters)
+    except (ValueError, TypeError):
+        parameters = {}
+    else:
+        _check_two(list(parameters.values()))
+    if isinstance(loss, nn.Module):
+        return {name: getattr(loss, name) for name in _SETTINGS if hasattr(loss, name)}
+    return {name: parameters[name].default for name in _SETTINGS if name in parameters}
+
+
+def _check_two(parameters: list[inspect.Parameter]) -> None:
+    needed = [p.name for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    places = sum(p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in parameters)
+    if len(needed) > 2 or (places < 2 and not any(p.kind is p.VAR_POSITIONAL for p in parameters)):
+        raise InvalidType(
+            f"loss takes ({', '.join(p.name for p in parameters)}); expected two arguments, loss(output, z) -> [N]: "
+            "write a function that takes what else it needs from z"
+        )
+
+
+@dataclass(eq=False)
+class _Weight:
+    """The mean weight of the targets: of their classes, and zero for those that are ignored."""
+
+    classes: Tensor | None
+    ignored: int | None
+    last: tuple[Any, ...] = (None, 0, None, None)  # a weak reference to the targets, their version, a dtype, the mean
+
+    @torch.no_grad()
+    def mean(self, z: Tensor, dtype: torch.dtype) -> Tensor:
+        """The mean over the targets ``[N, ...]`` of all ranks, each target's being 1 where classes have no weights.
+
+        Over ranks it is kept for the targets last seen: a rank that evaluates the same cloud again, to look for a NaN
+        say, waits for no other.
+        """
+        if not active():
+            return self._of(z, dtype).mean()
+        known, version, kept, mean = self.last
+        if mean is None or known is None or known() is not z or version != z._version or kept != dtype:
+            mean = expectation([self._of(z, dtype).mean()], len(z))[0]
+            self.last = (weakref.ref(z), z._version, dtype, mean)
+        found: Tensor = mean
+        return found
+
+    def _of(self, z: Tensor, dtype: torch.dtype) -> Tensor:
+        counted = torch.ones_like(z, dtype=torch.bool) if self.ignored is None else z.ne(self.ignored)
+        if self.classes is None:
+            return counted.to(torch.promote_types(dtype, torch.float32))
+        return torch.where(counted, self.classes[torch.where(counted, z, 0).long()], 0)
