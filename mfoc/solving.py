@@ -24,6 +24,7 @@ from mfoc import printing, tree
 from mfoc.checks import check_instance, check_integer, check_non_negative
 from mfoc.distributed import any_rank
 from mfoc.errors import InvalidType, InvalidValue, NonFiniteError
+from mfoc.interacting import check_interaction
 from mfoc.particles import Particles
 from mfoc.pontryagin import adjoint, evaluate, rollout
 from mfoc.populations import Population
@@ -205,7 +206,9 @@ def _begin(problem: Problem, solver: Solver, source: Population, start: Iterate 
             f"start holds the state of another solver: {type(solver).__name__} keeps {sorted(fresh.state)}, it has "
             f"{sorted(at.state) if isinstance(at.state, dict) else type(at.state).__name__}"
         )
-    problem.validate(source(at.step), controls)
+    particles = source(at.step)
+    problem.validate(particles, controls)
+    check_interaction(problem, controls, source, particles)
     return at
 
 
@@ -262,7 +265,8 @@ def solve(
         with the last good iterate attached, as ``error.last_iterate``.
 
     Raises:
-        InvalidType, InvalidValue: bad arguments, or a problem that does not fit its particles.
+        InvalidType, InvalidValue: bad arguments, a problem that does not fit its particles, or particles that interact
+            and are taken in batches, or split over ranks, so that J would be another (``Problem.interacting``).
     """
     check_integer(0, steps=steps)
     check_non_negative(tol=tol, finite=False, optional=True)
