@@ -31,7 +31,7 @@ _FEW = 4  # particles that are looked at
 _SLACK = 16  # roundings by which a particle may differ that nothing has moved
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Coupling:
     """How the particles of a problem depend on one another.
 
@@ -68,12 +68,13 @@ def coupling(problem: Problem, particles: Any, *, controls: Any = None) -> Coupl
     controls = tree.detached(problem.controls if controls is None else controls_of(controls))
     few = _few(particles)
     # Shaken controls may be inadmissible, and a function may be written for one number of particles.
-    for tried, cloud in ((_shaken(controls), few), (controls, few)):
+    shaken = _shaken(controls)
+    for tried, cloud in ((shaken, few), (shaken, particles), (controls, few)):
         try:
-            return _coupling(problem, tried, cloud)
+            return _coupling(problem, tried, cloud, finite=True)
         except Exception as error:  # whatever the problem's functions raise
             logger.debug("the interaction of the particles could not be looked at: %s", error)
-    return _coupling(problem, controls, particles)
+    return _coupling(problem, controls, particles, finite=False)
 
 
 def check_interaction(problem: Problem, controls: Tree, source: Population, particles: Particles) -> None:
@@ -134,8 +135,8 @@ def _normal(like: Tensor, generator: torch.Generator) -> Tensor:
 
 
 @torch.no_grad()
-def _coupling(problem: Problem, controls: Tree, particles: Particles) -> Coupling:
-    x, z, probe = particles.state, particles.data, _Probe()
+def _coupling(problem: Problem, controls: Tree, particles: Particles, *, finite: bool) -> Coupling:
+    x, z, probe = particles.state, particles.data, _Probe(finite)
     dynamics, running_cost, terminal_cost = problem.dynamics, problem.running_cost, problem.terminal_cost
     seen = set()
     for t in range(problem.stages):
@@ -151,9 +152,10 @@ def _coupling(problem: Problem, controls: Tree, particles: Particles) -> Couplin
 
 
 class _Probe:
-    """What was found so far."""
+    """What was found so far; with ``finite``, states and costs that are not are an error."""
 
-    def __init__(self) -> None:
+    def __init__(self, finite: bool) -> None:
+        self.finite = finite
         self.named = False
         self.elsewhere: str | None = None
         self.generator = torch.Generator().manual_seed(1)
@@ -163,7 +165,7 @@ class _Probe:
         tape = Tape()
         with taped(tape):
             base = function(x)
-        if not all(bool(leaf.isfinite().all()) for leaf in tree.tensors(base)):
+        if self.finite and not all(bool(leaf.isfinite().all()) for leaf in tree.tensors(base)):
             raise InvalidValue(f"{name} is not finite on the particles looked at")
         self.named = self.named or bool(tape.answers)
         if move and self.elsewhere is None:
@@ -216,10 +218,11 @@ def _others(leaf: Tensor, i: int) -> Tensor:
 
 
 def _gap(left: Tensor, right: Tensor) -> float:
-    """The largest difference; infinite where one of them is not finite, or where what is no number differs."""
+    """The largest difference; infinite where one alone is not finite, or where leaves of integers differ."""
     if not tree.differentiable(left):
         return 0.0 if torch.equal(left, right) else torch.inf
-    gap = float((left - right).abs().max()) if left.numel() else 0.0
+    same = (left == right) | (left.isnan() & right.isnan())
+    gap = float((left - right).abs().masked_fill(same, 0.0).max()) if left.numel() else 0.0
     return gap if gap == gap else torch.inf
 
 
@@ -227,4 +230,5 @@ def _allowed(leaf: Tensor, floor: float) -> float:
     """The difference that rounding makes."""
     if not tree.differentiable(leaf) or not leaf.numel():
         return 0.0
-    return 10 * floor + _SLACK * torch.finfo(leaf.dtype).eps * float(leaf.abs().max())
+    size = leaf.abs().nan_to_num(0.0, 0.0, 0.0).max()
+    return 10 * floor + _SLACK * torch.finfo(leaf.dtype).eps * float(size)
