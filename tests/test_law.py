@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -143,13 +144,12 @@ def image_norm() -> Case:
 
 def lq(*, feedback: bool) -> Case:
     spec, start, _ = lq_matrices(n=2, m=2)
+    spec |= {"B": 0.3 * spec["B"], "Bbar": 0.3 * spec["Bbar"]}  # a stiff problem runs away from any fixed step
     made = discrete_lq(spec, 3)
     problem = made.problem(feedback=feedback)
     noise = normal(7, 3, made.sigma.shape[-1], seed=6)
     controls = mfoc.tree.map(lambda leaf: leaf + 0.1, problem.controls)
-    return mfoc.Problem(
-        problem.dynamics, problem.terminal_cost, controls, running_cost=problem.running_cost, kind=problem.kind
-    ), mfoc.Particles(start + normal(7, 2, seed=3), noise)
+    return replace(problem, controls=controls), mfoc.Particles(0.2 * (start + normal(7, 2, seed=3)), 0.2 * noise)
 
 
 CASES = {
@@ -197,9 +197,11 @@ def derivatives():
         function = getattr(mfoc, name)
         function = partial(function, attraction) if name == "kernel_mean" else function
 
-        def cost(u, function=function):
+        def cost(u, name=name, function=function):
             x = mine * u + u.square()
-            return (function(x.sin()).square().sum() + x.square().sum(1)) * (1 + x[:, 0])
+            size = function(x.sin()).square()
+            size = size.sum(1) if name == "kernel_mean" else size.sum()  # a row for each particle, or one for all
+            return (size + x.square().sum(1)) * (1 + x[:, 0])
 
         u = torch.tensor([0.3, -0.4], dtype=D, requires_grad=True)
         found[name, "vmap"] = torch.func.vmap(lambda s, f=function: f(mine * s))(torch.tensor([1.0, 2.0], dtype=D))
