@@ -9,6 +9,8 @@ from mfoc import (
     errors,
     games,
     hooks,
+    interacting,
+    law,
     lq,
     maximisers,
     minimisers,
@@ -25,6 +27,7 @@ from mfoc.certificate import Certificate, Measure, certify, certify_module
 from mfoc.errors import InvalidType, InvalidValue, MfocError, MissingExtra, NonFiniteError, require
 from mfoc.formulation import Formulation
 from mfoc.games import Ball, Game
+from mfoc.law import covariance, kernel_mean, mean, variance
 from mfoc.networks import from_module, to_module, weight_decay
 from mfoc.particles import Particles
 from mfoc.pontryagin import Evaluation, Trajectory, costates, evaluate, hamiltonian, rollout
@@ -40,11 +43,11 @@ __all__ = [
     "EMSA", "MSA", "Ball", "Certificate", "Evaluation", "Formulation", "Game", "Gradient", "HasControls", "Info",
     "InvalidType", "InvalidValue", "Iterate", "Measure", "MfocError", "Minimax", "MissingExtra", "NonFiniteError",
     "Particles", "Population", "Problem", "Solution", "Solver", "Status", "Trajectory", "certificate", "certify",
-    "certify_module", "checks", "continuous", "controls_of", "costates", "deprecation", "derivatives",
+    "certify_module", "checks", "continuous", "controls_of", "costates", "covariance", "deprecation", "derivatives",
     "distributed", "errors", "euler", "euler_maruyama", "evaluate", "from_module", "games", "hamiltonian", "heun",
-    "hooks", "iterate", "lq", "maximisers", "minimisers", "networks", "particles", "per_stage", "plot",
-    "population", "printing", "require", "rk4", "rollout", "schemes", "seeding", "solve", "testing", "tied",
-    "to_module", "tree", "weight_decay",
+    "hooks", "interacting", "iterate", "kernel_mean", "law", "lq", "maximisers", "mean", "minimisers", "networks",
+    "particles", "per_stage", "plot", "population", "printing", "require", "rk4", "rollout", "schemes", "seeding",
+    "solve", "testing", "tied", "to_module", "tree", "variance", "weight_decay",
 ]  # fmt: skip
 
 deprecation.moved(

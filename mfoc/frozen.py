@@ -19,7 +19,7 @@ from mfoc.derivatives import gradients
 from mfoc.distributed import expectation
 from mfoc.minimisers import Minimiser, Minimum
 from mfoc.particles import Particles
-from mfoc.pontryagin import adjoint, hamiltonian, hamiltonian_and_next, rollout
+from mfoc.pontryagin import adjoint, hamiltonian, hamiltonian_and_next, mean_and_slopes, rollout
 from mfoc.problem import Problem
 from mfoc.tree import Tree
 
@@ -54,8 +54,7 @@ class Block:
         """E H ``[G]`` and dE H/du ``[G, n]`` over all ranks; the rows do not interact."""
         with torch.enable_grad():
             free = rows.detach().requires_grad_()
-            value = self.per_particle(free).mean(1)
-            slope = gradients(value, [free])[0]
+            value, (slope,) = mean_and_slopes(self.per_particle(free), [free])
         value, slope = expectation([value.detach(), slope], self.particles)
         return value, slope
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from mfoc import tree
 from mfoc.derivatives import gradients, tree_gradients
-from mfoc.distributed import expectation
+from mfoc.distributed import active, expectation
 from mfoc.particles import Particles
 from mfoc.populations import as_particles
 from mfoc.printing import by_identity, short
@@ -197,6 +197,18 @@ def evaluate(problem: Problem, controls: HasControls | Tree, particles: Any, *, 
     return Evaluation(value, tree.rebuild(controls, slopes))
 
 
+def mean_and_slopes(cost: Tensor, inputs: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+    """This rank's mean of a cost ``[..., N]`` and its gradient (of the sum of means): what ``expectation`` takes.
+
+    Over ranks the sum over the particles is differentiated and divided after, not the mean: through the law of the
+    population (``mfoc.mean``) gradients flow between ranks, and would be weighed by the size of the wrong one's share.
+    """
+    mean = cost.mean(-1)
+    if not active():
+        return mean, gradients(mean, inputs)
+    return mean, [slope / cost.shape[-1] for slope in gradients(cost, inputs)]
+
+
 def value_and_slopes(
     problem: Problem, leaves: list[Tensor], like: Tree, particles: Particles, *, recompute: bool = False
 ) -> tuple[Tensor, list[Tensor]]:
@@ -211,7 +223,6 @@ def value_and_slopes(
         slopes = tree.leaves(pull_back(problem, controls, by_stage))
     else:
         with torch.enable_grad():
-            value = rollout(problem, controls, particles).cost.mean()
-        slopes = gradients(value, leaves)
+            value, slopes = mean_and_slopes(rollout(problem, controls, particles).cost, leaves)
     value, *slopes = expectation([value.detach(), *slopes], len(particles))
     return value, slopes

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from mfoc import printing, tree
-from mfoc.checks import check_callable, check_instance, check_integer, check_signature, kind_of
+from mfoc.checks import check_callable, check_choice, check_instance, check_integer, check_signature, kind_of
 from mfoc.errors import InvalidType, InvalidValue, MfocError
 from mfoc.particles import Particles
 from mfoc.seeding import watched
@@ -76,8 +76,9 @@ class Problem(HasControls[Controls]):
     """A discrete-time, batched, pure mean-field control problem.
 
     Attributes:
-        dynamics: ``dynamics(t, x, u, z) -> x_next``. x is the whole cloud ``[N, ...]``, so its empirical law
-            (``x.mean(0)``) may be used: interacting problems are not a special case.
+        dynamics: ``dynamics(t, x, u, z) -> x_next``. x is the whole cloud ``[N, ...]``, so its empirical law may be
+            used: interacting problems are not a special case. Name it, ``mfoc.mean(x)``: it is then that of the
+            population however many ranks share it. (``x.mean(0)`` is the same on one rank.)
         terminal_cost: ``terminal_cost(x, z) -> [N]``.
         controls: the initial guess: a list of T pytrees (``per_stage``) or one pytree (``tied``).
         running_cost: ``running_cost(t, x, u, z) -> [N]``, or None.
@@ -90,10 +91,15 @@ class Problem(HasControls[Controls]):
         noise: ``noise(t, x, u, z) -> [N, d]``, the part of f_t that is noise, sigma dW. Where the control enters it, an
             optimal control need not minimise H (see ``mfoc.certify``). None: there is none, or it is not known.
             ``mfoc.continuous`` sets it.
+        interacting: what the law is of, where the particles interact and are taken in batches. None: of the whole
+            population, so that batches are refused. "batch": each batch is a population of its own, J is the mean over
+            batches of their costs, and depends on the batch size (as training with batch norm does). A batch is all
+            ranks' share of it together: over ranks the interaction must be written with ``mfoc.mean``.
 
     Raises:
         InvalidType: something is not callable, or a control leaf is not a floating-point tensor.
-        InvalidValue: wrong length or horizon, no control at all, non-finite initial controls, mixed devices or dtypes.
+        InvalidValue: wrong length or horizon, no control at all, non-finite initial controls, mixed devices or dtypes,
+            or another word for ``interacting``.
     """
 
     dynamics: Dynamics
@@ -106,6 +112,7 @@ class Problem(HasControls[Controls]):
     kind: Callable[[int], Hashable] | None = None
     affine: Callable[[int], bool] | None = None
     noise: Callable[[int, Tree, Tree, Tree], Tensor] | None = None
+    interacting: str | None = None
 
     def __post_init__(self) -> None:
         check_callable("a function", dynamics=self.dynamics, terminal_cost=self.terminal_cost, schedule=self.schedule)
@@ -115,6 +122,8 @@ class Problem(HasControls[Controls]):
         check_signature(("x", "z"), terminal_cost=self.terminal_cost)
         check_signature(("controls", "t"), synonyms={"u": "controls"}, schedule=self.schedule)
         check_signature(("t",), optional=True, kind=self.kind, affine=self.affine)
+        if self.interacting is not None:
+            check_choice("batch", interacting=self.interacting)
         object.__setattr__(self, "horizon", self._horizon())
         self.check_controls(self.controls)
 

@@ -139,6 +139,7 @@ def continuous(
     horizon: int | None = None,
     schedule: Schedule = per_stage,
     autonomous: bool = False,
+    interacting: str | None = None,
 ) -> Problem:
     """A continuous-time control problem as a ``Problem``: piecewise-constant (or tied) controls on a uniform grid.
 
@@ -153,6 +154,7 @@ def continuous(
         horizon: number of steps, when the schedule is not per-stage.
         schedule: how u_t is taken from the controls.
         autonomous: the drift and the running cost do not use t; solvers may then batch over steps.
+        interacting: see ``mfoc.Problem``: None, or "batch" where each batch is a population of its own.
 
     Returns:
         The discretised problem, with step h = T / steps.
@@ -210,4 +212,5 @@ def continuous(
         schedule=schedule,
         kind=(lambda t: "step") if autonomous and noise is None else None,
         noise=noise,
+        interacting=interacting,
     )

@@ -27,6 +27,7 @@ from mfoc.checks import check_flag, check_instance, check_integer, check_non_neg
 from mfoc.derivatives import reached
 from mfoc.distributed import any_rank
 from mfoc.errors import InvalidType, InvalidValue, NonFiniteError
+from mfoc.interacting import check_interaction
 from mfoc.particles import Particles
 from mfoc.pontryagin import adjoint, evaluate, rollout
 from mfoc.populations import Population
@@ -248,6 +249,7 @@ def _begin(
         )
     problem.validate(particles, controls)
     _check_influence(problem, controls, particles)
+    check_interaction(problem, controls, source, particles)
     return at
 
 
@@ -342,7 +344,8 @@ def solve(
         with the last good iterate attached, as ``error.last_iterate``.
 
     Raises:
-        InvalidType, InvalidValue: bad arguments, or a problem that does not fit its particles.
+        InvalidType, InvalidValue: bad arguments, a problem that does not fit its particles, or particles that interact
+            and are taken in batches, or split over ranks, so that J would be another (``Problem.interacting``).
     """
     check_integer(0, steps=steps)
     check_non_negative(tol=tol, finite=False, optional=True)

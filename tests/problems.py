@@ -60,6 +60,7 @@ def interacting() -> Case:
         [0.3 * normal(2, seed=5 + t) for t in range(3)],
         running_cost=lambda t, x, u, z: (x.var(0) * u).sum().expand(len(x)) + x.prod(1).sin(),
         scheme=mfoc.heun,
+        interacting="batch",
     )
     return problem, mfoc.Particles(normal(6, 2, seed=1), normal(6, 2, seed=2))
 

@@ -1,5 +1,6 @@
 """New tensors follow the input's device and dtype: on a GPU everything stays there, and agrees with the CPU."""
 
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -25,16 +26,7 @@ def moved(made, device, dtype=torch.float64):
     """A problem of the catalogue and its particles on another device."""
     problem, particles = made()
     controls = mfoc.tree.map(lambda leaf: leaf.to(device, dtype), problem.controls)
-    return mfoc.Problem(
-        problem.dynamics,
-        problem.terminal_cost,
-        controls,
-        running_cost=problem.running_cost,
-        horizon=problem.horizon,
-        schedule=problem.schedule,
-        kind=problem.kind,
-        affine=problem.affine,
-    ), particles.to(device, dtype)
+    return replace(problem, controls=controls), particles.to(device, dtype)
 
 
 def is_on(tree, device, dtype) -> bool:

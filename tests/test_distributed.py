@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import os
-import socket
 from functools import partial
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
 import mfoc
 from mfoc import distributed
 from mfoc.minimisers import LBFGS, Descent
 from tests.problems import CATALOGUE, distance, same_bits
+from tests.ranks import on_ranks
 
 RUNS = {
     "gradient": (mfoc.Gradient(partial(torch.optim.Adam, lr=0.02)), 6),
@@ -59,22 +57,9 @@ def reductions():
     return found
 
 
-def work(rank, port, path):
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), GLOO_SOCKET_IFNAME="lo")
-    dist.init_process_group("gloo", rank=rank, world_size=2)
-    torch.save([everything(), reductions()], f"{path}/{rank}.pt")
-    dist.barrier()
-    dist.destroy_process_group()
-
-
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
-    path = tmp_path_factory.mktemp("ranks")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.spawn(work, (port, str(path)), nprocs=2)
-    return [torch.load(path / f"{rank}.pt", weights_only=True) for rank in range(2)]
+    return on_ranks(tmp_path_factory.mktemp("ranks"), everything, reductions)
 
 
 @pytest.fixture(scope="module")

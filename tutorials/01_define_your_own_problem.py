@@ -204,11 +204,11 @@ figure
 # %% [markdown]
 # ## 3. Particles that see each other
 #
-# Since f and L receive the whole cloud, they may use its empirical law. Here a swarm in the plane sits in a flow
-# (y, x) that tears it apart along the diagonal. The control is a pytree: a push common to all, and how strongly each
-# particle is drawn towards the mean m of the swarm:
+# Since f and L receive the whole cloud, they may use its law, by name: `mfoc.mean(x)` is the population's mean however
+# many ranks share it. Here a swarm in the plane sits in a flow (y, x) that tears it apart along the diagonal. The
+# control is a pytree: a push common to all, and how strongly each particle is drawn towards the mean m of the swarm:
 #
-#     dx/dt = flow(x) + push + gather (m - x),    m = x.mean(0)
+#     dx/dt = flow(x) + push + gather (m - x),    m = mfoc.mean(x)
 #
 # It is to arrive at (2, 1), together: the terminal cost is 10 |x - target|^2, the running cost
 # |push|^2 / 2 + gather^2 / 2.
@@ -218,7 +218,7 @@ stages, target = 40, torch.tensor([2.0, 1.0])
 
 
 def flow_and_swarm(t, x, u, z):
-    return 0.8 * x.flip(1) + u["push"] + u["gather"] * (x.mean(0) - x)
+    return 0.8 * x.flip(1) + u["push"] + u["gather"] * (mfoc.mean(x) - x)
 
 
 swarm = mfoc.continuous(
@@ -269,7 +269,7 @@ trajectory = mfoc.rollout(swarm, solution.controls, mfoc.Particles(agents))
 costates = mfoc.costates(swarm, solution.controls, trajectory, mfoc.Particles(agents))
 
 selfish = mfoc.continuous(
-    lambda t, x, u, z: 0.8 * x.flip(1) + u["push"] + u["gather"] * (x.mean(0).detach() - x),
+    lambda t, x, u, z: 0.8 * x.flip(1) + u["push"] + u["gather"] * (mfoc.mean(x).detach() - x),
     swarm.terminal_cost,
     swarm.controls,
     T=2.0,

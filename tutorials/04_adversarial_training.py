@@ -407,7 +407,7 @@ print(judge(made.readout(solution), epsilon=eps, attacks={"PGD-20": adv.PGD(20)}
 # `Game.of` puts an adversary into any control problem, at any stage. A swarm flies from the left to a target on the
 # right, around a disc (x is a position in the plane; all share a push, and a pull towards the mean of the swarm):
 #
-#     dx/dt = push + gather (m - x),   m = x.mean(0)
+#     dx/dt = push + gather (m - x),   m = mfoc.mean(x)
 #
 # Half way, just by the disc, a gust may displace every member by up to 0.4 in any direction. Two lines make and solve
 # the game. The control is shared by the whole swarm and fixed in advance: it may reckon with a gust, but not see it.
@@ -416,7 +416,7 @@ print(judge(made.readout(solution), epsilon=eps, attacks={"PGD-20": adv.PGD(20)}
 # %%
 stages, end, radius, target = 20, 2.0, 0.5, torch.tensor([2.0, 0.0])
 swarm = mfoc.continuous(
-    lambda t, x, u, z: u["push"] + u["gather"] * (x.mean(0) - x),
+    lambda t, x, u, z: u["push"] + u["gather"] * (mfoc.mean(x) - x),
     lambda x, z: 10 * (x - target).square().sum(1),
     [{"push": torch.zeros(2), "gather": torch.zeros(())} for _ in range(stages)],
     running_cost=lambda t, x, u, z: (

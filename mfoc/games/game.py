@@ -116,6 +116,7 @@ class Game(Problem):
             schedule=problem.schedule,
             kind=None if kind is None else kind_of,
             affine=problem.affine,
+            interacting=problem.interacting,
             ball=ball,
             stage=stage,
             part=part,

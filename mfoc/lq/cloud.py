@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mfoc.checks import check_instance
 from mfoc.errors import InvalidValue
+from mfoc.law import count, mean
 from mfoc.lq.terms import Coefficients
 
 
@@ -26,21 +27,23 @@ class Cloud:
     factor_mean: Tensor | None
 
     def dynamics(self, t: int, x: Tensor, u: Any, z: Tensor | None) -> Tensor:
-        """The next state, with empirical means."""
-        m = x.mean(0)
+        """The next state, with the means of the population."""
+        m = self._mean(x, "Abar")
         controls, v = self._control(x, m, u)
         moved = x @ self._at("A", t).mT + controls @ self._at("B", t).mT
-        for name, mean in (("Abar", m), ("Bbar", v)):
+        for name, average in (("Abar", m), ("Bbar", v)):
             if getattr(self.lq, name) is not None:
-                moved = moved + self._at(name, t) @ mean
+                assert average is not None
+                moved = moved + self._at(name, t) @ average
         return moved if self.factor is None else moved + self._noise(t, z)
 
     def running_cost(self, t: int, x: Tensor, u: Any, z: Tensor | None) -> Tensor:
         """The cost of a stage ``[N]``."""
-        lq, m = self.lq, x.mean(0)
+        lq, m = self.lq, self._mean(x, "Qbar", "crossbar")
         controls, v = self._control(x, m, u)
         cost = _quadratic(x, self._at("Q", t)) + _quadratic(controls, self._at("R", t))
         if lq.Qbar is not None:
+            assert m is not None
             centre = m if lq.S is None else self._at("S", t) @ m
             cost = cost + _quadratic(x - centre, self._at("Qbar", t))
         if lq.Rbar is not None:
@@ -48,10 +51,11 @@ class Cloud:
         if lq.cross is not None:
             cost = cost + 2 * ((x @ self._at("cross", t)) * controls).sum(-1)
         if lq.crossbar is not None:
+            assert m is not None
             cost = cost + 2 * ((m @ self._at("crossbar", t)) * v).sum(-1)
         if lq.offset is not None:
             cost = cost + lq.offset
-        return cost if lq.offsetbar is None else cost + lq.offsetbar / len(x)
+        return cost if lq.offsetbar is None else cost + lq.offsetbar / count(x)
 
     def terminal_cost(self, x: Tensor, z: Tensor | None) -> Tensor:
         """The cost of the last state ``[N]``."""
@@ -59,14 +63,20 @@ class Cloud:
         if lq.QT is not None:
             cost = cost + _quadratic(x, lq.QT)
         if lq.QbarT is not None:
-            m = x.mean(0)
+            m = mean(x)
             cost = cost + _quadratic(x - (m if lq.ST is None else lq.ST @ m), lq.QbarT)
         return cost
 
-    def _control(self, x: Tensor, m: Tensor, u: Any) -> tuple[Tensor, Tensor]:
+    def _mean(self, x: Tensor, *names: str) -> Tensor | None:
+        """The mean of the cloud, where the control or one of these matrices needs it: else the particles are alone."""
+        needed = self.feedback or any(getattr(self.lq, name) is not None for name in names)
+        return mean(x) if needed else None
+
+    def _control(self, x: Tensor, m: Tensor | None, u: Any) -> tuple[Tensor, Tensor]:
         """The controls of all particles ``[N, m]`` and their mean ``[m]``."""
         if not self.feedback:
             return u.expand(len(x), -1), u
+        assert m is not None
         v: Tensor = -(u["Kbar"] @ m)
         return v - (x - m) @ u["K"].mT, v
 
@@ -81,8 +91,8 @@ class Cloud:
         factor = self._stage(self.factor, t)
         if self.factor_mean is None:
             return w @ factor.mT
-        mean = w.mean(0)
-        return (w - mean) @ factor.mT + self._stage(self.factor_mean, t) @ mean
+        common = mean(w)
+        return (w - common) @ factor.mT + self._stage(self.factor_mean, t) @ common
 
     def _at(self, name: str, t: int) -> Tensor:
         x: Tensor = getattr(self.lq, name)

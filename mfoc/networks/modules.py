@@ -1,12 +1,21 @@
-"""Modules that suit control problems: residual steps, and dropout whose mask comes from the data."""
+"""Modules that suit control problems: residual steps, dropout by a mask in the data, batch norm over all ranks."""
 
 from __future__ import annotations
 
+from functools import cache
+from typing import Any, TypeVar
+
 from torch import Tensor, nn
 
+from mfoc import law
 from mfoc.checks import check_instance, check_non_negative
+from mfoc.distributed import active
 from mfoc.errors import InvalidValue
+from mfoc.networks.inspection import mixes
 from mfoc.tree import Tree
+
+Module = TypeVar("Module", bound=nn.Module)
+_BatchNorm = nn.modules.batchnorm._BatchNorm
 
 
 class Residual(nn.Module):
@@ -53,3 +62,42 @@ class MaskedDropout(nn.Module):
             raise InvalidValue(f"no dropout mask: expected the data to be a dict with key {self.key!r}")
         masked: Tensor = x * z[self.key].to(x.dtype) / (1 - self.p)
         return masked
+
+
+def over_population(module: Module) -> Module:
+    """The same module, whose batch norms on the statistics of the batch take those of all ranks together.
+
+    On one rank they compute what they did. It is written into: give a copy. A norm with a forward pass of its own is
+    left as it is.
+    """
+    for part in module.modules():
+        if mixes(part) and type(part).forward in (_BatchNorm.forward, nn.SyncBatchNorm.forward):
+            kind: Any = type(part)
+            part.__class__ = _over_population(kind)
+    return module
+
+
+@cache
+def _over_population(kind: Any) -> Any:
+    return type(kind.__name__, (_PopulationNorm, kind), {})
+
+
+class _PopulationNorm(_BatchNorm):
+    """Batch norm by ``mfoc.mean`` where there are ranks; torch's own where there are none."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not active():
+            found: Tensor = super().forward(x)
+            return found
+        self._check_input_dim(x)  # type: ignore[no-untyped-call]
+        axes = tuple(range(2, x.dim()))
+        over = (-1, *(1 for _ in axes))
+
+        def average(y: Tensor) -> Tensor:
+            return law.mean(y.mean(axes) if axes else y).reshape(over)
+
+        centred = x - average(x)
+        normal = centred * (average(centred.square()) + self.eps).rsqrt()
+        if self.weight is None:
+            return normal
+        return normal * self.weight.reshape(over) + self.bias.reshape(over)

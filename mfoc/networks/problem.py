@@ -1,8 +1,8 @@
 """Networks as control problems, and solutions as networks: the layers are the stages, the weights are the controls.
 
 A stage is a frozen copy of the user's module, called with the weights of the control; the user's network is never
-touched. Buffers are constants: batch norm in training mode uses the statistics of the cloud (an interacting problem)
-and does not advance its running averages.
+touched. Buffers are constants: batch norm in training mode uses the statistics of the cloud, over all ranks (an
+interacting problem) and does not advance its running averages.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from mfoc import tree
 from mfoc.checks import check_instance, check_non_negative
 from mfoc.errors import InvalidValue
-from mfoc.networks.inspection import is_affine, refuse_unfit, trainable, training_norms
+from mfoc.networks.inspection import is_affine, mixes, refuse_unfit, trainable, training_norms
 from mfoc.networks.losses import Loss, per_sample
 from mfoc.networks.stages import Stage, named_stages
 from mfoc.problem import Problem, RunningCost, controls_of
@@ -45,7 +45,8 @@ def from_module(
 
     Returns:
         A per-stage problem whose controls are a list of dicts {parameter name: tensor}; a layer without parameters
-        has an empty one. Parameters that do not require grad are constants.
+        has an empty one. Parameters that do not require grad are constants. With batch norm in training mode each
+        batch of particles is a population of its own, ``interacting="batch"``: the batch size is part of the problem.
 
     Raises:
         InvalidType: ``net`` is not a module, or ``loss`` not a function.
@@ -62,7 +63,17 @@ def from_module(
     controls = [stage.controls() for stage in layers]
     if not any(controls):
         raise InvalidValue("net has no parameter that requires grad; there is nothing to train")
-    return Problem(dynamics, per_sample(loss), controls, running_cost=running_cost, kind=kind, affine=affine)
+    # Training with batch norm on minibatches is to normalise each batch by itself.
+    interacting = "batch" if any(mixes(part) for part in net.modules()) else None
+    return Problem(
+        dynamics,
+        per_sample(loss),
+        controls,
+        running_cost=running_cost,
+        kind=kind,
+        affine=affine,
+        interacting=interacting,
+    )
 
 
 def to_module(net: nn.Module, controls: Any, *, stages: Sequence[str | Sequence[str]] | None = None) -> nn.Module:

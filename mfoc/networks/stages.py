@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 from mfoc.checks import with_article
 from mfoc.errors import InvalidType, InvalidValue
 from mfoc.networks.inspection import BOOKKEEPING, has_own_pass, hooked, is_chain, pure_copy, trainable
+from mfoc.networks.modules import over_population
 from mfoc.tree import Tree
 
 Named = list[tuple[str, nn.Module]]
@@ -189,7 +190,7 @@ class Stage:
     """One stage: a private copy of a module, run with weights given from outside."""
 
     def __init__(self, name: str, module: nn.Module) -> None:
-        self.name, self.module = name, pure_copy(module, name)
+        self.name, self.module = name, over_population(pure_copy(module, name))
         self.slots = [
             (key, owner, leaf)
             for prefix, owner in self.module.named_modules()

@@ -107,7 +107,8 @@ def sampler(density: LogDensity, flow: Flow, step: Steps, steps: int, particles:
         noise = {name: torch.stack([one[name] for one in drawn], dim=1) for name in drawn[0]}
         return mfoc.Particles(flow.start(density, start), noise or None)
 
-    problem = mfoc.Problem(dynamics, terminal_cost, controls, horizon=steps, schedule=schedule)
+    # Each draw is the whole ensemble: where its particles interact, they are a population of their own.
+    problem = mfoc.Problem(dynamics, terminal_cost, controls, horizon=steps, schedule=schedule, interacting="batch")
 
     def readout(solution: Any) -> dict[str, Tensor]:
         return density.named(sample(made, controls=controls_of(solution), burn_in=steps - 1).x[-1])

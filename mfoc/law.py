@@ -1,0 +1,235 @@
+"""The law of the population, for dynamics and costs that depend on it: interacting (McKean-Vlasov) problems.
+
+    m = (1/N) sum_i x_i,   N the particles of all ranks,
+
+after R. Carmona, F. Delarue (2018), "Probabilistic theory of mean field games with applications I", sec. 1.4: a
+population of N particles enters through its empirical law. On one rank ``mean(x)`` is ``x.mean(0)``. Where the
+population is split over ranks it is reduced over them, and written so it is also *seen*: ``mfoc.solve`` can tell a
+problem that uses the law from one that does not (``mfoc.interacting``).
+
+What is differentiated is the sum, over the particles of all ranks, of what each rank computed of its own. The gradient
+in one particle then is N dJ/dx(i), the costate, however the particles are shared out. With that convention the sum over
+ranks is its own adjoint, so derivatives of any order are sums over ranks again. Every rank must call these functions,
+and take derivatives through them, the same number of times and in the same order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from mfoc.distributed import active, rank, world_size
+from mfoc.errors import InvalidType, InvalidValue
+
+
+def mean(x: Tensor) -> Tensor:
+    """The population's mean, over the particles of all ranks.
+
+    Args:
+        x: a floating-point or complex tensor, this rank's particles along the leading axis ``[N, ...]``.
+
+    Returns:
+        The mean ``[...]``, the same on all ranks; differentiable to any order, also under ``torch.func.vmap``.
+
+    Raises:
+        InvalidType: ``x`` is no such tensor.
+        InvalidValue: it has no leading axis, or no particle on it.
+    """
+    _check(x)
+    return _averaged(x.mean(0), len(x))
+
+
+def variance(x: Tensor) -> Tensor:
+    """The population's variance of each coordinate: ``[N, ...]`` to ``[...]``, divided by N.
+
+    From the deviations, in two passes: the mean of squares less the square of the mean loses its digits.
+
+    Raises:
+        InvalidType, InvalidValue: as ``mean``.
+    """
+    centred = x - mean(x)
+    return mean((centred * centred.conj()).real if x.is_complex() else centred.square())
+
+
+def covariance(x: Tensor) -> Tensor:
+    """The population's covariance matrix: ``[N, d]`` to ``[d, d]``, divided by N.
+
+    Raises:
+        InvalidType, InvalidValue: as ``mean``, or ``x`` is no matrix.
+    """
+    _check(x)
+    if x.dim() != 2:
+        raise InvalidValue(f"x has shape {tuple(x.shape)}; expected vectors [N, d] (flatten the others: x.flatten(1))")
+    centred = x - mean(x)
+    return _averaged(centred.mH @ centred / len(x), len(x))
+
+
+def kernel_mean(kernel: Callable[[Tensor, Tensor], Tensor], x: Tensor, y: Tensor | None = None) -> Tensor:
+    """The mean of a kernel over the population, (1/N) sum_j k(x_i, y_j), for each particle i.
+
+    The kernel mean embedding at x_i, or the convolution of an interaction with the empirical law: j = i is included.
+    N^2 pairs are evaluated.
+
+    Args:
+        kernel: ``kernel(x, y)`` of broadcast pairs ``[N, 1, ...]`` and ``[1, M, ...]``, returning ``[N, M, ...]``.
+        x: where it is evaluated, this rank's particles ``[N, ...]``.
+        y: the particles averaged over, of which this rank holds its share ``[N, ...]``; ``x`` when None.
+
+    Returns:
+        ``[N, ...]``, the mean over the particles of all ranks.
+
+    Raises:
+        InvalidType, InvalidValue: as ``mean``, or the kernel returned another shape.
+    """
+    _check(x)
+    y = x if y is None else y
+    _check(y)
+    everyone = _gathered(y)
+    pairs = kernel(x[:, None], everyone[None])
+    if not isinstance(pairs, Tensor) or pairs.shape[:2] != (len(x), len(everyone)):
+        what = tuple(pairs.shape) if isinstance(pairs, Tensor) else f"a {type(pairs).__name__}"
+        raise InvalidValue(
+            f"kernel returned {what}; expected one value for each pair, ({len(x)}, {len(everyone)}, ...): it is given "
+            f"{(len(x), 1, *x.shape[1:])} and {(1, len(everyone), *y.shape[1:])}"
+        )
+    return pairs.mean(1)
+
+
+def count(x: Tensor) -> int:
+    """The number of particles of all ranks, of which ``x`` ``[N, ...]`` holds this rank's."""
+    tape = _TAPE.get()
+    if tape is not None:
+        return int(tape.next(torch.tensor(len(x))))
+    return int(_counts(x).sum()) if active() else len(x)
+
+
+def _check(x: Any) -> None:
+    if not isinstance(x, Tensor):
+        raise InvalidType(f"x is a {type(x).__name__}; expected a tensor, the particles on its leading axis [N, ...]")
+    if not (x.is_floating_point() or x.is_complex()):
+        raise InvalidType(f"x is a {x.dtype} tensor, which has no mean; make it floating point, as in x.to(u.dtype)")
+    if x.dim() == 0 or len(x) == 0:
+        raise InvalidValue(
+            f"x has shape {tuple(x.shape)}; expected at least one particle on the leading axis, [N, ...]"
+        )
+
+
+# ---- what knows of the ranks
+
+
+class _Summed(torch.autograd.Function):
+    """The sum over ranks, which is its own adjoint; see the top of the file."""
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        total = x.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        """Nothing is kept: the function is linear."""
+
+    @staticmethod
+    def backward(_ctx: Any, *slopes: Tensor) -> Tensor:
+        return _summed(slopes[0])
+
+    @staticmethod
+    def jvp(_ctx: Any, *tangents: Tensor) -> Tensor:
+        return _summed(tangents[0])
+
+    @staticmethod
+    def vmap(_info: Any, in_dims: tuple[int | None], x: Tensor) -> tuple[Tensor, int | None]:
+        return _summed(x), in_dims[0]
+
+
+def _summed(x: Tensor) -> Tensor:
+    total: Tensor = _Summed.apply(x)
+    return total
+
+
+def _averaged(local: Tensor, particles: int) -> Tensor:
+    """The mean over all ranks of a mean over this rank's particles, in one reduction."""
+    tape = _TAPE.get()
+    if tape is not None:
+        return tape.next(local)
+    if not active():
+        return local
+    wide = torch.promote_types(local.dtype, torch.float32)  # half precision cannot hold a number of particles
+    flat = (local.to(wide) * particles).reshape(-1)
+    total = _summed(torch.cat([flat, flat.new_full((1,), particles)]))
+    return (total[:-1] / total[-1].detach()).reshape(local.shape).to(local.dtype)
+
+
+def _counts(x: Tensor) -> Tensor:
+    """How many particles each rank holds ``[ranks]``."""
+    counts = torch.zeros(world_size(), dtype=torch.int64, device=x.device)
+    counts[rank()] = len(x)
+    dist.all_reduce(counts)
+    return counts
+
+
+def _gathered(x: Tensor) -> Tensor:
+    """The particles of all ranks ``[M, ...]``, in the order of the ranks."""
+    tape = _TAPE.get()
+    if tape is not None:
+        return tape.next(x)
+    if not active():
+        return x
+    counts = _counts(x)
+    before, after = int(counts[: rank()].sum()), int(counts[rank() + 1 :].sum())
+    # Each rank's particles in their place among zeros: what is left to do is again a sum over ranks.
+    shape = x.shape[1:]
+    return _summed(torch.cat([x.new_zeros(before, *shape), x, x.new_zeros(after, *shape)]))
+
+
+# ---- what is asked of the law, noted and played again: how other couplings are told from it
+
+
+class Tape:
+    """The answers of the law in the order they were asked for, from this rank's particles alone.
+
+    The first pass under ``taped`` notes them; after ``rewind`` each is given again, whatever the particles are then.
+    """
+
+    def __init__(self) -> None:
+        self.answers: list[Tensor] = []
+        self._position: int | None = None  # None while noting
+
+    def rewind(self) -> None:
+        """From now on the answers are those that were noted."""
+        self._position = 0
+
+    def next(self, answer: Tensor) -> Tensor:
+        """The answer noted here, or ``answer``, which is noted.
+
+        Raises:
+            InvalidValue: the law is asked for something else than in the pass that was noted.
+        """
+        if self._position is None:
+            self.answers.append(answer)
+            return answer
+        noted = self.answers[self._position] if self._position < len(self.answers) else None
+        if noted is None or noted.shape != answer.shape:
+            raise InvalidValue("the law is asked for in another order when a particle moves; expected the same calls")
+        self._position += 1
+        return noted
+
+
+_TAPE: ContextVar[Tape | None] = ContextVar("tape", default=None)
+
+
+@contextmanager
+def taped(tape: Tape) -> Iterator[Tape]:
+    """Within, the law answers through the tape, and no rank waits for another."""
+    token = _TAPE.set(tape)
+    try:
+        yield tape
+    finally:
+        _TAPE.reset(token)

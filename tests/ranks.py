@@ -1,0 +1,37 @@
+"""Functions run on several processes of a real process group (gloo), and what each of them returned."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+
+def _work(rank: int, ranks: int, port: int, path: str, functions: list[Callable[[], Any]]) -> None:
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), GLOO_SOCKET_IFNAME="lo")
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", rank=rank, world_size=ranks)
+    torch.save([function() for function in functions], f"{path}/{rank}.pt")
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def on_ranks(path: Path, *functions: Callable[[], Any], ranks: int = 2) -> list[list[Any]]:
+    """For each rank what each function returned there: tensors and plain values.
+
+    Args:
+        path: an empty folder.
+        functions: functions of a module, which the processes can import.
+        ranks: processes.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    mp.spawn(_work, (ranks, port, str(path), list(functions)), nprocs=ranks)
+    return [torch.load(path / f"{rank}.pt", weights_only=True) for rank in range(ranks)]
