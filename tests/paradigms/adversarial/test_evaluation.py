@@ -268,7 +268,11 @@ def test_the_soft_margin_has_labels_of_either_sign(loss):
         quiet(One(), (X, SIDE), loss=loss, attacks={})
 
 
-@pytest.mark.parametrize("loss", [None, nn.CrossEntropyLoss(), nn.MSELoss(), nn.functional.nll_loss], ids=str)
+@pytest.mark.parametrize(
+    "loss",
+    [None, nn.CrossEntropyLoss(), nn.MSELoss(), nn.functional.nll_loss],
+    ids=lambda loss: getattr(loss, "__name__", str(loss)),
+)
 @pytest.mark.parametrize("axis", [True, False])
 def test_a_loss_that_makes_no_two_classes_of_a_number_is_refused_with_the_cure(loss, axis):
     given = {} if loss is None else {"loss": loss}
