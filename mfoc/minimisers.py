@@ -155,8 +155,10 @@ def _power_of_two(size: Tensor) -> Tensor:
     """The power of two next above each size ``[G]``, by which a division is exact; 1 for zero and what is no number."""
     wide = size.to(torch.promote_types(size.dtype, torch.float32))
     mantissa, _ = torch.frexp(wide)
-    power = (wide / mantissa).to(size.dtype)
-    return torch.where((size > 0) & power.isfinite() & (power > 0), power, 1)
+    power: Tensor = (wide / mantissa).to(size.dtype)
+    fits = (size > 0) & power.isfinite() & (power > 0)
+    unit: Tensor = torch.where(fits, power, torch.ones_like(power))
+    return unit
 
 
 def _first_length(here: _Point) -> Tensor:
