@@ -157,14 +157,14 @@ def _power_of_two(size: Tensor) -> Tensor:
     mantissa, _ = torch.frexp(wide)
     power: Tensor = (wide / mantissa).to(size.dtype)
     fits = (size > 0) & power.isfinite() & (power > 0)
-    unit: Tensor = torch.where(fits, power, torch.ones_like(power))
-    return unit
+    return torch.where(fits, power, torch.ones_like(power))
 
 
 def _first_length(here: _Point) -> Tensor:
     """The length at which steepest descent moves a row by a small share of its size, whatever the scale of H."""
     step = _FIRST * here.point.norm(dim=1).clamp_min(1.0)
-    return step / here.slope.norm(dim=1).clamp_min(torch.finfo(step.dtype).tiny)
+    length: Tensor = step / here.slope.norm(dim=1).clamp_min(torch.finfo(step.dtype).tiny)
+    return length
 
 
 def _resolved(here: _Point, there: _Point) -> Tensor:

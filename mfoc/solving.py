@@ -291,7 +291,7 @@ def solve(
     return solution
 
 
-@dataclass
+@dataclass(eq=False)
 class _Watch:
     """Tells divergence from the ups and downs of training, whatever the scale and the sign of J.
 

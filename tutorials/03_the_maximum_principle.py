@@ -139,7 +139,7 @@ figure
 # on a fixed population.
 
 # %%
-for name in ("E-MSA, rho of the paper", "E-MSA, adaptive rho"):
+for name in ("E-MSA, rho of the paper", "E-MSA, adaptive"):
     values, _ = curve(solutions[name])
     rises = sum(later > earlier for earlier, later in pairwise(values))
     print(f"{name}: J rose in {rises} of {len(values) - 1} steps")
@@ -157,7 +157,7 @@ def output(controls):
 
 
 figure = Figure(figsize=(12, 3.6), layout="constrained", dpi=120)
-shown = ("MSA", "Adam", "E-MSA, adaptive rho")
+shown = ("MSA", "Adam", "E-MSA, adaptive")
 for axis, name in zip(figure.subplots(1, 3, sharey=True), shown, strict=True):
     color = plot.COLORS[list(solutions).index(name)]
     axis.plot(grid, output(toy.controls), color="#999999", linewidth=1.2, label="initial guess")
@@ -194,7 +194,7 @@ figure
 candidates = {
     "initial guess": toy.controls,
     "Adam": solutions["Adam"].controls,
-    "E-MSA, adaptive rho": solutions["E-MSA, adaptive rho"].controls,
+    "E-MSA, adaptive": solutions["E-MSA, adaptive"].controls,
 }
 effort = {"lanczos": 5, "groups": 4, "replicates": 50, "inner": LBFGS(steps=5)} if SMOKE else {}
 certificates = {name: mfoc.certify(toy, controls, train, **effort) for name, controls in candidates.items()}
