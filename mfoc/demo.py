@@ -57,7 +57,7 @@ def contestants() -> list[Contestant]:
         Contestant("Adam", Gradient(partial(torch.optim.Adam, lr=3e-3)), 128, 480),
         Contestant("MSA (descent)", MSA(Descent(lr=0.1, steps=10)), 128, 240),
         Contestant("MSA (L-BFGS)", MSA(LBFGS(steps=10)), 512, 12),
-        Contestant("E-MSA", EMSA(rho=1.0, adaptive=True), 512, 60),
+        Contestant("E-MSA", EMSA(), 512, 60),
     ]
 
 

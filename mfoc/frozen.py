@@ -34,10 +34,16 @@ class _NoStack(Exception):
 
 @dataclass(frozen=True)
 class Penalty:
-    """The augmentation of Li, Chen, Tai, E (2018), eq. (20), in the minimum convention."""
+    """The augmentation of Li, Chen, Tai, E (2018), eq. (20), in the minimum convention, and a proximal term."""
 
     state: float  # weight rho of rho/2 ||x_(t+1) - f_t(x_t, u)||^2, per particle
     costate: float  # weight of .../2 ||p_t - dH_t/dx(x_t, p_(t+1), u)||^2, per particle
+    proximal: float = 0.0  # weight of .../2 ||u - u_now||^2, of each stage
+
+    @property
+    def infeasible(self) -> bool:
+        """Whether it weighs states or costates, so that H must be differentiated in the state."""
+        return self.state > 0 or self.costate > 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,6 +55,7 @@ class Block:
     per_particle: Callable[[Tensor], Tensor]  # [G, n] -> [G, N], the (augmented) Hamiltonian of each particle
     particles: int  # N on this rank
     restore: Callable[[Tensor], Tree]  # a row [n] as a tree of controls
+    proximal: float = 0.0  # weight of .../2 ||u - start||^2, which belongs to no particle
 
     def evaluate(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """E H ``[G]`` and dE H/du ``[G, n]`` over all ranks; the rows do not interact."""
@@ -56,6 +63,9 @@ class Block:
             free = rows.detach().requires_grad_()
             value, (slope,) = mean_and_slopes(self.per_particle(free), [free])
         value, slope = expectation([value.detach(), slope], self.particles)
+        if self.proximal:
+            away = rows - self.start
+            value, slope = value + self.proximal / 2 * away.square().sum(1), slope + self.proximal * away
         return value, slope
 
 
@@ -175,36 +185,39 @@ class Sweep:
         # A single stage is called as it is: not everything a user writes can be batched.
         batched = together if len(stages) > 1 else alone
 
+        infeasible, proximal = _parts(penalty)
+
         def per_particle(rows: Tensor) -> Tensor:
-            if penalty is None:
+            if not infeasible:
                 return batched(rows, tree.leaves([stack.x, stack.p]))[0]
             free = stack.free()
             with torch.enable_grad():
                 value, moved = batched(rows, tree.leaves([free.x, free.p]))
-                return _penalised(value, moved, free, penalty)
+                return _penalised(value, moved, free, infeasible)
 
         start = torch.stack([tree.ravel(self.controls[t]).detach() for t in stages])
-        return Block(stages, start, per_particle, len(self.cost), restore)
+        return Block(stages, start, per_particle, len(self.cost), restore, proximal)
 
     def _joint_block(self, penalty: Penalty | None) -> Block:
         problem, restore = self.problem, _restorer(self.controls)
+        infeasible, proximal = _parts(penalty)
 
         def per_particle(rows: Tensor) -> Tensor:
             whole = restore(rows[0])
             total = torch.zeros((), dtype=rows.dtype, device=rows.device)
             for t in range(problem.stages):
                 at, u = self._frozen(t), problem.schedule(whole, t)
-                if penalty is None:
+                if not infeasible:
                     total = total + hamiltonian(problem, t, at.x, at.p, u, self.data)
                     continue
                 free = at.free()
                 with torch.enable_grad():
                     value, moved = hamiltonian_and_next(problem, t, free.x, free.p, u, self.data)
-                    total = total + _penalised(value, tree.leaves(moved), free, penalty)
+                    total = total + _penalised(value, tree.leaves(moved), free, infeasible)
             return total[None]
 
         start = tree.ravel(self.controls).detach()[None]
-        return Block(tuple(range(problem.stages)), start, per_particle, len(self.cost), restore)
+        return Block(tuple(range(problem.stages)), start, per_particle, len(self.cost), restore, proximal)
 
 
 def _restorer(like: Tree) -> Callable[[Tensor], Tree]:
@@ -212,12 +225,20 @@ def _restorer(like: Tree) -> Callable[[Tensor], Tree]:
     return lambda row: tree.rebuild(like, tree.pieces(row, old))
 
 
+def _parts(penalty: Penalty | None) -> tuple[Penalty | None, float]:
+    """The penalty if it weighs states or costates, and the weight of the proximal term."""
+    if penalty is None:
+        return None, 0.0
+    return penalty if penalty.infeasible else None, penalty.proximal
+
+
 def _penalised(value: Tensor, moved: list[Tensor], at: _Frozen, penalty: Penalty) -> Tensor:
     """The augmented Hamiltonian, of the shape of ``value`` (``[N]`` or ``[G, N]``)."""
-    slope = gradients(value, tree.tensors(at.x), create_graph=True)
+    # The costate's term costs a derivative of a derivative: only where it counts.
+    slope = gradients(value, tree.tensors(at.x), create_graph=True) if penalty.costate else []
     for weight, targets, found in (
         (penalty.state, tree.leaves(at.target_x), moved),
-        (penalty.costate, tree.tensors(at.target_p), slope),
+        (penalty.costate, tree.tensors(at.target_p) if penalty.costate else [], slope),
     ):
         for target, came in zip(targets, found, strict=True):
             if tree.differentiable(target):

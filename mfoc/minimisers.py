@@ -18,6 +18,10 @@ from mfoc.printing import by_identity
 
 Evaluate = Callable[[Tensor], tuple[Tensor, Tensor]]
 
+_FIRST = 1e-2  # the first trial of a row moves it by this share of its size
+_STRETCH = 100.0  # a line search goes at most this much farther at once
+_FAIR = 4  # trials that a line search has before its hope is judged by values
+
 
 @by_identity
 class Minimum(NamedTuple):
@@ -26,7 +30,7 @@ class Minimum(NamedTuple):
     Attributes:
         point: ``[G, n]``.
         value: the value last seen: at the point for ``LBFGS``, one step before it for ``Descent`` ``[G]``.
-        unbounded: rows along which the function still fell after all doublings of a line search, or reached minus
+        unbounded: rows along which the function still fell after all trials of a line search, or reached minus
             infinity: it appears unbounded below ``[G]``.
         evaluations: values and gradients asked for.
     """
@@ -74,15 +78,21 @@ class Descent:
 class LBFGS:
     """Limited-memory BFGS with a weak Wolfe line search, all rows at once.
 
-    Nocedal & Wright, "Numerical Optimization" (2006), sec. 7.2; the line search is the bisection of Lewis &
-    Overton (2013), "Nonsmooth optimization via quasi-Newton methods", algorithm 2.6. Rows do not wait for one another:
-    one whose line search has ended begins its next iteration with the next evaluation, so a block takes as many
-    evaluations as its slowest row, not the sum of the slowest at each iteration.
+    Nocedal & Wright, "Numerical Optimization" (2006), sec. 7.2; the bracket of the line search is that of Lewis &
+    Overton (2013), "Nonsmooth optimization via quasi-Newton methods", algorithm 2.6. Within it, and beyond its end
+    while nothing bounds it, lengths are chosen by the secant of the directional slopes, which is exact on quadratics.
+    Where the values of H differ by no more than rounding, slopes decide in their place, as in Hager & Zhang (2005), "A
+    new conjugate gradient method with guaranteed descent and an efficient line search", sec. 4.1.
+
+    Nothing depends on the scale of H: c H has the iterates of H, for any c > 0, to the bit where c is a power of two.
+    Rows do not wait for one another: one whose line search has ended begins its next iteration with the next
+    evaluation, so a block takes as many evaluations as its slowest row, not the sum of the slowest at each iteration.
 
     Attributes:
         steps: most iterations of a row.
         history: curvature pairs kept.
-        tol: a row stops when its largest gradient entry is at most this.
+        tol: a row stops when its largest gradient entry is at most this share of the largest at the start (or can no
+            longer be told from rounding: a start at the minimum ends at once).
         trials: most evaluations in one line search.
     """
 
@@ -97,20 +107,34 @@ class LBFGS:
 
     def minimise(self, evaluate: Evaluate, start: Tensor) -> Minimum:
         """See ``Minimiser``."""
-        here = _Point(start, *evaluate(start))
-        memory = _Memory(min(self.history, self.steps), start)
-        search = _Search.along(here, -here.slope, 1 / here.slope.norm(dim=1).clamp_min(1.0))
-        iterations = torch.zeros_like(here.value)
-        unbounded = torch.zeros_like(here.value, dtype=torch.bool)
-        active = here.value.isfinite() & (here.slope.abs().amax(1) > self.tol)
+        value, slope = evaluate(start)
+        unit = _power_of_two(slope.abs().amax(1))
+        eps = torch.finfo(value.dtype).eps
+
+        def at(point: Tensor) -> _Point:
+            """What is found there, the slopes in units of the first: no product of theirs can leave the dtype."""
+            value, slope = evaluate(point)
+            return _Point(point, value, slope / unit[:, None])
+
+        here = _Point(start, value, slope / unit[:, None])
+        size, length = here.slope.abs().amax(1), _first_length(here)
+        floor = self.tol * size
+        memory = _Memory(min(self.history, self.steps), start, length)
+        search = _Search.along(here, -here.slope, length, length)
+        iterations = torch.zeros_like(value)
+        unbounded = torch.zeros_like(value, dtype=torch.bool)
+        active = value.isfinite() & size.isfinite() & (size > floor)
         evaluations = 1
         while bool(active.any()):
-            there = here.point + search.length[:, None] * search.direction
-            search = search.advance(here, _Point(there, *evaluate(there)))
+            there = at(here.point + search.length[:, None] * search.direction)
+            if evaluations == 1:
+                floor = torch.maximum(floor, 8 * eps * _resolved(here, there))
+                active = active & (size > floor)
+            search = search.advance(here, there, unit)
             evaluations += 1
             # A search that has found nothing and can gain far less than rounding is over.
-            gain = search.length * search.descent.abs()
-            futile = ~search.moved & (gain <= 1e-2 * torch.finfo(gain.dtype).eps * here.value.abs())
+            gain = search.length * search.descent.abs() * unit
+            futile = ~search.moved & (search.trials > _FAIR) & (gain <= 1e-2 * eps * here.value.abs())
             endless = search.best.value == -torch.inf
             ended = active & (search.satisfied | futile | endless | (search.trials >= self.trials))
             unbounded = unbounded | (ended & (endless | (~search.satisfied & search.high.isinf())))
@@ -120,11 +144,37 @@ class LBFGS:
             memory.add(accepted, search.best.point - here.point, search.best.slope - here.slope)
             here = _Point.where(accepted, search.best, here)
             iterations = iterations + accepted
-            going = accepted & ~unbounded & (iterations < self.steps) & (here.slope.abs().amax(1) > self.tol)
+            going = accepted & ~unbounded & (iterations < self.steps) & (here.slope.abs().amax(1) > floor)
             active = active & (going | ~ended)
-            fresh = _Search.along(here, -memory.times(here.slope), torch.ones_like(here.value))
+            fresh = _Search.along(here, -memory.times(here.slope), torch.ones_like(value), memory.scale[:, 0])
             search = _Search(*(_where(accepted, new, old) for new, old in zip(fresh, search, strict=True)))
         return Minimum(here.point, here.value, unbounded, evaluations)
+
+
+def _power_of_two(size: Tensor) -> Tensor:
+    """The power of two next above each size ``[G]``, by which a division is exact; 1 for zero and what is no number."""
+    wide = size.to(torch.promote_types(size.dtype, torch.float32))
+    mantissa, _ = torch.frexp(wide)
+    power: Tensor = (wide / mantissa).to(size.dtype)
+    fits = (size > 0) & power.isfinite() & (power > 0)
+    return torch.where(fits, power, torch.ones_like(power))
+
+
+def _first_length(here: _Point) -> Tensor:
+    """The length at which steepest descent moves a row by a small share of its size, whatever the scale of H."""
+    step = _FIRST * here.point.norm(dim=1).clamp_min(1.0)
+    length: Tensor = step / here.slope.norm(dim=1).clamp_min(torch.finfo(step.dtype).tiny)
+    return length
+
+
+def _resolved(here: _Point, there: _Point) -> Tensor:
+    """The slope ``[G]`` of which that at ``here`` should be more than some roundings, judged by a first small step.
+
+    At a minimum terms of about the size (curvature times point) cancel, and what is left of them is rounding.
+    """
+    size = here.slope.abs().amax(1)
+    far = (there.slope - here.slope).abs().amax(1) / _FIRST
+    return torch.where(far.isfinite(), torch.maximum(far, size), size)
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
@@ -160,49 +210,71 @@ class _Search(NamedTuple):
     length: Tensor
     low: Tensor
     high: Tensor
+    low_slope: Tensor  # along the direction, at low
+    high_slope: Tensor
     trials: Tensor
     best: _Point
     moved: Tensor
     satisfied: Tensor
 
     @staticmethod
-    def along(here: _Point, direction: Tensor, length: Tensor) -> _Search:
-        """A new search; a direction that does not descend is replaced by steepest descent."""
+    def along(here: _Point, direction: Tensor, length: Tensor, steepest: Tensor) -> _Search:
+        """A new search; a direction that does not descend is replaced by steepest descent, of its own length."""
         descends = _dot(direction, here.slope) < 0
-        direction = _where(descends, direction, -here.slope)
+        direction, length = _where(descends, direction, -here.slope), torch.where(descends, length, steepest)
         zero, no = torch.zeros_like(length), torch.zeros_like(length, dtype=torch.bool)
-        high = torch.full_like(length, torch.inf)
-        return _Search(direction, _dot(direction, here.slope), length, zero, high, zero, here, no, no)
+        high, descent = torch.full_like(length, torch.inf), _dot(direction, here.slope)
+        return _Search(direction, descent, length, zero, high, descent, high, zero, here, no, no)
 
-    def advance(self, here: _Point, there: _Point, *, armijo: float = 1e-4, wolfe: float = 0.9) -> _Search:
-        """Narrows (or doubles) the bracket by what was found at the length tried."""
-        enough = here.value + armijo * self.length * self.descent
-        falls = there.value <= enough  # a NaN or +inf does not; -inf is the end of it
-        low = torch.where(falls, self.length, self.low)
-        high = torch.where(falls, self.high, self.length)
-        return self._replace(
-            length=torch.where(high.isinf(), 2 * low, (low + high) / 2),
-            low=low,
-            high=high,
+    def advance(
+        self, here: _Point, there: _Point, unit: Tensor, *, armijo: float = 1e-4, wolfe: float = 0.9
+    ) -> _Search:
+        """Narrows (or stretches) the bracket by what was found at the length tried."""
+        slope, change = _dot(there.slope, self.direction), there.value - here.value
+        enough = change / unit <= armijo * self.length * self.descent  # a NaN or +inf does not fall enough
+        flat = change.abs() <= 4 * torch.finfo(change.dtype).eps * here.value.abs()
+        by_slope = flat & (slope <= (2 * armijo - 1) * self.descent)
+        falls = ((enough | by_slope) & slope.isfinite()) | (there.value == -torch.inf)  # -inf is the end of it
+        after = self._replace(
+            low=torch.where(falls, self.length, self.low),
+            high=torch.where(falls, self.high, self.length),
+            low_slope=torch.where(falls, slope, self.low_slope),
+            high_slope=torch.where(falls, self.high_slope, slope),
             trials=self.trials + 1,
             best=_Point.where(falls, there, self.best),  # the farthest point that falls enough
             moved=self.moved | falls,
-            satisfied=falls & (_dot(there.slope, self.direction) >= wolfe * self.descent),
+            satisfied=falls & (slope >= wolfe * self.descent),
         )
+        return after._replace(length=torch.where(after.high.isinf(), after.beyond(self), after.between(self)))
+
+    def beyond(self, before: _Search) -> Tensor:
+        """Where the secant of the last two slopes is zero, at least twice as far; twice where none bends upward."""
+        bend = self.low_slope - before.low_slope
+        bends = bend > 64 * torch.finfo(bend.dtype).eps * before.low_slope.abs()
+        root = self.low - (self.low - before.low) * self.low_slope / torch.where(bends, bend, 1)
+        return torch.where(bends, root.clamp(2 * self.low, _STRETCH * self.low), 2 * self.low)
+
+    def between(self, before: _Search) -> Tensor:
+        """Where the secant is zero; halfway where that is not inside, or hardly narrowed the bracket before."""
+        width, middle = self.high - self.low, (self.low + self.high) / 2
+        root = self.low - width * self.low_slope / (self.high_slope - self.low_slope)
+        inside = (root > self.low) & (root < self.high) & (width < 0.75 * (before.high - before.low))
+        return torch.where(inside, root, middle)
 
 
 class _Memory:
     """The last curvature pairs of each row, oldest first; each row fills its own at its own pace."""
 
-    def __init__(self, size: int, like: Tensor) -> None:
+    def __init__(self, size: int, like: Tensor, scale: Tensor) -> None:
         self.steps = like.new_zeros(len(like), size, like.shape[1])  # [G, m, n]; zero where there is no pair
         self.changes = torch.zeros_like(self.steps)
-        self.scale = torch.ones_like(like[:, :1])
+        self.scale = scale[:, None]
 
     def add(self, mask: Tensor, step: Tensor, change: Tensor) -> None:
         """Keeps a pair for the rows in the mask whose curvature is positive."""
         curvature, square = _dot(step, change), _dot(change, change)
-        useful = mask & (curvature > torch.finfo(step.dtype).eps * square) & (square > 0)
+        least = torch.finfo(step.dtype).eps * step.norm(dim=1) * square.sqrt()
+        useful = mask & (curvature > least) & (square > 0)
         self.steps = _where(useful, torch.cat([self.steps[:, 1:], step[:, None]], 1), self.steps)
         self.changes = _where(useful, torch.cat([self.changes[:, 1:], change[:, None]], 1), self.changes)
         self.scale = _where(useful, (curvature / square)[:, None], self.scale)

@@ -37,6 +37,9 @@ from mfoc.tree import Tree
 
 logger = logging.getLogger(__name__)
 
+_BEGINNING = 10  # steps by which the size of J is judged
+_GROWTH = 1e6  # of J over its size, from which on a solve has diverged
+
 
 @dataclass(frozen=True, eq=False)
 class Info:
@@ -131,6 +134,7 @@ class Status(enum.Enum):
     STOPPED = "stopped"
     INTERRUPTED = "interrupted"
     NONFINITE = "nonfinite"
+    DIVERGED = "diverged"
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,7 +145,9 @@ class Solution(HasControls[Controls]):
         controls: the last good controls.
         value: J at these controls, on the batch that comes next (the whole population when it is not batched).
         residual: ||E dH/du|| there.
-        status: why the solve ended.
+        status: why the solve ended. DIVERGED: J rose above its lowest value by a million times its size in the first
+            ten steps: the largest |J|, or ||dJ/du|| (1 + ||u||) where that is more. The controls are then those of the
+            lowest value seen.
         history: one record a step, plain numbers: value and residual at the controls the step started from, the
             seconds since the start when it began, and what the solver reports of itself. The final J is ``value``.
             A resumed solve carries on the records, and their clock, of what it started from.
@@ -340,8 +346,8 @@ def solve(
         nominal: solve a game without its adversary, by a solver that knows none. It is refused unless asked for.
 
     Returns:
-        The solution. A NaN or Ctrl-C ends the solve with a status, not an exception. An error in user code is raised
-        with the last good iterate attached, as ``error.last_iterate``.
+        The solution. A NaN, divergence or Ctrl-C ends the solve with a status, not an exception. An error in user code
+        is raised with the last good iterate attached, as ``error.last_iterate``.
 
     Raises:
         InvalidType, InvalidValue: bad arguments, a problem that does not fit its particles, or particles that interact
@@ -424,6 +430,36 @@ def _all_called(functions: Iterable[Callable[[], object]], error: BaseException 
         raise first
 
 
+@dataclass(eq=False)
+class _Watch:
+    """Tells divergence from the ups and downs of training, whatever the scale and the sign of J.
+
+    The size that J is measured by is that of its beginning: the largest, over ten steps from the first at which there
+    is any, of |J| and of ||dJ/du|| (1 + ||u||), which J would change by if the controls moved by their size. The second
+    is there for solves that begin where J is zero, or happens to be small. Warm-ups, noise and games raise J a hundred
+    times, and come back; what is a million times that size above the best is on its way to infinity.
+    """
+
+    best: Iterate
+    lowest: float = math.inf
+    size: float = 0.0
+    steps: int = 0
+
+    def see(self, at: Iterate, info: Info) -> None:
+        """Takes in what a step saw at the iterate it started from."""
+        value = float(info.value)
+        if value < self.lowest:
+            self.best, self.lowest = at, value
+        if self.steps < _BEGINNING:
+            reach = info.residual * (1 + float(tree.norm(at.controls)))
+            self.size = max(self.size, abs(value), reach)
+            self.steps += self.size > 0
+
+    def diverged(self, value: float) -> bool:
+        """Whether J has grown beyond return."""
+        return self.steps >= _BEGINNING and value - self.lowest > _GROWTH * self.size
+
+
 @dataclass
 class _Run:
     """A solve under way: where it is, and the last iterate known to be good."""
@@ -438,6 +474,7 @@ class _Run:
         self.history = [record for record in self.at.history if record["step"] < self.first]
         self.began = time.perf_counter() - (self.history[-1].get("seconds", 0.0) if self.history else 0.0)
         self.good = self.at = self._remembering(self.at)
+        self.watch = _Watch(self.at)
 
     def _remembering(self, at: Iterate) -> Iterate:
         """The iterate with the records of the steps before it."""
@@ -468,6 +505,9 @@ class _Run:
                 residual, seen = info.residual, {"step": self.good.step, "value": float(info.value)}
                 self.history.append({**seen, "residual": residual, "seconds": seconds, **info.extra})
                 self.at = self._remembering(self.at)
+                self.watch.see(self.good, info)
+                if self.watch.diverged(float(info.value)):
+                    return self._diverged(float(info.value), self.good.step)
                 if tol is not None and residual <= tol:
                     self.at = self.good
                     return Status.CONVERGED, f"residual {residual:.3g} <= tol {tol:.3g} at step {self.at.step}"
@@ -493,7 +533,21 @@ class _Run:
             logger.warning("solve stopped: %s", message)
             self.at = self.good
             value, residual = self._judged()
+        elif status is Status.MAX_STEPS and self.watch.diverged(value):
+            status, message = self._diverged(value, self.at.step)
+            value, residual = self._judged()
         return Solution(self.at.controls, value, residual, status, self.history, self.at, message)
+
+    def _diverged(self, value: float, step: int) -> tuple[Status, str]:
+        """Back to the best iterate: why, and in words."""
+        self.at = self.good = self.watch.best
+        message = (
+            f"J rose to {value:.3g} at step {step}, from a lowest {self.watch.lowest:.3g} at step {self.at.step}, "
+            "whose controls are kept: the steps are too long. Take a smaller learning rate, or EMSA() in place of "
+            "MSA() or of a fixed rho"
+        )
+        logger.warning("solve diverged: %s", message)
+        return Status.DIVERGED, message
 
     def _judged(self) -> tuple[float, float]:
         """J and the residual on the batch that comes next."""

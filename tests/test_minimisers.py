@@ -100,3 +100,111 @@ def test_descent():
     once = x - 0.1 * evaluate(x)[1]
     assert torch.equal(found.point, once - 0.1 * evaluate(once)[1])
     assert found.evaluations == 2
+
+
+def bowls(x):
+    """Smooth, not quadratic, curved differently in every direction: sum_k softplus(w_k x_k) - x_k / 3 + x_k^2 / 20."""
+    weight = torch.tensor([0.5, 1.0, 3.0, 10.0], dtype=x.dtype)
+    value = torch.nn.functional.softplus(weight * x) - x / 3 + x.square() / 20
+    return value.sum(1), weight * torch.sigmoid(weight * x) - 1 / 3 + x / 10
+
+
+def times(scale, evaluate):
+    return lambda x: tuple(scale * part for part in evaluate(x))
+
+
+@pytest.mark.parametrize("exponent", [-100, -40, -3, 1, 40, 100])
+@pytest.mark.parametrize("evaluate", [rosenbrock, bowls])
+def test_lbfgs_does_not_see_the_scale_of_a_function(evaluate, exponent):
+    """To the bit for powers of two, where scaling does not round."""
+    start = normal(5, 4, seed=3)
+    for steps in (1, 4, 30):
+        plain, scaled = (
+            LBFGS(steps=steps).minimise(each, start) for each in (evaluate, times(2.0**exponent, evaluate))
+        )
+        assert torch.equal(plain.point, scaled.point)
+        assert torch.equal(plain.value * 2.0**exponent, scaled.value)
+        assert plain.evaluations == scaled.evaluations
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-3)])
+@pytest.mark.parametrize("scale", [1e-30, 1e-12, 1e-9, 1e-3, 1e3, 1e9, 1e12, 1e30])
+def test_lbfgs_at_any_scale_to_rounding(scale, dtype, tolerance):
+    start = normal(5, 4, seed=3).to(dtype)
+    plain, scaled = (LBFGS(steps=6).minimise(each, start) for each in (bowls, times(scale, bowls)))
+    torch.testing.assert_close(plain.point, scaled.point, rtol=tolerance, atol=tolerance)
+
+
+def test_lbfgs_scales_of_rows_do_not_mix():
+    scale = torch.logspace(-12, 12, 5, dtype=D)
+    start = normal(5, 4, seed=3)
+
+    def evaluate(x):
+        value, slope = bowls(x)
+        return scale * value, scale[:, None] * slope
+
+    together = LBFGS(steps=50).minimise(evaluate, start)
+    torch.testing.assert_close(together.point, LBFGS(steps=50).minimise(bowls, start).point, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("offset", [0.0, 1.0, -1e6])
+def test_lbfgs_is_led_by_slopes_where_values_are_all_rounding(offset):
+    evaluate, solution = quadratics(6, 4)
+
+    def tiny(x):
+        value, slope = evaluate(x)
+        return offset + 1e-25 * value, 1e-25 * slope
+
+    found = LBFGS(steps=100, tol=1e-10).minimise(tiny, torch.zeros(6, 4, dtype=D))
+    assert distance(found.point, solution) < 1e-8
+
+
+def flat_bowl(slope, curvature):
+    """a x + c x^2 / 2, least at -a / c with value -|a|^2 / (2 c)."""
+    return lambda x: ((slope * x).sum(1) + curvature / 2 * x.square().sum(1), slope + curvature * x)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "curvatures"), [(D, [1e3, 1.0, 1e-3, 1e-6, 1e-9]), (torch.float32, [10, 1e-3, 1e-5])]
+)
+@pytest.mark.parametrize("scale", [1e-9, 1.0, 1e9])
+def test_a_minimum_is_found_however_far(scale, dtype, curvatures):
+    slope = scale * normal(3, 5, seed=1).to(dtype)
+    for curvature in curvatures:
+        start = torch.ones(3, 5, dtype=dtype)
+        found = LBFGS().minimise(flat_bowl(slope, scale * curvature), start)
+        exact = -slope.square().sum(1) / (2 * scale * curvature)
+        torch.testing.assert_close(found.value, exact, rtol=50 * torch.finfo(dtype).eps, atol=0)
+        assert not found.unbounded.any()
+        assert found.evaluations <= 20
+
+
+@pytest.mark.parametrize("scale", [1e-12, 1.0, 1e12])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_what_does_not_bend_is_unbounded_at_any_scale(dtype, scale):
+    slope = scale * normal(3, 5, seed=1).to(dtype)
+    found = LBFGS().minimise(flat_bowl(slope, 0.0), torch.ones(3, 5, dtype=dtype))
+    assert found.unbounded.all()
+    concave = LBFGS().minimise(flat_bowl(slope, -scale), torch.ones(3, 5, dtype=dtype))
+    assert concave.unbounded.all()
+
+
+@pytest.mark.parametrize("scale", [1e-12, 1.0, 1e12])
+def test_a_start_at_the_minimum_ends_at_once(scale):
+    evaluate, solution = quadratics(6, 8)
+    found = LBFGS(steps=100).minimise(times(scale, evaluate), solution)
+    assert found.evaluations <= 3
+    assert distance(found.point, solution) < 1e-12
+    near = LBFGS(steps=100).minimise(times(scale, evaluate), solution + 1e-6)
+    assert distance(near.point, solution) < 1e-10
+
+
+def test_the_tolerance_is_a_share_of_the_slope_at_the_start():
+    evaluate, _ = quadratics(6, 8)
+    for start in (torch.zeros(6, 8, dtype=D), 1e3 * normal(6, 8, seed=7)):
+        before = evaluate(start)[1].abs().amax(1)
+        for tol in (1e-1, 1e-3, 1e-6):
+            found = LBFGS(steps=200, tol=tol).minimise(evaluate, start)
+            after = evaluate(found.point)[1].abs().amax(1)
+            assert (after <= tol * before).all()
+            assert (after > 1e-6 * tol * before).any()

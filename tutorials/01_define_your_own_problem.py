@@ -87,7 +87,7 @@ lbfgs = partial(torch.optim.LBFGS, max_iter=5, tolerance_change=1e-15, line_sear
 solvers = {
     "Gradient(LBFGS)": mfoc.Gradient(lbfgs),
     "MSA": mfoc.MSA(),
-    "EMSA": mfoc.EMSA(rho=1.0, adaptive=True),
+    "EMSA": mfoc.EMSA(),
 }
 solutions = {
     name: mfoc.solve(problem, solver, cloud, steps=5 if SMOKE else 100, tol=1e-6) for name, solver in solvers.items()

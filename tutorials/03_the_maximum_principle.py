@@ -67,9 +67,9 @@ toy = mfoc.continuous(
 #     H_t + rho/2 |x_(t+1) - f_t(x_t, u)|^2 + rho'/2 |p_t - dH_t/dx (x_t, p_(t+1), u)|^2     (per particle, then E)
 #
 # The paper uses rho = 1 for sums over N samples, with costates of size 1/N. Here expectations are means and costates
-# are those of one particle, so the same weights read rho = N, rho' = 1/N. With `adaptive=True` the library picks the
-# scale itself: a step that raises J is taken back and repeated with twice the rho; an accepted one lowers it by a
-# tenth.
+# are those of one particle, so the same weights read rho = N, rho' = 1/N. By default the library picks the weights
+# itself: it takes the first from the problem, adds a penalty on the step, takes a step that does not lower J enough
+# back and repeats it with three times the weights; an accepted one lowers them by three tenths.
 #
 # SGD and Adam have the best learning rates of a small grid (by J at the end of the run), so they are no straw men.
 
@@ -78,8 +78,8 @@ contestants = {
     "SGD": (mfoc.Gradient(partial(torch.optim.SGD, lr=0.03)), 900),
     "Adam": (mfoc.Gradient(partial(torch.optim.Adam, lr=0.02)), 900),
     "MSA": (mfoc.MSA(), 40),
-    "E-MSA, rho of the paper": (mfoc.EMSA(rho=number, costate_rho=1 / number), 120),
-    "E-MSA, adaptive rho": (mfoc.EMSA(rho=1.0, adaptive=True, inner=LBFGS(steps=5)), 120),
+    "E-MSA, rho of the paper": (mfoc.EMSA(rho=number, costate_rho=1 / number, inner=LBFGS(), adaptive=False), 120),
+    "E-MSA, adaptive": (mfoc.EMSA(), 200),
 }
 solutions = {}
 for name, (solver, steps) in contestants.items():
@@ -135,11 +135,11 @@ figure
 # minimised independently of one another. Against it: it works on the full population, where gradients would
 # do with small batches.
 #
-# With a fixed rho the objective may jump up where the penalty is momentarily too weak. With adaptive rho it cannot, on
-# a fixed population.
+# With a fixed rho the objective may jump up where the penalty is momentarily too weak. With adaptive weights it cannot,
+# on a fixed population.
 
 # %%
-for name in ("E-MSA, rho of the paper", "E-MSA, adaptive rho"):
+for name in ("E-MSA, rho of the paper", "E-MSA, adaptive"):
     values, _ = curve(solutions[name])
     rises = sum(later > earlier for earlier, later in pairwise(values))
     print(f"{name}: J rose in {rises} of {len(values) - 1} steps")
@@ -157,7 +157,7 @@ def output(controls):
 
 
 figure = Figure(figsize=(12, 3.6), layout="constrained", dpi=120)
-shown = ("MSA", "Adam", "E-MSA, adaptive rho")
+shown = ("MSA", "Adam", "E-MSA, adaptive")
 for axis, name in zip(figure.subplots(1, 3, sharey=True), shown, strict=True):
     color = plot.COLORS[list(solutions).index(name)]
     axis.plot(grid, output(toy.controls), color="#999999", linewidth=1.2, label="initial guess")
@@ -194,7 +194,7 @@ figure
 candidates = {
     "initial guess": toy.controls,
     "Adam": solutions["Adam"].controls,
-    "E-MSA, adaptive rho": solutions["E-MSA, adaptive rho"].controls,
+    "E-MSA, adaptive": solutions["E-MSA, adaptive"].controls,
 }
 effort = {"lanczos": 5, "groups": 4, "replicates": 50, "inner": LBFGS(steps=5)} if SMOKE else {}
 certificates = {name: mfoc.certify(toy, controls, train, **effort) for name, controls in candidates.items()}

@@ -2,28 +2,35 @@
 
 Basic MSA (Krylov & Chernousko 1962; Chernousko & Lyubushin 1982) alternates a forward sweep, a backward sweep and
 u_t = argmin E H_t. It may diverge, since the new control makes the old states and costates infeasible. E-MSA (Li,
-Chen, Tai, E 2018, "Maximum principle based algorithms for deep learning", JMLR 18(165)) penalises that infeasibility.
+Chen, Tai, E 2018, "Maximum principle based algorithms for deep learning", JMLR 18(165)) penalises that infeasibility;
+the sequential quadratic Hamiltonian method (Breitenbach & Borzi 2020) penalises the step, and takes only those that
+lower J enough.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from mfoc.checks import check_flag, check_integer, check_non_negative
+from mfoc import tree
+from mfoc.checks import check_between, check_flag, check_integer, check_non_negative
 from mfoc.distributed import expectation
 from mfoc.errors import InvalidValue
 from mfoc.frozen import Penalty, Sweep
 from mfoc.minimisers import LBFGS, Descent, Minimiser, check_minimiser
 from mfoc.particles import Particles
-from mfoc.pontryagin import rollout
+from mfoc.pontryagin import evaluate, rollout
 from mfoc.problem import Problem
 from mfoc.solving import Info
 from mfoc.tree import Tree
 
-_MOST = 2.0**30  # of the factor by which rho may have grown
+_SHARE = 1e-2  # the proximal weight as a share of J's curvature: the state's penalty is the better measure of a step
+_UP, _DOWN = 3.0, 0.7  # factors of the weights after a step that was refused, and one accepted at once
+_LEAST, _MOST = 2.0**-20, 2.0**30  # of the factor by which the weights may have changed
 
 
 @dataclass(frozen=True)
@@ -58,63 +65,181 @@ class MSA:
 class EMSA:
     """The extended method of successive approximations: MSA on the augmented Hamiltonian.
 
-        H_t + rho/2 ||x_(t+1) - f_t||^2 + costate_rho/2 ||p_t - dH_t/dx||^2      (per particle, then E).
+        H_t + rho/2 ||x_(t+1) - f_t||^2 + costate_rho/2 ||p_t - dH_t/dx||^2      (per particle, then E)
+            + proximal/2 ||u_t - u_t(now)||^2.
 
-    With a fixed rho the objective may rise; Li et al. (2018), sec. 3, bound the rise by the infeasibility that rho
-    penalises. With ``adaptive=True`` a step is accepted only if J on its batch does not rise: else rho is doubled and
-    the minimisation repeated; if ``tries`` of them fail the controls are left as they are (J unchanged, rho kept
-    large). On a fixed population J then never increases (to rounding). After an accepted step rho shrinks by a tenth.
+    Adaptive, as it is by default, it is the sequential quadratic Hamiltonian (SQH) method of Breitenbach & Borzi (2020,
+    J. Comput. Appl. Math. 369:112583; Hofmann & Borzi 2025, arXiv:2504.11647, for networks) with the penalties of Li et
+    al. beside its proximal term; ``rho=0`` leaves SQH alone. A step to u+ is accepted if
+
+        J(u+) <= J(u) - eta proximal ||u+ - u||^2,
+
+    else all weights are multiplied by 3 and the minimisation is repeated; if ``tries`` of them fail the controls stay
+    as they are and the weights large. A step accepted at the first try lowers the weights by three tenths, though never
+    below 2^-20 of the first.
+
+    Theorem. Let the population be fixed and J, the frozen H and the penalties have Lipschitz gradients in u on the
+    sublevel set of the start, J and H with constants L and L_H. (i) What lowers the augmented Hamiltonian is accepted
+    once (1 - 2 eta) proximal >= L + L_H: the weights stay bounded. (ii) J never rises, to rounding, and sum_k
+    proximal_k ||u_(k+1) - u_k||^2 <= (J(u_0) - inf J) / eta. (iii) If J is bounded below, and the inner minimiser
+    lowers the augmented Hamiltonian by a fixed share of ||slope||^2 (a line search from steepest descent does), the
+    residual ||E dH/du|| tends to 0. It needs E dH/du = dJ/du and nothing else of the problem: controls may be tied
+    and particles interact. Nothing is said of minima of H, nor of J other than stationarity.
+
+    On minibatches a step lowers J on its batch, not J. A batch is known to be another one by J at the same control; the
+    proximal weight then has 100 sqrt(number of such steps) added to its factor, which makes steps of about 1 / (L
+    sqrt(k)), as in stochastic proximal point methods (Asi & Duchi 2019, SIAM J. Optim. 29(3)): noise averages out.
+
+    With ``adaptive=False`` the weights are fixed and the objective may rise without bound where they are too small;
+    Li et al. (2018), sec. 3, bound the rise by the infeasibility that rho penalises.
 
     Attributes:
-        rho: weight of the state's infeasibility.
-        costate_rho: weight of the costate's; rho when None. With p_t(i) = N dJ/dx_t(i) both are per-particle weights.
-            The weights of the paper, which sums over N samples and has costates of size 1/N, are
+        rho: weight of the state's infeasibility. None takes it from the problem at the first batch: as large as makes
+            the penalty as curved as J is, in the direction where J is most curved (by three power iterations).
+        costate_rho: weight of the costate's. When None it is rho; but 0 where rho is from the problem, since it costs
+            a derivative of a derivative. With p_t(i) = N dJ/dx_t(i) both are per-particle weights. The weights of the
+            paper, which sums over N samples and has costates of size 1/N, are
             ``rho=N * rho_paper, costate_rho=rho_paper / N``.
-        inner: minimiser of the augmented Hamiltonian.
-        adaptive: adapt rho so that J does not increase.
+        inner: minimiser of the augmented Hamiltonian. Three iterations are about as far as frozen states are good for.
+        adaptive: adapt the weights so that J decreases.
         tries: most minimisations in an adaptive step.
+        proximal: weight of the proximal term. When None, a hundredth of J's largest curvature at the first batch if
+            adaptive, else 0.
+        eta: share of the proximal term by which J must decrease.
     """
 
-    rho: float = 1.0
+    rho: float | None = None
     costate_rho: float | None = None
-    inner: Minimiser = field(default_factory=LBFGS)
-    adaptive: bool = False
+    inner: Minimiser = field(default_factory=lambda: LBFGS(steps=3))
+    adaptive: bool = True
     tries: int = 8
+    proximal: float | None = None
+    eta: float = 1e-3
 
     def __post_init__(self) -> None:
-        check_non_negative(rho=self.rho)
-        check_non_negative(costate_rho=self.costate_rho, optional=True)
+        check_non_negative(rho=self.rho, costate_rho=self.costate_rho, optional=True)
         check_integer(1, tries=self.tries)
         check_flag(adaptive=self.adaptive)
-        if self.adaptive and self.rho == 0:
-            raise InvalidValue("rho is 0; adaptive=True multiplies rho, so start from a positive one")
+        check_non_negative(proximal=self.proximal, optional=True)
+        check_between(0, 0.5, eta=self.eta)
+        if self.adaptive and self.proximal == 0:
+            raise InvalidValue("proximal is 0; adaptive=True multiplies it, so give a positive one or None")
         check_minimiser(self.inner)
         if self.adaptive and isinstance(self.inner, Descent):
-            raise InvalidValue("inner is Descent, whose fixed step overshoots as rho grows; adaptive needs LBFGS")
+            raise InvalidValue(
+                "inner is Descent, whose fixed step overshoots as the weights grow; adaptive needs LBFGS (or say "
+                "adaptive=False)"
+            )
 
     def init(self, problem: Problem, controls: Tree) -> Tree:
-        """The factor by which rho has been adapted."""
-        return {"scale": 1.0}
+        """The weights, None until the first batch; their factor; J expected at the next; how many batches were new."""
+        return {"rho": self.rho, "proximal": self.proximal, "scale": 1.0, "expected": None, "changes": 0}
 
     def step(self, problem: Problem, controls: Tree, state: Tree, particles: Particles) -> tuple[Tree, Tree, Info]:
         """One forward sweep, one backward sweep, one (or, adaptive, several) minimisations; see ``mfoc.Solver``."""
         sweep = Sweep.at(problem, controls, particles)
-        scale, evaluations, moved = state["scale"], 0, controls
-        slack = 4 * torch.finfo(sweep.value.dtype).eps * sweep.value.abs()  # at a minimum J is constant to rounding
-        for _ in range(self.tries):
-            moved, report = _minimise(sweep, self.inner, self._penalty(scale))
+        state = self._weighed(sweep, particles, state)
+        if not self.adaptive:
+            penalty = self._penalty(state)
+            moved, report = _minimise(sweep, self.inner, penalty)
+            return moved, state, Info(sweep.value, sweep.gradient, {**report, **_weights(penalty)})
+        changes = state["changes"] + _differs(sweep.value, state["expected"])
+        state, evaluations, expected = {**state, "changes": changes}, 0, float(sweep.value)
+        slack = 4 * torch.finfo(sweep.value.dtype).eps * abs(expected)  # at a minimum J is constant to rounding
+        for attempt in range(self.tries):
+            penalty = self._penalty(state)
+            moved, report = _minimise(sweep, self.inner, penalty)
             evaluations += report["inner_evaluations"]
-            if not self.adaptive:
+            reached = float(_objective(problem, moved, particles))
+            if reached <= float(sweep.value) - self.eta * penalty.proximal * _square(moved, controls) + slack:
+                state["scale"] = max(state["scale"] * (_DOWN if attempt == 0 else 1.0), _LEAST)
+                expected = reached
                 break
-            if _objective(problem, moved, particles) <= sweep.value + slack:
-                scale *= 0.9
-                break
-            scale, moved = min(2 * scale, _MOST), controls
-        extra = {**report, "inner_evaluations": evaluations, "rho": self.rho * scale}
-        return moved, {"scale": scale}, Info(sweep.value, sweep.gradient, extra)
+            state["scale"], moved = min(_UP * state["scale"], _MOST), controls
+        extra = {**report, "inner_evaluations": evaluations, "tries": attempt + 1, **_weights(penalty)}
+        return moved, {**state, "expected": expected}, Info(sweep.value, sweep.gradient, extra)
 
-    def _penalty(self, scale: float) -> Penalty:
-        return Penalty(self.rho * scale, (self.rho if self.costate_rho is None else self.costate_rho) * scale)
+    def _weighed(self, sweep: Sweep, particles: Particles, state: dict[str, Any]) -> dict[str, Any]:
+        """The state with all weights known."""
+        rho, proximal = state["rho"], state["proximal"]
+        if not self.adaptive and proximal is None:
+            proximal = 0.0
+        if rho is None or proximal is None:
+            curvature, spread = _curvatures(sweep, particles)
+            rho = (curvature / spread if spread > 0 else 0.0) if rho is None else rho
+            proximal = _SHARE * curvature if proximal is None else proximal
+        return {**state, "rho": rho, "proximal": proximal}
+
+    def _penalty(self, state: dict[str, Any]) -> Penalty:
+        scale, rho = state["scale"], state["rho"]
+        costate = (0.0 if self.rho is None else rho) if self.costate_rho is None else self.costate_rho
+        noise = math.sqrt(state["changes"]) / _SHARE
+        return Penalty(rho * scale, costate * scale, state["proximal"] * (scale + noise))
+
+
+def _weights(penalty: Penalty) -> dict[str, float]:
+    return {"rho": penalty.state, "proximal": penalty.proximal}
+
+
+def _differs(value: Tensor, expected: float | None) -> bool:
+    """Whether J is not the one that was left behind, so that the batch is another one."""
+    if expected is None:
+        return False
+    rounding = math.sqrt(torch.finfo(value.dtype).eps) * max(abs(float(value)), abs(expected))
+    return abs(float(value) - expected) > rounding
+
+
+def _square(left: Tree, right: Tree) -> float:
+    return float(tree.norm(tree.map(lambda a, b: a - b, left, right))) ** 2
+
+
+def _curvatures(sweep: Sweep, particles: Particles, *, products: int = 3) -> tuple[float, float]:
+    """J's largest curvature |v' d2J/du2 v|, and sum_t E |df_t/du v_t|^2 in its direction v.
+
+    Power iteration; the products are differences of gradients, exact enough for a first weight, and cost a gradient
+    each where second derivatives would cost two and the memory of a graph.
+    """
+    problem, controls, gradient = sweep.problem, sweep.controls, sweep.gradient
+    size, slope = 1.0 + float(tree.norm(controls)), float(tree.norm(gradient))
+    if slope == 0:
+        return 1.0, 0.0  # where J does not slope no step is made, whatever the weights
+    h = math.sqrt(torch.finfo(sweep.value.dtype).eps) * size
+    direction, curvature = gradient, 0.0
+    for _ in range(products):
+        length = float(tree.norm(direction))
+        near = _moved(controls, direction, h / length)
+        change = tree.map(lambda a, b: a - b, evaluate(problem, near, particles).gradient, gradient)
+        found = float(tree.norm(change)) / h
+        if not math.isfinite(found) or found == 0:
+            break
+        direction, curvature = change, found
+    near = _moved(controls, direction, h / float(tree.norm(direction)))
+    with torch.no_grad():
+        spreads = [
+            _spread(
+                problem.dynamics(t, sweep.states[t], problem.schedule(near, t), particles.data), sweep.states[t + 1]
+            )
+            for t in range(problem.stages)
+        ]
+    spread = float(expectation([torch.stack(spreads).sum()], len(particles))[0]) / h**2
+    # Where J hardly bends, steps of many times the size of the controls are no better.
+    return _rounded(max(curvature, _SHARE * slope / size)), _rounded(spread) if math.isfinite(spread) else 0.0
+
+
+def _rounded(number: float) -> float:
+    """To seven bits, so that a weight does not carry on the rounding of the differences it is made of."""
+    mantissa, exponent = math.frexp(number)
+    return math.ldexp(round(128 * mantissa) / 128, exponent)
+
+
+def _moved(controls: Tree, direction: Tree, length: float) -> Tree:
+    return tree.map(lambda u, v: u + length * v, controls, direction)
+
+
+def _spread(x: Tree, y: Tree) -> Tensor:
+    """E |x - y|^2 over this rank's particles."""
+    pairs = [(a, b) for a, b in zip(tree.leaves(x), tree.leaves(y), strict=True) if tree.differentiable(a)]
+    return torch.stack([(a - b).abs().square().sum() / len(a) for a, b in pairs]).sum()
 
 
 def _minimise(sweep: Sweep, inner: Minimiser, penalty: Penalty | None) -> tuple[Tree, dict[str, int]]:

@@ -1,6 +1,7 @@
 """Certificates where the answer is known, and where it must not be zero."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -75,6 +76,37 @@ def test_a_linear_layer_without_decay_has_an_unbounded_hamiltonian():
     assert found.stages[0].gap.value == math.inf
     assert found.stages[0].curvature.value == 0
     assert "inf" in str(found)
+
+
+@pytest.mark.parametrize("decay", [1e-3, 1e-5, 1e-7, 1e-9])
+@pytest.mark.parametrize("scale", [1e-9, 1.0, 1e9])
+def test_the_gap_of_a_linear_stage_is_exact_however_small_its_decay(scale, decay):
+    """H = scale (a u + decay |u|^2 / 2) is least at -a / decay: the gap from u = 0 is scale |a|^2 / (2 decay)."""
+    a = normal(4, seed=3)
+    problem = mfoc.Problem(
+        lambda t, x, u, z: x + u,
+        lambda x, z: scale * (x @ a),
+        [torch.zeros(4, dtype=D) for _ in range(2)],
+        running_cost=lambda t, x, u, z: (scale * decay / 2 * u.square().sum()).expand(len(x)),
+    )
+    found = mfoc.certify(problem, problem.controls, normal(5, 4), groups=2)
+    for stage in found.stages:
+        assert stage.gap.value == pytest.approx(scale * a.square().sum().item() / (2 * decay), rel=1e-9)
+
+
+@pytest.mark.parametrize("make", [interacting, tied, mlp])
+@pytest.mark.parametrize("scale", [2.0**-40, 2.0**30])
+def test_gaps_scale_with_the_problem(scale, make):
+    problem, cloud = make()
+    scaled = replace(
+        problem,
+        terminal_cost=lambda x, z: scale * problem.terminal_cost(x, z),
+        running_cost=problem.running_cost and (lambda *at: scale * problem.running_cost(*at)),
+    )
+    effort = {"inner": mfoc.minimisers.LBFGS(5), "lanczos": 2, "groups": 2, "replicates": 10}
+    plain, times = (mfoc.certify(each, each.controls, cloud, **effort) for each in (problem, scaled))
+    for one, other in zip(plain.stages, times.stages, strict=True):
+        assert other.gap.value == pytest.approx(scale * one.gap.value, rel=1e-9)
 
 
 @pytest.mark.parametrize("make", [interacting, tied, mlp])
