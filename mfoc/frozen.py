@@ -7,7 +7,7 @@ of equal kind and shape are stacked and evaluated in one batch.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -114,7 +114,11 @@ class Sweep:
 
     def minimised(self, inner: Minimiser, penalty: Penalty | None = None) -> tuple[Tree, list[Minimum]]:
         """New controls, where ``inner`` finds the (augmented) Hamiltonian least, and what it found in each block."""
-        found = list(self.each(lambda block: inner.minimise(block.evaluate, block.start), penalty))
+        return self.joined(self.each(lambda block: inner.minimise(block.evaluate, block.start), penalty))
+
+    def joined(self, pairs: Iterable[tuple[Block, Minimum]]) -> tuple[Tree, list[Minimum]]:
+        """Controls made of what was found in each block; stages that are in none keep theirs."""
+        found = list(pairs)
         minima = [minimum for _, minimum in found]
         if not self.problem.per_stage:
             ((block, minimum),) = found

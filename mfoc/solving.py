@@ -146,8 +146,8 @@ class Solution(HasControls[Controls]):
         value: J at these controls, on the batch that comes next (the whole population when it is not batched).
         residual: ||E dH/du|| there.
         status: why the solve ended. DIVERGED: J rose above its lowest value by a million times its size in the first
-            ten steps: the largest |J|, or ||dJ/du|| (1 + ||u||) where that is more. The controls are then those of the
-            lowest value seen.
+            ten steps (of a shorter solve: in the first): the largest |J|, or ||dJ/du|| (1 + ||u||) where that is more.
+            The controls are then those of the lowest value seen.
         history: one record a step, plain numbers: value and residual at the controls the step started from, the
             seconds since the start when it began, and what the solver reports of itself. The final J is ``value``.
             A resumed solve carries on the records, and their clock, of what it started from.
@@ -443,6 +443,7 @@ class _Watch:
     best: Iterate
     lowest: float = math.inf
     size: float = 0.0
+    first: float = 0.0
     steps: int = 0
 
     def see(self, at: Iterate, info: Info) -> None:
@@ -453,10 +454,13 @@ class _Watch:
         if self.steps < _BEGINNING:
             reach = info.residual * (1 + float(tree.norm(at.controls)))
             self.size = max(self.size, abs(value), reach)
+            self.first = self.first or self.size
             self.steps += self.size > 0
 
-    def diverged(self, value: float) -> bool:
-        """Whether J has grown beyond return."""
+    def diverged(self, value: float, *, final: bool = False) -> bool:
+        """Whether J has grown beyond return; a solve that ends sooner is judged by the size of its first step."""
+        if final and self.steps < _BEGINNING:
+            return value - self.lowest > _GROWTH * self.first
         return self.steps >= _BEGINNING and value - self.lowest > _GROWTH * self.size
 
 
@@ -533,7 +537,7 @@ class _Run:
             logger.warning("solve stopped: %s", message)
             self.at = self.good
             value, residual = self._judged()
-        elif status is Status.MAX_STEPS and self.watch.diverged(value):
+        elif status is Status.MAX_STEPS and self.watch.diverged(value, final=True):
             status, message = self._diverged(value, self.at.step)
             value, residual = self._judged()
         return Solution(self.at.controls, value, residual, status, self.history, self.at, message)

@@ -25,7 +25,7 @@ LAYERS = [
     {"law"},
     {"problem", "populations"},
     {"networks", "schemes", "pontryagin", "minimisers", "lq", "interacting"},
-    {"games", "frozen", "analysis", "solving"},
+    {"games", "frozen", "second_order", "analysis", "solving"},
     {"solvers", "certificate", "optim", "hjb", "meanfield", "hooks"},
     {"formulation"},
     {"maximisers", "plot", "testing", "demo"},

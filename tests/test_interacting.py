@@ -226,7 +226,9 @@ def test_interacting_particles_are_solved_all_at_once(term, source):
     assert solution.status is mfoc.Status.MAX_STEPS
 
 
-@pytest.mark.parametrize("solver", [SGD, mfoc.MSA(Descent(0.05)), mfoc.EMSA(inner=Descent(0.05))], ids=repr)
+@pytest.mark.parametrize(
+    "solver", [SGD, mfoc.MSA(Descent(0.05)), mfoc.EMSA(1.0, inner=Descent(0.05), adaptive=False)], ids=repr
+)
 @pytest.mark.parametrize("source", BATCHED)
 def test_batches_of_particles_that_are_alone_are_solved(source, solver):
     assert mfoc.solve(problem(ALONE["smooth"]), solver, BATCHED[source](), steps=2).status is mfoc.Status.MAX_STEPS

@@ -165,8 +165,8 @@ RUNS = {
     "gradient": (mfoc.Gradient(partial(torch.optim.SGD, lr=0.02, momentum=0.9)), 4),
     "recompute": (mfoc.Gradient(partial(torch.optim.SGD, lr=0.02), recompute=True), 3),
     "msa": (mfoc.MSA(Descent(0.02, steps=3)), 3),
-    "emsa": (mfoc.EMSA(1.0, 0.5, inner=Descent(0.01, steps=2)), 2),
-    "emsa lbfgs": (mfoc.EMSA(1.0, inner=LBFGS(2, trials=6)), 2),
+    "emsa": (mfoc.EMSA(1.0, 0.5, inner=Descent(0.01, steps=2), adaptive=False), 2),
+    "emsa lbfgs": (mfoc.EMSA(1.0, inner=LBFGS(2, trials=6), adaptive=False), 2),
 }
 
 

@@ -310,7 +310,7 @@ def test_an_error_in_the_dynamics_keeps_the_last_iterate(case):
 
     def dynamics(t, x, u, z):
         calls.append(t)
-        if len(calls) > 40:
+        if len(calls) > 90:
             raise OSError("disk")
         return problem.dynamics(t, x, u, z)
 

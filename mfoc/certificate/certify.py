@@ -10,7 +10,7 @@ the costs are suitably convex (Halkin 1966), else not; never for a control that 
 grid, where the control enters the diffusion. (Take f(u) = (u, -u^2/2) and Phi(a, b) = a^2 + b: J = u^2/2 has its
 minimum at 0, where H = -u^2/2.) So a gap and a negative curvature of H alone condemn nothing here: where they point, J
 is rolled out, and counts if it is lower. Where the control enters the diffusion, and ``Problem.noise`` says so, H
-is completed by Peng's second-order adjoint; see ``mfoc.certificate.second_order``.
+is completed by Peng's second-order adjoint; see ``mfoc.second_order``.
 
 What it cannot see: a lower minimum that is reached neither from the starts of the search nor by changing one stage.
 """
@@ -30,9 +30,8 @@ from mfoc import tree
 from mfoc.certificate.intervals import Measure
 from mfoc.certificate.lower import Search
 from mfoc.certificate.report import Certificate, Principle, StageCertificate
-from mfoc.certificate.second_order import WIDEST, controls_noise, generalised_hamiltonians
 from mfoc.certificate.split import Split, interact
-from mfoc.certificate.study import Row, Study, hamiltonians, objective
+from mfoc.certificate.study import Row, Study, generalised_hamiltonians, hamiltonians, objective
 from mfoc.certificate.surroundings import Surroundings, search_starts
 from mfoc.certificate.verdict import Evidence
 from mfoc.checks import check_between, check_flag, check_instance, check_integer, check_non_negative
@@ -44,6 +43,7 @@ from mfoc.particles import Particles
 from mfoc.pontryagin import rollout
 from mfoc.populations import population as as_population
 from mfoc.problem import HasControls, Problem, RunningCost, controls_of
+from mfoc.second_order import controls_noise, fits
 from mfoc.seeding import mixed_seed
 from mfoc.tree import Tree
 
@@ -187,9 +187,7 @@ class _Certifying:
             return Principle.TIED
         if not controls_noise(self.problem, self.controls, self.cloud):
             return Principle.HAMILTONIAN
-        x = self.cloud.state
-        fits = isinstance(x, Tensor) and x.dim() == 2 and x.shape[1] <= WIDEST
-        return Principle.DIFFUSION if fits and not interacting else Principle.WIDE_DIFFUSION
+        return Principle.DIFFUSION if fits(self.cloud) and not interacting else Principle.WIDE_DIFFUSION
 
     def _by_stage(self, principle: Principle, study: Study, total: Row) -> tuple[dict[int, Row], float]:
         if principle is Principle.TIED:

@@ -52,14 +52,14 @@ class Measure:
         value: the quantity of the sample itself; a residual's equals the gradient's norm.
         low, high: the interval for the population, which holds its quantity as often as the confidence says. ``value``
             may lie outside: a norm and a gap of a sample are too large, an eigenvalue too small.
-        estimate: of the population's quantity, freed of the bias of ``value``; NaN where there is none.
+        estimate: of the population's quantity, freed of the bias of ``value``; None where there is none.
         conservative: the interval covers at least as often as its confidence says, not just as often.
     """
 
     value: float
     low: float
     high: float
-    estimate: float = math.nan
+    estimate: float | None = None
     conservative: bool = False
 
     def __str__(self) -> str:

@@ -25,6 +25,7 @@ from mfoc.minimisers import Minimiser
 from mfoc.particles import Particles
 from mfoc.pontryagin import rollout
 from mfoc.problem import Problem
+from mfoc.second_order import generalised_blocks
 from mfoc.tree import Tree
 
 logger = logging.getLogger(__name__)
@@ -39,6 +40,16 @@ _NOTHING = Measure(math.nan, math.nan, math.nan)
 def hamiltonians(problem: Problem, controls: Tree) -> Source:
     """The Hamiltonian of each stage, states and costates frozen at the controls."""
     return lambda particles, work: Sweep.at(problem, controls, particles).each(work)
+
+
+def generalised_hamiltonians(problem: Problem, controls: Tree) -> Source:
+    """The Hamiltonian of each stage with Peng's second-order adjoint."""
+
+    def blocks(particles: Particles, work: Work) -> Iterator[tuple[Block, Any]]:
+        for block in generalised_blocks(Sweep.at(problem, controls, particles)):
+            yield block, work(block)
+
+    return blocks
 
 
 def objective(problem: Problem, controls: Tree) -> Source:

@@ -84,7 +84,7 @@ class Game(Problem):
         check_instance(Problem, "mfoc.Problem", problem=problem)
         if isinstance(problem, Game):
             raise InvalidType("problem is a Game already; a game has one adversary")
-        running_cost, kind = problem.running_cost, problem.kind
+        running_cost, kind, random = problem.running_cost, problem.kind, problem.noise
 
         def before(t: int, x: Tree, z: Tree) -> tuple[Tree, Tree]:
             if not isinstance(z, Disturbed):
@@ -99,6 +99,11 @@ class Game(Problem):
             assert running_cost is not None
             x, z = before(t, x, z)
             return running_cost(t, x, u, z)
+
+        def noise(t: int, x: Tree, u: Tree, z: Tree) -> Tensor:
+            assert random is not None
+            x, z = before(t, x, z)
+            return random(t, x, u, z)
 
         def terminal_cost(x: Tree, z: Tree) -> Tensor:
             return problem.terminal_cost(x, undisturbed(z))
@@ -116,6 +121,7 @@ class Game(Problem):
             schedule=problem.schedule,
             kind=None if kind is None else kind_of,
             affine=problem.affine,
+            noise=None if random is None else noise,
             interacting=problem.interacting,
             ball=ball,
             stage=stage,

@@ -21,10 +21,12 @@ from mfoc.checks import check_between, check_flag, check_integer, check_non_nega
 from mfoc.distributed import expectation
 from mfoc.errors import InvalidValue
 from mfoc.frozen import Penalty, Sweep
-from mfoc.minimisers import LBFGS, Descent, Minimiser, check_minimiser
+from mfoc.interacting import coupling
+from mfoc.minimisers import LBFGS, Descent, Minimiser, Minimum, check_minimiser
 from mfoc.particles import Particles
 from mfoc.pontryagin import evaluate, rollout
 from mfoc.problem import Problem
+from mfoc.second_order import WIDEST, controls_noise, fits, generalised_blocks
 from mfoc.solving import Info
 from mfoc.tree import Tree
 
@@ -40,6 +42,10 @@ class MSA:
     Where H is unbounded below in u (a linear layer without weight decay) there is no minimiser, and the step goes as
     far as the inner solver does; ``info.extra["unbounded_stages"]`` counts such stages. Add a running cost, or use
     ``EMSA``.
+
+    Where the control enters the diffusion, and the problem says so (``Problem.noise``; ``mfoc.continuous`` does), an
+    optimal control need not minimise H: what is minimised there is H with Peng's second-order adjoint
+    (``mfoc.second_order``), for states that are one tensor ``[N, d]`` of particles that do not interact.
 
     Attributes:
         inner: minimiser of the Hamiltonian: ``mfoc.minimisers.LBFGS(...)`` or ``mfoc.minimisers.Descent(...)``.
@@ -57,7 +63,13 @@ class MSA:
     def step(self, problem: Problem, controls: Tree, state: Tree, particles: Particles) -> tuple[Tree, Tree, Info]:
         """One forward sweep, one backward sweep, one minimisation; see ``mfoc.Solver``."""
         sweep = Sweep.at(problem, controls, particles)
-        moved, report = _minimise(sweep, self.inner, None)
+        if problem.per_stage and controls_noise(problem, controls, particles):
+            _check_second_order(problem, controls, particles)
+            blocks = generalised_blocks(sweep)
+            found = sweep.joined((block, self.inner.minimise(block.evaluate, block.start)) for block in blocks)
+        else:
+            found = sweep.minimised(self.inner)
+        moved, report = _reported(*found)
         return moved, {}, Info(sweep.value, sweep.gradient, {**report})
 
 
@@ -243,12 +255,25 @@ def _spread(x: Tree, y: Tree) -> Tensor:
 
 
 def _minimise(sweep: Sweep, inner: Minimiser, penalty: Penalty | None) -> tuple[Tree, dict[str, int]]:
-    """The minimisers of the frozen Hamiltonian, and what the search reports."""
-    moved, found = sweep.minimised(inner, penalty)
+    """The minimisers of the augmented Hamiltonian, and what the search reports."""
+    return _reported(*sweep.minimised(inner, penalty))
+
+
+def _reported(moved: Tree, found: list[Minimum]) -> tuple[Tree, dict[str, int]]:
     return moved, {
         "inner_evaluations": sum(minimum.evaluations for minimum in found),
         "unbounded_stages": sum(int(minimum.unbounded.sum()) for minimum in found),
     }
+
+
+def _check_second_order(problem: Problem, controls: Tree, particles: Particles) -> None:
+    """Refuses a controlled diffusion for which the second-order adjoint is not held."""
+    if not fits(particles) or coupling(problem, particles, controls=controls):
+        raise InvalidValue(
+            "the control enters the diffusion, where an optimal control need not minimise the Hamiltonian, and the "
+            f"second-order adjoint is held for independent particles of a state [N, d], d <= {WIDEST}, alone: use "
+            "EMSA(), whose steps lower J, or Gradient"
+        )
 
 
 def _objective(problem: Problem, controls: Tree, particles: Particles) -> Tensor:

@@ -64,6 +64,7 @@ class TRADES:
             dynamics=dynamics,
             terminal_cost=terminal_cost,
             running_cost=None if running is None else lambda t, x, u, z: running(t, x[0], u, z),
+            noise=None,  # that of a pair is no tensor [N, d]
         )
 
 

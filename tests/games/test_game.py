@@ -193,4 +193,4 @@ def test_who_has_an_adversary_says_so_and_who_has_none_is_refused_a_game():
     assert same_bits(nominal.controls, mfoc.solve(problem, gradient, particles, steps=3).controls)
     first = next(mfoc.iterate(game, gradient, particles, nominal=True))
     assert first.step == 1
-    assert mfoc.certify(game, nominal, particles, nominal=True, replicates=10, lanczos=2).particles == 9
+    assert mfoc.certify(game, nominal, particles, nominal=True, lanczos=2).particles == 9

@@ -238,3 +238,36 @@ def test_the_toy_of_li_chen_tai_e():
     assert first_order > 0.1
     for solver in (mfoc.EMSA(100.0, costate_rho=0.01, adaptive=False), mfoc.EMSA(1.0), mfoc.EMSA()):
         assert values(solver, 50)[-1] < first_order / 3
+
+
+# ---- a control in the diffusion
+
+
+def in_the_noise(steps, n=400, start=0.01):
+    """dx = u dW, cost x_T^2 + the integral of -u^2/2 + u^4/4: J is least at 0, where H is not."""
+    problem = mfoc.continuous(
+        lambda s, x, u, z: 0 * x,
+        lambda x, z: x[:, 0] ** 2,
+        [torch.full((1,), start, dtype=D)] * steps,
+        diffusion=lambda s, x, u, z: u.expand_as(x),
+        running_cost=lambda s, x, u, z: (-(u**2) / 2 + u**4 / 4).expand(len(x)),
+    )
+    noise = mfoc.schemes.brownian(n, steps, 1, seed=0, like=torch.zeros(1, dtype=D))
+    return problem, mfoc.Particles(torch.zeros(n, 1, dtype=D), {"noise": noise})
+
+
+def test_msa_completes_the_hamiltonian_of_a_controlled_diffusion():
+    problem, cloud = in_the_noise(5)
+    solution = mfoc.solve(problem, mfoc.MSA(), cloud, steps=10)
+    assert solution.value == pytest.approx(0, abs=1e-12)
+    unsaid = mfoc.solve(replace(problem, noise=None), mfoc.MSA(), cloud, steps=1)
+    assert unsaid.value > 0.2  # to the minima of H, at -1 and 1
+
+
+def test_msa_refuses_a_controlled_diffusion_whose_second_adjoint_it_cannot_hold():
+    problem, cloud = in_the_noise(2)
+    coupled = replace(problem, terminal_cost=lambda x, z: (x[:, 0] - x[:, 0].mean()) ** 2)
+    with pytest.raises(mfoc.InvalidValue, match="the control enters the diffusion"):
+        mfoc.solve(coupled, mfoc.MSA(), cloud, steps=1)
+    start = mfoc.evaluate(coupled, coupled, cloud).value.item()
+    assert mfoc.solve(coupled, mfoc.EMSA(), cloud, steps=3).value <= start + 1e-12

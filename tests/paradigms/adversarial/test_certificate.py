@@ -74,7 +74,7 @@ def test_away_from_the_saddle_point_the_one_who_can_gain_is_found():
 def test_a_best_response_never_loses_to_the_present_answer(weaker, loss):
     formulation = game(mlp_net(), loss, (X, Y), epsilon=0.3)
     solution = formulation.solve(MINIMAX, steps=2)
-    found = certify(formulation, solution, maximiser=weaker, best_response=FGSM(0.01), lanczos=3, replicates=20)
+    found = certify(formulation, solution, maximiser=weaker, best_response=FGSM(0.01), lanczos=3)
     assert found.gap.value >= 0
     assert found.adversary.value >= -1e-12
     assert found.best >= found.present
@@ -84,7 +84,7 @@ def test_a_best_response_never_loses_to_the_present_answer(weaker, loss):
 def test_the_minimisers_part_is_the_certificate_on_the_disturbed_cloud():
     formulation = game(mlp_net(), F.cross_entropy, (X, Y), epsilon=0.3)
     solution, made = formulation.solve(MINIMAX, steps=3), formulation.problem
-    settings = {"lanczos": 4, "replicates": 30, "groups": 5, "seed": 7}
+    settings = {"lanczos": 4, "groups": 5, "seed": 7}
     found = certify(formulation, solution, maximiser=PGD(3), confidence=0.9, **settings)
     cloud = formulation.population(0)
     eta = PGD(3).maximise(made, solution.controls, cloud, generator(7))
@@ -101,7 +101,7 @@ def test_the_minimisers_part_is_the_certificate_on_the_disturbed_cloud():
 def test_a_formulation_certifies_the_game_and_asks_for_the_adversary():
     """Not the undisturbed problem, which a certificate of any other formulation would be of."""
     formulation = game(mlp_net(), F.cross_entropy, (X, Y), epsilon=0.3)
-    solution, settings = formulation.solve(MINIMAX, steps=3), {"lanczos": 2, "replicates": 20, "restarts": 1, "seed": 3}
+    solution, settings = formulation.solve(MINIMAX, steps=3), {"lanczos": 2, "restarts": 1, "seed": 3}
     found = formulation.certify(solution, maximiser=PGD(3), best_response=PGD(5), **settings)
     expected = certify(formulation, solution, maximiser=PGD(3), best_response=PGD(5), **settings)
     assert str(found) == str(expected)

@@ -230,7 +230,7 @@ def test_a_likelihood_given_as_a_function():
 
 def test_another_solver_and_the_certificate_take_it():
     f = variational(net(), regression(), likelihood="gaussian", noise=0.5, samples=6)
-    assert f.solve(mfoc.EMSA(rho=10.0), steps=3).value < 0.95 * f.solve(ADAM, steps=0).value
+    assert f.solve(mfoc.EMSA(rho=10.0), steps=3).value < 0.98 * f.solve(ADAM, steps=0).value
     assert len(mfoc.certify(f.problem, f.problem.controls, f.population(0)).stages) == 2
 
 

@@ -8,8 +8,8 @@ import torch
 
 import mfoc
 from mfoc.certificate import Standing
-from mfoc.certificate.second_order import second_adjoints
 from mfoc.frozen import Sweep
+from mfoc.second_order import second_adjoints
 from tests.problems import D, normal
 
 

@@ -14,9 +14,6 @@ the next state; its curvature at u is that of J in u_t.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -72,18 +69,17 @@ def _rows(output: Tensor, x: Tensor) -> Tensor:
     return torch.stack(rows, 1).detach()
 
 
-def generalised_hamiltonians(problem: Problem, controls: Tree) -> Any:
-    """The blocks of a controlled diffusion, one a stage; see ``mfoc.certificate.study.Source``."""
+def fits(particles: Particles) -> bool:
+    """Whether the state is one that ``second_adjoints`` can be held for: one tensor ``[N, d]`` of a moderate d."""
+    x = particles.state
+    return isinstance(x, Tensor) and x.dim() == 2 and x.shape[1] <= WIDEST
 
-    def blocks(particles: Particles, work: Any) -> Iterator[tuple[Block, Any]]:
-        sweep = Sweep.at(problem, controls, particles)
-        adjoints = second_adjoints(sweep)
-        for t in range(problem.stages):
-            if tree.tensors(controls[t]):
-                block = _block(sweep, t, adjoints[t + 1])
-                yield block, work(block)
 
-    return blocks
+def generalised_blocks(sweep: Sweep) -> list[Block]:
+    """H with the second-order adjoint as a function of the control of each stage that has one, as ``Sweep.blocks``."""
+    adjoints = second_adjoints(sweep)
+    stages = [t for t in range(sweep.problem.stages) if tree.tensors(sweep.controls[t])]
+    return [_block(sweep, t, adjoints[t + 1]) for t in stages]
 
 
 def _block(sweep: Sweep, t: int, adjoint: Tensor) -> Block:
