@@ -215,7 +215,7 @@ def test_batches_of_interacting_particles_are_refused_unless_each_is_a_populatio
     assert mfoc.solve(own, SGD, BATCHED[source](), steps=2).status is mfoc.Status.MAX_STEPS
     game = mfoc.Game.of(made, mfoc.Ball(0.1))
     with pytest.raises(mfoc.InvalidValue, match="minibatch"):
-        mfoc.solve(game, SGD, BATCHED[source](), steps=1)
+        mfoc.solve(game, SGD, BATCHED[source](), steps=1, nominal=True)
     assert mfoc.Game.of(own, mfoc.Ball(0.1)).interacting == "batch"
 
 
