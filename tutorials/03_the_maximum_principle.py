@@ -176,19 +176,21 @@ figure
 # %% [markdown]
 # ## The certificate
 #
-# A small J says that a solution is good, not that it cannot be improved. `certify` measures at every stage how far
-# the minimum principle is from true, with the states and costates of the controls it is given:
+# A small J says that a solution is good, not that it cannot be improved. `certify` says what can be said, in a sentence,
+# and prints what it rests on. At every stage, with the states and costates of the controls it is given:
 #
-# - **residual** |E dH_t/du| = |dJ/du_t|: zero at a stationary point. Every gradient method aims at this.
-# - **gap** E H_t(u_t) - min_u E H_t(u): how much lower the Hamiltonian of the stage can be made. It is found by a
-#   local minimiser started at u_t, so where H is not convex it is a lower bound. The residual looks at u_t only; the
-#   gap also sees what lies farther down the slope.
-# - **curvature**: the smallest eigenvalue of E d2H_t/du2. Negative means that H_t has no minimum at u_t, not even a
-#   local one.
+# - **residual** |E dH_t/du| = |dJ/du_t|: zero at a stationary point, and small against its **scale**, the slope at
+#   controls about as far off as these are from zero. Every gradient method aims at this.
+# - **gap** E H_t(u_t) - min_u E H_t(u): how much lower the Hamiltonian of the stage can be made. A minimiser looks for
+#   it from several starts, so it is a lower bound. The residual looks at u_t only; the gap also sees what lies farther
+#   away. Where one is found, J is rolled out with the control it points to, and counts if it is lower.
+# - **curvature**: the smallest eigenvalue of E d2H_t/du2.
 #
-# Each has a bootstrap interval: values it would take on other samples of as many particles. At a stationary point of
-# *this* sample the residual is zero and the upper end of its interval is sampling noise: below that level a smaller
-# residual is not worth having, since other data would have their zero elsewhere.
+# And for all controls together the smallest eigenvalue of the Hessian of J, without which a saddle is no minimum.
+#
+# The value is that on these particles. The interval in brackets is about the *population* they are drawn from: other
+# data would have their stationary point elsewhere, so on few particles a residual of zero still leaves the population's
+# open. Where the intervals allow no conclusion, the verdict says so, and what holds on the particles given.
 
 # %%
 candidates = {
@@ -245,11 +247,13 @@ for name, solver in (("Gradient", mfoc.Gradient(partial(torch.optim.SGD, lr=0.5)
     print(f"{name:8s} from u = 0.1: u = {float(solution.controls[0]):.3g}, J = {solution.value:.3g}")
 
 # %% [markdown]
-# The gradient finds the minimum of J, MSA runs away from it. (The certificate's gap is a lower bound: its local
-# minimiser cannot leave a point of zero slope. The curvature gives the maximum away.)
+# The gradient finds the minimum of J, MSA runs away from it. The certificate shows the gap and the negative curvature
+# of H, but condemns nothing for them: with the control that the gap points to J is not lower, and the Hessian of J is
+# positive.
 #
-# So the residual is decisive for any network, while a negative curvature or a positive gap at a good solution is first
-# of all a statement about the principle. The two notions meet as the layers become small steps: with
-# f_t = x + h b(x, u), and running costs in proportion to h, H_t depends on u at order h, and what it leaves out of J
-# (the curvature of the cost-to-go) is of order h^2. For a residual network the certificate can be read up to that
-# order.
+# So the residual and the Hessian of J are decisive for any network, while a negative curvature or a positive gap of H
+# at a good solution is first of all a statement about the principle. The two notions meet as the layers become small
+# steps: with f_t = x + h b(x, u), and running costs in proportion to h, H_t depends on u at order h, and what it leaves
+# out of J (the curvature of the cost-to-go) is of order h^2. For a residual network the certificate can be read up to
+# that order. Not where the control enters a diffusion, however small the steps, nor for weights that stages share:
+# there the certificate completes H by Peng's second-order adjoint, or leaves it out.
