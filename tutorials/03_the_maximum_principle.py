@@ -176,8 +176,8 @@ figure
 # %% [markdown]
 # ## The certificate
 #
-# A small J says that a solution is good, not that it cannot be improved. `certify` says what can be said, in a sentence,
-# and prints what it rests on. At every stage, with the states and costates of the controls it is given:
+# A small J says that a solution is good, not that it cannot be improved. `certify` says what can be said, in a
+# sentence, and prints what it rests on. At every stage, with the states and costates of the controls it is given:
 #
 # - **residual** |E dH_t/du| = |dJ/du_t|: zero at a stationary point, and small against its **scale**, the slope at
 #   controls about as far off as these are from zero. Every gradient method aims at this.
