@@ -1,187 +1,36 @@
-"""Solving: one loop for every solver.
-
-A solver is a frozen dataclass with ``init(problem, controls) -> state`` and
-``step(problem, controls, state, particles) -> (controls, state, Info)``, both pure. ``iterate`` is the loop, open to
-the user; ``solve`` runs it with a budget, a tolerance and hooks, and always returns the last good iterate.
-"""
+"""The loop: one for every solver."""
 
 from __future__ import annotations
 
-import enum
 import logging
 import math
 import time
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
-from typing import Any, Protocol, overload, runtime_checkable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
 
-from mfoc import printing, tree
-from mfoc.checks import check_flag, check_instance, check_integer, check_non_negative, check_signature
+from mfoc import tree
+from mfoc.checks import check_flag, check_instance, check_integer, check_non_negative
 from mfoc.derivatives import reached
 from mfoc.distributed import any_rank
-from mfoc.errors import InvalidType, InvalidValue, NonFiniteError
+from mfoc.errors import InvalidValue, NonFiniteError
 from mfoc.interacting import check_interaction
 from mfoc.particles import Particles
-from mfoc.pontryagin import adjoint, evaluate, rollout
+from mfoc.pontryagin import evaluate, rollout
 from mfoc.populations import Population
 from mfoc.populations import population as as_population
-from mfoc.problem import Controls, HasControls, Problem, on_few
+from mfoc.problem import Controls, Problem, on_few
+from mfoc.solving.calls import all_called, check_hooks, closing, says_stop
+from mfoc.solving.records import Hook, Iterate, Past, Solution, Solver, Status
+from mfoc.solving.watch import Watch, find_nonfinite
 from mfoc.tree import Tree
 
 logger = logging.getLogger(__name__)
-
-_BEGINNING = 10  # steps by which the size of J is judged
-_GROWTH = 1e6  # of J over its size, from which on a solve has diverged
-
-
-@dataclass(frozen=True, eq=False)
-class Info:
-    """What a step saw at the controls it started from.
-
-    Attributes:
-        value: J on the batch, a scalar tensor.
-        gradient: E dH/du, shaped as the controls.
-        extra: numbers a solver reports about itself.
-    """
-
-    value: Tensor
-    gradient: Tree
-    extra: dict[str, float] = field(default_factory=dict)
-
-    @cached_property
-    def residual(self) -> float:
-        """The stationarity residual ||E dH/du||."""
-        return float(tree.norm(self.gradient))
-
-    def __repr__(self) -> str:
-        extra = "".join(f", {name} {printing.short(number, digits=4)}" for name, number in self.extra.items())
-        return f"Info(J = {float(self.value):.6g}, residual {self.residual:.3g}{extra})"
-
-
-@runtime_checkable
-class Solver(Protocol):
-    """What ``solve`` needs of a solver; both methods are pure.
-
-    A solver whose objective is not the problem's own J on the particles given (``Minimax``: the adversary moves them)
-    also has ``evaluate(problem, controls, state, particles) -> Evaluation``, by which the solution is judged. One that
-    answers the adversary of a game says so by a true attribute ``plays_games``: ``solve`` gives a game to no other.
-    """
-
-    def init(self, problem: Problem, controls: Tree) -> Tree:
-        """The state before the first step: a pytree of tensors and plain values."""
-
-    def step(self, problem: Problem, controls: Tree, state: Tree, particles: Particles) -> tuple[Tree, Tree, Info]:
-        """One step: new controls, new state, and what was seen at the old controls."""
-
-
-@dataclass(frozen=True, eq=False)
-class Iterate(HasControls[Controls]):
-    """Where a solve stands after ``step`` steps.
-
-    Attributes:
-        step: steps done.
-        controls: the controls after them.
-        state: the solver's state after them.
-        info: what the last step saw at the controls it started from; None at step 0 and after loading.
-        history: the records of ``solve`` up to here, as in ``Solution``; a solve that starts here carries them on.
-    """
-
-    step: int
-    controls: Controls
-    state: Tree
-    info: Info | None = None
-    history: Sequence[dict[str, float]] = field(default=(), repr=False)
-
-    def __repr__(self) -> str:
-        seen = "" if self.info is None else f", {self.info}"
-        return f"Iterate(step {self.step}, {printing.sizes(self.controls)}{seen})"
-
-
-class _Past(Sequence[dict[str, float]]):
-    """The first records of a list that grows: every iterate has its own past, and there is one list."""
-
-    def __init__(self, records: list[dict[str, float]], count: int) -> None:
-        self._records, self._count = records, count
-
-    def __len__(self) -> int:
-        return self._count
-
-    @overload
-    def __getitem__(self, index: int) -> dict[str, float]: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[dict[str, float]]: ...
-    def __getitem__(self, index: int | slice) -> dict[str, float] | list[dict[str, float]]:
-        return (
-            self._records[: self._count][index] if isinstance(index, slice) else self._records[range(len(self))[index]]
-        )
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return list, (self[:],)
-
-
-class Status(enum.Enum):
-    """Why a solve ended."""
-
-    CONVERGED = "converged"
-    MAX_STEPS = "max_steps"
-    STOPPED = "stopped"
-    INTERRUPTED = "interrupted"
-    NONFINITE = "nonfinite"
-    DIVERGED = "diverged"
-
-
-@dataclass(frozen=True, eq=False)
-class Solution(HasControls[Controls]):
-    """The outcome of a solve.
-
-    Attributes:
-        controls: the last good controls.
-        value: J at these controls, on the batch that comes next (the whole population when it is not batched).
-        residual: ||E dH/du|| there.
-        status: why the solve ended. DIVERGED: J rose above its lowest value by a million times its size in the first
-            ten steps (of a shorter solve: in the first): the largest |J|, or ||dJ/du|| (1 + ||u||) where that is more.
-            The controls are then those of the lowest value seen.
-        history: one record a step, plain numbers: value and residual at the controls the step started from, the
-            seconds since the start when it began, and what the solver reports of itself. The final J is ``value``.
-            A resumed solve carries on the records, and their clock, of what it started from.
-        last: the iterate to resume from, with ``start=``.
-        message: the status in words; for NONFINITE, the stage and the step.
-    """
-
-    controls: Controls
-    value: float
-    residual: float
-    status: Status
-    history: list[dict[str, float]]
-    last: Iterate[Controls]
-    message: str
-
-    def __repr__(self) -> str:
-        return "\n".join(f"{name:9s} {what}" for name, what in self._lines())
-
-    def _repr_html_(self) -> str:
-        head, *lines = self._lines()
-        return printing.html_table(head, lines)
-
-    def _lines(self) -> list[tuple[str, str]]:
-        start = "" if not self.history else f", from {self.history[0]['value']:.6g} at step {self.history[0]['step']}"
-        return [
-            ("Solution", f"{self.status.value}: {self.message}"),
-            ("J", f"{self.value:.6g}{start}"),
-            ("residual", f"{self.residual:.3g} (||E dH/du||)"),
-            ("steps", f"{self.last.step}"),
-            ("controls", printing.sizes(self.controls)),
-        ]
-
-
-Hook = Callable[[Iterate], object]
 
 
 def iterate(
@@ -218,7 +67,7 @@ def _advance(problem: Problem, solver: Solver, source: Population, at: Iterate) 
         particles = source(at.step)
         controls, state, info = solver.step(problem, at.controls, at.state, particles)
         if not math.isfinite(info.value) or not math.isfinite(info.residual):
-            stage, what = _find_nonfinite(problem, at.controls, particles)
+            stage, what = find_nonfinite(problem, at.controls, particles)
             raise NonFiniteError(f"step {at.step}: {what}", stage=stage, step=at.step, last=good)
         good = at
         at = Iterate(at.step + 1, controls, state, info)
@@ -292,31 +141,6 @@ def _check_influence(problem: Problem, controls: Tree, particles: Particles) -> 
         logger.warning("no stage and no cost depends on %s (not used, or detached?): no gradient moves it", names)
 
 
-def _find_nonfinite(problem: Problem, controls: Tree, particles: Particles) -> tuple[int | None, str]:
-    """The first stage where a value is not finite, and what it is: only run once a solve has failed."""
-
-    def bad(values: Tree) -> bool:
-        return any(not leaf.isfinite().all() for leaf in tree.tensors(values))
-
-    with torch.no_grad():
-        trajectory = rollout(problem, controls, particles)
-    for t, x in enumerate(trajectory.states[:-1]):
-        u = problem.schedule(controls, t)
-        if bad(u):
-            return t, f"the control of stage {t} is not finite"
-        if bad(trajectory.states[t + 1]):
-            return t, f"the state that leaves stage {t} is not finite"
-        if problem.running_cost is not None and bad(problem.running_cost(t, x, u, particles.data)):
-            return t, f"the running cost of stage {t} is not finite"
-    if bad(trajectory.cost):
-        return problem.stages, f"the terminal cost (after stage {problem.stages - 1}) is not finite"
-    costates = adjoint(problem, controls, trajectory, particles)[0]
-    for t in reversed(range(problem.stages + 1)):
-        if bad(costates[t]):
-            return t, f"the costate at stage {t} is not finite"
-    return None, "the gradient is not finite, though states, costates and costs are (on this rank)"
-
-
 def solve(
     problem: Problem[Controls],
     solver: Solver,
@@ -355,7 +179,7 @@ def solve(
     """
     check_integer(0, steps=steps)
     check_non_negative(tol=tol, finite=False, optional=True)
-    _check_hooks(hooks)
+    check_hooks(hooks)
     source = as_population(population)
     run = _Run(problem, solver, source, _begin(problem, solver, source, start, nominal))
     if steps < run.at.step:
@@ -367,101 +191,12 @@ def solve(
     def of(method: str) -> list[Callable[..., object]]:
         return [getattr(hook, method) for hook in hooks if hasattr(hook, method)]
 
-    with run.kept(), _closing(of("close")):
+    with run.kept(), closing(of("close")):
         for begin in of("start"):
             begin(steps)
         solution = run.finished(*run.to(steps, tol, hooks))
-        _all_called([partial(finish, solution) for finish in of("finish")])
+        all_called([partial(finish, solution) for finish in of("finish")])
     return solution
-
-
-def _check_hooks(hooks: Any) -> None:
-    if not isinstance(hooks, Sequence) or not all(callable(hook) and not isinstance(hook, type) for hook in hooks):
-        raise InvalidType("hooks must be a list of functions of the iterate (instances, not classes)")
-    for k, hook in enumerate(hooks):
-        for method, arguments in {"start": ["steps"], "finish": ["solution"], "close": []}.items():
-            check_signature(
-                arguments, **{f"hooks[{k}].{method}": getattr(hook, method)} if hasattr(hook, method) else {}
-            )
-        check_signature(["iterate"], **{f"hooks[{k}]": hook})
-
-
-def _says_stop(returned: object) -> bool:
-    """Whether a hook returned True: Python's, NumPy's, or a tensor's; no number is one."""
-    if isinstance(returned, Tensor):
-        return returned.dtype == torch.bool and returned.numel() == 1 and bool(returned)
-    if isinstance(returned, np.ndarray):
-        return returned.dtype == np.bool_ and returned.size == 1 and bool(returned.all())
-    return isinstance(returned, bool | np.bool_) and bool(returned)
-
-
-@contextmanager
-def _closing(closes: Sequence[Callable[[], object]]) -> Iterator[None]:
-    """Calls every one of them at the end, however it comes."""
-    error: BaseException | None = None
-    try:
-        yield
-    except BaseException as raised:
-        error = raised
-        raise
-    finally:
-        _all_called(closes, error)
-
-
-def _all_called(functions: Iterable[Callable[[], object]], error: BaseException | None = None) -> None:
-    """Calls every function, whatever the others raise; then raises the first error, with a note of each later one.
-
-    Args:
-        functions: what to call.
-        error: one that is on its way already; those of the functions are only noted on it.
-    """
-    first = error
-    for function in functions:
-        try:
-            function()
-        except BaseException as raised:
-            if first is None or (isinstance(first, Exception) and not isinstance(raised, Exception)):
-                first, raised = raised, first  # Ctrl-C is not to be lost in a note
-            if raised is not None:
-                with suppress(Exception):
-                    first.add_note(f"mfoc.solve: another hook failed: {raised!r}")
-                logger.error("a hook failed: %r", raised, exc_info=raised)
-    if first is not None and first is not error:
-        raise first
-
-
-@dataclass(eq=False)
-class _Watch:
-    """Tells divergence from the ups and downs of training, whatever the scale and the sign of J.
-
-    The size that J is measured by is that of its beginning: the largest, over ten steps from the first at which there
-    is any, of |J| and of ||dJ/du|| (1 + ||u||), which J would change by if the controls moved by their size. The second
-    is there for solves that begin where J is zero, or happens to be small. Warm-ups, noise and games raise J a hundred
-    times, and come back; what is a million times that size above the best is on its way to infinity.
-    """
-
-    best: Iterate
-    lowest: float = math.inf
-    size: float = 0.0
-    first: float = 0.0
-    steps: int = 0
-
-    def see(self, at: Iterate, info: Info) -> None:
-        """Takes in what a step saw at the iterate it started from."""
-        value = float(info.value)
-        if value < self.lowest:
-            self.best, self.lowest = at, value
-        if self.steps < _BEGINNING:
-            reach = info.residual * (1 + float(tree.norm(at.controls)))
-            self.size = max(self.size, abs(value), reach)
-            self.first = self.first or self.size
-            self.steps += self.size > 0
-
-    def diverged(self, value: float, *, final: bool = False) -> bool:
-        """Whether J has grown beyond return; a solve that ends sooner is judged by the size of its first step."""
-        if final and self.steps < _BEGINNING:
-            return value - self.lowest > _GROWTH * self.first
-        return self.steps >= _BEGINNING and value - self.lowest > _GROWTH * self.size
 
 
 @dataclass
@@ -478,13 +213,11 @@ class _Run:
         self.history = [record for record in self.at.history if record["step"] < self.first]
         self.began = time.perf_counter() - (self.history[-1].get("seconds", 0.0) if self.history else 0.0)
         self.good = self.at = self._remembering(self.at)
-        self.watch = _Watch(self.at)
+        self.watch = Watch(self.at)
 
     def _remembering(self, at: Iterate) -> Iterate:
         """The iterate with the records of the steps before it."""
-        return replace(
-            at, history=_Past(self.history, bisect_left(self.history, at.step, key=lambda r: int(r["step"])))
-        )
+        return replace(at, history=Past(self.history, bisect_left(self.history, at.step, key=lambda r: int(r["step"]))))
 
     @contextmanager
     def kept(self) -> Iterator[None]:
@@ -515,7 +248,7 @@ class _Run:
                 if tol is not None and residual <= tol:
                     self.at = self.good
                     return Status.CONVERGED, f"residual {residual:.3g} <= tol {tol:.3g} at step {self.at.step}"
-                stops = [hook for hook in hooks if _says_stop(hook(self.at))]  # every hook is called
+                stops = [hook for hook in hooks if says_stop(hook(self.at))]  # every hook is called
                 if hooks and any_rank(stops, self.at.controls):
                     return Status.STOPPED, f"a hook stopped the solve at step {self.at.step}"
         except NonFiniteError as error:
@@ -532,7 +265,7 @@ class _Run:
         """The solution at the last iterate, or at the one before where J or its gradient is not finite there."""
         value, residual = self._judged()
         if self.good is not self.at and not (math.isfinite(value) and math.isfinite(residual)):
-            what = _find_nonfinite(self.problem, self.at.controls, self.source(self.at.step))[1]
+            what = find_nonfinite(self.problem, self.at.controls, self.source(self.at.step))[1]
             status, message = Status.NONFINITE, f"step {self.at.step}: {what}"
             logger.warning("solve stopped: %s", message)
             self.at = self.good

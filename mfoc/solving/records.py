@@ -1,0 +1,159 @@
+"""What a solve is made of: solvers, what a step saw, iterates, and the solution."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Protocol, overload, runtime_checkable
+
+from torch import Tensor
+
+from mfoc import printing, tree
+from mfoc.particles import Particles
+from mfoc.problem import Controls, HasControls, Problem
+from mfoc.tree import Tree
+
+
+@dataclass(frozen=True, eq=False)
+class Info:
+    """What a step saw at the controls it started from.
+
+    Attributes:
+        value: J on the batch, a scalar tensor.
+        gradient: E dH/du, shaped as the controls.
+        extra: numbers a solver reports about itself.
+    """
+
+    value: Tensor
+    gradient: Tree
+    extra: dict[str, float] = field(default_factory=dict)
+
+    @cached_property
+    def residual(self) -> float:
+        """The stationarity residual ||E dH/du||."""
+        return float(tree.norm(self.gradient))
+
+    def __repr__(self) -> str:
+        extra = "".join(f", {name} {printing.short(number, digits=4)}" for name, number in self.extra.items())
+        return f"Info(J = {float(self.value):.6g}, residual {self.residual:.3g}{extra})"
+
+
+@runtime_checkable
+class Solver(Protocol):
+    """What ``solve`` needs of a solver; both methods are pure.
+
+    A solver whose objective is not the problem's own J on the particles given (``Minimax``: the adversary moves them)
+    also has ``evaluate(problem, controls, state, particles) -> Evaluation``, by which the solution is judged. One that
+    answers the adversary of a game says so by a true attribute ``plays_games``: ``solve`` gives a game to no other.
+    """
+
+    def init(self, problem: Problem, controls: Tree) -> Tree:
+        """The state before the first step: a pytree of tensors and plain values."""
+
+    def step(self, problem: Problem, controls: Tree, state: Tree, particles: Particles) -> tuple[Tree, Tree, Info]:
+        """One step: new controls, new state, and what was seen at the old controls."""
+
+
+@dataclass(frozen=True, eq=False)
+class Iterate(HasControls[Controls]):
+    """Where a solve stands after ``step`` steps.
+
+    Attributes:
+        step: steps done.
+        controls: the controls after them.
+        state: the solver's state after them.
+        info: what the last step saw at the controls it started from; None at step 0 and after loading.
+        history: the records of ``solve`` up to here, as in ``Solution``; a solve that starts here carries them on.
+    """
+
+    step: int
+    controls: Controls
+    state: Tree
+    info: Info | None = None
+    history: Sequence[dict[str, float]] = field(default=(), repr=False)
+
+    def __repr__(self) -> str:
+        seen = "" if self.info is None else f", {self.info}"
+        return f"Iterate(step {self.step}, {printing.sizes(self.controls)}{seen})"
+
+
+class Past(Sequence[dict[str, float]]):
+    """The first records of a list that grows: every iterate has its own past, and there is one list."""
+
+    def __init__(self, records: list[dict[str, float]], count: int) -> None:
+        self._records, self._count = records, count
+
+    def __len__(self) -> int:
+        return self._count
+
+    @overload
+    def __getitem__(self, index: int) -> dict[str, float]: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[dict[str, float]]: ...
+    def __getitem__(self, index: int | slice) -> dict[str, float] | list[dict[str, float]]:
+        return (
+            self._records[: self._count][index] if isinstance(index, slice) else self._records[range(len(self))[index]]
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return list, (self[:],)
+
+
+class Status(enum.Enum):
+    """Why a solve ended."""
+
+    CONVERGED = "converged"
+    MAX_STEPS = "max_steps"
+    STOPPED = "stopped"
+    INTERRUPTED = "interrupted"
+    NONFINITE = "nonfinite"
+    DIVERGED = "diverged"
+
+
+@dataclass(frozen=True, eq=False)
+class Solution(HasControls[Controls]):
+    """The outcome of a solve.
+
+    Attributes:
+        controls: the last good controls.
+        value: J at these controls, on the batch that comes next (the whole population when it is not batched).
+        residual: ||E dH/du|| there.
+        status: why the solve ended. DIVERGED: J rose above its lowest value by a million times its size in the first
+            ten steps (of a shorter solve: in the first): the largest |J|, or ||dJ/du|| (1 + ||u||) where that is more.
+            The controls are then those of the lowest value seen.
+        history: one record a step, plain numbers: value and residual at the controls the step started from, the
+            seconds since the start when it began, and what the solver reports of itself. The final J is ``value``.
+            A resumed solve carries on the records, and their clock, of what it started from.
+        last: the iterate to resume from, with ``start=``.
+        message: the status in words; for NONFINITE, the stage and the step.
+    """
+
+    controls: Controls
+    value: float
+    residual: float
+    status: Status
+    history: list[dict[str, float]]
+    last: Iterate[Controls]
+    message: str
+
+    def __repr__(self) -> str:
+        return "\n".join(f"{name:9s} {what}" for name, what in self._lines())
+
+    def _repr_html_(self) -> str:
+        head, *lines = self._lines()
+        return printing.html_table(head, lines)
+
+    def _lines(self) -> list[tuple[str, str]]:
+        start = "" if not self.history else f", from {self.history[0]['value']:.6g} at step {self.history[0]['step']}"
+        return [
+            ("Solution", f"{self.status.value}: {self.message}"),
+            ("J", f"{self.value:.6g}{start}"),
+            ("residual", f"{self.residual:.3g} (||E dH/du||)"),
+            ("steps", f"{self.last.step}"),
+            ("controls", printing.sizes(self.controls)),
+        ]
+
+
+Hook = Callable[[Iterate], object]

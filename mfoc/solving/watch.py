@@ -1,0 +1,77 @@
+"""When a solve has gone wrong: J grown beyond return, or a number that is none."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from mfoc import tree
+from mfoc.particles import Particles
+from mfoc.pontryagin import adjoint, rollout
+from mfoc.problem import Problem
+from mfoc.solving.records import Info, Iterate
+from mfoc.tree import Tree
+
+_BEGINNING = 10  # steps by which the size of J is judged
+_GROWTH = 1e6  # of J over its size, from which on a solve has diverged
+
+
+@dataclass(eq=False)
+class Watch:
+    """Tells divergence from the ups and downs of training, whatever the scale and the sign of J.
+
+    The size that J is measured by is that of its beginning: the largest, over ten steps from the first at which there
+    is any, of |J| and of ||dJ/du|| (1 + ||u||), which J would change by if the controls moved by their size. The second
+    is there for solves that begin where J is zero, or happens to be small. Warm-ups, noise and games raise J a hundred
+    times, and come back; what is a million times that size above the best is on its way to infinity.
+    """
+
+    best: Iterate
+    lowest: float = math.inf
+    size: float = 0.0
+    first: float = 0.0
+    steps: int = 0
+
+    def see(self, at: Iterate, info: Info) -> None:
+        """Takes in what a step saw at the iterate it started from."""
+        value = float(info.value)
+        if value < self.lowest:
+            self.best, self.lowest = at, value
+        if self.steps < _BEGINNING:
+            reach = info.residual * (1 + float(tree.norm(at.controls)))
+            self.size = max(self.size, abs(value), reach)
+            self.first = self.first or self.size
+            self.steps += self.size > 0
+
+    def diverged(self, value: float, *, final: bool = False) -> bool:
+        """Whether J has grown beyond return; a solve that ends sooner is judged by the size of its first step."""
+        if final and self.steps < _BEGINNING:
+            return value - self.lowest > _GROWTH * self.first
+        return self.steps >= _BEGINNING and value - self.lowest > _GROWTH * self.size
+
+
+def find_nonfinite(problem: Problem, controls: Tree, particles: Particles) -> tuple[int | None, str]:
+    """The first stage where a value is not finite, and what it is: only run once a solve has failed."""
+
+    def bad(values: Tree) -> bool:
+        return any(not leaf.isfinite().all() for leaf in tree.tensors(values))
+
+    with torch.no_grad():
+        trajectory = rollout(problem, controls, particles)
+    for t, x in enumerate(trajectory.states[:-1]):
+        u = problem.schedule(controls, t)
+        if bad(u):
+            return t, f"the control of stage {t} is not finite"
+        if bad(trajectory.states[t + 1]):
+            return t, f"the state that leaves stage {t} is not finite"
+        if problem.running_cost is not None and bad(problem.running_cost(t, x, u, particles.data)):
+            return t, f"the running cost of stage {t} is not finite"
+    if bad(trajectory.cost):
+        return problem.stages, f"the terminal cost (after stage {problem.stages - 1}) is not finite"
+    costates = adjoint(problem, controls, trajectory, particles)[0]
+    for t in reversed(range(problem.stages + 1)):
+        if bad(costates[t]):
+            return t, f"the costate at stage {t} is not finite"
+    return None, "the gradient is not finite, though states, costates and costs are (on this rank)"
