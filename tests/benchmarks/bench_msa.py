@@ -5,6 +5,9 @@
 Both sides minimise the same augmented Hamiltonians from the same sweep with at most 10 iterations, in float64 on one
 thread, interleaved in one process. The loop is what the reference implementation of Li, Chen, Tai, E (2018) does: one
 L-BFGS-B a layer, gradients by autograd. Reported: the ratio of the median times, and the mean value both reach.
+
+Then E-MSA as it is by default against ten inner iterations: J after equal thread-CPU times, steps of both interleaved,
+on that network and on a stiff linear-quadratic problem, with what a fixed rho = 1 does there.
 """
 
 import platform
@@ -64,6 +67,45 @@ def by_scipy(layers):
     return np.array(values)
 
 
+def stiff_lq(stages=20, number=50):
+    """x' = x + B u with costs |x|^2 + .1 |u|^2, whose smallest rho that does not blow up is far above 1."""
+    b = torch.randn(4, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    problem = mfoc.Problem(
+        lambda t, x, u, z: x + u @ b.mT,
+        lambda x, z: x.square().sum(1),
+        [torch.zeros(2, dtype=torch.float64) for _ in range(stages)],
+        running_cost=lambda t, x, u, z: x.square().sum(1) + 0.1 * u.square().sum(),
+        kind=lambda t: "step",
+    )
+    start = torch.randn(number, 4, generator=torch.Generator().manual_seed(2), dtype=torch.float64) + 2
+    return problem, mfoc.Particles(start)
+
+
+def raced(problem, cloud, solvers, seconds):
+    """J of each solver after each of some thread-CPU times, a step of each in turn."""
+    streams = [mfoc.iterate(problem, solver, cloud) for solver in solvers]
+    spent, at, reached = [0.0] * len(solvers), [None] * len(solvers), [[] for _ in solvers]
+    while any(len(found) < len(seconds) for found in reached):
+        k = min(range(len(solvers)), key=spent.__getitem__)
+        start = time.thread_time()
+        at[k] = next(streams[k])
+        spent[k] += time.thread_time() - start
+        while len(reached[k]) < len(seconds) and spent[k] >= seconds[len(reached[k])]:
+            reached[k].append(float(mfoc.evaluate(problem, at[k], cloud).value))
+    return reached
+
+
+def race():
+    solvers = {"3 inner iterations": mfoc.EMSA(), "10": mfoc.EMSA(inner=LBFGS(10))}
+    for label, (problem, cloud) in (("network", toy()), ("stiff LQ", stiff_lq())):
+        seconds = (0.5, 1.0, 2.0, 4.0)
+        for name, found in zip(solvers, raced(problem, cloud, solvers.values(), seconds), strict=True):
+            line = "   ".join(f"{s:g} s {value:.5g}" for s, value in zip(seconds, found, strict=True))
+            print(f"E-MSA on {label}, {name}: J after {line}")
+    fixed = mfoc.solve(problem, mfoc.EMSA(1.0, adaptive=False), cloud, steps=300)
+    print(f"E-MSA on stiff LQ, fixed rho = 1: {fixed.status.value}; {fixed.message}")
+
+
 def main():
     torch.set_num_threads(1)
     print(f"{platform.processor() or platform.machine()}, 1 thread, torch {torch.__version__}")
@@ -84,6 +126,7 @@ def main():
             f"{label:6s} mfoc {ours:7.1f} ms   scipy loop {theirs:7.1f} ms   ratio {theirs / ours:5.1f}   "
             f"mean value {values[by_mfoc].mean():.6g} against {values[by_scipy].mean():.6g}"
         )
+    race()
 
 
 if __name__ == "__main__":
