@@ -102,8 +102,6 @@ class _Found:
     """What was found on one cloud for one row."""
 
     slope: Tensor
-    restore: Callable[[Tensor], Tree]
-    start: Tensor
     point: Tensor | None = None  # the minimiser
     fall: float = math.nan  # from the start to it
     before: float = math.nan  # the value at the start
@@ -149,11 +147,11 @@ class Study:
         """What was found, by the (first) stage of each row, and its cost in backward passes over the whole cloud."""
         split, spent = self.split, 0.0
 
-        def through(cloud: Particles, work: Work, passes: float = 0.0) -> dict[int, Any]:
+        def through(cloud: Particles, work: Work) -> dict[int, Any]:
             nonlocal spent
             told: dict[int, Any] = {}
-            for block, (answers, evaluations) in source(cloud, work):
-                spent += (evaluations + passes) * len(cloud) / len(split.whole) * len(block.stages) / self.stages
+            for block, (answers, passes) in source(cloud, work):
+                spent += passes * len(cloud) / len(split.whole) * len(block.stages) / self.stages
                 told |= dict(zip(block.stages, answers, strict=False))  # a shared control has one row
             return told
 
@@ -192,8 +190,8 @@ class Study:
             note = f"curvature not available: {second_derivative_missing(error)}"
             slope = block.evaluate(block.start)[1]
         found = [
-            _Found(slope[g].detach(), block.restore, block.start[g], before=float(value[g].detach()), note=note)
-            for g in range(len(slope))
+            _Found(own.detach(), before=float(level), note=note)
+            for own, level in zip(slope, value.detach(), strict=True)
         ]
         passes = 2.0
         if lowest is not None:
