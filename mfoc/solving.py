@@ -146,7 +146,8 @@ class Solution(HasControls[Controls]):
         value: J at these controls, on the batch that comes next (the whole population when it is not batched).
         residual: ||E dH/du|| there.
         status: why the solve ended. DIVERGED: J rose above its lowest value by a million times its size in the first
-            ten steps (of a shorter solve: in the first): the largest |J|, or ||dJ/du|| (1 + ||u||) where that is more.
+            five steps (of a solve of less than ten: in the first): the largest |J|, or ||dJ/du|| (1 + ||u||) where that
+            is more.
             The controls are then those of the lowest value seen.
         history: one record a step, plain numbers: value and residual at the controls the step started from, the
             seconds since the start when it began, and what the solver reports of itself. The final J is ``value``.
@@ -434,34 +435,33 @@ def _all_called(functions: Iterable[Callable[[], object]], error: BaseException 
 class _Watch:
     """Tells divergence from the ups and downs of training, whatever the scale and the sign of J.
 
-    The size that J is measured by is that of its beginning: the largest, over ten steps from the first at which there
-    is any, of |J| and of ||dJ/du|| (1 + ||u||), which J would change by if the controls moved by their size. The second
-    is there for solves that begin where J is zero, or happens to be small. Warm-ups, noise and games raise J a hundred
-    times, and come back; what is a million times that size above the best is on its way to infinity.
+    The size that J is measured by is that of its beginning: the largest, over the first half of ten steps from the
+    first at which there is any, of |J| and of ||dJ/du|| (1 + ||u||), which J would change by if the controls moved by
+    their size. The second is there for solves that begin where J is zero, or happens to be small; the second half of
+    the ten only waits, since a solve that explodes at once would be measured by its own explosion. Warm-ups, noise and
+    games raise J a hundred times, and come back; what is a million times that size above the best is on its way to
+    infinity.
     """
 
     best: Iterate
     lowest: float = math.inf
-    size: float = 0.0
-    first: float = 0.0
-    steps: int = 0
+    sizes: list[float] = field(default_factory=list)
 
     def see(self, at: Iterate, info: Info) -> None:
         """Takes in what a step saw at the iterate it started from."""
         value = float(info.value)
         if value < self.lowest:
             self.best, self.lowest = at, value
-        if self.steps < _BEGINNING:
-            reach = info.residual * (1 + float(tree.norm(at.controls)))
-            self.size = max(self.size, abs(value), reach)
-            self.first = self.first or self.size
-            self.steps += self.size > 0
+        if len(self.sizes) < _BEGINNING:
+            size = max(abs(value), info.residual * (1 + float(tree.norm(at.controls))))
+            if self.sizes or size > 0:
+                self.sizes.append(max([*self.sizes[-1:], size]))
 
     def diverged(self, value: float, *, final: bool = False) -> bool:
         """Whether J has grown beyond return; a solve that ends sooner is judged by the size of its first step."""
-        if final and self.steps < _BEGINNING:
-            return value - self.lowest > _GROWTH * self.first
-        return self.steps >= _BEGINNING and value - self.lowest > _GROWTH * self.size
+        if len(self.sizes) < _BEGINNING:
+            return final and bool(self.sizes) and value - self.lowest > _GROWTH * self.sizes[0]
+        return value - self.lowest > _GROWTH * self.sizes[_BEGINNING // 2 - 1]
 
 
 @dataclass
