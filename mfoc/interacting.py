@@ -178,14 +178,16 @@ class _Probe:
     def _moves_others(
         self, function: Callable[[Tree], Tree], x: Tree, i: int, base: Tree, noise: list[float], tape: Tape
     ) -> bool:
-        for size in (1.0 + 3 * (i % 2), 0.0):  # out of the domain, a function may fail: then its neighbour's place
+        # Far off, and where its neighbour is: out of the domain a function may fail, and a kernel may reach near only.
+        for size in (1.0 + 3 * (i % 2), 0.0):
             try:
                 pairs = _pairs(base, _again(function, self._placed(x, i, size), tape))
             except Exception as error:  # whatever the problem's functions raise
                 logger.debug("particle %d cannot be moved by %g: %s", i, size, error)
                 continue
             others = [(_others(a, i), _others(b, i)) for a, b in pairs]
-            return any(_gap(a, b) > _allowed(a, floor) for (a, b), floor in zip(others, noise, strict=True))
+            if any(_gap(a, b) > _allowed(a, floor) for (a, b), floor in zip(others, noise, strict=True)):
+                return True
         return False
 
     def _placed(self, x: Tree, i: int, size: float) -> Tree:

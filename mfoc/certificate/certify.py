@@ -33,7 +33,7 @@ from mfoc.certificate.report import Certificate, Principle, StageCertificate
 from mfoc.certificate.split import Split, interact
 from mfoc.certificate.study import Row, Study, generalised_hamiltonians, hamiltonians, objective
 from mfoc.certificate.surroundings import Surroundings, search_starts
-from mfoc.certificate.verdict import Evidence
+from mfoc.certificate.verdict import FLAT, Evidence
 from mfoc.checks import check_between, check_flag, check_instance, check_integer, check_non_negative
 from mfoc.deprecation import warn
 from mfoc.errors import InvalidType, InvalidValue
@@ -160,9 +160,13 @@ class _Certifying:
         rows, more = self._by_stage(principle, study, total)
         search = Search(self.problem, self.controls, split, self.confidence)
         improvement, at = search.best(rows)
+        falls, crest = Measure(0.0, 0.0, 0.0), False
+        if total.curvature.value - total.bound < FLAT * total.largest:
+            falls, crest = search.along(total)
+        onward = falls.value > improvement.value
         stages = [self._stage(t, rows[t], around) for t in sorted(rows)]
         scale = math.hypot(*(stage.scale for stage in stages))
-        where = "" if at is None else self._label(at)
+        improvement, where = (falls, "") if onward else (improvement, "" if at is None else self._label(at))
         evidence = Evidence(
             stages,
             len(self.cloud),
@@ -175,10 +179,11 @@ class _Certifying:
             self._main(total.direction),
             improvement,
             where,
+            crest,
             self.tol,
         )
         return Certificate(
-            stages, value, len(self.cloud), self.confidence, passes + more + 5, total.residual, scale,
+            stages, value, len(self.cloud), self.confidence, passes + more + 6, total.residual, scale,
             total.curvature, total.error, total.bound, improvement, where, principle, interacting, evidence.verdict(),
         )  # fmt: skip
 

@@ -21,6 +21,7 @@ from mfoc.tree import Tree
 
 _SHARES = (1.0, 0.5, 0.1, 0.01)  # of the way to the control that was found
 _TRIED = 8  # stages, those of the largest gaps
+_LENGTHS = (1.0, 0.1, 0.01)  # of steps along a direction in which J hardly bends, for controls of size one
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,6 +54,47 @@ class Search:
             return Measure(0.0, 0.0, 0.0), None
         return self._measured(best, rows[at[0]].points[1:], *at), at[0]
 
+    @torch.no_grad()
+    def along(self, total: Row) -> tuple[Measure, bool]:
+        """By how much J falls along the direction of its lowest curvature, and whether it does on both sides.
+
+        Where that curvature is small beside the largest, rounding and the residual that is left hide its sign, and
+        derivatives of higher order decide (u^3, -u^4, a product of zeros). What the slope along the direction explains
+        is no fall, nor what a Newton step would gain.
+        """
+        nothing = Measure(0.0, 0.0, 0.0), False
+        if total.direction is None or not total.largest > 0:
+            return nothing
+        here, held = self._cost(self.split.whole, self.controls), tree.leaves(self.controls)
+        point, direction = tree.ravel(self.controls).detach(), total.direction
+        slope = abs(float(direction @ total.slope))
+        floor = 1e2 * torch.finfo(here.dtype).eps * float(here.abs().mean()) + total.residual.value**2 / total.largest
+        best, falls, both = 0.0, None, False
+        for length in _LENGTHS:
+            step = length * (1 + float(point.norm()))
+            sides = [
+                here - self._cost(self.split.whole, tree.rebuild(self.controls, tree.pieces(moved, held)))
+                for moved in (point + step * direction, point - step * direction)
+            ]
+            gains = [float(side.mean()) - 2 * slope * step for side in sides]
+            both |= all(gain > floor for gain in gains)
+            for side, gain in zip(sides, gains, strict=True):
+                if gain > max(best, floor):
+                    best, falls = gain, side
+        if falls is None:
+            return nothing
+        level = 1 - (1 - self.confidence) / (2 * len(_LENGTHS))  # the best of as many
+        mean, half = self._interval(falls, level)
+        return Measure(mean, mean - half, mean + half), both
+
+    def _interval(self, falls: Tensor, level: float) -> tuple[float, float]:
+        """The mean, and half the width of its interval."""
+        sample = falls.double()
+        if len(sample) < 2:
+            return float(sample.mean()), math.inf
+        spread = float(sample.std()) / math.sqrt(len(sample))
+        return float(sample.mean()), student_t_quantile(level, len(sample) - 1) * spread
+
     def _candidates(self, rows: dict[int, Row], rounding: float) -> Iterator[tuple[int, float]]:
         promising = [t for t, row in rows.items() if row.points and row.gap.value > rounding]
         for t in sorted(promising, key=lambda t: -rows[t].gap.value)[:_TRIED]:
@@ -68,9 +110,7 @@ class Search:
         for fold, point in enumerate(points):
             own = self.split.members(fold).to(here.device)
             falls.append((here - self._cost(cloud, self._with(t, point, share)))[own])
-        sample = torch.cat(falls).double()
-        mean, spread = float(sample.mean()), float(sample.std()) / math.sqrt(len(sample))
-        half = student_t_quantile(self.confidence, len(sample) - 1) * spread
+        mean, half = self._interval(torch.cat(falls), self.confidence)
         return Measure(fall, mean - half, mean + half)
 
     def _with(self, t: int, point: Tensor, share: float) -> Tree:

@@ -124,9 +124,10 @@ class Certificate:
         scale: what that is small against; see ``StageCertificate``.
         hessian: smallest eigenvalue of the Hessian of J over all controls together, by Lanczos.
         hessian_error, hessian_bound: as ``curvature_error`` and ``curvature_bound`` of a stage.
-        improvement: by how much J falls at a control that the search for gaps found, rolled out; of the population: at
+        improvement: by how much J falls at a control that the search found, rolled out; of the population: at
             controls that were found on other particles than those it is judged on. Zero where none is lower.
-        where: the stage of that control; empty where none is lower.
+        where: the stage of that control; empty where none is lower, or where it lies along the direction of the
+            lowest eigenvalue.
         principle: which conditions were used.
         interacting: whether the particles interact, so that the intervals are those of a jackknife.
         verdict: the conclusion, in a sentence.

@@ -75,6 +75,7 @@ class Row:
     """What was found for one row of a block.
 
     Attributes:
+        slope: that of the whole cloud ``[n]``.
         slopes: the groups' slopes ``[K, n]``.
         residual, gap, curvature: the measures.
         error: residual norm of the eigenpair.
@@ -85,6 +86,7 @@ class Row:
         note: why something is missing.
     """
 
+    slope: Tensor
     slopes: Tensor
     residual: Measure
     gap: Measure
@@ -281,7 +283,7 @@ class Study:
         points = [one.point for one in told if one.point is not None]
         gap, note = (_NOTHING, "") if self.inner is None else self._gap(whole, base, parts)
         note = "; ".join(filter(None, [whole.note, note]))
-        return Row(slopes, residual, gap, curvature, error, bound, largest, whole.direction, points, note)
+        return Row(whole.slope, slopes, residual, gap, curvature, error, bound, largest, whole.direction, points, note)
 
     def _gap(self, whole: _Found, base: _Judged | None, parts: list[_Judged]) -> tuple[Measure, str]:
         rounding = 1e2 * torch.finfo(whole.slope.dtype).eps * abs(whole.before)

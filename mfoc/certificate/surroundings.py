@@ -23,10 +23,11 @@ class Surroundings:
     """Slopes of J at, near and away from a control, along one random direction.
 
     Attributes:
-        reference: the control away: as far off as the control is from zero, in root mean square at each stage (1 where
-            it is zero), or nearer if J is not finite there.
-        far, near: norms of the slopes there (or as far on the other side, the larger of the two), and a thousandth of
-            the way, by stage.
+        reference: the control away: each number is moved by half to one and a half times the root mean square of the
+            stage's numbers (of 1 where they are zero), in a random direction; or less if J is not finite there. Equal
+            lengths would put equal controls on zero, where the slope of a product vanishes.
+        far, near: norms of the slopes there (or as far on the other side, or at the control zero: the largest), and a
+            thousandth of the way, by stage.
     """
 
     reference: Tree
@@ -38,14 +39,18 @@ class Surroundings:
         """The surroundings of a control."""
         step = _random_step(problem, controls, generator)
 
+        def slopes_at(where: Tree) -> list[float]:
+            return stage_norms(problem, evaluate(problem, where, cloud).gradient)
+
         def slopes(share: float) -> list[float]:
-            return stage_norms(problem, evaluate(problem, _moved(controls, step, share), cloud).gradient)
+            return slopes_at(_moved(controls, step, share))
 
         share, far, back = 1.0, slopes(1.0), slopes(-1.0)
         while not all(map(math.isfinite, [*far, *back])) and share > 1e-6:
             share /= 4
             far, back = slopes(share), slopes(-share)
-        return cls(_moved(controls, step, share), list(map(max, far, back)), slopes(share * _NEAR))
+        zero = [slope if math.isfinite(slope) else 0.0 for slope in slopes_at(tree.map(torch.zeros_like, controls))]
+        return cls(_moved(controls, step, share), list(map(max, far, back, zero)), slopes(share * _NEAR))
 
     def flat(self, stage: int, slope: float) -> str:
         """Why J is flat in the control of a stage whose own slope is given; empty where it is not."""
@@ -65,9 +70,15 @@ def stage_norms(problem: Problem, like_controls: Tree) -> list[float]:
 def _random_step(problem: Problem, controls: Tree, generator: torch.Generator) -> Tree:
     def step(stage: Tree) -> Tree:
         size = _size(stage)
-        return tree.map(lambda leaf: size * _normal(leaf, generator).sign(), stage)
+        return tree.map(lambda leaf: size * _signed(leaf, generator), stage)
 
     return [step(stage) for stage in controls] if problem.per_stage else step(controls)
+
+
+def _signed(leaf: Tensor, generator: torch.Generator) -> Tensor:
+    """Numbers of either sign, between a half and one and a half."""
+    drawn = 2 * torch.rand(leaf.shape, generator=generator, dtype=torch.float64, device="cpu") - 1
+    return (drawn + 0.5 * drawn.sign()).to(leaf)
 
 
 def _size(stage: Tree) -> float:

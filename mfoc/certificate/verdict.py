@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from mfoc.certificate.intervals import Measure
 from mfoc.certificate.report import StageCertificate, Standing, Verdict
 
-_FLAT = 1e-3  # curvatures below this share of the largest count as zero
+FLAT = 1e-3  # curvatures below this share of the largest count as zero
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,7 +26,8 @@ class Evidence:
         largest: the largest eigenvalue.
         main: the stages that the direction of the lowest eigenvalue moves most.
         improvement: what a lower control gains.
-        where: the stage of the lower control.
+        where: the stage of the lower control; empty where it lies along the direction of the lowest eigenvalue.
+        crest: J falls on both sides along that direction.
         tol: the share of the scale at which a residual counts as zero.
     """
 
@@ -41,6 +42,7 @@ class Evidence:
     main: str
     improvement: Measure
     where: str
+    crest: bool
     tol: float
 
     def verdict(self) -> Verdict:
@@ -64,14 +66,15 @@ class Evidence:
                 f"cannot tell: intervals straddle (residual {_number(self.stationarity.value, least, most)})",
             )
         stationary = f"stationary (residual {_number(self.stationarity.value, least, most)}, scale {self.scale:.2g})"
-        slack = _FLAT * max(abs(self.largest), abs(self.hessian.value))
-        if high < -slack:
+        slack = FLAT * max(abs(self.largest), abs(self.hessian.value))
+        if high < -slack or (high < 0 and self.crest):
             return (
                 Standing.SADDLE,
                 f"{stationary}, but a {self._kind()}: lowest curvature {_number(self.hessian.value, low, high)}",
             )
         if gain > 0:
-            found = f"another control at stage {self.where} lowers J by {gain:.2g}"
+            place = f"at stage {self.where}" if self.where else "along the direction of lowest curvature"
+            found = f"another control {place} lowers J by {gain:.2g}"
             return Standing.LOWER_FOUND, f"{stationary}, but not the minimum: {found}"
         if flat := [stage.name for stage in self.stages if stage.flat]:
             kinds = " or ".join(sorted({stage.flat for stage in self.stages if stage.flat}))

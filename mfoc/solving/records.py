@@ -121,8 +121,8 @@ class Solution(HasControls[Controls]):
         value: J at these controls, on the batch that comes next (the whole population when it is not batched).
         residual: ||E dH/du|| there.
         status: why the solve ended. DIVERGED: J rose above its lowest value by a million times its size in the first
-            ten steps (of a shorter solve: in the first): the largest |J|, or ||dJ/du|| (1 + ||u||) where that is more.
-            The controls are then those of the lowest value seen.
+            five steps (of a solve of less than ten: in the first): the largest |J|, or ||dJ/du|| (1 + ||u||) where that
+            is more. The controls are then those of the lowest value seen.
         history: one record a step, plain numbers: value and residual at the controls the step started from, the
             seconds since the start when it began, and what the solver reports of itself. The final J is ``value``.
             A resumed solve carries on the records, and their clock, of what it started from.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -22,34 +22,33 @@ _GROWTH = 1e6  # of J over its size, from which on a solve has diverged
 class Watch:
     """Tells divergence from the ups and downs of training, whatever the scale and the sign of J.
 
-    The size that J is measured by is that of its beginning: the largest, over ten steps from the first at which there
-    is any, of |J| and of ||dJ/du|| (1 + ||u||), which J would change by if the controls moved by their size. The second
-    is there for solves that begin where J is zero, or happens to be small. Warm-ups, noise and games raise J a hundred
-    times, and come back; what is a million times that size above the best is on its way to infinity.
+    The size that J is measured by is that of its beginning: the largest, over the first half of ten steps from the
+    first at which there is any, of |J| and of ||dJ/du|| (1 + ||u||), which J would change by if the controls moved by
+    their size. The second is there for solves that begin where J is zero, or happens to be small; the second half of
+    the ten only waits, since a solve that explodes at once would be measured by its own explosion. Warm-ups, noise and
+    games raise J a hundred times, and come back; what is a million times that size above the best is on its way to
+    infinity.
     """
 
     best: Iterate
     lowest: float = math.inf
-    size: float = 0.0
-    first: float = 0.0
-    steps: int = 0
+    sizes: list[float] = field(default_factory=list)
 
     def see(self, at: Iterate, info: Info) -> None:
         """Takes in what a step saw at the iterate it started from."""
         value = float(info.value)
         if value < self.lowest:
             self.best, self.lowest = at, value
-        if self.steps < _BEGINNING:
-            reach = info.residual * (1 + float(tree.norm(at.controls)))
-            self.size = max(self.size, abs(value), reach)
-            self.first = self.first or self.size
-            self.steps += self.size > 0
+        if len(self.sizes) < _BEGINNING:
+            size = max(abs(value), info.residual * (1 + float(tree.norm(at.controls))))
+            if self.sizes or size > 0:
+                self.sizes.append(max([*self.sizes[-1:], size]))
 
     def diverged(self, value: float, *, final: bool = False) -> bool:
         """Whether J has grown beyond return; a solve that ends sooner is judged by the size of its first step."""
-        if final and self.steps < _BEGINNING:
-            return value - self.lowest > _GROWTH * self.first
-        return self.steps >= _BEGINNING and value - self.lowest > _GROWTH * self.size
+        if len(self.sizes) < _BEGINNING:
+            return final and bool(self.sizes) and value - self.lowest > _GROWTH * self.sizes[0]
+        return value - self.lowest > _GROWTH * self.sizes[_BEGINNING // 2 - 1]
 
 
 def find_nonfinite(problem: Problem, controls: Tree, particles: Particles) -> tuple[int | None, str]:

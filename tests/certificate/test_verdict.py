@@ -73,6 +73,43 @@ def test_a_maximum_is_called_one():
     assert "but a maximum" in str(found.verdict)
 
 
+def moved_to(cost, size, **options):
+    """x_T is the control, which is zero, and costs what the function says."""
+    control = torch.zeros(size, dtype=D)
+    problem = mfoc.Problem(lambda t, x, u, z: x + u, lambda x, z: cost(x), [control], **options)
+    return mfoc.certify(problem, problem, torch.zeros(6, size, dtype=D))
+
+
+@pytest.mark.parametrize("low", [-1e-6, -1.0, -100.0])
+@pytest.mark.parametrize("options", [{}, {"schedule": lambda controls, t: controls[0], "horizon": 1}])
+def test_a_saddle_that_bends_down_little_beside_its_largest_curvature(low, options):
+    found = moved_to(lambda x: low * x[:, 0] ** 2 + abs(low) * 1e5 * x[:, 1] ** 2, 2, **options)
+    assert found.verdict.standing is Standing.SADDLE
+    assert found.hessian.value == pytest.approx(2 * low)
+
+
+@pytest.mark.parametrize("higher", [lambda a: a**3, lambda a: -(a**4), lambda a: 10 * a**4 - a.abs() ** 3])
+def test_a_direction_without_curvature_in_which_j_falls(higher):
+    found = moved_to(lambda x: x[:, 0] ** 2 + higher(x[:, 1]), 2)
+    assert found.verdict.standing is Standing.LOWER_FOUND
+    assert "along the direction of lowest curvature" in str(found.verdict)
+    assert found.improvement.value > 0
+    assert found.where == ""
+
+
+def test_a_direction_without_curvature_in_which_j_rises():
+    found = moved_to(lambda x: x[:, 0] ** 2 + x[:, 1] ** 4, 2)
+    assert found.verdict.standing is Standing.MINIMUM
+    assert found.improvement.value == 0
+
+
+@pytest.mark.parametrize("stages", [3, 4, 6, 9])
+def test_a_product_of_equal_controls_is_a_minimum_though_its_mirror_is_no_scale(stages):
+    """At u_t = 1 for all t, steps of the controls' size would put each on 0 or 2, where the product does not slope."""
+    problem = product(*[1.0 + 1e-9] * stages, weight=0.0)
+    assert mfoc.certify(problem, problem, ones()).verdict.standing is Standing.MINIMUM
+
+
 def test_a_control_off_its_optimum_is_named():
     problem = product(1.0, 1.0, 1.0, weight=0.0)
     assert mfoc.certify(problem, problem, ones()).verdict.standing is Standing.MINIMUM

@@ -107,6 +107,7 @@ ORDINARY = {
     "to minus infinity": [-(10.0**k) for k in range(60)],
     "noise": [float(v) for v in (2 * normal(60, seed=3)).exp()],
     "noise about zero": [float(v) for v in normal(60, seed=4)],
+    "at the minimum at once and a little up": [1.0] + [1e-14] * 15 + [1e-3] * 5,
     "to the minimum and a little up": [10.0 ** -min(k, 14) for k in range(40)] + [1e-3] * 10,
 }
 
@@ -117,6 +118,15 @@ def test_no_false_alarm(name):
     solution = mfoc.solve(bowl(), Scripted(values), torch.ones(4, 2, dtype=D), steps=len(values))
     assert solution.status is mfoc.Status.MAX_STEPS
     assert solution.last.step == len(values)
+
+
+@pytest.mark.parametrize("growth", [10.0, 15.0, 100.0, 1e6])
+@pytest.mark.parametrize("steps", [12, 50])
+def test_a_solve_that_explodes_at_once_is_not_measured_by_its_own_explosion(growth, steps):
+    values = [growth ** min(k, 14) for k in range(steps)]  # and then stays where it is
+    solution = mfoc.solve(bowl(), Scripted(values), torch.ones(4, 2, dtype=D), steps=steps)
+    assert solution.status is mfoc.Status.DIVERGED
+    assert solution.last.step == 0
 
 
 def test_a_tiny_objective_that_can_grow_at_first_order_does_not_diverge():
