@@ -118,7 +118,7 @@ def certificate(*certificates: Certificate, names: Sequence[str] = ()) -> Any:
         else:
             panel.set_yscale("log")
     level = f"bars: {100 * certificates[0].confidence:.0f}% intervals for the population"
-    figure.suptitle(f"Pontryagin certificate ({level})", fontsize=11)
+    figure.suptitle(f"Certificate ({level})", fontsize=11)
     if names:
         handles = [panels[0].plot([], [], "o", color=c)[0] for c in _colors(len(names))]
         figure.legend(handles, names, loc="outside lower center", ncols=len(names), frameon=False)

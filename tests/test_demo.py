@@ -15,7 +15,7 @@ def test_demo(tmp_path, capsys):
     threads = torch.get_num_threads()
     assert main(["demo", "--out", str(tmp_path), "--scale", "0.05"]) == 0
     out = capsys.readouterr().out
-    for word in ("SGD", "Adam", "MSA", "E-MSA", "test acc.", "residual", "Pontryagin certificate"):
+    for word in ("SGD", "Adam", "MSA", "E-MSA", "test acc.", "residual", "Certificate on"):
         assert word in out
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "demo_certificate.png",

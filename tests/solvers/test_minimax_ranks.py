@@ -39,7 +39,8 @@ def everything():
         game = mfoc.Game.of(mfoc.from_module(mlp_net(), loss), mfoc.Ball(0.4, norm, (-0.8, 0.8)))
         for name, solver in RUNS.items():
             for order, options in ORDERS.items():
-                solution = mfoc.solve(game, solver, mfoc.population((X, Y), **options), steps=5)
+                source, nominal = mfoc.population((X, Y), **options), name == "plain"
+                solution = mfoc.solve(game, solver, source, steps=5, nominal=nominal)
                 kept = solution.last.state.get("disturbance") if name == "free" else None
                 found[f"{norm} {name} {order}"] = (solution.controls, solution.value, kept)
     return found

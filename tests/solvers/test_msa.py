@@ -236,7 +236,7 @@ def test_the_toy_of_li_chen_tai_e():
         values(mfoc.Gradient(partial(torch.optim.Adam, lr=0.005)), 500)[-1],
     )
     assert first_order > 0.1
-    for solver in (mfoc.EMSA(100.0, costate_rho=0.01, adaptive=False), mfoc.EMSA(1.0), mfoc.EMSA()):
+    for solver in (mfoc.EMSA(100.0, costate_rho=0.01, inner=LBFGS(), adaptive=False), mfoc.EMSA(1.0), mfoc.EMSA()):
         assert values(solver, 50)[-1] < first_order / 3
 
 

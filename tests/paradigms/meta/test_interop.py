@@ -133,9 +133,9 @@ def test_learner_stands_where_theirs_stands(name):
 
 def test_learner_trains_as_the_solver_does():
     formulation = OURS["meta_sgd"](mlp())
-    solution = formulation.solve(SGD, steps=3)
+    solution = formulation.solve(mfoc.Gradient(partial(torch.optim.SGD, lr=0.01)), steps=3)
     learner = Learner(formulation)
-    optimizer = torch.optim.SGD(learner.parameters(), lr=0.1)
+    optimizer = torch.optim.SGD(learner.parameters(), lr=0.01)
     for step in range(3):
         for parameter, slope in zip(learner.parameters(), loop(learner, LAW(step))[1], strict=True):
             parameter.grad = slope

@@ -202,10 +202,10 @@ class Cubic(Constant):
 def test_a_drift_that_comes_to_explode_is_still_regressed_on_the_end_points_it_has(caplog):
     made = follmer(gaussian(), Cubic(-0.1 * MEAN.abs()), steps=8)
     huge = mfoc.Gradient(partial(torch.optim.SGD, lr=1e-4), lr_schedule=lambda k: 1e30 if k == 2 else 1.0)
-    solution = made.solve(CrossEntropy(huge, every=3, paths=50, particles=32, keep=9), steps=4)
+    stream = mfoc.iterate(made.problem, CrossEntropy(huge, every=3, paths=50, particles=32, keep=9), made.population)
+    last = [next(stream) for _ in range(4)][-1]
     assert "none of 50 paths has a finite weight" in caplog.text
-    assert solution.last.step == 4
-    assert solution.last.state["ends"].shape == (50, 2)
+    assert last.state["ends"].shape == (50, 2)
 
 
 @pytest.mark.parametrize(
