@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from mfoc.certificate.intervals import Measure
 from mfoc.certificate.report import StageCertificate, Standing, Verdict
 
-_FLAT = 1e-3  # curvatures below this share of the largest count as zero
+_FLAT = 1e-3  # curvatures below this share of the largest count as zero at most, where the residual leaves as much open
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,6 +28,7 @@ class Evidence:
         improvement: what a lower control gains.
         where: the stage of the lower control.
         tol: the share of the scale at which a residual counts as zero.
+        rounding: the share of the largest eigenvalue that is rounding in the lowest.
     """
 
     stages: Sequence[StageCertificate]
@@ -42,6 +43,7 @@ class Evidence:
     improvement: Measure
     where: str
     tol: float
+    rounding: float
 
     def verdict(self) -> Verdict:
         """The conclusion, about the population where the intervals allow one and about the particles given."""
@@ -64,7 +66,7 @@ class Evidence:
                 f"cannot tell: intervals straddle (residual {_number(self.stationarity.value, least, most)})",
             )
         stationary = f"stationary (residual {_number(self.stationarity.value, least, most)}, scale {self.scale:.2g})"
-        slack = _FLAT * max(abs(self.largest), abs(self.hessian.value))
+        slack = self._slack(most)
         if high < -slack:
             return (
                 Standing.SADDLE,
@@ -86,6 +88,16 @@ class Evidence:
             Standing.MINIMUM,
             f"first-order {stationary}, {strict} (lowest curvature {_number(self.hessian.value, low, high)})",
         )
+
+    def _slack(self, residual: float) -> float:
+        """Curvatures that count as zero.
+
+        Along a flat direction of a minimum, at a control that is as near to it as its residual tells, they are up to
+        about that share of the largest, of either sign. Where the residual is rounding they are rounding, too: a
+        curvature of -1 is one, however steep other directions are.
+        """
+        share = residual / self.scale if self.scale > 0 else 0.0
+        return min(_FLAT, max(share, self.rounding)) * max(abs(self.largest), abs(self.hessian.value))
 
     def _kind(self) -> str:
         kind = "maximum" if self.largest < 0 else "saddle"
