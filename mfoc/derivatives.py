@@ -75,6 +75,29 @@ def reached(outputs: Sequence[Tensor], inputs: Sequence[Tensor]) -> list[bool]:
     return [id(leaf) in found for leaf in inputs]
 
 
+def once_differentiable(output: Tensor) -> str:
+    """The name of a function in the graph of ``output`` that is marked ``once_differentiable``; empty if none is.
+
+    Where a graph of derivatives is asked for, autograd takes the derivative of such a function for a constant, so that
+    its second derivative is zero without an error.
+    """
+    waiting = [] if output.grad_fn is None else [output.grad_fn]
+    seen = set(waiting)
+    while waiting:
+        node = waiting.pop()
+        made: Any = getattr(node, "_forward_cls", None)  # of functions written in Python
+        code = getattr(getattr(made, "backward", None), "__code__", None)
+        if code is not None and code is _MARKED:
+            return str(made.__name__)
+        fresh = {following for following, _ in node.next_functions if following is not None} - seen
+        seen |= fresh
+        waiting.extend(fresh)
+    return ""
+
+
+_MARKED = torch.autograd.function.once_differentiable(lambda ctx: None).__code__  # one for all that are marked
+
+
 def _ones(output: Tensor) -> Tensor | None:
     """Ones, which autograd makes itself for a number.
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from mfoc import tree
-from mfoc.derivatives import gradients
+from mfoc.derivatives import gradients, once_differentiable
 from mfoc.frozen import Block, Sweep
 from mfoc.particles import Particles
 from mfoc.pontryagin import hamiltonian_and_next
@@ -26,6 +26,10 @@ from mfoc.problem import Problem
 from mfoc.tree import Tree
 
 WIDEST = 64  # dimensions of the state: P holds the square of it for each particle and stage
+
+
+class NoSecondDerivative(RuntimeError):
+    """An operation of the dynamics or of a cost cannot be differentiated twice in the state."""
 
 
 def controls_noise(problem: Problem, controls: Tree, particles: Particles) -> bool:
@@ -48,24 +52,41 @@ def controls_noise(problem: Problem, controls: Tree, particles: Particles) -> bo
 
 
 def second_adjoints(sweep: Sweep) -> list[Tensor]:
-    """P_0..P_T of each particle ``[N, d, d]``; the state is one tensor ``[N, d]`` and the particles are independent."""
+    """P_0..P_T of each particle ``[N, d, d]``; the state is one tensor ``[N, d]`` and the particles are independent.
+
+    Raises:
+        NoSecondDerivative: there are none, and autograd says of which operation.
+    """
     problem, z = sweep.problem, sweep.data
     x = sweep.states[-1].detach().requires_grad_()
-    slope = gradients(problem.terminal_cost(x, z), [x], create_graph=True)[0]
+    value = problem.terminal_cost(x, z)
+    _twice(value)
+    slope = gradients(value, [x], create_graph=True)[0]
     found = [_rows(slope, x)]
     for t in reversed(range(problem.stages)):
         x, u = sweep.states[t].detach().requires_grad_(), problem.schedule(sweep.controls, t)
         value, moved = hamiltonian_and_next(problem, t, x, sweep.costates[t + 1], u, z)
+        _twice(value)
         slope = gradients(value, [x], create_graph=True)[0]
         jacobian = _rows(moved, x)
         found.append(_rows(slope, x) + jacobian.mT @ found[-1] @ jacobian)
     return [(p + p.mT) / 2 for p in reversed(found)]
 
 
+def _twice(value: Tensor) -> None:
+    if once := once_differentiable(value):
+        raise NoSecondDerivative(f"{once} is marked once_differentiable")
+
+
 def _rows(output: Tensor, x: Tensor) -> Tensor:
     """The Jacobian of each particle ``[N, d, d]``, a row at a time."""
     columns = range(output.shape[1])
-    rows = [gradients(output[:, k].sum(), [x], retain_graph=True)[0] for k in columns]
+    try:
+        rows = [gradients(output[:, k].sum(), [x], retain_graph=True)[0] for k in columns]
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        raise NoSecondDerivative(str(error).splitlines()[0]) from error
     return torch.stack(rows, 1).detach()
 
 

@@ -104,6 +104,22 @@ def test_what_is_too_wide_or_interacts_is_not_looked_at():
     assert "the control enters the diffusion" in found.stages[0].note
 
 
+def test_a_diffusion_without_second_derivatives():
+    problem = mfoc.continuous(
+        lambda s, x, u, z: torch.nn.functional.hardsigmoid(x) * u,
+        lambda x, z: x[:, 0] ** 2,
+        [torch.ones(1, dtype=D)] * 2,
+        diffusion=lambda s, x, u, z: u + 0 * x,
+        running_cost=lambda s, x, u, z: (u**2).expand(len(x)),
+    )
+    cloud = mfoc.Particles(normal(8, 1), {"noise": normal(8, 2, 1, seed=1)})
+    found = mfoc.certify(problem, problem, cloud, groups=2)
+    assert found.residual > 0
+    assert "gap and curvature not available: derivative for" in found.stages[0].note
+    with pytest.raises(mfoc.InvalidValue, match="use EMSA"):
+        mfoc.solve(problem, mfoc.MSA(), cloud, steps=1)
+
+
 def test_a_diffusion_is_the_euler_maruyama_scheme():
     def sigma(s, x, u, z):
         return u * x

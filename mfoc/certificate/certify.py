@@ -43,7 +43,7 @@ from mfoc.particles import Particles
 from mfoc.pontryagin import rollout
 from mfoc.populations import population as as_population
 from mfoc.problem import HasControls, Problem, RunningCost, controls_of
-from mfoc.second_order import controls_noise, fits
+from mfoc.second_order import NoSecondDerivative, controls_noise, fits
 from mfoc.seeding import mixed_seed
 from mfoc.tree import Tree
 
@@ -181,6 +181,7 @@ class _Certifying:
             where,
             crest,
             self.tol,
+            math.sqrt(torch.finfo(total.slopes.dtype).eps),
         )
         return Certificate(
             stages, value, len(self.cloud), self.confidence, passes + more + 6, total.residual, scale,
@@ -197,12 +198,15 @@ class _Certifying:
     def _by_stage(self, principle: Principle, study: Study, total: Row) -> tuple[dict[int, Row], float]:
         if principle is Principle.TIED:
             return {0: total}, 0.0
+        note = "gap and curvature do not apply: the control enters the diffusion"
         if principle is Principle.DIFFUSION:
-            return study.rows(generalised_hamiltonians(self.problem, self.controls))
+            try:
+                return study.rows(generalised_hamiltonians(self.problem, self.controls))
+            except NoSecondDerivative as error:
+                note = f"gap and curvature not available: {error}"
         if principle is Principle.HAMILTONIAN:
             return study.rows(hamiltonians(self.problem, self.controls))
         rows, passes = replace(study, inner=None).rows(hamiltonians(self.problem, self.controls))
-        note = "gap and curvature do not apply: the control enters the diffusion"
         held = {"gap": _UNKNOWN, "curvature": _UNKNOWN, "error": math.nan, "bound": math.nan, "note": note}
         return {t: replace(row, **held) for t, row in rows.items()}, passes  # type: ignore[arg-type]
 

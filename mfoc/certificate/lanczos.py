@@ -42,7 +42,11 @@ def lowest_eigenpair(
     That a Ritz value is near an eigenvalue does not say that it is near the lowest. Of a random start Kuczynski &
     Wozniakowski (1992, "Estimating the largest eigenvalue by the power and Lanczos algorithms with a random start",
     theorem 4.2) say that after k products the value misses it by more than a share e of the spectrum's width with
-    probability 1.648 sqrt(n) exp(-sqrt(e) (2 k - 1)) at most. ``bound`` is that at the confidence asked for.
+    probability 1.648 sqrt(n) exp(-sqrt(e) (2 k - 1)) at most; and so at the other end, whence the width from the Ritz
+    values. Where b is the last off-diagonal entry and c the start's component along an eigenvector, some Ritz value
+    lies within b / |c| of its eigenvalue. In a space that is exhausted b is rounding, not zero; and |c| is less than
+    s / sqrt(n) with a probability of about sqrt(2 / pi) s. ``bound`` is the smaller of the two, each of the three
+    events having a third of what the confidence leaves.
     """
     rows, size = like.shape
     steps = min(iterations, size)
@@ -73,20 +77,16 @@ def lowest_eigenpair(
     error = off[-1] * weights[:, -1].abs()
     there = (frame.norm(dim=2) > 0.5).sum(1, keepdim=True)
     largest = values.gather(1, there - 1)[:, 0]
-    share = (math.log(1.648 * math.sqrt(size) / (1 - confidence)) / (2 * steps - 1)) ** 2
+    third = (1 - confidence) / 3
+    share = (math.log(1.648 * math.sqrt(size) / third) / (2 * steps - 1)) ** 2
     missed = (largest - values[:, 0]) * (share / (1 - 2 * share) if share < 0.5 else math.inf)
-    # A Krylov space that is exhausted holds a vector of every eigenvalue.
-    bound = torch.where(_exhausted(frame, off[-1], largest), error, torch.maximum(missed, error))
+    rounding = torch.finfo(like.dtype).eps * torch.maximum(largest.abs(), values[:, 0].abs())
+    last = torch.maximum(torch.stack(off, 1).gather(1, there - 1)[:, 0], rounding)
+    within = last * (math.sqrt(2 * size / math.pi) / third)
+    bound = torch.maximum(torch.minimum(missed.nan_to_num(nan=math.inf), within), error)
     vector = torch.einsum("gk,gkn->gn", weights, frame).to(narrow)
     value, error, bound, largest = (part.to(narrow) for part in (values[:, 0], error, bound, largest))
     return Lowest(value, vector, error, bound, largest, steps)
-
-
-def _exhausted(frame: Tensor, last: Tensor, scale: Tensor) -> Tensor:
-    """Rows whose Krylov space is the whole space, or invariant."""
-    short = frame.norm(dim=2).amin(1) < 0.5  # it ended before
-    found: Tensor = short | (last <= 1e3 * torch.finfo(last.dtype).eps * scale.abs())
-    return found | (frame.shape[1] == frame.shape[2])
 
 
 def _tridiagonal(diagonal: list[Tensor], off: list[Tensor], frame: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from mfoc import tree
 from mfoc.certificate.intervals import Measure, eigenvalue_interval, gap_interval, residual_interval
 from mfoc.certificate.lanczos import Lowest, lowest_eigenpair
 from mfoc.certificate.split import Split
-from mfoc.derivatives import gradients
+from mfoc.derivatives import gradients, once_differentiable
 from mfoc.frozen import Block, Sweep
 from mfoc.minimisers import Minimiser
 from mfoc.particles import Particles
@@ -179,6 +179,8 @@ class Study:
         value = block.per_particle(point).mean(1)
         note, lowest = "", None
         try:
+            if once := once_differentiable(value):
+                raise RuntimeError(f"{once} is marked once_differentiable")
             slope = gradients(value.sum(), [point], create_graph=True)[0]
             lowest = lowest_eigenpair(
                 lambda v: gradients((slope * v).sum(), [point], retain_graph=True)[0],

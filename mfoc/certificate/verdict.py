@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from mfoc.certificate.intervals import Measure
 from mfoc.certificate.report import StageCertificate, Standing, Verdict
 
-FLAT = 1e-3  # curvatures below this share of the largest count as zero
+FLAT = 1e-3  # curvatures below this share of the largest count as zero at most, where nothing says more
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,6 +29,7 @@ class Evidence:
         where: the stage of the lower control; empty where it lies along the direction of the lowest eigenvalue.
         crest: J falls on both sides along that direction.
         tol: the share of the scale at which a residual counts as zero.
+        rounding: the share of the largest eigenvalue that is rounding in the lowest.
     """
 
     stages: Sequence[StageCertificate]
@@ -44,6 +45,7 @@ class Evidence:
     where: str
     crest: bool
     tol: float
+    rounding: float
 
     def verdict(self) -> Verdict:
         """The conclusion, about the population where the intervals allow one and about the particles given."""
@@ -66,7 +68,7 @@ class Evidence:
                 f"cannot tell: intervals straddle (residual {_number(self.stationarity.value, least, most)})",
             )
         stationary = f"stationary (residual {_number(self.stationarity.value, least, most)}, scale {self.scale:.2g})"
-        slack = FLAT * max(abs(self.largest), abs(self.hessian.value))
+        slack = self._slack(most)
         if high < -slack or (high < 0 and self.crest):
             return (
                 Standing.SADDLE,
@@ -81,7 +83,7 @@ class Evidence:
             return Standing.CANNOT_TELL, f"cannot tell: {stationary}, but {kinds} at {_listed(flat)}"
         if self.unknown:
             return Standing.CANNOT_TELL, f"cannot tell: first-order {stationary}; {self.unknown}"
-        if not low >= -slack:
+        if not low >= -FLAT * self._largest:  # within it, J was rolled out along the direction and fell nowhere
             straddling = f"lowest curvature between {low:.2g} and {high:.2g}"
             return Standing.CANNOT_TELL, f"cannot tell: first-order {stationary}, intervals straddle ({straddling})"
         strict = "second-order minimum" if low > slack else "second-order minimum with flat directions"
@@ -89,6 +91,20 @@ class Evidence:
             Standing.MINIMUM,
             f"first-order {stationary}, {strict} (lowest curvature {_number(self.hessian.value, low, high)})",
         )
+
+    @property
+    def _largest(self) -> float:
+        return max(abs(self.largest), abs(self.hessian.value))
+
+    def _slack(self, residual: float) -> float:
+        """Curvatures that count as zero.
+
+        Along a flat direction of a minimum, at a control that is as near to it as its residual tells, they are up to
+        about that share of the largest, of either sign. Where the residual is rounding they are rounding, too: a
+        curvature of -1 is one, however steep other directions are.
+        """
+        share = residual / self.scale if self.scale > 0 else 0.0
+        return min(FLAT, max(share, self.rounding)) * self._largest
 
     def _kind(self) -> str:
         kind = "maximum" if self.largest < 0 else "saddle"

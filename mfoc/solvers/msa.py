@@ -26,12 +26,17 @@ from mfoc.minimisers import LBFGS, Descent, Minimiser, Minimum, check_minimiser
 from mfoc.particles import Particles
 from mfoc.pontryagin import evaluate, rollout
 from mfoc.problem import Problem
-from mfoc.second_order import WIDEST, controls_noise, fits, generalised_blocks
+from mfoc.second_order import WIDEST, NoSecondDerivative, controls_noise, fits, generalised_blocks
 from mfoc.solving import Info
 from mfoc.tree import Tree
 
 _SHARE = 1e-2  # the proximal weight as a share of J's curvature: the state's penalty is the better measure of a step
 _UP, _DOWN = 3.0, 0.7  # factors of the weights after a step that was refused, and one accepted at once
+_NEEDS_PENG = (
+    "the control enters the diffusion, where an optimal control need not minimise the Hamiltonian, and the "
+    "second-order adjoint"
+)
+_CURE = "use EMSA(), whose steps lower J, or Gradient"
 _LEAST, _MOST = 2.0**-20, 2.0**30  # of the factor by which the weights may have changed
 
 
@@ -65,7 +70,10 @@ class MSA:
         sweep = Sweep.at(problem, controls, particles)
         if problem.per_stage and controls_noise(problem, controls, particles):
             _check_second_order(problem, controls, particles)
-            blocks = generalised_blocks(sweep)
+            try:
+                blocks = generalised_blocks(sweep)
+            except NoSecondDerivative as error:
+                raise InvalidValue(f"{_NEEDS_PENG} cannot be found ({error}): {_CURE}") from error
             found = sweep.joined((block, self.inner.minimise(block.evaluate, block.start)) for block in blocks)
         else:
             found = sweep.minimised(self.inner)
@@ -90,13 +98,13 @@ class EMSA:
     as they are and the weights large. A step accepted at the first try lowers the weights by three tenths, though never
     below 2^-20 of the first.
 
-    Theorem. Let the population be fixed and J, the frozen H and the penalties have Lipschitz gradients in u on the
-    sublevel set of the start, J and H with constants L and L_H. (i) What lowers the augmented Hamiltonian is accepted
-    once (1 - 2 eta) proximal >= L + L_H: the weights stay bounded. (ii) J never rises, to rounding, and sum_k
-    proximal_k ||u_(k+1) - u_k||^2 <= (J(u_0) - inf J) / eta. (iii) If J is bounded below, and the inner minimiser
-    lowers the augmented Hamiltonian by a fixed share of ||slope||^2 (a line search from steepest descent does), the
-    residual ||E dH/du|| tends to 0. It needs E dH/du = dJ/du and nothing else of the problem: controls may be tied
-    and particles interact. Nothing is said of minima of H, nor of J other than stationarity.
+    Theorem. Let the population be fixed and J, the frozen H and the penalties have Lipschitz gradients in u on a convex
+    set that holds the iterates and the controls tried, J and H with constants L and L_H. (i) What lowers the augmented
+    Hamiltonian is accepted once (1 - 2 eta) proximal >= L + L_H: the weights stay bounded. (ii) J never rises, to
+    rounding, and sum_k proximal_k ||u_(k+1) - u_k||^2 <= (J(u_0) - inf J) / eta. (iii) If J is bounded below, and the
+    inner minimiser lowers the augmented Hamiltonian by a fixed share of ||slope||^2 (a line search from steepest
+    descent does), the residual ||E dH/du|| tends to 0. It needs E dH/du = dJ/du and nothing else of the problem:
+    controls may be tied and particles interact. Nothing is said of minima of H, nor of J other than stationarity.
 
     On minibatches a step lowers J on its batch, not J. A batch is known to be another one by J at the same control; the
     proximal weight then has 100 sqrt(number of such steps) added to its factor, which makes steps of about 1 / (L
@@ -270,9 +278,7 @@ def _check_second_order(problem: Problem, controls: Tree, particles: Particles) 
     """Refuses a controlled diffusion for which the second-order adjoint is not held."""
     if not fits(particles) or coupling(problem, particles, controls=controls):
         raise InvalidValue(
-            "the control enters the diffusion, where an optimal control need not minimise the Hamiltonian, and the "
-            f"second-order adjoint is held for independent particles of a state [N, d], d <= {WIDEST}, alone: use "
-            "EMSA(), whose steps lower J, or Gradient"
+            f"{_NEEDS_PENG} is held for independent particles of a state [N, d], d <= {WIDEST}, alone: {_CURE}"
         )
 
 

@@ -237,3 +237,20 @@ def test_what_does_not_fit_is_refused() -> None:
         gap_interval(torch.ones(4), torch.ones(3, 4), torch.tensor([0, 1, 0, 1]), weights)
     with pytest.raises(InvalidValue, match="folds"):
         fold_of_group(4, 1)
+
+
+def test_the_lowest_of_many_equal_eigenvalues_is_below_the_upper_end():
+    """Vectors that are chosen without a fold vary together: their values are no independent draws."""
+    dimension, groups, cases = 10, 20, 400
+    draws = torch.randn(cases, groups, dimension, dimension, generator=torch.Generator().manual_seed(0), dtype=D)
+    matrices, folds = (draws + draws.mT) / 2, fold_of_group(groups)
+    lowest, vectors = torch.linalg.eigh(matrices.mean(1))
+    crossed = torch.empty(cases, groups, dtype=D)
+    for fold in range(int(folds.max()) + 1):
+        own = folds == fold
+        w = torch.linalg.eigh(matrices[:, ~own].mean(1))[1][:, :, 0]
+        crossed[:, own] = torch.einsum("si,skij,sj->sk", w, matrices[:, own], w)
+    full = torch.einsum("si,skij,sj->sk", vectors[:, :, 0], matrices, vectors[:, :, 0])
+    weights = torch.full((groups,), 1 / groups, dtype=D)
+    found = [eigenvalue_interval(*one, 0.0, weights) for one in zip(lowest[:, 0], full, crossed, strict=True)]
+    assert sum(one.low <= 0 <= one.high for one in found) >= 0.94 * cases

@@ -55,6 +55,19 @@ def test_a_strict_saddle_that_no_stage_alone_shows(scale):
     assert "but a saddle (in stages 0, 1): lowest curvature -1.9" in first
 
 
+@pytest.mark.parametrize("steep", [10.0, 1e4])
+def test_a_saddle_beside_a_steep_direction(steep):
+    problem = mfoc.Problem(
+        lambda t, x, u, z: x * u[0],
+        lambda x, z: (x[:, 0] - 1) ** 2,
+        [torch.zeros(2, dtype=D)] * 2,
+        running_cost=lambda t, x, u, z: (0.05 * u[0] ** 2 + steep * u[1] ** 2).expand(len(x)),
+    )
+    found = mfoc.certify(problem, problem, ones())
+    assert found.verdict.standing is found.verdict.sample is Standing.SADDLE
+    assert found.hessian.value == pytest.approx(-1.9)
+
+
 def test_the_hessian_is_that_of_all_controls_together():
     problem = product(0.7, -0.3, 1.2)
     leaves = [u.clone().requires_grad_() for u in problem.controls]
@@ -289,6 +302,28 @@ def test_without_second_derivatives_there_are_still_residual_and_gap():
     assert math.isnan(found.hessian.value)
     assert all("curvature not available: " in stage.note for stage in found.stages)
     assert all(not math.isnan(stage.gap.value) for stage in found.stages)
+
+
+class Downhill(torch.autograd.Function):
+    """-x^2, with a derivative that cannot be differentiated: autograd would take it for a constant."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return -x.square()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, slope):
+        return -2 * slope * ctx.saved_tensors[0]
+
+
+def test_a_function_that_is_differentiable_once_has_no_curvature():
+    problem = mfoc.Problem(lambda t, x, u, z: x + u, lambda x, z: Downhill.apply(x)[:, 0], scalars(0.0))
+    found = mfoc.certify(problem, problem, 0 * ones())  # a maximum
+    assert found.verdict.standing is not Standing.MINIMUM
+    assert math.isnan(found.hessian.value)
+    assert "Downhill is marked once_differentiable" in str(found.verdict)
 
 
 def test_infinity_is_explained_where_it_is_printed():
