@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from mfoc import tree
 from mfoc.certificate.intervals import Measure
-from mfoc.certificate.lower import Search
+from mfoc.certificate.lower import ALL, Search
 from mfoc.certificate.report import Certificate, Principle, StageCertificate
 from mfoc.certificate.split import Split, interact
 from mfoc.certificate.study import Row, Study, generalised_hamiltonians, hamiltonians, objective
@@ -47,6 +47,7 @@ from mfoc.second_order import NoSecondDerivative, controls_noise, fits
 from mfoc.seeding import mixed_seed
 from mfoc.tree import Tree
 
+_EXACT = 100  # so few controls have all products with the Hessian of J taken, and J itself searched
 _UNKNOWN = Measure(math.nan, math.nan, math.nan)
 
 
@@ -155,25 +156,31 @@ class _Certifying:
         split = Split.of(self.cloud, self.groups, generator, interacting=interacting)
         principle = self._principle(interacting)
         study = Study(split, self.problem.stages, self.inner, self._starts, self.lanczos, generator, self.confidence)
-        all_rows, passes = replace(study, inner=None).rows(objective(self.problem, self.controls))
+        count = sum(leaf.numel() for leaf in tree.tensors(self.controls))
+        of_j = replace(study, lanczos=max(self.lanczos, min(count, _EXACT)))
+        if (
+            count > _EXACT and principle is not Principle.TIED
+        ):  # J itself is searched where it is cheap, or all there is
+            of_j = replace(of_j, inner=None)
+        all_rows, passes = of_j.rows(objective(self.problem, self.controls))
         (total,) = all_rows.values()
         rows, more = self._by_stage(principle, study, total)
         search = Search(self.problem, self.controls, split, self.confidence)
-        improvement, at = search.best(rows)
         falls, crest = Measure(0.0, 0.0, 0.0), False
         if total.curvature.value - total.bound < FLAT * total.largest:
             falls, crest = search.along(total)
-        onward = falls.value > improvement.value
+        by_stage, at = search.best({} if principle is Principle.TIED else rows)
+        found = [(by_stage, self._label(at)), (search.best({ALL: total})[0], "all"), (falls, "")]
+        improvement, where = max(found, key=lambda pair: pair[0].value)  # the first of equals
         stages = [self._stage(t, rows[t], around) for t in sorted(rows)]
         scale = math.hypot(*(stage.scale for stage in stages))
-        improvement, where = (falls, "") if onward else (improvement, "" if at is None else self._label(at))
         evidence = Evidence(
             stages,
             len(self.cloud),
             total.residual,
             scale,
             total.curvature,
-            total.note,
+            total.missing,
             total.curvature.value - total.bound,
             total.largest,
             self._main(total.direction),
@@ -185,7 +192,7 @@ class _Certifying:
         )
         return Certificate(
             stages, value, len(self.cloud), self.confidence, passes + more + 6, total.residual, scale,
-            total.curvature, total.error, total.bound, improvement, where, principle, interacting, evidence.verdict(),
+            total.curvature, total.error, total.bound, total.missing, improvement, where, principle, interacting, evidence.verdict(),
         )  # fmt: skip
 
     def _principle(self, interacting: bool) -> Principle:
@@ -211,7 +218,9 @@ class _Certifying:
         return {t: replace(row, **held) for t, row in rows.items()}, passes  # type: ignore[arg-type]
 
     def _starts(self, stage: int, row: Tensor) -> Tensor:
-        initial = tree.ravel(self.problem.controls[stage]).detach().to(row)
+        initial = tree.ravel(self.problem.controls).detach().to(row)
+        if len(initial) != len(row):  # that of one stage
+            initial = tree.ravel(self.problem.controls[stage]).detach().to(row)
         generator = torch.Generator().manual_seed(mixed_seed(self.seed, stage))
         return search_starts(row, None if torch.equal(initial, row) else initial, self.starts - 1, generator)
 
@@ -223,6 +232,8 @@ class _Certifying:
     def _label(self, t: int) -> str:
         if not self.problem.per_stage:
             return "shared"
+        if t == ALL:
+            return ""
         return str(t) if self.names is None else self.names[t]
 
     def _main(self, direction: Tensor | None) -> str:

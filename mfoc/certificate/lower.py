@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -19,8 +19,10 @@ from mfoc.problem import Problem
 from mfoc.statistics import student_t_quantile
 from mfoc.tree import Tree
 
-_SHARES = (1.0, 0.5, 0.1, 0.01)  # of the way to the control that was found
+_FARTHEST = 4.0**-24  # of the way to a control that was found, in quarters of what is left
+_LEAST = 1e-2  # of the size of the controls: nearer than that, second derivatives say more
 _TRIED = 8  # stages, those of the largest gaps
+ALL = -1  # in the place of a stage: all controls together
 _LENGTHS = (1.0, 0.1, 0.01)  # of steps along a direction in which J hardly bends, for controls of size one
 
 
@@ -41,17 +43,20 @@ class Search:
     confidence: float
 
     @torch.no_grad()
-    def best(self, rows: dict[int, Row]) -> tuple[Measure, int | None]:
-        """By how much J falls at the best of them, and the stage; zero and None where it falls nowhere."""
+    def best(self, rows: Mapping[int, Row]) -> tuple[Measure, int]:
+        """By how much J falls at the best of them, and its stage (``ALL``: of all controls); zero where it does not."""
         here = self._cost(self.split.whole, self.controls)
         rounding = 1e2 * torch.finfo(here.dtype).eps * float(here.abs().mean())
-        best, at = 0.0, None
+        best, at = 0.0, (ALL, 0.0)
         for t, share in self._candidates(rows, rounding):
-            fall = float((here - self._cost(self.split.whole, self._with(t, rows[t].points[0], share))).mean())
-            if fall > max(best, rounding):
+            row = rows[t]
+            fall = float((here - self._cost(self.split.whole, self._with(t, row.points[0], share))).mean())
+            # What the slope that is left explains is a step towards the same minimum.
+            explained = 2 * share * abs(float(row.slope @ (row.points[0] - self._point(t))))
+            if fall - explained > rounding and fall > best:
                 best, at = fall, (t, share)
-        if at is None:
-            return Measure(0.0, 0.0, 0.0), None
+        if best == 0:
+            return Measure(0.0, 0.0, 0.0), ALL
         return self._measured(best, rows[at[0]].points[1:], *at), at[0]
 
     @torch.no_grad()
@@ -95,11 +100,17 @@ class Search:
         spread = float(sample.std()) / math.sqrt(len(sample))
         return float(sample.mean()), student_t_quantile(level, len(sample) - 1) * spread
 
-    def _candidates(self, rows: dict[int, Row], rounding: float) -> Iterator[tuple[int, float]]:
+    def _candidates(self, rows: Mapping[int, Row], rounding: float) -> Iterator[tuple[int, float]]:
         promising = [t for t, row in rows.items() if row.points and row.gap.value > rounding]
         for t in sorted(promising, key=lambda t: -rows[t].gap.value)[:_TRIED]:
-            for share in _SHARES:
+            length, share = float((rows[t].points[0] - self._point(t)).norm()), 1.0
+            least = _LEAST * (1 + float(self._point(t).norm()))
+            while share > _FARTHEST and (share == 1 or share * length > least):
                 yield t, share
+                share /= 4
+
+    def _point(self, t: int) -> Tensor:
+        return tree.ravel(self.controls if t == ALL else self.controls[t])
 
     def _measured(self, fall: float, points: list[Tensor], t: int, share: float) -> Measure:
         """With an interval for the population: each fold judges the control that was found without it."""
@@ -114,7 +125,11 @@ class Search:
         return Measure(fall, mean - half, mean + half)
 
     def _with(self, t: int, point: Tensor, share: float) -> Tree:
-        """The controls with that of stage t moved a share of the way to a point."""
+        """The controls with those of stage t (or all) moved a share of the way to a point."""
+        if t == ALL:
+            whole = tree.leaves(self.controls)
+            ends = zip(whole, tree.pieces(point, whole), strict=True)
+            return tree.rebuild(self.controls, [a + share * (b - a) for a, b in ends])
         held = tree.leaves(self.controls[t])
         moved = [a + share * (b - a) for a, b in zip(held, tree.pieces(point, held), strict=True)]
         stages = [tree.rebuild(u, moved) if s == t else u for s, u in enumerate(self.controls)]

@@ -26,7 +26,10 @@ class Principle(enum.Enum):
         "the control enters the diffusion: stationarity, the Hessian of J, and H with Peng's second-order adjoint as a "
         "search for lower controls"
     )
-    TIED = "a control shared by stages: stationarity and the Hessian of J; the maximum principle does not apply"
+    TIED = (
+        "a control shared by stages: stationarity, the Hessian of J, and J itself searched for lower controls; the "
+        "maximum principle does not apply"
+    )
     WIDE_DIFFUSION = (
         "the control enters the diffusion of a state that is too wide, no single tensor [N, d] or interacting: "
         "stationarity and the Hessian of J; H is not least at an optimum there and is not looked at"
@@ -71,8 +74,9 @@ class StageCertificate:
         residual: ||E dH/du||, which is ||dJ/du||.
         scale: ||dJ/du|| at a reference control, about as far from the one certified as that is from zero (or 1), or the
             size of the groups' own gradients if that is larger: what the residual is small against.
-        gap: E H(u) - min_u E H(u), by the inner minimiser from several starts, so a lower bound of it; infinite where H
-            falls without end (a linear layer without weight decay); NaN where it is not known or does not apply.
+        gap: E H(u) - min_u E H(u), by the inner minimiser from several starts, so a lower bound of it (of a shared
+            control: J's own, J(u) - min J); infinite where H falls without end (a linear layer without weight decay);
+            NaN where it is not known or does not apply.
         curvature: smallest eigenvalue of E d2H/du2, by Lanczos: an upper bound of it (of a shared control: that of the
             Hessian of J); NaN where an operation of the problem has no second derivative.
         curvature_error: the residual norm of the eigenpair: some eigenvalue lies within this of ``curvature.value``.
@@ -124,6 +128,7 @@ class Certificate:
         scale: what that is small against; see ``StageCertificate``.
         hessian: smallest eigenvalue of the Hessian of J over all controls together, by Lanczos.
         hessian_error, hessian_bound: as ``curvature_error`` and ``curvature_bound`` of a stage.
+        hessian_note: why it is missing, where it is.
         improvement: by how much J falls at a control that the search found, rolled out; of the population: at
             controls that were found on other particles than those it is judged on. Zero where none is lower.
         where: the stage of that control; empty where none is lower, or where it lies along the direction of the
@@ -143,6 +148,7 @@ class Certificate:
     hessian: Measure
     hessian_error: float
     hessian_bound: float
+    hessian_note: str
     improvement: Measure
     where: str
     principle: Principle
@@ -182,6 +188,8 @@ class Certificate:
     @property
     def _totals(self) -> list[str]:
         lowest = f"lowest eigenvalue of the Hessian of J [conservative] {self.hessian}"
+        if self.hessian_note:
+            lowest += f"  ({self.hessian_note})"
         if self.hessian_bound > 0.05 * abs(self.hessian.value):
             lowest += f"  (on these particles not below {self.hessian.value - self.hessian_bound:.2g})"
         return [

@@ -33,6 +33,7 @@ logger = logging.getLogger(__name__)
 Work = Callable[[Block], Any]
 Source = Callable[[Particles, Work], Iterator[tuple[Block, Any]]]  # the blocks on a cloud, and work done on each
 
+_MIRRORED = 32  # coordinates that are looked at one by one
 _AGAIN = 10  # products without a fold, from the vector of the whole cloud
 _NOTHING = Measure(math.nan, math.nan, math.nan)
 
@@ -83,7 +84,8 @@ class Row:
         largest: the largest eigenvalue found.
         direction: the eigenvector ``[n]``, or None where there are no second derivatives.
         points: minimisers ``[n]``: of the whole cloud, of the cloud without each fold; empty where none were sought.
-        note: why something is missing.
+        missing: why there is no curvature.
+        note: why something is missing, or infinite.
     """
 
     slope: Tensor
@@ -96,6 +98,7 @@ class Row:
     largest: float
     direction: Tensor | None
     points: list[Tensor]
+    missing: str
     note: str
 
 
@@ -213,7 +216,8 @@ class Study:
             return [torch.stack([one.point for one in before])]  # type: ignore[misc]
         others = [self.starts(stage, row) for stage, row in zip(block.stages, block.start, strict=False)]
         first = block.start if lowest is None else _off_the_saddle(block, lowest)
-        return [first, *torch.stack(others, 1)]
+        extra = torch.stack(others, 1)
+        return [first, *([_mirrored(block)] if len(extra) else []), *extra]
 
     def _seek(self, block: Block, found: list[_Found], starting: list[Tensor]) -> int:
         """The minimiser of each row, the best from all starts."""
@@ -283,15 +287,16 @@ class Study:
                 value, table[:, 0], table[:, 1], bound, weights, level, folds=folds, dimension=size
             )
         points = [one.point for one in told if one.point is not None]
-        gap, note = (_NOTHING, "") if self.inner is None else self._gap(whole, base, parts)
+        gap, note = (_NOTHING, "") if self.inner is None else self._gap(whole, base, parts, residual)
         note = "; ".join(filter(None, [whole.note, note]))
-        return Row(whole.slope, slopes, residual, gap, curvature, error, bound, largest, whole.direction, points, note)
+        numbers = (residual, gap, curvature, error, bound, largest)
+        return Row(whole.slope, slopes, *numbers, whole.direction, points, whole.note, note)
 
-    def _gap(self, whole: _Found, base: _Judged | None, parts: list[_Judged]) -> tuple[Measure, str]:
+    def _gap(self, whole: _Found, base: _Judged | None, parts: list[_Judged], residual: Measure) -> tuple[Measure, str]:
         rounding = 1e2 * torch.finfo(whole.slope.dtype).eps * abs(whole.before)
         if whole.endless:
             why = "gap infinite: H falls without end in the control (no running cost holds it)"
-            return Measure(math.inf, math.inf, math.inf), why
+            return Measure(math.inf, math.inf if residual.low > 0 else 0.0, math.inf), why
         if not math.isfinite(whole.fall) or whole.fall < -rounding:
             logger.warning("the inner minimiser ended above its start, or not at a number: the gap is not known")
             return _NOTHING, "gap not available: the inner minimiser ended above its start, or not at a number"
@@ -317,6 +322,19 @@ def _off_the_saddle(block: Block, lowest: Lowest) -> Tensor:
     length = 1e-3 * (1 + start.norm(dim=1, keepdim=True)) * (lowest.value < -lowest.error)[:, None]
     uphill = (block.evaluate(start)[1] * lowest.vector).sum(1, keepdim=True) > 0
     return start + torch.where(uphill, -length, length) * lowest.vector
+
+
+def _mirrored(block: Block) -> Tensor:
+    """The start with those of its first numbers mirrored that are lower so, one by one: wells of single coordinates."""
+    start = block.start
+    turned = start.clone()
+    with torch.no_grad():
+        here = block.per_particle(start).mean(1)
+        for i in range(min(start.shape[1], _MIRRORED)):
+            trial = start.clone()
+            trial[:, i] = -trial[:, i]
+            turned[:, i] = torch.where(block.per_particle(trial).mean(1) < here, trial[:, i], start[:, i])
+    return turned
 
 
 def second_derivative_missing(error: RuntimeError) -> str:

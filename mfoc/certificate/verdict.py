@@ -26,7 +26,8 @@ class Evidence:
         largest: the largest eigenvalue.
         main: the stages that the direction of the lowest eigenvalue moves most.
         improvement: what a lower control gains.
-        where: the stage of the lower control; empty where it lies along the direction of the lowest eigenvalue.
+        where: the stage of the lower control; "all" or "shared" where it is of all stages, empty where it lies along
+            the direction of the lowest eigenvalue.
         crest: J falls on both sides along that direction.
         tol: the share of the scale at which a residual counts as zero.
         rounding: the share of the largest eigenvalue that is rounding in the lowest.
@@ -75,8 +76,8 @@ class Evidence:
                 f"{stationary}, but a {self._kind()}: lowest curvature {_number(self.hessian.value, low, high)}",
             )
         if gain > 0:
-            place = f"at stage {self.where}" if self.where else "along the direction of lowest curvature"
-            found = f"another control {place} lowers J by {gain:.2g}"
+            place = f" at stage {self.where}" if self.where else " along the direction of lowest curvature"
+            found = f"another control{'' if self.where in ('all', 'shared') else place} lowers J by {gain:.2g}"
             return Standing.LOWER_FOUND, f"{stationary}, but not the minimum: {found}"
         if flat := [stage.name for stage in self.stages if stage.flat]:
             kinds = " or ".join(sorted({stage.flat for stage in self.stages if stage.flat}))

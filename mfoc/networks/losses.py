@@ -89,7 +89,9 @@ def _unreduced(loss: Loss | nn.Module) -> tuple[Loss, Any]:
     if isinstance(loss, nn.Module):
         made = copy.deepcopy(loss)
         made.reduction = "none"  # type: ignore[assignment]
-        return made, type(loss).forward
+        passes: list[Any] = [getattr(kind, "forward", None) for kind in type(loss).__mro__]
+        known = [found for found in passes if found in _CLASSES]  # a subclass may go through that of its base
+        return made, known[0] if known else type(loss).forward
     source: Any = loss
     while hasattr(source, "func"):  # of partials
         source = source.func

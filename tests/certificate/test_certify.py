@@ -94,7 +94,7 @@ def test_the_gap_of_a_linear_stage_is_exact_however_small_its_decay(scale, decay
         assert stage.gap.value == pytest.approx(scale * a.square().sum().item() / (2 * decay), rel=1e-9)
 
 
-@pytest.mark.parametrize("make", [interacting, mlp])
+@pytest.mark.parametrize("make", [interacting, tied, mlp])
 @pytest.mark.parametrize("scale", [2.0**-40, 2.0**30])
 def test_gaps_scale_with_the_problem(scale, make):
     problem, cloud = make()
