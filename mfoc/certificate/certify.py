@@ -156,44 +156,43 @@ class _Certifying:
         split = Split.of(self.cloud, self.groups, generator, interacting=interacting)
         principle = self._principle(interacting)
         study = Study(split, self.problem.stages, self.inner, self._starts, self.lanczos, generator, self.confidence)
-        count = sum(leaf.numel() for leaf in tree.tensors(self.controls))
-        of_j = replace(study, lanczos=max(self.lanczos, min(count, _EXACT)))
-        if (
-            count > _EXACT and principle is not Principle.TIED
-        ):  # J itself is searched where it is cheap, or all there is
-            of_j = replace(of_j, inner=None)
-        all_rows, passes = of_j.rows(objective(self.problem, self.controls))
-        (total,) = all_rows.values()
+        total, passes = self._of_j(principle, study)
         rows, more = self._by_stage(principle, study, total)
+        improvement, where, crest = self._lower(principle, split, total, rows)
+        stages = [self._stage(t, rows[t], around) for t in sorted(rows)]
+        scale = math.hypot(*(stage.scale for stage in stages))
+        below, main = total.curvature.value - total.bound, self._main(total.direction)
+        rounding = math.sqrt(torch.finfo(total.slopes.dtype).eps)
+        verdict = Evidence(
+            stages, len(self.cloud), total.residual, scale, total.curvature, total.missing, below, total.largest, main,
+            improvement, where, crest, self.tol, rounding,
+        ).verdict()  # fmt: skip
+        return Certificate(
+            stages, value, len(self.cloud), self.confidence, passes + more + 6, total.residual, scale,
+            total.curvature, total.error, total.bound, total.missing, improvement, where, principle, interacting,
+            verdict,
+        )  # fmt: skip
+
+    def _of_j(self, principle: Principle, study: Study) -> tuple[Row, float]:
+        """What is found of J over all controls together; J itself is searched where it is cheap, or all there is."""
+        count = sum(leaf.numel() for leaf in tree.tensors(self.controls))
+        study = replace(study, lanczos=max(self.lanczos, min(count, _EXACT)))
+        if count > _EXACT and principle is not Principle.TIED:
+            study = replace(study, inner=None)
+        rows, passes = study.rows(objective(self.problem, self.controls))
+        (total,) = rows.values()
+        return total, passes
+
+    def _lower(self, principle: Principle, split: Split, total: Row, rows: dict[int, Row]) -> tuple[Measure, str, bool]:
+        """The most that J falls at what was found, the stage, and whether J falls on both sides of the controls."""
         search = Search(self.problem, self.controls, split, self.confidence)
         falls, crest = Measure(0.0, 0.0, 0.0), False
         if total.curvature.value - total.bound < FLAT * total.largest:
             falls, crest = search.along(total)
         by_stage, at = search.best({} if principle is Principle.TIED else rows)
-        found = [(by_stage, self._label(at)), (search.best({ALL: total})[0], "all"), (falls, "")]
-        improvement, where = max(found, key=lambda pair: pair[0].value)  # the first of equals
-        stages = [self._stage(t, rows[t], around) for t in sorted(rows)]
-        scale = math.hypot(*(stage.scale for stage in stages))
-        evidence = Evidence(
-            stages,
-            len(self.cloud),
-            total.residual,
-            scale,
-            total.curvature,
-            total.missing,
-            total.curvature.value - total.bound,
-            total.largest,
-            self._main(total.direction),
-            improvement,
-            where,
-            crest,
-            self.tol,
-            math.sqrt(torch.finfo(total.slopes.dtype).eps),
-        )
-        return Certificate(
-            stages, value, len(self.cloud), self.confidence, passes + more + 6, total.residual, scale,
-            total.curvature, total.error, total.bound, total.missing, improvement, where, principle, interacting, evidence.verdict(),
-        )  # fmt: skip
+        everywhere = search.best({ALL: total})[0]
+        found = [(by_stage, self._label(at)), (everywhere, "all"), (falls, "")]
+        return *max(found, key=lambda pair: pair[0].value), crest  # the first of equals
 
     def _principle(self, interacting: bool) -> Principle:
         if not self.problem.per_stage:
