@@ -90,7 +90,13 @@ class euler_maruyama:
         """Sigma dW over step t, of the shape of the state ``[N, d]``."""
         if not isinstance(x, Tensor):
             raise InvalidType(f"euler_maruyama needs a state that is one tensor [N, d]; got {tree.describe(x)}")
-        dw = math.sqrt(h) * self._normals(z)[:, t]
+        normals = self._normals(z)
+        if normals.dim() < 2 or normals.shape[1] <= t:
+            raise InvalidValue(
+                f"stage {t}: dynamics: the noise has shape {tuple(normals.shape)} and each stage needs its own; "
+                "expected standard normals [N, stages, k] (mfoc.schemes.brownian draws them)"
+            )
+        dw = math.sqrt(h) * normals[:, t]
         sigma = self.diffusion(s, x, u, z) if callable(self.diffusion) else self.diffusion
         matrix = isinstance(sigma, Tensor) and sigma.dim() == 3
         dw = torch.einsum("ndk,nk->nd", sigma, dw) if matrix else sigma * dw

@@ -148,3 +148,11 @@ def test_noisy_steps_are_never_batched():
         lambda t, x, u, z: x, lambda x, z: x[:, 0], [torch.ones(())], scheme=mfoc.euler_maruyama(1.0), autonomous=True
     )
     assert noisy.kind is None
+
+
+def test_noise_that_ends_too_soon_is_named():
+    problem = mfoc.continuous(
+        lambda t, x, u, z: u.expand_as(x), lambda x, z: x[:, 0], [torch.zeros(1)] * 3, diffusion=1.0
+    )
+    with pytest.raises(mfoc.InvalidValue, match=r"stage 2: dynamics: the noise has shape \(4, 2, 1\)"):
+        mfoc.rollout(problem, problem, mfoc.Particles(torch.zeros(4, 1), {"noise": torch.zeros(4, 2, 1)}))
