@@ -110,7 +110,7 @@ class StageCertificate:
 
 _HEADER = (
     "stage", "controls", "residual ||E dH/du||", "scale", "gap E H - min E H",
-    "curvature min eig E d2H/du2 [conservative]", "",
+    "curvature min eig E d2H/du2 (conservative)", "",
 )  # fmt: skip
 
 
@@ -187,7 +187,7 @@ class Certificate:
 
     @property
     def _totals(self) -> list[str]:
-        lowest = f"lowest eigenvalue of the Hessian of J [conservative] {self.hessian}"
+        lowest = f"lowest eigenvalue of the Hessian of J (conservative) {self.hessian}"
         if self.hessian_note:
             lowest += f"  ({self.hessian_note})"
         if self.hessian_bound > 0.05 * abs(self.hessian.value):
