@@ -148,14 +148,14 @@ def test_intervals_of_particles_that_interact_cover():
         lambda t, x, u, z: u + x.mean(0) + 0 * x, lambda x, z: 0.5 * x.square().sum(1), [torch.tensor([0.5], dtype=D)]
     )
     hits = 0
-    for seed in range(100):
+    for seed in range(50):
         sample = normal(100, 1, seed=seed)
         found = mfoc.certify(problem, problem, sample, lanczos=1, starts=1, inner=mfoc.minimisers.LBFGS(steps=1))
         assert found.interacting
         residual = found.stages[0].residual
         assert residual.value == pytest.approx(abs(0.5 + sample.mean().item()))
         hits += residual.low <= 0.5 <= residual.high
-    assert hits >= 90
+    assert hits >= 45
 
 
 def test_batches_are_one_cloud_and_the_cost_is_counted():
