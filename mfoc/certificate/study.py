@@ -21,7 +21,7 @@ from mfoc.certificate.lanczos import Lowest, lowest_eigenpair
 from mfoc.certificate.split import Split
 from mfoc.derivatives import gradients, once_differentiable
 from mfoc.frozen import Block, Sweep
-from mfoc.minimisers import Minimiser
+from mfoc.minimisers import LBFGS, Minimiser
 from mfoc.particles import Particles
 from mfoc.pontryagin import rollout
 from mfoc.problem import Problem
@@ -161,7 +161,7 @@ class Study:
             return told
 
         whole = through(split.whole, self.find)
-        again = replace(self, lanczos=min(self.lanczos, _AGAIN))
+        again = replace(self, lanczos=min(self.lanczos, _AGAIN), inner=_shorter(self.inner))
         told = [whole, *(through(rest, lambda b: again.find(b, whole)) for rest in split.without_folds())]
         every = range(len(told))
         base = through(split.whole, lambda block: self._judge(block, told, every)) if split.interacting else {}
@@ -308,6 +308,11 @@ class Study:
         weights, level = self.split.weights, self.confidence
         found = gap_interval(table[:, 0], table[:, 1:].mT, self.split.folds, weights, level, dimension=dimension)
         return replace(found, value=max(0.0, whole.fall)), ""
+
+
+def _shorter(inner: Minimiser | None) -> Minimiser | None:
+    """The minimiser for searches that start next to where they will end; its tolerance is a share of a small slope."""
+    return replace(inner, steps=min(inner.steps, 2 * _AGAIN)) if isinstance(inner, LBFGS) else inner
 
 
 def _directions(before: list[_Found]) -> Tensor | None:
