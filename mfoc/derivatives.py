@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -62,16 +62,7 @@ def reached(outputs: Sequence[Tensor], inputs: Sequence[Tensor]) -> list[bool]:
         inputs: leaves of the graph that require grad.
     """
     found = {id(output) for output in outputs}  # an output may be an input itself
-    waiting = [output.grad_fn for output in outputs if output.grad_fn is not None]
-    seen = set(waiting)
-    while waiting:
-        node = waiting.pop()
-        if hasattr(node, "variable"):  # where the gradient of a leaf is accumulated
-            found.add(id(node.variable))
-        for following, _ in node.next_functions:
-            if following is not None and following not in seen:
-                seen.add(following)
-                waiting.append(following)
+    found |= {id(node.variable) for node in _nodes(outputs) if hasattr(node, "variable")}  # leaves accumulate there
     return [id(leaf) in found for leaf in inputs]
 
 
@@ -81,18 +72,25 @@ def once_differentiable(output: Tensor) -> str:
     Where a graph of derivatives is asked for, autograd takes the derivative of such a function for a constant, so that
     its second derivative is zero without an error.
     """
-    waiting = [] if output.grad_fn is None else [output.grad_fn]
-    seen = set(waiting)
-    while waiting:
-        node = waiting.pop()
+    for node in _nodes([output]):
         made: Any = getattr(node, "_forward_cls", None)  # of functions written in Python
         code = getattr(getattr(made, "backward", None), "__code__", None)
         if code is not None and code is _MARKED:
             return str(made.__name__)
-        fresh = {following for following, _ in node.next_functions if following is not None} - seen
-        seen |= fresh
-        waiting.extend(fresh)
     return ""
+
+
+def _nodes(outputs: Sequence[Tensor]) -> Iterator[Any]:
+    """The nodes of the autograd graph behind some tensors, each once."""
+    waiting: list[Any] = [output.grad_fn for output in outputs if output.grad_fn is not None]
+    seen = set(waiting)
+    while waiting:
+        node = waiting.pop()
+        yield node
+        for following, _ in node.next_functions:
+            if following is not None and following not in seen:
+                seen.add(following)
+                waiting.append(following)
 
 
 _MARKED = torch.autograd.function.once_differentiable(lambda ctx: None).__code__  # one for all that are marked

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+from torch import Tensor
+
 from mfoc.checks import check_between, check_integer
 
 
@@ -29,6 +31,21 @@ def student_t_quantile(confidence: float, freedom: int) -> float:
             break
         low, high = (theta, high) if _within(theta, freedom) < confidence else (low, theta)
     return math.sqrt(freedom) * math.tan((low + high) / 2)
+
+
+def mean_interval(sample: Tensor, confidence: float) -> tuple[float, float]:
+    """The mean of a sample ``[n]`` and half the width of Student's interval for that of the population.
+
+    The width is infinite for a sample of one, or with members that are not finite.
+
+    Raises:
+        InvalidType, InvalidValue: no such level.
+    """
+    sample = sample.double()
+    mean = float(sample.mean())
+    if len(sample) < 2 or not math.isfinite(mean):
+        return mean, math.inf
+    return mean, student_t_quantile(confidence, len(sample) - 1) * float(sample.std()) / math.sqrt(len(sample))
 
 
 def _within(theta: float, freedom: int) -> float:

@@ -12,7 +12,7 @@ from torch import Tensor
 from mfoc import MissingExtra
 from mfoc.deprecation import aliases
 from mfoc.hooks import progress_display
-from mfoc.statistics import student_t_quantile
+from mfoc.statistics import mean_interval
 
 __getattr__ = aliases(__name__, {"normal_interval": "paradigms.reporting.student_interval"})
 
@@ -48,9 +48,7 @@ def student_interval(sample: Tensor, confidence: float) -> Estimate:
 
     The ends are infinite for a sample of one, or with members that are not finite.
     """
-    sample = sample.double()
-    mean = float(sample.mean())
-    if len(sample) < 2 or not math.isfinite(mean):
-        return Estimate(mean, -math.inf, math.inf)
-    half = student_t_quantile(confidence, len(sample) - 1) * float(sample.std()) / math.sqrt(len(sample))
+    mean, half = mean_interval(sample, confidence)
+    if math.isinf(half):
+        return Estimate(mean, -half, half)
     return Estimate(mean, mean - half, mean + half)

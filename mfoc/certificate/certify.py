@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from mfoc import tree
-from mfoc.certificate.intervals import Measure
+from mfoc.certificate.intervals import GROUPS, Measure
 from mfoc.certificate.lower import ALL, Search
 from mfoc.certificate.report import Certificate, Principle, StageCertificate
 from mfoc.certificate.split import Split, interact
@@ -59,7 +59,7 @@ def certify(
     inner: Minimiser | None = None,
     starts: int = 4,
     lanczos: int = 30,
-    groups: int = 20,
+    groups: int = GROUPS,
     replicates: int | None = None,
     confidence: float = 0.95,
     tol: float = 1e-3,
@@ -72,8 +72,8 @@ def certify(
     The particles of one epoch are taken as one cloud: give a subsample of a population that does not fit in memory.
 
     Intervals are about the population that the particles are a sample of, not about the sample: the residual is freed
-    of the bias of a norm, what a search finds on one half of the particles is judged on the other, Student's t. Where
-    particles interact, the cloud is rolled out again without each group (a jackknife).
+    of the bias of a norm, what a search finds without a fifth of the particles is judged on that fifth, Student's t.
+    Where particles interact, the cloud is rolled out again without each group (a jackknife).
 
     Args:
         problem: the control problem.

@@ -16,7 +16,7 @@ from mfoc.certificate.study import Row
 from mfoc.particles import Particles
 from mfoc.pontryagin import rollout
 from mfoc.problem import Problem
-from mfoc.statistics import student_t_quantile
+from mfoc.statistics import mean_interval
 from mfoc.tree import Tree
 
 _FARTHEST = 4.0**-24  # of the way to a control that was found, in quarters of what is left
@@ -89,16 +89,8 @@ class Search:
         if falls is None:
             return nothing
         level = 1 - (1 - self.confidence) / (2 * len(_LENGTHS))  # the best of as many
-        mean, half = self._interval(falls, level)
+        mean, half = mean_interval(falls, level)
         return Measure(mean, mean - half, mean + half), both
-
-    def _interval(self, falls: Tensor, level: float) -> tuple[float, float]:
-        """The mean, and half the width of its interval."""
-        sample = falls.double()
-        if len(sample) < 2:
-            return float(sample.mean()), math.inf
-        spread = float(sample.std()) / math.sqrt(len(sample))
-        return float(sample.mean()), student_t_quantile(level, len(sample) - 1) * spread
 
     def _candidates(self, rows: Mapping[int, Row], rounding: float) -> Iterator[tuple[int, float]]:
         promising = [t for t, row in rows.items() if row.points and row.gap.value > rounding]
@@ -121,7 +113,7 @@ class Search:
         for fold, point in enumerate(points):
             own = self.split.members(fold).to(here.device)
             falls.append((here - self._cost(cloud, self._with(t, point, share)))[own])
-        mean, half = self._interval(torch.cat(falls), self.confidence)
+        mean, half = mean_interval(torch.cat(falls), self.confidence)
         return Measure(fall, mean - half, mean + half)
 
     def _with(self, t: int, point: Tensor, share: float) -> Tree:
