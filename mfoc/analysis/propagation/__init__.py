@@ -1,4 +1,4 @@
-"""How signals and gradients pass through depth: order, chaos and criticality (Poole et al. 2016; Schoenholz et al. 2017)."""
+"""How signals and gradients pass through depth (Poole et al. 2016; Schoenholz et al. 2017)."""
 
 from mfoc.analysis.propagation.mup import mup_groups, mup_init_
 from mfoc.analysis.propagation.orthogonal import delta_orthogonal_, orthogonal_, orthogonal_gain
