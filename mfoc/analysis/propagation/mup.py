@@ -214,16 +214,14 @@ def mup_init_(net: nn.Module, base_net: nn.Module, *, roles: Mapping[str, str] |
     """
     found = roles_of(net, base_net, roles)
     base_weights = dict(base_net.named_parameters())
+    growing = [(name, own) for name, own in net.named_parameters() if found[name].role != "fixed"]
+    for name, own in growing:
+        if not (own.isfinite().all() and base_weights[name].isfinite().all()):
+            raise InvalidValue(f"parameter {name!r} is not finite; expected freshly made nets")
     with torch.no_grad():
-        for name, own in net.named_parameters():
-            base = base_weights[name]
-            if found[name].role == "fixed":
-                continue
-            size, wanted = root_mean_square(own), root_mean_square(base) * found[name].scale
-            if not (own.isfinite().all() and base.isfinite().all()):
-                raise InvalidValue(f"parameter {name!r} is not finite; expected freshly made nets")
-            if size > 0:
-                own.mul_(wanted / size)
+        for name, own in growing:
+            if size := root_mean_square(own):
+                own.mul_(root_mean_square(base_weights[name]) * found[name].scale / size)
     return net
 
 
