@@ -177,7 +177,7 @@ class ResidualPropagation:
         """The verdict, then the numbers it is made of."""
         rates = {
             "constant": "stay as they are",
-            "exponential": f"grow exponentially (x {self.growth_rate:.4g} a block): few blocks, or smaller branch weights",
+            "exponential": f"grow exponentially (x {self.growth_rate:.4g} a block): keep branches small",
             "linear": f"grow linearly (+ {self.growth_rate:.4g} a block): depth costs little",
             "polynomial": f"grow as depth^{self.growth_rate:.3g}: depth costs little",
             "faster than exponential": "grow faster than exponentially: no deep network of this kind can be trained",
@@ -209,7 +209,7 @@ class ResidualPropagation:
             )
         if pairs and not closed and q > _WIDEST_PAIR:
             raise InvalidValue(
-                f"q is {q:.3g} in block {block}, where the correlation takes long to compute; expected fewer blocks, or "
+                f"q is {q:.3g} in block {block}, where a correlation takes long to compute; expected fewer blocks, or "
                 "c0=None to leave it out"
             )
 
@@ -230,8 +230,9 @@ class ResidualPropagation:
             return d + noise
         delta = torch.tensor(min(self.weight_variance * d / q, 2.0), dtype=torch.float64)
         if self._moments.activation.family in ("erf", "gelu") and float(delta) > _NEAR:
-            same, other = (self._moments.pair(at[None], at[None], c.reshape(1, 1))[0] for c in (0 * at + 1, 1 - delta))
-            apart = float(same - other)
+            variance = at[None]
+            pair = [self._moments.pair(variance, variance, c.reshape(1, 1))[0] for c in (0 * at + 1, 1 - delta)]
+            apart = float(pair[0] - pair[1])
         else:
             apart = q * float(delta) * float(self._moments.decorrelation(at, delta)[0])
         return d + self.branch_weight_variance * apart + noise
