@@ -118,7 +118,7 @@ def test_mup_mends_what_adam_breaks(make):
         assert layer.kind == before.kind
 
 
-SMALL = {mlp: (draw(16, 8), WIDTHS), conv: (draw(4, 1, 5, 5), (16, 32, 64, 128)), Transformer: (tokens(), WIDTHS)}
+SMALL = {mlp: (draw(16, 8), WIDTHS), conv: (draw(4, 1, 5, 5), (16, 32, 64)), Transformer: (tokens(), (32, 64, 128))}
 
 
 @pytest.mark.slow
