@@ -29,6 +29,7 @@ from mfoc.analysis.kernel.taps import (
     own_parameters,
     plainly,
     slopes_at,
+    stays_apart,
 )
 from mfoc.derivatives import gradients, reached
 from mfoc.networks.inspection import trainable
@@ -53,6 +54,8 @@ class Jacobians:
         others: the names of the parameters that are differentiated in the general way.
         sizes: what each known layer costs.
         rows: the known layers whose gradients are formed.
+        vectorised: whether the general way goes through ``vmap``; seen when it first does not.
+        routes: modules that are not torch's may send samples another way in every batch, as experts are chosen.
     """
 
     net: nn.Module
@@ -62,6 +65,7 @@ class Jacobians:
     sizes: dict[str, Size] = field(default_factory=dict)
     rows: dict[str, bool] = field(default_factory=dict)
     vectorised: bool = True
+    routes: bool = True
 
     @classmethod
     def of(cls, net: nn.Module, x: Tensor, outputs: int) -> Jacobians:
@@ -85,7 +89,8 @@ class Jacobians:
         alive = dict(zip(free, reached([full], list(free.values())), strict=True))
         others = [name for name, p in free.items() if alive[name] and id(p) not in covered]
         sizes = {name: size(known[name], entries_of(calls[name], PROBED)) for name in known}
-        made = cls(net, outputs, known, others, sizes)
+        own = any(not type(part).__module__.startswith("torch.nn.") for part in net.modules())
+        made = cls(net, outputs, known, others, sizes, routes=own)
         return made if not known or made._agrees(few) else made.generally()
 
     def generally(self) -> Jacobians:
@@ -132,6 +137,8 @@ class Jacobians:
         if not met or not out.requires_grad:
             return []
         out = out.reshape(len(x), -1)
+        if self.routes and not stays_apart(out, met):
+            raise Misfit("samples change places on their way")
         parts: list[list[Share]] = []
         for start in range(0, outputs, at_once):
             slopes = iter(slopes_at(out, met, range(start, min(start + at_once, outputs))))
