@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -10,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mfoc.analysis.kernel.doors import free_memory
+from mfoc.analysis.kernel.doors import free_memory, private_copy
 from mfoc.analysis.kernel.drawing import axes, finish
 from mfoc.analysis.kernel.empirical import empirical_ntk
 from mfoc.analysis.kernel.function_space import Curve, Outputs
+from mfoc.analysis.kernel.taps import plainly
 from mfoc.analysis.kernel.theorem import Theorem, wide_two_layer
 from mfoc.checks import check_between, check_integer, check_positive
 from mfoc.networks.inspection import trainable
@@ -159,9 +159,9 @@ def ntk_convergence(
     check_positive(optional=True, lr=lr)
     check_between(0, 1, delta=delta)
     theta = empirical_ntk(net, x, batch_size=batch_size, memory=memory)
-    with torch.no_grad():
-        private = copy.deepcopy(net)
-        out = private(x).detach()
+    private = private_copy(net)
+    with plainly(), torch.no_grad():
+        out = private(x)
     space = Outputs.of(loss, out, y)
     room = free_memory(out.device) // 2 if memory is None else memory
     matrix = theta.transpose(1, 2).reshape(out.numel(), -1).to(space.start.dtype)
@@ -191,7 +191,7 @@ def _train(net: nn.Module, x: Tensor, space: Outputs, lr: float, steps: int) -> 
     free = list(trainable(net).values())
     found = []
     for step in range(steps + 1):
-        with torch.enable_grad():
+        with plainly():
             value = space.value(net(x))
         found.append(value.detach().double())
         if step == steps or not bool(value.isfinite()):

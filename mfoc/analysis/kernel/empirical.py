@@ -62,6 +62,7 @@ def empirical_ntk(
         check_alike(x1, x2)
     check_flag(trace=trace)
     check_integer(1, optional=True, batch_size=batch_size, memory=memory)
+    x1, x2 = x1.detach(), None if x2 is None else x2.detach()
     source = Source.of(net, x1, batch_size)
     room = free_memory(source.like.device) // 2 if memory is None else memory
     columns = x1 if x2 is None else x2

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from mfoc.analysis.kernel.doors import check_fits
 from mfoc.analysis.kernel.taps import normal_like
+from mfoc.checks import kind_of
 from mfoc.errors import InvalidType, InvalidValue
 from mfoc.networks.losses import Loss, per_sample
 
@@ -89,7 +90,7 @@ def _checked(loss: Loss | nn.Module, out: Tensor, y: Any) -> Callable[[Tensor], 
     def value(f: Tensor) -> Tensor:
         found = loss(f, y)
         if not isinstance(found, Tensor):
-            raise InvalidType(f"loss returned a {type(found).__name__}; expected a tensor")
+            raise InvalidType(f"loss returned {kind_of(found)}; expected a tensor")
         return found if found.dim() == 0 else found.mean()
 
     if isinstance(y, Tensor) and y.dim() and len(y) != len(out):
@@ -107,7 +108,7 @@ def _checked(loss: Loss | nn.Module, out: Tensor, y: Any) -> Callable[[Tensor], 
     if not found.requires_grad:
         raise InvalidValue(f"loss does not depend on the outputs: {given}")
     if not bool(found.isfinite()):
-        raise InvalidValue(f"loss is {float(found)} on {given}; expected a finite number")
+        raise InvalidValue(f"loss is {found.item()} on {given}; expected a finite number")
     return value
 
 

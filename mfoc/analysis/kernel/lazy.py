@@ -11,8 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mfoc.analysis.kernel.doors import private_copy
 from mfoc.analysis.kernel.drawing import axes, finish
 from mfoc.analysis.kernel.empirical import empirical_ntk
+from mfoc.analysis.kernel.taps import plainly
 from mfoc.checks import check_instance, kind_of
 from mfoc.errors import InvalidType, InvalidValue
 from mfoc.networks.problem import to_module
@@ -140,8 +142,8 @@ def laziness(
     for place, entry in enumerate(trajectory):
         module = _module(net, entry, place, stages)
         theta = empirical_ntk(module, x, trace=trace, batch_size=batch_size, memory=memory).double()
-        with torch.no_grad():
-            out = copy.deepcopy(module)(x).double()
+        with plainly(), torch.no_grad():
+            out = private_copy(module)(x).double()
         first, start = (theta, out) if first is None or start is None else (first, start)
         if theta.shape != first.shape:
             raise InvalidValue(

@@ -54,8 +54,9 @@ class NTKOperator:
     def __init__(self, net: nn.Module, x: Tensor, *, batch_size: int | None = None) -> None:
         check_samples(x=x)
         check_integer(1, optional=True, batch_size=batch_size)
-        self._source = Source.of(net, x, batch_size)
-        self._net, self._x = self._source.jacobians.net, x.detach()
+        self._x = x.detach()
+        self._source = Source.of(net, self._x, batch_size)
+        self._net = self._source.jacobians.net
         self._size = batch_size or min(len(x), self._source.at_once() * self._source.outputs)
         self._forward_mode = True
 

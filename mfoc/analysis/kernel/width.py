@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from mfoc.analysis.kernel.drawing import axes, finish
 from mfoc.analysis.kernel.lazy import laziness
-from mfoc.checks import check_between, check_callable, check_instance, check_integer
+from mfoc.checks import check_between, check_callable, check_instance, check_integer, kind_of
 from mfoc.errors import InvalidType, InvalidValue
 from mfoc.printing import by_identity, table
 from mfoc.seeding import mixed_seed, seeded
@@ -26,8 +26,9 @@ class WidthDrift:
     """Kernel drift against width, and the power law through it.
 
     In NTK parametrisation with independent weights of mean zero a training that moves the outputs by O(1) moves the
-    kernel by O(1 / width), relative to itself: a slope of -1 (Huang & Yau 2019, arXiv:1909.08156, theorem 2.1; Dyer &
-    Gur-Ari 2019, arXiv:1909.11304). Bounds by the weights' own movement give -1/2 (Lee et al. 2019, arXiv:1902.06720).
+    kernel by O(1 / width), relative to itself: a slope of -1 (Huang & Yau 2019, arXiv:1909.08156; Dyer & Gur-Ari 2019,
+    arXiv:1909.11304), which is less steep where the drift is not small. Bounds by how far the weights move give -1/2
+    (Lee et al. 2019, arXiv:1902.06720).
     In mean-field or muP parametrisation features move at any width: a slope of 0.
 
     Attributes:
@@ -119,7 +120,7 @@ def drift_against_width(
             with seeded(mixed_seed(seed, k), x.device):
                 net = make_net(width)
                 if not isinstance(net, nn.Module):
-                    raise InvalidType(f"make_net({width}) returned a {type(net).__name__}; expected a torch.nn.Module")
+                    raise InvalidType(f"make_net({width}) returned {kind_of(net)}; expected a torch.nn.Module")
                 start = copy.deepcopy(net)
                 found = train(net)
             end = net if found is None else found

@@ -272,6 +272,30 @@ def test_layers_that_are_known_are_not_sent_the_slow_way():
     assert known(CASES["tied embedding"][0](), tokens(5, 3)) == {"body"}
 
 
+@pytest.mark.parametrize("axis", [(4,), (2, 4)])
+def test_samples_that_take_another_way_than_the_first_ones(axis):
+    """Experts chosen by sample, or by token: of the first three samples each sends one to the first expert.
+
+    Of all six together as many are sent there, but not one by each.
+    """
+
+    def forward(net, x):
+        there = x[..., 0] > 0
+        y = torch.zeros(*x.shape[:-1], 3, dtype=x.dtype)
+        y[there], y[~there] = net.one(x[there]), net.other(x[~there])
+        return net.head(y.tanh()).reshape(len(x), -1)
+
+    net = seeded(lambda: Made(forward, one=nn.Linear(4, 3), other=nn.Linear(4, 3), head=nn.Linear(3, 2)))
+    x = normal(6, *axis)
+    x[..., 0] = -1
+    if axis == (4,):
+        x[[0, 1, 2, 4], 0] = 1
+    else:
+        x[[0, 1, 2, 3, 3, 5], [0, 0, 0, 0, 1, 1], 0] = 1
+    assert "one" in known(net, x)
+    assert error(empirical_ntk(net, x), dense_ntk(net, x)) < EXACT
+
+
 def test_few_outputs_at_once_where_memory_is_short():
     net, x = CASES["mlp"][0](), normal(4, 3)
     source = Source.of(net, x, None)
@@ -308,6 +332,14 @@ def test_the_network_is_as_before():
     assert net.training
     assert len(net._forward_hooks) == 1
     assert all("forward" not in part.__dict__ for part in net.modules())
+
+
+def test_samples_are_not_written_over():
+    net, x = CASES["in place"]
+    kept = x.clone()
+    empirical_ntk(net(), x)
+    _ = NTKOperator(net(), x) @ normal(5, 3)
+    assert torch.equal(x, kept)
 
 
 def test_it_works_without_gradients_enabled():
@@ -392,6 +424,14 @@ REFUSED = {
         lambda: Made(lambda s, x: s.body(x).detach(), body=nn.Linear(3, 4)).double(), normal(4, 3), InvalidValue,
         "depends on no parameter",
     ),
+    "writes over its input": (
+        lambda: Made(lambda s, x: s.body(x.relu_()), body=nn.Linear(3, 4)).double(), normal(4, 3), InvalidValue,
+        "writes over the samples",
+    ),
+    "without a derivative": (
+        lambda: Made(lambda s, x: s.body(x).exp().add_(1), body=nn.Linear(3, 4)).double(), normal(4, 3), InvalidValue,
+        "cannot be differentiated",
+    ),
     "nothing trained": (lambda: mlp_net().requires_grad_(False), normal(4, 3), InvalidValue, "no parameter that req"),
     "lazy": (lambda: nn.LazyLinear(3), normal(4, 3), InvalidValue, "'weight' is lazy"),
     "complex": (lambda: nn.Linear(3, 3, dtype=torch.complex128), normal(4, 3), InvalidValue, "is complex"),
@@ -405,6 +445,11 @@ def test_it_is_refused_with_what_to_do(name):
         empirical_ntk(make(), x)
     with pytest.raises(kind, match=match.replace("x1 ", "x ")):
         NTKOperator(make(), x)
+
+
+def test_inference_mode_is_refused():
+    with torch.inference_mode(), pytest.raises(InvalidValue, match="outside of it"):
+        empirical_ntk(mlp_net(), normal(4, 3))
 
 
 def test_two_sets_of_samples_are_of_one_kind():

@@ -39,13 +39,13 @@ PATH = [NET, moved(NET, 0.1), moved(NET, 0.3)]
 
 def test_drift_turn_and_scale_are_those_of_the_kernels():
     found = laziness(NET, PATH, X)
-    kernels = [dense_ntk(net, X).flatten() for net in PATH]
+    kernels, outputs = [dense_ntk(net, X).flatten() for net in PATH], [net(X).detach() for net in PATH]
     for t, kernel in enumerate(kernels):
         cosine = float(F.cosine_similarity(kernel, kernels[0], dim=0))
         assert float(found.drift[t]) == pytest.approx(float((kernel - kernels[0]).norm() / kernels[0].norm()))
         assert float(found.turn[t]) == pytest.approx(1 - cosine, abs=1e-12)
         assert float(found.scale[t]) == pytest.approx(float(kernel.norm() / kernels[0].norm()))
-        assert float(found.moved[t]) == pytest.approx(float((PATH[t](X) - NET(X)).norm() / NET(X).norm()))
+        assert float(found.moved[t]) == pytest.approx(float((outputs[t] - outputs[0]).norm() / outputs[0].norm()))
     assert found.alignment is None
     assert found.index == float(found.turn[-1])
 
@@ -156,9 +156,10 @@ def train(net, lr=0.3, steps=25):
 
 @pytest.mark.slow
 def test_drift_falls_as_one_over_width_in_ntk_parametrisation():
-    found = drift_against_width(NTKParametrised, [64, 128, 256, 512], train, X, seeds=5)
+    short = functools.partial(train, lr=0.1, steps=8)  # the law is of small drifts
+    found = drift_against_width(NTKParametrised, [128, 512, 2048], short, X, seeds=8)
     assert found.slope == pytest.approx(-1, abs=0.2)
-    assert found.interval[0] < -1 < found.interval[1]
+    assert found.interval[0] < -1 < found.interval[1] < -0.5
     assert str(found).startswith("lazier with width: drift ~ width^-")
 
 
@@ -258,7 +259,7 @@ def test_bad_targets_and_samples_are_refused():
         (NTKParametrised, [4, 8], None, {}, "train is a NoneType"),
         (NTKParametrised, [4, 8], train, {"seeds": 1}, "no error to judge a slope by"),
         (NTKParametrised, [4, 8], lambda net: None, {"seeds": 2}, "did not move"),
-        (lambda width: 3, [4, 8], train, {}, "returned a int|returned an int"),
+        (lambda width: 3, [4, 8], train, {}, "returned an int"),
     ],
 )
 def test_bad_widths_are_refused(make, widths, training, options, match):
