@@ -32,6 +32,7 @@ from mfoc.analysis.kernel.taps import (
     stays_apart,
 )
 from mfoc.derivatives import gradients, reached
+from mfoc.errors import InvalidValue
 from mfoc.networks.inspection import trainable
 
 logger = logging.getLogger(__name__)
@@ -91,7 +92,19 @@ class Jacobians:
         sizes = {name: size(known[name], entries_of(calls[name], PROBED)) for name in known}
         own = any(not type(part).__module__.startswith("torch.nn.") for part in net.modules())
         made = cls(net, outputs, known, others, sizes, routes=own)
-        return made if not known or made._agrees(few) else made.generally()
+        if made.agrees(few):
+            return made
+        logger.info("the shares of the layers do not add up: all parameters are differentiated in the general way")
+        made = made.generally()
+        if made.agrees(few):
+            return made
+        made.vectorised = False  # a module that torch.func cannot give other parameters, as one of TorchScript
+        if made.agrees(few):
+            return made
+        raise InvalidValue(
+            "the gradients of the samples one by one do not add up to those of the batch: net does something else when "
+            "it is given one sample"
+        )
 
     def generally(self) -> Jacobians:
         """The same gradients, of all parameters in the general way."""
@@ -161,7 +174,7 @@ class Jacobians:
                 self.vectorised = False
         return looped_rows(self.net, x, names, outputs)
 
-    def _agrees(self, x: Tensor) -> bool:
+    def agrees(self, x: Tensor) -> bool:
         """Whether ||sum_i J_i^T v_i||, by one plain pass, is what the kernel of the probed samples says of it."""
         free = list(trainable(self.net).values())
         self.choose(len(x), trace=False)
@@ -174,10 +187,7 @@ class Jacobians:
         flat = v.flatten()
         given, said = sum(float(g.double().square().sum()) for g in slope), float(flat @ theta @ flat)
         allowed = 10 * torch.finfo(out.dtype).eps ** 0.5 * float(flat.abs() @ theta.abs() @ flat.abs())
-        if abs(given - said) <= allowed + 1e-300 or given != given:
-            return True
-        logger.info("the shares of the layers do not add up: all parameters are differentiated in the general way")
-        return False
+        return abs(given - said) <= allowed + 1e-300 or given != given
 
 
 def _beside(parts: Sequence[Share]) -> Share:
@@ -199,11 +209,12 @@ def vectorised_rows(net: nn.Module, x: Tensor, names: list[str], outputs: int) -
 
 def looped_rows(net: nn.Module, x: Tensor, names: list[str], outputs: int) -> Tensor:
     """The same by one plain backward pass for each output of each sample: slow, and asks nothing of the network."""
-    single, weights = _alone(net, names, outputs)
+    parameters = dict(net.named_parameters())
+    leaves = [parameters[name] for name in names]
     rows = []
-    for sample in x:
-        leaves = {name: value.detach().requires_grad_() for name, value in weights.items()}
-        found = [gradients(entry, list(leaves.values()), retain_graph=True) for entry in single(leaves, sample)]
+    for n in range(len(x)):
+        entries = net(x[n : n + 1]).reshape(-1)[:outputs]
+        found = [gradients(entry, leaves, retain_graph=True) for entry in entries]
         rows.append(torch.stack([torch.cat([leaf.reshape(-1) for leaf in each]) for each in found]))
     return torch.stack(rows).detach()
 

@@ -272,6 +272,16 @@ def test_layers_that_are_known_are_not_sent_the_slow_way():
     assert known(CASES["tied embedding"][0](), tokens(5, 3)) == {"body"}
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
+def test_modules_that_cannot_be_given_other_parameters():
+    """What torch.func does to a traced module has no effect, and no error either."""
+    net, x = mlp_net(), normal(4, 3)
+    traced, theta = torch.jit.trace(net, x), dense_ntk(net, x)
+    assert error(empirical_ntk(traced, x), theta) < EXACT
+    v = normal(4, 2)
+    assert error(NTKOperator(traced, x) @ v, torch.einsum("ijab,jb->ia", theta, v)) < EXACT
+
+
 @pytest.mark.parametrize("axis", [(4,), (2, 4)])
 def test_samples_that_take_another_way_than_the_first_ones(axis):
     """Experts chosen by sample, or by token: of the first three samples each sends one to the first expert.
@@ -431,6 +441,11 @@ REFUSED = {
     "without a derivative": (
         lambda: Made(lambda s, x: s.body(x).exp().add_(1), body=nn.Linear(3, 4)).double(), normal(4, 3), InvalidValue,
         "cannot be differentiated",
+    ),
+    "another function for one sample": (
+        lambda: Made(lambda s, x: x @ s.weight * (1 + (len(x) == 1)),
+                     weight=nn.Parameter(torch.ones(3, 2, dtype=torch.float64))),
+        normal(4, 3), InvalidValue, "given one sample",
     ),
     "nothing trained": (lambda: mlp_net().requires_grad_(False), normal(4, 3), InvalidValue, "no parameter that req"),
     "lazy": (lambda: nn.LazyLinear(3), normal(4, 3), InvalidValue, "'weight' is lazy"),
