@@ -104,8 +104,18 @@ def mean_square_gain(outputs: Several, inputs: Several, *, generator: torch.Gene
     units = sum(output.numel() for output in outputs)
     if not units or not inputs:
         raise InvalidValue("outputs hold no numbers; a gain needs at least one input and one output")
-    readings = torch.cat([squares(pull(outputs, inputs, normal_like(outputs, generator))) for _ in range(probes)])
-    readings = readings * (len(readings) / probes / units)
+    return gain([squares(pull(outputs, inputs, normal_like(outputs, generator))) for _ in range(probes)], units)
+
+
+def gain(pulled: Sequence[Tensor], units: int) -> Gain:
+    """The gain from products with random cotangents.
+
+    Args:
+        pulled: the squared norms of J^T w, for each probe those of the particles ``[N]``.
+        units: how many outputs there are in all, n_out of all particles together.
+    """
+    readings = torch.cat(list(pulled))
+    readings = readings * (len(readings) / len(pulled) / units)
     error = float(readings.std()) / len(readings) ** 0.5 if len(readings) > 1 else float("nan")
     return Gain(float(readings.mean()), error)
 
@@ -134,11 +144,15 @@ def gain_of(function: Callable[[Tree], Tree], x: Tree, *, generator: torch.Gener
 
 
 def squares(tensors: Several) -> Tensor:
-    """The squared norm of each particle ``[N]``, over all tensors ``[N, ...]``, summed in float64 (of a GPU, too)."""
+    """The squared norm of each particle ``[N]``, over all tensors ``[N, ...]``, summed in float64 where there is one.
+
+    Tensors that do not share their leading axis have one norm together, ``[1]``.
+    """
     wide = [each.detach().abs().to(_wide(each)).square() for each in _several(tensors)]
-    particles = [each.flatten(1).sum(1) if each.dim() > 1 else each.reshape(-1) for each in wide]
-    total: Tensor = torch.stack(particles).sum(0)
-    return total
+    if len({each.shape[:1] for each in wide}) > 1:
+        wide = [each.sum().reshape(1) for each in wide]
+    total: Tensor = torch.stack([each.reshape(len(each), -1).sum(1) if each.dim() else each[None] for each in wide])
+    return total.sum(0)
 
 
 def _wide(values: Tensor) -> torch.dtype:
