@@ -1,1 +1,1 @@
-"""How signals and gradients pass through depth: order, chaos and criticality (Poole et al. 2016; Schoenholz et al. 2017)."""
+"""How signals and gradients pass through depth (Poole et al. 2016; Schoenholz et al. 2017)."""
