@@ -1,1 +1,6 @@
 """How signals and gradients pass through depth (Poole et al. 2016; Schoenholz et al. 2017)."""
+
+from mfoc.analysis.propagation.diagnosis import diagnose as diagnose
+from mfoc.analysis.propagation.report import BlockDiagnosis as BlockDiagnosis
+from mfoc.analysis.propagation.report import Diagnosis as Diagnosis
+from mfoc.analysis.propagation.report import Finding as Finding

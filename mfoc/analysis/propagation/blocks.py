@@ -48,9 +48,15 @@ class Block:
         return {id(p): p for call in self.calls for p in call.module.parameters()}
 
     @property
+    def resizes(self) -> bool:
+        """Whether the state that leaves it holds another number of numbers than the one that enters it."""
+        return sum(p.tensor.numel() for p in self.ends) != sum(p.tensor.numel() for p in self.starts)
+
+    @property
     def label(self) -> str:
         """Its name, with the number of the call where its module is called again."""
-        again = self.calls[0].count if len(self.calls) == 1 or self.core is None else self.core.count
+        named = self.core or next(iter(self.calls), None)
+        again = 1 if named is None else named.count
         return self.name if again == 1 else f"{self.name} (call {again})"
 
 
@@ -60,6 +66,15 @@ def find_blocks(recording: Recording) -> list[Block]:
     if not root.ends:
         return []
     return _Finder(root, recording.sources).blocks()
+
+
+def severed(recording: Recording) -> str:
+    """Where a network is cut off from its input for autograd, in words; empty where a path leads from end to end."""
+    root = recording.root
+    if any(point in Cuts(recording.sources, root.ends[0]) for point in recording.sources):
+        return ""
+    off = next((call for call in root.walk() if call.constant and not call.starts and has_weights(call)), None)
+    return f"what enters {off.name!r}" if off is not None and off.name else "the output"
 
 
 def has_weights(call: Call) -> bool:

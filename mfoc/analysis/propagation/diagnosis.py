@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mfoc import tree
 from mfoc.analysis.jacobians import normal_like
-from mfoc.analysis.propagation.blocks import Block, find_blocks
+from mfoc.analysis.propagation.blocks import Block, find_blocks, severed
 from mfoc.analysis.propagation.layers import averages, predictions, read_layer
 from mfoc.analysis.propagation.measures import Measured, measure
 from mfoc.analysis.propagation.recording import Recording, carries, record
@@ -90,11 +90,13 @@ def _of_recording(recording: Recording, loss: Any, targets: Tree, *, probes: int
         if theory is not None:
             one = replace(one, q_theory=theory[0], chi_theory=theory[1])
         described.append(one)
-    if len(described) > 2:  # the last is the readout
-        described[-1] = replace(described[-1], counted=False)
+    if len(described) > 2 and (blocks[-1].core is not None or blocks[-1].resizes):
+        described[-1] = replace(described[-1], counted=False)  # the readout
     if len(described) > 3 and blocks[0].core is not None and blocks[0].starts == recording.entering:
         described[0] = replace(described[0], counted=False)  # no weights lie behind it for a gradient to reach
-    return _concluded(described, blocks, recording.size, NAN if value is None else float(value.detach()), probes)
+    return _concluded(
+        described, blocks, recording.size, NAN if value is None else float(value.detach()), probes, severed(recording)
+    )
 
 
 def _of_problem(
@@ -106,6 +108,9 @@ def _of_problem(
         blocks, value, own, size = rolled_out(problem, x, controls)
         found = measure(blocks, [value], None, own, probes=probes, seed=seed + 1)
     described = [_described(block, measured) for block, measured in zip(blocks, found, strict=True)]
+    if len(blocks) > 3:  # what changes the size at the ends is met once, whatever the depth
+        for k in (0, -1):
+            described[k] = replace(described[k], counted=not blocks[k].resizes)
     return _concluded(described, blocks, size, float(value.detach()), probes)
 
 
@@ -121,16 +126,17 @@ def _described(block: Block, measured: Measured, *, counted: bool = True) -> Blo
         measured.forward.value,
         measured.forward.error,
         measured.backward,
+        measured.arrives,
         measured.gradient,
         counted=counted,
     )
 
 
 def _concluded(
-    described: Sequence[BlockDiagnosis], blocks: Sequence[Block], size: int, value: float, probes: int
+    described: Sequence[BlockDiagnosis], blocks: Sequence[Block], size: int, value: float, probes: int, off: str = ""
 ) -> Diagnosis:
     entering = blocks[0].starts[0].seen
-    finding, verdict = conclude(described, entering)
+    finding, verdict = conclude(described, entering, off)
     return Diagnosis(finding, verdict, tuple(described), entering, size, value, 1 + probes)
 
 

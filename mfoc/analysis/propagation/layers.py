@@ -129,11 +129,12 @@ def _kind(node: Any) -> str:
 
 
 def averages(block: Block) -> bool:
-    """Whether a block ends by averaging over tokens or pixels, as before a readout."""
+    """Whether a block averages over tokens or pixels all that passes through it, as is done before a readout."""
     last = next((call for call in reversed(block.calls) if has_weights(call)), None)
     if last is None or not last.ends:
         return False
-    kinds = [_kind(node) for node in between(last.ends[0], block.ends[0])]
+    begun = block.starts[0] if block.core is not None else last.ends[0]
+    kinds = [_kind(node) for node in between(begun, block.ends[0])]
     return any(kind.startswith("Mean") or "Avg" in kind for kind in kinds)
 
 

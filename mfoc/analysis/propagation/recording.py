@@ -65,6 +65,7 @@ class Call:
         ends: those that left.
         children: the calls inside it, in the order they were made.
         count: how often the module has been called, this time included.
+        constant: whether a floating-point tensor entered that carries no derivative.
     """
 
     name: str
@@ -73,6 +74,7 @@ class Call:
     ends: list[Point] = field(default_factory=list)
     children: list[Call] = field(default_factory=list)
     count: int = 1
+    constant: bool = False
     sources: list[Tensor] = field(default_factory=list)  # of integers, which have no place on the graph
 
     def walk(self) -> Iterator[Call]:
@@ -218,6 +220,7 @@ class _Observer:
             call = Call(name, module, count=self.counts[id(module)])
             given = [leaf for leaf in tree.leaves([list(args), kwargs]) if isinstance(leaf, Tensor)]
             call.starts = [self.point(leaf, module) for leaf in given if carries(leaf)]
+            call.constant = any(tree.differentiable(leaf) and not leaf.requires_grad for leaf in given)
             call.sources = [leaf for leaf in given if not tree.differentiable(leaf)]
             if self.stack:
                 self.stack[-1].children.append(call)

@@ -45,6 +45,7 @@ class BlockDiagnosis:
         chi_error: the standard error of chi.
         chi_backward: ||J^T g||^2 / ||g||^2 at the g that arrives: of the loss, or random at the network's output
             without one; NaN where g is zero.
+        arriving: ||g||, of the batch together.
         gradient: norm of the loss's gradient in its parameters; NaN without a loss.
         weight_variance: sigma_w^2 as read off the weights; NaN where it is not one dense or convolutional layer.
         bias_variance: sigma_b^2, likewise.
@@ -62,6 +63,7 @@ class BlockDiagnosis:
     chi: float
     chi_error: float
     chi_backward: float
+    arriving: float
     gradient: float
     weight_variance: float = NAN
     bias_variance: float = NAN
@@ -122,7 +124,10 @@ class Diagnosis:
     @property
     def _head(self) -> str:
         loss = "no loss: a random gradient at the output" if math.isnan(self.loss) else f"loss {self.loss:.4g}"
-        return f"Diagnosis of {len(self.blocks)} blocks on {self.inputs} inputs; {loss}"
+        counts = (
+            f"{len(self.blocks)} block{'s' * (len(self.blocks) != 1)} on {self.inputs} input{'s' * (self.inputs != 1)}"
+        )
+        return f"Diagnosis of {counts}; {loss}"
 
     def _table(self) -> tuple[list[str], list[list[str]]]:
         """Columns that are empty throughout are left out; of many blocks the first and last are shown."""
@@ -153,4 +158,10 @@ def _number(value: float, digits: int = 3) -> str:
 
 
 def _cosine(value: float) -> str:
-    return "-" if math.isnan(value) else f"{value:.4f}" if value > 0.99 else f"{value:.2f}"
+    if math.isnan(value):
+        return "-"
+    return f"{value:.4f}" if value > 0.99 else f"{0.0 if abs(value) < 0.005 else value:.2f}"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'s' * (number != 1)}"

@@ -23,13 +23,20 @@ _GROWS = 1e4  # of the mean square, over the whole depth
 _CURE = "critical_init_(net, x) gives chi 1"
 
 
-def conclude(rows: Sequence[BlockDiagnosis], first: Statistics) -> tuple[Finding, str]:
+def conclude(rows: Sequence[BlockDiagnosis], first: Statistics, severed: str = "") -> tuple[Finding, str]:
     """The finding and its sentence.
 
     Args:
         rows: one for each block, in order.
         first: of what enters the first block.
+        severed: what does not depend on the input for autograd, in words.
     """
+    if severed:
+        words = f"no gradient passes from the output to the input: {severed} does not depend on x for autograd"
+        return Finding.BLOCKED, f"{words}; is there a detach, a rounding or torch.no_grad before it?"
+    if len(rows) == 1 and not _non_finite(rows, first):
+        words = "nothing lies behind it for a gradient to reach"
+        return Finding.TRAINS, f"trains: {place(rows, 0)} is its one block, chi {rows[0].chi:.3g}; {words}"
     for check in (_non_finite, _dead, _blocked, _tokens, _depth, _inputs, _grows):
         found = check(rows, first)
         if found is not None:
@@ -44,10 +51,14 @@ def place(rows: Sequence[BlockDiagnosis], k: int) -> str:
 
 def _non_finite(rows: Sequence[BlockDiagnosis], first: Statistics) -> tuple[Finding, str] | None:
     for k, row in enumerate(rows):
-        if not math.isfinite(row.q):
-            cause = "its input is finite" if k or math.isfinite(first.q) else "its input x holds such values already"
-            cure = f"look at its weights, or at how large what enters it is (q = {(rows[k - 1] if k else first).q:.3g})"
-            return Finding.NON_FINITE, f"{place(rows, k)}: its output is NaN or infinite, {cause}; {cure}"
+        if math.isfinite(row.q):
+            continue
+        if not math.isfinite(first.q):
+            return Finding.NON_FINITE, "x holds NaN or infinite values; diagnose on inputs that are finite"
+        before = (rows[k - 1] if k else first).q
+        words = f"{place(rows, k)}: its output is NaN or infinite, its input is finite (q = {before:.3g})"
+        cure = "scale its weights, or those before it, down" if before > 1e6 else "look at its weights"
+        return Finding.NON_FINITE, f"{words}; {cure}"
     for k in range(len(rows) - 1, -1, -1):
         if not math.isfinite(rows[k].chi):
             words = f"{place(rows, k)}: its derivative is NaN or infinite where its output is finite"
@@ -76,14 +87,14 @@ def _blocked(rows: Sequence[BlockDiagnosis], _first: Statistics) -> tuple[Findin
 
 def _tokens(rows: Sequence[BlockDiagnosis], first: Statistics) -> tuple[Finding, str] | None:
     seen = [k for k, row in enumerate(rows) if not math.isnan(row.tokens)]
-    if not seen or first.tokens >= _ALIKE or rows[seen[-1]].tokens < _ALIKE:
+    if len(seen) < 2 or first.tokens >= _ALIKE or rows[seen[-1]].tokens < _ALIKE:
         return None
     begun = seen[-1]
     for k in reversed(seen):
         if rows[k].tokens < _ALIKE:
             break
         begun = k
-    words = f"rank collapse: tokens' correlation {rows[begun].tokens:.3f} from {place(rows, begun)} on"
+    words = f"rank collapse: tokens' correlation {rows[begun].tokens:.4f} from {place(rows, begun)} on"
     return Finding.TOKENS_COLLAPSE, f"{words}; keep the skip connections, make attention's output weights smaller"
 
 
@@ -136,7 +147,7 @@ def _counted(rows: Sequence[BlockDiagnosis]) -> list[int]:
 def _gains(rows: Sequence[BlockDiagnosis]) -> str:
     counted = [rows[k].chi for k in _counted(rows)]
     low, high = min(counted), max(counted)
-    over = f"over {len(counted)} blocks" if len(counted) > 1 else "of its one block"
+    over = f"over {_about(len(counted))}"
     if low > 0 and math.log(high / low) > _TOLD:
         return f"chi {low:.2f}-{high:.2f} {over}" if low >= 0.095 else f"chi {low:.2g}-{high:.2g} {over}"
     return f"chi {math.exp(math.fsum(map(math.log, counted)) / len(counted)) if low > 0 else high:.3g} {over}"
