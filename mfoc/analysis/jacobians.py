@@ -3,7 +3,7 @@
 Nothing here asks what lies between two tensors: a layer, a block with its residual stream, a whole network. The gain of
 a map y = f(x) with n_in inputs and n_out outputs is that of a perturbation's mean square,
 
-    chi = ||J||_F^2 / n_out = E_v (||J v||^2 / n_out) / (||v||^2 / n_in),      v ~ N(0, 1)
+    chi = ||J||_F^2 / n_out = E_v (||J v||^2 / n_out) / (||v||^2 / n_in),      v of unit covariance
 
 which for a wide dense layer y = W phi(x) is sigma_w^2 E phi'^2, the chi_1 of Schoenholz et al. (2017), eq. 6. Since
 E_w ||J^T w||^2 = ||J||_F^2 as well (Hutchinson 1990), products from the left measure it: they need one derivative only,
@@ -78,9 +78,13 @@ def twice_differentiable() -> AbstractContextManager[None]:
     return kernel
 
 
-def normal_like(tensors: Several, generator: torch.Generator) -> list[Tensor]:
-    """Standard normal tensors of these shapes, dtypes and devices; the numbers are those of the generator's device."""
-    return [_normal(each, generator) for each in _several(tensors)]
+def random_like(tensors: Several, generator: torch.Generator) -> list[Tensor]:
+    """Random tensors of these shapes, dtypes and devices: uncorrelated entries of mean zero and variance one.
+
+    Each particle's, ``[...]`` of ``[N, ...]``, are uniform on a sphere: its radius tells nothing, so it is not random.
+    The numbers are the same in every dtype and on every device.
+    """
+    return [_on_sphere(each, generator) for each in _several(tensors)]
 
 
 def mean_square_gain(outputs: Several, inputs: Several, *, generator: torch.Generator, probes: int = 1) -> Gain:
@@ -104,7 +108,7 @@ def mean_square_gain(outputs: Several, inputs: Several, *, generator: torch.Gene
     units = sum(output.numel() for output in outputs)
     if not units or not inputs:
         raise InvalidValue("outputs hold no numbers; a gain needs at least one input and one output")
-    return gain([squares(pull(outputs, inputs, normal_like(outputs, generator))) for _ in range(probes)], units)
+    return gain([squares(pull(outputs, inputs, random_like(outputs, generator))) for _ in range(probes)], units)
 
 
 def gain(pulled: Sequence[Tensor], units: int) -> Gain:
@@ -159,10 +163,13 @@ def _wide(values: Tensor) -> torch.dtype:
     return torch.float32 if values.device.type == "mps" else torch.float64  # which has no float64
 
 
-def _normal(like: Tensor, generator: torch.Generator) -> Tensor:
-    kind = torch.promote_types(like.dtype, torch.float32)
-    drawn = torch.randn(like.shape, generator=generator, dtype=kind, device=generator.device)
-    return drawn.to(like.device, like.dtype)
+def _on_sphere(like: Tensor, generator: torch.Generator) -> Tensor:
+    kind = torch.complex64 if like.is_complex() else torch.float32
+    shape = like.shape if like.dim() else (1,)
+    drawn = torch.randn(shape, generator=generator, dtype=kind, device=generator.device).reshape(shape[0], -1)
+    drawn *= drawn.shape[1] ** 0.5 / drawn.norm(dim=1, keepdim=True)
+    placed: Tensor = drawn.reshape(like.shape).to(like.device, like.dtype)
+    return placed
 
 
 def _several(tensors: Several) -> list[Tensor]:

@@ -61,8 +61,8 @@ def test_the_gain_is_the_frobenius_norm_a_unit(name):
     function, shape = MAPS[name]
     x = normal(*shape)
     exact = float(dense(function, x).square().sum()) / function(x).numel()
-    found = jacobians.gain_of(function, x, generator=generator(), probes=2000)
-    assert abs(found.value - exact) < 4 * found.error + 1e-9
+    found = jacobians.gain_of(function, x, generator=generator(), probes=400)
+    assert abs(found.value - exact) < 4 * found.error + 1e-6
     assert found.error < 0.06 * exact
 
 
@@ -71,9 +71,9 @@ def test_the_gain_from_the_left_is_that_from_the_right():
     function, shape = MAPS["convolution"]
     x = normal(*shape).requires_grad_()
     y = function(x)
-    readings = [jacobians.push(y, x, normal(*shape, seed=k))[0].square().mean() for k in range(1500)]
+    readings = [jacobians.push(y, x, normal(*shape, seed=k))[0].square().mean() for k in range(400)]
     right = torch.stack(readings)
-    left = jacobians.mean_square_gain(y, x, generator=generator(), probes=1500)
+    left = jacobians.mean_square_gain(y, x, generator=generator(), probes=400)
     error = math.hypot(left.error, float(right.std()) / len(right) ** 0.5)
     assert abs(left.value - float(right.mean())) < 4 * error
 
@@ -91,10 +91,25 @@ def test_the_error_is_as_large_as_it_says():
     function, shape = MAPS["residual"]
     x = normal(*shape)
     exact = float(dense(function, x).square().sum()) / function(x).numel()
-    found = [jacobians.gain_of(function, x[:1], generator=generator(k), probes=50) for k in range(100)]
+    found = [jacobians.gain_of(function, x[:1], generator=generator(k), probes=30) for k in range(60)]
     exact = float(dense(function, x[:1]).square().sum()) / 5
     within = sum(abs(each.value - exact) < 2 * each.error for each in found)
-    assert 85 <= within <= 100
+    assert 50 <= within <= 60
+
+
+def test_an_orthogonal_map_has_gain_one_with_one_probe():
+    matrix = torch.linalg.qr(normal(9, 9))[0]
+    found = jacobians.gain_of(lambda x: x @ matrix, normal(5, 9, seed=1), generator=generator())
+    assert found.value == pytest.approx(1, rel=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(6, 3), (6, 1), (6,), (2, 2, 3)])
+def test_probes_have_unit_covariance(shape):
+    like = torch.empty(shape, dtype=torch.float64)
+    g = generator()
+    rows = torch.stack([jacobians.random_like(like, g)[0].flatten() for _ in range(3000)])
+    torch.testing.assert_close(rows.mT @ rows / 3000, torch.eye(rows.shape[1], dtype=torch.float64), atol=0.09, rtol=0)
+    assert float(rows.mean(0).abs().max()) < 0.09
 
 
 def test_no_path_is_no_gain():

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mfoc import tree
-from mfoc.analysis.jacobians import normal_like
+from mfoc.analysis.jacobians import random_like
 from mfoc.analysis.propagation.blocks import Block, find_blocks, severed
 from mfoc.analysis.propagation.layers import averages, predictions, read_layer
 from mfoc.analysis.propagation.measures import Measured, measure
@@ -78,7 +78,7 @@ def _of_recording(recording: Recording, loss: Any, targets: Tree, *, probes: int
     blocks = find_blocks(recording)
     value = None if loss is None else _loss(loss, recording.output, targets)
     outputs = [point.tensor for point in recording.root.ends] if value is None else [value]
-    cotangents = normal_like(outputs, torch.Generator().manual_seed(seed)) if value is None else None
+    cotangents = random_like(outputs, torch.Generator().manual_seed(seed)) if value is None else None
     own = [[p for p in block.parameters.values() if id(p) in recording.trainable] for block in blocks]
     found = measure(blocks, outputs, cotangents, own, probes=probes, seed=seed + 1)
     layers = [read_layer(block) for block in blocks]

@@ -46,7 +46,7 @@ _ACTIVATIONS: dict[str, tuple[Callable[..., Tensor], dict[str, str]]] = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Layer:
     """A dense or convolutional layer and the activation after it.
 

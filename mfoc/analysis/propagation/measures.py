@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mfoc.analysis.jacobians import Gain, gain, normal_like, squares
+from mfoc.analysis.jacobians import Gain, gain, random_like, squares
 from mfoc.analysis.propagation.blocks import Block
 from mfoc.analysis.propagation.recording import Point
 from mfoc.errors import InvalidValue
@@ -17,7 +17,7 @@ from mfoc.errors import InvalidValue
 NAN = float("nan")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Measured:
     """Of one block.
 
@@ -64,7 +64,7 @@ def measure(
         ends, starts = block.ends, block.starts
         shapes = [point.tensor for point in ends]
         units = sum(each.numel() for each in shapes)
-        drawn = [squares(_products(ends, starts, normal_like(shapes, generator))) for _ in range(probes)]
+        drawn = [squares(_products(ends, starts, random_like(shapes, generator))) for _ in range(probes)]
         g = [_filled(arrived[point.key], point) for point in ends]
         before = [_filled(arrived[point.key], point) for point in starts]
         if not block.whole:

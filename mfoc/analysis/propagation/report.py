@@ -30,7 +30,7 @@ class Finding(enum.Enum):
     NON_FINITE = "not finite"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class BlockDiagnosis:
     """Of one block.
 

@@ -11,7 +11,7 @@ from torch import Tensor
 NAN = float("nan")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Statistics:
     """Of activations ``[N, ...]``.
 

@@ -2,7 +2,9 @@
 
 A depth of L blocks of gain chi can be trained while L |ln chi| <= 6, six depth scales xi = 1 / |ln chi| (Schoenholz et
 al. 2017, sec. 5); of unequal blocks the logarithms are added. What is met once, whatever the depth, is left out where
-there are other blocks: see ``BlockDiagnosis.counted``.
+there are other blocks: see ``BlockDiagnosis.counted``. Whether gradients vanish is read off the gradient that arrives,
+and off random perturbations where none does (a readout of zeros): attention averages those of single tokens away and
+passes on what tokens share.
 """
 
 from __future__ import annotations
@@ -100,7 +102,7 @@ def _tokens(rows: Sequence[BlockDiagnosis], first: Statistics) -> tuple[Finding,
 
 def _depth(rows: Sequence[BlockDiagnosis], _first: Statistics) -> tuple[Finding, str] | None:
     counted = _counted(rows)
-    logs = {k: math.log(rows[k].chi) for k in counted if rows[k].chi > 0}
+    logs = {k: math.log(_passes(rows[k])) for k in counted if _passes(rows[k]) > 0}
     if not logs:
         return None
     total, middle = math.fsum(logs.values()), median(logs.values())
@@ -109,7 +111,7 @@ def _depth(rows: Sequence[BlockDiagnosis], _first: Statistics) -> tuple[Finding,
     if alone and (abs(total) <= _SCALES or abs(total - logs[worst]) <= _SCALES):
         does = "shrink" if logs[worst] < 0 else "grow"
         times = math.exp(abs(logs[worst]) / 2)
-        words = f"{place(rows, worst)}: chi {rows[worst].chi:.2g} where the others have {math.exp(middle):.2g}"
+        words = f"{place(rows, worst)}: chi {_passes(rows[worst]):.2g} where the others have {math.exp(middle):.2g}"
         return Finding.BREAKS, f"{words}: gradients {does} {times:.2g} times in this block alone; {_CURE}"
     if abs(total) <= _SCALES:
         return None
@@ -144,8 +146,13 @@ def _counted(rows: Sequence[BlockDiagnosis]) -> list[int]:
     return [k for k, row in enumerate(rows) if row.counted] or list(range(len(rows)))
 
 
+def _passes(row: BlockDiagnosis) -> float:
+    """The gain of the gradient that arrives at a block."""
+    return row.chi_backward if 0 < row.chi_backward < math.inf else row.chi
+
+
 def _gains(rows: Sequence[BlockDiagnosis]) -> str:
-    counted = [rows[k].chi for k in _counted(rows)]
+    counted = [_passes(rows[k]) for k in _counted(rows)]
     low, high = min(counted), max(counted)
     over = f"over {_about(len(counted))}"
     if low > 0 and math.log(high / low) > _TOLD:
@@ -155,7 +162,7 @@ def _gains(rows: Sequence[BlockDiagnosis]) -> str:
 
 def _limit(rows: Sequence[BlockDiagnosis]) -> str:
     """At which depth of such blocks it would not train, where that is not far."""
-    logs = [math.log(rows[k].chi) for k in _counted(rows) if rows[k].chi > 0]
+    logs = [math.log(found) for k in _counted(rows) if (found := _passes(rows[k])) > 0]
     each = math.fsum(logs) / len(logs) if logs else 0.0
     if abs(each) * len(logs) < _SCALES / 4 or abs(each) < 1e-9:
         return ""

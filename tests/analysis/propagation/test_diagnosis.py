@@ -1,0 +1,593 @@
+"""Diagnoses of networks whose propagation is known: by closed forms, by dense Jacobians, by what was broken in them."""
+
+import itertools
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import mfoc
+from mfoc.analysis.propagation import Finding, diagnose
+from mfoc.errors import InvalidType, InvalidValue
+from mfoc.networks import Residual
+from tests.architectures import seeded
+
+
+def normal(*shape, seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def stack(activation, depth=10, width=256, entering=256, leaving=10):
+    """Dense layers, each with its activation, in torch's default initialisation."""
+    sizes = [entering] + [width] * (depth - 1) + [leaving]
+    pairs = itertools.pairwise(sizes)
+
+    def make():
+        layers = [part for a, b in pairs for part in (nn.Linear(a, b), activation())]
+        return nn.Sequential(*layers[:-1])
+
+    return seeded(make)
+
+
+def dense(net, gain, orthogonal=False, bias=0.0):
+    """The same network with weights of variance gain / n_in, or orthogonal ones times sqrt(gain)."""
+    generator = torch.Generator().manual_seed(1)
+    for layer in net.modules():
+        if isinstance(layer, nn.Linear):
+            if orthogonal:
+                nn.init.orthogonal_(layer.weight, gain=math.sqrt(gain), generator=generator)
+            else:
+                nn.init.normal_(layer.weight, std=math.sqrt(gain / layer.in_features), generator=generator)
+            nn.init.normal_(layer.bias, std=bias, generator=generator)
+    return net
+
+
+def first_line(found):
+    return str(found).splitlines()[0]
+
+
+# ---- numbers
+
+
+@pytest.mark.parametrize(
+    ("activation", "chi"), [(nn.Tanh, 1 / 3), (nn.ReLU, 1 / 6), (nn.GELU, 1 / 12)], ids=["tanh", "relu", "gelu"]
+)
+def test_torchs_default_initialisation(activation, chi):
+    """sigma_w^2 = 1/3, so chi = E phi'^2 / 3: at small q phi'(0)^2 / 3, of ReLU a half of it at any q."""
+    found = diagnose(stack(activation), normal(32, 256), probes=4)
+    assert found.finding is Finding.VANISHES
+    assert first_line(found).startswith("gradients vanish after about")
+    assert "critical_init_(net, x)" in first_line(found)
+    for block in found.blocks[5:-1]:
+        assert block.chi == pytest.approx(chi, rel=0.12)
+        assert block.chi_backward == pytest.approx(chi, rel=0.15)
+        assert block.weight_variance == pytest.approx(1 / 3, rel=0.05)
+        assert block.chi_theory == pytest.approx(chi, rel=0.06)
+        assert block.depth_scale == pytest.approx(-1 / math.log(block.chi))
+    assert sum(block.chi for block in found.blocks[5:-1]) / 4 == pytest.approx(chi, rel=0.07)
+
+
+def test_orthogonal_tanh_is_critical_at_small_activations():
+    found = diagnose(dense(stack(nn.Tanh, 20), 1.0, orthogonal=True), 0.02 * normal(16, 256))
+    assert found.finding is Finding.TRAINS
+    assert first_line(found) == "trains at this depth: chi 0.999 over 18 blocks"
+    assert all(block.chi_backward == pytest.approx(1, rel=2e-3) for block in found.blocks[1:-1])
+    assert all(block.chi == pytest.approx(1, rel=2e-3) for block in found.blocks[1:-1])
+
+
+def test_the_lengths_are_those_of_the_length_map():
+    """q' = sigma_w^2 E tanh(sqrt(q) z)^2 + sigma_b^2, by a plain sum over the Gaussian."""
+    found = diagnose(dense(stack(nn.Tanh, 6, width=1000, entering=200), 1.5, bias=0.3), normal(16, 200))
+    z = torch.linspace(-9, 9, 4001, dtype=torch.float64)
+    weight = torch.exp(-z.square() / 2) / math.sqrt(2 * math.pi) * (z[1] - z[0])
+    entering = float(normal(16, 200).square().mean())
+    for block in found.blocks[:-1]:
+        q = block.weight_variance * entering + block.bias_variance
+        h = math.sqrt(q) * z
+        entering = float((torch.tanh(h).square() * weight).sum())
+        chi = block.weight_variance * float(((1 - torch.tanh(h).square()).square() * weight).sum())
+        assert block.q_theory == pytest.approx(q, rel=1e-9)
+        assert block.chi_theory == pytest.approx(chi, rel=1e-9)
+        assert block.q == pytest.approx(q, rel=0.1)
+        assert block.chi == pytest.approx(chi, rel=0.1)
+
+
+def test_measures_against_dense_ones():
+    """On a network small enough for its Jacobians, correlations and gradients to be written down."""
+    net = stack(nn.Tanh, 3, width=6, entering=5, leaving=4)
+    x, y = normal(3, 5), torch.tensor([0, 1, 3])
+    found = diagnose(net, x, F.cross_entropy, targets=y, probes=600)
+    h = [x]
+    for k in (0, 2, 4):
+        h.append(net[k : k + 2](h[-1]).detach())
+    loss = F.cross_entropy(net(x), y)
+    slopes = torch.autograd.grad(loss, list(net.parameters()))
+    g = torch.autograd.functional.jacobian(lambda h: F.cross_entropy(h, y), h[3])
+    for k in (2, 1, 0):
+        block, layer = found.blocks[k], net[2 * k : 2 * k + 2]
+        matrix = torch.autograd.functional.jacobian(layer, h[k]).reshape(h[k + 1].numel(), -1)
+        assert block.chi == pytest.approx(float(matrix.square().sum()) / len(matrix), abs=5 * block.chi_error)
+        assert block.chi_error < 0.06 * block.chi
+        before = matrix.mT @ g.flatten()
+        assert block.chi_backward == pytest.approx(float(before.square().sum() / g.square().sum()), rel=1e-9)
+        assert block.arriving == pytest.approx(float(g.norm()), rel=1e-9)
+        both = torch.cat([slope.flatten() for slope in slopes[2 * k : 2 * k + 2]])
+        assert block.gradient == pytest.approx(float(both.norm()), rel=1e-9)
+        pre = net[2 * k](h[k]).detach()
+        cosines = F.cosine_similarity(pre[[0, 0, 1]], pre[[1, 2, 2]]).detach()
+        assert block.c == pytest.approx(float(cosines.mean()), rel=1e-9)
+        assert block.q == pytest.approx(float(pre.square().mean()), rel=1e-9)
+        g = before.reshape(h[k].shape)
+    assert found.loss == pytest.approx(loss.item())
+
+
+def test_tokens():
+    """Their correlation is the mean cosine within each input, and chi that of the whole layer."""
+    layer = seeded(lambda: nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True, norm_first=True))
+    net, x = nn.TransformerEncoder(layer, 3, enable_nested_tensor=False), normal(4, 5, 8)
+    found = diagnose(net, x, probes=60)
+    assert [block.name for block in found.blocks] == ["layers.0", "layers.1", "layers.2"]
+    out = net.layers[0](x)
+    cosines = [F.cosine_similarity(out[:, a], out[:, b]) for a in range(5) for b in range(a)]
+    assert found.blocks[0].tokens == pytest.approx(float(torch.stack(cosines).mean()), rel=1e-9)
+    matrix = torch.autograd.functional.jacobian(net.layers[0], x).reshape(160, 160)
+    assert found.blocks[0].chi == pytest.approx(float(matrix.square().sum()) / 160, abs=5 * found.blocks[0].chi_error)
+
+
+@pytest.mark.parametrize(("pre", "low", "high"), [(True, 1.0, 1.12), (False, 0.5, 1.08)], ids=["pre-LN", "post-LN"])
+@pytest.mark.parametrize("mode", [True, False], ids=["train", "eval"])
+def test_transformers(pre, low, high, mode):
+    """Also in evaluation mode, whose fast path has no derivative."""
+    made = seeded(
+        lambda: nn.TransformerEncoder(
+            nn.TransformerEncoderLayer(64, 4, 128, batch_first=True, norm_first=pre), 6, enable_nested_tensor=False
+        )
+    )
+    found = diagnose(made.train(mode), normal(4, 12, 64), probes=4)
+    assert found.finding is Finding.TRAINS
+    assert len(found.blocks) == 6
+    assert all(low < block.chi < high for block in found.blocks)
+    assert all(math.isfinite(block.tokens) for block in found.blocks)
+
+
+def test_zero_padding_is_in_the_theory():
+    """Of six places on a line the two at the edges miss a third of a filter: (8/9)^2 of its taps lie over the image."""
+    made = seeded(
+        lambda: nn.Sequential(
+            *[part for k in range(4) for part in (nn.Conv2d(96 if k else 8, 96, 3, padding=1), nn.Tanh())]
+        )
+    )
+    found = diagnose(made, 0.1 * normal(4, 8, 6, 6))
+    for block in found.blocks[1:]:
+        assert block.chi_theory == pytest.approx((8 / 9) ** 2 / 3, rel=0.03)
+        assert block.chi == pytest.approx(block.chi_theory, rel=0.05)
+    assert found.blocks[0].q == pytest.approx(found.blocks[0].q_theory, rel=0.15)
+
+
+# ---- verdicts
+
+
+def test_what_explodes():
+    found = diagnose(dense(stack(nn.Tanh, 20), 9.0), normal(16, 256))
+    assert found.finding is Finding.EXPLODES
+    assert all(block.chi > 1.5 for block in found.blocks[1:])
+
+
+def test_a_block_that_breaks_is_named():
+    net = dense(stack(nn.Tanh, 12), 1.0, orthogonal=True)
+    with torch.no_grad():
+        net[10].weight *= 0.1
+    found = diagnose(net, 0.02 * normal(16, 256))
+    assert found.finding is Finding.BREAKS
+    assert first_line(found).startswith("block 6 (10): chi 0.01 where the others have 1")
+
+
+def test_rank_collapse():
+    """Attention alone: tokens become one token, doubly exponentially fast (Dong et al. 2021)."""
+
+    class Attention(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inside = nn.MultiheadAttention(16, 1, batch_first=True)
+
+        def forward(self, x):
+            return self.inside(x, x, x)[0]
+
+    found = diagnose(seeded(lambda: nn.Sequential(*[Attention() for _ in range(5)])), normal(4, 6, 16))
+    assert found.finding is Finding.TOKENS_COLLAPSE
+    assert "tokens' correlation" in first_line(found)
+    assert found.blocks[-1].tokens > 0.999
+
+
+def test_dead_units():
+    net = stack(nn.ReLU, 6, width=64, entering=64)
+    with torch.no_grad():
+        net[4].bias -= 10
+        net[4].bias[:2] += 10
+    found = diagnose(net, normal(16, 64))
+    assert found.finding is Finding.DEAD
+    assert first_line(found).startswith("dead: 96 % of the units of block 3 (4) are constant")
+
+
+def test_what_is_not_finite():
+    net = stack(nn.ReLU, 6, width=32, entering=32)
+    with torch.no_grad():
+        net[4].weight[0, 0] = math.nan
+    found = diagnose(net, normal(8, 32))
+    assert found.finding is Finding.NON_FINITE
+    assert first_line(found).startswith("block 3 (4): its output is NaN or infinite, its input is finite")
+    assert "x holds" in first_line(diagnose(stack(nn.ReLU, 4), normal(8, 256) * math.nan))
+
+
+class Cut(nn.Module):
+    """A detach in the middle."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, x):
+        return self.c(torch.tanh(self.b(torch.tanh(self.a(x)).detach())))
+
+
+def test_where_no_gradient_passes():
+    found = diagnose(seeded(Cut), normal(4, 8))
+    assert found.finding is Finding.BLOCKED
+    assert "what enters 'b' does not depend on x" in first_line(found)
+
+
+def test_a_rounding_passes_no_gradient():
+    net = stack(nn.Tanh, 6, width=64, entering=64)
+
+    class Rounded(nn.Module):
+        def forward(self, x):
+            return torch.round(100 * x) / 100
+
+    net[5] = Rounded()
+    found = diagnose(net, normal(4, 64))
+    assert found.finding is Finding.BLOCKED
+    assert first_line(found).startswith("block 3 (4): no gradient passes")
+
+
+def test_ordered_inputs_are_told_apart_no_more():
+    """At chi near 1 in gradients, where biases outweigh what differs."""
+    net = dense(stack(nn.ReLU, 4, width=128), 2.0, bias=200.0)
+    found = diagnose(net, normal(8, 256))
+    assert found.finding is Finding.INPUTS_COLLAPSE
+
+
+def test_few_blocks_train_and_the_limit_is_told():
+    found = diagnose(stack(nn.Tanh, 4), normal(16, 256))
+    assert found.finding is Finding.TRAINS
+    assert "gradients would vanish after about 5 blocks like these" in first_line(found)
+
+
+# ---- any module
+
+
+class Functional(nn.Module):
+    """Activations are functions."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.layers, self.function = nn.ModuleList([nn.Linear(32, 32) for _ in range(5)]), function
+
+    def forward(self, x):
+        for layer in self.layers[:-1]:
+            x = self.function(layer(x))
+        return self.layers[-1](x)
+
+
+@pytest.mark.parametrize(
+    ("function", "module"),
+    [
+        (torch.tanh, nn.Tanh()),
+        (lambda h: F.gelu(h, approximate="tanh"), nn.GELU(approximate="tanh")),
+        (lambda h: F.leaky_relu(h, 0.3), nn.LeakyReLU(0.3)),
+        (lambda h: F.relu(h, inplace=True), nn.ReLU(inplace=True)),
+        (F.hardtanh, nn.Hardtanh()),
+    ],
+    ids=["tanh", "gelu", "leaky relu", "relu in place", "hardtanh"],
+)
+def test_activations_in_a_forward_pass_are_those_of_modules(function, module):
+    net = seeded(lambda: Functional(function))
+    chain = nn.Sequential(*[part for layer in net.layers for part in (layer, module)][:-1])
+    x = normal(8, 32)
+    one, other = diagnose(net, x), diagnose(chain, x)
+    assert [block.name for block in one.blocks] == [f"layers.{k}" for k in range(5)]
+    for a, b in zip(one.blocks, other.blocks, strict=True):
+        assert (a.chi, a.q, a.c) == pytest.approx((b.chi, b.q, b.c), rel=1e-12)
+        assert a.chi_theory == pytest.approx(b.chi_theory, rel=1e-9)
+        assert math.isfinite(a.chi_theory)
+
+
+class Stream(nn.Module):
+    """Token embeddings, and a residual stream that is written in place, without modules for its layers."""
+
+    def __init__(self):
+        super().__init__()
+        self.tokens, self.places = nn.Embedding(11, 16), nn.Embedding(6, 16)
+        self.norms = nn.ModuleList([nn.LayerNorm(16) for _ in range(6)])
+        self.parts = nn.ModuleList([nn.Sequential(nn.Linear(16, 32), nn.GELU(), nn.Linear(32, 16)) for _ in range(6)])
+        self.head = nn.Linear(16, 3)
+
+    def forward(self, tokens):
+        x = self.tokens(tokens) + self.places(torch.arange(tokens.shape[1]))
+        for norm, part in zip(self.norms, self.parts, strict=True):
+            x = x + part(norm(x))
+        return {"logits": self.head(x.mean(1))}
+
+
+class UNet(nn.Module):
+    """Skips over everything: there is no cut."""
+
+    def __init__(self):
+        super().__init__()
+        one, two = nn.Conv2d(1, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+        self.down = nn.Sequential(one, nn.ReLU(), two, nn.ReLU())
+        self.bottom, self.up, self.out = (
+            nn.Conv2d(4, 8, 3, padding=1),
+            nn.Conv2d(12, 4, 3, padding=1),
+            nn.Conv2d(5, 1, 1),
+        )
+
+    def forward(self, x):
+        fine = self.down(x)
+        coarse = F.relu(self.bottom(F.max_pool2d(fine, 2)))
+        joined = torch.cat([fine, F.interpolate(coarse, scale_factor=2)], 1)
+        return self.out(torch.cat([F.relu(self.up(joined)), x], 1))
+
+
+class Recurrent(nn.Module):
+    """One layer, three times."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(8, 8)
+
+    def forward(self, x):
+        for _ in range(3):
+            x = torch.tanh(self.layer(x))
+        return x
+
+
+class Basic(nn.Module):
+    """A residual block with the activation after the sum."""
+
+    def __init__(self, before, after):
+        super().__init__()
+        stride = 1 if before == after else 2
+        self.conv1, self.bn1 = nn.Conv2d(before, after, 3, stride, 1, bias=False), nn.BatchNorm2d(after)
+        self.conv2, self.bn2 = nn.Conv2d(after, after, 3, 1, 1, bias=False), nn.BatchNorm2d(after)
+        self.relu = nn.ReLU(inplace=True)
+        self.down = nn.Identity() if stride == 1 else nn.Conv2d(before, after, 1, 2)
+
+    def forward(self, x):
+        out = self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x)))))
+        out += self.down(x)
+        return self.relu(out)
+
+
+def resnet():
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(inplace=True),
+        nn.Sequential(Basic(4, 4), Basic(4, 4)), nn.Sequential(Basic(4, 8), Basic(8, 8)),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2),
+    )  # fmt: skip
+
+
+def nested():
+    return nn.Sequential(nn.Flatten(), nn.Sequential(nn.Linear(6, 6), nn.Sequential(nn.ReLU(), nn.Linear(6, 2))))
+
+
+def weight_norm():
+    return nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(6, 6)), nn.Tanh(), nn.Linear(6, 2))
+
+
+def convolutions():
+    return nn.Sequential(nn.Conv1d(2, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(12, 2))
+
+
+PAIR = {"src": normal(2, 3, 8), "tgt": normal(2, 4, 8)}
+CODERS = ["encoder.layers.0", "encoder.layers.1", "decoder.layers.0", "decoder.layers.1"]
+RESNET = ["0", "3.0", "3.1", "4.0", "4.1", "7"]
+
+# How each is made, its input, and its blocks.
+NETWORKS = {
+    "nested": (nested, normal(4, 2, 3), ["1.0", "1.1"]),
+    "stream": (Stream, torch.arange(24).reshape(4, 6) % 11, [*(f"parts.{k}" for k in range(6)), "head"]),
+    "residual": (lambda: nn.Sequential(*[Residual(nn.Linear(6, 6)) for _ in range(3)]), normal(4, 6), ["0", "1", "2"]),
+    "U-net": (UNet, normal(2, 1, 8, 8), ["down.0", "down.2", "bottom", "up", "out"]),
+    "recurrent": (Recurrent, normal(4, 8), ["layer", "layer (call 2)", "layer (call 3)"]),
+    "resnet": (resnet, normal(4, 3, 8, 8), RESNET),
+    "weight norm": (weight_norm, normal(4, 6), ["0", "2"]),
+    "two inputs": (lambda: nn.Bilinear(3, 4, 5), (normal(4, 3), normal(4, 4)), ["Bilinear"]),
+    "named inputs": (lambda: nn.Transformer(8, 2, 2, 2, 16, batch_first=True), PAIR, CODERS),
+    "recurrent layer": (lambda: nn.LSTM(3, 4, 2, batch_first=True), normal(2, 5, 3), ["LSTM"]),
+    "one dimension": (convolutions, normal(3, 2, 5), ["0", "3"]),
+}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_blocks(name):
+    make, x, names = NETWORKS[name]
+    found = diagnose(seeded(make), x)
+    assert [block.name for block in found.blocks] == names
+    assert all(math.isfinite(block.chi) and block.chi > 0 for block in found.blocks)
+    assert all(math.isfinite(block.q) for block in found.blocks)
+    assert "tensor(" not in str(found)
+    assert len(repr(found)) < 100
+
+
+def test_a_residual_block_has_the_gain_of_its_stream():
+    """x + W x: chi = ||1 + W||_F^2 / n, within its error."""
+    net = seeded(lambda: nn.Sequential(*[Residual(nn.Linear(6, 6)) for _ in range(3)]))
+    found = diagnose(net, normal(64, 6), probes=20)
+    for block, layer in zip(found.blocks, net, strict=True):
+        exact = float((torch.eye(6) + layer.block.weight.detach()).square().sum()) / 6
+        assert block.chi == pytest.approx(exact, abs=4 * block.chi_error)
+        assert block.chi_error < 0.02
+        assert math.isnan(block.chi_theory)
+
+
+@pytest.mark.slow
+def test_torchvision():
+    models = pytest.importorskip("torchvision").models
+    found = diagnose(seeded(lambda: models.resnet18(num_classes=5)).float(), normal(4, 3, 48, 48).float())
+    names = [f"layer{k}.{j}" for k in range(1, 5) for j in range(2)]
+    assert [block.name for block in found.blocks] == ["conv1", *names, "fc"]
+    assert found.finding is Finding.TRAINS
+
+
+def test_a_readout_of_zeros_is_no_fault():
+    net = dense(stack(nn.Tanh, 8), 1.0, orthogonal=True)
+    nn.init.zeros_(net[-1].weight)
+    assert diagnose(net, 0.02 * normal(8, 256)).finding is Finding.TRAINS
+
+
+def test_problems():
+    """The stages are the blocks, J the loss."""
+    net = stack(nn.Tanh, 3, width=6, entering=6, leaving=4)
+    x, y = normal(5, 6), torch.tensor([0, 1, 2, 3, 0])
+    found = diagnose(mfoc.from_module(net, F.cross_entropy), (x, y))
+    plain = diagnose(net, x, F.cross_entropy, targets=y)
+    assert [block.name for block in found.blocks] == [f"stage {t}" for t in range(5)]
+    assert found.loss == pytest.approx(plain.loss)
+    for k in range(3):
+        assert found.blocks[2 * k].gradient == pytest.approx(plain.blocks[k].gradient)
+        assert found.blocks[2 * k].q == pytest.approx(plain.blocks[k].q)
+    product = found.blocks[0].chi_backward * found.blocks[1].chi_backward
+    assert product == pytest.approx(plain.blocks[0].chi_backward)
+
+
+def test_a_problem_where_it_stands():
+    problem = mfoc.from_module(stack(nn.Tanh, 3, width=6, entering=6, leaving=4), F.cross_entropy)
+    cloud = (normal(5, 6), torch.tensor([0, 1, 2, 3, 0]))
+    larger = mfoc.tree.map(lambda leaf: 2 * leaf, problem.controls)
+    one, other = diagnose(problem, cloud, probes=1), diagnose(problem, cloud, controls=larger, probes=1)
+    assert other.blocks[0].chi == pytest.approx(4 * one.blocks[0].chi)
+
+
+# ---- nothing changes, and the same is said again
+
+
+def test_nothing_of_the_users_changes():
+    net = seeded(resnet)
+    net[7].weight.requires_grad_(False)
+    net[7].bias.grad = torch.ones(2, dtype=torch.float64)
+    x, state = normal(4, 3, 8, 8), torch.get_rng_state()
+    kept = {name: value.clone() for name, value in net.state_dict().items()}
+    versions, input_before = {k: v._version for k, v in net.state_dict().items()}, x.clone()
+    diagnose(net, x, lambda out: out.square().sum(1))
+    assert all(torch.equal(kept[name], value) for name, value in net.state_dict().items())
+    assert versions == {k: v._version for k, v in net.state_dict().items()}
+    assert torch.equal(x, input_before)
+    assert not x.requires_grad
+    assert net.training
+    assert not net[7].weight.requires_grad
+    assert net[0].weight.grad is None
+    assert torch.equal(net[7].bias.grad, torch.ones(2))
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in net.modules())
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_dropout_is_drawn_from_the_seed():
+    made = seeded(lambda: nn.Sequential(nn.Linear(6, 6), nn.Dropout(0.5), nn.Tanh(), nn.Linear(6, 6), nn.Linear(6, 2)))
+    x = normal(4, 6)
+    one, again, other = diagnose(made, x), diagnose(made, x), diagnose(made, x, seed=1)
+    assert str(one) == str(again)
+    assert one.blocks[1].q != other.blocks[1].q
+
+
+def test_without_gradient_mode_and_in_inference():
+    net, x = stack(nn.Tanh, 4, width=8, entering=8), normal(4, 8)
+    plain = str(diagnose(net, x))
+    with torch.no_grad():
+        assert str(diagnose(net, x)) == plain
+    with torch.inference_mode():
+        assert str(diagnose(net, x + 0)) == plain
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_other_dtypes(dtype):
+    net, x = stack(nn.Tanh, 4, width=64, entering=64), normal(8, 64)
+    exact = diagnose(net, x)
+    found = diagnose(net.to(dtype), x.to(dtype))
+    for a, b in zip(found.blocks, exact.blocks, strict=True):
+        assert a.chi_backward == pytest.approx(b.chi_backward, rel=0.05)
+        assert a.q == pytest.approx(b.q, rel=0.05)
+
+
+def test_one_input_has_no_correlation():
+    found = diagnose(stack(nn.Tanh, 4, width=8, entering=8), normal(1, 8))
+    assert all(math.isnan(block.c) and math.isnan(block.constant) for block in found.blocks)
+    assert "nan" not in str(found)
+
+
+def test_the_figure():
+    pytest.importorskip("matplotlib")
+    net = stack(nn.Tanh, 5, width=16, entering=16)
+    figure = diagnose(net, normal(8, 16), F.cross_entropy, targets=torch.arange(8)).plot()
+    assert len(figure.axes) == 4
+    assert "blocks" in figure.get_suptitle()
+    labels = figure.axes[0].get_legend_handles_labels()[1]
+    assert "χ by theory" in labels
+    plain = diagnose(nn.Sequential(seeded(lambda: nn.Linear(3, 3))), normal(1, 3)).plot()
+    assert not plain.axes[2].get_lines()
+
+
+def test_many_blocks_print_in_a_few_lines():
+    text = str(diagnose(stack(nn.Tanh, 60, width=8, entering=8), normal(4, 8)))
+    assert len(text.splitlines()) < 32
+    assert "..." in text
+
+
+# ---- bad input
+
+
+class Labels(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(3, 3)
+
+    def forward(self, x):
+        return self.layer(x).argmax(1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "kind", "words"),
+    [
+        ((nn.Linear(3, 3), normal(0, 3).float()), InvalidValue, "empty"),
+        ((nn.Linear(3, 3), [1.0, 2.0]), InvalidType, "torch.as_tensor"),
+        ((nn.Linear(3, 3), "x"), InvalidType, "expected a torch.Tensor"),
+        ((nn.Linear, normal(2, 3)), InvalidType, "make an instance"),
+        ((torch.tanh, normal(2, 3)), InvalidType, "Module"),
+        ((nn.Tanh(), normal(2, 3)), InvalidValue, "no parameters"),
+        ((nn.LazyLinear(3), normal(2, 3)), InvalidValue, "lazy"),
+        ((nn.Linear(3, 3), normal(2, 4).float()), InvalidValue, "failed on x"),
+        ((nn.Linear(3, 3), normal(2, 3)), InvalidValue, "failed on x"),  # float64 into float32
+        ((Labels().double(), normal(2, 3)), InvalidType, "no derivative"),
+        ((nn.Linear(3, 3).double(), normal(2, 3), F.mse_loss), InvalidValue, "targets="),
+        ((nn.Linear(3, 3).double(), normal(2, 3), nn.MSELoss), InvalidType, "make an instance"),
+        ((nn.Linear(3, 3).double(), normal(2, 3), 3), InvalidType, "loss"),
+        ((nn.Linear(3, 3).double(), normal(2, 3), lambda out: 1.0), InvalidType, "derivative"),
+    ],
+)
+def test_bad_input(arguments, kind, words):
+    with pytest.raises(kind, match=words):
+        diagnose(*arguments)
+
+
+def test_bad_settings():
+    net, x = nn.Linear(3, 3).double(), normal(2, 3)
+    with pytest.raises(InvalidValue, match="probes"):
+        diagnose(net, x, probes=0)
+    with pytest.raises(InvalidValue, match="seed"):
+        diagnose(net, x, seed=-1)
+    with pytest.raises(InvalidValue, match="Problem"):
+        diagnose(net, x, controls=[])
+    problem = mfoc.from_module(nn.Sequential(nn.Linear(3, 3).double()), F.mse_loss)
+    with pytest.raises(InvalidValue, match="costs of its own"):
+        diagnose(problem, (x, x), F.mse_loss)
