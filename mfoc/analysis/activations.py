@@ -79,9 +79,22 @@ class Activation:
         except TypeError:  # not hashable
             return _studied(activation, _name_of(activation))
 
+    def __repr__(self) -> str:
+        return f"Activation({self.name!r})"
+
     def slope(self, u: Tensor) -> Tensor:
         """Its derivative at every entry of ``u`` [...]; at a kink, what torch says of it."""
         return derivative(self.function, u, 1)
+
+
+@dataclass(frozen=True)
+class _Copying:
+    """The function on a copy: it may work in place."""
+
+    function: Callable[[Tensor], Tensor]
+
+    def __call__(self, u: Tensor) -> Tensor:
+        return self.function(u.clone())
 
 
 def _by_name(name: str) -> Callable[[Tensor], Tensor]:
@@ -158,7 +171,7 @@ def _check_elementwise(function: Callable[[Tensor], Tensor], name: str) -> Calla
         differentiable = False
     if not differentiable:
         raise InvalidValue(f"{where} has no derivative that torch can take; write it with torch's functions")
-    return lambda x: function(x.clone())
+    return _Copying(function)
 
 
 def derivative(function: Callable[[Tensor], Tensor], u: Tensor, order: int) -> Tensor:
