@@ -128,6 +128,7 @@ def _described(block: Block, measured: Measured, *, counted: bool = True) -> Blo
         measured.backward,
         measured.arrives,
         measured.gradient,
+        weights=sum(parameter.dim() > 1 for parameter in block.parameters.values()),
         counted=counted,
     )
 

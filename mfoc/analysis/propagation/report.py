@@ -27,6 +27,7 @@ class Finding(enum.Enum):
     GROWS = "activations grow without bound"
     DEAD = "units are dead"
     BLOCKED = "no gradient passes"
+    ONE_BLOCK = "a single block"
     NON_FINITE = "not finite"
 
 
@@ -51,6 +52,7 @@ class BlockDiagnosis:
         bias_variance: sigma_b^2, likewise.
         q_theory: q by mean-field theory; NaN where theory does not reach.
         chi_theory: chi likewise.
+        weights: how many matrices, filters and tables it holds.
         counted: whether the verdict counts it: neither the readout and averages over tokens or pixels before it, nor
             a first layer, behind which no weights wait for gradients. Those are met once, whatever the depth.
     """
@@ -69,6 +71,7 @@ class BlockDiagnosis:
     bias_variance: float = NAN
     q_theory: float = NAN
     chi_theory: float = NAN
+    weights: int = 0
     counted: bool = True
 
     @property

@@ -36,10 +36,7 @@ def conclude(rows: Sequence[BlockDiagnosis], first: Statistics, severed: str = "
     if severed:
         words = f"no gradient passes from the output to the input: {severed} does not depend on x for autograd"
         return Finding.BLOCKED, f"{words}; is there a detach, a rounding or torch.no_grad before it?"
-    if len(rows) == 1 and not _non_finite(rows, first):
-        words = "nothing lies behind it for a gradient to reach"
-        return Finding.TRAINS, f"trains: {place(rows, 0)} is its one block, chi {rows[0].chi:.3g}; {words}"
-    for check in (_non_finite, _dead, _blocked, _tokens, _depth, _inputs, _grows):
+    for check in (_non_finite, _dead, _blocked, _tokens, _alone, _depth, _inputs, _grows):
         found = check(rows, first)
         if found is not None:
             return found
@@ -98,6 +95,20 @@ def _tokens(rows: Sequence[BlockDiagnosis], first: Statistics) -> tuple[Finding,
         begun = k
     words = f"rank collapse: tokens' correlation {rows[begun].tokens:.4f} from {place(rows, begun)} on"
     return Finding.TOKENS_COLLAPSE, f"{words}; keep the skip connections, make attention's output weights smaller"
+
+
+def _alone(rows: Sequence[BlockDiagnosis], _first: Statistics) -> tuple[Finding, str] | None:
+    """Of a single block depth says nothing, unless it holds layers that are no modules, or scripted ones."""
+    if len(rows) != 1:
+        return None
+    words = f"{place(rows, 0)}, the only one, has chi {rows[0].chi:.3g}"
+    if rows[0].weights < 2:
+        return Finding.ONE_BLOCK, f"{words}: no weights lie behind it for a gradient to reach"
+    if rows[0].chi > 0 and abs(math.log(rows[0].chi)) > _SCALES:
+        finding = Finding.VANISHES if rows[0].chi < 1 else Finding.EXPLODES
+        return finding, f"{finding.value}: {words}, over its {rows[0].weights} weights; {_CURE}"
+    why = "its layers cannot be told apart: make them modules that are called one after the other"
+    return Finding.ONE_BLOCK, f"{words} over its {rows[0].weights} weights; {why}"
 
 
 def _depth(rows: Sequence[BlockDiagnosis], _first: Statistics) -> tuple[Finding, str] | None:

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+import torch.utils.checkpoint
 from torch import nn
 
 import mfoc
@@ -13,6 +14,32 @@ from mfoc.errors import InvalidType, InvalidValue
 from tests.analysis.propagation.test_blocks import resnet
 from tests.analysis.propagation.test_diagnosis import normal, stack
 from tests.architectures import seeded
+
+# ---- problems
+
+
+def test_problems():
+    """The stages are the blocks, J the loss."""
+    net = stack(nn.Tanh, 3, width=6, entering=6, leaving=4)
+    x, y = normal(5, 6), torch.tensor([0, 1, 2, 3, 0])
+    found = diagnose(mfoc.from_module(net, F.cross_entropy), (x, y))
+    plain = diagnose(net, x, F.cross_entropy, targets=y)
+    assert [block.name for block in found.blocks] == [f"stage {t}" for t in range(5)]
+    assert found.loss == pytest.approx(plain.loss)
+    for k in range(3):
+        assert found.blocks[2 * k].gradient == pytest.approx(plain.blocks[k].gradient)
+        assert found.blocks[2 * k].q == pytest.approx(plain.blocks[k].q)
+    product = found.blocks[0].chi_backward * found.blocks[1].chi_backward
+    assert product == pytest.approx(plain.blocks[0].chi_backward)
+
+
+def test_a_problem_where_it_stands():
+    problem = mfoc.from_module(stack(nn.Tanh, 3, width=6, entering=6, leaving=4), F.cross_entropy)
+    cloud = (normal(5, 6), torch.tensor([0, 1, 2, 3, 0]))
+    larger = mfoc.tree.map(lambda leaf: 2 * leaf, problem.controls)
+    one, other = diagnose(problem, cloud, probes=1), diagnose(problem, cloud, controls=larger, probes=1)
+    assert other.blocks[0].chi == pytest.approx(4 * one.blocks[0].chi)
+
 
 # ---- nothing changes, and the same is said again
 
@@ -43,6 +70,29 @@ def test_dropout_is_drawn_from_the_seed():
     one, again, other = diagnose(made, x), diagnose(made, x), diagnose(made, x, seed=1)
     assert str(one) == str(again)
     assert one.blocks[1].q != other.blocks[1].q
+
+
+def test_hooks_of_the_users_run_and_stay():
+    net = stack(nn.Tanh, 3, width=8, entering=8)
+    plain = diagnose(net, normal(4, 8))
+    handle = net[0].register_forward_hook(lambda module, args, output: 2 * output)
+    found = diagnose(net, normal(4, 8))
+    assert found.blocks[0].q == pytest.approx(4 * plain.blocks[0].q)
+    assert list(net[0]._forward_hooks) == [handle.id]
+
+
+@pytest.mark.slow
+def test_what_has_no_derivative_by_autograd_is_explained():
+    class Checkpointed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(3, 3)
+
+        def forward(self, x):
+            return torch.utils.checkpoint.checkpoint(self.layer, x, use_reentrant=True)
+
+    with pytest.raises(InvalidValue, match="use_reentrant"):
+        diagnose(seeded(Checkpointed), normal(2, 3))
 
 
 def test_without_gradient_mode_and_in_inference():

@@ -8,7 +8,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-import mfoc
 from mfoc.analysis.propagation import Finding, diagnose
 from tests.architectures import seeded
 
@@ -256,6 +255,27 @@ def test_ordered_inputs_are_told_apart_no_more():
     assert found.finding is Finding.INPUTS_COLLAPSE
 
 
+class Bare(nn.Module):
+    """Layers that are no modules."""
+
+    def __init__(self, depth):
+        super().__init__()
+        self.weights = nn.ParameterList([torch.randn(16, 16) / 8 for _ in range(depth)])
+
+    def forward(self, x):
+        for weight in self.weights:
+            x = torch.tanh(x @ weight)
+        return x
+
+
+def test_a_single_block():
+    assert diagnose(seeded(lambda: nn.Linear(4, 4)), normal(5, 4)).finding is Finding.ONE_BLOCK
+    few = diagnose(seeded(lambda: Bare(2)), normal(5, 16))
+    assert few.finding is Finding.ONE_BLOCK
+    assert "cannot be told apart" in first_line(few)
+    assert diagnose(seeded(lambda: Bare(20)), normal(5, 16)).finding is Finding.VANISHES
+
+
 def test_few_blocks_train_and_the_limit_is_told():
     found = diagnose(stack(nn.Tanh, 4), normal(16, 256))
     assert found.finding is Finding.TRAINS
@@ -266,26 +286,3 @@ def test_a_readout_of_zeros_is_no_fault():
     net = dense(stack(nn.Tanh, 8), 1.0, orthogonal=True)
     nn.init.zeros_(net[-1].weight)
     assert diagnose(net, 0.02 * normal(8, 256)).finding is Finding.TRAINS
-
-
-def test_problems():
-    """The stages are the blocks, J the loss."""
-    net = stack(nn.Tanh, 3, width=6, entering=6, leaving=4)
-    x, y = normal(5, 6), torch.tensor([0, 1, 2, 3, 0])
-    found = diagnose(mfoc.from_module(net, F.cross_entropy), (x, y))
-    plain = diagnose(net, x, F.cross_entropy, targets=y)
-    assert [block.name for block in found.blocks] == [f"stage {t}" for t in range(5)]
-    assert found.loss == pytest.approx(plain.loss)
-    for k in range(3):
-        assert found.blocks[2 * k].gradient == pytest.approx(plain.blocks[k].gradient)
-        assert found.blocks[2 * k].q == pytest.approx(plain.blocks[k].q)
-    product = found.blocks[0].chi_backward * found.blocks[1].chi_backward
-    assert product == pytest.approx(plain.blocks[0].chi_backward)
-
-
-def test_a_problem_where_it_stands():
-    problem = mfoc.from_module(stack(nn.Tanh, 3, width=6, entering=6, leaving=4), F.cross_entropy)
-    cloud = (normal(5, 6), torch.tensor([0, 1, 2, 3, 0]))
-    larger = mfoc.tree.map(lambda leaf: 2 * leaf, problem.controls)
-    one, other = diagnose(problem, cloud, probes=1), diagnose(problem, cloud, controls=larger, probes=1)
-    assert other.blocks[0].chi == pytest.approx(4 * one.blocks[0].chi)
