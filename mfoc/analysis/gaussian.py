@@ -241,7 +241,7 @@ def _tuned(activation: Activation) -> GaussianMoments:
         return torch.stack([rule.mean(q), rule.second_moment(q), rule.slope_moment(q), rule.growth(q)])
 
     for reach in _REACHES:
-        for halvings in range(9):
+        for halvings in range(9 if reach == _REACHES[0] else 3):
             strip = 3.0 / 2**halvings
             coarse, fine = all_of(strip, reach), all_of(strip / 2, min(1.4 * reach, 37.5))
             size = torch.stack([fine[1].sqrt(), fine[1], fine[2], (fine[1] * fine[2] / q).sqrt()])
