@@ -91,7 +91,6 @@ class _Inside:
 
     groups: list[tuple[Point, list[Call]]]
     bypassed: list[bool]  # whether something bypasses a layer of a group
-    cuts: Cuts
 
 
 class _Finder:
@@ -172,7 +171,7 @@ class _Finder:
 
 def _inside(call: Call, sources: Sequence[Point]) -> _Inside:
     """The children of a call, grouped between cuts of the graph from its input to its output."""
-    cuts = Cuts(sources, call.ends[0]) if call.ends else Cuts([], sources[0])
+    cuts = Cuts(sources, call.ends[0])
     groups: list[tuple[Point, list[Call]]] = []
     for child in call.children:
         start = next((point for point in child.starts if point in cuts), None)
@@ -185,7 +184,7 @@ def _inside(call: Call, sources: Sequence[Point]) -> _Inside:
             groups[-1][1].append(child)
     merged = _merged(groups)
     bypassed = [any(has_weights(child) and not cuts.cuts(child.ends[0]) for child in calls) for _, calls in merged]
-    return _Inside(merged, bypassed, cuts)
+    return _Inside(merged, bypassed)
 
 
 def _merged(groups: list[tuple[Point, list[Call]]]) -> list[tuple[Point, list[Call]]]:

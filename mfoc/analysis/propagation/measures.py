@@ -23,7 +23,8 @@ class Measured:
 
     Attributes:
         forward: the gain of a random perturbation of its input.
-        backward: ||J^T g||^2 / ||g||^2 at the g that arrives; NaN where nothing arrives.
+        backward: the squared norm of the gradient that arrives at its input to that at its output, which is
+            ||J^T g||^2 / ||g||^2 where nothing bypasses the block; NaN where nothing arrives.
         arrives: ||g||, at its output.
         gradient: the norm of the loss's gradient in its parameters; NaN without a loss, or without parameters.
     """
@@ -67,8 +68,6 @@ def measure(
         drawn = [squares(_products(ends, starts, random_like(shapes, generator))) for _ in range(probes)]
         g = [_filled(arrived[point.key], point) for point in ends]
         before = [_filled(arrived[point.key], point) for point in starts]
-        if not block.whole:
-            before = _products(ends, starts, g)
         norm = float(squares(g).sum())
         backward = float(squares(before).sum()) / norm if norm > 0 else NAN
         held = [slopes[id(p)] for p in own if slopes[id(p)] is not None]

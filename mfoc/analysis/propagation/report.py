@@ -44,8 +44,9 @@ class BlockDiagnosis:
         constant: the share of units of its output that are the same for all inputs; NaN for one input.
         chi: gain ||J||_F^2 / n_out of a random perturbation, from its input to its output.
         chi_error: the standard error of chi.
-        chi_backward: ||J^T g||^2 / ||g||^2 at the g that arrives: of the loss, or random at the network's output
-            without one; NaN where g is zero.
+        chi_backward: ||J^T g||^2 / ||g||^2 at the gradient g that arrives: of the loss, or random at the network's
+            output without one; NaN where g is zero. Where something bypasses the block (the skips of a U-net) it is the
+            ratio of the gradients that arrive at its input, over all paths, and at its output.
         arriving: ||g||, of the batch together.
         gradient: norm of the loss's gradient in its parameters; NaN without a loss.
         weight_variance: sigma_w^2 as read off the weights; NaN where it is not one dense or convolutional layer.

@@ -170,6 +170,27 @@ def test_blocks(name):
     assert len(repr(found)) < 100
 
 
+def test_gradients_that_arrive_over_skips_count():
+    """Also where nothing cuts the graph: the gradient at a layer's input is that of all its paths."""
+    net, x = seeded(UNet), normal(2, 1, 8, 8)
+    kept = {}
+
+    def keep(module, args, output):
+        kept[module] = args[0], output
+        args[0].retain_grad()
+        output.retain_grad()
+
+    found = diagnose(net, x, lambda out: out.square().sum())
+    for part in (net.bottom, net.up):
+        part.register_forward_hook(keep)
+    net(x).square().sum().backward()
+    rows = {block.name: block for block in found.blocks}
+    for name, part in (("bottom", net.bottom), ("up", net.up)):
+        before, after = (float(tensor.grad.norm()) for tensor in kept[part])
+        assert rows[name].arriving == pytest.approx(after, rel=1e-9)
+        assert rows[name].chi_backward == pytest.approx((before / after) ** 2, rel=1e-9)
+
+
 def test_a_residual_block_has_the_gain_of_its_stream():
     """x + W x: chi = ||1 + W||_F^2 / n, within its error."""
     net = seeded(lambda: nn.Sequential(*[Residual(nn.Linear(6, 6)) for _ in range(3)]))
