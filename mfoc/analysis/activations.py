@@ -87,7 +87,7 @@ class Activation:
         return derivative(self.function, u, 1)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Copying:
     """The function on a copy: it may work in place."""
 

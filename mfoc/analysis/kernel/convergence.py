@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from mfoc.analysis.kernel.doors import free_memory, private_copy
-from mfoc.analysis.kernel.drawing import axes, finish
 from mfoc.analysis.kernel.empirical import empirical_ntk
 from mfoc.analysis.kernel.function_space import Curve, Outputs
 from mfoc.analysis.kernel.taps import plainly
 from mfoc.analysis.kernel.theorem import Theorem, wide_two_layer
 from mfoc.checks import check_between, check_integer, check_positive
+from mfoc.figures import new_axes
 from mfoc.networks.inspection import trainable
 from mfoc.networks.losses import Loss
 from mfoc.printing import by_identity
@@ -109,7 +109,8 @@ class NTKConvergence:
 
     def plot(self) -> Any:
         """Predicted against measured loss, a ``matplotlib.figure.Figure``."""
-        figure, axis = axes("step of gradient descent", "loss")
+        figure, (axis,) = new_axes(6.4, 4.0)
+        axis.set(xlabel="step of gradient descent", ylabel="loss")
         axis.plot(self.measured.tolist(), color="#0072B2", linewidth=2.2, label="measured")
         axis.plot(
             self.predicted.tolist(), color="#D55E00", linewidth=1.6, linestyle="--", label="predicted by the kernel"
@@ -118,7 +119,8 @@ class NTKConvergence:
         if bool((curves[curves.isfinite()] > 0).all()):
             axis.set_yscale("log")
         axis.set_title(f"lr = {self.lr:.3g}, largest stable step {self.stable_lr:.3g}, gap {self.gap:.2g}", fontsize=10)
-        return finish(figure, axis)
+        axis.legend(frameon=False)
+        return figure
 
 
 def ntk_convergence(

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from mfoc.analysis.kernel.doors import private_copy
-from mfoc.analysis.kernel.drawing import axes, finish
 from mfoc.analysis.kernel.empirical import empirical_ntk
 from mfoc.analysis.kernel.taps import plainly
 from mfoc.checks import check_instance, kind_of
 from mfoc.errors import InvalidType, InvalidValue
+from mfoc.figures import new_axes
 from mfoc.networks.problem import to_module
 from mfoc.printing import by_identity
 from mfoc.problem import HasControls
@@ -85,14 +85,16 @@ class Laziness:
 
     def plot(self) -> Any:
         """Drift, turn and alignment along the training, a ``matplotlib.figure.Figure``."""
-        figure, axis = axes("place in the trajectory", "")
+        figure, (axis,) = new_axes(6.4, 4.0)
+        axis.set(xlabel="place in the trajectory", ylabel="")
         axis.plot(self.drift.tolist(), color="#0072B2", label="kernel drift  ‖Θ − Θ₀‖ / ‖Θ₀‖")
         axis.plot(self.turn.tolist(), color="#D55E00", label="turn  1 − cos(Θ, Θ₀)")
         if self.alignment is not None:
             axis.plot(self.alignment.tolist(), color="#009E73", label="alignment with the targets")
         axis.axhspan(0, _LAZY, color="#0072B2", alpha=0.12, linewidth=0)
         axis.set_title(self.verdict.split(";")[0], fontsize=10)
-        return finish(figure, axis)
+        axis.legend(frameon=False)
+        return figure
 
 
 def laziness(

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mfoc.analysis.kernel.drawing import axes, finish
 from mfoc.analysis.kernel.lazy import laziness
 from mfoc.checks import check_between, check_callable, check_instance, check_integer, kind_of
 from mfoc.errors import InvalidType, InvalidValue
+from mfoc.figures import new_axes
 from mfoc.printing import by_identity, table
 from mfoc.seeding import mixed_seed, seeded
 from mfoc.statistics import student_t_quantile
@@ -62,7 +62,8 @@ class WidthDrift:
 
     def plot(self) -> Any:
         """Drift against width and the fitted power law, a ``matplotlib.figure.Figure``."""
-        figure, axis = axes("width", "kernel drift  ‖Θ − Θ₀‖ / ‖Θ₀‖")
+        figure, (axis,) = new_axes(6.4, 4.0)
+        axis.set(xlabel="width", ylabel="kernel drift  ‖Θ − Θ₀‖ / ‖Θ₀‖")
         for k, column in enumerate(self.drifts.mT.tolist()):
             axis.loglog(self.widths, column, "o", color="#0072B2", alpha=0.5, label="" if k else "measured, each seed")
         centre = self.drifts.log().mean()
@@ -70,7 +71,8 @@ class WidthDrift:
         line = (centre + self.slope * (logs - logs.mean())).exp()
         axis.loglog(self.widths, line.tolist(), color="#D55E00", label=f"width^{self.slope:.2f}")
         axis.set_title(self.verdict.split(";")[0], fontsize=10)
-        return finish(figure, axis)
+        axis.legend(frameon=False)
+        return figure
 
 
 def drift_against_width(

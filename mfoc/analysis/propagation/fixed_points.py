@@ -35,7 +35,7 @@ class FixedPoint:
     stable: bool
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class LengthMap:
     """q -> gain V(q) + bias, where gain is the weights' variance (over the share of units that dropout keeps)."""
 

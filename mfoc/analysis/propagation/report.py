@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from mfoc.analysis.propagation.figures import draw_diagnosis
+from mfoc.analysis.propagation.drawing import draw_diagnosis
 from mfoc.analysis.propagation.statistics import Statistics
 from mfoc.printing import by_identity, html_table, table
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from mfoc.analysis.propagation.drawing import new_axes, style
+from mfoc.figures import new_axes, style
 from mfoc.printing import by_identity
 
 

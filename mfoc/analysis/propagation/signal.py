@@ -44,7 +44,7 @@ class Course:
         return table(("layer", "q", "c", "gradient"), rows)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class SignalPropagation:
     """Mean-field theory of h -> W phi(h) + b with W_ij ~ N(0, weight_variance / n) and b_i ~ N(0, bias_variance).
 

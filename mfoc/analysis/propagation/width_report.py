@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from mfoc.analysis.propagation.drawing import new_axes, style
+from mfoc.figures import new_axes, style
 from mfoc.printing import by_identity, html_table, table
 
 _SHOWN = 14  # layers of a table
