@@ -25,7 +25,7 @@ _NOTHING = 0.1  # the share of the first loss below which losses are not told ap
 
 
 @by_identity
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class NTKConvergence:
     """Gradient descent on a network's mean loss, as its kernel predicts it and as it was.
 

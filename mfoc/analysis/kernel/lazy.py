@@ -26,7 +26,7 @@ _STILL = 1e-3  # a change of the outputs, as a share of their size, by which not
 
 
 @by_identity
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Laziness:
     """How the kernel moved along a training.
 

@@ -21,7 +21,7 @@ from mfoc.statistics import student_t_quantile
 
 
 @by_identity
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class WidthDrift:
     """Kernel drift against width, and the power law through it.
 

@@ -37,7 +37,7 @@ _WIDEST_PAIR = 1e4  # and two of them together
 _NEAR = 1e-4  # of 1 - c: differences of closed forms lose no more than four digits above
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ResidualPropagation:
     """The mean-field theory of a residual network: x' = x + V phi(W x + b) + a; print it for its verdict.
 

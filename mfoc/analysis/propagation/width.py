@@ -108,7 +108,7 @@ def width_check(
 # ---- over seeds and widths
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Fit:
     """Least squares of log size on log width, with a constant for each seed: what seeds share is no noise."""
 

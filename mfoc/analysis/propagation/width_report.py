@@ -42,7 +42,7 @@ class Slope:
 
 
 @by_identity
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class LayerWidth:
     """How the output of one layer depends on width.
 

@@ -34,7 +34,7 @@ _ADAM_LIKE = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Trial:
     """What was seen of one net.
 
@@ -56,7 +56,7 @@ class Trial:
     rates: dict[str, float]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Study:
     """What is the same for every net: see ``width_check``."""
 
