@@ -72,7 +72,7 @@ def empirical_ntk(
     return source.attempt(lambda: _kernel(source, x1, x2, source.like.new_zeros(shape), trace, room))
 
 
-@dataclass
+@dataclass(eq=False)
 class Source:
     """A network whose kernel is asked for, and how its gradients are taken.
 

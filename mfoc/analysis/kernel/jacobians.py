@@ -44,7 +44,7 @@ class Misfit(Exception):
     """A batch went through the layers in another way than the probe did."""
 
 
-@dataclass
+@dataclass(eq=False)
 class Jacobians:
     """How the gradients of a network are taken.
 

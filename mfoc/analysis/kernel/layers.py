@@ -60,14 +60,14 @@ def has_sample_axis(module: nn.Module, output: Tensor) -> bool:
     return output.dim() >= 2
 
 
-@dataclass
+@dataclass(eq=False)
 class Rows:
     """The gradients themselves: ``[n, C, P]``."""
 
     rows: Tensor
 
 
-@dataclass
+@dataclass(eq=False)
 class Factors:
     """Inputs ``[n, G, K, S]`` (tokens ``[n, S]`` of an embedding) and gradients ``[n, C, G, D, S]``, in G groups."""
 

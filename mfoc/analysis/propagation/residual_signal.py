@@ -12,7 +12,7 @@ from mfoc.printing import by_identity
 
 
 @by_identity
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, eq=False)
 class ResidualSignal:
     """What ``ResidualPropagation.iterate`` found, from the input to the last state; print it, or ``.plot()`` it.
 

@@ -90,7 +90,7 @@ class Mend:
 
 
 @by_identity
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, eq=False)
 class WidthCheck:
     """Whether a net trains alike at every width; print it, or ``.plot()`` it.
 
