@@ -1,1 +1,4 @@
 """Kernels of networks: in the limit of infinite width, and of the network at hand (Jacot, Gabriel & Hongler 2018)."""
+
+from mfoc.analysis.kernel.empirical import empirical_ntk as empirical_ntk
+from mfoc.analysis.kernel.operator import NTKOperator as NTKOperator
