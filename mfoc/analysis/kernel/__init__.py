@@ -2,3 +2,5 @@
 
 from mfoc.analysis.kernel.empirical import empirical_ntk as empirical_ntk
 from mfoc.analysis.kernel.operator import NTKOperator as NTKOperator
+from mfoc.analysis.kernel.infinite import InfiniteKernels as InfiniteKernels
+from mfoc.analysis.kernel.infinite import infinite_kernels as infinite_kernels

@@ -16,85 +16,103 @@ from mfoc.analysis import closed, hermite
 from mfoc.analysis.gaussian import GaussianMoments
 from mfoc.analysis.quadrature import panels
 
+_LEAST = 1e-30  # a variance that stands for zero
 _REACH = 13.0  # of Hermite functions, which die out as exp(-z^2 / 4)
 _PANEL = 1.25  # Gauss-Legendre of 32 nodes resolves sqrt(1024) oscillations on it
 _FAR = math.exp(-36 / hermite.MOST)  # below this correlation Mehler's series has converged whatever the activation
 _AT_ONCE = 2**20
 
 
-def distances(moments: GaussianMoments, q1: Tensor, q2: Tensor, delta: Tensor) -> tuple[Tensor, Tensor]:
-    """E[(phi(u1) - phi(u2))^2] and E phi'(u1) phi'(u2) of every pair.
+class Side:
+    """The variances of one set of Gaussians, with what is needed of each alone.
 
     Args:
         moments: of the activation.
-        q1: variances of u1, [N].
-        q2: variances of u2, [M].
-        delta: one less their correlation, in [0, 2], [N, M].
+        q: variances, [N].
+    """
+
+    def __init__(self, moments: GaussianMoments, q: Tensor) -> None:
+        self.moments, self.q = moments, q
+        self.root = q.clamp(min=_LEAST).sqrt()
+        self.second = moments.second_moment(q)
+        self.steep = moments.slope_moment(q)
+        self._series = q.new_empty(len(q), 0)
+
+    def series(self, terms: int) -> Tensor:
+        """E[phi(sqrt(q) z) He_n(z)] / sqrt(n!) for n < ``terms``, by rules that know the kinks: [N, terms]."""
+        if terms > self._series.shape[1]:
+            self._series = _coefficients(self.moments, self.root, min(hermite.MOST, 2 ** math.ceil(math.log2(terms))))
+        return self._series[:, :terms]
+
+
+def distances(one: Side, two: Side, delta: Tensor, rows: slice, columns: slice) -> tuple[Tensor, Tensor]:
+    """E[(phi(u1) - phi(u2))^2] and E phi'(u1) phi'(u2) of pairs.
+
+    Args:
+        one: variances of u1, [N].
+        two: variances of u2, [M].
+        delta: one less the correlation, in [0, 2], of the pairs asked for.
+        rows: which of u1.
+        columns: which of u2.
 
     Returns:
-        [N, M] each, float64.
+        as ``delta`` each, float64.
     """
+    moments = one.moments
+    q1, q2 = one.q[rows], two.q[columns]
+    twice = one.second[rows, None] + two.second[columns]
     if moments.activation.family != "other":
-        both, slope = closed.pair(moments.activation, q1[:, None], q2[None], 1 - delta)
-        apart = _outer_sum(moments, q1, q2) - 2 * both
+        both, slope = closed.pair(moments.activation, q1[:, None], q2, 1 - delta)
+        apart = twice - 2 * both
     else:
-        largest = float(torch.cat([q1, q2]).max())
-        terms = hermite.enough_terms(moments.strip, largest)
+        terms = hermite.enough_terms(moments.strip, float(torch.cat([one.q, two.q]).max()))
         if not moments.activation.kinks and terms <= hermite.MOST:
-            apart, slope = _by_series(moments, q1, q2, delta, terms)
+            function = moments.activation.function
+            apart, slope = _by_series(*(hermite.coefficients(function, q, terms) for q in (q1, q2)), delta)
+            slope /= one.root[rows, None] * two.root[columns]
         else:
-            apart, slope = _piecewise(moments, q1, q2, delta)
-    equal = (delta == 0) & (q1[:, None] == q2[None])
-    slope = torch.where(equal, moments.slope_moment(q1)[:, None], slope)
-    return apart.clamp(min=0).masked_fill(equal, 0.0), slope
+            apart, slope = _piecewise(one, two, delta, rows, columns)
+    equal = _equal(q1, q2, delta)
+    return apart.clamp(min=0).masked_fill(equal, 0.0), torch.where(equal, one.steep[rows, None], slope)
 
 
-def _outer_sum(moments: GaussianMoments, q1: Tensor, q2: Tensor) -> Tensor:
-    return moments.second_moment(q1)[:, None] + moments.second_moment(q2)[None]
-
-
-def _roots(q1: Tensor, q2: Tensor) -> Tensor:
-    """What turns a derivative in the correlation into one in the covariance: [N, M]."""
-    return (q1.clamp(min=1e-30)[:, None] * q2.clamp(min=1e-30)[None]).sqrt()
+def _equal(q1: Tensor, q2: Tensor, delta: Tensor) -> Tensor:
+    """Which pairs are one variable twice: of these, everything is known."""
+    return (delta == 0) & ((q1[:, None] - q2).abs() <= 1e-15 * q2)
 
 
 # ---- analytic activations: Mehler's series
 
 
-def _by_series(moments: GaussianMoments, q1: Tensor, q2: Tensor, delta: Tensor, terms: int) -> tuple[Tensor, Tensor]:
-    """From the coefficients a_n(q1), b_n(q2), without a difference of large numbers.
+def _by_series(first: Tensor, second: Tensor, delta: Tensor) -> tuple[Tensor, Tensor]:
+    """From the coefficients a_n [N, terms] and b_n [M, terms], without a difference of large numbers.
 
-    sum (a_n - b_n)^2 + 2 delta sum_j c^j sum_(n > j) a_n b_n, the second by Horner's rule.
+    The distance is sum (a_n - b_n)^2 + 2 delta sum_j c^j sum_(n > j) a_n b_n, by Horner's rule; the slope is that in c.
     """
-    function, c = moments.activation.function, 1 - delta
-    first, second = (hermite.coefficients(function, q, terms) for q in (q1, q2))
+    c = 1 - delta
     value, slope, tail, lost = (torch.zeros_like(c) for _ in range(4))
-    for n in range(terms - 1, -1, -1):
+    for n in range(first.shape[1] - 1, -1, -1):
         slope.mul_(c).add_(value)
         value.mul_(c).addr_(first[:, n], second[:, n])
         lost.mul_(c).add_(tail)
         tail.addr_(first[:, n], second[:, n])
-    return torch.cdist(first, second, compute_mode=_EXACT).square() + 2 * delta * lost, slope / _roots(q1, q2)
-
-
-_EXACT = "donot_use_mm_for_euclid_dist"
+    apart = torch.cdist(first, second, compute_mode="donot_use_mm_for_euclid_dist")
+    return apart.square() + 2 * delta * lost, slope
 
 
 # ---- activations with kinks, and large variances: the series far from c = +-1, two-dimensional rules near it
 
 
-def _piecewise(moments: GaussianMoments, q1: Tensor, q2: Tensor, delta: Tensor) -> tuple[Tensor, Tensor]:
+def _piecewise(one: Side, two: Side, delta: Tensor, rows: slice, columns: slice) -> tuple[Tensor, Tensor]:
     far = (1 - delta).abs() <= _FAR
     c = torch.where(far, 1 - delta, 0.0)
     terms = _terms(float(c.abs().max()))
-    first, second = (_coefficients(moments, q, terms) for q in (q1, q2))
-    both, slope = hermite.correlated(first, second, c)
-    apart, slope = _outer_sum(moments, q1, q2) - 2 * both, slope / _roots(q1, q2)
-    equal = (delta == 0) & (q1[:, None] == q2[None])  # these are known
-    rows, columns = (~far & ~equal).nonzero(as_tuple=True)
-    if len(rows):
-        near = _plane(moments, q1[rows], q2[columns], delta[rows, columns])
-        apart[rows, columns], slope[rows, columns] = near
+    both, slope = hermite.correlated(one.series(terms)[rows], two.series(terms)[columns], c)
+    apart = one.second[rows, None] + two.second[columns] - 2 * both
+    slope = slope / (one.root[rows, None] * two.root[columns])
+    i, j = (~far & ~_equal(one.q[rows], two.q[columns], delta)).nonzero(as_tuple=True)
+    if len(i):
+        apart[i, j], slope[i, j] = _plane(one.moments, one.root[rows][i], two.root[columns][j], delta[i, j])
     return apart, slope
 
 
@@ -104,14 +122,12 @@ def _terms(largest: float) -> int:
     return int(min(hermite.MOST, max(8.0, needed)))
 
 
-def _coefficients(moments: GaussianMoments, q: Tensor, terms: int) -> Tensor:
-    """E[phi(sqrt(q) z) He_n(z)] / sqrt(n!) for n < ``terms``, by rules that know the kinks: [N, terms]."""
-    out = q.new_empty(len(q), terms)
-    root = q.clamp(min=1e-30).sqrt()
+def _coefficients(moments: GaussianMoments, root: Tensor, terms: int) -> Tensor:
+    out = root.new_empty(len(root), terms)
     longest = min(_PANEL, 3 * moments.strip / float(root.max()))
-    kinks = q.new_tensor(moments.activation.kinks)
+    kinks = root.new_tensor(moments.activation.kinks)
     width = 32 * (math.ceil(2 * _REACH / longest) + len(kinks))
-    for part in torch.split(torch.arange(len(q), device=q.device), max(1, _AT_ONCE // width)):
+    for part in torch.split(torch.arange(len(root), device=root.device), max(1, _AT_ONCE // width)):
         z, w = panels(kinks / root[part, None], longest, _REACH)
         ground = torch.exp(-z.square() / 4)
         weighted = moments.activation.function(root[part, None] * z) * w / ground
@@ -122,22 +138,21 @@ def _coefficients(moments: GaussianMoments, q: Tensor, terms: int) -> Tensor:
     return out
 
 
-def _plane(moments: GaussianMoments, q1: Tensor, q2: Tensor, delta: Tensor) -> tuple[Tensor, Tensor]:
+def _plane(moments: GaussianMoments, root1: Tensor, root2: Tensor, delta: Tensor) -> tuple[Tensor, Tensor]:
     """The two means for a list of pairs, [P] each, one axis after the other: d = (z1 - z2) / sqrt(2), then s.
 
     On a line of constant d, kinks are points; the lines on which two of them meet are where the outer rule is cut.
     """
-    root1, root2 = q1.clamp(min=1e-30).sqrt(), q2.clamp(min=1e-30).sqrt()
-    kinks = q1.new_tensor(moments.activation.kinks)
+    kinks = root1.new_tensor(moments.activation.kinks)
     one, two = kinks / root1[:, None], kinks / root2[:, None]  # [P, k]
     along, across = (1 - delta / 2).clamp(min=1e-300).sqrt(), (delta / 2).clamp(min=1e-300).sqrt()
     longest = min(4.0, 3 * moments.strip / float(torch.maximum(root1, root2).max()))
     meeting = ((one[:, :, None] - two[:, None, :]) / (2 * across[:, None, None])).flatten(1)
     d, outer = panels(meeting, longest, moments.reach)
     width = 32 * (math.ceil(2 * moments.reach / longest) + 2 * len(kinks))
-    rows = torch.arange(len(q1), device=q1.device).repeat_interleave(d.shape[1])
+    rows = torch.arange(len(root1), device=root1.device).repeat_interleave(d.shape[1])
     live = outer.flatten() > 0  # empty panels
-    means = q1.new_zeros(2, d.numel())
+    means = root1.new_zeros(2, d.numel())
     for part in torch.split(live.nonzero()[:, 0], max(1, _AT_ONCE // width)):
         row = rows[part]
         a, b = along[row, None], (across[row] * d.flatten()[part])[:, None]
