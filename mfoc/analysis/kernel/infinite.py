@@ -18,11 +18,12 @@ reads out, have no skip connection. (What neural-tangents makes of FanInSum over
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mfoc.analysis.activations import ActivationLike
 from mfoc.analysis.gaussian import GaussianMoments
@@ -85,11 +86,7 @@ def infinite_kernels(
         check_inputs(x2=x2)
         check_alike(x1, x2)
     check_integer(1, optional=True, memory=memory)
-    room = free_memory(x1.device) // 2 if memory is None else memory
-    shape = (2, len(x1), len(x1 if x2 is None else x2))
-    check_fits(shape, torch.float64, room, cures="take fewer samples at a time: kernel[i, j] is of x1[i] and x2[j]")
-    with torch.no_grad():
-        kernels = InfiniteKernels(*(part.to(x1.dtype) for part in network.kernels(x1, x2)))
+    kernels = InfiniteKernels(*(part.to(x1.dtype) for part in network.kernels(x1, x2, memory=memory)))
     if not all(bool(part.isfinite().all()) for part in kernels):
         raise InvalidValue(f"the kernels leave the range of {x1.dtype}: give inputs in float64, or take fewer layers")
     return kernels
@@ -113,6 +110,7 @@ def check_inputs(**inputs: object) -> None:
 class InfiniteNetwork:
     """An infinitely wide network, to be evaluated; see ``infinite_kernels`` for what is in it."""
 
+    activation: ActivationLike | GaussianMoments
     moments: GaussianMoments
     depth: int
     weight_variance: float
@@ -136,10 +134,26 @@ class InfiniteNetwork:
         check_integer(1, depth=depth)
         check_non_negative(weight_variance=weight_variance, bias_variance=bias_variance)
         check_flag(residual=residual)
-        return cls(GaussianMoments.of(activation), depth, weight_variance, bias_variance, residual)
+        if isinstance(activation, nn.Module):
+            activation = copy.deepcopy(activation)  # as it is now
+        moments = GaussianMoments.of(activation)
+        return cls(activation, moments, depth, weight_variance, bias_variance, residual)
 
-    def kernels(self, x1: Tensor, x2: Tensor | None) -> tuple[Tensor, Tensor]:
-        """``nngp`` and ``ntk`` in float64. What is kept of a pair is 1 - correlation, which keeps its digits."""
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled without the moments, which are found again."""
+        settings = self.depth, self.weight_variance, self.bias_variance, self.residual
+        return InfiniteNetwork.of, (self.activation, *settings)
+
+    @torch.no_grad()
+    def kernels(self, x1: Tensor, x2: Tensor | None, *, memory: int | None = None) -> tuple[Tensor, Tensor]:
+        """``nngp`` and ``ntk`` in float64. What is kept of a pair is 1 - correlation, which keeps its digits.
+
+        Raises:
+            InvalidValue: they would not fit.
+        """
+        room = free_memory(x1.device) // 2 if memory is None else memory
+        shape = (2, len(x1), len(x1 if x2 is None else x2))
+        check_fits(shape, torch.float64, room, cures="take fewer samples at a time: kernel[i, j] is of x1[i], x2[j]")
         one = _flat(x1)
         two = one if x2 is None else _flat(x2)
         blocks = _blocks(len(one), len(two), x2 is None)
@@ -165,6 +179,7 @@ class InfiniteNetwork:
                     _mirror(kernel, rows)
         return delta, ntk
 
+    @torch.no_grad()
     def diagonals(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """nngp(x, x) and ntk(x, x) of every input, [N] each, float64."""
         q = self.weight_variance * _flat(x).square().mean(1) + self.bias_variance
@@ -175,6 +190,12 @@ class InfiniteNetwork:
             theta = branch + (skip + self.weight_variance * self.moments.slope_moment(q)) * theta
             q = branch + skip * q
         return q, theta
+
+    def __str__(self) -> str:
+        """Its layers, activation and variances, in a few words."""
+        name = self.moments.activation.name
+        layers = f"{self.depth} {'residual ' * self.residual}dense layer{'s' * (self.depth > 1)}, {name}"
+        return f"{layers}, weight variance {self.weight_variance:g}, bias variance {self.bias_variance:g}"
 
     def _pass(
         self, s1: Tensor, s2: Tensor, delta: Tensor, ntk: Tensor, blocks: list[tuple[slice, slice]], skip: float
@@ -243,7 +264,7 @@ def _one_less_cosine(x1: Tensor, x2: Tensor) -> Tensor:
     """1 - cos of the angle between all inputs, [N, M]; with all its digits where they are parallel or opposite."""
     e1, e2 = (x / torch.linalg.vector_norm(x, dim=1, keepdim=True).clamp(min=1e-300) for x in (x1, x2))
     cosine = e1 @ e2.mT
-    delta = 1 - cosine
+    delta: Tensor = 1 - cosine
     rows, columns = (cosine.abs() > 1 - _PARALLEL).nonzero(as_tuple=True)
     for part in torch.split(torch.arange(len(rows), device=rows.device), max(1, 2**21 // x1.shape[1])):
         i, j = rows[part], columns[part]

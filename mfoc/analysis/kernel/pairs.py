@@ -68,7 +68,8 @@ def distances(one: Side, two: Side, delta: Tensor, rows: slice, columns: slice) 
         terms = hermite.enough_terms(moments.strip, float(torch.cat([one.q, two.q]).max()))
         if not moments.activation.kinks and terms <= hermite.MOST:
             function = moments.activation.function
-            apart, slope = _by_series(*(hermite.coefficients(function, q, terms) for q in (q1, q2)), delta)
+            first, second = (hermite.coefficients(function, q, terms) for q in (q1, q2))
+            apart, slope = _by_series(first, second, delta)
             slope /= one.root[rows, None] * two.root[columns]
         else:
             apart, slope = _piecewise(one, two, delta, rows, columns)
