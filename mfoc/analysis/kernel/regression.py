@@ -135,7 +135,7 @@ def _targets(y: object, n: int, device: torch.device) -> tuple[Tensor, Tensor | 
     if y.is_floating_point():
         if not bool(y.isfinite().all()):
             raise InvalidValue("y holds NaN or infinity; expected finite numbers")
-        return y.detach().double().reshape(n, -1), None
+        return y.detach().clone().double().reshape(n, -1), None
     if y.dim() != 1:
         raise InvalidValue(f"y holds integers of shape {tuple(y.shape)}; expected classes [{n}], or numbers as floats")
     classes, places = torch.unique(y, return_inverse=True)

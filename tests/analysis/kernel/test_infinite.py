@@ -438,7 +438,7 @@ def test_what_is_no_network_or_no_input_is_refused(change, error, words):
 
 
 def test_kernels_beyond_memory_are_refused_before_they_are_made():
-    x = torch.ones(1, 1).expand(10**8, 1)
+    x = torch.ones(1, 1).expand(10**7, 1)
     with pytest.raises(mfoc.InvalidValue, match="TiB"):
         infinite_kernels(x, activation="relu", depth=2)
 

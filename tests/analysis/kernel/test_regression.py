@@ -39,6 +39,9 @@ def test_the_posterior_is_that_of_scikit_learn(ridge):
     class Given(gaussian_process.kernels.Kernel):
         """The kernel as scikit-learn calls it."""
 
+        def __init__(self):
+            pass
+
         def __call__(self, x, y=None, eval_gradient=False):
             other = None if y is None else torch.from_numpy(y)
             return infinite_kernels(torch.from_numpy(x), other, **NET).nngp.numpy()
@@ -108,6 +111,30 @@ def test_a_ridge_draws_the_parameters_back_to_where_they_began(time):
     blend = np.concatenate([-weights, np.eye(len(new))], 1)
     assert torch.allclose(mean, torch.from_numpy(weights @ y.numpy()), atol=1e-10)
     assert torch.allclose(variance, torch.from_numpy((blend @ nngp @ blend.T).diagonal().copy()), atol=1e-10)
+
+
+def test_a_network_of_width_4096_is_trained_to_what_is_predicted():
+    """Gradient descent on the sum, less the outputs at the start, whose mean over initialisations is zero."""
+    x, y, new = data()
+    x, y, new = x.float(), y.float(), new.float()
+    generator = torch.Generator().manual_seed(0)
+    weights = [torch.randn(shape, generator=generator) for shape in ((3, 4096), (4096,), (4096,), ())]
+
+    def forward(w, b, v, a, at):
+        return (2 / 4096) ** 0.5 * ((2 / 3) ** 0.5 * at @ w + 0.1**0.5 * b).relu() @ v + 0.1**0.5 * a
+
+    start_x, start_new, rate, steps = forward(*weights, x), forward(*weights, new), 0.02, 60
+    for _ in range(steps):
+        weights = [weight.requires_grad_() for weight in weights]
+        loss = (forward(*weights, x) - start_x - y).square().sum() / 2
+        slopes = torch.autograd.grad(loss, weights)
+        weights = [(weight - rate * slope).detach() for weight, slope in zip(weights, slopes, strict=True)]
+    network = {"activation": "relu", "depth": 2, "weight_variance": 2.0, "bias_variance": 0.1, "kernel": "ntk"}
+    machine = KernelPredictor(**network).fit(x, y)
+    early, mean = (machine.predict(new, time=time).mean for time in (0.5 * rate * steps, rate * steps))
+    off = (forward(*weights, new) - start_new - mean).norm()
+    assert off < 0.05 * mean.norm()
+    assert off < 0.3 * (early - mean).norm()  # the time is the right one
 
 
 def test_long_training_is_training_to_the_end():
