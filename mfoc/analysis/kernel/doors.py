@@ -56,6 +56,8 @@ def private_copy(net: nn.Module) -> nn.Module:
         InvalidValue: nothing to train, lazy or complex parameters, batch norm on the statistics of the batch, dropout.
     """
     check_instance(nn.Module, "a torch.nn.Module", net=net)
+    if torch.is_inference_mode_enabled():
+        raise InvalidValue("there are no gradients in torch.inference_mode(); call this outside of it")
     for name, parameter in net.named_parameters():
         if isinstance(parameter, nn.parameter.UninitializedParameter):
             raise InvalidValue(f"parameter {name!r} is lazy and has no shape yet; run the network once on a batch")
@@ -107,6 +109,10 @@ def check_outputs(net: nn.Module, x: Tensor) -> Tensor:
     with _untouched(x):
         drawn = watched()
         out = _evaluated(net, few)
+        if few._version:
+            raise InvalidValue(
+                "net writes over the samples it is given, by an operation in place; let it clone them first"
+            )
         _check_output(out, few)
         again = _evaluated(net, few)
         if drawn() or not _close(out, again):

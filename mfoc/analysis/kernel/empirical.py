@@ -62,6 +62,7 @@ def empirical_ntk(
         check_alike(x1, x2)
     check_flag(trace=trace)
     check_integer(1, optional=True, batch_size=batch_size, memory=memory)
+    x1, x2 = x1.detach(), None if x2 is None else x2.detach()
     source = Source.of(net, x1, batch_size)
     room = free_memory(source.like.device) // 2 if memory is None else memory
     columns = x1 if x2 is None else x2
@@ -148,6 +149,8 @@ def _kernel(source: Source, x1: Tensor, x2: Tensor | None, out: Tensor, trace: b
             n1, n2 = len(x1[rows]), len(columns[j : j + size])
             made = block(left, right, out.new_zeros((n1, n2) if trace else (n1, outputs, n2, outputs)), trace=trace)
             made = made if trace else made.transpose(1, 2)
+            if right is left:  # to the last digit, for whoever takes eigenvalues
+                made = (made + (made.mT if trace else made.permute(1, 0, 3, 2))) / 2
             out[rows, j : j + size] = made
             if x2 is None and j != i:
                 out[j : j + size, rows] = made.transpose(0, 1) if trace else made.permute(1, 0, 3, 2)

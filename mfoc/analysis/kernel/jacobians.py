@@ -29,8 +29,10 @@ from mfoc.analysis.kernel.taps import (
     own_parameters,
     plainly,
     slopes_at,
+    stays_apart,
 )
 from mfoc.derivatives import gradients, reached
+from mfoc.errors import InvalidValue
 from mfoc.networks.inspection import trainable
 
 logger = logging.getLogger(__name__)
@@ -53,6 +55,8 @@ class Jacobians:
         others: the names of the parameters that are differentiated in the general way.
         sizes: what each known layer costs.
         rows: the known layers whose gradients are formed.
+        vectorised: whether the general way goes through ``vmap``; seen when it first does not.
+        routes: modules that are not torch's may send samples another way in every batch, as experts are chosen.
     """
 
     net: nn.Module
@@ -62,6 +66,7 @@ class Jacobians:
     sizes: dict[str, Size] = field(default_factory=dict)
     rows: dict[str, bool] = field(default_factory=dict)
     vectorised: bool = True
+    routes: bool = True
 
     @classmethod
     def of(cls, net: nn.Module, x: Tensor, outputs: int) -> Jacobians:
@@ -85,8 +90,21 @@ class Jacobians:
         alive = dict(zip(free, reached([full], list(free.values())), strict=True))
         others = [name for name, p in free.items() if alive[name] and id(p) not in covered]
         sizes = {name: size(known[name], entries_of(calls[name], PROBED)) for name in known}
-        made = cls(net, outputs, known, others, sizes)
-        return made if not known or made._agrees(few) else made.generally()
+        own = any(not type(part).__module__.startswith("torch.nn.") for part in net.modules())
+        made = cls(net, outputs, known, others, sizes, routes=own)
+        if made.agrees(few):
+            return made
+        logger.info("the shares of the layers do not add up: all parameters are differentiated in the general way")
+        made = made.generally()
+        if made.agrees(few):
+            return made
+        made.vectorised = False  # a module that torch.func cannot give other parameters, as one of TorchScript
+        if made.agrees(few):
+            return made
+        raise InvalidValue(
+            "the gradients of the samples one by one do not add up to those of the batch: net does something else when "
+            "it is given one sample"
+        )
 
     def generally(self) -> Jacobians:
         """The same gradients, of all parameters in the general way."""
@@ -132,6 +150,8 @@ class Jacobians:
         if not met or not out.requires_grad:
             return []
         out = out.reshape(len(x), -1)
+        if self.routes and not stays_apart(out, met):
+            raise Misfit("samples change places on their way")
         parts: list[list[Share]] = []
         for start in range(0, outputs, at_once):
             slopes = iter(slopes_at(out, met, range(start, min(start + at_once, outputs))))
@@ -154,7 +174,7 @@ class Jacobians:
                 self.vectorised = False
         return looped_rows(self.net, x, names, outputs)
 
-    def _agrees(self, x: Tensor) -> bool:
+    def agrees(self, x: Tensor) -> bool:
         """Whether ||sum_i J_i^T v_i||, by one plain pass, is what the kernel of the probed samples says of it."""
         free = list(trainable(self.net).values())
         self.choose(len(x), trace=False)
@@ -167,10 +187,7 @@ class Jacobians:
         flat = v.flatten()
         given, said = sum(float(g.double().square().sum()) for g in slope), float(flat @ theta @ flat)
         allowed = 10 * torch.finfo(out.dtype).eps ** 0.5 * float(flat.abs() @ theta.abs() @ flat.abs())
-        if abs(given - said) <= allowed + 1e-300 or given != given:
-            return True
-        logger.info("the shares of the layers do not add up: all parameters are differentiated in the general way")
-        return False
+        return abs(given - said) <= allowed + 1e-300 or given != given
 
 
 def _beside(parts: Sequence[Share]) -> Share:
@@ -192,11 +209,12 @@ def vectorised_rows(net: nn.Module, x: Tensor, names: list[str], outputs: int) -
 
 def looped_rows(net: nn.Module, x: Tensor, names: list[str], outputs: int) -> Tensor:
     """The same by one plain backward pass for each output of each sample: slow, and asks nothing of the network."""
-    single, weights = _alone(net, names, outputs)
+    parameters = dict(net.named_parameters())
+    leaves = [parameters[name] for name in names]
     rows = []
-    for sample in x:
-        leaves = {name: value.detach().requires_grad_() for name, value in weights.items()}
-        found = [gradients(entry, list(leaves.values()), retain_graph=True) for entry in single(leaves, sample)]
+    for n in range(len(x)):
+        entries = net(x[n : n + 1]).reshape(-1)[:outputs]
+        found = [gradients(entry, leaves, retain_graph=True) for entry in entries]
         rows.append(torch.stack([torch.cat([leaf.reshape(-1) for leaf in each]) for each in found]))
     return torch.stack(rows).detach()
 

@@ -20,10 +20,11 @@ from torch import Tensor, nn
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
-# The inputs of a normalisation before its weight and bias, which act on channels or on the last axes.
+# What the weight of a layer that acts on channels, or on the last axes, is multiplied with, number by number.
 _NORMAL: dict[type[nn.Module], Callable[[Any, Tensor], Tensor]] = {
     nn.LayerNorm: lambda m, x: F.layer_norm(x, m.normalized_shape, None, None, m.eps),
     nn.RMSNorm: lambda m, x: F.rms_norm(x, m.normalized_shape, None, m.eps),
+    nn.PReLU: lambda m, x: x.clamp_max(0),
     nn.GroupNorm: lambda m, x: F.group_norm(x, m.num_groups, None, None, m.eps),
     **dict.fromkeys(
         (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d),

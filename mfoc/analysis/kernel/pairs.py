@@ -12,14 +12,15 @@ import math
 import torch
 from torch import Tensor
 
-from mfoc.analysis import closed, hermite
+from mfoc.analysis.closed import closed_pair
 from mfoc.analysis.gaussian import GaussianMoments
+from mfoc.analysis.hermite import MOST, coefficients, correlated, enough_terms
 from mfoc.analysis.quadrature import panels
 
 _LEAST = 1e-30  # a variance that stands for zero
 _REACH = 13.0  # of Hermite functions, which die out as exp(-z^2 / 4)
 _PANEL = 1.25  # Gauss-Legendre of 32 nodes resolves sqrt(1024) oscillations on it
-_FAR = math.exp(-36 / hermite.MOST)  # below this correlation Mehler's series has converged whatever the activation
+_FAR = math.exp(-36 / MOST)  # below this correlation Mehler's series has converged whatever the activation
 _AT_ONCE = 2**20
 
 
@@ -41,7 +42,7 @@ class Side:
     def series(self, terms: int) -> Tensor:
         """E[phi(sqrt(q) z) He_n(z)] / sqrt(n!) for n < ``terms``, by rules that know the kinks: [N, terms]."""
         if terms > self._series.shape[1]:
-            self._series = _coefficients(self.moments, self.root, min(hermite.MOST, 2 ** math.ceil(math.log2(terms))))
+            self._series = _coefficients(self.moments, self.root, min(MOST, 2 ** math.ceil(math.log2(terms))))
         return self._series[:, :terms]
 
 
@@ -62,13 +63,13 @@ def distances(one: Side, two: Side, delta: Tensor, rows: slice, columns: slice) 
     q1, q2 = one.q[rows], two.q[columns]
     twice = one.second[rows, None] + two.second[columns]
     if moments.activation.family != "other":
-        both, slope = closed.pair(moments.activation, q1[:, None], q2, 1 - delta)
+        both, slope = closed_pair(moments.activation, q1[:, None], q2, 1 - delta)
         apart = twice - 2 * both
     else:
-        terms = hermite.enough_terms(moments.strip, float(torch.cat([one.q, two.q]).max()))
-        if not moments.activation.kinks and terms <= hermite.MOST:
+        terms = enough_terms(moments.strip, float(torch.cat([one.q, two.q]).max()))
+        if not moments.activation.kinks and terms <= MOST:
             function = moments.activation.function
-            first, second = (hermite.coefficients(function, q, terms) for q in (q1, q2))
+            first, second = (coefficients(function, q, terms) for q in (q1, q2))
             apart, slope = _by_series(first, second, delta)
             slope /= one.root[rows, None] * two.root[columns]
         else:
@@ -108,7 +109,7 @@ def _piecewise(one: Side, two: Side, delta: Tensor, rows: slice, columns: slice)
     far = (1 - delta).abs() <= _FAR
     c = torch.where(far, 1 - delta, 0.0)
     terms = _terms(float(c.abs().max()))
-    both, slope = hermite.correlated(one.series(terms)[rows], two.series(terms)[columns], c)
+    both, slope = correlated(one.series(terms)[rows], two.series(terms)[columns], c)
     apart = one.second[rows, None] + two.second[columns] - 2 * both
     slope = slope / (one.root[rows, None] * two.root[columns])
     i, j = (~far & ~_equal(one.q[rows], two.q[columns], delta)).nonzero(as_tuple=True)
@@ -120,7 +121,7 @@ def _piecewise(one: Side, two: Side, delta: Tensor, rows: slice, columns: slice)
 def _terms(largest: float) -> int:
     """How many terms of Mehler's series matter at correlations up to this one."""
     needed = 36 / -math.log(largest) if largest > 0 else 0.0
-    return int(min(hermite.MOST, max(8.0, needed)))
+    return int(min(MOST, max(8.0, needed)))
 
 
 def _coefficients(moments: GaussianMoments, root: Tensor, terms: int) -> Tensor:

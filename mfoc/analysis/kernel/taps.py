@@ -132,6 +132,16 @@ def apart(out: Tensor, calls: dict[str, list[Call]]) -> dict[str, bool]:
     return {name: False not in [next(each) for _ in made] for name, made in calls.items()}
 
 
+def stays_apart(out: Tensor, calls: list[Call]) -> bool:
+    """Whether slopes of about half of the samples of a batch, at random, are in the places of those samples alone."""
+    chosen = normal_like(out)[:, :1].gt(0)
+    found = torch.autograd.grad(
+        out, [call.output for call in calls], normal_like(out) * chosen, retain_graph=True, allow_unused=True
+    )
+    reached = [slope.reshape(len(out), -1).ne(0).any(1) for slope in found if slope is not None]
+    return not any(bool((there & ~chosen[:, 0]).any()) for there in reached)
+
+
 def slopes_at(out: Tensor, calls: list[Call], columns: range) -> list[Tensor]:
     """The gradients of some outputs of all samples at the outputs of layers: ``[c, m, ...]`` each.
 

@@ -14,7 +14,7 @@ from torch.func import functional_call, jvp
 from mfoc.analysis.kernel.doors import check_samples
 from mfoc.analysis.kernel.empirical import Source
 from mfoc.analysis.kernel.products import squares
-from mfoc.analysis.kernel.taps import plainly
+from mfoc.analysis.kernel.taps import normal_like, plainly
 from mfoc.checks import check_instance, check_integer, check_positive
 from mfoc.derivatives import gradients
 from mfoc.errors import InvalidValue
@@ -54,10 +54,11 @@ class NTKOperator:
     def __init__(self, net: nn.Module, x: Tensor, *, batch_size: int | None = None) -> None:
         check_samples(x=x)
         check_integer(1, optional=True, batch_size=batch_size)
-        self._source = Source.of(net, x, batch_size)
-        self._net, self._x = self._source.jacobians.net, x.detach()
+        self._x = x.detach()
+        self._source = Source.of(net, self._x, batch_size)
+        self._net = self._source.jacobians.net
         self._size = batch_size or min(len(x), self._source.at_once() * self._source.outputs)
-        self._forward_mode = True
+        self._forward_mode = self._is_linear()
 
     @property
     def outputs(self) -> int:
@@ -134,11 +135,28 @@ class NTKOperator:
             except Exception as error:  # whatever a module of the user's raises in forward mode
                 logger.debug("the network cannot be differentiated in forward mode: %s", error)
                 self._forward_mode = False
-        free = {name: value.requires_grad_() for name, value in values.items()}
-        out = outputs(free)
+        out = self._net(x).reshape(len(x), -1)
         u = torch.zeros_like(out).requires_grad_()
-        back = gradients(out, list(free.values()), [u], create_graph=True)
+        back = gradients(out, list(trainable(self._net).values()), [u], create_graph=True)
         return gradients(back, [u], list(tangent.values()))[0]
+
+    def _is_linear(self) -> bool:
+        """Whether forward mode is the transpose of the backward pass, <u, J w> = <J^T u, w>, on a few samples.
+
+        It is not where torch.func cannot give a module other parameters, and says nothing.
+        """
+        few, free = self._x[:3], trainable(self._net)
+        tangent = {name: normal_like(p) for name, p in free.items()}
+        self._forward_mode = True
+        with plainly():
+            pushed = self._pushed(few, tangent)
+            out = self._net(few).reshape(len(few), -1)
+            u = normal_like(out)
+            slope = gradients(out, list(free.values()), [u])
+        terms = [g.double() * t.double() for g, t in zip(slope, tangent.values(), strict=True)]
+        gap = abs(float((u * pushed).double().sum()) - sum(float(term.sum()) for term in terms))
+        size = sum(float(term.abs().sum()) for term in terms)
+        return self._forward_mode and gap <= 10 * torch.finfo(out.dtype).eps ** 0.5 * size
 
     def _batches(self) -> Iterator[tuple[slice, Tensor]]:
         for first in range(0, len(self._x), self._size):
