@@ -10,7 +10,6 @@ from mfoc.analysis.kernel.infinite import infinite_kernels as infinite_kernels
 from mfoc.analysis.kernel.lazy import Laziness as Laziness
 from mfoc.analysis.kernel.lazy import laziness as laziness
 from mfoc.analysis.kernel.ntk_operator import NTKOperator as NTKOperator
-from mfoc.analysis.kernel.operator import NTKOperator as NTKOperator
 from mfoc.analysis.kernel.regression import KernelPredictor as KernelPredictor
 from mfoc.analysis.kernel.width import WidthDrift as WidthDrift
 from mfoc.analysis.kernel.width import drift_against_width as drift_against_width
