@@ -106,7 +106,7 @@ def check_inputs(**inputs: object) -> None:
             raise InvalidType(f"{name} is of {x.dtype}; expected floating-point numbers, as of {name}.double()")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class InfiniteNetwork:
     """An infinitely wide network, to be evaluated; see ``infinite_kernels`` for what is in it."""
 
