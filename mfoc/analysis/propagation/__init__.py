@@ -1,5 +1,7 @@
-"""How signals and gradients pass through depth: order, chaos and criticality (Poole et al. 2016; Schoenholz et al. 2017)."""
+"""How signals and gradients pass through depth (Poole et al. 2016; Schoenholz et al. 2017)."""
 
-from mfoc.analysis.propagation.orthogonal import delta_orthogonal_, orthogonal_, orthogonal_gain
-
-__all__ = ["delta_orthogonal_", "orthogonal_", "orthogonal_gain"]
+from mfoc.analysis.propagation.initialisation import Initialisation as Initialisation
+from mfoc.analysis.propagation.initialise import critical_init_ as critical_init_
+from mfoc.analysis.propagation.orthogonal import delta_orthogonal_ as delta_orthogonal_
+from mfoc.analysis.propagation.orthogonal import orthogonal_ as orthogonal_
+from mfoc.analysis.propagation.orthogonal import orthogonal_gain as orthogonal_gain
