@@ -7,6 +7,7 @@ into blocks, whose gains are tuned on an input. Nothing is written before all of
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,17 +17,18 @@ from mfoc import tree
 from mfoc.analysis.propagation.chains import Layer, layers_of
 from mfoc.analysis.propagation.drafts import Draft, quiet
 from mfoc.analysis.propagation.initialisation import Initialisation, InitialisedBlock
-from mfoc.analysis.propagation.segments import own, refuse_fixed, segments_of
+from mfoc.analysis.propagation.segments import Segment, own, refuse_fixed, segments_of
 from mfoc.analysis.propagation.streams import run
 from mfoc.analysis.propagation.theory import initialise as by_theory
 from mfoc.analysis.propagation.theory import length_of
-from mfoc.analysis.propagation.tuning import Tuned, Tuner
+from mfoc.analysis.propagation.tuning import BAND, STEER, Tuned, Tuner
 from mfoc.checks import check_flag, check_instance, check_integer, check_positive, kind_of
 from mfoc.errors import InvalidType, InvalidValue
 from mfoc.networks.inspection import refuse_lazy
 
 _LENGTHS = (0.2, 1.0, 2.5, 5.0, 10.0, 25.0, 60.0)  # where else q* is looked for
-_LOST = 1e3  # by this factor q has vanished or exploded
+_LOST = 1e3  # by this factor q has vanished or exploded, whatever the network does with it
+_HARD = 0.3  # how far gains may be off one where no length lasts at gain one
 _SPREAD = 4.0  # by this factor differences of length may grow over the depth
 
 
@@ -116,82 +118,85 @@ def _by_theory(
 def _by_tuning(
     net: nn.Module, args: tuple[Any, ...], asked: float, orthogonal: bool, seed: int
 ) -> tuple[Draft, Initialisation]:
-    """The first q* from the one asked for at which the length map is stable; the least unstable where none is."""
+    """The first q* from the one asked for at which lengths last; where none does, lengths come before gains."""
     refuse_fixed(net)
-    found: list[tuple[float, Draft, Initialisation]] = []
-    for q_star in (asked, *(q for q in _LENGTHS if q > asked)):
-        draft = Draft(net, seed)
-        growth, result = _tuned(draft, args, asked, q_star, orthogonal, seed)
-        found.append((growth, draft, result))
-        if growth <= math.log(_SPREAD):
-            break
-    growth, draft, result = min(found, key=lambda each: each[0])
-    if growth > math.log(_SPREAD):
-        told = f"no q* up to {_LENGTHS[-1]:g} is stable: differences of length grow by {math.exp(growth):.3g}"
-        result = result.noting(told)
-    return draft, result
+    reached: list[tuple[int, float]] = []
+    lengths = (asked, *(q for q in _LENGTHS if q > asked))
+    for steer in (STEER, _HARD):
+        for q_star in lengths:
+            draft = Draft(net, seed)
+            tuner = Tuner(draft, args, seed, orthogonal, torch.Generator().manual_seed(seed), steer)
+            blocks = segments_of(run(draft, args))
+            if not blocks:
+                raise InvalidValue("net has no layer with weights on the way from x to its output")
+            done = _tuned(tuner, blocks, q_star)
+            if len(done) == len(blocks):
+                done = _again(tuner, done)
+                lost = next((k for k, each in enumerate(done) if _drifts(each, done)), None)
+                if lost is None and _spread(done) <= _SPREAD:
+                    reference = done[0].reading.q
+                    rows = tuple(_row(each) for each in done)
+                    return draft, Initialisation(rows, reference, asked, "by Jacobian tuning", True)
+            reached.append((len(done), q_star))
+        lengths = (max(reached)[1],)
+    raise InvalidValue(
+        f"no q* from {asked:g} to {_LENGTHS[-1]:g} lasts in this network: with q* = {lengths[0]:g} the length is lost "
+        f"after {max(reached)[0]} of {len(blocks)} blocks, at {blocks[max(reached)[0] - 1].name!r}; is a norm missing?"
+    )
 
 
-def _tuned(
-    draft: Draft, args: tuple[Any, ...], asked: float, q_star: float, orthogonal: bool, seed: int
-) -> tuple[float, Initialisation]:
-    tuner = Tuner(draft, args, seed, orthogonal, torch.Generator().manual_seed(seed))
-    blocks = segments_of(run(draft, args))
-    if not blocks:
-        raise InvalidValue("net has no layer with weights on the way from x to its output")
+def _tuned(tuner: Tuner, blocks: list[Segment], q_star: float) -> list[Tuned]:
+    """The blocks tuned one after another, up to the first at which the length is lost."""
     chain = not any(block.knotted or block.norms for block in blocks)
     normed = any(block.norms for block in blocks)
     done: list[Tuned] = []
     seen: set[int] = set()
-    growth = 0.0
     for k, block in enumerate(blocks):
-        shared = {id(p) for part in (*block.weights, *block.norms) for p in own(part)} & seen
-        seen |= {id(p) for part in (*block.weights, *block.norms) for p in own(part)}
-        if shared:
-            now = tuner.reading(block)
-            each = Tuned(block, now, now, 1.0, "shares its weights with an earlier block")
+        parameters = {id(p) for part in (*block.weights, *block.norms) for p in own(part)}
+        reference = done[0].reading.q if done else q_star
+        if parameters & seen:
+            each = Tuned(block, tuner.reading(block), "shares its weights with an earlier block")
         elif k == 0 and not block.knotted:
             each = tuner.stem(block, None if normed else q_star)
-            q_star = each.after.q
         elif k == len(blocks) - 1 and not chain and not block.knotted:
-            now = tuner.reading(block)
-            each = Tuned(block, now, now, 1.0, "reads off the result: left as it is")
+            each = Tuned(block, tuner.reading(block), "reads off the result: left as it is", judged=False)
         elif block.plain is not None:
-            each = tuner.layer(block, q_star)
+            each = tuner.layer(block, reference)
         else:
-            each = tuner.knot(block, _reference(done, args, q_star))
-        _refuse_lost(each, _reference(done, args, q_star))
-        growth += math.log(max(each.after.chi_q, 1e-3)) if block.plain is not None and k else 0.0
+            each = tuner.knot(block, reference if done else None)
+        seen |= parameters
         done.append(each)
-    rows = tuple(_row(each, first=k == 0) for k, each in enumerate(done))
-    return growth, Initialisation(rows, _reference(done, args, q_star), asked, "by Jacobian tuning", True)
+        if not (math.isfinite(each.reading.q) and math.isfinite(each.reading.chi)):
+            raise InvalidValue(
+                f"block {block.name!r}: q is {each.reading.q} and chi {each.reading.chi} on x; expected finite numbers"
+            )
+        if _drifts(each, done) and k < len(blocks) - 1:
+            break
+    return done
 
 
-def _reference(done: list[Tuned], args: tuple[Any, ...], q_star: float) -> float:
-    """The length that blocks are to keep: that of what the first one gives."""
-    if done:
-        return done[0].after.q
-    floating = [a for a in args if isinstance(a, Tensor) and a.is_floating_point()]
-    return float(floating[0].double().square().mean()) if floating else q_star
+def _again(tuner: Tuner, done: list[Tuned]) -> list[Tuned]:
+    """The same blocks, all measured in one pass at the end."""
+    found = run(tuner.draft, tuner.args)
+    return [replace(each, reading=tuner.read(found, each.segment)) for each in done]
 
 
-def _refuse_lost(each: Tuned, reference: float) -> None:
-    name, now = each.segment.name, each.after
-    if not (math.isfinite(now.q) and math.isfinite(now.chi)):
-        raise InvalidValue(f"block {name!r}: q is {now.q} and chi {now.chi} on x; expected finite numbers")
-    if now.q > _LOST * reference and each.segment.knotted:
-        raise InvalidValue(
-            f"block {name!r}: q is {now.q:.3g}, from {reference:.3g} at the first block, with chi {now.chi:.3g}: "
-            "the signal explodes, and no gain of its layers mends it; is a norm missing?"
-        )
+def _drifts(each: Tuned, done: list[Tuned]) -> bool:
+    """Whether the length is lost: by a small factor in a chain, by a large one where the network's own code sets it."""
+    first = done[0].reading.q
+    far = abs(math.log(max(each.reading.q, 1e-300) / max(first, 1e-300)))
+    plain = each.segment.plain is not None and each.judged and not any(b.segment.knotted for b in done)
+    return far > math.log(BAND if plain else _LOST)
 
 
-def _row(each: Tuned, *, first: bool) -> InitialisedBlock:
-    seeing = first and not each.segment.knotted
-    scaled = "" if math.isnan(each.scale) or each.scale == 1 else f"weights times {each.scale:.3g}"
-    note = "; ".join(filter(None, [scaled, each.note]))
-    left = "left as it is" in each.note
-    return InitialisedBlock(each.segment.name, each.after.q, math.nan if seeing or left else each.after.chi, note)
+def _spread(done: list[Tuned]) -> float:
+    """By how much a difference of length grows through the layers of a chain."""
+    slopes = [each.reading.chi_q for each in done[1:] if each.segment.plain is not None]
+    return math.exp(math.fsum(math.log(max(slope, 1e-3)) for slope in slopes))
+
+
+def _row(each: Tuned) -> InitialisedBlock:
+    return InitialisedBlock(each.segment.name, each.reading.q, each.reading.chi if each.judged else math.nan, each.note)
 
 
 def _checked(x: Any) -> tuple[Any, ...] | None:

@@ -18,12 +18,12 @@ from torch import Tensor, nn
 from mfoc.analysis.propagation.drafts import Draft
 from mfoc.analysis.propagation.drawing import biases, weights
 from mfoc.analysis.propagation.segments import Segment, own
-from mfoc.analysis.propagation.streams import Reading, read, run
+from mfoc.analysis.propagation.streams import Pass, Reading, read, run
 
 TOLERANCE = 0.01
 BAND = 3.0  # q stays within [q*/3, 3 q*] where gains can be chosen so
 _HALVINGS = 7
-_STEER = 0.02
+STEER = 0.02
 _ROWS = 20_000  # numbers in all probes of a block: the gain is then known to about one part in a hundred
 
 
@@ -33,17 +33,15 @@ class Tuned:
 
     Attributes:
         segment: the block.
-        before: what it was.
-        after: what it is.
-        scale: by what its weights were multiplied; NaN where they are new.
-        note: what could not be had.
+        reading: what it is then.
+        note: what was done, or could not be had.
+        judged: whether its gain was to be one.
     """
 
     segment: Segment
-    before: Reading
-    after: Reading
-    scale: float
+    reading: Reading
     note: str = ""
+    judged: bool = True
 
 
 @dataclass
@@ -56,6 +54,7 @@ class Tuner:
         seed: of the probes.
         orthogonal: whether the layers of chains get orthogonal weights.
         generator: what new weights are drawn from.
+        steer: how far the gain of a layer may be off one to lead the length back to q*.
     """
 
     draft: Draft
@@ -63,55 +62,59 @@ class Tuner:
     seed: int
     orthogonal: bool
     generator: torch.Generator
+    steer: float = STEER
 
     def reading(self, block: Segment) -> Reading:
         """What the block is now."""
-        found = run(self.draft, self.args, last=block.end)
+        return self.read(run(self.draft, self.args, last=block.end), block)
+
+    def read(self, found: Pass, block: Segment) -> Reading:
+        """What the block was in a pass."""
         value = found.events[block.end].value
         assert value is not None
         return read(found, block.start, block.end, seed=self.seed, probes=max(2, min(32, _ROWS // value.numel())))
 
     def stem(self, block: Segment, q_star: float | None) -> Tuned:
         """The first layer, which sees the data: scaled so that q_star comes out where it has no norm after it."""
-        before = self.reading(block)
         if q_star is None or block.plain is None or not block.plain.weight.requires_grad:
-            return Tuned(block, before, before, 1.0, "sees the data: left as it is")
+            return Tuned(block, self.reading(block), "sees the data: left as it is", judged=False)
         self._draw(block.plain, spread=True)
         size = self.reading(block).q
         self._scale([block.plain.weight], math.sqrt(q_star / size) if size > 0 else 1.0)
-        return Tuned(block, before, self.reading(block), math.nan, "sees the data: scaled to q*")
+        return Tuned(block, self.reading(block), "sees the data: scaled to q*", judged=False)
 
     def layer(self, block: Segment, q_star: float) -> Tuned:
         """A dense or convolution layer of a chain: new weights with gain one, biases that make up for what q lacks."""
-        before, module = self.reading(block), block.plain
+        module = block.plain
         if not module.weight.requires_grad:
-            return Tuned(block, before, before, 1.0, "weights frozen")
+            return Tuned(block, self.reading(block), "weights frozen")
         self._draw(module, spread=False)
-        chi = self.reading(block).chi
-        if not (math.isfinite(chi) and chi > 0):
-            return Tuned(block, before, self.reading(block), math.nan, "no signal passes")
-        self._scale([module.weight], chi**-0.5)
-        after = self.reading(block)
-        self._scale([module.weight], steered(after.q, q_star) ** 0.5)
-        after = self.reading(block)
-        if after.q < q_star and module.bias is not None and module.bias.requires_grad:
-            spare = biases(module, q_star - after.q, generator=self.generator)
-            self.draft[module.bias] = spare
-            after = self.reading(block)
-        return Tuned(block, before, after, math.nan)
+        now = self.reading(block)
+        if not (math.isfinite(now.chi) and now.chi > 0):
+            return Tuned(block, now, "no signal passes")
+        free = module.bias is not None and module.bias.requires_grad
+        # Without biases the layer is linear in its weights: what comes of another scale needs no other pass.
+        gain = steered(now.q / now.chi, q_star, self.steer)
+        q = now.q / now.chi * gain
+        self._scale([module.weight], (gain / now.chi) ** 0.5)
+        if free and q < q_star:
+            self.draft[module.bias] = biases(module, q_star - q, generator=self.generator)
+            q = q_star
+        return Tuned(block, Reading(q, gain, now.chi_q))
 
-    def knot(self, block: Segment, q_star: float) -> Tuned:
+    def knot(self, block: Segment, length: float | None) -> Tuned:
         """Any other block: its weights are multiplied by one number, then its norms' gains where that is not enough."""
         before = self.reading(block)
+        q_star = before.q if length is None else length
         if abs(before.chi - 1) <= TOLERANCE:
-            return Tuned(block, before, before, 1.0)
+            return Tuned(block, before)
         scale, after = self._search(_free(block.weights), block, before, lambda r: True)
-        note = ""
+        note = f"weights times {scale:.3g}" if scale != 1 else ""
         if abs(after.chi - 1) > TOLERANCE and (gains := _free(block.norms)):
             fits = lambda r: q_star / BAND <= r.q <= BAND * q_star or abs(math.log(r.q / after.q)) < 1e-3  # noqa: E731
             factor, after = self._search(gains, block, after, fits)
-            note = f"gains of norms times {factor:.3g}" if factor != 1 else ""
-        return Tuned(block, before, after, scale, note)
+            note += f"{'; ' * bool(note)}gains of norms times {factor:.3g}" if factor != 1 else ""
+        return Tuned(block, after, note)
 
     def _search(
         self, parameters: list[nn.Parameter], block: Segment, now: Reading, fits: Callable[[Reading], bool]
@@ -184,12 +187,12 @@ class Tuner:
             self.draft[parameter] = value * scale
 
 
-def steered(q: float, q_star: float) -> float:
-    """The gain, within a few hundredths of one, that leads a length back to q_star over some layers.
+def steered(q: float, q_star: float, most: float = STEER) -> float:
+    """The gain, within ``most`` of one, that leads a length back to q_star over some layers.
 
     In narrow layers the mean of phi'^2 is off what theory says, and lengths take a random walk at chi = 1.
     """
-    return min(max((q_star / q) ** 0.25, 1 - _STEER), 1 + _STEER) if q > 0 else 1.0
+    return min(max((q_star / q) ** 0.25, 1 - most), 1 + most) if q > 0 else 1.0
 
 
 def _free(modules: tuple[nn.Module, ...]) -> list[nn.Parameter]:
