@@ -105,7 +105,7 @@ def _by_theory(
     draft, generator = Draft(net, seed), torch.Generator().manual_seed(seed)
     x = None if args is None else args[0]
     q_star = length_of(layers, asked)
-    said = by_theory(draft, layers, q_star, x, orthogonal=orthogonal, generator=generator, seed=seed)
+    said = by_theory(draft, layers, q_star, x, orthogonal=orthogonal, generator=generator)
     blocks = tuple(InitialisedBlock(each.name, each.q, each.chi, each.note) for each in said)
     names = dict.fromkeys(layer.moments.activation.name for layer in layers if not layer.first)
     how = f"by theory of {', '.join(names)}" if names else "by theory"

@@ -6,9 +6,8 @@ import math
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from mfoc.analysis.jacobians import mean_square_gain
 from mfoc.analysis.propagation.chains import Layer
 from mfoc.analysis.propagation.drafts import Draft
 from mfoc.analysis.propagation.drawing import biases, weights
@@ -16,6 +15,7 @@ from mfoc.analysis.propagation.operating_points import Step, lasting_length, ste
 from mfoc.analysis.propagation.tuning import steered
 from mfoc.errors import InvalidValue
 
+_STEER, _BARE = 0.02, 0.04  # without biases there is nothing but gains to lead a length back
 _LEAK = 0.7  # ln 2: without biases, q may fall by half over the depth
 
 
@@ -51,7 +51,6 @@ def initialise(
     *,
     orthogonal: bool,
     generator: torch.Generator,
-    seed: int,
 ) -> list[Prediction]:
     """Draws the weights of a chain, so that chi = 1 (or as near to it as lasts) and q = q_star at every layer.
 
@@ -62,7 +61,7 @@ def initialise(
     Source: Schoenholz, Gilmer, Ganguli & Sohl-Dickstein 2017, eqs. 3 and 6; Xiao et al. 2018 for convolutions.
     """
     found: list[Prediction] = []
-    walk = None if x is None else _Walk(draft, x, seed)
+    walk = None if x is None else _Walk(draft, x)
     shared, done = _reused(layers), set[int]()
     q = q_star
     for layer in layers:
@@ -114,7 +113,7 @@ def _corrected(draft: Draft, walk: _Walk, layer: Layer, step: Step, q_star: floa
     if data:
         draft[weight] = draft[weight] * math.sqrt(q_star / q)
     elif math.isfinite(chi) and chi > 0:
-        aim = step.chi * steered(q * step.chi / chi, q_star)
+        aim = step.chi * steered(q * step.chi / chi, q_star, _BARE if layer.module.bias is None else _STEER)
         draft[weight] = draft[weight] * math.sqrt(aim / chi)
 
 
@@ -130,8 +129,8 @@ def _reused(layers: list[Layer]) -> set[int]:
 class _Walk:
     """A batch on its way through a chain, layer by layer."""
 
-    def __init__(self, draft: Draft, x: Tensor, seed: int) -> None:
-        self.draft, self.seed = draft, seed
+    def __init__(self, draft: Draft, x: Tensor) -> None:
+        self.draft = draft
         self.u = x.detach()  # what the last layer gave
 
     def through(self, layer: Layer, *, chi: bool) -> tuple[float, float]:
@@ -139,8 +138,9 @@ class _Walk:
         u = self.u.clone().requires_grad_(chi)
         out = u
         try:
-            for part in (*layer.before, layer.module):
+            for part in layer.before:
                 out = self.draft(part, out)
+            inner, out = out, self.draft(layer.module, out)
         except Exception as error:  # whatever torch raises on a wrong shape or dtype
             raise InvalidValue(f"layer {layer.name!r} fails on x: {error}") from error
         q = float(out.detach().double().square().mean())
@@ -148,11 +148,19 @@ class _Walk:
             raise InvalidValue(
                 f"layer {layer.name!r} makes values of mean square {q} of x; expected finite, not all zero"
             )
-        if not chi:
-            return q, math.nan
-        generator = torch.Generator().manual_seed(self.seed)
-        probes = max(1, min(16, 20_000 // out.numel()))
-        return q, mean_square_gain(out, u, generator=generator, probes=probes).value
+        return (q, self._gain(layer, u, inner)) if chi else (q, math.nan)
+
+    def _gain(self, layer: Layer, u: Tensor, inner: Tensor) -> float:
+        """||J||_F^2 / n_out, exactly: the Jacobian of an activation is diagonal, so its square passes squared weights."""
+        (slope,) = torch.autograd.grad(inner.sum(), u)
+        with torch.no_grad():
+            for part in layer.before:
+                slope = self.draft(part, slope) if isinstance(part, nn.Flatten | nn.Unflatten) else slope
+            module, weight = layer.module, self.draft[layer.module.weight].square()
+            square = slope.square()
+            dense = isinstance(module, nn.Linear)
+            passed = square @ weight.mT if dense else module._conv_forward(square, weight, None)
+            return float(passed.double().mean())
 
     def advance(self, layer: Layer) -> None:
         """On to what the layer gives."""

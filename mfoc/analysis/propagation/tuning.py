@@ -24,7 +24,7 @@ TOLERANCE = 0.01
 BAND = 3.0  # q stays within [q*/3, 3 q*] where gains can be chosen so
 _HALVINGS = 7
 STEER = 0.02
-_ROWS = 20_000  # numbers in all probes of a block: the gain is then known to about one part in a hundred
+_ROWS = 60_000  # numbers in all probes of a block: the gain is then known to about one part in a hundred
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Tuner:
         """What the block was in a pass."""
         value = found.events[block.end].value
         assert value is not None
-        return read(found, block.start, block.end, seed=self.seed, probes=max(2, min(32, _ROWS // value.numel())))
+        return read(found, block.start, block.end, seed=self.seed, probes=max(2, min(48, _ROWS // value.numel())))
 
     def stem(self, block: Segment, q_star: float | None) -> Tuned:
         """The first layer, which sees the data: scaled so that q_star comes out where it has no norm after it."""

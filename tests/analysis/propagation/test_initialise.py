@@ -48,7 +48,7 @@ def lengths_and_gains(net, x, seed=5):
     for part in net:
         between.append(part)
         if isinstance(part, nn.Linear | nn.Conv1d | nn.Conv2d):
-            chi.append(gain_of(block, h, generator=torch.Generator().manual_seed(seed), probes=8).value)
+            chi.append(gain_of(block, h, generator=torch.Generator().manual_seed(seed), probes=16).value)
             h = block(h).detach()
             q.append(float(h.square().mean()))
             between.clear()
@@ -81,7 +81,10 @@ def test_weights_are_those_of_theory_without_data(orthogonal):
     net = made(lambda: mlp(nn.Tanh, depth=4, width=300))
     critical_init_(net, q_star=0.5, orthogonal=orthogonal)
     for layer in (net[2], net[4]):
-        assert float(layer.weight.square().mean()) * 300 == pytest.approx(weight_variance, rel=1e-9 if orthogonal else 0.02)
+        layer.requires_grad_(False)
+        assert float(layer.weight.square().mean()) * 300 == pytest.approx(
+            weight_variance, rel=1e-9 if orthogonal else 0.02
+        )
         assert float(layer.bias.square().mean()) == pytest.approx(bias_variance, rel=1e-9)
     gram = net[2].weight @ net[2].weight.mT / weight_variance
     assert (float((gram - torch.eye(300)).abs().max()) < 1e-9) == orthogonal
@@ -90,7 +93,7 @@ def test_weights_are_those_of_theory_without_data(orthogonal):
 def test_relu_is_that_of_he():
     net = made(lambda: mlp(nn.ReLU, depth=3))
     critical_init_(net)
-    assert float(net[2].weight.square().mean()) * 128 == pytest.approx(2)
+    assert float(net[2].weight.detach().square().mean()) * 128 == pytest.approx(2)
     assert float(net[2].bias.abs().max()) == 0
 
 
@@ -150,16 +153,18 @@ def test_where_there_is_no_critical_point_the_nearest_is_taken_and_told():
 
 
 def test_layers_without_biases_and_nested_chains():
-    inner = [nn.Sequential(nn.Linear(64, 64, bias=False), nn.Sequential(nn.GELU())) for _ in range(30)]
-    net, x = made(lambda: nn.Sequential(nn.Linear(5, 64), nn.Tanh(), nn.Sequential(*inner), nn.Linear(64, 2))), normal(64, 5)
-    found = critical_init_(net, x)
+    inner = [nn.Sequential(nn.Linear(128, 128, bias=False), nn.Sequential(nn.GELU())) for _ in range(20)]
+    net = made(lambda: nn.Sequential(nn.Linear(5, 128), nn.GELU(), nn.Sequential(*inner), nn.Linear(128, 2)))
+    found = critical_init_(net, normal(64, 5))
     assert all(found.q_star / 3 < block.q < 3 * found.q_star for block in found.blocks)
     assert found.critical
 
 
 def test_shared_weights_are_drawn_once_and_frozen_ones_kept():
     shared = nn.Linear(32, 32)
-    net = made(lambda: nn.Sequential(nn.Linear(3, 32), nn.Tanh(), shared, nn.Tanh(), shared, nn.Tanh(), nn.Linear(32, 2)))
+    net = made(
+        lambda: nn.Sequential(nn.Linear(3, 32), nn.Tanh(), shared, nn.Tanh(), shared, nn.Tanh(), nn.Linear(32, 2))
+    )
     net[0].weight.requires_grad_(False)
     kept = net[0].weight.clone()
     found = critical_init_(net, normal(16, 3))
@@ -224,7 +229,9 @@ class BasicBlock(nn.Module):
 
 
 def residual(width=64, depth=8):
-    blocks = [Residual(nn.Sequential(nn.Linear(width, width), nn.Tanh(), nn.Linear(width, width))) for _ in range(depth)]
+    blocks = [
+        Residual(nn.Sequential(nn.Linear(width, width), nn.Tanh(), nn.Linear(width, width))) for _ in range(depth)
+    ]
     return nn.Sequential(nn.Linear(8, width), *blocks, nn.Linear(width, 3))
 
 
@@ -235,7 +242,9 @@ def encoder(norm_first, width=64, depth=3):
 
 def resnet(channels=16, depth=3):
     stem = [nn.Conv2d(1, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels), nn.ReLU()]
-    return nn.Sequential(*stem, *(BasicBlock(channels) for _ in range(depth)), nn.AvgPool2d(6), nn.Flatten(), nn.Linear(16, 3))
+    return nn.Sequential(
+        *stem, *(BasicBlock(channels) for _ in range(depth)), nn.AvgPool2d(6), nn.Flatten(), nn.Linear(16, 3)
+    )
 
 
 BLOCKS = {
@@ -297,7 +306,7 @@ def test_weight_norm_is_tuned_through_its_original_and_spectral_norm_refused():
     assert critical_init_(net, normal(32, 8)).critical
     fixed = nn.utils.parametrizations.spectral_norm
     net = made(lambda: nn.Sequential(nn.Linear(8, 32), nn.Tanh(), fixed(nn.Linear(32, 32))))
-    with pytest.raises(InvalidValue, match="'2'.*_SpectralNorm"):
+    with pytest.raises(InvalidValue, match=r"'2'.*_SpectralNorm"):
         critical_init_(net, normal(32, 8))
 
 
@@ -376,7 +385,7 @@ def test_a_network_whose_signal_cannot_be_kept_is_refused_unchanged():
     class Cubes(nn.Module):
         def __init__(self):
             super().__init__()
-            self.layers = nn.ModuleList(nn.Linear(16, 16, bias=False) for _ in range(4))
+            self.layers = nn.ModuleList(nn.Linear(16, 16, bias=False) for _ in range(2))
 
         def forward(self, x):
             for layer in self.layers:
@@ -407,12 +416,12 @@ def test_a_deep_network_trains_where_the_default_does_not():
     def trained(initialise):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            net = mlp(nn.Tanh, depth=60, width=64, inputs=8)
-        x = torch.randn(256, 8, generator=torch.Generator().manual_seed(1))
-        y = (x[:, 0] * x[:, 1] > 0).long()
+            net = mlp(nn.Tanh, depth=60, width=48, inputs=8)
+        x = torch.randn(128, 8, generator=torch.Generator().manual_seed(1))
+        y = (x[:, 0] > 0).long()
         initialise(net, x)
         step = torch.optim.SGD(net.parameters(), lr=3e-3, momentum=0.9)
-        for _ in range(120):
+        for _ in range(60):
             loss = F.cross_entropy(net(x), y)
             step.zero_grad()
             loss.backward()
