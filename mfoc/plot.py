@@ -13,31 +13,17 @@ from mfoc import tree
 from mfoc.certificate import Certificate, Measure
 from mfoc.checks import check_instance, kind_of
 from mfoc.errors import InvalidType, InvalidValue, require
+from mfoc.figures import COLORS as COLORS
+from mfoc.figures import INK
+from mfoc.figures import new_figure as new_figure
+from mfoc.figures import tidy as tidy
 from mfoc.pontryagin import Trajectory
 
-# Okabe & Ito's palette: told apart by readers who do not see all colours.
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-_INK = "#333333"
 _PANELS = {
     "residual": "stationarity residual  ‖E ∂H/∂u‖",
     "gap": "Hamiltonian gap  E H(u) − min E H",
     "curvature": "curvature  $\\lambda_{\\min}$(E ∂²H/∂u²)",
 }
-
-
-def new_figure(width: float, height: float) -> Any:
-    """An empty figure of that size, in inches, that needs no display."""
-    figure = require("matplotlib.figure", "plot").Figure(figsize=(width, height), layout="constrained", dpi=120)
-    require("matplotlib.backends.backend_agg", "plot").FigureCanvasAgg(figure)
-    return figure
-
-
-def tidy(axis: Any, grid: str = "y") -> None:
-    """The look of mfoc's axes: no frame at the top and right, a faint grid ("x", "y" or "both") behind the data."""
-    for side in ("top", "right"):
-        axis.spines[side].set_visible(False)
-    axis.grid(True, axis=grid, color="#dddddd", linewidth=0.6)
-    axis.set_axisbelow(True)
 
 
 def curves(
@@ -111,7 +97,7 @@ def certificate(*certificates: Certificate, names: Sequence[str] = ()) -> Any:
         panel.set_xlabel("stage")
         tidy(panel)
         if field == "curvature":
-            panel.axhline(0, color=_INK, linewidth=0.8)
+            panel.axhline(0, color=INK, linewidth=0.8)
             smallest = [abs(s.curvature.value) for c in certificates for s in c.stages if s.curvature.value != 0]
             top = max(smallest, default=1.0)
             panel.set_yscale("symlog", linthresh=max(min(smallest, default=1.0), 1e-3 * top))

@@ -20,7 +20,7 @@ OPTIONAL = {"matplotlib", "rich", "sklearn", "scipy", "torchvision"}
 # The layers from the ground up. A file imports only from layers below it, or from its own, without a circle.
 LAYERS = [
     {"errors"},
-    {"deprecation", "tree", "checks", "seeding", "printing", "statistics"},
+    {"deprecation", "tree", "checks", "seeding", "printing", "statistics", "figures"},
     {"distributed", "derivatives", "particles"},
     {"law"},
     {"problem", "populations"},

@@ -81,13 +81,15 @@ class GaussianMoments:
         """V(q) = E phi(sqrt(q) z)^2, for q [...]."""
         if self.homogeneous:
             return closed.mean_square_slope(self.activation.slopes) * _checked(q)
-        return self._expect(q, lambda phi, slope, z: phi.square(), slopes=False)
+        return torch.where(
+            q == 0, self._at_zero()[0], self._expect(q, lambda phi, slope, z: phi.square(), slopes=False)
+        )
 
     def slope_moment(self, q: Tensor) -> Tensor:
         """E phi'(sqrt(q) z)^2, for q [...]."""
         if self.homogeneous:
             return torch.full_like(_checked(q), closed.mean_square_slope(self.activation.slopes))
-        return self._expect(q, lambda phi, slope, z: slope.square())
+        return torch.where(q == 0, self._at_zero()[1], self._expect(q, lambda phi, slope, z: slope.square()))
 
     def growth(self, q: Tensor) -> Tensor:
         """dV/dq = E[phi phi' z] / sqrt(q), for q [...]."""
@@ -142,6 +144,12 @@ class GaussianMoments:
         return change / (2 * q * safe), slope
 
     # ---- the rules
+
+    def _at_zero(self) -> tuple[float, float]:
+        """phi(0)^2, and the mean of phi'^2 on both sides of zero: what a vanishing variance sees, exactly."""
+        sides = torch.tensor([-1e-15, 1e-15], dtype=torch.float64)
+        value = self.activation.function(torch.zeros(1, dtype=torch.float64))
+        return float(value.square()), float(self.activation.slope(sides).square().mean())
 
     def _terms(self, q: Tensor) -> int:
         if self.activation.kinks or not q.numel():
@@ -233,7 +241,7 @@ def _tuned(activation: Activation) -> GaussianMoments:
         return torch.stack([rule.mean(q), rule.second_moment(q), rule.slope_moment(q), rule.growth(q)])
 
     for reach in _REACHES:
-        for halvings in range(9):
+        for halvings in range(9 if reach == _REACHES[0] else 3):
             strip = 3.0 / 2**halvings
             coarse, fine = all_of(strip, reach), all_of(strip / 2, min(1.4 * reach, 37.5))
             size = torch.stack([fine[1].sqrt(), fine[1], fine[2], (fine[1] * fine[2] / q).sqrt()])

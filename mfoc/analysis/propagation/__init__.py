@@ -1,7 +1,11 @@
 """How signals and gradients pass through depth (Poole et al. 2016; Schoenholz et al. 2017)."""
 
+from mfoc.analysis.propagation.critical import critical_line as critical_line
+from mfoc.analysis.propagation.fixed_points import FixedPoint as FixedPoint
 from mfoc.analysis.propagation.initialisation import Initialisation as Initialisation
 from mfoc.analysis.propagation.initialise import critical_init_ as critical_init_
 from mfoc.analysis.propagation.orthogonal import delta_orthogonal_ as delta_orthogonal_
 from mfoc.analysis.propagation.orthogonal import orthogonal_ as orthogonal_
 from mfoc.analysis.propagation.orthogonal import orthogonal_gain as orthogonal_gain
+from mfoc.analysis.propagation.signal import Course as Course
+from mfoc.analysis.propagation.signal import SignalPropagation as SignalPropagation
