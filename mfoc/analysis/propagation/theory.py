@@ -151,7 +151,7 @@ class _Walk:
         return (q, self._gain(layer, u, inner)) if chi else (q, math.nan)
 
     def _gain(self, layer: Layer, u: Tensor, inner: Tensor) -> float:
-        """||J||_F^2 / n_out, exactly: the Jacobian of an activation is diagonal, so its square passes squared weights."""
+        """||J||_F^2 / n_out, exactly: an activation's Jacobian is diagonal, so its square passes squared weights."""
         (slope,) = torch.autograd.grad(inner.sum(), u)
         with torch.no_grad():
             for part in layer.before:

@@ -94,7 +94,7 @@ def test_relu_is_that_of_he():
     net = made(lambda: mlp(nn.ReLU, depth=3))
     critical_init_(net)
     assert float(net[2].weight.detach().square().mean()) * 128 == pytest.approx(2)
-    assert float(net[2].bias.abs().max()) == 0
+    assert torch.equal(net[2].bias, torch.zeros_like(net[2].bias))
 
 
 @pytest.mark.parametrize(("outputs", "inputs"), [(40, 10), (10, 40)])
@@ -136,11 +136,11 @@ def test_what_follows_a_pool_is_scaled_as_the_first_layer():
 @pytest.mark.parametrize(("activation", "other"), [(nn.GELU, nn.SiLU), (nn.GELU, nn.Tanh)])
 def test_q_star_moves_to_where_it_lasts(activation, other):
     """GELU at q = .05 has chi_q = 1.048: a length that is off doubles in fifteen layers."""
-    net = made(lambda: nn.Sequential(*mlp(activation, depth=33), *mlp(other, depth=32, inputs=10)))
+    net = made(lambda: nn.Sequential(*mlp(activation, depth=17, width=64), *mlp(other, depth=16, width=64, inputs=10)))
     found = critical_init_(net, normal(32, 20))
     assert found.q_star > 1
     assert "asked for" in str(found)
-    other_data = normal(100, 20, seed=1)
+    other_data = normal(50, 20, seed=1)
     q, _ = lengths_and_gains(net, other_data)
     assert max(q) < 5 * found.q_star
 
