@@ -1,48 +1,33 @@
-"""Fresh weights for a dense or convolution layer, of a given variance: orthogonal or Gaussian."""
+"""The look of the figures that results of analyses draw: without pyplot, so no global state is touched."""
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from mfoc.errors import require
 
-from mfoc.analysis.propagation.orthogonal import delta_orthogonal_, orthogonal_, orthogonal_gain
+# Okabe & Ito's palette: told apart by readers who do not see all colours.
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+LINES = ("-", "--", ":", "-.")
 
 
-def weights(layer: Any, variance: float, *, orthogonal: bool, spread: bool, generator: torch.Generator) -> Tensor:
-    """Weights with variance ``variance / fan_in`` in the mean, float64 on the CPU.
+def new_axes(width: float, height: float, columns: int = 1) -> tuple[Any, list[Any]]:
+    """An empty figure of that size, in inches, that needs no display, and its axes in a row.
 
-    Args:
-        layer: dense, or a convolution.
-        variance: sw2.
-        orthogonal: (semi-)orthogonal weights; of a convolution at the centre tap. Gaussian ones otherwise.
-        spread: orthogonal over all taps: for a layer that reads data, which few channels at one tap see little of.
-        generator: on the CPU.
+    Raises:
+        MissingExtra: matplotlib is not installed.
     """
-    drawn = torch.empty(layer.weight.shape, dtype=torch.float64)
-    fan_in = drawn[0].numel()
-    if not orthogonal:
-        return drawn.normal_(0.0, math.sqrt(variance / fan_in), generator=generator)
-    groups = 1 if isinstance(layer, nn.Linear) else layer.groups
-    rows = len(drawn) // groups
-    if drawn.dim() > 2 and not spread and _one_tap(layer):
-        gain = orthogonal_gain(variance, rows, drawn.shape[1])
-        return delta_orthogonal_(drawn, gain, generator, groups=groups)
-    gain = orthogonal_gain(variance, rows, fan_in)
-    for part in drawn.view(groups, rows, fan_in):
-        orthogonal_(part, gain, generator)
-    return drawn
+    figure = require("matplotlib.figure", "plot").Figure(figsize=(width, height), layout="constrained", dpi=120)
+    require("matplotlib.backends.backend_agg", "plot").FigureCanvasAgg(figure)
+    axes = list(figure.subplots(1, columns, squeeze=False)[0])
+    for axis in axes:
+        for side in ("top", "right"):
+            axis.spines[side].set_visible(False)
+        axis.grid(True, color="#dddddd", linewidth=0.6)
+        axis.set_axisbelow(True)
+    return figure, axes
 
 
-def _one_tap(layer: Any) -> bool:
-    """Whether the centre tap sees enough: it exists, and patches overlap, so that no pixel is left out for good."""
-    odd = all(size % 2 for size in layer.kernel_size)
-    return odd and all(step < size or size == 1 for step, size in zip(layer.stride, layer.kernel_size, strict=True))
-
-
-def biases(layer: Any, variance: float, *, generator: torch.Generator) -> Tensor:
-    """Normal numbers of exactly this mean square, also of a narrow layer; float64 on the CPU."""
-    drawn = torch.randn(layer.bias.shape, generator=generator, dtype=torch.float64)
-    return drawn * math.sqrt(variance / float(drawn.square().mean()))
+def style(index: int) -> dict[str, Any]:
+    """Colour and dashes of the line with that index: no two of the first 28 are alike."""
+    return {"color": COLORS[index % len(COLORS)], "linestyle": LINES[index // len(COLORS) % len(LINES)]}

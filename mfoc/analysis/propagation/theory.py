@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from mfoc.analysis.propagation.chains import Layer
 from mfoc.analysis.propagation.drafts import Draft
-from mfoc.analysis.propagation.drawing import biases, weights
+from mfoc.analysis.propagation.fresh_weights import biases, weights
 from mfoc.analysis.propagation.operating_points import Step, lasting_length, step_at
 from mfoc.analysis.propagation.tuning import steered
 from mfoc.errors import InvalidValue

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from mfoc.analysis.propagation.drafts import Draft
-from mfoc.analysis.propagation.drawing import biases, weights
+from mfoc.analysis.propagation.fresh_weights import biases, weights
 from mfoc.analysis.propagation.segments import Segment, own
 from mfoc.analysis.propagation.streams import Pass, Reading, read, run
 
