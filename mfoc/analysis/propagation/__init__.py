@@ -3,6 +3,8 @@
 from mfoc.analysis.propagation.critical import critical_line as critical_line
 from mfoc.analysis.propagation.diagnosis import diagnose as diagnose
 from mfoc.analysis.propagation.fixed_points import FixedPoint as FixedPoint
+from mfoc.analysis.propagation.initialisation import Initialisation as Initialisation
+from mfoc.analysis.propagation.initialise import critical_init_ as critical_init_
 from mfoc.analysis.propagation.mup import mup_groups as mup_groups
 from mfoc.analysis.propagation.mup import mup_init_ as mup_init_
 from mfoc.analysis.propagation.orthogonal import delta_orthogonal_ as delta_orthogonal_
