@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from mfoc.analysis.propagation import mup_groups, mup_init_
-from mfoc.analysis.propagation.mup import roles_of, root_mean_square
+from mfoc.analysis.propagation.width.mup import roles_of, root_mean_square
 from mfoc.errors import InvalidType, InvalidValue
 
 

@@ -9,7 +9,7 @@ import torch
 from scipy import stats
 from torch import nn
 
-from mfoc.analysis.propagation.orthogonal import delta_orthogonal_, orthogonal_, orthogonal_gain
+from mfoc.analysis.propagation.initialisation.orthogonal import delta_orthogonal_, orthogonal_, orthogonal_gain
 from mfoc.errors import InvalidType, InvalidValue
 
 

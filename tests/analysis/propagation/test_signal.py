@@ -11,7 +11,7 @@ from torch import nn
 
 from mfoc.analysis.gaussian import GaussianMoments
 from mfoc.analysis.propagation import SignalPropagation
-from mfoc.analysis.propagation.fixed_points import crossing
+from mfoc.analysis.propagation.theory.fixed_points import crossing
 from mfoc.errors import InvalidType, InvalidValue
 from mfoc.statistics import student_t_quantile
 from tests.oracles.gaussian import Plain

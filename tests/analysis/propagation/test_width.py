@@ -12,7 +12,7 @@ from scipy import stats
 from torch import nn
 
 from mfoc.analysis.propagation import mup_groups, mup_init_, width_check
-from mfoc.analysis.propagation.width import _Fit
+from mfoc.analysis.propagation.width.check import _Fit
 from mfoc.errors import InvalidType, InvalidValue
 
 WIDTHS = (32, 64, 128, 256)

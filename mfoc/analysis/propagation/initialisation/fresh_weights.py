@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mfoc.analysis.propagation.orthogonal import delta_orthogonal_, orthogonal_, orthogonal_gain
+from mfoc.analysis.propagation.initialisation.orthogonal import delta_orthogonal_, orthogonal_, orthogonal_gain
 
 
 def weights(layer: Any, variance: float, *, orthogonal: bool, spread: bool, generator: torch.Generator) -> Tensor:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from mfoc import tree
-from mfoc.analysis.propagation.drafts import Draft
+from mfoc.analysis.propagation.initialisation.drafts import Draft
 from mfoc.errors import InvalidValue
 
 
@@ -40,7 +40,7 @@ class Event:
     value: Tensor | None
 
 
-@dataclass
+@dataclass(eq=False)
 class Pass:
     """What one forward pass went through, event by event.
 
@@ -163,7 +163,7 @@ def _sorted(start: Any) -> list[Any]:
     return order[::-1]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Reading:
     """What was measured of a block.
 

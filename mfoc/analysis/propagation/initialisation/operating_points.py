@@ -27,7 +27,7 @@ _EXACT = 1e-9
 _STEEPEST = 1e12  # mean squares beyond are those of exp far out: no quadrature, and no network, is right there
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Step:
     """What a layer after an activation needs at a length.
 

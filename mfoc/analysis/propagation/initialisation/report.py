@@ -11,7 +11,7 @@ _SHOWN = 12
 _NEAR = 0.05
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class InitialisedBlock:
     """A block after initialisation.
 
@@ -28,7 +28,7 @@ class InitialisedBlock:
     note: str = ""
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, eq=False)
 class Initialisation:
     """What ``critical_init_`` did; print it.
 

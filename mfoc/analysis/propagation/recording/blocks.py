@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from mfoc.analysis.propagation.cuts import Cuts
-from mfoc.analysis.propagation.recording import Call, Point, Recording
+from mfoc.analysis.propagation.recording.cuts import Cuts
+from mfoc.analysis.propagation.recording.record import Call, Point, Recording
 from mfoc.networks.inspection import ELEMENTWISE, Norm, is_chain, is_dropout
 
 _NORMS = (Norm, nn.LayerNorm, nn.GroupNorm, nn.LocalResponseNorm, *([nn.RMSNorm] if hasattr(nn, "RMSNorm") else []))

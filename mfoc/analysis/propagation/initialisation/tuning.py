@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mfoc.analysis.propagation.drafts import Draft
-from mfoc.analysis.propagation.fresh_weights import biases, weights
-from mfoc.analysis.propagation.segments import Segment, own
-from mfoc.analysis.propagation.streams import Pass, Reading, read, run
+from mfoc.analysis.propagation.initialisation.drafts import Draft
+from mfoc.analysis.propagation.initialisation.fresh_weights import biases, weights
+from mfoc.analysis.propagation.initialisation.segments import Segment, own
+from mfoc.analysis.propagation.initialisation.streams import Pass, Reading, read, run
 
 TOLERANCE = 0.01
 BAND = 3.0  # q stays within [q*/3, 3 q*] where gains can be chosen so
@@ -27,7 +27,7 @@ STEER = 0.02
 _ROWS = 60_000  # numbers in all probes of a block: the gain is then known to about one part in a hundred
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Tuned:
     """A block after tuning.
 
@@ -44,7 +44,7 @@ class Tuned:
     judged: bool = True
 
 
-@dataclass
+@dataclass(eq=False)
 class Tuner:
     """Tunes the blocks of a draft on an input.
 

@@ -8,18 +8,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from mfoc.analysis.propagation.chains import Layer
-from mfoc.analysis.propagation.drafts import Draft
-from mfoc.analysis.propagation.fresh_weights import biases, weights
-from mfoc.analysis.propagation.operating_points import Step, lasting_length, step_at
-from mfoc.analysis.propagation.tuning import steered
+from mfoc.analysis.propagation.initialisation.chains import Layer
+from mfoc.analysis.propagation.initialisation.drafts import Draft
+from mfoc.analysis.propagation.initialisation.fresh_weights import biases, weights
+from mfoc.analysis.propagation.initialisation.operating_points import Step, lasting_length, step_at
+from mfoc.analysis.propagation.initialisation.tuning import steered
 from mfoc.errors import InvalidValue
 
 _STEER, _BARE = 0.02, 0.04  # without biases there is nothing but gains to lead a length back
 _LEAK = 0.7  # ln 2: without biases, q may fall by half over the depth
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Prediction:
     """What theory says of a layer.
 

@@ -7,8 +7,8 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from mfoc.analysis.propagation.drawing import draw_diagnosis
-from mfoc.analysis.propagation.statistics import Statistics
+from mfoc.analysis.propagation.diagnosis.drawing import draw_diagnosis
+from mfoc.analysis.propagation.recording.statistics import Statistics
 from mfoc.printing import by_identity, html_table, table
 
 NAN = float("nan")

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mfoc.analysis.activations import ActivationLike
 from mfoc.analysis.gaussian import GaussianMoments
-from mfoc.analysis.propagation.fixed_points import LengthMap, crossing, fixed_points, reached
+from mfoc.analysis.propagation.theory.fixed_points import LengthMap, crossing, fixed_points, reached
 from mfoc.checks import check_non_negative
 from mfoc.errors import InvalidType, InvalidValue
 

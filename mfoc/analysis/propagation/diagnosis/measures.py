@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from mfoc.analysis.jacobians import Gain, gain, random_like, squares
-from mfoc.analysis.propagation.blocks import Block
-from mfoc.analysis.propagation.recording import Point
+from mfoc.analysis.propagation.recording.blocks import Block
+from mfoc.analysis.propagation.recording.record import Point
 from mfoc.errors import InvalidValue
 
 NAN = float("nan")

@@ -8,9 +8,9 @@ from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
 
 from mfoc import tree
-from mfoc.analysis.propagation.blocks import Block
-from mfoc.analysis.propagation.recording import Point, carries
-from mfoc.analysis.propagation.statistics import statistics
+from mfoc.analysis.propagation.recording.blocks import Block
+from mfoc.analysis.propagation.recording.record import Point, carries
+from mfoc.analysis.propagation.recording.statistics import statistics
 from mfoc.errors import InvalidType
 from mfoc.pontryagin import rollout_from
 from mfoc.populations import as_particles

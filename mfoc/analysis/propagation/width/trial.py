@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mfoc import tree
-from mfoc.analysis.propagation.mup import root_mean_square
+from mfoc.analysis.propagation.width.mup import root_mean_square
 from mfoc.checks import kind_of
 from mfoc.errors import InvalidType, InvalidValue
 from mfoc.networks.inspection import refuse_lazy

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mfoc.analysis.propagation.mup import Role, roles_of
-from mfoc.analysis.propagation.width_report import LayerWidth, Mend, Slope, WidthCheck
-from mfoc.analysis.propagation.width_trial import Groups, Loss, MakeNet, Study, Trial
+from mfoc.analysis.propagation.width.mup import Role, roles_of
+from mfoc.analysis.propagation.width.report import LayerWidth, Mend, Slope, WidthCheck
+from mfoc.analysis.propagation.width.trial import Groups, Loss, MakeNet, Study, Trial
 from mfoc.checks import check_between, check_callable, check_integer, check_non_negative, kind_of
 from mfoc.errors import InvalidType, InvalidValue
 from mfoc.seeding import mixed_seed

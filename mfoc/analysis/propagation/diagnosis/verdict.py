@@ -13,8 +13,8 @@ import math
 from collections.abc import Sequence
 from statistics import median
 
-from mfoc.analysis.propagation.report import BlockDiagnosis, Finding
-from mfoc.analysis.propagation.statistics import Statistics
+from mfoc.analysis.propagation.diagnosis.report import BlockDiagnosis, Finding
+from mfoc.analysis.propagation.recording.statistics import Statistics
 
 _SCALES = 6.0  # depth scales that can be trained
 _BREAKS = math.log(20)  # one block that differs by this much is named

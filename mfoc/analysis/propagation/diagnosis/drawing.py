@@ -10,7 +10,7 @@ from mfoc.errors import require
 from mfoc.figures import COLORS, INK, new_figure, tidy
 
 if TYPE_CHECKING:
-    from mfoc.analysis.propagation.report import Diagnosis
+    from mfoc.analysis.propagation.diagnosis.report import Diagnosis
 
 _BLUE, _RED, _GREEN = COLORS[:3]
 

@@ -17,7 +17,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.nn.utils import parametrize
 
 from mfoc import tree
-from mfoc.analysis.propagation.statistics import Statistics, statistics
+from mfoc.analysis.propagation.recording.statistics import Statistics, statistics
 from mfoc.errors import InvalidType, InvalidValue
 from mfoc.networks.inspection import pure_copy
 from mfoc.seeding import seeded

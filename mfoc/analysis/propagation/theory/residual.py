@@ -23,7 +23,7 @@ import torch
 
 from mfoc.analysis.activations import ActivationLike
 from mfoc.analysis.gaussian import GaussianMoments
-from mfoc.analysis.propagation.residual_signal import ResidualSignal
+from mfoc.analysis.propagation.theory.residual_signal import ResidualSignal
 from mfoc.checks import check_integer, check_non_negative, check_positive
 from mfoc.errors import InvalidType, InvalidValue
 

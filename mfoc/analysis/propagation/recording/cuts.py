@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from mfoc.analysis.propagation.recording import Point
+from mfoc.analysis.propagation.recording.record import Point
 
 
 class Cuts:

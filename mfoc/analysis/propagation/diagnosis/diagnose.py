@@ -11,13 +11,13 @@ from torch import Tensor, nn
 
 from mfoc import tree
 from mfoc.analysis.jacobians import random_like
-from mfoc.analysis.propagation.blocks import Block, find_blocks, severed
-from mfoc.analysis.propagation.layers import averages, predictions, read_layer
-from mfoc.analysis.propagation.measures import Measured, measure
-from mfoc.analysis.propagation.recording import Recording, carries, record
-from mfoc.analysis.propagation.report import BlockDiagnosis, Diagnosis
-from mfoc.analysis.propagation.rolled import rolled_out
-from mfoc.analysis.propagation.verdict import conclude
+from mfoc.analysis.propagation.diagnosis.measures import Measured, measure
+from mfoc.analysis.propagation.diagnosis.report import BlockDiagnosis, Diagnosis
+from mfoc.analysis.propagation.diagnosis.verdict import conclude
+from mfoc.analysis.propagation.recording.blocks import Block, find_blocks, severed
+from mfoc.analysis.propagation.recording.layers import averages, predictions, read_layer
+from mfoc.analysis.propagation.recording.record import Recording, carries, record
+from mfoc.analysis.propagation.recording.rolled import rolled_out
 from mfoc.checks import check_callable, check_instance, check_integer
 from mfoc.errors import InvalidType, InvalidValue
 from mfoc.problem import Problem
@@ -38,8 +38,8 @@ def diagnose(
 ) -> Diagnosis:
     """How signals and gradients pass through a network as it stands: block by block, with a verdict and a cure.
 
-    Containers are unrolled to what they repeat: layers with their activation, residual blocks, transformer layers (see
-    ``mfoc.analysis.propagation.blocks``). Nothing of the network changes: a private copy is run, in the mode it is in,
+    Containers are unrolled to what they repeat: layers with their activation, residual blocks, transformer layers
+    (``mfoc.analysis.propagation.recording.blocks``). Nothing of the network changes: a private copy is run, in the mode it is in,
     with batch norm's averages left alone and dropout drawn from ``seed``.
 
     It costs one forward pass and ``1 + probes`` backward passes through the network, and the memory of its graph.

@@ -14,14 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from mfoc import tree
-from mfoc.analysis.propagation.chains import Layer, layers_of
-from mfoc.analysis.propagation.drafts import Draft, quiet
-from mfoc.analysis.propagation.initialisation import Initialisation, InitialisedBlock
-from mfoc.analysis.propagation.segments import Segment, own, refuse_fixed, segments_of
-from mfoc.analysis.propagation.streams import run
-from mfoc.analysis.propagation.theory import initialise as by_theory
-from mfoc.analysis.propagation.theory import length_of
-from mfoc.analysis.propagation.tuning import BAND, STEER, Tuned, Tuner
+from mfoc.analysis.propagation.initialisation.by_theory import initialise as by_theory
+from mfoc.analysis.propagation.initialisation.by_theory import length_of
+from mfoc.analysis.propagation.initialisation.chains import Layer, layers_of
+from mfoc.analysis.propagation.initialisation.drafts import Draft, quiet
+from mfoc.analysis.propagation.initialisation.report import Initialisation, InitialisedBlock
+from mfoc.analysis.propagation.initialisation.segments import Segment, own, refuse_fixed, segments_of
+from mfoc.analysis.propagation.initialisation.streams import run
+from mfoc.analysis.propagation.initialisation.tuning import BAND, STEER, Tuned, Tuner
 from mfoc.checks import check_flag, check_instance, check_integer, check_positive, kind_of
 from mfoc.errors import InvalidType, InvalidValue
 from mfoc.networks.inspection import refuse_lazy

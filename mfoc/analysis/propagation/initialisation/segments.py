@@ -10,8 +10,8 @@ from typing import Any
 from torch import nn
 from torch.nn.utils import parametrize
 
-from mfoc.analysis.propagation.chains import is_plain
-from mfoc.analysis.propagation.streams import Pass, bottlenecks
+from mfoc.analysis.propagation.initialisation.chains import is_plain
+from mfoc.analysis.propagation.initialisation.streams import Pass, bottlenecks
 from mfoc.errors import InvalidValue
 
 

@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from mfoc.analysis.gaussian import GaussianMoments
-from mfoc.analysis.propagation.blocks import Block, has_weights, is_passive
-from mfoc.analysis.propagation.cuts import between
-from mfoc.analysis.propagation.recording import Point
+from mfoc.analysis.propagation.recording.blocks import Block, has_weights, is_passive
+from mfoc.analysis.propagation.recording.cuts import between
+from mfoc.analysis.propagation.recording.record import Point
 from mfoc.errors import InvalidType, InvalidValue
 
 # Nodes of the autograd graph that hand every number on, and activations that are written as functions.

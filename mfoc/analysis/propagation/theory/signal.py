@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mfoc.analysis.activations import ActivationLike
 from mfoc.analysis.gaussian import GaussianMoments
-from mfoc.analysis.propagation.fixed_points import FixedPoint, LengthMap, fixed_points, reached
+from mfoc.analysis.propagation.theory.fixed_points import FixedPoint, LengthMap, fixed_points, reached
 from mfoc.checks import check_integer, check_non_negative, check_positive
 from mfoc.errors import InvalidValue
 from mfoc.printing import by_identity, table

@@ -1,0 +1,1 @@
+"""What is measured of a recorded network, and the verdict on it."""

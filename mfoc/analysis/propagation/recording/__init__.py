@@ -1,0 +1,1 @@
+"""A network as it runs: one recorded pass, and where it can be cut into blocks."""

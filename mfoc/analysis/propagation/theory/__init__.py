@@ -1,0 +1,1 @@
+"""Networks of infinite width as maps of one variable: lengths, correlations, gradients; phases."""

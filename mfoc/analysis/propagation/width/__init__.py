@@ -1,0 +1,1 @@
+"""How training scales with width: the coordinate check, and the parametrisation in which it does not."""
