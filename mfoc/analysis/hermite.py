@@ -25,7 +25,7 @@ MOST = 1024
 @lru_cache(maxsize=8)
 def _basis(terms: int) -> tuple[Tensor, Tensor]:
     """Nodes z [k], and He_n(z) / sqrt(n!) times the density and the step, [k, terms]."""
-    half = math.ceil(_REACH / _STEP * math.sqrt(max(1.0, terms / MOST)))
+    half = math.ceil(_REACH / _STEP)
     z = torch.linspace(-_REACH, _REACH, 2 * half + 1, dtype=torch.float64)
     # Hermite functions, with exp(-z^2 / 4) inside: their recurrence neither overflows nor loses digits.
     rows = [torch.exp(-z.square() / 4)]

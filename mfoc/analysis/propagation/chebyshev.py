@@ -89,20 +89,22 @@ def interpolate(
         InvalidValue: the functions vary too fast.
     """
     done: list[Piece] = []
-    open_ = list(pairwise(edges))
+    open_ = [(low, high, math.inf) for low, high in pairwise(edges)]
     for turn in range(halvings + 1):
         if not open_:
             break
-        places = torch.cat([nodes(low, high, count) for low, high in open_])
+        places = torch.cat([nodes(low, high, count) for low, high, _ in open_])
         parts = (part.split(count) for part in functions(places))
-        following: list[tuple[float, float]] = []
-        for (low, high), values, sizes in zip(open_, *parts, strict=True):
+        following: list[tuple[float, float, float]] = []
+        for (low, high, before), values, sizes in zip(open_, *parts, strict=True):
             series = coefficients(values)
             missing = float((tail(series) / sizes.amax(0).clamp(min=1e-300)).max())
-            if missing <= tolerance or (turn == halvings and missing <= accepted):
+            rounding = missing <= accepted and (turn == halvings or missing > 0.2 * before)
+            if missing <= tolerance or rounding:
                 done.append(Piece(low, high, series))
             elif turn < halvings:
-                following += [(low, (low + high) / 2), ((low + high) / 2, high)]
+                middle = (low + high) / 2
+                following += [(low, middle, missing), (middle, high, missing)]
             else:
                 raise InvalidValue(f"a Gaussian moment varies too fast for standard deviations {low:.4g} to {high:.4g}")
         open_ = following

@@ -7,6 +7,7 @@ left to ``SignalPropagation``, one by one.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 from mfoc.analysis.gaussian import GaussianMoments
 from mfoc.analysis.propagation import chebyshev
 from mfoc.analysis.propagation.signal import CRITICAL
-from mfoc.analysis.propagation.tables import FARTHEST, CorrelationTable, LengthTable, Strip
+from mfoc.analysis.propagation.tables import FARTHEST, LengthTable, Strip
 
 _NOISE = 2e-14  # of V, relative
 _PER_DECADE = 100
@@ -109,9 +110,7 @@ def _first_above(values: Tensor, noise: Tensor, levels: Tensor) -> tuple[Tensor,
     return found[0], found[0] == found[1]
 
 
-def _newton(
-    table: LengthTable, weights: Tensor, biases: Tensor, low: Tensor, high: Tensor
-) -> tuple[Tensor, Tensor]:
+def _newton(table: LengthTable, weights: Tensor, biases: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
     """The crossing in each bracket, by Newton's method on those that still move; and which have been found. [P]."""
     ends = [weights * table(end)[0] + biases - end for end in (low, high)]
     share = (ends[0] / (ends[0] - ends[1])).nan_to_num(0.5).clamp(0, 1)
@@ -173,13 +172,10 @@ def _iterated(table: LengthTable, weights: Tensor, biases: Tensor) -> Lengths:
 # ---- correlations
 
 
-def lost_correlations(
-    table: CorrelationTable, q: Tensor, weights: Tensor, strips: list[Strip]
-) -> tuple[Tensor, Tensor, Tensor]:
+def lost_correlations(q: Tensor, weights: Tensor, strips: list[Strip]) -> tuple[Tensor, Tensor, Tensor]:
     """1 - c* and chi_c of chaotic points, [P] each, and which of them have been found.
 
     Args:
-        table: of the activation.
         q: their variances, [P].
         weights: sigma_w^2, [P].
         strips: that hold all variances.
@@ -199,7 +195,8 @@ def lost_correlations(
                 series = (cell.transpose(1, 2) @ along[chosen].mT).transpose(0, 1).contiguous()  # [in s, 2, P]
                 ends = strip.edges[index], strip.edges[index + 1]
                 places = members[chosen]
-                lost[places], chi[places], converged[places] = _descend(series, ends, weights[places])
+                found = _descend(_along(ends), ends, weights[places], series)
+                lost[places], chi[places], converged[places] = found
     return lost, chi, converged
 
 
@@ -210,13 +207,28 @@ def _cells(strip: Strip, along: Tensor, weights: Tensor) -> Tensor:
     return torch.stack(passed).sum(0) if passed else torch.zeros(len(weights), dtype=torch.long)
 
 
+def _along(ends: tuple[float, float]) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """The series of a piece, times the weights' variances."""
+    first, last = ends
+    return lambda s, w, series: w * chebyshev.clenshaw(series, (2 * s - (first + last)) / (last - first))
+
+
 def _at_start(count: int) -> Tensor:
     """Chebyshev polynomials at -1."""
     return 1.0 - 2.0 * (torch.arange(count, dtype=torch.float64) % 2)
 
 
-def _descend(series: Tensor, ends: tuple[float, float], weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The s at which sigma_w^2 times the decorrelation is 1, within a piece: 1 - c, chi_c, whether found. [P] each."""
+def _descend(
+    both: Callable[[Tensor, Tensor, Tensor], Tensor], ends: tuple[float, float], weights: Tensor, data: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The s at which sigma_w^2 times the decorrelation is 1, within a piece: 1 - c, chi_c, whether found. [P] each.
+
+    Args:
+        both: s, weights, data -> sigma_w^2 times the decorrelation and the slope, [2, P].
+        ends: of the piece.
+        weights: sigma_w^2, [P].
+        data: what else ``both`` takes of every point, [..., P].
+    """
     first, last = ends
     margin = 1e-9 * (last - first)  # pieces agree to rounding only
     low, high = torch.full_like(weights, max(0.0, first - margin)), torch.full_like(weights, last + margin)
@@ -226,21 +238,31 @@ def _descend(series: Tensor, ends: tuple[float, float], weights: Tensor) -> tupl
     active = torch.arange(len(s))
     for _ in range(_STEPS):
         here = s[active]
-        spread, slope = chebyshev.clenshaw(series, (2 * here - (first + last)) / (last - first)) * weights[active]
+        spread, slope = both(here, weights[active], data)
         lost[active], chi[active] = here.square(), slope
         above = spread > 1
         low[active], high[active] = torch.where(above, here, low[active]), torch.where(above, high[active], here)
         step = here - (spread - 1) * here / (2 * (slope - spread))
         inside = (step >= low[active]) & (step <= high[active])
         following = torch.where(inside, step, (low[active] + high[active]) / 2)
-        done = ((spread - 1).abs() <= 2e-15) | ((following - here).abs() <= 1e-15 * here)
+        still = torch.minimum((following - here).abs(), high[active] - low[active]) > 1e-14 * here
+        done = ((spread - 1).abs() <= 2e-15) | ~still
         s[active] = following
         converged[active[done]] = True
         if bool(done.all()):
             break
         if bool(done.any()):
-            active, series = active[~done], series[..., ~done]
+            active, data = active[~done], data[..., ~done]
     return lost.clamp(max=1.0), chi, converged
+
+
+def lost_one_by_one(moments: GaussianMoments, q: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """``lost_correlations`` from the moments themselves, for a few points."""
+
+    def both(s: Tensor, w: Tensor, at: Tensor) -> Tensor:
+        return w * torch.stack(moments.decorrelation(at, s.square().clamp(max=2.0)))
+
+    return _descend(both, (0.0, 1.0), weights, q)
 
 
 def chaotic(chi_1: Tensor, q: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor
 from mfoc.analysis.activations import ActivationLike
 from mfoc.analysis.gaussian import GaussianMoments
 from mfoc.analysis.propagation import critical
-from mfoc.analysis.propagation.grids import chaotic, lengths, lost_correlations
+from mfoc.analysis.propagation.grids import chaotic, lengths, lost_correlations, lost_one_by_one
 from mfoc.analysis.propagation.signal import CRITICAL, Phase, SignalPropagation
 from mfoc.analysis.propagation.tables import correlation_table, length_table, octaves
 from mfoc.checks import check_integer, kind_of
@@ -28,6 +28,7 @@ _AT_ONCE = 2**17  # points
 _FEW = 24
 _LINE = 512  # points of the critical line
 _RESIDUAL = 1e-12
+_WRONG = 1e-9
 
 
 @by_identity
@@ -154,7 +155,7 @@ def phase_diagram(activation: ActivationLike, weight_variances: Grid, bias_varia
     codes = torch.where(chi_1.isnan(), NO_PHASE, (chi_1 - 1).sign() * ((chi_1 - 1).abs() > CRITICAL)).to(torch.int8)
     xi_q = torch.where(q.isfinite(), _depth_scale(chi_q), math.nan)
     xi_c = torch.where((codes == 0) & (lost == 0), math.inf, _depth_scale(chi_c))
-    line = _critical_line(moments, weights, biases)
+    line = _critical_line(moments, weights, biases, float(q[q.isfinite()].max()) if bool(q.isfinite().any()) else 1.0)
     name = moments.activation.name
     return PhaseDiagram(name, weights, biases, q, chi_1, chi_q, 1 - lost, chi_c, xi_q, xi_c, codes, line)
 
@@ -208,28 +209,29 @@ class _Points:
         q, unknown = found.q, found.unknown
         moment = table(q.where(q.isfinite() & ~unknown, 0.0).reshape(-1)).reshape(3, *q.shape)
         points = _Points(q, w * moment[1], w * moment[2], torch.zeros_like(q), torch.zeros_like(q))
-        unknown |= points._unlike(moments, w, biases, moment[2])
+        unknown = unknown | points._unlike(moments, w, biases)
         points._without_end(moments, w)
-        points._correlate(moments, w, unknown)
+        points._correlate(moments, w, biases, unknown)
         for row, column in unknown.nonzero().tolist():
             points._set((row, column), moments, float(weights[row]), float(biases[row, column]))
         return points
 
-    def _unlike(self, moments: GaussianMoments, w: Tensor, b: Tensor, growth: Tensor) -> Tensor:
+    def _unlike(self, moments: GaussianMoments, w: Tensor, b: Tensor) -> Tensor:
         """Where the exact length map moves q*, of the points whose map is closest to the diagonal and a few others."""
         known = self.q.isfinite().reshape(-1).nonzero()[:, 0]
         closeness = (1 - self.chi_q).abs().reshape(-1)[known]
         worst = known[closeness.argsort()[:_FEW]]
         sample = torch.cat([worst, known[:: max(1, len(known) // _FEW)]]).unique()
         off = torch.zeros(self.q.numel(), dtype=torch.bool)
-        off[sample] = self._moved(moments, w, b, sample)
-        if bool(off.any()):
-            off[known] = self._moved(moments, w, b, known)
+        moved = self._moved(moments, w, b, sample)
+        off[sample] = moved > _RESIDUAL
+        if bool((moved > _WRONG).any()):  # no rounding: the table is not to be trusted
+            off[known] = self._moved(moments, w, b, known) > _RESIDUAL
         return off.reshape(self.q.shape)
 
     def _moved(self, moments: GaussianMoments, w: Tensor, b: Tensor, where: Tensor) -> Tensor:
         q, gain, bias = (part.reshape(-1)[where] for part in (self.q, w, b))
-        return (gain * moments.second_moment(q) + bias - q).abs() > _RESIDUAL * q.clamp(min=1e-4)
+        return (gain * moments.second_moment(q) + bias - q).abs() / q.clamp(min=1e-4)
 
     def _without_end(self, moments: GaussianMoments, w: Tensor) -> None:
         """The conventions of SignalPropagation where lengths diverge, or end in a cycle."""
@@ -244,7 +246,7 @@ class _Points:
         self.chi_c.copy_(self.chi_1)
         self.chi_c[diverges] = 1.0 if math.isfinite(far) else math.nan
 
-    def _correlate(self, moments: GaussianMoments, w: Tensor, unknown: Tensor) -> None:
+    def _correlate(self, moments: GaussianMoments, w: Tensor, b: Tensor, unknown: Tensor) -> None:
         """c* and chi_c of the chaotic points."""
         where = chaotic(self.chi_1, self.q) & ~unknown
         if not bool(where.any()):
@@ -255,14 +257,19 @@ class _Points:
         found = torch.zeros_like(q, dtype=torch.bool)
         for low, high in octaves(float(r.min()), float(r.max())):
             inside = ((r >= low) & (r <= high) & ~found).nonzero()[:, 0]
-            if len(inside) > table.cost(high):
-                strips = table.between(low, high)
-                lost[inside], chi[inside], found[inside] = lost_correlations(table, q[inside], gain[inside], strips)
+            if len(inside) > table.worth(high):
+                solved = lost_correlations(q[inside], gain[inside], table.between(low, high))
+            else:
+                solved = lost_one_by_one(moments, q[inside], gain[inside])
+            lost[inside], chi[inside], found[inside] = solved
         sample = torch.arange(len(q))[:: max(1, len(q) // _FEW)]
         sample = torch.cat([sample, lost.argmin()[None], lost.argmax()[None]])
         sample = sample[found[sample]]
         spread = gain[sample] * moments.decorrelation(q[sample], lost[sample])[0]
         found[sample[(spread - 1).abs() > _RESIDUAL]] = False
+        bare = (b[where] == 0).nonzero()[:, 0]
+        odd = gain[bare] * moments.mean(q[bare]).square() <= 1e-28 * q[bare]
+        lost[bare[odd]] = 1.0  # up to rounding it is: inputs end orthogonal
         self.lost[where], self.chi_c[where] = lost, chi
         unknown[where] |= ~found
 
@@ -287,14 +294,21 @@ def _homogeneous(moments: GaussianMoments, weights: Tensor, biases: Tensor) -> _
     return _Points(q, slope, slope.clone(), torch.zeros_like(q), chi_c)
 
 
-def _critical_line(moments: GaussianMoments, weights: Tensor, biases: Tensor) -> Tensor:
-    """Where chi_1 = 1 at the variance that q = 1 leads to, within the grid: [points, 2]."""
+def _critical_line(moments: GaussianMoments, weights: Tensor, biases: Tensor, largest: float) -> Tensor:
+    """Where chi_1 = 1 at the variance that q = 1 leads to, within the grid: [points, 2].
+
+    Args:
+        moments: of the activation.
+        weights: of the grid, [A].
+        biases: of the grid, [B].
+        largest: of the grid's finite q*.
+    """
     if moments.homogeneous:
         at, bias = critical.critical_line(moments.activation, bias_variance=0.0)  # type: ignore[misc]
         inside = float(weights[0]) <= at <= float(weights[-1]) and float(biases[0]) == 0
         return torch.tensor([[at, bias]] if inside else [], dtype=torch.float64).reshape(-1, 2)
     table = length_table(moments)
-    top = math.sqrt(min(table.farthest, float(weights[-1]) * float(table(_one(table.farthest))[0]) + float(biases[-1])))
+    top = math.sqrt(min(table.farthest, 1.05 * largest + 1e-3))
     q = torch.linspace(0, top, _LINE, dtype=torch.float64).square()
     second, slopes, growth = table(q)
     w = 1 / slopes
@@ -312,7 +326,3 @@ def _critical_line(moments: GaussianMoments, weights: Tensor, biases: Tensor) ->
             rows.append([math.nan, math.nan])
         rows.append([float(w[place]), float(b[place])])
     return torch.tensor(rows, dtype=torch.float64).reshape(-1, 2)
-
-
-def _one(value: float) -> Tensor:
-    return torch.tensor([value], dtype=torch.float64)

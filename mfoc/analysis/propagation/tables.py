@@ -14,14 +14,14 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from mfoc.analysis import hermite
 from mfoc.analysis.gaussian import GaussianMoments
-from mfoc.analysis.propagation import chebyshev
+from mfoc.analysis.propagation import chebyshev, mehler
 from mfoc.analysis.propagation.chebyshev import Piece
 
 FARTHEST = 10  # octave of the largest r: q = 1e6, as far as SignalPropagation's grid looks
 _LOWEST = -5  # all below 2^-5 is one piece
-_MANY_TERMS = 4096  # of Mehler's series
+_MANY_TERMS = 2**15  # of Mehler's series
+_NEAR = 0.1  # the s below which it has too many for an activation with kinks
 
 
 @dataclass
@@ -95,9 +95,9 @@ class CorrelationTable:
     moments: GaussianMoments
     strips: dict[tuple[float, float], list[Strip]] = field(default_factory=dict)
 
-    def cost(self, r: float) -> float:
-        """About how many evaluations at single points a column in s costs at r."""
-        return 0.0 if self._terms(r) <= _MANY_TERMS else 96.0
+    def worth(self, r: float) -> int:
+        """How many points at standard deviations up to r make a table cheaper than their own moments."""
+        return 0 if self._all_terms(r) else 64
 
     def between(self, low: float, high: float) -> list[Strip]:
         """Strips from ``low`` to ``high``, within an octave."""
@@ -105,35 +105,27 @@ class CorrelationTable:
             self.strips[low, high] = self._made(low, high)
         return self.strips[low, high]
 
-    def _terms(self, r: float) -> int:
-        if self.moments.activation.kinks:
-            return 2 * _MANY_TERMS
-        q = r * r
-        return int(max(24.0, q * (40.0 / (2 * self.moments.strip)) ** 2 / 2 + 24.0))
+    def _all_terms(self, r: float) -> bool:
+        """Whether Mehler's series can be had as a whole."""
+        return mehler.terms_for(self.moments, r, 0.0) <= _MANY_TERMS
 
     def _exact(self, r: Tensor, s: Tensor) -> Tensor:
         """[2, in r, in s]."""
-        terms = self._terms(float(r.max()))
-        if terms > _MANY_TERMS:
-            return torch.stack(self.moments.decorrelation(r.square()[:, None], s.square()[None]))
-        q, delta = r.square(), s.square()
-        squares = hermite.coefficients(self.moments.activation.function, q, terms).square() / q[:, None]
-        n = torch.arange(terms, dtype=torch.float64)[:, None]
-        near = delta < 0.5
-        lost = torch.where(near, -torch.expm1(n * torch.log1p(-torch.where(near, delta, 0.25))), 1 - (1 - delta) ** n)
-        slopes = n * (1 - delta) ** (n - 1).clamp(min=0)
-        return torch.stack([squares @ (lost / delta), squares @ slopes])
+        if self._all_terms(float(r.max())) or float(s.min()) >= _NEAR:
+            return mehler.columns(self.moments, r, s.square())
+        return torch.stack(self.moments.decorrelation(r.square()[:, None], s.square()[None]))
 
     def _made(self, low: float, high: float, halvings: int = 3) -> list[Strip]:
-        costly = self.cost(high) > 0
-        count_r, count_s, tolerance = (20, 20, 3e-13) if costly else (24, 32, 1e-14)
-        r = chebyshev.nodes(low, high, count_r)
-        open_ = list(pairwise((0.0, 0.25, 0.5, 1.0) if costly else (0.0, 0.3, 1.0)))
+        whole = self._all_terms(high)
+        tolerance = 1e-14 if whole else 2e-12
+        r = chebyshev.nodes(low, high, 24)
+        open_ = list(pairwise((0.0, 0.3, 1.0) if whole else (0.0, _NEAR, 0.25, 0.5, 1.0)))
         cells: list[tuple[float, float, Tensor]] = []
         for turn in range(8):
             following: list[tuple[float, float]] = []
-            for left, right in open_:
-                values = self._exact(r, chebyshev.nodes(left, right, count_s))
+            for left, right in sorted(open_, reverse=True):  # the last ones cost least, and say whether to halve r
+                count = 32 if whole or right > _NEAR else 10
+                values = self._exact(r, chebyshev.nodes(left, right, count))
                 series = chebyshev.coefficients(chebyshev.coefficients(values.movedim(0, -1)).transpose(0, 1))
                 size = values.abs().amax((1, 2))  # series is [in s, in r, 2]
                 along = float((chebyshev.tail(series).amax(0) / size).max())
