@@ -68,8 +68,7 @@ def _phase_diagram(options: argparse.Namespace) -> None:
         raise InvalidValue(f"--out is {str(out)!r}; expected a file name that ends in .{', .'.join(sorted(known))}")
     out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(out)
-    print(diagram)
-    print(f"figure: {out}")
+    sys.stdout.write(f"{diagram}\nfigure: {out}\n")
 
 
 def _grid(name: str, given: Sequence[str]) -> Tensor:

@@ -124,16 +124,17 @@ class CorrelationTable:
         for turn in range(8):
             following: list[tuple[float, float]] = []
             for left, right in sorted(open_, reverse=True):  # the last ones cost least, and say whether to halve r
-                count = 32 if whole or right > _NEAR else 10
+                near = not whole and right <= _NEAR
+                count = 12 if near else 32
                 values = self._exact(r, chebyshev.nodes(left, right, count))
                 series = chebyshev.coefficients(chebyshev.coefficients(values.movedim(0, -1)).transpose(0, 1))
                 size = values.abs().amax((1, 2))  # series is [in s, in r, 2]
                 along = float((chebyshev.tail(series).amax(0) / size).max())
                 across = float((chebyshev.tail(series.transpose(0, 1)).amax(0) / size).max())
-                if across > tolerance and halvings:
+                if across > (2e-11 if near else tolerance) and halvings:
                     middle = (low + high) / 2
                     return self._made(low, middle, halvings - 1) + self._made(middle, high, halvings - 1)
-                if along <= tolerance or turn == 7:
+                if along <= (2e-11 if near else tolerance) or turn == 7:
                     cells.append((left, right, series.permute(2, 1, 0)))
                 else:
                     following += [(left, (left + right) / 2), ((left + right) / 2, right)]
