@@ -30,7 +30,8 @@ def nodes(low: float, high: float, count: int) -> Tensor:
 
 def coefficients(values: Tensor) -> Tensor:
     """The coefficients of the polynomial with these values at ``nodes``: [count, ...] both."""
-    return torch.tensordot(_points(len(values))[1], values, dims=1)
+    found: Tensor = torch.tensordot(_points(len(values))[1], values, dims=1)
+    return found
 
 
 def tail(coefficients: Tensor) -> Tensor:
@@ -94,7 +95,7 @@ def interpolate(
         if not open_:
             break
         places = torch.cat([nodes(low, high, count) for low, high, _ in open_])
-        parts = (part.split(count) for part in functions(places))
+        parts = (torch.split(part, count) for part in functions(places))
         following: list[tuple[float, float, float]] = []
         for (low, high, before), values, sizes in zip(open_, *parts, strict=True):
             series = coefficients(values)

@@ -14,12 +14,13 @@ import torch
 from torch import Tensor
 
 from mfoc.analysis.gaussian import GaussianMoments
-from mfoc.analysis.propagation import chebyshev
+from mfoc.analysis.propagation.chebyshev import basis, clenshaw
 from mfoc.analysis.propagation.signal import CRITICAL
 from mfoc.analysis.propagation.tables import FARTHEST, LengthTable, Strip
 
 _NOISE = 2e-14  # of V, relative
 _PER_DECADE = 100
+_NEVER = 1e-10  # a slope at infinity that close to one puts the fixed point where float64 does not find it
 _STEPS = 60
 _ITERATIONS = 3000
 
@@ -59,12 +60,12 @@ def lengths(table: LengthTable, weights: Tensor, biases: Tensor) -> Lengths:
     upper = torch.where(rises, start + up, start - down + 1).clamp(1, len(scan) - 1)
     unknown = ~(rises | falls) | (rises & ~sure_up) | (falls & ~sure_down)
     far = weights[:, None] * _far_slope(table.moments)
-    unknown |= gone & ((far < 1) | (not trapped and table.top < FARTHEST))
+    unknown |= gone & ((far < 1 - _NEVER) | (not trapped and table.top < FARTHEST))
     q = torch.full_like(biases, math.inf)
     q[ends] = 0.0
     inside = ~(gone | ends | unknown)
-    ratio = [part.expand_as(biases)[inside] for part in (weights[:, None], biases)]
-    q[inside], converged = _newton(table, *ratio, scan[upper[inside] - 1], scan[upper[inside]])
+    w, b, above = weights[:, None].expand_as(biases)[inside], biases[inside], upper[inside]
+    q[inside], converged = _newton(table, w, b, scan[above - 1], scan[above])
     unknown[inside] |= ~converged
     return Lengths(q, unknown)
 
@@ -187,7 +188,7 @@ def lost_correlations(q: Tensor, weights: Tensor, strips: list[Strip]) -> tuple[
         members = ((r >= strip.low) & (r <= strip.high) & ~converged).nonzero()[:, 0]
         if not len(members):
             continue
-        along = chebyshev.basis(r[members], strip.low, strip.high, strip.cells[0].shape[1])
+        along = basis(r[members], strip.low, strip.high, strip.cells[0].shape[1])
         cell_of = _cells(strip, along, weights[members])
         for index, cell in enumerate(strip.cells):
             chosen = (cell_of == index).nonzero()[:, 0]
@@ -210,7 +211,7 @@ def _cells(strip: Strip, along: Tensor, weights: Tensor) -> Tensor:
 def _along(ends: tuple[float, float]) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
     """The series of a piece, times the weights' variances."""
     first, last = ends
-    return lambda s, w, series: w * chebyshev.clenshaw(series, (2 * s - (first + last)) / (last - first))
+    return lambda s, w, series: w * clenshaw(series, (2 * s - (first + last)) / (last - first))
 
 
 def _at_start(count: int) -> Tensor:

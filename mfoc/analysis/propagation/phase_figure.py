@@ -25,7 +25,7 @@ def draw(diagram: PhaseDiagram) -> Any:
     Raises:
         InvalidValue: a grid of fewer than two values a side.
     """
-    x, y = diagram.weight_variances, diagram.bias_variances
+    x, y = diagram.weight_variances.numpy(), diagram.bias_variances.numpy()
     if len(x) < 2 or len(y) < 2:
         raise InvalidValue(
             f"the diagram has {len(x)} x {len(y)} points; expected at least 2 x 2, for a figure of some area"
@@ -34,7 +34,7 @@ def draw(diagram: PhaseDiagram) -> Any:
     axis = figure.subplots()
     _shade(axis, diagram)
     _contours(axis, diagram)
-    line = diagram.critical_line
+    line = diagram.critical_line.numpy()
     if len(line):
         dots = {"marker": "o", "markersize": 8, "linestyle": ""} if len(line) == 1 else {"linewidth": 2}
         label = "critical point  $\\chi_1 = 1$" if len(line) == 1 else "critical line  $\\chi_1 = 1$"
@@ -50,18 +50,18 @@ def draw(diagram: PhaseDiagram) -> Any:
 
 
 def _shade(axis: Any, diagram: PhaseDiagram) -> None:
-    x, y = diagram.weight_variances, diagram.bias_variances
+    x, y = diagram.weight_variances.numpy(), diagram.bias_variances.numpy()
     colors = require("matplotlib.colors", "plot").ListedColormap(["white", _SHADES["ordered"], _SHADES["chaotic"]])
     shown = torch.where(diagram.codes.abs() == 1, diagram.codes, 1).where(diagram.codes != 2, -3)
     shown = torch.where(shown == -3, 0, torch.where(shown == -1, 1, 2))
-    axis.pcolormesh(x, y, shown.mT, cmap=colors, vmin=0, vmax=2, shading="nearest", rasterized=True, zorder=0)
+    axis.pcolormesh(x, y, shown.mT.numpy(), cmap=colors, vmin=0, vmax=2, shading="nearest", rasterized=True, zorder=0)
     ordered = diagram.codes == -1
     diverging = diagram.q_star.isinf()
     _label(axis, diagram, ordered, "ordered\ngradients vanish")
     _label(axis, diagram, (diagram.codes == 1) & ~diverging, "chaotic\ngradients explode")
     if bool(diverging.any()):
         _label(axis, diagram, diverging, "chaotic\ngradients explode,\nthe variance diverges")
-        inside = diverging.double().mT
+        inside = diverging.double().mT.numpy()
         if float(inside.min()) < 1:
             area = axis.contourf(x, y, inside, levels=[0.5, 1.5], colors="none", hatches=["/"], zorder=1)
             area.set(edgecolor="#d9b191", linewidth=0)
@@ -102,7 +102,7 @@ def _contours(axis: Any, diagram: PhaseDiagram) -> None:
     levels = [level for level in _LEVELS if len(known) and float(known.min()) < math.log(level) < float(known.max())]
     if not levels:
         return
-    x, y = diagram.weight_variances, diagram.bias_variances
+    x, y = diagram.weight_variances.numpy(), diagram.bias_variances.numpy()
     masked = require("numpy.ma", "plot").masked_invalid(scale.mT.numpy())
     lines = axis.contour(
         x, y, masked, levels=[math.log(level) for level in levels], colors=INK, linewidths=0.9, zorder=2

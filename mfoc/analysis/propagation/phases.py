@@ -12,10 +12,11 @@ from torch import Tensor
 
 from mfoc.analysis.activations import ActivationLike
 from mfoc.analysis.gaussian import GaussianMoments
-from mfoc.analysis.propagation import critical
-from mfoc.analysis.propagation.grids import chaotic, lengths, lost_correlations, lost_one_by_one
-from mfoc.analysis.propagation.signal import CRITICAL, Phase, SignalPropagation
-from mfoc.analysis.propagation.tables import correlation_table, length_table, octaves
+from mfoc.analysis.propagation.critical import critical_line
+from mfoc.analysis.propagation.grids import lengths
+from mfoc.analysis.propagation.points import Points
+from mfoc.analysis.propagation.signal import CRITICAL, Phase
+from mfoc.analysis.propagation.tables import length_table
 from mfoc.checks import check_integer, kind_of
 from mfoc.errors import InvalidType, InvalidValue
 from mfoc.printing import by_identity
@@ -25,10 +26,7 @@ Grid: TypeAlias = "Tensor | Sequence[float]"
 NO_PHASE = 2  # where lengths end in a cycle, or no fixed point was found
 _NAMES: dict[int, Phase] = {-1: "ordered", 0: "critical", 1: "chaotic"}
 _AT_ONCE = 2**17  # points
-_FEW = 24
 _LINE = 512  # points of the critical line
-_RESIDUAL = 1e-12
-_WRONG = 1e-9
 
 
 @by_identity
@@ -40,8 +38,8 @@ class PhaseDiagram:
         activation: its name.
         weight_variances: sigma_w^2, [A].
         bias_variances: sigma_b^2, [B].
-        q_star: variance of the pre-activations that iterating from q = 1 reaches; inf where it diverges, NaN where it
-            ends in a cycle or the fixed point is too large to be computed.
+        q_star: variance of the pre-activations that iterating from q = 1 reaches; inf where it diverges (a slope of the
+            length map at infinity within 1e-10 of one counts as one), NaN where it ends in a cycle or is beyond 1e11.
         chi_1: sigma_w^2 E phi'^2 there.
         chi_q: the slope of the length map there.
         c_star: the stable fixed point of the correlation map.
@@ -150,8 +148,8 @@ def phase_diagram(activation: ActivationLike, weight_variances: Grid, bias_varia
     biases = _grid("bias_variances", bias_variances, positive=False)
     moments = GaussianMoments.of(activation)
     rows = max(1, _AT_ONCE // len(biases))
-    parts = [_Points.of(moments, part, biases.expand(len(part), -1)) for part in weights.split(rows)]
-    q, chi_1, chi_q, lost, chi_c = (torch.cat([getattr(part, name) for part in parts]) for name in _Points.__slots__)
+    parts = [Points.of(moments, part, biases.expand(len(part), -1)) for part in torch.split(weights, rows)]
+    q, chi_1, chi_q, lost, chi_c = (torch.cat([getattr(part, name) for part in parts]) for name in Points.__slots__)
     codes = torch.where(chi_1.isnan(), NO_PHASE, (chi_1 - 1).sign() * ((chi_1 - 1).abs() > CRITICAL)).to(torch.int8)
     xi_q = torch.where(q.isfinite(), _depth_scale(chi_q), math.nan)
     xi_c = torch.where((codes == 0) & (lost == 0), math.inf, _depth_scale(chi_c))
@@ -188,112 +186,6 @@ def _depth_scale(chi: Tensor) -> Tensor:
     return torch.where(chi.isnan(), math.nan, inner)
 
 
-@dataclass(frozen=True, slots=True)
-class _Points:
-    """What the tables say on a part of a grid, [A, B] each."""
-
-    q: Tensor
-    chi_1: Tensor
-    chi_q: Tensor
-    lost: Tensor
-    chi_c: Tensor
-
-    @staticmethod
-    def of(moments: GaussianMoments, weights: Tensor, biases: Tensor) -> _Points:
-        """For weights [A] and biases [A, B]."""
-        if moments.homogeneous:
-            return _homogeneous(moments, weights, biases)
-        w = weights[:, None].expand_as(biases)
-        table = length_table(moments)
-        found = lengths(table, weights, biases)
-        q, unknown = found.q, found.unknown
-        moment = table(q.where(q.isfinite() & ~unknown, 0.0).reshape(-1)).reshape(3, *q.shape)
-        points = _Points(q, w * moment[1], w * moment[2], torch.zeros_like(q), torch.zeros_like(q))
-        unknown = unknown | points._unlike(moments, w, biases)
-        points._without_end(moments, w)
-        points._correlate(moments, w, biases, unknown)
-        for row, column in unknown.nonzero().tolist():
-            points._set((row, column), moments, float(weights[row]), float(biases[row, column]))
-        return points
-
-    def _unlike(self, moments: GaussianMoments, w: Tensor, b: Tensor) -> Tensor:
-        """Where the exact length map moves q*, of the points whose map is closest to the diagonal and a few others."""
-        known = self.q.isfinite().reshape(-1).nonzero()[:, 0]
-        closeness = (1 - self.chi_q).abs().reshape(-1)[known]
-        worst = known[closeness.argsort()[:_FEW]]
-        sample = torch.cat([worst, known[:: max(1, len(known) // _FEW)]]).unique()
-        off = torch.zeros(self.q.numel(), dtype=torch.bool)
-        moved = self._moved(moments, w, b, sample)
-        off[sample] = moved > _RESIDUAL
-        if bool((moved > _WRONG).any()):  # no rounding: the table is not to be trusted
-            off[known] = self._moved(moments, w, b, known) > _RESIDUAL
-        return off.reshape(self.q.shape)
-
-    def _moved(self, moments: GaussianMoments, w: Tensor, b: Tensor, where: Tensor) -> Tensor:
-        q, gain, bias = (part.reshape(-1)[where] for part in (self.q, w, b))
-        return (gain * moments.second_moment(q) + bias - q).abs() / q.clamp(min=1e-4)
-
-    def _without_end(self, moments: GaussianMoments, w: Tensor) -> None:
-        """The conventions of SignalPropagation where lengths diverge, or end in a cycle."""
-        below, above = moments.activation.slopes
-        far = (below**2 + above**2) / 2
-        diverges, cycles = self.q == math.inf, self.q.isnan()
-        for part in (self.chi_1, self.chi_q):
-            part[diverges] = far * w[diverges]
-            part[cycles] = math.nan
-        self.lost[cycles] = math.nan
-        self.lost[diverges] = 0.0 if math.isfinite(far) else math.nan
-        self.chi_c.copy_(self.chi_1)
-        self.chi_c[diverges] = 1.0 if math.isfinite(far) else math.nan
-
-    def _correlate(self, moments: GaussianMoments, w: Tensor, b: Tensor, unknown: Tensor) -> None:
-        """c* and chi_c of the chaotic points."""
-        where = chaotic(self.chi_1, self.q) & ~unknown
-        if not bool(where.any()):
-            return
-        table, q, gain = correlation_table(moments), self.q[where], w[where]
-        r = q.sqrt()
-        lost, chi = torch.zeros_like(q), torch.zeros_like(q)
-        found = torch.zeros_like(q, dtype=torch.bool)
-        for low, high in octaves(float(r.min()), float(r.max())):
-            inside = ((r >= low) & (r <= high) & ~found).nonzero()[:, 0]
-            if len(inside) > table.worth(high):
-                solved = lost_correlations(q[inside], gain[inside], table.between(low, high))
-            else:
-                solved = lost_one_by_one(moments, q[inside], gain[inside])
-            lost[inside], chi[inside], found[inside] = solved
-        sample = torch.arange(len(q))[:: max(1, len(q) // _FEW)]
-        sample = torch.cat([sample, lost.argmin()[None], lost.argmax()[None]])
-        sample = sample[found[sample]]
-        spread = gain[sample] * moments.decorrelation(q[sample], lost[sample])[0]
-        found[sample[(spread - 1).abs() > _RESIDUAL]] = False
-        bare = (b[where] == 0).nonzero()[:, 0]
-        odd = gain[bare] * moments.mean(q[bare]).square() <= 1e-28 * q[bare]
-        lost[bare[odd]] = 1.0  # up to rounding it is: inputs end orthogonal
-        self.lost[where], self.chi_c[where] = lost, chi
-        unknown[where] |= ~found
-
-    def _set(self, place: tuple[int, int], moments: GaussianMoments, weight: float, bias: float) -> None:
-        """One point, by SignalPropagation."""
-        signal = SignalPropagation(moments.activation, weight, bias)
-        try:
-            values = (signal.q_star, signal.chi_1, signal.chi_q, 1 - signal.c_star, signal.chi_c)
-        except InvalidValue:  # a fixed point too far out
-            values = (math.nan,) * 5
-        for part, value in zip((self.q, self.chi_1, self.chi_q, self.lost, self.chi_c), values, strict=True):
-            part[place] = value
-
-
-def _homogeneous(moments: GaussianMoments, weights: Tensor, biases: Tensor) -> _Points:
-    """In closed form: V is proportional to q."""
-    rate = float(moments.slope_moment(torch.ones((), dtype=torch.float64)))
-    slope = (weights[:, None] * rate).expand_as(biases).contiguous()
-    q = torch.where(slope < 1, biases / (1 - slope), math.inf)
-    q[(biases == 0) & ((slope - 1).abs() < 2e-14)] = 1.0  # every variance stays as it is
-    chi_c = torch.where(q.isfinite(), slope, 1.0)
-    return _Points(q, slope, slope.clone(), torch.zeros_like(q), chi_c)
-
-
 def _critical_line(moments: GaussianMoments, weights: Tensor, biases: Tensor, largest: float) -> Tensor:
     """Where chi_1 = 1 at the variance that q = 1 leads to, within the grid: [points, 2].
 
@@ -304,7 +196,7 @@ def _critical_line(moments: GaussianMoments, weights: Tensor, biases: Tensor, la
         largest: of the grid's finite q*.
     """
     if moments.homogeneous:
-        at, bias = critical.critical_line(moments.activation, bias_variance=0.0)  # type: ignore[misc]
+        at, bias = critical_line(moments.activation, bias_variance=0.0)
         inside = float(weights[0]) <= at <= float(weights[-1]) and float(biases[0]) == 0
         return torch.tensor([[at, bias]] if inside else [], dtype=torch.float64).reshape(-1, 2)
     table = length_table(moments)

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from mfoc.analysis.gaussian import GaussianMoments
-from mfoc.analysis.propagation import chebyshev, mehler
-from mfoc.analysis.propagation.chebyshev import Piece
+from mfoc.analysis.propagation.chebyshev import Piece, coefficients, evaluate, interpolate, nodes, tail
+from mfoc.analysis.propagation.mehler import columns, terms_for
 
 FARTHEST = 10  # octave of the largest r: q = 1e6, as far as SignalPropagation's grid looks
 _LOWEST = -5  # all below 2^-5 is one piece
@@ -55,13 +55,13 @@ class LengthTable:
 
     def __call__(self, q: Tensor) -> Tensor:
         """V, E phi'^2 and dV/dq at q [P], at most ``farthest``: [3, P]."""
-        found = chebyshev.evaluate(self.pieces, q.sqrt())
+        found = evaluate(self.pieces, q.sqrt())
         if self.from_zero:
             found[0] *= q
         return found
 
     def _extend(self, edges: list[float]) -> None:
-        self.pieces += chebyshev.interpolate(self._exact, edges)
+        self.pieces += interpolate(self._exact, edges)
 
     def _exact(self, r: Tensor) -> tuple[Tensor, Tensor]:
         q = r.square()
@@ -107,18 +107,18 @@ class CorrelationTable:
 
     def _all_terms(self, r: float) -> bool:
         """Whether Mehler's series can be had as a whole."""
-        return mehler.terms_for(self.moments, r, 0.0) <= _MANY_TERMS
+        return terms_for(self.moments, r, 0.0) <= _MANY_TERMS
 
     def _exact(self, r: Tensor, s: Tensor) -> Tensor:
         """[2, in r, in s]."""
         if self._all_terms(float(r.max())) or float(s.min()) >= _NEAR:
-            return mehler.columns(self.moments, r, s.square())
+            return columns(self.moments, r, s.square())
         return torch.stack(self.moments.decorrelation(r.square()[:, None], s.square()[None]))
 
     def _made(self, low: float, high: float, halvings: int = 3) -> list[Strip]:
         whole = self._all_terms(high)
         tolerance = 1e-14 if whole else 2e-12
-        r = chebyshev.nodes(low, high, 24)
+        r = nodes(low, high, 24)
         open_ = list(pairwise((0.0, 0.3, 1.0) if whole else (0.0, _NEAR, 0.25, 0.5, 1.0)))
         cells: list[tuple[float, float, Tensor]] = []
         for turn in range(8):
@@ -126,11 +126,11 @@ class CorrelationTable:
             for left, right in sorted(open_, reverse=True):  # the last ones cost least, and say whether to halve r
                 near = not whole and right <= _NEAR
                 count = 12 if near else 32
-                values = self._exact(r, chebyshev.nodes(left, right, count))
-                series = chebyshev.coefficients(chebyshev.coefficients(values.movedim(0, -1)).transpose(0, 1))
+                values = self._exact(r, nodes(left, right, count))
+                series = coefficients(coefficients(values.movedim(0, -1)).transpose(0, 1))
                 size = values.abs().amax((1, 2))  # series is [in s, in r, 2]
-                along = float((chebyshev.tail(series).amax(0) / size).max())
-                across = float((chebyshev.tail(series.transpose(0, 1)).amax(0) / size).max())
+                along = float((tail(series).amax(0) / size).max())
+                across = float((tail(series.transpose(0, 1)).amax(0) / size).max())
                 if across > (2e-11 if near else tolerance) and halvings:
                     middle = (low + high) / 2
                     return self._made(low, middle, halvings - 1) + self._made(middle, high, halvings - 1)

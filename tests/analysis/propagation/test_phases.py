@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from mfoc.analysis.propagation import PhaseDiagram, SignalPropagation, critical_line, phase_diagram
-from mfoc.analysis.propagation import phases as module
+from mfoc.analysis.propagation import points as module
 from mfoc.errors import InvalidType, InvalidValue
 
 FIELDS = ("q_star", "chi_1", "chi_q", "c_star", "chi_c", "xi_q", "xi_c")
