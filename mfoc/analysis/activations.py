@@ -87,7 +87,7 @@ class Activation:
         return derivative(self.function, u, 1)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Copying:
     """The function on a copy: it may work in place."""
 
@@ -153,16 +153,16 @@ def _check_elementwise(function: Callable[[Tensor], Tensor], name: str) -> Calla
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             whole, again = function(u.clone()), function(u.clone())
-            turned = function(kept.flip(0).reshape(3, 4))
+            some = function(kept[4:].flip(0).reshape(2, 4))
     except Exception as error:  # whatever the user's function raises
-        raise InvalidValue(f"{where} fails on a float64 tensor of shape [12] or [3, 4]: {error}") from error
+        raise InvalidValue(f"{where} fails on a float64 tensor of shape [12] or [2, 4]: {error}") from error
     if not isinstance(whole, Tensor) or whole.shape != u.shape or not whole.is_floating_point():
         raise InvalidValue(f"{where} turns a tensor [12] into {kind_of(whole)}; expected a tensor of the same shape")
     if not bool(whole.isfinite().all()):
         raise InvalidValue(f"{where} is not finite on [-2.3, 2.9]; expected a function on all real numbers")
     if not torch.equal(whole, again):
         raise InvalidValue(f"{where} is random: two calls differ; give what it is on average, or its evaluation mode")
-    if turned.shape != (3, 4) or not torch.allclose(turned.reshape(-1).flip(0), whole, rtol=1e-12, atol=1e-12):
+    if some.shape != (2, 4) or not torch.allclose(some.reshape(-1).flip(0), whole[4:], rtol=1e-12, atol=1e-12):
         raise InvalidValue(f"{where} does not act on every entry alone, as a softmax or a norm does not")
     try:
         with torch.enable_grad():

@@ -18,7 +18,7 @@ def mean_square_slope(slopes: tuple[float, float]) -> float:
     return (slopes[0] ** 2 + slopes[1] ** 2) / 2
 
 
-def pair(activation: Activation, q1: Tensor, q2: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+def closed_pair(activation: Activation, q1: Tensor, q2: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
     """E phi(u1) phi(u2) and E phi'(u1) phi'(u2) of an activation of a known family; q1, q2, c broadcast."""
     if activation.family == "homogeneous":
         return _homogeneous(activation.slopes, q1, q2, c)
@@ -40,7 +40,7 @@ def _homogeneous(slopes: tuple[float, float], q1: Tensor, q2: Tensor, c: Tensor)
     return value, odd + even * (2 / math.pi) * arc
 
 
-def decorrelation(slopes: tuple[float, float], delta: Tensor) -> tuple[Tensor, Tensor]:
+def closed_decorrelation(slopes: tuple[float, float], delta: Tensor) -> tuple[Tensor, Tensor]:
     """See ``GaussianMoments.decorrelation``: the same at every q."""
     even, odd = _parts(slopes)
     angle = 2 * torch.asin((delta / 2).sqrt())

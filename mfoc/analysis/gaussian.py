@@ -21,8 +21,9 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from mfoc.analysis import closed, hermite
 from mfoc.analysis.activations import Activation, ActivationLike
+from mfoc.analysis.closed import closed_decorrelation, closed_pair, mean_square_slope
+from mfoc.analysis.hermite import MOST, coefficients, correlated, enough_terms, lost, slope_at
 from mfoc.analysis.quadrature import panels, trapezoid
 from mfoc.checks import check_instance
 from mfoc.errors import InvalidValue
@@ -80,7 +81,7 @@ class GaussianMoments:
     def second_moment(self, q: Tensor) -> Tensor:
         """V(q) = E phi(sqrt(q) z)^2, for q [...]."""
         if self.homogeneous:
-            return closed.mean_square_slope(self.activation.slopes) * _checked(q)
+            return mean_square_slope(self.activation.slopes) * _checked(q)
         return torch.where(
             q == 0, self._at_zero()[0], self._expect(q, lambda phi, slope, z: phi.square(), slopes=False)
         )
@@ -88,7 +89,7 @@ class GaussianMoments:
     def slope_moment(self, q: Tensor) -> Tensor:
         """E phi'(sqrt(q) z)^2, for q [...]."""
         if self.homogeneous:
-            return torch.full_like(_checked(q), closed.mean_square_slope(self.activation.slopes))
+            return torch.full_like(_checked(q), mean_square_slope(self.activation.slopes))
         return torch.where(q == 0, self._at_zero()[1], self._expect(q, lambda phi, slope, z: slope.square()))
 
     def growth(self, q: Tensor) -> Tensor:
@@ -111,12 +112,12 @@ class GaussianMoments:
         """
         q1, q2, c = _checked(q1), _checked(q2), c.to(torch.float64)
         if self.activation.family != "other":
-            return closed.pair(self.activation, q1[:, None], q2[None], c)
+            return closed_pair(self.activation, q1[:, None], q2[None], c)
         terms = self._terms(torch.cat([q1, q2]))
-        if terms <= hermite.MOST:
+        if terms <= MOST:
             function = self.activation.function
-            first, second = (hermite.coefficients(function, q, terms) for q in (q1, q2))
-            value, slope = hermite.correlated(first, second, c)
+            first, second = (coefficients(function, q, terms) for q in (q1, q2))
+            value, slope = correlated(first, second, c)
             return value, slope / (q1[:, None] * q2[None]).clamp(min=_LEAST**2).sqrt()
         ones = torch.ones_like(c)
         return self._plane(q1[:, None] * ones, q2[None] * ones, 1 - c, lambda p, s: (p[0] * p[1], s[0] * s[1]))
@@ -134,11 +135,11 @@ class GaussianMoments:
         delta = delta.to(torch.float64) + 0 * q
         q = _checked(q).clamp(min=_LEAST) + 0 * delta
         if self.homogeneous:
-            return closed.decorrelation(self.activation.slopes, delta)
+            return closed_decorrelation(self.activation.slopes, delta)
         terms = self._terms(q)
-        if terms <= hermite.MOST:
-            squares = hermite.coefficients(self.activation.function, q, terms).square() / q[..., None]
-            return hermite.lost(squares, delta), hermite.slope_at(squares, delta)
+        if terms <= MOST:
+            squares = coefficients(self.activation.function, q, terms).square() / q[..., None]
+            return lost(squares, delta), slope_at(squares, delta)
         safe = delta.clamp(min=1e-24)
         change, slope = self._plane(q, q, safe, lambda p, s: ((p[0] - p[1]).square(), s[0] * s[1]))
         return change / (2 * q * safe), slope
@@ -153,8 +154,8 @@ class GaussianMoments:
 
     def _terms(self, q: Tensor) -> int:
         if self.activation.kinks or not q.numel():
-            return 2 * hermite.MOST if q.numel() else 1
-        return hermite.enough_terms(self.strip, float(q.max()))
+            return 2 * MOST if q.numel() else 1
+        return enough_terms(self.strip, float(q.max()))
 
     def _rule(self, root: Tensor) -> tuple[Tensor, Tensor]:
         """Nodes and weights for standard deviations [P]: [1 or P, n] each."""
@@ -241,7 +242,7 @@ def _tuned(activation: Activation) -> GaussianMoments:
         return torch.stack([rule.mean(q), rule.second_moment(q), rule.slope_moment(q), rule.growth(q)])
 
     for reach in _REACHES:
-        for halvings in range(9):
+        for halvings in range(9 if reach == _REACHES[0] else 3):
             strip = 3.0 / 2**halvings
             coarse, fine = all_of(strip, reach), all_of(strip / 2, min(1.4 * reach, 37.5))
             size = torch.stack([fine[1].sqrt(), fine[1], fine[2], (fine[1] * fine[2] / q).sqrt()])

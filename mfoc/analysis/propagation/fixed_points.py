@@ -16,7 +16,7 @@ from mfoc.errors import InvalidValue
 
 _SLOW = 1e-6  # |slope - 1| below this says nothing
 _NOISE = 2e-14  # of V, relative
-_FARTHEST = 1e11
+_FARTHEST = 1e9
 _ITERATIONS = 3000
 
 
@@ -35,7 +35,7 @@ class FixedPoint:
     stable: bool
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class LengthMap:
     """q -> gain V(q) + bias, where gain is the weights' variance (over the share of units that dropout keeps)."""
 
@@ -83,7 +83,7 @@ def fixed_points(length_map: LengthMap) -> tuple[FixedPoint, ...]:
     of roots between two points of the grid.
 
     Raises:
-        InvalidValue: a fixed point beyond 1e11.
+        InvalidValue: a fixed point beyond 1e9.
     """
     if length_map.moments.homogeneous:
         return _of_homogeneous(length_map)
@@ -94,7 +94,7 @@ def fixed_points(length_map: LengthMap) -> tuple[FixedPoint, ...]:
 
 
 def reached(length_map: LengthMap, points: tuple[FixedPoint, ...], start: float = 1.0) -> float:
-    """Where iterating from ``start`` ends: a fixed point, infinity where it diverges, NaN where it cycles."""
+    """Where iterating from ``start`` ends: a fixed point, or infinity where it diverges."""
     if length_map.is_scale_free():
         return start
     if not _is_monotone(length_map.moments):
@@ -161,7 +161,7 @@ def _beyond(length_map: LengthMap, q: float) -> list[tuple[float, float]]:
     """Farther points, up to the first from which the map goes down, as it does in the end."""
     found = []
     while q < _FARTHEST:
-        q *= 8
+        q *= 30
         excess = length_map.excess(q)
         found.append((q, excess))
         if excess < 0:
@@ -233,18 +233,20 @@ def _first_sign(excesses: list[float]) -> float:
 
 
 def _iterated(length_map: LengthMap, points: tuple[FixedPoint, ...], start: float) -> float:
-    """By iteration, for maps that are not monotone: no bracket tells where it ends."""
-    q, before = start, start
+    """By iteration, for maps that are not monotone, where no bracket tells which fixed point is reached.
+
+    One is: V sqrt(q) is the integral of phi(u)^2 exp(-u^2 / 2q), so it grows with q, which rules out cycles of two, and
+    with them all others (Sharkovskii 1964): every bounded orbit converges.
+    """
+    q = start
     targets = [point.q for point in points if point.stable]
     for _ in range(_ITERATIONS):
-        before, q = q, length_map(q)
+        q, before = length_map(q), q
         if not q < _FARTHEST:
             return math.inf
-        close = [target for target in targets if abs(q - target) <= 1e-6 * max(target, 1e-12)]
-        if close and abs(q - close[0]) <= abs(before - close[0]):
-            return close[0]
-    close = [t for t in targets if abs(q - t) < 0.1 * t and abs(q - t) < abs(before - t)]
-    return close[0] if close else math.nan
+        if abs(q - before) <= 1e-9 * q:
+            break
+    return min(targets, key=lambda target: abs(target - q), default=math.inf)
 
 
 def _one(q: float) -> Tensor:

@@ -44,7 +44,7 @@ class Course:
         return table(("layer", "q", "c", "gradient"), rows)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class SignalPropagation:
     """Mean-field theory of h -> W phi(h) + b with W_ij ~ N(0, weight_variance / n) and b_i ~ N(0, bias_variance).
 
@@ -127,7 +127,7 @@ class SignalPropagation:
 
     @cached_property
     def q_star(self) -> float:
-        """The fixed point that iterating from q = 1 reaches; inf where it diverges, NaN where it ends in a cycle."""
+        """The fixed point that iterating from q = 1 reaches; inf where it diverges."""
         return reached(self._lengths, self.fixed_points)
 
     @cached_property
@@ -140,12 +140,12 @@ class SignalPropagation:
         """The slope of the length map at q*."""
         if math.isfinite(self.q_star):
             return self._lengths.slope(self.q_star)
-        return self._lengths.far_slope() if self.q_star == math.inf else math.nan
+        return self._lengths.far_slope()
 
     def _gradient_factor(self, q: float) -> float:
         if math.isfinite(q):
             return self._lengths.gain * float(self.moments.slope_moment(_tensor(q)))
-        return self._lengths.far_slope() if q == math.inf else math.nan
+        return self._lengths.far_slope()
 
     @property
     def xi_q(self) -> float:
@@ -187,7 +187,7 @@ class SignalPropagation:
     def chi_c(self) -> float:
         """The slope of the correlation map at c*, sigma_w^2 E phi'(u1) phi'(u2)."""
         if not math.isfinite(self.q_star):  # the bias no longer counts: c -> 1, at its slowest
-            return 1.0 if math.isfinite(self._lengths.far_slope()) and not math.isnan(self.q_star) else math.nan
+            return 1.0 if math.isfinite(self._lengths.far_slope()) else math.nan
         if self._lost == 0:
             return self.chi_1
         slopes = self.moments.decorrelation(_tensor(self.q_star), _tensor(self._lost))[1]
@@ -200,13 +200,7 @@ class SignalPropagation:
 
     @property
     def phase(self) -> Phase:
-        """By chi_1: "ordered" below 1, where gradients vanish; "chaotic" above, where they explode; else "critical".
-
-        Raises:
-            InvalidValue: the lengths end in a cycle, so that there is no chi_1.
-        """
-        if math.isnan(self.chi_1):
-            raise InvalidValue(f"the length map has no stable fixed point from q = 1 on: {self.notes[0]}")
+        """By chi_1: "ordered" below 1, where gradients vanish; "chaotic" above, where they explode; else "critical"."""
         if abs(self.chi_1 - 1) <= CRITICAL:
             return "critical"
         return "ordered" if self.chi_1 < 1 else "chaotic"
@@ -250,14 +244,12 @@ class SignalPropagation:
 
     @property
     def notes(self) -> list[str]:
-        """What is unusual here, a sentence each: divergence, several fixed points, none."""
+        """What is unusual here, a sentence each: divergence, several fixed points."""
         said = []
         if self._lengths.is_scale_free():
             said.append("every q is a fixed point; q* = 1 is where iterating from 1 stays")
         if self.q_star == math.inf:
             said.append("the variance diverges with depth: no fixed point is reached from q = 1")
-        if math.isnan(self.q_star):
-            said.append("the length map is not monotone, and iterating from q = 1 ends in a cycle")
         if len(self.fixed_points) > 1:
             shown = ", ".join(f"{p.q:.4g} ({'stable' if p.stable else 'unstable'})" for p in self.fixed_points)
             said.append(f"several fixed points of the length map: {shown}; q* is the one that q = 1 leads to")
@@ -268,8 +260,6 @@ class SignalPropagation:
         given = f"{name}, sigma_w^2 = {self.weight_variance:.6g}, sigma_b^2 = {self.bias_variance:.6g}"
         given += f", dropout {self.dropout:g}" * (self.dropout > 0)
         notes = "".join(f"\n  {note}" for note in self.notes)
-        if math.isnan(self.chi_1):
-            return f"{given}: no phase{notes}"
         meaning = {
             "ordered": "inputs become alike and gradients vanish",
             "critical": "gradients neither vanish nor explode",
