@@ -129,7 +129,8 @@ def _newton(table: LengthTable, weights: Tensor, biases: Tensor, low: Tensor, hi
         inside = (step >= low[active]) & (step <= high[active])
         following = torch.where(inside, step, (low[active] + high[active]) / 2)
         q[active] = following
-        done = (excess.abs() <= 2e-15 * here) | ((following - here).abs() <= 1e-15 * here)
+        still = torch.minimum((following - here).abs(), high[active] - low[active]) > 4e-15 * here
+        done = (excess.abs() <= 4e-15 * here) | ~still
         converged[active[done]] = True
         active = active[~done]
         if not len(active):

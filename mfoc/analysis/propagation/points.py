@@ -97,7 +97,7 @@ class Points:
         sample = torch.cat([sample, lost.argmin()[None], lost.argmax()[None]])
         sample = sample[found[sample]]
         spread = gain[sample] * moments.decorrelation(q[sample], lost[sample])[0]
-        found[sample[(spread - 1).abs() > _RESIDUAL]] = False
+        found[sample[(spread - 1).abs() > 10 * _RESIDUAL]] = False  # c needs two digits less
         bare = (b[where] == 0).nonzero()[:, 0]
         odd = gain[bare] * moments.mean(q[bare]).square() <= 1e-28 * q[bare]
         lost[bare[odd]] = 1.0  # up to rounding it is: inputs end orthogonal
