@@ -38,8 +38,8 @@ def diagnose(
 ) -> Diagnosis:
     """How signals and gradients pass through a network as it stands: block by block, with a verdict and a cure.
 
-    Containers are unrolled to what they repeat: layers with their activation, residual blocks, transformer layers
-    (``mfoc.analysis.propagation.recording.blocks``). Nothing of the network changes: a private copy is run, in the mode it is in,
+    Containers are unrolled to what they repeat: layers with their activation, residual blocks, transformer layers.
+    Nothing of the network changes: a private copy is run, in the mode it is in,
     with batch norm's averages left alone and dropout drawn from ``seed``.
 
     It costs one forward pass and ``1 + probes`` backward passes through the network, and the memory of its graph.
