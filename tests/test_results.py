@@ -1,5 +1,6 @@
 """What holds tensors prints in a few telling lines, and comparing it never raises."""
 
+import dataclasses
 import importlib
 import inspect
 import pkgutil
@@ -38,9 +39,12 @@ def objects() -> dict[str, object]:
     }
 
 
-@pytest.mark.parametrize("name", objects())
+FIRST, SECOND = objects(), objects()  # made once: certifying takes a second
+
+
+@pytest.mark.parametrize("name", FIRST)
 def test_comparing_never_raises(name):
-    one, other = objects()[name], objects()[name]
+    one, other = FIRST[name], SECOND[name]
     assert one == one
     assert (one == other) is not (one != other)
     assert one not in ([], 3)
@@ -48,41 +52,35 @@ def test_comparing_never_raises(name):
         assert {one: "found"}[one] == "found"
 
 
+def may_hold_tensors(kind: type) -> bool:
+    """Whether an annotation says more than numbers, words, and records of them."""
+    said = " ".join(str(field.type) for field in dataclasses.fields(kind))
+    return any(word in said for word in ("Tensor", "Tree", "Any", "Module", "Callable", "ndarray"))
+
+
 def test_no_class_that_holds_tensors_compares_by_its_fields():
     """Whatever may hold a tensor is compared by identity: named tuples and dataclasses of every module."""
-    plain = {
-        "Measure",
-        "StageCertificate",
-        "Certificate",
-        "Verdict",
-        "Evidence",
-        "Penalty",
-        "Ball",
-        "_Run",
-        "Contestant",
-        "Result",
-    }
-    plain |= {"FixedPoint", "Role", "Slope", "Mend", "Size", "Theorem"}
-    plain |= {"euler_maruyama", "Minimax", "MSA", "EMSA", "Gradient", "PGD", "FGSM", "Free", "YOPO", "Descent", "LBFGS"}
+    plain = {"Penalty", "Ball", "_Run", "Contestant", "Result", "euler_maruyama", "Minimax", "MSA", "EMSA", "Gradient"}
+    plain |= {"PGD", "FGSM", "Free", "YOPO", "Descent", "LBFGS"}
     for info in pkgutil.walk_packages(mfoc.__path__, "mfoc."):
         for kind in vars(importlib.import_module(info.name)).values():
             if not inspect.isclass(kind) or not kind.__module__.startswith("mfoc") or kind.__name__ in plain:
                 continue
             by_fields = getattr(kind, "__dataclass_params__", None) is not None and kind.__dataclass_params__.eq
-            assert not by_fields, f"{kind} is a dataclass that compares its fields"
+            assert not (by_fields and may_hold_tensors(kind)), f"{kind} is a dataclass that compares its fields"
             assert not (issubclass(kind, tuple) and kind.__eq__ is tuple.__eq__), f"{kind} compares as a tuple"
 
 
 @pytest.mark.parametrize("name", ["problem", "game", "particles", "iterate", "info", "trajectory", "evaluation"])
 def test_one_line(name):
-    text = repr(objects()[name])
+    text = repr(FIRST[name])
     assert text.count("\n") == 0
     assert "tensor(" not in text
     assert len(text) < 300
 
 
 def test_a_solution_of_many_parameters_prints_five_lines():
-    solution = objects()["solution"]
+    solution = FIRST["solution"]
     lines = repr(solution).splitlines()
     assert [line.split()[0] for line in lines] == ["Solution", "J", "residual", "steps", "controls"]
     assert "max_steps: did 2 steps" in lines[0]

@@ -58,7 +58,7 @@ def clenshaw(series: Tensor, x: Tensor) -> Tensor:
     return torch.addcmul(series[0] - previous, x, after)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Piece:
     """Several functions on one interval: coefficients [count, functions]."""
 

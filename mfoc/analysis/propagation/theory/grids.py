@@ -25,7 +25,7 @@ _STEPS = 60
 _ITERATIONS = 3000
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Lengths:
     """Fixed points q* of q -> w V(q) + b.
 

@@ -71,7 +71,7 @@ class LengthTable:
         return torch.stack([lengths, slopes, growth], 1), torch.stack([lengths, slopes, sizes], 1)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Strip:
     """A piece of r, and on it pieces of s.
 
