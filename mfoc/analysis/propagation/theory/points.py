@@ -19,7 +19,7 @@ _RESIDUAL = 1e-12
 _WRONG = 1e-9
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Points:
     """A part of a grid, [A, B] each: q*, chi_1, chi_q, 1 - c* and chi_c."""
 

@@ -24,7 +24,7 @@ _MANY_TERMS = 2**15  # of Mehler's series
 _NEAR = 0.1  # the s below which it has too many for an activation with kinks
 
 
-@dataclass
+@dataclass(eq=False)
 class LengthTable:
     """V(q), E phi'^2 and dV/dq for 0 <= q <= 4^top.
 
@@ -88,7 +88,7 @@ class Strip:
     cells: list[Tensor]
 
 
-@dataclass
+@dataclass(eq=False)
 class CorrelationTable:
     """E[(phi(u1) - phi(u2))^2] / (2 q delta) and E phi'(u1) phi'(u2) at one variance q and delta = 1 - c in [0, 1]."""
 
