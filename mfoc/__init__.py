@@ -1,6 +1,7 @@
 """Training as mean-field optimal control: one problem, every solver, a certificate of optimality."""
 
 from mfoc import (
+    analysis,
     certificate,
     checks,
     deprecation,
@@ -42,8 +43,8 @@ __version__ = "0.2.0.dev0"
 __all__ = [
     "EMSA", "MSA", "Ball", "Certificate", "Evaluation", "Formulation", "Game", "Gradient", "HasControls", "Info",
     "InvalidType", "InvalidValue", "Iterate", "Measure", "MfocError", "Minimax", "MissingExtra", "NonFiniteError",
-    "Particles", "Population", "Problem", "Solution", "Solver", "Status", "Trajectory", "certificate", "certify",
-    "certify_module", "checks", "continuous", "controls_of", "costates", "covariance", "deprecation", "derivatives",
+    "Particles", "Population", "Problem", "Solution", "Solver", "Status", "Trajectory", "analysis", "certificate",
+    "certify", "certify_module", "checks", "continuous", "controls_of", "costates", "covariance", "deprecation", "derivatives",
     "distributed", "errors", "euler", "euler_maruyama", "evaluate", "from_module", "games", "hamiltonian", "heun",
     "hooks", "interacting", "iterate", "kernel_mean", "law", "lq", "maximisers", "mean", "minimisers", "networks",
     "particles", "per_stage", "plot", "population", "printing", "require", "rk4", "rollout", "schemes", "seeding",
