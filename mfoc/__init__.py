@@ -44,11 +44,11 @@ __all__ = [
     "EMSA", "MSA", "Ball", "Certificate", "Evaluation", "Formulation", "Game", "Gradient", "HasControls", "Info",
     "InvalidType", "InvalidValue", "Iterate", "Measure", "MfocError", "Minimax", "MissingExtra", "NonFiniteError",
     "Particles", "Population", "Problem", "Solution", "Solver", "Status", "Trajectory", "analysis", "certificate",
-    "certify", "certify_module", "checks", "continuous", "controls_of", "costates", "covariance", "deprecation", "derivatives",
-    "distributed", "errors", "euler", "euler_maruyama", "evaluate", "from_module", "games", "hamiltonian", "heun",
-    "hooks", "interacting", "iterate", "kernel_mean", "law", "lq", "maximisers", "mean", "minimisers", "networks",
-    "particles", "per_stage", "plot", "population", "printing", "require", "rk4", "rollout", "schemes", "seeding",
-    "solve", "testing", "tied", "to_module", "tree", "variance", "weight_decay",
+    "certify", "certify_module", "checks", "continuous", "controls_of", "costates", "covariance", "deprecation",
+    "derivatives", "distributed", "errors", "euler", "euler_maruyama", "evaluate", "from_module", "games",
+    "hamiltonian", "heun", "hooks", "interacting", "iterate", "kernel_mean", "law", "lq", "maximisers", "mean",
+    "minimisers", "networks", "particles", "per_stage", "plot", "population", "printing", "require", "rk4", "rollout",
+    "schemes", "seeding", "solve", "testing", "tied", "to_module", "tree", "variance", "weight_decay",
 ]  # fmt: skip
 
 deprecation.moved(

@@ -86,7 +86,7 @@ images = images / images.square().mean(1, keepdim=True).sqrt()  # q = 1 for ever
 labels = torch.tensor(raw.target)
 order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
 train, test = order[:1400], order[1400:]
-count, width = (4 if SMOKE else 21), 64
+count, width = (4 if SMOKE else 17), 64
 variances = torch.linspace(1.0, 3.0, count)
 
 
@@ -116,7 +116,7 @@ def accuracies(depth, steps):
     """Share of the training digits told right by each of the networks, `[networks]`, after a few steps."""
     problem = mfoc.Problem(dynamics, loss, stack(depth))
     inputs = images[train, None].expand(-1, count, -1)
-    batches = mfoc.population((inputs, labels[train]), batch_size=50, seed=0)
+    batches = mfoc.population((inputs, labels[train]), batch_size=40, seed=0)
     sgd = mfoc.Gradient(partial(torch.optim.SGD, lr=0.01, momentum=0.9))
     solution = mfoc.solve(problem, sgd, batches, steps=steps)
     outputs = mfoc.rollout(problem, solution, mfoc.Particles(inputs, labels[train])).states[-1]
@@ -125,7 +125,7 @@ def accuracies(depth, steps):
 
 depths = [4, 8] if SMOKE else [8, 16, 24, 32, 40, 48, 56, 64]
 started = time.perf_counter()
-trained = torch.stack([accuracies(depth, steps=2 if SMOKE else 60) for depth in depths])
+trained = torch.stack([accuracies(depth, steps=2 if SMOKE else 45) for depth in depths])
 print(f"{count * len(depths)} networks in {time.perf_counter() - started:.0f} s")
 
 figure = new_figure(6.4, 4.2)
