@@ -82,7 +82,7 @@ class Laziness:
         if self.alignment is not None:
             aligned = f"; alignment with the targets {float(self.alignment[0]):.3g} -> {float(self.alignment[-1]):.3g}"
         moved = f"moved by {float(self.moved[-1]):.3g} of their size"
-        if math.isinf(self.moved[-1]):  # networks that are centred at their start
+        if math.isinf(float(self.moved[-1])):  # networks that are centred at their start
             moved = "moved away from zero"
         return f"{self.verdict}\n{last}, outputs {moved}{aligned}"
 
