@@ -37,7 +37,7 @@ class Laziness:
         alignment: centred alignment of the kernel, summed over outputs, with the targets, in [-1, 1] ``[T]`` (Cortes,
             Mohri & Rostamizadeh 2012, "Algorithms for learning kernels based on centered alignment", definition 4);
             None without targets.
-        moved: ||f_t - f_0|| / ||f_0||, how far the outputs moved ``[T]``.
+        moved: ||f_t - f_0|| / ||f_0||, how far the outputs moved ``[T]``; infinite where f_0 is zero and f_t is not.
     """
 
     drift: Tensor
@@ -81,7 +81,10 @@ class Laziness:
         aligned = ""
         if self.alignment is not None:
             aligned = f"; alignment with the targets {float(self.alignment[0]):.3g} -> {float(self.alignment[-1]):.3g}"
-        return f"{self.verdict}\n{last}, outputs moved by {float(self.moved[-1]):.3g} of their size{aligned}"
+        moved = f"moved by {float(self.moved[-1]):.3g} of their size"
+        if math.isinf(float(self.moved[-1])):  # networks that are centred at their start
+            moved = "moved away from zero"
+        return f"{self.verdict}\n{last}, outputs {moved}{aligned}"
 
     def plot(self) -> Any:
         """Drift, turn and alignment along the training, a ``matplotlib.figure.Figure``."""
@@ -143,7 +146,10 @@ def laziness(
     rows = []
     for place, entry in enumerate(trajectory):
         module = _module(net, entry, place, stages)
-        theta = empirical_ntk(module, x, trace=trace, batch_size=batch_size, memory=memory).double()
+        try:
+            theta = empirical_ntk(module, x, trace=trace, batch_size=batch_size, memory=memory).double()
+        except (InvalidValue, InvalidType) as error:  # a training that diverged, say: from where on
+            raise type(error)(f"trajectory[{place}]: {error}") from error
         with plainly(), torch.no_grad():
             out = private_copy(module)(x).double()
         first, start = (theta, out) if first is None or start is None else (first, start)

@@ -70,6 +70,8 @@ class WidthDrift:
         logs = torch.tensor(self.widths, dtype=torch.float64).log()
         line = (centre + self.slope * (logs - logs.mean())).exp()
         axis.loglog(self.widths, line.tolist(), color="#D55E00", label=f"width^{self.slope:.2f}")
+        axis.set_xticks(self.widths, [str(width) for width in self.widths])
+        axis.set_xticks([], minor=True)  # labels of their own, which would lie over these
         axis.set_title(self.verdict.split(";")[0], fontsize=10)
         axis.legend(frameon=False)
         return figure

@@ -241,6 +241,24 @@ def test_bad_trajectories_are_refused(trajectory, kind, match):
         laziness(NET, trajectory, X)
 
 
+def test_a_training_that_diverged_is_told_with_its_place():
+    broken = copy.deepcopy(PATH[0])
+    with torch.no_grad():
+        next(broken.parameters()).fill_(torch.nan)
+    with pytest.raises(InvalidValue, match=r"trajectory\[1\]: the output of net is not finite"):
+        laziness(PATH[0], [PATH[0], broken], X)
+
+
+def test_outputs_that_begin_at_zero_are_said_to_leave_it():
+    start = nn.Linear(X.shape[1], 1, bias=False)
+    nn.init.zeros_(start.weight)
+    end = copy.deepcopy(start)
+    nn.init.ones_(end.weight)
+    found = laziness(start, [start, end], X.to(start.weight.dtype))
+    assert "outputs moved away from zero" in str(found)
+    assert found.regime == "lazy"
+
+
 def test_bad_targets_and_samples_are_refused():
     with pytest.raises(InvalidValue, match="y has shape"):
         laziness(NET, PATH, X, Y[:3])
