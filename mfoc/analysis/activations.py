@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -23,6 +23,7 @@ _NAMED = "tanh, relu, leaky_relu, gelu, silu, erf, sigmoid, softplus, elu, selu,
 _JUMP = 1e-7  # relative to the size of what jumps: rounding is far below, what an integral feels above
 _ORDERS = 4  # the function and three derivatives: a kink in a higher one is beyond what the quadrature rules feel
 _TOO_MANY = 400
+_SOFTPLUS, _EXACT = 20, 40  # torch's default threshold, and one at which e^-u is below rounding of u
 
 
 @by_identity
@@ -135,10 +136,22 @@ def _known(function: Callable[[Tensor], Tensor]) -> Activation:
 
 
 def _studied(function: Callable[[Tensor], Tensor], name: str) -> Activation:
-    function = _check_elementwise(function, name)
+    function = _check_elementwise(_exact(function), name)
     kinks = _find_kinks(function, name)
     slopes = _far_slopes(function)
     return Activation(name, function, kinks, _family(function, kinks), slopes)
+
+
+def _exact(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """Torch's softplus without its linear end: from beta u = 20 on it drops e^-20, a jump that quadrature feels."""
+    kind = getattr(function, "func", function)  # a partial, as read off a graph
+    if kind is F.softplus:
+        given = dict(getattr(function, "keywords", {}))
+        if not getattr(function, "args", ()) and given.get("threshold", _SOFTPLUS) == _SOFTPLUS:
+            return partial(F.softplus, **{**given, "threshold": _EXACT})
+    elif type(kind) is nn.Softplus and kind.threshold == _SOFTPLUS:
+        return nn.Softplus(kind.beta, _EXACT)
+    return function
 
 
 # ---- what an activation has to be

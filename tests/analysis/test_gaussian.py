@@ -132,3 +132,19 @@ def test_what_is_no_variance_is_refused(q, error):
 def test_a_slope_without_a_mean_square_is_refused(given):
     with pytest.raises(InvalidValue, match=r"do not converge|has no derivative|jumps"):
         GaussianMoments.of(given)
+
+
+@pytest.mark.parametrize("activation", ["softplus", nn.Softplus()])
+@pytest.mark.parametrize("q", [25.0, 130.0])
+def test_softplus_is_taken_without_its_linear_end(activation, q):
+    """Torch drops e^-u from u = 20 on, a jump of 2e-9 that is no part of the function."""
+    root = mpmath.sqrt(q)
+    ends = [-12, -4, -2, -1, -0.5, 0, 0.5, 1, 2, 4, 12]
+
+    def square(z):
+        return mpmath.log1p(mpmath.exp(root * z)) ** 2 * mpmath.npdf(z)
+
+    with mpmath.workdps(25):
+        exact = float(mpmath.quad(square, ends))
+    found = GaussianMoments.of(activation).second_moment(torch.tensor(q, dtype=torch.float64))
+    assert float(found) == pytest.approx(exact, rel=1e-13)

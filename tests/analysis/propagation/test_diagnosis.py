@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mfoc.analysis.propagation import Finding, diagnose
+from mfoc.analysis.propagation import Finding, critical_init_, diagnose
 from tests.architectures import seeded
 
 
@@ -286,3 +286,17 @@ def test_a_readout_of_zeros_is_no_fault():
     net = dense(stack(nn.Tanh, 8), 1.0, orthogonal=True)
     nn.init.zeros_(net[-1].weight)
     assert diagnose(net, 0.02 * normal(8, 256)).finding is Finding.TRAINS
+
+
+def test_padding_takes_nothing_from_weights_at_the_centre_tap():
+    def make():
+        return nn.Sequential(
+            *[part for k in range(4) for part in (nn.Conv2d(96 if k else 8, 96, 3, padding=1), nn.Tanh())]
+        )
+
+    x = torch.randn(4, 8, 8, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    net = seeded(make)
+    critical_init_(net, x)  # delta-orthogonal
+    for block in diagnose(net, x).blocks[1:]:
+        assert block.chi_theory == pytest.approx(block.chi, rel=0.05)
+        assert block.q_theory == pytest.approx(block.q, rel=0.1)

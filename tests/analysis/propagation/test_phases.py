@@ -2,13 +2,14 @@
 
 import math
 import time
+from itertools import product
 
 import pytest
 import torch
 from torch import nn
 
 from mfoc.analysis.propagation import PhaseDiagram, SignalPropagation, critical_line, phase_diagram
-from mfoc.analysis.propagation import points as module
+from mfoc.analysis.propagation.theory import points as module
 from mfoc.errors import InvalidType, InvalidValue
 
 FIELDS = ("q_star", "chi_1", "chi_q", "c_star", "chi_c", "xi_q", "xi_c")
@@ -249,3 +250,12 @@ def test_a_large_grid_takes_no_loop_over_points():
         torch.set_num_threads(threads)
     assert taken < 20  # it is below one second on a quiet machine: see the benchmark
     assert_agrees(diagram, "tanh", some(diagram, 8, seed=1))
+
+
+def test_odd_activations_are_orthogonal_down_to_the_critical_point():
+    weights = torch.tensor([0.9, 1 + 1e-6, 1 + 1e-5, 1.02, 2.0], dtype=torch.float64)
+    diagram = phase_diagram("tanh", weights, torch.tensor([0.0, 0.1], dtype=torch.float64))
+    for i, j in product(range(5), range(2)):
+        signal = SignalPropagation("tanh", float(weights[i]), (0.0, 0.1)[j])
+        found = [float(part.reshape(5, 2)[i, j]) for part in (diagram.c_star, diagram.chi_c)]
+        assert found == pytest.approx([signal.c_star, signal.chi_c], abs=1e-9)

@@ -269,3 +269,28 @@ def test_a_correlation_map_needs_a_length():
         SignalPropagation("tanh", 0.5).correlation_map(0.5)
     with pytest.raises(InvalidValue, match="outside"):
         SignalPropagation("tanh", 2.0).correlation_map(1.5)
+
+
+@pytest.mark.parametrize("name", ["hardtanh", "tanh", "sin"])
+@pytest.mark.parametrize("excess", [1e-6, 1e-5, 0.02])
+def test_odd_activations_without_biases_leave_inputs_orthogonal(name, excess):
+    """However little chi_1 exceeds one: the correlation map has no constant, so that c* = 0."""
+    signal = SignalPropagation(name, 1 + excess, 0.0)
+    assert 1 < signal.chi_1 < 1 + excess
+    assert signal.c_star == 0
+    assert 1 - excess < signal.chi_c < 1
+    assert signal.xi_c > 10 / excess
+
+
+def test_plateaus_of_the_length_map_are_no_double_fixed_points(monkeypatch):
+    """Of hardtanh, V(q) / q is one up to rounding for q below .02, in whose dips nothing is to be found."""
+    signal, calls = SignalPropagation("hardtanh", 1.02, 0.0), []
+    second_moment = GaussianMoments.second_moment
+
+    def counted(self, q):
+        calls.append(q)
+        return second_moment(self, q)
+
+    monkeypatch.setattr(GaussianMoments, "second_moment", counted)
+    assert [round(point.q, 6) for point in signal.fixed_points] == [0, 0.153986]
+    assert len(calls) < 500

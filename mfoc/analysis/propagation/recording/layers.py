@@ -5,7 +5,7 @@ For h = W phi(x) + b, sigma_w^2 = n_in E W_ij^2 and sigma_b^2 = E b_i^2 (Poole e
     q' = sigma_w^2 E x^2 + sigma_b^2,      chi = sigma_w^2 E phi'(sqrt(q') z)^2
 
 with E x^2 = V(q) behind a layer of which theory is told, and as measured elsewhere. The part of a filter that lies over
-a padding of zeros carries nothing; its share is taken off sigma_w^2, as that is what the signal meets.
+a padding of zeros carries nothing; its share of the squared weights is taken off sigma_w^2.
 """
 
 from __future__ import annotations
@@ -142,10 +142,12 @@ def _seen(module: Any, x: Tensor) -> float:
     if module.padding_mode != "zeros":
         return 1.0
     ones = torch.ones(1, 1, *x.shape[2:]) if x.dim() == module.weight.dim() else torch.ones(1, 1, *x.shape[1:])
-    kernel = torch.ones(1, 1, *module.kernel_size)
+    # Each tap counts by its weights: the centre, where delta-orthogonal kernels have all of theirs, is always seen.
+    kernel = module.weight.detach().cpu().float().square().sum((0, 1), keepdim=True)
+    total = float(kernel.sum())
     convolve: Any = (F.conv1d, F.conv2d, F.conv3d)[len(module.kernel_size) - 1]
     over = convolve(ones, kernel, None, module.stride, module.padding, module.dilation)
-    return float(over.mean()) / kernel.numel()
+    return float(over.mean()) / total if total > 0 else 1.0
 
 
 def predictions(blocks: list[Block], layers: list[Layer | None]) -> list[tuple[float, float] | None]:

@@ -173,10 +173,16 @@ def _beyond(length_map: LengthMap, q: float) -> list[tuple[float, float]]:
 
 
 def _dips(three: list[tuple[float, float]]) -> bool:
-    """Whether the middle of three points of one sign comes close to the diagonal, relative to q."""
+    """Whether the middle of three points of one sign comes so close to the diagonal that the map may cross it nearby.
+
+    In ln q the excess over q is smooth on the scale of the grid: V smooths phi^2 there. So it falls below the middle by
+    a quarter of what it rises to a side at most, if it is a parabola; four times that is looked at. A plateau, whose
+    only dips are rounding, as of hardtanh at small q, is passed over.
+    """
     near = [abs(excess) / max(q, 1e-300) for q, excess in three]
     same = len({excess > 0 for _, excess in three}) == 1
-    return same and three[0][0] > 0 and near[1] <= min(near[0], near[2]) and near[1] < 0.05
+    rise = max(near[0], near[2]) - near[1]
+    return same and three[0][0] > 0 and near[1] <= min(near[0], near[2]) and near[1] <= rise
 
 
 def _between(

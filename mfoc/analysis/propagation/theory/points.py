@@ -79,6 +79,7 @@ class Points:
 
     def _correlate(self, moments: GaussianMoments, w: Tensor, b: Tensor, unknown: Tensor) -> None:
         """c* and chi_c of the chaotic points."""
+        self._orthogonal(moments, w, b)
         where = chaotic(self.chi_1, self.q) & ~unknown
         if not bool(where.any()):
             return
@@ -98,11 +99,20 @@ class Points:
         sample = sample[found[sample]]
         spread = gain[sample] * moments.decorrelation(q[sample], lost[sample])[0]
         found[sample[(spread - 1).abs() > 10 * _RESIDUAL]] = False  # c needs two digits less
-        bare = (b[where] == 0).nonzero()[:, 0]
-        odd = gain[bare] * moments.mean(q[bare]).square() <= 1e-28 * q[bare]
-        lost[bare[odd]] = 1.0  # up to rounding it is: inputs end orthogonal
+        lost[self.lost[where] == 1] = 1.0  # up to rounding it is
         self.lost[where], self.chi_c[where] = lost, chi
         unknown[where] |= ~found
+
+    def _orthogonal(self, moments: GaussianMoments, w: Tensor, b: Tensor) -> None:
+        """Points of odd activations without biases, at which inputs end orthogonal: see SignalPropagation."""
+        row, column = ((b == 0) & (self.chi_1 > 1) & (self.q > 0) & self.q.isfinite()).nonzero(as_tuple=True)
+        q, gain = self.q[row, column], w[row, column]
+        odd = gain * moments.mean(q).square() <= 1e-28 * q
+        row, column, q, gain = row[odd], column[odd], q[odd], gain[odd]
+        self.lost[row, column] = 1.0
+        near = ~chaotic(self.chi_1[row, column], q)  # few: those within rounding of the critical line
+        for i, j, length, weight in zip(row[near], column[near], q[near], gain[near], strict=True):
+            self.chi_c[i, j] = weight * moments.decorrelation(length, torch.ones_like(length))[1]
 
     def _set(self, place: tuple[int, int], moments: GaussianMoments, weight: float, bias: float) -> None:
         """One point, by SignalPropagation."""

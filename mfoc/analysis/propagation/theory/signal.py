@@ -162,16 +162,26 @@ class SignalPropagation:
         q = _tensor(self.q_star)
         masks = (self._lengths.gain - self.weight_variance) * float(self.moments.second_moment(q))
         share = masks / self.q_star if self.q_star > 0 else 0.0
+        if self._orthogonal():  # the root is known, and for kinks a search would only find its rounding
+            return 1.0
         if share == 0 and self.chi_1 <= 1 + CRITICAL:
             return 0.0
         lost = _decorrelated(self.moments, q, self.weight_variance, share)
         return lost if lost < 0.5 else 1 - self._polished(1 - lost)
 
+    def _orthogonal(self) -> bool:
+        """Whether c* is zero: an odd activation without biases passes on nothing that two inputs share.
+
+        Then chi_1 > 1 at any q* > 0, by however little: of sum n a_n^2 (no a_0) over sum a_n^2 = q* / sigma_w^2. Linear
+        activations, and a q* that comes of rounding, are left out.
+        """
+        if not self.q_star > 0 or self.moments.homogeneous or self.chi_1 <= 1:
+            return False
+        constant = self.bias_variance + self.weight_variance * float(self.moments.mean(_tensor(self.q_star))) ** 2
+        return constant <= 1e-28 * self.q_star
+
     def _polished(self, c: float) -> float:
         """Newton's steps for c itself, which has more digits than 1 - c where it is small."""
-        constant = self.bias_variance + self.weight_variance * float(self.moments.mean(_tensor(self.q_star))) ** 2
-        if constant <= 1e-28 * self.q_star:  # an odd activation without biases
-            return 0.0
         q = _tensor([self.q_star])
         for _ in range(2):
             value, slope = (self.weight_variance * float(part) for part in self.moments.pair(q, q, _tensor([[c]])))
@@ -180,7 +190,7 @@ class SignalPropagation:
 
     @property
     def c_star(self) -> float:
-        """The stable fixed point of the correlation map: 1 unless the phase is chaotic, or there is dropout."""
+        """The stable fixed point of the correlation map: 1 unless chi_1 > 1, or there is dropout."""
         return 1 - self._lost
 
     @cached_property
