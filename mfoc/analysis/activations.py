@@ -113,7 +113,10 @@ def _name_of(function: Any) -> str:
 
 
 def _frozen(module: nn.Module) -> nn.Module:
-    return copy.deepcopy(module).double().requires_grad_(False)
+    frozen = copy.deepcopy(module).double()
+    for parameter in frozen.parameters():  # a scripted module has no requires_grad_ of its own
+        parameter.requires_grad_(False)
+    return frozen
 
 
 _BY_DESCRIPTION: dict[tuple[type[nn.Module], str, bool], Activation] = {}

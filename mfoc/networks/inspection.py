@@ -161,7 +161,7 @@ def refuse_lazy(net: nn.Module) -> None:
     """Refuses parameters that have no shape yet."""
     for name, parameter in net.named_parameters():
         if isinstance(parameter, nn.parameter.UninitializedParameter):
-            raise InvalidValue(f"parameter {name!r} is lazy; run the network once on a batch before from_module")
+            raise InvalidValue(f"parameter {name!r} is lazy and has no shape yet; run the network once on a batch")
 
 
 def refuse_sharing(net: nn.Module, *, aliases: bool = True) -> None:

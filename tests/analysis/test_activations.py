@@ -119,3 +119,8 @@ def test_it_can_be_pickled():
 def test_what_is_no_activation_is_refused(given, error, words):
     with pytest.raises(error, match=words):
         Activation.of(given)
+
+
+def test_a_scripted_module_is_an_activation():
+    u = torch.linspace(-1, 1, 5, dtype=torch.float64)
+    assert torch.equal(Activation.of(torch.jit.script(nn.Tanh())).function(u), u.tanh())

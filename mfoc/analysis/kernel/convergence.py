@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mfoc.analysis.kernel.doors import free_memory, private_copy
+from mfoc.analysis.kernel.doors import check_samples, free_memory, private_copy, usable
 from mfoc.analysis.kernel.empirical import empirical_ntk
 from mfoc.analysis.kernel.function_space import Curve, Outputs
 from mfoc.analysis.kernel.taps import plainly
@@ -83,8 +83,14 @@ class NTKConvergence:
                 f"lr = {self.lr:.3g} is too large: the linearised dynamics diverge above {self.stable_lr:.3g} "
                 f"({did} in {steps} steps)"
             )
+        went = f"the loss went from {float(self.measured[0]):.4g} to {float(self.measured[-1]):.4g} in {steps} steps"
         if self.lambda_max <= 0:
-            return "the kernel or the loss's Hessian vanishes here: gradient descent does not move at this rate"
+            return (
+                "no rate and no largest stable step: the kernel vanishes here, or the loss's Hessian in the outputs, "
+                f"as that of a loss linear in them does; at lr = {self.lr:.3g} {went}"
+            )
+        if not float(self.measured[-1]) <= float(self.measured[0]):
+            return f"does not train at lr = {self.lr:.3g}: {went}, the linear dynamics stable"
         how = "as the kernel predicts" if self.linear else "near what the kernel predicts"
         if self.gap > _FAR:
             how = "but not as the kernel predicts: its features move, or curvature counts"
@@ -160,6 +166,8 @@ def ntk_convergence(
     check_integer(1, steps=steps)
     check_positive(optional=True, lr=lr)
     check_between(0, 1, delta=delta)
+    check_samples(x=x)
+    x = usable(x)
     theta = empirical_ntk(net, x, batch_size=batch_size, memory=memory)
     private = private_copy(net)
     with plainly(), torch.no_grad():

@@ -33,6 +33,11 @@ def check_samples(**samples: object) -> None:
             raise InvalidValue(f"{name} holds NaN or infinity; the kernel is of finite samples")
 
 
+def usable(x: Tensor) -> Tensor:
+    """The samples without their history; a copy where they were made in inference mode, which autograd cannot use."""
+    return x.clone() if x.is_inference() else x.detach()
+
+
 def check_alike(x1: Tensor, x2: Tensor) -> None:
     """Refuses two sets of samples that are not of one kind.
 

@@ -9,7 +9,15 @@ from typing import TypeVar
 
 from torch import Tensor, nn
 
-from mfoc.analysis.kernel.doors import check_alike, check_fits, check_outputs, check_samples, free_memory, private_copy
+from mfoc.analysis.kernel.doors import (
+    check_alike,
+    check_fits,
+    check_outputs,
+    check_samples,
+    free_memory,
+    private_copy,
+    usable,
+)
 from mfoc.analysis.kernel.jacobians import Jacobians, Misfit
 from mfoc.analysis.kernel.layers import Share
 from mfoc.analysis.kernel.products import block
@@ -62,7 +70,7 @@ def empirical_ntk(
         check_alike(x1, x2)
     check_flag(trace=trace)
     check_integer(1, optional=True, batch_size=batch_size, memory=memory)
-    x1, x2 = x1.detach(), None if x2 is None else x2.detach()
+    x1, x2 = usable(x1), None if x2 is None else usable(x2)
     source = Source.of(net, x1, batch_size)
     room = free_memory(source.like.device) // 2 if memory is None else memory
     columns = x1 if x2 is None else x2

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, jvp
 
-from mfoc.analysis.kernel.doors import check_samples
+from mfoc.analysis.kernel.doors import check_samples, usable
 from mfoc.analysis.kernel.empirical import Source
 from mfoc.analysis.kernel.products import squares
 from mfoc.analysis.kernel.taps import normal_like, plainly
@@ -54,7 +54,7 @@ class NTKOperator:
     def __init__(self, net: nn.Module, x: Tensor, *, batch_size: int | None = None) -> None:
         check_samples(x=x)
         check_integer(1, optional=True, batch_size=batch_size)
-        self._x = x.detach()
+        self._x = usable(x)
         self._source = Source.of(net, self._x, batch_size)
         self._net = self._source.jacobians.net
         self._size = batch_size or min(len(x), self._source.at_once() * self._source.outputs)
@@ -137,8 +137,16 @@ class NTKOperator:
                 self._forward_mode = False
         out = self._net(x).reshape(len(x), -1)
         u = torch.zeros_like(out).requires_grad_()
-        back = gradients(out, list(trainable(self._net).values()), [u], create_graph=True)
-        return gradients(back, [u], list(tangent.values()))[0]
+        try:
+            back = gradients(out, list(trainable(self._net).values()), [u], create_graph=True)
+            return gradients(back, [u], list(tangent.values()))[0]
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:  # as of nn.EmbeddingBag
+            raise InvalidValue(
+                f"net has neither forward-mode nor second derivatives, which products with its kernel need: {error} "
+                "(empirical_ntk needs first derivatives only)"
+            ) from error
 
     def _is_linear(self) -> bool:
         """Whether forward mode is the transpose of the backward pass, <u, J w> = <J^T u, w>, on a few samples.

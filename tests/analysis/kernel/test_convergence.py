@@ -2,6 +2,7 @@
 
 import copy
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -294,3 +295,17 @@ def test_bad_input_is_refused(make, x, y, loss, kind, match):
 def test_options_are_checked(options):
     with pytest.raises(InvalidValue, match=next(iter(options))):
         ntk_convergence(linear(), X, Y, F.mse_loss, **options)
+
+
+def test_a_loss_without_curvature_has_no_rate_and_is_not_said_to_stand_still():
+    found = ntk_convergence(linear(), X, Y, F.l1_loss, steps=3, lr=0.01)
+    assert found.measured[-1] < found.measured[0]
+    assert "no largest stable step" in found.verdict
+
+
+def test_a_loss_that_rises_is_not_called_training():
+    net = seeded(lambda: nn.Sequential(nn.Linear(D, 16), nn.Tanh(), nn.Linear(16, C)))
+    found = ntk_convergence(net, X, Y, F.mse_loss, steps=2)
+    risen = replace(found, measured=found.measured.flip(0), gap=1.0)
+    assert found.verdict.startswith("trains")
+    assert risen.verdict.startswith("does not train")

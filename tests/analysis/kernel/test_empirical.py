@@ -495,3 +495,18 @@ def test_options_are_checked():
     for options in ({"count": 0}, {"count": 7}, {"steps": 0}, {"tol": 0.0}, {"seed": -1}):
         with pytest.raises(InvalidValue, match=next(iter(options))):
             operator.top(**options)
+
+
+def test_samples_made_in_inference_mode_are_samples_like_any():
+    net = seeded(lambda: nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 2)))
+    x = normal(3, 4)
+    with torch.inference_mode():
+        made = x.clone()
+    assert torch.equal(empirical_ntk(net, made), empirical_ntk(net, x))
+    assert torch.equal(NTKOperator(net, made).diagonal(), NTKOperator(net, x).diagonal())
+
+
+def test_products_are_refused_where_no_second_derivative_is():
+    bag = seeded(lambda: nn.Sequential(nn.EmbeddingBag(7, 3), nn.Linear(3, 2)))
+    with pytest.raises(InvalidValue, match="empirical_ntk needs first derivatives only"):
+        NTKOperator(bag, tokens(3, 4))

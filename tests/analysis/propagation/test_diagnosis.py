@@ -300,3 +300,50 @@ def test_padding_takes_nothing_from_weights_at_the_centre_tap():
     for block in diagnose(net, x).blocks[1:]:
         assert block.chi_theory == pytest.approx(block.chi, rel=0.05)
         assert block.q_theory == pytest.approx(block.q, rel=0.1)
+
+
+def _stack(depth=6):
+    net = nn.Sequential(*[nn.Sequential(nn.Linear(16, 16), nn.ReLU()) for _ in range(depth)], nn.Linear(16, 4))
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for layer in (part for part in net.modules() if isinstance(part, nn.Linear)):
+            layer.weight.copy_(torch.randn(layer.weight.shape, generator=generator) * (2 / 16) ** 0.5)
+            layer.bias.zero_()
+    return net, torch.randn(32, 16, generator=generator)
+
+
+def test_a_loss_that_is_not_finite_is_no_net_that_trains():
+    net, x = _stack()
+    for loss in (lambda out: (out * float("nan")).sum(), lambda out: (out * 0).sum().sqrt()):
+        found = diagnose(net, x, loss)
+        assert found.finding is Finding.NON_FINITE
+        assert "look at the loss" in found.verdict
+
+
+def test_a_dead_first_layer_is_named():
+    net, x = _stack()
+    with torch.no_grad():
+        net[0][0].bias.fill_(-100)
+    found = diagnose(net, x)
+    assert found.finding is Finding.DEAD
+    assert "block 1 (0)" in found.verdict
+
+
+def test_inputs_of_zeros_are_not_blamed_on_the_network():
+    net, x = _stack()
+    with torch.no_grad():
+        net[0][0].bias.fill_(0.1)
+    assert diagnose(net, x * 0).verdict.startswith("x is zero everywhere")
+
+
+def test_a_skip_past_all_layers_is_not_read_as_growth_in_the_first():
+    class Beside(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.deep = nn.Sequential(*[nn.Sequential(nn.Linear(16, 16), nn.Sigmoid()) for _ in range(12)])
+            self.skip = nn.Linear(16, 16)
+
+        def forward(self, x):
+            return self.deep(x) + self.skip(x)
+
+    assert diagnose(Beside(), torch.ones(8, 16) + torch.eye(8, 16)).finding is not Finding.BREAKS

@@ -2,11 +2,13 @@
 
 import copy
 import math
+import warnings
 
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.utils import prune
 
 from mfoc.analysis.jacobians import gain_of
 from mfoc.analysis.propagation import Initialisation, critical_init_
@@ -430,3 +432,31 @@ def test_a_deep_network_trains_where_the_default_does_not():
 
     assert trained(critical_init_) < 0.3
     assert trained(lambda net, x: None) > 0.68  # ln 2: nothing was learned
+
+
+def test_wrapped_networks_are_refused_with_the_cure():
+    net, x = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4)), torch.ones(3, 4)
+    with pytest.raises(InvalidType, match="before you script it"):
+        critical_init_(torch.jit.script(net), x)
+    with pytest.raises(InvalidType, match=r"its \.module"):
+        critical_init_(nn.DataParallel(net), x)
+    with torch.inference_mode(), pytest.raises(InvalidValue, match="outside of it"):
+        critical_init_(net, x)
+
+
+def test_weights_that_hooks_compute_are_tuned_and_those_of_fixed_gain_refused():
+    x = torch.randn(32, 16, generator=torch.Generator().manual_seed(0))
+
+    def stack(wrap):
+        return nn.Sequential(*[nn.Sequential(wrap(nn.Linear(16, 16)), nn.Tanh()) for _ in range(3)])
+
+    with pytest.raises(InvalidValue, match="fixed gain"):
+        critical_init_(stack(nn.utils.spectral_norm), x)
+    pruned = stack(lambda layer: prune.random_unstructured(layer, "weight", 0.5))
+    masks = [mask.clone() for mask in pruned.buffers()]
+    assert critical_init_(pruned, x).critical
+    assert all(map(torch.equal, masks, pruned.buffers()))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # torch's own, of the older function
+        normed = stack(nn.utils.weight_norm)
+    assert critical_init_(normed, x).critical

@@ -398,3 +398,22 @@ def test_a_net_made_once_is_refused():
     nets = {width: mlp(width) for width in (8, 16)}
     with pytest.raises(InvalidValue, match="same net twice"):
         width_check(nets.__getitem__, (8, 16), torch.ones(4, 8), SGD, seeds=2)
+
+
+def test_inference_mode_neither_stops_it_nor_changes_it():
+    x = torch.randn(8, 8, generator=torch.Generator().manual_seed(0))
+    plain = width_check(mlp, (8, 16), x, ADAM, seeds=2)
+    with torch.inference_mode():
+        inside = width_check(mlp, (8, 16), x.clone(), ADAM, seeds=2)
+        made = x.clone()
+    for other in (inside, width_check(mlp, (8, 16), made, ADAM, seeds=2)):
+        for one, same in zip(other.layers, plain.layers, strict=True):
+            assert torch.equal(one.changes, same.changes)
+
+
+def test_scripted_nets_and_empty_data_are_refused_with_the_cure():
+    x = torch.ones(4, 8)
+    with pytest.raises(InvalidType, match="return the plain one"):
+        width_check(lambda width: torch.jit.script(nn.Linear(8, width)), (8, 16), x, ADAM)
+    with pytest.raises(InvalidValue, match="x is empty"):
+        width_check(mlp, (8, 16), x[:0], ADAM)

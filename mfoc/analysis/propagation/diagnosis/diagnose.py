@@ -92,11 +92,17 @@ def _of_recording(recording: Recording, loss: Any, targets: Tree, *, probes: int
         described.append(one)
     if len(described) > 2 and (blocks[-1].core is not None or blocks[-1].resizes):
         described[-1] = replace(described[-1], counted=False)  # the readout
-    if len(described) > 3 and blocks[0].core is not None and blocks[0].starts == recording.entering:
+    if len(described) > 3 and blocks[0].core is not None and _reads_data(blocks[0], recording):
         described[0] = replace(described[0], counted=False)  # no weights lie behind it for a gradient to reach
     return _concluded(
         described, blocks, recording.size, NAN if value is None else float(value.detach()), probes, severed(recording)
     )
+
+
+def _reads_data(block: Block, recording: Recording) -> bool:
+    """Whether the inputs enter a block as they are; it may hold another place of them on the graph, a view."""
+    given = {point.tensor.data_ptr() for point in recording.entering}
+    return bool(given) and {point.tensor.data_ptr() for point in block.starts} <= given
 
 
 def _of_problem(

@@ -62,13 +62,16 @@ def _non_finite(rows: Sequence[BlockDiagnosis], first: Statistics) -> tuple[Find
         if not math.isfinite(rows[k].chi):
             words = f"{place(rows, k)}: its derivative is NaN or infinite where its output is finite"
             return Finding.NON_FINITE, f"{words}; look for a square root or a norm of zeros in it"
+    if not math.isfinite(rows[-1].arriving):
+        words = "the gradient that arrives at the output is NaN or infinite, where the network's values are finite"
+        return Finding.NON_FINITE, f"{words}; look at the loss and its targets"
     return None
 
 
 def _dead(rows: Sequence[BlockDiagnosis], first: Statistics) -> tuple[Finding, str] | None:
     before: BlockDiagnosis | Statistics = first
     for k, row in enumerate(rows):
-        if row.counted and row.constant >= 0.9 and not before.constant >= 0.5 and not before.c >= 0.99:
+        if (row.counted or k == 0) and row.constant >= 0.9 and not before.constant >= 0.5 and not before.c >= 0.99:
             share = f"{math.floor(100 * row.constant)} %"
             words = f"dead: {share} of the units of {place(rows, k)} are constant over all inputs"
             return Finding.DEAD, f"{words}; lower its biases or its learning rate, or start again: {_CURE}"
@@ -135,6 +138,8 @@ def _depth(rows: Sequence[BlockDiagnosis], _first: Statistics) -> tuple[Finding,
 
 
 def _inputs(rows: Sequence[BlockDiagnosis], first: Statistics) -> tuple[Finding, str] | None:
+    if first.q == 0:
+        return Finding.INPUTS_COLLAPSE, "x is zero everywhere: nothing is told apart; diagnose on inputs like the data"
     last = rows[_counted(rows)[-1]]
     if not last.c > _SAME or first.c > _SAME:
         return None

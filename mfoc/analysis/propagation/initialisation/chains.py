@@ -67,7 +67,8 @@ def layers_of(net: nn.Module) -> list[Layer] | None:
 
 def is_plain(module: nn.Module) -> bool:
     """Whether a module is one of torch's dense or convolution layers, with weights of its own and its own pass."""
-    return type(module) in PLAIN and not parametrize.is_parametrized(module)
+    made = parametrize.is_parametrized(module) or "weight" not in module._parameters  # pruned, or by an older norm
+    return type(module) in PLAIN and not made
 
 
 def _leaves(net: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:

@@ -79,6 +79,7 @@ def critical_init_(
     check_flag(orthogonal=orthogonal)
     check_integer(0, seed=seed)
     refuse_lazy(net)
+    _refuse_wrapped(net)
     args = _checked(x)
     layers = layers_of(net)
     if layers is None and args is None:
@@ -94,6 +95,18 @@ def critical_init_(
             draft, result = _by_tuning(net, args, q_star, orthogonal, seed)
     draft.commit()
     return result.noting("dropout was off while measuring") if dropout else result
+
+
+def _refuse_wrapped(net: nn.Module) -> None:
+    """Refuses what cannot be run with other weights, or not be looked into."""
+    for name, part in net.named_modules():
+        where = f"module {name!r}" if name else "net"
+        if isinstance(part, torch.jit.ScriptModule):
+            raise InvalidType(f"{where} is scripted, and its layers take no hooks; initialise it before you script it")
+        if isinstance(part, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            raise InvalidType(f"{where} is a {type(part).__name__}; give the network inside it, its .module")
+    if torch.is_inference_mode_enabled():
+        raise InvalidValue("there are no gradients in torch.inference_mode(); call critical_init_ outside of it")
 
 
 # ---- by theory

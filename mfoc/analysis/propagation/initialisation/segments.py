@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 from torch.nn.utils import parametrize
+from torch.nn.utils.spectral_norm import SpectralNorm
 
 from mfoc.analysis.propagation.initialisation.chains import is_plain
 from mfoc.analysis.propagation.initialisation.streams import Pass, bottlenecks
@@ -60,6 +61,10 @@ def refuse_fixed(net: nn.Module) -> None:
                         f"layer {name!r} has a parametrised {leaf} ({type(step).__name__}), whose gain may be fixed; "
                         "initialise before you parametrise it"
                     )
+        if any(isinstance(hook, SpectralNorm) for hook in part.__dict__["_forward_pre_hooks"].values()):
+            raise InvalidValue(
+                f"layer {name!r} has a weight of fixed gain (torch.nn.utils.spectral_norm); initialise before that"
+            )
 
 
 def segments_of(found: Pass) -> list[Segment]:

@@ -81,12 +81,13 @@ def width_check(
     check_between(0, 1, confidence=confidence)
     ordered = _checked_widths(widths)
     data, target = x if isinstance(x, tuple) and len(x) == 2 else (x, None)
-    study = Study(make_net, data, target, optimizer, groups, loss, steps)
-    trials = [[study.trial(width, mixed_seed(seed, 0)) for width in ordered]]
-    _refuse_other_architectures(ordered, trials[0])
-    nets = [one.net for one in trials[0]]
-    for key in (mixed_seed(seed, index) for index in range(1, seeds)):  # other nets than the first are not kept
-        trials.append([replace(study.trial(w, key), net=net) for w, net in zip(ordered, nets, strict=True)])
+    with torch.inference_mode(False):
+        study = Study(make_net, data, target, optimizer, groups, loss, steps)
+        trials = [[study.trial(width, mixed_seed(seed, 0)) for width in ordered]]
+        _refuse_other_architectures(ordered, trials[0])
+        nets = [one.net for one in trials[0]]
+        for key in (mixed_seed(seed, index) for index in range(1, seeds)):  # other nets than the first are not kept
+            trials.append([replace(study.trial(w, key), net=net) for w, net in zip(ordered, nets, strict=True)])
     fit = _Fit(torch.tensor(ordered, dtype=torch.float64).log(), confidence)
     layers = []
     for name, kind in trials[0][0].kinds.items():

@@ -72,7 +72,8 @@ class Study:
     def __post_init__(self) -> None:
         # Without the history that the user's tensors may have.
         for name in ("x", "target"):
-            object.__setattr__(self, name, _finite(getattr(self, name), name))
+            # A copy, since autograd saves no tensor that was made in inference mode.
+            object.__setattr__(self, name, tree.copy(_finite(getattr(self, name), name)))
 
     def trial(self, width: int, key: int) -> Trial:
         """Makes the net of a width, from a seed, and trains it; the target is that of the seed."""
@@ -208,6 +209,8 @@ def _finite(values: Any, name: str) -> Any:
     found = [leaf for leaf in tree.leaves(values) if isinstance(leaf, Tensor)]
     if not found:
         raise InvalidType(f"{name} is {kind_of(values)}; expected a tensor, or a tree of tensors")
+    if not all(leaf.numel() for leaf in found):
+        raise InvalidValue(f"{name} is empty; expected at least one sample, [N, ...]")
     if not all(bool(leaf.isfinite().all()) for leaf in found):
         raise InvalidValue(f"{name} is not finite; expected numbers")
     return tree.detached(values)
@@ -216,6 +219,8 @@ def _finite(values: Any, name: str) -> Any:
 def _checked_net(net: object, width: int) -> nn.Module:
     if not isinstance(net, nn.Module):
         raise InvalidType(f"make_net({width}) returned {kind_of(net)}; expected a torch.nn.Module")
+    if isinstance(net, torch.jit.ScriptModule):
+        raise InvalidType(f"make_net({width}) returned a scripted module: it takes no hooks; return the plain one")
     refuse_lazy(net)
     if not any(parameter.requires_grad for parameter in net.parameters()):
         raise InvalidValue(f"make_net({width}) has no parameter that requires grad; expected something to train")
