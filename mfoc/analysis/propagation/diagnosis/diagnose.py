@@ -20,6 +20,7 @@ from mfoc.analysis.propagation.recording.record import Recording, carries, recor
 from mfoc.analysis.propagation.recording.rolled import rolled_out
 from mfoc.checks import check_callable, check_instance, check_integer
 from mfoc.errors import InvalidType, InvalidValue
+from mfoc.networks.inspection import bare_matrices
 from mfoc.problem import Problem
 from mfoc.tree import Tree
 
@@ -113,13 +114,7 @@ def _of_recording(recording: Recording, loss: Any, targets: Tree, *, probes: int
 def _bare(blocks: Sequence[Block], recording: Recording) -> list[str]:
     """The matrices of containers that no block holds: what they do belongs to the blocks beside them."""
     held = {key for block in blocks for key in block.parameters}
-    return [
-        f"{name}.{leaf}" if name else leaf
-        for name, part in recording.root.module.named_modules()
-        if isinstance(part, nn.ParameterList | nn.ParameterDict) or any(True for _ in part.children())
-        for leaf, parameter in part.named_parameters(recurse=False)
-        if id(parameter) not in held and sum(length > 1 for length in parameter.shape) > 1
-    ]
+    return [name for name, parameter in bare_matrices(recording.root.module) if id(parameter) not in held]
 
 
 def _idle(blocks: Sequence[Block], found: Sequence[Measured], recording: Recording) -> list[str]:
