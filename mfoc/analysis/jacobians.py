@@ -12,13 +12,14 @@ which every layer has, also attention and what is marked once-differentiable.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.checkpoint import CheckpointError
 
 from mfoc import tree
 from mfoc.checks import check_instance, check_integer
@@ -174,3 +175,22 @@ def _on_sphere(like: Tensor, generator: torch.Generator) -> Tensor:
 
 def _several(tensors: Several) -> list[Tensor]:
     return [tensors] if isinstance(tensors, Tensor) else list(tensors)
+
+
+@contextmanager
+def refusing_checkpoints(what: str) -> Iterator[None]:
+    """Refuses a network whose checkpoints cannot be run again, with what to do.
+
+    Args:
+        what: what needs its graph as it is.
+
+    Raises:
+        InvalidValue: torch.utils.checkpoint ran a part of the network again, on other numbers than before.
+    """
+    try:
+        yield
+    except CheckpointError as error:
+        raise InvalidValue(
+            f"net uses torch.utils.checkpoint, which runs parts of it a second time, and {what} runs it with other "
+            "weights than its own, which are gone by then; turn checkpointing off meanwhile: call those parts directly"
+        ) from error

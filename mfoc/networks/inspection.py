@@ -11,6 +11,9 @@ from collections.abc import Iterator
 from typing import TypeVar
 
 from torch import fx, nn
+from torch.nn.utils import parametrize
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
 from mfoc.checks import check_instance
 from mfoc.errors import InvalidValue
@@ -31,6 +34,7 @@ ELEMENTWISE: tuple[type[nn.Module], ...] = (
 # Layers that are affine in their input, whatever their settings. A Sequential of them is, too.
 _POOLS, _CONVOLUTIONS = nn.modules.pooling._AvgPoolNd, nn.modules.conv._ConvNd
 _AFFINE = (nn.Linear, _CONVOLUTIONS, _POOLS, nn.Identity, nn.Flatten, nn.Unflatten)
+_OLD = {WeightNorm: "weight_norm", SpectralNorm: "spectral_norm"}  # hooks whose weights are no leaves
 _STOCHASTIC = ("StochasticDepth", "DropPath", "FractionalMaxPool2d", "RReLU")
 
 
@@ -104,6 +108,18 @@ def has_aliases(net: nn.Module) -> bool:
     return len(set(found)) < len(found)
 
 
+def bare_matrices(net: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """Parameters of two or more lengths above one that a container holds beside its parts, and applies by itself."""
+    for name, part in net.named_modules():
+        whole = isinstance(part, nn.MultiheadAttention) or parametrize.is_parametrized(part)
+        lists = isinstance(part, nn.ParameterList | nn.ParameterDict)
+        if whole or not (lists or any(True for _ in part.children())):
+            continue
+        for leaf, parameter in part.named_parameters(recurse=False):
+            if sum(length > 1 for length in parameter.shape) > 1:
+                yield (f"{name}.{leaf}" if name else leaf), parameter
+
+
 def training_norms(net: nn.Module, *, instance: bool = True) -> Iterator[tuple[str, Norm]]:
     """Batch norms in training mode, which normalise by the statistics of what they are given; instance norms, too.
 
@@ -145,10 +161,18 @@ def pure_copy(module: Module, name: str = "") -> Module:
     try:
         private = copy.deepcopy(module)
     except Exception as error:  # whatever the module's parts raise
-        raise InvalidValue(
-            f"module {name!r} cannot be copied ({error}); if it uses torch.nn.utils.weight_norm, use "
-            "torch.nn.utils.parametrizations.weight_norm"
-        ) from error
+        called = f"module {name!r}" if name else "net"
+        for inner, part in module.named_modules():
+            old = next(
+                (old for hook in part.__dict__["_forward_pre_hooks"].values() if (old := _OLD.get(type(hook)))), ""
+            )
+            if old:
+                user = f"its layer {inner!r}" if inner else "it"
+                raise InvalidValue(
+                    f"{called} cannot be copied: {user} uses torch.nn.utils.{old}; use "
+                    f"torch.nn.utils.parametrizations.{old}, which can"
+                ) from error
+        raise InvalidValue(f"{called} cannot be copied, and has to be, by copy.deepcopy: {error}") from error
     for _, norm in training_norms(private):
         norm.running_mean = norm.running_var = norm.num_batches_tracked = None
     return without_inplace(private)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.spectral_norm import SpectralNorm
 
 from mfoc.analysis.kernel.taps import normal_like, plainly
 from mfoc.checks import check_instance
@@ -79,6 +80,7 @@ def private_copy(net: nn.Module) -> nn.Module:
                 f"module {name!r} ({type(part).__name__}) normalises by the statistics of the batch, so that samples "
                 f"interact and a kernel of two samples does not exist; {cure}"
             )
+    _refuse_power_steps(net)
     for name, part in random_parts(net):
         raise InvalidValue(
             f"module {name!r} ({type(part).__name__}) is random in training mode, and the kernel is of a function; "
@@ -90,6 +92,22 @@ def private_copy(net: nn.Module) -> nn.Module:
             part.sparse = False
             part.scale_grad_by_freq = False  # a rule of the optimiser's, which counts over the batch
     return private
+
+
+def _refuse_power_steps(net: nn.Module) -> None:
+    """Refuses spectral norms in training mode, which take a step towards the largest singular value at each call."""
+    for name, part in net.named_modules():
+        parametrised = type(part).__name__ == "_SpectralNorm" and hasattr(part, "_u")
+        hooks = part.__dict__["_forward_pre_hooks"].values()
+        if part.training and (parametrised or any(isinstance(hook, SpectralNorm) for hook in hooks)):
+            layer = name.split(".parametrizations")[0] if parametrised else name
+            newer = (
+                "" if parametrised else "use torch.nn.utils.parametrizations.spectral_norm, which can be copied, and "
+            )
+            raise InvalidValue(
+                f"layer {layer!r} has a spectral norm in training mode, whose estimate moves each time it is "
+                f"evaluated, and the kernel is of a function; {newer}call .eval() on the network"
+            )
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from typing import TypeVar
 
 from torch import Tensor, nn
 
+from mfoc.analysis.jacobians import refusing_checkpoints
 from mfoc.analysis.kernel.doors import (
     check_alike,
     check_fits,
@@ -104,9 +105,13 @@ class Source:
         private = private_copy(net)
         like = check_outputs(private, x).reshape(3, -1)
         try:
-            jacobians = Jacobians.of(private, x, like.shape[1])
+            with refusing_checkpoints("a kernel"):
+                jacobians = Jacobians.of(private, x, like.shape[1])
         except RuntimeError as error:  # torch's word for a graph that has no derivative
-            raise InvalidValue(f"net cannot be differentiated in its parameters: {error}") from error
+            raise InvalidValue(
+                f"net cannot be differentiated in its parameters: {error}. If it uses torch.utils.checkpoint, turn "
+                "checkpointing off meanwhile: call its parts directly"
+            ) from error
         return cls(jacobians, like, batch_size)
 
     @property
@@ -117,7 +122,8 @@ class Source:
     def attempt(self, compute: Callable[[], Result]) -> Result:
         """What is computed; in the general way where a batch goes through the layers as the probe did not."""
         try:
-            return compute()
+            with refusing_checkpoints("a kernel"):
+                return compute()
         except Misfit as misfit:
             logger.info("%s: all parameters are differentiated in the general way", misfit)
             self.jacobians = self.jacobians.generally()

@@ -202,6 +202,7 @@ def _target_kernel(y: Tensor, x: Tensor) -> Tensor:
 def _module(net: nn.Module, entry: Any, place: int, stages: Any) -> nn.Module:
     """The network at one place of the trajectory."""
     if isinstance(entry, nn.Module):
+        _refuse_other(net, entry, place)
         return entry
     named = isinstance(entry, Mapping) and all(isinstance(value, Tensor) for value in entry.values())
     try:
@@ -214,6 +215,21 @@ def _module(net: nn.Module, entry: Any, place: int, stages: Any) -> nn.Module:
     raise InvalidType(
         f"trajectory[{place}] is {kind_of(entry)}; expected a module, a state dict, controls or an iterate"
     )
+
+
+def _refuse_other(net: nn.Module, entry: nn.Module, place: int) -> None:
+    """Refuses a module of another architecture: its kernel is no later state of the first one's."""
+    one, other = (getattr(module, "_orig_mod", module) for module in (net, entry))
+    kinds, found = ({name: type(part).__name__ for name, part in each.named_modules()} for each in (one, other))
+    shapes, given = ({name: tuple(p.shape) for name, p in each.named_parameters()} for each in (one, other))
+    for what, mine, theirs in (("parameter", shapes, given), ("module", kinds, found)):
+        for name in [*mine, *theirs]:
+            if mine.get(name) != theirs.get(name):
+                raise InvalidValue(
+                    f"trajectory[{place}] is of another architecture than net: {what} {name!r} is "
+                    f"{theirs.get(name, 'missing')} there and {mine.get(name, 'missing')} in net; give copies of one "
+                    "network as it trains"
+                )
 
 
 def _loaded(net: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:

@@ -510,3 +510,43 @@ def test_products_are_refused_where_no_second_derivative_is():
     bag = seeded(lambda: nn.Sequential(nn.EmbeddingBag(7, 3), nn.Linear(3, 2)))
     with pytest.raises(InvalidValue, match="empirical_ntk needs first derivatives only"):
         NTKOperator(bag, tokens(3, 4))
+
+
+@pytest.mark.parametrize("norm", [nn.utils.parametrizations.spectral_norm, nn.utils.spectral_norm])
+@pytest.mark.filterwarnings("ignore:.*spectral_norm.*:FutureWarning")
+def test_spectral_norms_in_training_mode_are_refused_even_where_they_stand_still(norm):
+    net, x = seeded(lambda: nn.Sequential(norm(nn.Linear(4, 4)), nn.Tanh(), nn.Linear(4, 2))), normal(5, 4)
+    for _ in range(200):
+        net(x)
+    with pytest.raises(InvalidValue, match="layer '0' has a spectral norm in training mode"):
+        empirical_ntk(net, x)
+    if norm is nn.utils.parametrizations.spectral_norm:
+        assert empirical_ntk(net.eval(), x).shape == (5, 5, 2, 2)
+    else:
+        with pytest.raises(InvalidValue, match=r"'0' uses .*; use torch\.nn\.utils\.parametrizations\.spectral_norm"):
+            empirical_ntk(net.eval(), x)
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad:UserWarning")
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_checkpoints_are_refused_with_the_cure(reentrant):
+    class Checkpointed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.readout = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4)), nn.Linear(4, 2)
+
+        def forward(self, x):
+            return self.readout(torch.utils.checkpoint.checkpoint(self.body, x, use_reentrant=reentrant))
+
+    for compute in (empirical_ntk, NTKOperator):
+        with pytest.raises(InvalidValue, match=r"torch.utils.checkpoint.*checkpointing off meanwhile"):
+            compute(seeded(Checkpointed), normal(5, 4))
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
+def test_an_old_weight_norm_is_refused_with_the_cure_first():
+    net = nn.Sequential(nn.utils.weight_norm(nn.Linear(4, 4)), nn.Tanh(), nn.Linear(4, 2))
+    net(torch.randn(3, 4))
+    words = r"^net cannot be copied: its layer '0' uses torch.nn.utils.weight_norm; use .*parametrizations.weight_norm"
+    with pytest.raises(InvalidValue, match=words):
+        empirical_ntk(net, torch.randn(3, 4))

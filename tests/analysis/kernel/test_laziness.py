@@ -233,7 +233,7 @@ def test_results_are_printed_in_a_few_words_and_drawn():
         ([NET, {"other": torch.zeros(2, 2)}], InvalidValue, "'other'"),
         ([NET, {}], InvalidValue, "an empty state dict"),
         ([NET, [{}, {}]], InvalidValue, r"trajectory\[1\]: controls do not belong"),
-        ([NET, seeded(lambda: nn.Linear(3, 4))], InvalidValue, r"trajectory\[1\] has a kernel \[6, 6, 4, 4\]"),
+        ([NET, seeded(lambda: nn.Linear(3, 4))], InvalidValue, r"trajectory\[1\] is of another architecture"),
     ],
 )
 def test_bad_trajectories_are_refused(trajectory, kind, match):
@@ -283,3 +283,16 @@ def test_bad_targets_and_samples_are_refused():
 def test_bad_widths_are_refused(make, widths, training, options, match):
     with pytest.raises((InvalidType, InvalidValue), match=match):
         drift_against_width(make, widths, training, X, **options)
+
+
+@pytest.mark.parametrize(
+    ("other", "what"),
+    [
+        (lambda: nn.Sequential(nn.Linear(3, 9), nn.Tanh(), nn.Linear(9, 2)), r"parameter '0.weight' is \(9, 3\) there"),
+        (lambda: nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 2)), "module '1' is ReLU there and Tanh in"),
+    ],
+)
+def test_a_module_of_another_architecture_is_refused(other, what):
+    net = seeded(lambda: nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 2)))
+    with pytest.raises(InvalidValue, match=rf"trajectory\[1\] is of another architecture than net: {what}"):
+        laziness(net, [net, seeded(other)], normal(4, 3))

@@ -347,3 +347,65 @@ def test_a_skip_past_all_layers_is_not_read_as_growth_in_the_first():
             return self.deep(x) + self.skip(x)
 
     assert diagnose(Beside(), torch.ones(8, 16) + torch.eye(8, 16)).finding is not Finding.BREAKS
+
+
+# ---- what a mean over blocks would hide
+
+
+class BareMatrices(nn.Module):
+    """Matrices that are no modules, each with its activation, between two layers."""
+
+    def __init__(self, depth=30, width=64, gain=0.3):
+        super().__init__()
+        generator = torch.Generator().manual_seed(2)
+        self.enters, self.leaves = nn.Linear(8, width), nn.Linear(width, 3)
+        self.bare = nn.ParameterList(
+            [nn.Parameter(torch.randn(width, width, generator=generator) * gain / width**0.5) for _ in range(depth)]
+        )
+
+    def forward(self, x):
+        x = self.enters(x)
+        for matrix in self.bare:
+            x = torch.tanh(x @ matrix)
+        return self.leaves(x)
+
+
+@pytest.mark.parametrize("gain", [0.05, 0.3])
+def test_matrices_that_no_module_applies_are_named_and_the_readout_is_not_blamed(gain):
+    found = diagnose(seeded(lambda: BareMatrices(gain=gain)).float(), normal(64, 8).float())
+    assert found.finding is Finding.VANISHES
+    assert "'bare.0', 'bare.1', 'bare.2' and 27 more" in found.verdict
+    assert "critical_init_" not in found.verdict
+
+
+class Branch(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.a, self.b = nn.Linear(width, width), nn.Linear(width, width)
+
+    def forward(self, x):
+        return x + self.b(torch.relu(self.a(x)))
+
+
+def branches():
+    return seeded(lambda: nn.Sequential(nn.Linear(8, 32), *[Branch(32) for _ in range(6)], nn.Linear(32, 3)))
+
+
+def test_a_branch_whose_units_are_dead_is_told():
+    net, x, y = branches(), normal(64, 8), torch.arange(64) % 3
+    assert "exactly zero" not in diagnose(net, x, F.cross_entropy, targets=y).verdict
+    nn.init.constant_(net[3].a.bias, -100.0)
+    found = diagnose(net, x, F.cross_entropy, targets=y)
+    assert "the gradient of '3.a.weight', '3.b.weight' is exactly zero" in first_line(found)
+
+
+def test_a_loss_without_a_gradient_is_told():
+    found = diagnose(branches(), normal(64, 8), lambda out: 0 * out.sum())
+    assert found.finding is Finding.BLOCKED
+    assert "look at the loss" in first_line(found)
+
+
+def test_a_frozen_network_is_told():
+    net = branches().requires_grad_(False)
+    found = diagnose(net, normal(64, 8), F.cross_entropy, targets=torch.arange(64) % 3)
+    assert "every parameter is frozen" in first_line(found)

@@ -462,3 +462,54 @@ def test_weights_that_hooks_compute_are_tuned_and_those_of_fixed_gain_refused():
         warnings.simplefilter("ignore", FutureWarning)  # torch's own, of the older function
         normed = stack(nn.utils.weight_norm)
     assert critical_init_(normed, x).critical
+
+
+# ---- what no layer's weights can make up for
+
+
+class BareMatrices(nn.Module):
+    """Matrices that are no modules between two layers."""
+
+    def __init__(self, gain, depth=30, width=64):
+        super().__init__()
+        self.enters, self.leaves = nn.Linear(8, width), nn.Linear(width, 3)
+        self.bare = nn.ParameterList([nn.Parameter(torch.randn(width, width) * gain / 8) for _ in range(depth)])
+
+    def forward(self, x):
+        x = self.enters(x)
+        for matrix in self.bare:
+            x = torch.tanh(x @ matrix)
+        return self.leaves(x)
+
+
+@pytest.mark.parametrize(("gain", "does"), [(0.3, "loses"), (3.0, "blows up")])
+def test_a_readout_does_not_make_up_for_what_bare_matrices_destroy(gain, does):
+    net = made(lambda: BareMatrices(gain))
+    before = copy.deepcopy(net.state_dict())
+    with pytest.raises(InvalidValue, match=rf"block 'leaves'.*{does} the signal.*'bare\.0'.* and 27 more"):
+        critical_init_(net, normal(64, 8))
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+
+
+def test_bare_matrices_that_keep_the_signal_are_no_matter():
+    assert critical_init_(made(lambda: BareMatrices(1.0, depth=3)), normal(64, 8)).critical
+
+
+@pytest.mark.parametrize("layer", [nn.LSTM, nn.GRU, nn.RNN, nn.GRUCell])
+def test_recurrent_layers_are_refused_by_name(layer):
+    net = made(lambda: nn.ModuleDict({"memory": layer(8, 8), "readout": nn.Linear(8, 2)}))
+    with pytest.raises(InvalidValue, match=rf"layer 'memory' \({layer.__name__}\) is recurrent"):
+        critical_init_(net, normal(4, 8))
+
+
+def test_checkpoints_are_refused():
+    class Checkpointed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.readout = nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 8)), nn.Linear(8, 2)
+
+        def forward(self, x):
+            return self.readout(torch.utils.checkpoint.checkpoint(self.body, x, use_reentrant=False))
+
+    with pytest.raises(InvalidValue, match=r"net uses torch.utils.checkpoint.*turn checkpointing off"):
+        critical_init_(made(Checkpointed), normal(16, 8))

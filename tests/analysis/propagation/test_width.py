@@ -417,3 +417,15 @@ def test_scripted_nets_and_empty_data_are_refused_with_the_cure():
         width_check(lambda width: torch.jit.script(nn.Linear(8, width)), (8, 16), x, ADAM)
     with pytest.raises(InvalidValue, match="x is empty"):
         width_check(mlp, (8, 16), x[:0], ADAM)
+
+
+def test_weights_that_are_not_finite_before_any_step_are_no_matter_of_the_learning_rate():
+    def broken(width: int) -> nn.Module:
+        net = mlp(width)
+        with torch.no_grad():
+            next(net.parameters()).view(-1)[0] = math.nan
+        return net
+
+    x = torch.randn(8, next(mlp(8).parameters()).shape[1])
+    with pytest.raises(InvalidValue, match=r"weights .* are not finite before any step"):
+        width_check(broken, (8, 16), x, functools.partial(torch.optim.SGD, lr=0.1))

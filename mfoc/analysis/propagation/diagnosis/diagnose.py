@@ -20,6 +20,7 @@ from mfoc.analysis.propagation.recording.record import Recording, carries, recor
 from mfoc.analysis.propagation.recording.rolled import rolled_out
 from mfoc.checks import check_callable, check_instance, check_integer
 from mfoc.errors import InvalidType, InvalidValue
+from mfoc.networks.inspection import bare_matrices
 from mfoc.problem import Problem
 from mfoc.tree import Tree
 
@@ -84,19 +85,49 @@ def _of_recording(recording: Recording, loss: Any, targets: Tree, *, probes: int
     layers = [read_layer(block) for block in blocks]
     described = []
     for block, measured, layer, theory in zip(blocks, found, layers, predictions(blocks, layers), strict=True):
-        one = _described(block, measured, counted=not averages(block))
+        one = _described(block, measured, counted=not (block.recurrent or averages(block)))
         if layer is not None:
             one = replace(one, weight_variance=layer.weight_variance, bias_variance=layer.bias_variance)
         if theory is not None:
             one = replace(one, q_theory=theory[0], chi_theory=theory[1])
         described.append(one)
-    if len(described) > 2 and (blocks[-1].core is not None or blocks[-1].resizes):
+    recurrent = any(block.recurrent for block in blocks[:-1])
+    if (len(described) > 2 or recurrent) and (blocks[-1].core is not None or blocks[-1].resizes):
         described[-1] = replace(described[-1], counted=False)  # the readout
     if len(described) > 3 and blocks[0].core is not None and _reads_data(blocks[0], recording):
         described[0] = replace(described[0], counted=False)  # no weights lie behind it for a gradient to reach
+    arrives = found[-1].arrives > 0
     return _concluded(
-        described, blocks, recording.size, NAN if value is None else float(value.detach()), probes, severed(recording)
+        described,
+        blocks,
+        recording.size,
+        NAN if value is None else float(value.detach()),
+        probes,
+        severed=severed(recording),
+        bare=_bare(blocks, recording),
+        idle=_idle(blocks, found, recording) if arrives else (),
+        frozen=not recording.trainable,
+        flat=value is not None and found[-1].arrives == 0,
     )
+
+
+def _bare(blocks: Sequence[Block], recording: Recording) -> list[str]:
+    """The matrices of containers that no block holds: what they do belongs to the blocks beside them."""
+    held = {key for block in blocks for key in block.parameters}
+    return [name for name, parameter in bare_matrices(recording.root.module) if id(parameter) not in held]
+
+
+def _idle(blocks: Sequence[Block], found: Sequence[Measured], recording: Recording) -> list[str]:
+    """The matrices of modules that ran whose gradient is exactly zero."""
+    still = {key for measured in found for key in measured.idle}
+    ran = {id(part.module) for block in blocks for call in block.calls for part in call.walk()}
+    return [
+        f"{name}.{leaf}" if name else leaf
+        for name, part in recording.root.module.named_modules()
+        if id(part) in ran
+        for leaf, parameter in part.named_parameters(recurse=False)
+        if id(parameter) in still and parameter.dim() > 1
+    ]
 
 
 def _reads_data(block: Block, recording: Recording) -> bool:
@@ -136,14 +167,15 @@ def _described(block: Block, measured: Measured, *, counted: bool = True) -> Blo
         measured.gradient,
         weights=sum(parameter.dim() > 1 for parameter in block.parameters.values()),
         counted=counted,
+        recurrent=block.recurrent,
     )
 
 
 def _concluded(
-    described: Sequence[BlockDiagnosis], blocks: Sequence[Block], size: int, value: float, probes: int, off: str = ""
+    described: Sequence[BlockDiagnosis], blocks: Sequence[Block], size: int, value: float, probes: int, **seen: Any
 ) -> Diagnosis:
     entering = blocks[0].starts[0].seen
-    finding, verdict = conclude(described, entering, off)
+    finding, verdict = conclude(described, entering, **seen)
     return Diagnosis(finding, verdict, tuple(described), entering, size, value, 1 + probes)
 
 

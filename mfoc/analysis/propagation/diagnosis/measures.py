@@ -27,12 +27,14 @@ class Measured:
             ||J^T g||^2 / ||g||^2 where nothing bypasses the block; NaN where nothing arrives.
         arrives: ||g||, at its output.
         gradient: the norm of the loss's gradient in its parameters; NaN without a loss, or without parameters.
+        idle: the ids of its parameters whose gradient is exactly zero.
     """
 
     forward: Gain
     backward: float
     arrives: float
     gradient: float
+    idle: frozenset[int] = frozenset()
 
 
 def measure(
@@ -72,7 +74,8 @@ def measure(
         backward = float(squares(before).sum()) / norm if norm > 0 else NAN
         held = [slopes[id(p)] for p in own if slopes[id(p)] is not None]
         slope = sum(float(squares(each).sum()) for each in held) ** 0.5 if cotangents is None and own else NAN
-        measured.append(Measured(gain(drawn, units), backward, norm**0.5, slope))
+        idle = {id(p) for p in own if slopes[id(p)] is None or not bool(slopes[id(p)].count_nonzero())}
+        measured.append(Measured(gain(drawn, units), backward, norm**0.5, slope, frozenset(idle)))
     return measured
 
 

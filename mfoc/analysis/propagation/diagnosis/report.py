@@ -55,7 +55,9 @@ class BlockDiagnosis:
         chi_theory: chi likewise.
         weights: how many matrices, filters and tables it holds.
         counted: whether the verdict counts it: neither the readout and averages over tokens or pixels before it, nor
-            a first layer, behind which no weights wait for gradients. Those are met once, whatever the depth.
+            a first layer, behind which no weights wait for gradients. Those are met once, whatever the depth. Nor a
+            recurrence over time.
+        recurrent: whether it is a recurrence, whose chi is that of all its steps in time together.
     """
 
     name: str
@@ -74,6 +76,7 @@ class BlockDiagnosis:
     chi_theory: float = NAN
     weights: int = 0
     counted: bool = True
+    recurrent: bool = False
 
     @property
     def depth_scale(self) -> float:

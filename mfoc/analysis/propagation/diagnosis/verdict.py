@@ -21,26 +21,69 @@ _BREAKS = math.log(20)  # one block that differs by this much is named
 _TOLD = math.log(1.02)  # gains that are printed as a range, not a number
 _ALIKE = 0.99  # the cosine of tokens that have collapsed
 _SAME = 1 - 1e-4  # that of inputs which are told apart no more
+_ROUNDED = 1e-10  # a gain behind which nothing is left of a signal but rounding
 _GROWS = 1e4  # of the mean square, over the whole depth
 _CURE = "critical_init_(net, x) gives chi 1"
 
 
-def conclude(rows: Sequence[BlockDiagnosis], first: Statistics, severed: str = "") -> tuple[Finding, str]:
+def conclude(
+    rows: Sequence[BlockDiagnosis],
+    first: Statistics,
+    severed: str = "",
+    bare: Sequence[str] = (),
+    idle: Sequence[str] = (),
+    frozen: bool = False,
+    flat: bool = False,
+) -> tuple[Finding, str]:
     """The finding and its sentence.
 
     Args:
         rows: one for each block, in order.
         first: of what enters the first block.
         severed: what does not depend on the input for autograd, in words.
+        bare: the matrices that no block holds, by name.
+        idle: those of the blocks whose gradient is exactly zero.
+        frozen: whether no parameter requires grad.
+        flat: whether the loss has a gradient of exactly zero at the output.
     """
     if severed:
         words = f"no gradient passes from the output to the input: {severed} does not depend on x for autograd"
         return Finding.BLOCKED, f"{words}; is there a detach, a rounding or torch.no_grad before it?"
-    for check in (_non_finite, _dead, _blocked, _tokens, _alone, _depth, _inputs, _grows):
+    for check in (_non_finite, _dead, _blocked, _in_time, _tokens, _alone, _depth, _inputs, _grows):
         found = check(rows, first)
         if found is not None:
-            return found
-    return Finding.TRAINS, f"trains at this depth: {_gains(rows)}{_limit(rows)}"
+            break
+    else:
+        found = Finding.TRAINS, f"trains at this depth: {_gains(rows)}{_limit(rows)}"
+    finding, words = found
+    if bare and finding is not Finding.TRAINS:
+        cure = f"matrices that no module applies, {_named(bare)}, act between the blocks: initialise them yourself"
+        words = words.replace(_CURE, cure) if _CURE in words else f"{words}; {cure}"
+    if flat and finding in (Finding.TRAINS, Finding.ONE_BLOCK):
+        return Finding.BLOCKED, (
+            "no gradient passes: that of the loss is exactly zero at the output; look at the loss and its targets "
+            f"(the blocks by themselves: {words})"
+        )
+    return finding, "; ".join([words, *_notes(rows, idle, frozen)])
+
+
+def _notes(rows: Sequence[BlockDiagnosis], idle: Sequence[str], frozen: bool) -> list[str]:
+    """What the sentence would be misread without."""
+    said = []
+    recurrent = [k for k, row in enumerate(rows) if row.recurrent]
+    if recurrent and any(row.counted for row in rows):
+        said.append(f"recurrent over time and not counted: {', '.join(place(rows, k) for k in recurrent)}")
+    if frozen:
+        said.append("but every parameter is frozen (requires_grad=False): nothing would be trained")
+    elif idle:
+        why = "dead units, or weights of zero, lie in their way"
+        said.append(f"but the gradient of {_named(idle)} is exactly zero: {why}")
+    return said
+
+
+def _named(names: Sequence[str]) -> str:
+    shown = ", ".join(map(repr, names[:3]))
+    return f"{shown} and {len(names) - 3} more" if len(names) > 3 else shown
 
 
 def place(rows: Sequence[BlockDiagnosis], k: int) -> str:
@@ -71,6 +114,8 @@ def _non_finite(rows: Sequence[BlockDiagnosis], first: Statistics) -> tuple[Find
 def _dead(rows: Sequence[BlockDiagnosis], first: Statistics) -> tuple[Finding, str] | None:
     before: BlockDiagnosis | Statistics = first
     for k, row in enumerate(rows):
+        if 0 < rows[max(k - 1, 0)].chi < _ROUNDED and k:  # that one is to blame: what it passes on is lost in rounding
+            return None
         if (row.counted or k == 0) and row.constant >= 0.9 and not before.constant >= 0.5 and not before.c >= 0.99:
             share = f"{math.floor(100 * row.constant)} %"
             words = f"dead: {share} of the units of {place(rows, k)} are constant over all inputs"
@@ -87,8 +132,18 @@ def _blocked(rows: Sequence[BlockDiagnosis], _first: Statistics) -> tuple[Findin
     return None
 
 
+def _in_time(rows: Sequence[BlockDiagnosis], _first: Statistics) -> tuple[Finding, str] | None:
+    """Of a recurrence the gain of all steps together is no verdict: what they forget, they are meant to."""
+    recurrent = [k for k, row in enumerate(rows) if row.recurrent]
+    if not recurrent or any(row.counted for row in rows):
+        return None
+    words = " and ".join(f"{place(rows, k)}, chi {rows[k].chi:.3g}" for k in recurrent)
+    why = "that is of all its steps in time together, and no chain of layers is left to judge"
+    return Finding.ONE_BLOCK, f"recurrent: {words}; {why}; cut the sequences short to see what lasts how long"
+
+
 def _tokens(rows: Sequence[BlockDiagnosis], first: Statistics) -> tuple[Finding, str] | None:
-    seen = [k for k, row in enumerate(rows) if not math.isnan(row.tokens)]
+    seen = [k for k, row in enumerate(rows) if not math.isnan(row.tokens) and not row.recurrent]
     if len(seen) < 2 or first.tokens >= _ALIKE or rows[seen[-1]].tokens < _ALIKE:
         return None
     begun = seen[-1]

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from mfoc import tree
+from mfoc.analysis.jacobians import refusing_checkpoints
 from mfoc.analysis.propagation.initialisation.by_theory import initialise as by_theory
 from mfoc.analysis.propagation.initialisation.by_theory import length_of
 from mfoc.analysis.propagation.initialisation.chains import Layer, layers_of
@@ -24,10 +25,11 @@ from mfoc.analysis.propagation.initialisation.streams import run
 from mfoc.analysis.propagation.initialisation.tuning import BAND, STEER, Tuned, Tuner
 from mfoc.checks import check_flag, check_instance, check_integer, check_positive, kind_of
 from mfoc.errors import InvalidType, InvalidValue
-from mfoc.networks.inspection import refuse_lazy
+from mfoc.networks.inspection import bare_matrices, refuse_lazy
 
 _LENGTHS = (0.2, 1.0, 2.5, 5.0, 10.0, 25.0, 60.0)  # where else q* is looked for
 _LOST = 1e3  # by this factor q has vanished or exploded, whatever the network does with it
+_OUT_OF_SCALE = 1e3  # a factor of weights that makes up for what the network's own code destroys
 _HARD = 0.3  # how far gains may be off one where no length lasts at gain one
 _SPREAD = 4.0  # by this factor differences of length may grow over the depth
 
@@ -69,7 +71,8 @@ def critical_init_(
 
     Raises:
         InvalidType: no module, no tensor, no number.
-        InvalidValue: a network that theory does not know, and no x; one that cannot be tuned. It is then unchanged.
+        InvalidValue: a network that theory does not know, and no x; one that cannot be tuned, or that is recurrent. It
+            is then unchanged.
 
     Source: Schoenholz et al. 2017, "Deep information propagation", eqs. 3, 6; Pennington et al. 2017 and Xiao et al.
     2018 for orthogonal weights; He, Doshi & Gromov 2022, "AutoInit", for blocks.
@@ -87,7 +90,8 @@ def critical_init_(
             "net is no chain of Linear / Conv layers and activations, and only those are known to theory: "
             "give x, a batch of its input"
         )
-    with quiet(net) as dropout:
+    _refuse_recurrent(net)
+    with quiet(net) as dropout, refusing_checkpoints("critical_init_"):
         if layers is not None and (args is None or len(args) == 1):
             draft, result = _by_theory(net, layers, args, q_star, orthogonal, seed)
         else:
@@ -107,6 +111,17 @@ def _refuse_wrapped(net: nn.Module) -> None:
             raise InvalidType(f"{where} is a {type(part).__name__}; give the network inside it, its .module")
     if torch.is_inference_mode_enabled():
         raise InvalidValue("there are no gradients in torch.inference_mode(); call critical_init_ outside of it")
+
+
+def _refuse_recurrent(net: nn.Module) -> None:
+    for name, part in net.named_modules():
+        if isinstance(part, nn.RNNBase | nn.RNNCellBase):
+            where = f"layer {name!r}" if name else "net"
+            raise InvalidValue(
+                f"{where} ({type(part).__name__}) is recurrent, and the gain of a recurrence over time is none that a "
+                "scale of its weights sets; give the parts of the network beside its recurrent layers, and those "
+                "orthogonal recurrent weights (of an LSTM biases of one at the forget gate, too)"
+            )
 
 
 # ---- by theory
@@ -155,6 +170,7 @@ def _by_tuning(
     raise InvalidValue(
         f"no q* from {asked:g} to {_LENGTHS[-1]:g} lasts in this network: with q* = {lengths[0]:g} the length is lost "
         f"after {max(reached)[0]} of {len(blocks)} blocks, at {blocks[max(reached)[0] - 1].name!r}; is a norm missing?"
+        f"{_bare(net)}"
     )
 
 
@@ -183,9 +199,22 @@ def _tuned(tuner: Tuner, blocks: list[Segment], q_star: float) -> list[Tuned]:
             raise InvalidValue(
                 f"block {block.name!r}: q is {each.reading.q} and chi {each.reading.chi} on x; expected finite numbers"
             )
+        if abs(math.log(each.scale)) > math.log(_OUT_OF_SCALE):
+            does = "loses" if each.scale > 1 else "blows up"
+            raise InvalidValue(
+                f"block {block.name!r}: its weights would have to be scaled by {each.scale:.3g}, since what the "
+                f"network does before it {does} the signal{_bare(tuner.draft.net)}; scale that by yourself first"
+            )
         if _drifts(each, done) and k < len(blocks) - 1:
             break
     return done
+
+
+def _bare(net: nn.Module) -> str:
+    """The matrices that nobody tunes, in words."""
+    names = [name for name, _ in bare_matrices(net)]
+    shown = ", ".join(map(repr, names[:3])) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    return f" (matrices that no module applies stay as they are: {shown})" if names else ""
 
 
 def _again(tuner: Tuner, done: list[Tuned]) -> list[Tuned]:

@@ -36,12 +36,14 @@ class Tuned:
         reading: what it is then.
         note: what was done, or could not be had.
         judged: whether its gain was to be one.
+        scale: by how much its weights differ from those of a layer whose gain is one by itself.
     """
 
     segment: Segment
     reading: Reading
     note: str = ""
     judged: bool = True
+    scale: float = 1.0
 
 
 @dataclass(eq=False)
@@ -96,11 +98,12 @@ class Tuner:
         # Without biases the layer is linear in its weights: what comes of another scale needs no other pass.
         gain = steered(now.q / now.chi, q_star, self.steer)
         q = now.q / now.chi * gain
-        self._scale([module.weight], (gain / now.chi) ** 0.5)
+        scale = (gain / now.chi) ** 0.5
+        self._scale([module.weight], scale)
         if free and q < q_star:
             self.draft[module.bias] = biases(module, q_star - q, generator=self.generator)
             q = q_star
-        return Tuned(block, Reading(q, gain, now.chi_q))
+        return Tuned(block, Reading(q, gain, now.chi_q), scale=scale)
 
     def knot(self, block: Segment, length: float | None) -> Tuned:
         """Any other block: its weights are multiplied by one number, then its norms' gains where that is not enough."""

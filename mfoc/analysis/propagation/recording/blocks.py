@@ -3,7 +3,8 @@
 A module is opened where its children follow one another, so that what leaves one is all that enters the next (a cut of
 the autograd graph; see ``cuts``). It is one block where something bypasses its children: the skip of a residual block,
 the queries and keys of attention. What lies between two layers without being a module, an activation or an addition
-written in a forward pass, belongs to the block before it.
+written in a forward pass, belongs to the block before it. A recurrence over time is one block, from all that it reads
+to where it ends: its steps are no chain of maps from what each of them reads.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from mfoc.analysis.propagation.recording.cuts import Cuts
+from mfoc.analysis.propagation.recording.cuts import Cuts, between
 from mfoc.analysis.propagation.recording.record import Call, Point, Recording
 from mfoc.networks.inspection import ELEMENTWISE, Norm, is_chain, is_dropout
 
@@ -33,6 +34,7 @@ class Block:
         ends: the state that leaves it.
         whole: whether everything passes through both; if not, its gain is that of its own input and output.
         core: the one layer with weights, where there is one and all that enters and leaves the block passes through it.
+        recurrent: whether it is a recurrence over time, whose gain is no factor of a product over depth.
     """
 
     name: str
@@ -41,6 +43,10 @@ class Block:
     ends: list[Point]
     whole: bool = True
     core: Call | None = None
+    recurrent: bool = False
+
+    def __post_init__(self) -> None:
+        self.recurrent = self.recurrent or (self.core is not None and isinstance(self.core.module, nn.RNNBase))
 
     @property
     def parameters(self) -> dict[int, nn.Parameter]:
@@ -155,12 +161,22 @@ class _Finder:
         if bypassed and len(layers) > 1 and len({c.starts[0].key for c in _leaves(layers)}) > _BRANCHES:
             return self._apart(layers)
         core = layers[0] if len(layers) == 1 and not bypassed and not layers[0].children else None
-        return [Block(_name(layers or calls), calls, starts, ends, core=core)]
+        steps = bypassed and bool(_steps([call for call in layers if call.starts and call.ends]))
+        return [Block(_name(layers or calls), calls, starts, ends, core=core, recurrent=steps)]
 
     def _apart(self, calls: list[Call]) -> list[Block]:
         """The blocks of each call by itself, where nothing between them cuts the graph (skips over all of them)."""
         found: list[Block] = []
-        for call in (call for call in calls if has_weights(call) and call.starts and call.ends):
+        layers = [call for call in calls if has_weights(call) and call.starts and call.ends]
+        steps = _steps(layers)
+        for call in layers:
+            if call in steps:
+                if call is steps[0]:
+                    entering = list({call.starts[0].key: call.starts[0] for call in steps}.values())
+                    names = list(dict.fromkeys(call.name for call in steps))
+                    name = names[0] if len(names) == 1 else f"{names[0]}..{names[-1]}"
+                    found.append(Block(name, steps, entering, steps[-1].ends, recurrent=True))
+                continue
             core = None if call.children else call
             alone = Block(call.name, [call], call.starts[:1], call.ends, core=core)
             found += self._open(call, call.name) or [alone]
@@ -206,6 +222,26 @@ def _merged(groups: list[tuple[Point, list[Call]]]) -> list[tuple[Point, list[Ca
     if leading is not None and merged:  # after the last layer
         merged[-1][1].extend(leading[1])
     return merged
+
+
+def _steps(calls: list[Call]) -> list[Call]:
+    """The calls that are steps of a recurrence: of modules called again on other data, beside what came of the last."""
+    called: dict[int, list[Call]] = {}
+    for call in calls:
+        called.setdefault(id(call.module), []).append(call)
+    again = [made for made in called.values() if len(made) > 1]
+    cells = [made for made in called.values() if isinstance(made[0].module, nn.RNNCellBase)]
+    reading = [made for made in again if not _leads(made[-2], made[-1].starts[0])]
+    carried = any(_leads(made[-2], point) for made in again for point in made[-1].starts)
+    if not cells and not (reading and carried):
+        return []
+    kept = {id(call) for made in again + cells for call in made}
+    return [call for call in calls if id(call) in kept]
+
+
+def _leads(call: Call, point: Point) -> bool:
+    """Whether what came of a call leads to a place."""
+    return any(end.key == point.key or bool(between(end, point)) for end in call.ends)
 
 
 def _leaves(calls: list[Call]) -> list[Call]:

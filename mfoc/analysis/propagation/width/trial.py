@@ -24,6 +24,10 @@ Loss = Callable[[Any, Any], Tensor]
 Groups = Callable[[nn.Module], Iterable[Any]]
 Outputs = dict[str, list[Tensor]]
 
+_SMALLER = (
+    "expected steps that the widest net survives: lower the learning rate (or look at the narrower widths alone: what "
+    "breaks only at large ones grows with width)"
+)
 WHOLE = "(net)"  # what the whole net returns, where that is the output of no layer
 
 # What muP calls SGD (updates linear in the gradient) and Adam (normalised, entry by entry).
@@ -87,7 +91,11 @@ class Study:
         # The same numbers for random layers in each pass; and the same target at every width.
         with seeded(key, device), torch.enable_grad():
             before, output = self._outputs(net)
-        self._refuse_infinite(before, f"at width {width} before the first step")
+        self._refuse_infinite(
+            before,
+            f"at width {width} before the first step, though its weights are",
+            "look at the net and the scale of x",
+        )
         target = self.target if self.target is not None else self._random_target(output, key)
         optimizer = self._optimizer(net)
         for step in range(self.steps):
@@ -160,14 +168,11 @@ class Study:
         return float(mean.detach())
 
     @staticmethod
-    def _refuse_infinite(found: Outputs, where: str) -> None:
+    def _refuse_infinite(found: Outputs, where: str, cure: str = _SMALLER) -> None:
         for name, outputs in found.items():
             if not all(bool(output.isfinite().all()) for output in outputs):
                 what = "the loss" if name == "loss" else f"the output of {name!r}"
-                raise InvalidValue(
-                    f"{what} is not finite {where}; expected steps that the widest net survives: lower the learning "
-                    "rate (or look at the narrower widths alone: what breaks only at large ones grows with width)"
-                )
+                raise InvalidValue(f"{what} is not finite {where}; {cure}")
 
 
 def _default_loss(output: Any, target: Any) -> Tensor:
@@ -224,4 +229,10 @@ def _checked_net(net: object, width: int) -> nn.Module:
     refuse_lazy(net)
     if not any(parameter.requires_grad for parameter in net.parameters()):
         raise InvalidValue(f"make_net({width}) has no parameter that requires grad; expected something to train")
+    for name, parameter in net.named_parameters():
+        if not bool(parameter.isfinite().all()):
+            raise InvalidValue(
+                f"make_net({width}): the weights {name!r} are not finite before any step; expected numbers: look at "
+                "how they are initialised"
+            )
     return net
