@@ -134,8 +134,8 @@ class GaussianMoments:
         """
         delta = delta.to(torch.float64) + 0 * q
         q = _checked(q).clamp(min=_LEAST) + 0 * delta
-        if self.homogeneous:
-            return closed_decorrelation(self.activation.slopes, delta)
+        if self.activation.family != "other":
+            return closed_decorrelation(self.activation, q, delta)
         terms = self._terms(q)
         if terms <= MOST:
             squares = coefficients(self.activation.function, q, terms).square() / q[..., None]

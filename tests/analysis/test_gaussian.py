@@ -148,3 +148,36 @@ def test_softplus_is_taken_without_its_linear_end(activation, q):
         exact = float(mpmath.quad(square, ends))
     found = GaussianMoments.of(activation).second_moment(torch.tensor(q, dtype=torch.float64))
     assert float(found) == pytest.approx(exact, rel=1e-13)
+
+
+@pytest.mark.parametrize("name", ["erf", "gelu"])
+@pytest.mark.parametrize("q", [1e-6, 0.3, 30.0, 1e6])
+def test_closed_decorrelation_has_all_digits_at_every_variance(name, q):
+    """Against the difference of the textbook covariance in 60 digits, which loses 30 of them."""
+    moments = GaussianMoments.of(name)
+
+    def covariance(k):
+        if name == "erf":
+            return 2 / mpmath.pi * mpmath.asin(2 * k / (1 + 2 * q))
+        a = 1 + mpmath.mpf(q)
+        bulk = (q * (q - k**2 / a) + k**2 / a) / mpmath.sqrt(a**2 - k**2)
+        return k * (mpmath.mpf(1) / 4 + mpmath.asin(k / a) / (2 * mpmath.pi)) + bulk / (2 * mpmath.pi)
+
+    for delta in (1e-14, 1e-3, 0.7, 1.0, 1.7, 2.0):
+        spread, slope = (float(part) for part in moments.decorrelation(f64(q), f64(delta)))
+        with mpmath.workdps(60):
+            k = mpmath.mpf(q) * (1 - mpmath.mpf(delta))
+            expected = (covariance(mpmath.mpf(q)) - covariance(k)) / (mpmath.mpf(q) * mpmath.mpf(delta))
+            rate = mpmath.diff(covariance, k)
+        assert spread == pytest.approx(float(expected), rel=1e-13)
+        assert slope == pytest.approx(float(rate), rel=1e-13, abs=1e-14)
+
+
+@pytest.mark.parametrize("name", ["erf", "gelu"])
+def test_closed_decorrelation_is_that_of_the_plane(name):
+    moments = GaussianMoments.of(name)
+    for q, delta in ((0.3, 0.3), (30.0, 1e-6), (30.0, 1.6)):
+        closed = moments.decorrelation(f64(q), f64(delta))
+        change, slope = moments._plane(f64(q), f64(q), f64(delta), lambda p, s: ((p[0] - p[1]).square(), s[0] * s[1]))
+        torch.testing.assert_close(closed[0], change / (2 * q * delta), rtol=1e-13, atol=0)
+        torch.testing.assert_close(closed[1], slope, rtol=1e-13, atol=0)
