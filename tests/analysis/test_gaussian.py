@@ -181,3 +181,14 @@ def test_closed_decorrelation_is_that_of_the_plane(name):
         change, slope = moments._plane(f64(q), f64(q), f64(delta), lambda p, s: ((p[0] - p[1]).square(), s[0] * s[1]))
         torch.testing.assert_close(closed[0], change / (2 * q * delta), rtol=1e-13, atol=0)
         torch.testing.assert_close(closed[1], slope, rtol=1e-13, atol=0)
+
+
+@pytest.mark.parametrize(("beta", "threshold"), [(20, 20), (0.5, 20), (1, 12), (3.0, 30)])
+def test_softplus_of_any_sharpness(beta, threshold):
+    """It is softplus(beta u) / beta, whatever torch's threshold cuts off."""
+    q = f64(0.3, 4.0)
+    given = GaussianMoments.of(nn.Softplus(beta, threshold))
+    plain = GaussianMoments.of("softplus")
+    torch.testing.assert_close(given.second_moment(q), plain.second_moment(beta**2 * q) / beta**2, rtol=1e-12, atol=0)
+    torch.testing.assert_close(given.slope_moment(q), plain.slope_moment(beta**2 * q), rtol=1e-12, atol=0)
+    assert GaussianMoments.of(partial(nn.functional.softplus, beta=beta, threshold=threshold)).activation.kinks == ()
