@@ -34,6 +34,7 @@ _AT_ONCE = 2**21  # numbers in one evaluation
 _TRIED = (0.05, 1.0, 8.0)  # variances at which a rule is compared with a finer one
 _REACHES = (9.5, 14.0, 20.0, 28.0, 37.0)  # the density underflows beyond
 _AGREE = 2e-13
+_MIDDLE = 1e-12  # a node as close to zero as that is the middle one
 
 Integrand = Callable[[Tensor, Tensor, Tensor], Tensor]  # of phi(u), phi'(u), z
 
@@ -191,7 +192,8 @@ class GaussianMoments:
         """Two means over pairs (u1, u2), one after the other along the axes (z1 + z2, z1 - z2) / sqrt(2).
 
         On a line of constant difference, kinks are points; the lines on which two of them meet are where the outer
-        rule is cut. The difference itself is small where delta is, so nothing cancels.
+        rule is cut. The difference itself is small where delta is, so nothing cancels. At q1 = q2 an integrand that
+        does not tell u1 from u2, as all do here, is the same at the difference -d.
         """
         points = torch.stack([(q1 + 0 * delta).reshape(-1), (q2 + 0 * delta).reshape(-1), delta.reshape(-1)], 1)
         means = [torch.stack(self._pieces(point[:1], point[1:2], point[2:], integrand)) for point in points]
@@ -203,15 +205,18 @@ class GaussianMoments:
     ) -> tuple[Tensor, Tensor]:
         root1, root2 = q1.clamp(min=_LEAST).sqrt(), q2.clamp(min=_LEAST).sqrt()
         along, across = (1 - delta / 2).clamp(min=1e-300).sqrt(), (delta / 2).clamp(min=1e-300).sqrt()
-        longest = min(4.0, 3 * self.strip / float(torch.maximum(root1, root2)))
+        strip = self.strip / float(torch.maximum(root1, root2))
         one, two = self._kinks(root1), self._kinks(root2)  # [1, k]
         meeting = ((one[..., :, None] - two[..., None, :]) / (2 * across[:, None, None])).flatten(-2)
-        d, outer = (part[0] for part in panels(meeting, longest, self.reach))
+        d, outer = (part[0] for part in self._axis(meeting, strip / float(across)))
+        if bool(q1 == q2):
+            kept = d > -_MIDDLE
+            d, outer = d[kept], outer[kept] * (1 + (d[kept] > _MIDDLE).to(outer))
         means = d.new_zeros(2, len(d))
         crossings = torch.cat([one - across * d[:, None], two + across * d[:, None]], -1) / along
-        width = panels(crossings[:1], longest, self.reach)[0].shape[-1]
+        width = self._axis(crossings[:1], strip / float(along))[0].shape[-1]
         for part in torch.split(torch.arange(len(d), device=d.device), max(1, _AT_ONCE // width)):
-            s, inner = panels(crossings[part], longest, self.reach)
+            s, inner = self._axis(crossings[part], strip / float(along))
             shift = across * d[part, None]
             pair = [root1 * (along * s + shift), root2 * (along * s - shift)]
             values = [self.activation.function(u) for u in pair]
@@ -220,6 +225,13 @@ class GaussianMoments:
                 means[row, part] = (value * inner).sum(-1)
         both = means @ outer
         return both[:1], both[1:]
+
+    def _axis(self, breaks: Tensor, strip: float) -> tuple[Tensor, Tensor]:
+        """The rule for one axis of the plane, cut at breaks [P, k], which are the activation's kinks."""
+        if self.activation.kinks:
+            return panels(breaks, min(4.0, 3 * strip), self.reach)
+        z, w = (part.to(breaks) for part in trapezoid(strip, self.reach))
+        return z[None], w[None]
 
 
 _FOUND: WeakKeyDictionary[Activation, GaussianMoments] = WeakKeyDictionary()
