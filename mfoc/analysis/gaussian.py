@@ -34,6 +34,8 @@ _AT_ONCE = 2**21  # numbers in one evaluation
 _TRIED = (0.05, 1.0, 8.0)  # variances at which a rule is compared with a finer one
 _REACHES = (9.5, 14.0, 20.0, 28.0, 37.0)  # the density underflows beyond
 _AGREE = 2e-13
+_NARROW = 0.05  # a strip, in standard deviations, below which growing panels take fewer nodes
+_FAR = (1e4, 1e6, 1e8, 1e10)  # variances at which growing panels are compared with finer ones
 _MIDDLE = 1e-12  # a node as close to zero as that is the middle one
 
 Integrand = Callable[[Tensor, Tensor, Tensor], Tensor]  # of phi(u), phi'(u), z
@@ -49,11 +51,14 @@ class GaussianMoments:
         strip: half the width of the strip around the real axis in which its rules may take it for analytic (between
             its kinks): a number that was found good, not a theorem.
         reach: how many standard deviations the rules look.
+        growing: by what factor the distance from zero and from kinks grows from panel to panel at large variances,
+            where the activation varies ever more slowly there, as tanh and softplus do but no sine; else 1.
     """
 
     activation: Activation
     strip: float
     reach: float
+    growing: float = 1.0
 
     @staticmethod
     def of(activation: ActivationLike | GaussianMoments) -> GaussianMoments:
@@ -160,15 +165,12 @@ class GaussianMoments:
 
     def _rule(self, root: Tensor) -> tuple[Tensor, Tensor]:
         """Nodes and weights for standard deviations [P]: [1 or P, n] each."""
-        strip = self.strip / float(root.max())
-        if not self.activation.kinks:
-            z, w = (part.to(root.device) for part in trapezoid(strip, self.reach))
-            return z[None], w[None]
-        return panels(self._kinks(root), min(4.0, 3 * strip), self.reach)
+        return self._axis(self._kinks(root), self.strip / float(root.max()))
 
     def _kinks(self, root: Tensor) -> Tensor:
-        """Where the kinks are, in standard deviations: [..., k]."""
-        return torch.tensor(self.activation.kinks, dtype=root.dtype, device=root.device) / root[..., None]
+        """Where the kinks are, and zero for growing panels, in standard deviations: [..., k]."""
+        kinks = self.activation.kinks if self.growing == 1 else sorted({0.0, *self.activation.kinks})
+        return torch.tensor(kinks, dtype=root.dtype, device=root.device) / root[..., None]
 
     def _expect(self, q: Tensor, integrand: Integrand, *, slopes: bool = True) -> Tensor:
         """The mean of an integrand at every variance; those of one size share a rule."""
@@ -227,9 +229,9 @@ class GaussianMoments:
         return both[:1], both[1:]
 
     def _axis(self, breaks: Tensor, strip: float) -> tuple[Tensor, Tensor]:
-        """The rule for one axis of the plane, cut at breaks [P, k], which are the activation's kinks."""
-        if self.activation.kinks:
-            return panels(breaks, min(4.0, 3 * strip), self.reach)
+        """The rule for one axis, cut at breaks [P, k], which are the activation's kinks."""
+        if self.activation.kinks or (self.growing > 1 and strip < _NARROW):
+            return panels(breaks, min(4.0, 3 * strip), self.reach, growing=self.growing)
         z, w = (part.to(breaks) for part in trapezoid(strip, self.reach))
         return z[None], w[None]
 
@@ -259,8 +261,28 @@ def _tuned(activation: Activation) -> GaussianMoments:
             coarse, fine = all_of(strip, reach), all_of(strip / 2, min(1.4 * reach, 37.5))
             size = torch.stack([fine[1].sqrt(), fine[1], fine[2], (fine[1] * fine[2] / q).sqrt()])
             if bool(((coarse - fine).abs() <= _AGREE * size + 1e-300).all()):
-                return GaussianMoments(activation, strip, reach)
+                return _grown(GaussianMoments(activation, strip, reach))
     raise InvalidValue(
         f"the Gaussian moments of activation {activation.name!r} do not converge: its square or its slope's has no "
         "mean, or it varies too fast; expected a function such as tanh or ReLU, continuous, of bounded slope"
     )
+
+
+def _grown(equal: GaussianMoments) -> GaussianMoments:
+    """The same rules with growing panels, where these agree with finer ones far out, and with equal ones as they start.
+
+    At most 2.4e5 nodes are compared with, whatever the strip.
+    """
+    growing, finer = (GaussianMoments(equal.activation, equal.strip, equal.reach, by) for by in (2.0, 1.6))
+    q = torch.tensor(_FAR, dtype=torch.float64)
+
+    def all_of(moments: GaussianMoments, q: Tensor) -> Tensor:
+        return torch.stack([moments.second_moment(q), moments.slope_moment(q), moments.growth(q)])
+
+    if equal.homogeneous or equal.strip < 0.01:
+        return equal
+    coarse, fine, plain = all_of(growing, q), all_of(finer, q), all_of(equal, q[:1])
+    size = torch.stack([fine[0], fine[1], (fine[0] * fine[1] / q).sqrt()])
+    same = ((coarse - fine).abs() <= 4 * _AGREE * size) & fine.isfinite()
+    alike = (coarse[:, :1] - plain).abs() <= 4 * _AGREE * size[:, :1]
+    return growing if bool(same.all()) and bool(alike.all()) else equal

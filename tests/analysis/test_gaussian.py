@@ -1,5 +1,7 @@
 """Expectations under Gaussian laws against mpmath in 25 digits, plain sums, and draws."""
 
+import math
+import time
 from functools import partial
 
 import mpmath
@@ -192,3 +194,30 @@ def test_softplus_of_any_sharpness(beta, threshold):
     torch.testing.assert_close(given.second_moment(q), plain.second_moment(beta**2 * q) / beta**2, rtol=1e-12, atol=0)
     torch.testing.assert_close(given.slope_moment(q), plain.slope_moment(beta**2 * q), rtol=1e-12, atol=0)
     assert GaussianMoments.of(partial(nn.functional.softplus, beta=beta, threshold=threshold)).activation.kinks == ()
+
+
+def test_far_out_panels_grow_with_the_distance_from_zero():
+    """tanh is 1 - O(e^-2u) there, which equal panels find in hundreds of times the work; of a sine they all count."""
+    growing = GaussianMoments.of("tanh")
+    equal = GaussianMoments(growing.activation, growing.strip, growing.reach)
+    assert growing.growing > 1
+    for name in ("second_moment", "slope_moment", "growth", "mean"):
+        found, expected = (getattr(moments, name)(f64(3e3, 1e5)) for moments in (growing, equal))
+        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-15)
+    for delta in (1e-3, 1.9):
+        found, expected = (moments.decorrelation(f64(2e3), f64(delta)) for moments in (growing, equal))
+        torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
+    assert GaussianMoments.of("sin").growing == 1
+
+
+def test_enormous_variances_take_no_time():
+    q = f64(1e10)
+    moments = GaussianMoments.of("tanh")
+    start = time.process_time()
+    slope = float(moments.slope_moment(q))
+    spread = float(moments.decorrelation(q, f64(1e-4))[0])
+    assert time.process_time() - start < 2
+    # far out phi is a sign: the slopes' mean is density(0) int sech^4 du, and pairs part with their angle over pi
+    assert slope == pytest.approx(4 / 3 / (2 * math.pi * 1e10) ** 0.5, rel=1e-9)
+    angle = 2 * math.asin((1e-4 / 2) ** 0.5)
+    assert spread == pytest.approx(4 * angle / math.pi / (2 * 1e10 * 1e-4), rel=1e-2)
