@@ -8,8 +8,9 @@ With z, z1, z2 standard normals, z1 and z2 of correlation c, and u1 = sqrt(q1) z
     pair            E phi(u1) phi(u2) and E phi'(u1) phi'(u2)
     decorrelation   E[(phi(u1) - phi(u2))^2] / (2 q delta) at q1 = q2 = q, delta = 1 - c: no digit is lost near c = 1
 
-Analytic activations are integrated by the trapezoid rule and, in two dimensions, by Mehler's series; those with kinks
-by Gauss-Legendre rules between them. Which step is fine enough is measured for each activation when it is first met.
+Analytic activations are integrated by the trapezoid rule and, in two dimensions, by Mehler's series; those with kinks,
+and at large variances those that are calm far out, by Gauss-Legendre rules on panels. Which step is fine enough is
+measured for each activation when it is first met.
 """
 
 from __future__ import annotations

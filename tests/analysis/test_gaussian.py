@@ -1,7 +1,6 @@
 """Expectations under Gaussian laws against mpmath in 25 digits, plain sums, and draws."""
 
 import math
-import time
 from functools import partial
 
 import mpmath
@@ -210,13 +209,12 @@ def test_far_out_panels_grow_with_the_distance_from_zero():
     assert GaussianMoments.of("sin").growing == 1
 
 
-def test_enormous_variances_take_no_time():
+def test_enormous_variances_take_few_nodes():
     q = f64(1e10)
     moments = GaussianMoments.of("tanh")
-    start = time.process_time()
     slope = float(moments.slope_moment(q))
     spread = float(moments.decorrelation(q, f64(1e-4))[0])
-    assert time.process_time() - start < 2
+    assert moments._rule(q.sqrt())[0].numel() < 4000
     # far out phi is a sign: the slopes' mean is density(0) int sech^4 du, and pairs part with their angle over pi
     assert slope == pytest.approx(4 / 3 / (2 * math.pi * 1e10) ** 0.5, rel=1e-9)
     angle = 2 * math.asin((1e-4 / 2) ** 0.5)
