@@ -272,7 +272,7 @@ def _tuned(activation: Activation) -> GaussianMoments:
 def _grown(equal: GaussianMoments) -> GaussianMoments:
     """The same rules with growing panels, where these agree with finer ones far out, and with equal ones as they start.
 
-    At most 2.4e5 nodes are compared with, whatever the strip.
+    A narrow strip, which says that the activation varies fast, is not tried: equal panels would take too many nodes.
     """
     growing, finer = (GaussianMoments(equal.activation, equal.strip, equal.reach, by) for by in (2.0, 1.6))
     q = torch.tensor(_FAR, dtype=torch.float64)
@@ -280,7 +280,7 @@ def _grown(equal: GaussianMoments) -> GaussianMoments:
     def all_of(moments: GaussianMoments, q: Tensor) -> Tensor:
         return torch.stack([moments.second_moment(q), moments.slope_moment(q), moments.growth(q)])
 
-    if equal.homogeneous or equal.strip < 0.01:
+    if equal.homogeneous or equal.strip < _NARROW:
         return equal
     coarse, fine, plain = all_of(growing, q), all_of(finer, q), all_of(equal, q[:1])
     size = torch.stack([fine[0], fine[1], (fine[0] * fine[1] / q).sqrt()])
