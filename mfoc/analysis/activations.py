@@ -24,6 +24,7 @@ _JUMP = 1e-7  # relative to the size of what jumps: rounding is far below, what 
 _ORDERS = 4  # the function and three derivatives: a kink in a higher one is beyond what the quadrature rules feel
 _TOO_MANY = 400
 _SOFTPLUS, _EXACT = 20, 40  # torch's default threshold, and one at which e^-u is below rounding of u
+_MEANT = 10  # a threshold of softplus from which on its linear end stands for the function itself
 
 
 @by_identity
@@ -146,13 +147,17 @@ def _studied(function: Callable[[Tensor], Tensor], name: str) -> Activation:
 
 
 def _exact(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """Torch's softplus without its linear end: from beta u = 20 on it drops e^-20, a jump that quadrature feels."""
+    """Torch's softplus without its linear end: beyond the threshold it drops e^-threshold, a jump quadrature feels.
+
+    A threshold below 10 bends the function visibly: it is what the user wants, and stays.
+    """
     kind = getattr(function, "func", function)  # a partial, as read off a graph
     if kind is F.softplus:
         given = dict(getattr(function, "keywords", {}))
-        if not getattr(function, "args", ()) and given.get("threshold", _SOFTPLUS) == _SOFTPLUS:
+        threshold = given.get("threshold", _SOFTPLUS)
+        if not getattr(function, "args", ()) and _MEANT <= threshold < _EXACT:
             return partial(F.softplus, **{**given, "threshold": _EXACT})
-    elif type(kind) is nn.Softplus and kind.threshold == _SOFTPLUS:
+    elif type(kind) is nn.Softplus and _MEANT <= kind.threshold < _EXACT:
         return nn.Softplus(kind.beta, _EXACT)
     return function
 

@@ -8,8 +8,9 @@ With z, z1, z2 standard normals, z1 and z2 of correlation c, and u1 = sqrt(q1) z
     pair            E phi(u1) phi(u2) and E phi'(u1) phi'(u2)
     decorrelation   E[(phi(u1) - phi(u2))^2] / (2 q delta) at q1 = q2 = q, delta = 1 - c: no digit is lost near c = 1
 
-Analytic activations are integrated by the trapezoid rule and, in two dimensions, by Mehler's series; those with kinks
-by Gauss-Legendre rules between them. Which step is fine enough is measured for each activation when it is first met.
+Analytic activations are integrated by the trapezoid rule and, in two dimensions, by Mehler's series; those with kinks,
+and at large variances those that are calm far out, by Gauss-Legendre rules on panels. Which step is fine enough is
+measured for each activation when it is first met.
 """
 
 from __future__ import annotations
@@ -34,6 +35,9 @@ _AT_ONCE = 2**21  # numbers in one evaluation
 _TRIED = (0.05, 1.0, 8.0)  # variances at which a rule is compared with a finer one
 _REACHES = (9.5, 14.0, 20.0, 28.0, 37.0)  # the density underflows beyond
 _AGREE = 2e-13
+_NARROW = 0.05  # a strip, in standard deviations, below which growing panels take fewer nodes
+_FAR = (1e4, 1e6, 1e8, 1e10)  # variances at which growing panels are compared with finer ones
+_MIDDLE = 1e-12  # a node as close to zero as that is the middle one
 
 Integrand = Callable[[Tensor, Tensor, Tensor], Tensor]  # of phi(u), phi'(u), z
 
@@ -48,11 +52,14 @@ class GaussianMoments:
         strip: half the width of the strip around the real axis in which its rules may take it for analytic (between
             its kinks): a number that was found good, not a theorem.
         reach: how many standard deviations the rules look.
+        growing: by what factor the distance from zero and from kinks grows from panel to panel at large variances,
+            where the activation varies ever more slowly there, as tanh and softplus do but no sine; else 1.
     """
 
     activation: Activation
     strip: float
     reach: float
+    growing: float = 1.0
 
     @staticmethod
     def of(activation: ActivationLike | GaussianMoments) -> GaussianMoments:
@@ -134,8 +141,8 @@ class GaussianMoments:
         """
         delta = delta.to(torch.float64) + 0 * q
         q = _checked(q).clamp(min=_LEAST) + 0 * delta
-        if self.homogeneous:
-            return closed_decorrelation(self.activation.slopes, delta)
+        if self.activation.family != "other":
+            return closed_decorrelation(self.activation, q, delta)
         terms = self._terms(q)
         if terms <= MOST:
             squares = coefficients(self.activation.function, q, terms).square() / q[..., None]
@@ -159,15 +166,12 @@ class GaussianMoments:
 
     def _rule(self, root: Tensor) -> tuple[Tensor, Tensor]:
         """Nodes and weights for standard deviations [P]: [1 or P, n] each."""
-        strip = self.strip / float(root.max())
-        if not self.activation.kinks:
-            z, w = (part.to(root.device) for part in trapezoid(strip, self.reach))
-            return z[None], w[None]
-        return panels(self._kinks(root), min(4.0, 3 * strip), self.reach)
+        return self._axis(self._kinks(root), self.strip / float(root.max()))
 
     def _kinks(self, root: Tensor) -> Tensor:
-        """Where the kinks are, in standard deviations: [..., k]."""
-        return torch.tensor(self.activation.kinks, dtype=root.dtype, device=root.device) / root[..., None]
+        """Where the kinks are, and zero for growing panels, in standard deviations: [..., k]."""
+        kinks = self.activation.kinks if self.growing == 1 else sorted({0.0, *self.activation.kinks})
+        return torch.tensor(kinks, dtype=root.dtype, device=root.device) / root[..., None]
 
     def _expect(self, q: Tensor, integrand: Integrand, *, slopes: bool = True) -> Tensor:
         """The mean of an integrand at every variance; those of one size share a rule."""
@@ -191,7 +195,8 @@ class GaussianMoments:
         """Two means over pairs (u1, u2), one after the other along the axes (z1 + z2, z1 - z2) / sqrt(2).
 
         On a line of constant difference, kinks are points; the lines on which two of them meet are where the outer
-        rule is cut. The difference itself is small where delta is, so nothing cancels.
+        rule is cut. The difference itself is small where delta is, so nothing cancels. At q1 = q2 an integrand that
+        does not tell u1 from u2, as all do here, is the same at the difference -d.
         """
         points = torch.stack([(q1 + 0 * delta).reshape(-1), (q2 + 0 * delta).reshape(-1), delta.reshape(-1)], 1)
         means = [torch.stack(self._pieces(point[:1], point[1:2], point[2:], integrand)) for point in points]
@@ -203,15 +208,18 @@ class GaussianMoments:
     ) -> tuple[Tensor, Tensor]:
         root1, root2 = q1.clamp(min=_LEAST).sqrt(), q2.clamp(min=_LEAST).sqrt()
         along, across = (1 - delta / 2).clamp(min=1e-300).sqrt(), (delta / 2).clamp(min=1e-300).sqrt()
-        longest = min(4.0, 3 * self.strip / float(torch.maximum(root1, root2)))
+        strip = self.strip / float(torch.maximum(root1, root2))
         one, two = self._kinks(root1), self._kinks(root2)  # [1, k]
         meeting = ((one[..., :, None] - two[..., None, :]) / (2 * across[:, None, None])).flatten(-2)
-        d, outer = (part[0] for part in panels(meeting, longest, self.reach))
+        d, outer = (part[0] for part in self._axis(meeting, strip / float(across)))
+        if bool(q1 == q2):
+            kept = d > -_MIDDLE
+            d, outer = d[kept], outer[kept] * (1 + (d[kept] > _MIDDLE).to(outer))
         means = d.new_zeros(2, len(d))
         crossings = torch.cat([one - across * d[:, None], two + across * d[:, None]], -1) / along
-        width = panels(crossings[:1], longest, self.reach)[0].shape[-1]
+        width = self._axis(crossings[:1], strip / float(along))[0].shape[-1]
         for part in torch.split(torch.arange(len(d), device=d.device), max(1, _AT_ONCE // width)):
-            s, inner = panels(crossings[part], longest, self.reach)
+            s, inner = self._axis(crossings[part], strip / float(along))
             shift = across * d[part, None]
             pair = [root1 * (along * s + shift), root2 * (along * s - shift)]
             values = [self.activation.function(u) for u in pair]
@@ -220,6 +228,13 @@ class GaussianMoments:
                 means[row, part] = (value * inner).sum(-1)
         both = means @ outer
         return both[:1], both[1:]
+
+    def _axis(self, breaks: Tensor, strip: float) -> tuple[Tensor, Tensor]:
+        """The rule for one axis, cut at breaks [P, k], which are the activation's kinks."""
+        if self.activation.kinks or (self.growing > 1 and strip < _NARROW):
+            return panels(breaks, min(4.0, 3 * strip), self.reach, growing=self.growing)
+        z, w = (part.to(breaks) for part in trapezoid(strip, self.reach))
+        return z[None], w[None]
 
 
 _FOUND: WeakKeyDictionary[Activation, GaussianMoments] = WeakKeyDictionary()
@@ -247,8 +262,28 @@ def _tuned(activation: Activation) -> GaussianMoments:
             coarse, fine = all_of(strip, reach), all_of(strip / 2, min(1.4 * reach, 37.5))
             size = torch.stack([fine[1].sqrt(), fine[1], fine[2], (fine[1] * fine[2] / q).sqrt()])
             if bool(((coarse - fine).abs() <= _AGREE * size + 1e-300).all()):
-                return GaussianMoments(activation, strip, reach)
+                return _grown(GaussianMoments(activation, strip, reach))
     raise InvalidValue(
         f"the Gaussian moments of activation {activation.name!r} do not converge: its square or its slope's has no "
         "mean, or it varies too fast; expected a function such as tanh or ReLU, continuous, of bounded slope"
     )
+
+
+def _grown(equal: GaussianMoments) -> GaussianMoments:
+    """The same rules with growing panels, where these agree with finer ones far out, and with equal ones as they start.
+
+    A narrow strip, which says that the activation varies fast, is not tried: equal panels would take too many nodes.
+    """
+    growing, finer = (GaussianMoments(equal.activation, equal.strip, equal.reach, by) for by in (2.0, 1.6))
+    q = torch.tensor(_FAR, dtype=torch.float64)
+
+    def all_of(moments: GaussianMoments, q: Tensor) -> Tensor:
+        return torch.stack([moments.second_moment(q), moments.slope_moment(q), moments.growth(q)])
+
+    if equal.homogeneous or equal.strip < _NARROW:
+        return equal
+    coarse, fine, plain = all_of(growing, q), all_of(finer, q), all_of(equal, q[:1])
+    size = torch.stack([fine[0], fine[1], (fine[0] * fine[1] / q).sqrt()])
+    same = ((coarse - fine).abs() <= 4 * _AGREE * size) & fine.isfinite()
+    alike = (coarse[:, :1] - plain).abs() <= 4 * _AGREE * size[:, :1]
+    return growing if bool(same.all()) and bool(alike.all()) else equal

@@ -12,6 +12,7 @@ from torch import Tensor
 REACH = 9.5  # exp(-9.5^2 / 2) is 2.5e-20
 _DENSITY = 1 / math.sqrt(2 * math.pi)
 _ORDER = 32  # Gauss-Legendre nodes a panel
+_LONGEST = 4.0  # panel on which they integrate the density itself
 
 
 def trapezoid(strip: float, reach: float = REACH, *, digits: float = 38.0) -> tuple[Tensor, Tensor]:
@@ -41,18 +42,27 @@ def legendre(order: int = _ORDER) -> tuple[Tensor, Tensor]:
     return torch.from_numpy((nodes + 1) / 2), torch.from_numpy(weights / 2)
 
 
-def panels(breaks: Tensor, longest: float, reach: float = REACH, *, order: int = _ORDER) -> tuple[Tensor, Tensor]:
+def panels(
+    breaks: Tensor, longest: float, reach: float = REACH, *, order: int = _ORDER, growing: float = 1.0
+) -> tuple[Tensor, Tensor]:
     """Gauss-Legendre rules on the pieces between breaks, for functions that are smooth on each.
 
     Args:
         breaks: in any order, [..., k]; those out of reach leave an empty panel.
-        longest: no panel is longer than this.
+        longest: no panel is longer than this; if ``growing``, none that touches a break.
         reach: the whole axis ends at -reach and reach.
         order: nodes a panel.
+        growing: by what factor the distance from a break grows from panel to panel, up to length 4, where that takes
+            fewer panels: for functions that vary ever more slowly away from all breaks. 1 for equal panels.
 
     Returns:
         nodes, weights [..., n], which hold the normal density.
     """
+    turns = math.ceil(math.log(2 * reach / longest, growing)) + 1 if growing > 1 and longest < reach else 0
+    if turns and 2 * turns * breaks.shape[-1] < 2 * reach / longest:
+        steps = longest * growing ** torch.arange(turns).to(breaks)
+        around = (breaks[..., None] + torch.cat([-steps, steps])).flatten(-2)
+        breaks, longest = torch.cat([breaks, around], -1), _LONGEST
     grid = torch.linspace(-reach, reach, max(1, math.ceil(2 * reach / longest)) + 1).to(breaks)
     edges = torch.cat([grid.expand(*breaks.shape[:-1], -1), breaks.clamp(-reach, reach)], -1).sort(-1).values
     lengths = edges.diff(dim=-1)[..., None]

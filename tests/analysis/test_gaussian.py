@@ -1,5 +1,6 @@
 """Expectations under Gaussian laws against mpmath in 25 digits, plain sums, and draws."""
 
+import math
 from functools import partial
 
 import mpmath
@@ -148,3 +149,73 @@ def test_softplus_is_taken_without_its_linear_end(activation, q):
         exact = float(mpmath.quad(square, ends))
     found = GaussianMoments.of(activation).second_moment(torch.tensor(q, dtype=torch.float64))
     assert float(found) == pytest.approx(exact, rel=1e-13)
+
+
+@pytest.mark.parametrize("name", ["erf", "gelu"])
+@pytest.mark.parametrize("q", [1e-6, 0.3, 30.0, 1e6])
+def test_closed_decorrelation_has_all_digits_at_every_variance(name, q):
+    """Against the difference of the textbook covariance in 60 digits, which loses 30 of them."""
+    moments = GaussianMoments.of(name)
+
+    def covariance(k):
+        if name == "erf":
+            return 2 / mpmath.pi * mpmath.asin(2 * k / (1 + 2 * q))
+        a = 1 + mpmath.mpf(q)
+        bulk = (q * (q - k**2 / a) + k**2 / a) / mpmath.sqrt(a**2 - k**2)
+        return k * (mpmath.mpf(1) / 4 + mpmath.asin(k / a) / (2 * mpmath.pi)) + bulk / (2 * mpmath.pi)
+
+    for delta in (1e-14, 1e-3, 0.7, 1.0, 1.7, 2.0):
+        spread, slope = (float(part) for part in moments.decorrelation(f64(q), f64(delta)))
+        with mpmath.workdps(60):
+            k = mpmath.mpf(q) * (1 - mpmath.mpf(delta))
+            expected = (covariance(mpmath.mpf(q)) - covariance(k)) / (mpmath.mpf(q) * mpmath.mpf(delta))
+            rate = mpmath.diff(covariance, k)
+        assert spread == pytest.approx(float(expected), rel=1e-13)
+        assert slope == pytest.approx(float(rate), rel=1e-13, abs=1e-14)
+
+
+@pytest.mark.parametrize("name", ["erf", "gelu"])
+def test_closed_decorrelation_is_that_of_the_plane(name):
+    moments = GaussianMoments.of(name)
+    for q, delta in ((0.3, 0.3), (30.0, 1e-6), (30.0, 1.6)):
+        closed = moments.decorrelation(f64(q), f64(delta))
+        change, slope = moments._plane(f64(q), f64(q), f64(delta), lambda p, s: ((p[0] - p[1]).square(), s[0] * s[1]))
+        torch.testing.assert_close(closed[0], change / (2 * q * delta), rtol=1e-13, atol=0)
+        torch.testing.assert_close(closed[1], slope, rtol=1e-13, atol=0)
+
+
+@pytest.mark.parametrize(("beta", "threshold"), [(20, 20), (0.5, 20), (1, 12), (3.0, 30)])
+def test_softplus_of_any_sharpness(beta, threshold):
+    """It is softplus(beta u) / beta, whatever torch's threshold cuts off."""
+    q = f64(0.3, 4.0)
+    given = GaussianMoments.of(nn.Softplus(beta, threshold))
+    plain = GaussianMoments.of("softplus")
+    torch.testing.assert_close(given.second_moment(q), plain.second_moment(beta**2 * q) / beta**2, rtol=1e-12, atol=0)
+    torch.testing.assert_close(given.slope_moment(q), plain.slope_moment(beta**2 * q), rtol=1e-12, atol=0)
+    assert GaussianMoments.of(partial(nn.functional.softplus, beta=beta, threshold=threshold)).activation.kinks == ()
+
+
+def test_far_out_panels_grow_with_the_distance_from_zero():
+    """tanh is 1 - O(e^-2u) there, which equal panels find in hundreds of times the work; of a sine they all count."""
+    growing = GaussianMoments.of("tanh")
+    equal = GaussianMoments(growing.activation, growing.strip, growing.reach)
+    assert growing.growing > 1
+    for name in ("second_moment", "slope_moment", "growth", "mean"):
+        found, expected = (getattr(moments, name)(f64(3e3, 1e5)) for moments in (growing, equal))
+        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-15)
+    for delta in (1e-3, 1.9):
+        found, expected = (moments.decorrelation(f64(2e3), f64(delta)) for moments in (growing, equal))
+        torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
+    assert GaussianMoments.of("sin").growing == 1
+
+
+def test_enormous_variances_take_few_nodes():
+    q = f64(1e10)
+    moments = GaussianMoments.of("tanh")
+    slope = float(moments.slope_moment(q))
+    spread = float(moments.decorrelation(q, f64(1e-4))[0])
+    assert moments._rule(q.sqrt())[0].numel() < 4000
+    # far out phi is a sign: the slopes' mean is density(0) int sech^4 du, and pairs part with their angle over pi
+    assert slope == pytest.approx(4 / 3 / (2 * math.pi * 1e10) ** 0.5, rel=1e-9)
+    angle = 2 * math.asin((1e-4 / 2) ** 0.5)
+    assert spread == pytest.approx(4 * angle / math.pi / (2 * 1e10 * 1e-4), rel=1e-2)

@@ -92,6 +92,18 @@ def test_relu_is_critical_at_one_point_and_diverges_beyond():
     assert_agrees(diagram, "relu", [(row, column) for row in range(3) for column in range(2)])
 
 
+@pytest.mark.parametrize("short", [1e-9, 1e-13])
+def test_where_the_fixed_point_is_too_far_out_there_is_none(short):
+    """A slope at infinity just below one: SignalPropagation refuses it, and the diagram has no phase."""
+    diagram = phase_diagram("softplus", [1.0, 2 - short], [5.0])
+    assert diagram.q_star.isnan().tolist() == [[False], [True]]
+    assert "beyond 1e9 at 1 points" in str(diagram)
+    with pytest.raises(InvalidValue, match="beyond 1e9"):
+        diagram.phase(1, 0)
+    with pytest.raises(InvalidValue, match=r"beyond 1e\+09"):
+        _ = SignalPropagation("softplus", 2 - short, 5.0).q_star
+
+
 def test_of_several_fixed_points_the_one_that_one_leads_to():
     """GELU with 2 < sigma_w^2: small variances stay, larger ones diverge, and q = 1 is among either."""
     weights = torch.tensor([2.05, 2.1, 2.2, 2.3], dtype=torch.float64)

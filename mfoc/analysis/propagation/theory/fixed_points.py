@@ -161,14 +161,15 @@ def _beyond(length_map: LengthMap, q: float) -> list[tuple[float, float]]:
     """Farther points, up to the first from which the map goes down, as it does in the end."""
     found = []
     while q < _FARTHEST:
-        q *= 30
+        q = min(30 * q, _FARTHEST)
         excess = length_map.excess(q)
         found.append((q, excess))
         if excess < 0:
             return found
     raise InvalidValue(
-        f"the fixed point of the length map lies beyond {_FARTHEST:g}: weight_variance {length_map.gain:g} is too "
-        "close to where variances diverge; expected a smaller one"
+        f"the fixed point of the length map lies beyond {_FARTHEST:g}, farther than is looked: with variances "
+        f"{length_map.gain:g} of weights and {length_map.bias:g} of biases pre-activations grow too large; expected "
+        "smaller ones"
     )
 
 
@@ -241,8 +242,9 @@ def _first_sign(excesses: list[float]) -> float:
 def _iterated(length_map: LengthMap, points: tuple[FixedPoint, ...], start: float) -> float:
     """By iteration, for maps that are not monotone, where no bracket tells which fixed point is reached.
 
-    One is: V sqrt(q) is the integral of phi(u)^2 exp(-u^2 / 2q), so it grows with q, which rules out cycles of two, and
-    with them all others (Sharkovskii 1964): every bounded orbit converges.
+    One is: an orbit that stays bounded converges, as that of every continuous map without a cycle of two does (Coppel
+    1955). There is none. V sqrt(q) is the integral of phi(u)^2 exp(-u^2 / 2q), up to a constant, and grows with q; of a
+    cycle p < q that would say sqrt(p q) (sqrt(p) - sqrt(q)) >= bias (sqrt(q) - sqrt(p)), of opposite signs.
     """
     q = start
     targets = [point.q for point in points if point.stable]

@@ -20,7 +20,6 @@ from mfoc.analysis.propagation.theory.tables import FARTHEST, LengthTable, Strip
 
 _NOISE = 2e-14  # of V, relative
 _PER_DECADE = 100
-_NEVER = 1e-10  # a slope at infinity that close to one puts the fixed point where float64 does not find it
 _STEPS = 60
 _ITERATIONS = 3000
 
@@ -30,7 +29,7 @@ class Lengths:
     """Fixed points q* of q -> w V(q) + b.
 
     Attributes:
-        q: inf where the variance diverges, NaN where it ends in a cycle or is not known yet, [A, B].
+        q: inf where the variance diverges; not to be read where it is not known yet, [A, B].
         unknown: which are not known yet, [A, B].
     """
 
@@ -60,7 +59,7 @@ def lengths(table: LengthTable, weights: Tensor, biases: Tensor) -> Lengths:
     upper = torch.where(rises, start + up, start - down + 1).clamp(1, len(scan) - 1)
     unknown = ~(rises | falls) | (rises & ~sure_up) | (falls & ~sure_down)
     far = weights[:, None] * _far_slope(table.moments)
-    unknown |= gone & ((far < 1 - _NEVER) | (not trapped and table.top < FARTHEST))
+    unknown |= gone & ((far < 1) | (not trapped and table.top < FARTHEST))
     q = torch.full_like(biases, math.inf)
     q[ends] = 0.0
     inside = ~(gone | ends | unknown)
@@ -142,27 +141,21 @@ def _iterated(table: LengthTable, weights: Tensor, biases: Tensor) -> Lengths:
     """By iteration, for maps that are not monotone; where it has settled, Newton's method goes on."""
     w, b = (part.expand_as(biases).reshape(-1) for part in (weights[:, None], biases))
     q = torch.ones_like(w)
-    unknown, cycles = torch.zeros_like(q, dtype=torch.bool), torch.zeros_like(q, dtype=torch.bool)
+    unknown = torch.zeros_like(q, dtype=torch.bool)
     active = torch.arange(len(q))
-    before = q.clone()
-    for turn in range(_ITERATIONS):
+    for _ in range(_ITERATIONS):
         here = q[active]
         following = w[active] * table(here)[0] + b[active]
         out = following > table.farthest
         unknown[active[out]] = True
         still = (following - here).abs() > 1e-13 * following
-        if turn % 64 == 63:  # a cycle of two has come back to where it was, and had moved
-            back = (following - before[active]).abs() <= 1e-13 * following
-            cycles[active[back & still]] = True
-            still &= ~back
-        before[active], q[active] = here, torch.where(out, math.inf, following)
+        q[active] = torch.where(out, math.inf, following)
         active = active[still & ~out]
         if not len(active):
             break
     unknown[active] = True
-    q[cycles] = math.nan
     slopes = torch.zeros_like(q)
-    settled = ~(unknown | cycles)
+    settled = ~unknown
     for _ in range(3):
         second, _, slopes[settled] = table(q[settled])
         step = (w[settled] * second + b[settled] - q[settled]) / (w[settled] * slopes[settled] - 1)

@@ -23,7 +23,7 @@ from mfoc.printing import by_identity
 
 Grid: TypeAlias = "Tensor | Sequence[float]"
 
-NO_PHASE = 2  # where lengths end in a cycle, or no fixed point was found
+NO_PHASE = 2  # where the fixed point is too far out: there SignalPropagation raises
 _NAMES: dict[int, Phase] = {-1: "ordered", 0: "critical", 1: "chaotic"}
 _AT_ONCE = 2**17  # points
 _LINE = 512  # points of the critical line
@@ -38,8 +38,8 @@ class PhaseDiagram:
         activation: its name.
         weight_variances: sigma_w^2, [A].
         bias_variances: sigma_b^2, [B].
-        q_star: variance of the pre-activations that iterating from q = 1 reaches; inf where it diverges (a slope of the
-            length map at infinity within 1e-10 of one counts as one), NaN where it ends in a cycle or is beyond 1e11.
+        q_star: variance of the pre-activations that iterating from q = 1 reaches; inf where it diverges, NaN where it
+            is beyond 1e9, which SignalPropagation refuses.
         chi_1: sigma_w^2 E phi'^2 there.
         chi_q: the slope of the length map there.
         c_star: the stable fixed point of the correlation map.
@@ -75,7 +75,7 @@ class PhaseDiagram:
         check_integer(0, len(self.bias_variances) - 1, column=column)
         code = int(self.codes[row, column])
         if code == NO_PHASE:
-            raise InvalidValue(f"there is no phase at row {row}, column {column}: no fixed point is reached from q = 1")
+            raise InvalidValue(f"there is no phase at row {row}, column {column}: the fixed point is beyond 1e9")
         return _NAMES[code]
 
     def share(self, phase: Phase) -> float:
@@ -109,7 +109,7 @@ class PhaseDiagram:
             least = float(self.weight_variances[self.q_star.isinf().any(1)][0])
             said.append(f"the variance diverges with depth at {diverging} points, from sigma_w^2 = {least:.6g} on")
         if missing:
-            said.append(f"no fixed point is reached at {missing} points")
+            said.append(f"the fixed point is beyond 1e9 at {missing} points")
         return said
 
     def __str__(self) -> str:

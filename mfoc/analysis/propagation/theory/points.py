@@ -65,14 +65,12 @@ class Points:
         return (gain * moments.second_moment(q) + bias - q).abs() / q.clamp(min=1e-4)
 
     def _without_end(self, moments: GaussianMoments, w: Tensor) -> None:
-        """The conventions of SignalPropagation where lengths diverge, or end in a cycle."""
+        """The conventions of SignalPropagation where lengths diverge."""
         below, above = moments.activation.slopes
         far = (below**2 + above**2) / 2
-        diverges, cycles = self.q == math.inf, self.q.isnan()
+        diverges = self.q == math.inf
         for part in (self.chi_1, self.chi_q):
             part[diverges] = far * w[diverges]
-            part[cycles] = math.nan
-        self.lost[cycles] = math.nan
         self.lost[diverges] = 0.0 if math.isfinite(far) else math.nan
         self.chi_c.copy_(self.chi_1)
         self.chi_c[diverges] = 1.0 if math.isfinite(far) else math.nan

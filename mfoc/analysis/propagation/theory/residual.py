@@ -34,7 +34,6 @@ _FAR = 1e6  # a variance at which an activation is as it is far out
 _LARGEST = 1e150  # of p: squares of it are still numbers
 _WIDEST = 1e8  # the largest variance at which an activation without closed forms is integrated in a blink
 _WIDEST_PAIR = 1e4  # and two of them together
-_NEAR = 1e-4  # of 1 - c: differences of closed forms lose no more than four digits above
 
 
 @dataclass(frozen=True, eq=False)
@@ -229,12 +228,7 @@ class ResidualPropagation:
         if q == 0 or d == 0:  # all pre-activations are equal
             return d + noise
         delta = torch.tensor(min(self.weight_variance * d / q, 2.0), dtype=torch.float64)
-        if self._moments.activation.family in ("erf", "gelu") and float(delta) > _NEAR:
-            variance = at[None]
-            pair = [self._moments.pair(variance, variance, c.reshape(1, 1))[0] for c in (0 * at + 1, 1 - delta)]
-            apart = float(pair[0] - pair[1])
-        else:
-            apart = q * float(delta) * float(self._moments.decorrelation(at, delta)[0])
+        apart = q * float(delta) * float(self._moments.decorrelation(at, delta)[0])
         return d + self.branch_weight_variance * apart + noise
 
     @property
