@@ -230,12 +230,7 @@ def _find_kinks(function: Callable[[Tensor], Tensor], name: str) -> tuple[float,
             if order <= 1:
                 raise InvalidValue(f"activation {name!r} has no derivative: {error}") from error
             break
-        if order == 0 and places:
-            shown = ", ".join(f"{place:.6g}" for place in places[:3])
-            raise InvalidValue(
-                f"activation {name!r} jumps at {shown}{', ...' * (len(places) > 3)}; expected a continuous function: "
-                "at a jump it has no derivative, and chi is infinite"
-            )
+        _refuse_jumps(name, places if order == 0 else _discontinuities(function, places))
         found += places
     merged: list[float] = []
     for place in sorted(found):
@@ -245,6 +240,24 @@ def _find_kinks(function: Callable[[Tensor], Tensor], name: str) -> tuple[float,
     if len(merged) > _TOO_MANY:
         raise InvalidValue(f"activation {name!r} has more than {_TOO_MANY} kinks; expected at most that many")
     return tuple(merged)
+
+
+def _discontinuities(function: Callable[[Tensor], Tensor], places: list[float]) -> list[float]:
+    """Those kinks at which the function itself jumps, too little, against its slope, for the search to follow."""
+    kinks = torch.tensor(places, dtype=torch.float64)
+    step = 1e-10 * kinks.abs().clamp(min=1.0)
+    sides = function(kinks - step), function(kinks + step)
+    changes = (sides[1] - sides[0]).abs() > _JUMP * torch.maximum(sides[0].abs(), sides[1].abs()).clamp(min=1.0)
+    return [place for place, change in zip(places, changes.tolist(), strict=True) if change]
+
+
+def _refuse_jumps(name: str, places: list[float]) -> None:
+    if places:
+        shown = ", ".join(f"{place:.6g}" for place in places[:3])
+        raise InvalidValue(
+            f"activation {name!r} jumps at {shown}{', ...' * (len(places) > 3)}; expected a continuous function: "
+            "at a jump it has no derivative, and chi is infinite"
+        )
 
 
 def _jumps(function: Callable[[Tensor], Tensor], order: int) -> list[float]:

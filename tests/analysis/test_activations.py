@@ -103,6 +103,7 @@ def test_it_can_be_pickled():
         (torch.sign, InvalidValue, "jumps at"),
         ("round", InvalidValue, "jumps at"),
         (nn.Hardshrink(), InvalidValue, "jumps at -0.5, 0.5"),
+        (nn.Softplus(1.0, 5.0), InvalidValue, "jumps at 5"),  # by 7e-3, against its slope
         (nn.Softmax(-1), InvalidValue, "every entry alone"),
         (nn.Linear(12, 12), InvalidValue, "fails on a float64 tensor"),
         (lambda u: u - u.mean(), InvalidValue, "every entry alone"),
