@@ -45,7 +45,7 @@ def plain(phi, slope, sw2, sb2, sv2, sa2, depth, p, c, keep=1.0):
 
 @pytest.mark.parametrize("keep", [1.0, 0.6])
 def test_it_is_the_recursion_written_out(keep):
-    found = ResidualPropagation("tanh", *VARIANCES, keep=keep).iterate(4, p0=0.8, c0=0.3)
+    found = ResidualPropagation("tanh", *VARIANCES, dropout=1 - keep).iterate(4, p0=0.8, c0=0.3)
     p, c, gradient = plain(np.tanh, lambda u: 1 - np.tanh(u) ** 2, *VARIANCES, 4, 0.8, 0.3, keep)
     assert found.p.tolist() == pytest.approx(p, rel=1e-9)
     assert found.c.tolist() == pytest.approx(c, rel=1e-8)
@@ -118,7 +118,7 @@ def random_net(width, depth, phi, generator, keep=1.0):
 @pytest.mark.parametrize(("phi", "keep"), [(torch.tanh, 1.0), (nn.GELU(), 1.0), (torch.relu, 0.7)])
 def test_it_agrees_with_networks_of_width_2048(phi, keep):
     generator = torch.Generator().manual_seed(0)
-    theory = ResidualPropagation(phi, *VARIANCES, keep=keep).iterate(2)
+    theory = ResidualPropagation(phi, *VARIANCES, dropout=1 - keep).iterate(2)
     expected = (float(theory.p[-1]), float(theory.c[-1]), float(theory.gradient[0]))
     seen = torch.tensor([random_net(2048, 2, phi, generator, keep) for _ in range(6)], dtype=torch.float64)
     errors = seen.std(0) / math.sqrt(len(seen))
@@ -180,14 +180,14 @@ def test_gradients_never_vanish_and_the_depth_is_where_they_are_e_times_as_large
 
 def test_dropout_parts_an_input_from_itself():
     """Schoenholz et al. 2017: with a mask for each, two passes of one input do not agree."""
-    assert float(ResidualPropagation("tanh", *VARIANCES, keep=0.9).iterate(5, c0=1.0).c[-1]) < 0.99
+    assert float(ResidualPropagation("tanh", *VARIANCES, dropout=0.1).iterate(5, c0=1.0).c[-1]) < 0.99
 
 
 def test_the_verdict_comes_first():
     assert str(ResidualPropagation("relu", *VARIANCES)).startswith("lengths grow exponentially (x 1.525 a block)")
-    told = str(ResidualPropagation("tanh", *VARIANCES, keep=0.5))
+    told = str(ResidualPropagation("tanh", *VARIANCES, dropout=0.5))
     assert told.startswith("lengths grow linearly")
-    assert "keep = 0.5" in told
+    assert "dropout 0.5" in told
     assert repr(ResidualPropagation("tanh", *VARIANCES).iterate(2)).startswith("after 2 blocks: p 1 -> ")
 
 
@@ -206,8 +206,8 @@ def test_what_is_refused():
     theory = ResidualPropagation("relu", *VARIANCES)
     with pytest.raises(InvalidValue, match="branch_weight_variance is -1"):
         ResidualPropagation("relu", 1, 0, -1, 0)
-    with pytest.raises(InvalidValue, match=r"keep is 1\.5"):
-        ResidualPropagation("relu", 1, 0, 1, 0, keep=1.5)
+    with pytest.raises(InvalidValue, match=r"dropout is 1\.5"):
+        ResidualPropagation("relu", 1, 0, 1, 0, dropout=1.5)
     with pytest.raises(InvalidType, match="activation is an int"):
         ResidualPropagation(3, 1, 0, 1, 0)
     with pytest.raises(InvalidValue, match=r"c0 is 1\.5"):

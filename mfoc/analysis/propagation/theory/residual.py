@@ -46,7 +46,7 @@ class ResidualPropagation:
         bias_variance: sb2, of b.
         branch_weight_variance: sv2, of sqrt(n) V, the weights after it.
         branch_bias_variance: sa2, of a.
-        keep: the share of units that dropout on phi(h) leaves, between 0 and 1: one less torch's ``p``.
+        dropout: the share of phi(h) that is set to zero, the rest divided by 1 - dropout, on its own for every input.
 
     Raises:
         InvalidType, InvalidValue: no activation; negative variances; no share.
@@ -57,7 +57,7 @@ class ResidualPropagation:
     bias_variance: float
     branch_weight_variance: float
     branch_bias_variance: float
-    keep: float = 1.0
+    dropout: float = 0.0
     _moments: GaussianMoments = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -67,9 +67,9 @@ class ResidualPropagation:
             branch_weight_variance=self.branch_weight_variance,
             branch_bias_variance=self.branch_bias_variance,
         )
-        check_positive(keep=self.keep)
-        if self.keep > 1:
-            raise InvalidValue(f"keep is {self.keep!r}; expected a share of units, above 0 and at most 1")
+        check_non_negative(dropout=self.dropout)
+        if self.dropout >= 1:
+            raise InvalidValue(f"dropout is {self.dropout:g}, which keeps nothing; expected a share in [0, 1)")
         object.__setattr__(self, "_moments", GaussianMoments.of(self.activation))
 
     # ---- the recursion
@@ -165,7 +165,7 @@ class ResidualPropagation:
         if growth == "exponential":
             left, right = self._moments.activation.slopes
             slope = (left**2 + right**2) / 2
-            return 1 + self.branch_weight_variance * self.weight_variance * slope / self.keep
+            return 1 + self.branch_weight_variance * self.weight_variance * slope / (1 - self.dropout)
         if growth == "polynomial":
             return 1 / (1 - self._power)
         if growth == "faster than exponential":
@@ -188,7 +188,7 @@ class ResidualPropagation:
         name = self._moments.activation.name
         variances = (
             f"sw2 = {self.weight_variance:g}, sb2 = {self.bias_variance:g}, sv2 = {self.branch_weight_variance:g}, "
-            f"sa2 = {self.branch_bias_variance:g}" + (f", keep = {self.keep:g}" if self.keep < 1 else "")
+            f"sa2 = {self.branch_bias_variance:g}" + (f", dropout {self.dropout:g}" if self.dropout > 0 else "")
         )
         return f"lengths {rates[self.growth]}; squared gradients {squared} (residual, {name}, {variances})"
 
@@ -215,7 +215,7 @@ class ResidualPropagation:
     def _branch(self, q: float) -> tuple[float, float]:
         """What a block adds to p, and by what it multiplies squared gradients."""
         at = torch.tensor(q, dtype=torch.float64)
-        branch = self.branch_weight_variance / self.keep
+        branch = self.branch_weight_variance / (1 - self.dropout)
         added = branch * float(self._moments.second_moment(at)) + self.branch_bias_variance
         return added, 1 + branch * self.weight_variance * float(self._moments.slope_moment(at))
 
@@ -223,8 +223,8 @@ class ResidualPropagation:
         """Half the mean-square distance d after a block, from that before it."""
         at = torch.tensor(q, dtype=torch.float64)
         noise = 0.0
-        if self.keep < 1:
-            noise = self.branch_weight_variance * (1 / self.keep - 1) * float(self._moments.second_moment(at))
+        if self.dropout > 0:
+            noise = self.branch_weight_variance * (1 / (1 - self.dropout) - 1) * float(self._moments.second_moment(at))
         if q == 0 or d == 0:  # all pre-activations are equal
             return d + noise
         delta = torch.tensor(min(self.weight_variance * d / q, 2.0), dtype=torch.float64)
