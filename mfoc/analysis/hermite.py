@@ -11,14 +11,18 @@ digit is lost, and 1 - c enters as a number of its own.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 import torch
 from torch import Tensor
 
+from mfoc.analysis.quadrature import panels
+
 _REACH = 13.0  # the functions below decay as exp(-z^2 / 4) only
 _STEP = 0.045  # resolves what oscillates sqrt(n) times as fast, twice over, up to MOST terms
+_TURNS = 40.0  # radians that 32 Gauss-Legendre nodes integrate
+_AT_ONCE = 2**20  # numbers in one evaluation
 MOST = 1024
 
 
@@ -40,6 +44,34 @@ def coefficients(function: Callable[[Tensor], Tensor], q: Tensor, terms: int) ->
     """a_n(q) for n < ``terms``: [..., terms], for an analytic function and q [...]."""
     z, basis = (part.to(q.device) for part in _basis(terms))
     return function(q.sqrt()[..., None] * z) @ basis
+
+
+def piecewise_coefficients(
+    function: Callable[[Tensor], Tensor], kinks: Sequence[float], strip: float, root: Tensor, terms: int
+) -> Tensor:
+    """a_n for n < ``terms`` of a function with kinks, or of more terms than MOST: [R, terms].
+
+    By Gauss-Legendre rules between the kinks, whose panels resolve the fastest He_n.
+
+    Args:
+        function: the activation.
+        kinks: where it is not smooth.
+        strip: see ``GaussianMoments``.
+        root: standard deviations sqrt(q), [R].
+        terms: how many.
+    """
+    longest = min(_TURNS / math.sqrt(terms), 3 * strip / float(root.max()), 4.0)
+    out = root.new_empty(len(root), terms)
+    width = 32 * (math.ceil(2 * _REACH / longest) + len(kinks))
+    for part in torch.split(torch.arange(len(root), device=root.device), max(1, _AT_ONCE // width)):
+        breaks = root.new_tensor(kinks) / root[part, None] if kinks else root.new_empty(1, 0)
+        z, w = panels(breaks, longest, _REACH)  # [1 or part, nodes]
+        before, here = torch.zeros_like(z), torch.exp(-z.square() / 4)
+        weighted = function(root[part, None] * z) * w / here
+        for n in range(terms):
+            out[part, n] = torch.linalg.vecdot(weighted, here) if kinks else weighted @ here[0]
+            before, here = here, (z * here - math.sqrt(n) * before) / math.sqrt(n + 1)
+    return out
 
 
 def enough_terms(strip: float, q: float) -> int:

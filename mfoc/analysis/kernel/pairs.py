@@ -14,12 +14,10 @@ from torch import Tensor
 
 from mfoc.analysis.closed import closed_pair
 from mfoc.analysis.gaussian import GaussianMoments
-from mfoc.analysis.hermite import MOST, coefficients, correlated, enough_terms
+from mfoc.analysis.hermite import MOST, coefficients, correlated, enough_terms, piecewise_coefficients
 from mfoc.analysis.quadrature import panels
 
 _LEAST = 1e-30  # a variance that stands for zero
-_REACH = 13.0  # of Hermite functions, which die out as exp(-z^2 / 4)
-_PANEL = 1.25  # Gauss-Legendre of 32 nodes resolves sqrt(1024) oscillations on it
 _FAR = math.exp(-36 / MOST)  # below this correlation Mehler's series has converged whatever the activation
 _AT_ONCE = 2**20
 
@@ -42,7 +40,8 @@ class Side:
     def series(self, terms: int) -> Tensor:
         """E[phi(sqrt(q) z) He_n(z)] / sqrt(n!) for n < ``terms``, by rules that know the kinks: [N, terms]."""
         if terms > self._series.shape[1]:
-            self._series = _coefficients(self.moments, self.root, min(MOST, 2 ** math.ceil(math.log2(terms))))
+            phi, enough = self.moments.activation, min(MOST, 2 ** math.ceil(math.log2(terms)))
+            self._series = piecewise_coefficients(phi.function, phi.kinks, self.moments.strip, self.root, enough)
         return self._series[:, :terms]
 
 
@@ -122,22 +121,6 @@ def _terms(largest: float) -> int:
     """How many terms of Mehler's series matter at correlations up to this one."""
     needed = 36 / -math.log(largest) if largest > 0 else 0.0
     return int(min(MOST, max(8.0, needed)))
-
-
-def _coefficients(moments: GaussianMoments, root: Tensor, terms: int) -> Tensor:
-    out = root.new_empty(len(root), terms)
-    longest = min(_PANEL, 3 * moments.strip / float(root.max()))
-    kinks = root.new_tensor(moments.activation.kinks)
-    width = 32 * (math.ceil(2 * _REACH / longest) + len(kinks))
-    for part in torch.split(torch.arange(len(root), device=root.device), max(1, _AT_ONCE // width)):
-        z, w = panels(kinks / root[part, None], longest, _REACH)
-        ground = torch.exp(-z.square() / 4)
-        weighted = moments.activation.function(root[part, None] * z) * w / ground
-        before, now = torch.zeros_like(z), ground
-        for n in range(terms):
-            out[part, n] = torch.linalg.vecdot(weighted, now)
-            before, now = now, (z * now - math.sqrt(n) * before) / math.sqrt(n + 1)
-    return out
 
 
 def _plane(moments: GaussianMoments, root1: Tensor, root2: Tensor, delta: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""Mehler's series of any activation, kinks or not, with as many terms as it takes: term by term, nothing stored.
+"""Mehler's series of any activation, kinks or not, with as many terms as it takes.
 
 With kinks the coefficients a_n^2 fall as a power of n only, but c^n ends the series all the same, away from c = 1.
 """
@@ -11,10 +11,8 @@ import torch
 from torch import Tensor
 
 from mfoc.analysis.gaussian import GaussianMoments
-from mfoc.analysis.quadrature import panels
+from mfoc.analysis.hermite import piecewise_coefficients
 
-_REACH = 13.0  # the functions below decay as exp(-z^2 / 4) only
-_TURNS = 40.0  # radians that 32 Gauss-Legendre nodes integrate
 _DIGITS = 37.0  # -ln of rounding
 _CHUNK = 4096
 
@@ -26,24 +24,6 @@ def terms_for(moments: GaussianMoments, r: float, least: float) -> int:
     return int(min(max(by_strip, 0.0) + 24.0, max(by_distance, 24.0), 1e9))
 
 
-def squares(moments: GaussianMoments, r: Tensor, terms: int) -> Tensor:
-    """a_n^2 / q for n < ``terms``, at standard deviations r [R]: [R, terms].
-
-    a_n = E[phi(r z) He_n(z)] / sqrt(n!), by Gauss-Legendre rules between kinks that resolve the fastest He_n.
-    """
-    kinks = torch.tensor(moments.activation.kinks, dtype=r.dtype) / r[:, None] if moments.activation.kinks else None
-    breaks = r.new_zeros(1, 0) if kinks is None else kinks
-    longest = min(_TURNS / math.sqrt(terms), 3 * moments.strip / float(r.max()), 4.0)
-    z, w = panels(breaks, longest, _REACH)  # [1 or R, nodes]
-    weighted = moments.activation.function(r[:, None] * z) * w * torch.exp(z.square() / 4)
-    before, here = torch.zeros_like(z), torch.exp(-z.square() / 4)
-    found = []
-    for n in range(terms):
-        found.append((weighted * here).sum(1) if len(z) > 1 else weighted @ here[0])
-        before, here = here, (z * here - math.sqrt(n) * before) / math.sqrt(n + 1)
-    return torch.stack(found, 1).square() / r.square()[:, None]
-
-
 def columns(moments: GaussianMoments, r: Tensor, delta: Tensor) -> Tensor:
     """``GaussianMoments.decorrelation`` at every r [R] and delta [S]: [2, R, S].
 
@@ -53,11 +33,11 @@ def columns(moments: GaussianMoments, r: Tensor, delta: Tensor) -> Tensor:
         delta: 1 - c, away from zero where the activation has kinks, [S].
     """
     terms = terms_for(moments, float(r.max()), float(delta.min()))
-    parts = squares(moments, r, terms)
-    if moments.activation.kinks:  # what is beyond the last term is still in V
-        rest = moments.second_moment(r.square()) / r.square() - parts.sum(1)
-    else:
-        rest = torch.zeros_like(r)
+    phi = moments.activation
+    series = piecewise_coefficients(phi.function, phi.kinks, moments.strip, r, terms)
+    parts = series.square() / r.square()[:, None]  # a_n^2 / q
+    # With kinks, what is beyond the last term is still in V.
+    rest = moments.second_moment(r.square()) / r.square() - parts.sum(1) if phi.kinks else torch.zeros_like(r)
     out = torch.zeros(2, len(r), len(delta), dtype=r.dtype)
     out[0] = rest[:, None] / delta
     for start in range(0, terms, _CHUNK):
