@@ -15,7 +15,7 @@ from mfoc.analysis.gaussian import GaussianMoments
 from mfoc.analysis.propagation.theory.critical import critical_line
 from mfoc.analysis.propagation.theory.grids import lengths
 from mfoc.analysis.propagation.theory.points import Points
-from mfoc.analysis.propagation.theory.signal import CRITICAL, Phase
+from mfoc.analysis.propagation.theory.signal import CRITICAL, Phase, depth_scale
 from mfoc.analysis.propagation.theory.tables import length_table
 from mfoc.checks import check_integer, kind_of
 from mfoc.errors import InvalidType, InvalidValue
@@ -151,8 +151,8 @@ def phase_diagram(activation: ActivationLike, weight_variances: Grid, bias_varia
     parts = [Points.of(moments, part, biases.expand(len(part), -1)) for part in torch.split(weights, rows)]
     q, chi_1, chi_q, lost, chi_c = (torch.cat([getattr(part, name) for part in parts]) for name in Points.__slots__)
     codes = torch.where(chi_1.isnan(), NO_PHASE, (chi_1 - 1).sign() * ((chi_1 - 1).abs() > CRITICAL)).to(torch.int8)
-    xi_q = torch.where(q.isfinite(), _depth_scale(chi_q), math.nan)
-    xi_c = torch.where((codes == 0) & (lost == 0), math.inf, _depth_scale(chi_c))
+    xi_q = torch.where(q.isfinite(), depth_scale(chi_q), math.nan)
+    xi_c = torch.where((codes == 0) & (lost == 0), math.inf, depth_scale(chi_c))
     line = _critical_line(moments, weights, biases, float(q[q.isfinite()].max()) if bool(q.isfinite().any()) else 1.0)
     name = moments.activation.name
     return PhaseDiagram(name, weights, biases, q, chi_1, chi_q, 1 - lost, chi_c, xi_q, xi_c, codes, line)
@@ -178,12 +178,6 @@ def _grid(name: str, values: Grid, *, positive: bool) -> Tensor:
     if bool((grid.diff() <= 0).any()):
         raise InvalidValue(f"{name} is not in ascending order, or holds a number twice; expected {expected}")
     return grid
-
-
-def _depth_scale(chi: Tensor) -> Tensor:
-    size = chi.abs()
-    inner = torch.where((size > 0) & (size < 1), -1 / size.log(), torch.where(size == 0, 0.0, math.inf))
-    return torch.where(chi.isnan(), math.nan, inner)
 
 
 def _critical_line(moments: GaussianMoments, weights: Tensor, biases: Tensor, largest: float) -> Tensor:

@@ -150,7 +150,7 @@ class SignalPropagation:
     @property
     def xi_q(self) -> float:
         """Layers over which a deviation from q* falls to 1/e, -1 / ln |chi_q|; NaN without a fixed point."""
-        return _depth_scale(self.chi_q) if math.isfinite(self.q_star) else math.nan
+        return float(depth_scale(_tensor(self.chi_q))) if math.isfinite(self.q_star) else math.nan
 
     # ---- correlations
 
@@ -206,7 +206,7 @@ class SignalPropagation:
     @property
     def xi_c(self) -> float:
         """Layers over which correlations approach c* by a factor e, -1 / ln chi_c: how deep a signal can be told."""
-        return math.inf if self.phase == "critical" and self._lost == 0 else _depth_scale(self.chi_c)
+        return math.inf if self.phase == "critical" and self._lost == 0 else float(depth_scale(_tensor(self.chi_c)))
 
     @property
     def phase(self) -> Phase:
@@ -305,10 +305,11 @@ def _decorrelated(moments: GaussianMoments, q: Tensor, weight_variance: float, s
     return delta
 
 
-def _depth_scale(chi: float) -> float:
-    if not 0 < abs(chi) < 1:
-        return 0.0 if chi == 0 else (math.nan if math.isnan(chi) else math.inf)
-    return -1 / math.log(abs(chi))
+def depth_scale(chi: Tensor) -> Tensor:
+    """-1 / ln |chi|, in layers, for chi [...]: infinite from 1 on, where nothing decays."""
+    size = chi.abs()
+    inner = torch.where((size > 0) & (size < 1), -1 / size.log(), torch.where(size == 0, 0.0, math.inf))
+    return torch.where(chi.isnan(), math.nan, inner)
 
 
 def _tensor(value: Tensor | float | list[float] | list[list[float]]) -> Tensor:
