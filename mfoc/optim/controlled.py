@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from mfoc.checks import check_choice, check_flag, check_non_negative, check_positive
 from mfoc.errors import InvalidType, InvalidValue
 from mfoc.optim.many import Many
-from mfoc.optim.running import Running, begun
+from mfoc.optim.running import AVERAGES, Running, begun
 
 _PIECE = 1 << 16  # elements that are updated at a time on a CPU: with their averages, what a cache holds
 _LOW = (torch.float16, torch.bfloat16)  # averages are kept in float32 for these
@@ -112,7 +112,7 @@ class Controlled(Optimizer):
             lr = torch.tensor(lr, dtype=rows[0][2].dtype, device=weights[0].device)  # a number would be compiled in
         elif together:
             parts = iter([[Many(list(column)) for column in zip(*rows, strict=True)]])
-        first = 2 + len(Running._fields)
+        first = 2 + len(AVERAGES)
         for part in parts:
             move(part[0], part[1], Running(*part[2:first]), part[first:], lr, *self._settings(group))
 
@@ -123,7 +123,7 @@ class Controlled(Optimizer):
             state.update(begun(like))
             state[self._control] = torch.full_like(like, self._begin(group))
             state.update({name: torch.zeros_like(like) for name in self._moves})
-        return [state[name] for name in (*Running._fields, self._control, *self._moves)]
+        return [state[name] for name in (*AVERAGES, self._control, *self._moves)]
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As of torch; averages of half-precision weights stay in float32."""

@@ -9,7 +9,8 @@ What is done here is done to a tensor, or to ``Many`` of them at once.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, TypeAlias
+from dataclasses import dataclass, fields
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -19,7 +20,8 @@ TINY = 1e-30  # floors a variance: 0/0 is 0, and a coordinate that has gone to s
 Values: TypeAlias = Any  # a Tensor, or Many
 
 
-class Running(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Running:
     """Exponential averages, each shaped as the weights.
 
     Attributes:
@@ -39,9 +41,12 @@ class Running(NamedTuple):
     forgetting: Values
 
 
+AVERAGES = tuple(field.name for field in fields(Running))
+
+
 def begun(weight: Tensor) -> dict[str, Tensor]:
     """The averages of a weight that has seen nothing: zeros, which are forgotten at beta = 0.9."""
-    zeros = {name: torch.zeros_like(weight) for name in Running._fields}
+    zeros = {name: torch.zeros_like(weight) for name in AVERAGES}
     return {**zeros, "forgetting": torch.full_like(weight, 0.1)}
 
 

@@ -77,7 +77,7 @@ def test_memory_in_any_order_gives_the_same_numbers(make):
 
 
 def test_the_momentum_of_a_quadratic_is_its_critical_damping():
-    """Without noise the regression is exact, and mu tends to 1 - 2 sqrt(lr a): the fastest decay without oscillation."""
+    """Without noise the regression is exact: mu tends to 1 - 2 sqrt(lr a), the fastest decay without oscillation."""
     a = torch.tensor([0.1, 1.0, 5.0], dtype=torch.float64)
     x = nn.Parameter(torch.ones(3, dtype=torch.float64))
     optimiser = CMSGD([x], 0.01, 0.5)
