@@ -4,3 +4,8 @@ from mfoc.analysis.noise.annealing import Annealing as Annealing
 from mfoc.analysis.noise.annealing import annealing_control as annealing_control
 from mfoc.analysis.noise.annealing import momentum_control as momentum_control
 from mfoc.analysis.noise.annealing import optimal_annealing as optimal_annealing
+from mfoc.analysis.noise.regression import linear_regression_excess_risk as linear_regression_excess_risk
+from mfoc.analysis.noise.stationary import momentum_stationary_variance as momentum_stationary_variance
+from mfoc.analysis.noise.stationary import ou_stationary_covariance as ou_stationary_covariance
+from mfoc.analysis.noise.stationary import sgd_stationary_covariance as sgd_stationary_covariance
+from mfoc.analysis.noise.stationary import stationary_density as stationary_density

@@ -43,10 +43,11 @@ def as_broadcast(**values: float | Tensor) -> list[Tensor]:
     """
     found = as_tensors(**values)
     try:
-        return list(torch.broadcast_tensors(*found))
+        shape = torch.broadcast_shapes(*(each.shape for each in found))  # type: ignore[no-untyped-call]
     except RuntimeError:
         shapes = ", ".join(f"{name} {tuple(each.shape)}" for name, each in zip(values, found, strict=True))
         raise InvalidValue(f"shapes do not broadcast: {shapes}; expected one shape, or numbers") from None
+    return [each.expand(shape) for each in found]
 
 
 def as_matrices(**values: float | Tensor) -> list[Tensor]:
