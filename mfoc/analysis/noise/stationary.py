@@ -76,8 +76,8 @@ def momentum_stationary_variance(
 
         eta Sigma (1 + mu) / (h (1 - mu) (2 (1 + mu) - eta h)),     stationary if 0 < eta h < 2 (1 + mu)
 
-    (Liu, Ziyin & Ueda 2021, with momentum, in one dimension). The arguments are broadcast against one another; where H and
-    Sigma commute these are the variances along their common eigenvectors.
+    (Liu, Ziyin & Ueda 2021, with momentum, in one dimension). The arguments are broadcast against one another; where H
+    and Sigma commute these are the variances along their common eigenvectors.
 
     Args:
         hessian_eigenvalue: h > 0, curvature along one direction ``[...]``, or a number.
