@@ -27,6 +27,7 @@ Potential = Callable[[Tensor], Tensor]
 
 _ORDER = 16  # Gauss-Legendre nodes a panel
 _SETTLED = 1e-11  # a change of the time, as a share of it, by which it stands still
+_ROUGHLY = 1e-6  # that which is put up with in the end: at a kink the error falls with the square of a panel
 _LEAST, _MOST = 16, 4096  # panels a piece
 _DEEP = 45.0  # -ln of the share of the inner integral that may be cut off
 _DOUBLINGS = 80  # of the distance to the left, until U must confine
@@ -40,7 +41,8 @@ def mean_first_passage_time(potential: Potential, start: float, end: float, diff
     dimension, in time t = eta times steps: U = f and D = eta Sigma / 2.
 
     Args:
-        potential: ``U(x) -> [n]`` for float64 x ``[n]`` on the CPU; it may have kinks, and walls where it is inf.
+        potential: ``U(x) -> [n]`` for float64 x ``[n]`` on the CPU. It may have kinks, with which the time has some six
+            digits, and be inf on the far side of start, a wall.
         start: where the path begins.
         end: what it is to reach, on either side.
         diffusion: D > 0.
@@ -64,16 +66,24 @@ def mean_first_passage_time(potential: Potential, start: float, end: float, diff
         return evaluate(potential, side * x) / diffusion
 
     pieces = _pieces(scaled, side * start, side * end)
-    before, panels = math.inf, _LEAST
+    log_time = _settled(lambda panels: _log_time(scaled, pieces, panels)) - math.log(diffusion)
+    return math.exp(log_time) if log_time < math.log(_HUGE) else math.inf
+
+
+def _settled(log_time: Callable[[int], float]) -> float:
+    """The logarithm of the time with as many panels as it takes."""
+    before, panels, change = math.inf, _LEAST, math.inf
     while panels <= _MOST:
-        now = _log_time(scaled, pieces, panels)
-        if abs(now - before) < _SETTLED * max(1.0, abs(now)):
-            log_time = now - math.log(diffusion)
-            return math.exp(log_time) if log_time < math.log(_HUGE) else math.inf
+        now = log_time(panels)
+        change = abs(now - before)
+        if change < _SETTLED * max(1.0, abs(now)):
+            return now
         before, panels = now, 2 * panels
+    if change < _ROUGHLY:
+        return before
     raise InvalidValue(
-        f"the time does not settle to {_SETTLED:g} with {_MOST} panels between {start} and {end}; expected a potential "
-        "without jumps, and not one of a far larger scale than the diffusion"
+        f"the time does not settle to {_ROUGHLY:g} with {_MOST} panels; expected a potential without jumps, not one "
+        "that varies on a scale far below the distance from start to end"
     )
 
 

@@ -51,7 +51,7 @@ def sgd_stationary_covariance(hessian: float | Tensor, noise: float | Tensor, lr
 def ou_stationary_covariance(hessian: float | Tensor, noise: float | Tensor, lr: float) -> Tensor | float:
     """The same of the Ornstein-Uhlenbeck process dx = -H (x - x*) dt + sqrt(eta Sigma) dW: small learning rates.
 
-    C solves H C + C H = eta Sigma (Mandt, Hoffman & Blei 2017, sec. 3.2).
+    C solves H C + C H = eta Sigma (Mandt, Hoffman & Blei 2017, sec. 3).
 
     Args:
         hessian: H, symmetric positive definite ``[d, d]``, or a number.

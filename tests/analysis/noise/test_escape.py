@@ -64,6 +64,18 @@ def test_a_cone_has_a_closed_form(slope, diffusion):
     assert mean_first_passage_time(lambda x: c * x.abs(), 0.0, 1.0, diffusion) == pytest.approx(exact, rel=1e-9)
 
 
+@pytest.mark.parametrize(("c", "kink"), [(1.0, 0.3), (0.4, 1 / 3)])
+def test_a_kink_on_the_way_costs_digits_only(c, kink):
+    """As times add, a cone's tip on the way is reached from the start by a constant force, and left as a cone."""
+    D, end = 0.5, 1.0
+    far = end - kink
+    exact = kink / c + 2 * D / c**2 * math.expm1(c * far / D) - far / c
+    found = mean_first_passage_time(lambda x: c * (x - kink).abs(), 0.0, end, D)
+    assert found == pytest.approx(exact, rel=1e-7)
+    with pytest.raises(InvalidValue, match="without jumps"):
+        mean_first_passage_time(lambda x: x.square() + (x > kink), 0.0, end, D)
+
+
 @pytest.mark.parametrize(("start", "end"), [(-1.0, 1.0), (-1.0, 0.0), (-2.5, 0.4), (0.7, 1.9)])
 def test_a_double_well_against_scipy(start, end):
     exact = by_scipy(quartic, start, end, 0.25)

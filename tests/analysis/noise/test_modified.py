@@ -17,6 +17,7 @@ from mfoc.analysis.noise import (
     sgd_stationary_covariance,
 )
 from mfoc.errors import InvalidType, InvalidValue
+from tests import problems
 
 D = torch.float64
 RATES = (0.04, 0.02, 0.01, 0.005)
@@ -285,6 +286,19 @@ def test_of_a_problem_it_has_the_gradient_and_the_noise_of_its_batches(order):
             bent = plain_gradients(problem, row + step, particles) - plain_gradients(problem, row - step, particles)
             expected = expected - lr / 2 * bent.mean(0) / 2e-5
         torch.testing.assert_close(b, expected, rtol=1e-6, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", ["linear_quadratic", "pytrees", "tied", "conv"])
+def test_of_problems_of_all_kinds(name):
+    """Dicts, tied controls, states that are trees, no data: gradient and noise as by plain backward passes."""
+    problem, particles = getattr(problems, name)()
+    equation = modified_equation_of(problem, particles, lr=0.1, batch_size=3)
+    x = mfoc.tree.ravel(problem.controls).detach()
+    each = plain_gradients(problem, x, particles)
+    torch.testing.assert_close(equation.drift(0.0, x[None], None, None)[0], -each.mean(0))
+    root = equation.diffusion(0.0, x[None], None, None)[0]
+    noise = 0.1 / 3 * each.mT.cov(correction=0)
+    torch.testing.assert_close(root @ root.mT, noise, rtol=1e-8, atol=1e-10 * float(noise.max()))
 
 
 def test_of_a_problem_it_runs_as_sgd_does():
