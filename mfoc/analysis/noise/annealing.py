@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ from torch import Tensor
 from mfoc.analysis.noise.quantities import as_broadcast, as_given, as_tensors
 from mfoc.checks import check_non_negative, check_positive
 from mfoc.errors import InvalidType, InvalidValue
+from mfoc.figures import COLORS, INK, new_axes
 
 Time = TypeVar("Time", float, Tensor)
 
@@ -115,6 +116,24 @@ class Annealing:
 
     def __repr__(self) -> str:
         return f"Annealing({self.verdict})"
+
+    def figure(self, T: float) -> Any:
+        """The control and the loss up to time T, a ``matplotlib.figure.Figure``.
+
+        Raises:
+            InvalidType, InvalidValue: T is no positive number.
+        """
+        check_positive(T=T)
+        t = torch.linspace(0, T, 300, dtype=torch.float64)
+        figure, (left, right) = new_axes(8.0, 3.2, 2)
+        left.plot(t.tolist(), self.control(t).tolist(), color=COLORS[0])
+        left.set(xlabel="time: lr times steps", ylabel="factor of the learning rate", ylim=(0, 1.05))
+        right.plot(t.tolist(), self.loss(t).tolist(), color=COLORS[1])
+        right.set(xlabel="time: lr times steps", ylabel="expected loss")
+        for axis in (left, right):
+            if self.switch < T:
+                axis.axvline(self.switch, color=INK, linewidth=0.8, linestyle=":")
+        return figure
 
     def _control(self, t: Tensor) -> Tensor:
         if math.isinf(self.switch):

@@ -183,3 +183,10 @@ def test_the_verdict_says_when_to_turn_down():
     assert "fall as 1/t from t = 0.9159 (9 steps) on" in repr(optimal_annealing(2.0, 1.0, 1.0, 0.1))
     assert "no noise" in optimal_annealing(2.0, 0.0, 1.0, 0.1).verdict
     assert "no minimum" in optimal_annealing(-2.0, 1.0, -1.0, 0.1).verdict
+
+
+def test_figure():
+    pytest.importorskip("matplotlib")
+    left, right = optimal_annealing(2.0, 1.0, 1.0, 0.1).figure(3.0).axes
+    assert len(left.lines) == len(right.lines) == 2  # the curve, and where the rate is turned down
+    assert right.lines[0].get_ydata()[0] == pytest.approx(1.0)
