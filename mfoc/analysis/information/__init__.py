@@ -2,6 +2,7 @@
 
 from mfoc.analysis.information.binning import Binned as Binned
 from mfoc.analysis.information.bounds import Bounds as Bounds
+from mfoc.analysis.information.bounds import Estimator as Estimator
 from mfoc.analysis.information.gaussian import GaussianBottleneck as GaussianBottleneck
 from mfoc.analysis.information.gaussian import gaussian_bottleneck as gaussian_bottleneck
 from mfoc.analysis.information.gaussian import gaussian_information as gaussian_information

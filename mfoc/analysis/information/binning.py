@@ -82,12 +82,16 @@ class Binned:
 
     def _cells(self, rows: Tensor) -> Tensor:
         """The number of the cell that each sample lies in ``[N]``: the same where all bins are."""
-        codes = torch.bucketize(rows.contiguous(), self._edges(rows), right=True)
+        by_mass = self.spacing == "mass" and not isinstance(self.bins, Tensor)
+        codes = torch.bucketize(rows.contiguous(), self._edges(rows), right=not by_mass)
         found: Tensor = torch.unique(codes, dim=0, return_inverse=True)[1]
         return found
 
     def _edges(self, rows: Tensor) -> Tensor:
-        """The inner edges; a number that is equal to one lies above it."""
+        """The inner edges; a number that is equal to one lies above it, in bins of equal mass below.
+
+        There the edges are numbers that were seen, often zeros of rectifiers: they are to be apart from what is above.
+        """
         if isinstance(self.bins, Tensor):
             return self.bins[1:-1].to(rows)
         if self.spacing == "width":
@@ -96,6 +100,6 @@ class Binned:
             places = torch.arange(1, self.bins, dtype=torch.float64, device="cpu") / self.bins
             return (low + (high - low) * places).to(rows)
         ordered = rows.flatten().sort().values
-        places = torch.arange(1, self.bins, device=rows.device) * len(ordered) // self.bins
-        edges: Tensor = torch.unique(ordered[places])
+        places = torch.arange(1, self.bins, device=rows.device) * len(ordered) // self.bins - 1
+        edges: Tensor = torch.unique(ordered[places.clamp_min(0)])
         return edges

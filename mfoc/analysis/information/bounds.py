@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol, runtime_checkable
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -11,8 +12,14 @@ from mfoc.checks import check_instance
 from mfoc.errors import InvalidType, InvalidValue
 
 
-class Bounds(NamedTuple):
-    """A lower and an upper bound on an information, in nats; equal where it is known."""
+@dataclass(frozen=True)
+class Bounds:
+    """A lower and an upper bound on an information; equal where it is known.
+
+    Attributes:
+        lower: in nats.
+        upper: in nats.
+    """
 
     lower: float
     upper: float

@@ -13,10 +13,13 @@ Path = Sequence[tuple[Bounds, Bounds]]  # about the input, about the labels; one
 
 def draw(paths: Mapping[str, Path], input_limit: float, label_limit: float, title: str) -> Any:
     """Paths of layers through the plane, inside the limits ln N and H(Y)."""
-    figure, (axis,) = new_axes(6.4, 4.6)
+    figure, (axis,) = new_axes(7.2, 4.6)
     axis.axvline(input_limit, color=INK, linestyle=":", linewidth=1)
     axis.axhline(label_limit, color=INK, linestyle=":", linewidth=1)
-    axis.annotate("ln N", (input_limit, 0), xytext=(3, 4), textcoords="offset points", color=INK, fontsize=9)
+    axis.annotate(
+        "ln N", (input_limit, 1), xytext=(3, 2), xycoords=("data", "axes fraction"), textcoords="offset points",
+        color=INK, fontsize=9,
+    )  # fmt: skip
     axis.annotate("H(Y)", (0, label_limit), xytext=(2, 3), textcoords="offset points", color=INK, fontsize=9)
     for index, (name, path) in enumerate(paths.items()):
         _draw_path(axis, path, COLORS[index % len(COLORS)], name)
@@ -27,7 +30,7 @@ def draw(paths: Mapping[str, Path], input_limit: float, label_limit: float, titl
         xlim=(-0.03 * input_limit, 1.08 * input_limit),
         ylim=(-0.05 * label_limit - 1e-3, 1.12 * label_limit + 1e-3),
     )
-    axis.legend(frameon=False, fontsize=9, loc="lower right")
+    figure.legend(title="layer", frameon=False, fontsize=9, loc="outside right upper")
     return figure
 
 

@@ -26,7 +26,7 @@ def gaussian_information(covariance: Tensor | float, noise: Tensor | float) -> f
         The information (Cover & Thomas 2006, "Elements of information theory", ch. 9, parallel Gaussian channels).
 
     Raises:
-        InvalidType: neither tensors of floating-point numbers nor numbers.
+        InvalidType: neither tensors of floating-point numbers, of one dtype, nor numbers.
         InvalidValue: matrices that are not square, finite, symmetric and positive semidefinite; noise that is singular,
             or of another size.
     """
@@ -35,6 +35,7 @@ def gaussian_information(covariance: Tensor | float, noise: Tensor | float) -> f
         check_positive(noise=noise)
         noise = noise * torch.eye(len(signal), dtype=signal.dtype, device=signal.device)
     noise = checked_covariance("noise", noise, definite=True)
+    _check_one_kind(covariance=signal, noise=noise)
     if noise.shape != signal.shape:
         raise InvalidValue(f"noise is {tuple(noise.shape)} and covariance {tuple(signal.shape)}; expected one size")
     root = torch.linalg.cholesky(noise)
@@ -133,14 +134,15 @@ def gaussian_bottleneck(
         The optimal projection and its informations.
 
     Raises:
-        InvalidType: no tensors of floating-point numbers.
-        InvalidValue: sizes that do not fit, matrices that are singular, or no covariance together; a direction of X
-            that Y determines, so that I(X;Y) is infinite.
+        InvalidType: no tensors of floating-point numbers, or of several dtypes.
+        InvalidValue: several devices, sizes that do not fit, matrices that are singular, or no covariance together; a
+            direction of X that Y determines, so that I(X;Y) is infinite.
     """
     check_positive(beta=beta)
     sigma_x = checked_covariance("covariance_x", covariance_x, definite=True)
     sigma_y = checked_covariance("covariance_y", covariance_y, definite=True)
     check_instance(Tensor, "a tensor [d, m]", covariance_xy=covariance_xy)
+    _check_one_kind(covariance_x=sigma_x, covariance_xy=covariance_xy, covariance_y=sigma_y)
     if covariance_xy.shape != (len(sigma_x), len(sigma_y)) or not bool(covariance_xy.isfinite().all()):
         raise InvalidValue(
             f"covariance_xy is {tuple(covariance_xy.shape)}; expected finite numbers, ({len(sigma_x)}, {len(sigma_y)})"
@@ -155,7 +157,7 @@ def gaussian_bottleneck(
             f"a direction of x has the squared correlation {float(squared[0]):.6g} with y; expected less than 1: at 1 "
             "y determines it and I(X;Y) is infinite, and above 1 the three are no covariance of one vector"
         )
-    squared = torch.where(squared > (torch.finfo(squared.dtype).eps * len(squared)) ** 2, squared, 0)
+    squared = torch.where(squared > (10 * torch.finfo(squared.dtype).eps * len(squared)) ** 2, squared, 0)
     values = 1 - squared
     kept = beta * squared > 1
     gain = ((beta * squared - 1) / values)[kept].sqrt()  # r_i is 1: the eigenvectors are scaled to unit variance
@@ -209,6 +211,15 @@ def checked_covariance(name: str, matrix: Tensor, *, definite: bool = False) -> 
             "determine, or add the variance of a measurement to its diagonal"
         )
     return even
+
+
+def _check_one_kind(**matrices: Tensor) -> None:
+    (first, one), *others = matrices.items()
+    for name, other in others:
+        if other.dtype != one.dtype:
+            raise InvalidType(f"{name} is {other.dtype} and {first} is {one.dtype}; expected one dtype")
+        if other.device != one.device:
+            raise InvalidValue(f"{name} is on {other.device} and {first} on {one.device}; expected one device")
 
 
 def _as_matrix(name: str, value: Any, *, like: Any) -> Tensor:

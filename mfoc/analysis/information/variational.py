@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import KW_ONLY, dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -32,7 +32,8 @@ from mfoc.tree import Tree
 _Stages = Sequence[str | Sequence[str]]
 
 
-class Rates(NamedTuple):
+@dataclass(frozen=True)
+class Rates:
     """The two sides of the trade-off, on a population.
 
     Attributes:
@@ -71,9 +72,11 @@ class Code:
     def divergence(self, x: Tensor, u: dict[str, Tensor]) -> Tensor:
         """KL(N(m, s^2) || r) ``[N]``, r standard normal or the normal that the control holds."""
         mean, deviation = self._split(x)
-        log_ratio = 2 * deviation.log() - u.get("log_variance", 0)
-        scaled = (mean - u.get("mean", 0)).square() * torch.exp(-torch.as_tensor(u.get("log_variance", 0.0)))
-        return (log_ratio.exp() + scaled - 1 - log_ratio).sum(1) / 2
+        log_ratio = 2 * deviation.log()
+        if u:
+            mean = (mean - u["mean"]) * torch.exp(-u["log_variance"] / 2)
+            log_ratio = log_ratio - u["log_variance"]
+        return (log_ratio.exp() + mean.square() - 1 - log_ratio).sum(1) / 2
 
     def _split(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation, ``[N, k]`` each."""
