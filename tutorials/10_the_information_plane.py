@@ -223,14 +223,15 @@ for trade_off in (1.05, 6.0) if SMOKE else (1.05, 1.3, 2.0, 3.5, 6.0, 12.0, 30.0
         prior="learned",
     )
     solution = mfoc.solve(bottleneck, lbfgs, cloud, steps=2 if SMOKE else 40)
-    rates = bottleneck.rates(solution, cloud)
     encoder, _ = bottleneck.modules(solution)
     found[trade_off] = told_by(encoder[0].weight.detach())
-    best = optimum.curve(torch.tensor(trade_off, dtype=D))
+    rates = bottleneck.rates(solution, cloud)
+    bounds = rates.rate, 1.5 * math.log(2 * math.pi * math.e) - rates.distortion  # H(Y) less the loss
+    best = [float(optimal) for optimal in optimum.curve(torch.tensor(trade_off, dtype=D))]
+    told = zip(("I(T;X)", "I(T;Y)"), found[trade_off], bounds, best, strict=True)
     print(
-        f"beta {trade_off:5.2f}: I(T;X) {found[trade_off][0]:.4f} (bound {rates.rate:.4f}, optimum {float(best[0]):.4f}), "
-        f"I(T;Y) {found[trade_off][1]:.4f} (bound {1.5 * math.log(2 * math.pi * math.e) - rates.distortion:.4f}, optimum "
-        f"{float(best[1]):.4f})"
+        f"beta {trade_off:5.2f}: "
+        + ", ".join(f"{name} {own:.4f} (bound {bound:.4f}, optimum {least:.4f})" for name, own, bound, least in told)
     )
 
 figure = optimum.figure()
@@ -275,7 +276,8 @@ for axis, beta in zip(axes, (0.001, 0.3), strict=True):
         right = float((decoder(mean).argmax(1) == labels[test]).float().mean())
         codes = mean + F.softplus(spread) * torch.randn(mean.shape, generator=generator())
     print(
-        f"beta {beta}: {rates.rate:.2f} nats of the input, loss {rates.distortion:.2f}, {right:.1%} of held-out digits told"
+        f"beta {beta}: {rates.rate:.2f} nats of the input, loss {rates.distortion:.2f}, {right:.1%} of held-out digits "
+        "told right"
     )
     for digit in range(10):
         members = codes[labels[test] == digit]

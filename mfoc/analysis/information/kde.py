@@ -56,7 +56,7 @@ class KDE:
             InvalidType, InvalidValue: no finite activity of two samples or more.
         """
         rows = checked_activity(activity)
-        return Bounds(self._spread(rows, 8), self._spread(rows, 2))
+        return Bounds(*self._spreads(rows))
 
     def about_labels(self, activity: Tensor, labels: Tensor) -> Bounds:
         """Bounds on I(T;Y) = H(T) - H(T|Y) of activities ``[N, k]`` with the noise and classes ``[N]``.
@@ -72,17 +72,19 @@ class KDE:
         whole = self.about_input(rows)
         low, high = whole.lower, whole.upper
         for members in (rows[classes == c] for c in range(int(classes.max()) + 1)):
-            share = len(members) / len(rows)
-            low -= share * self._spread(members, 2)
-            high -= share * self._spread(members, 8)
+            share, (least, most) = len(members) / len(rows), self._spreads(members)
+            low -= share * most
+            high -= share * least
         upper = max(0.0, min(high, entropy(classes), whole.upper))
         return Bounds(min(max(0.0, low), upper), upper)
 
-    def _spread(self, rows: Tensor, factor: int) -> float:
-        """-mean_i ln mean_j exp(-|t_i - t_j|^2 / (factor s)), from blocks of rows."""
-        total = 0.0
+    def _spreads(self, rows: Tensor) -> tuple[float, float]:
+        """-mean_i ln mean_j exp(-D(i, j)) for both distances D, from blocks of rows."""
+        totals = [0.0, 0.0]
         for block in torch.split(rows, max(1, _PAIRS // len(rows))):
             # As sums of squared differences: from products, those between near neighbours would be lost to rounding.
-            apart = torch.cdist(block, rows, compute_mode="donot_use_mm_for_euclid_dist").square()
-            total += float((math.log(len(rows)) - (-apart / (factor * self.noise)).logsumexp(1)).cpu().double().sum())
-        return max(0.0, total / len(rows))
+            apart = torch.cdist(block, rows, compute_mode="donot_use_mm_for_euclid_dist").square() / -self.noise
+            for which, factor in enumerate((8, 2)):
+                totals[which] += float((math.log(len(rows)) - (apart / factor).logsumexp(1)).cpu().double().sum())
+        least, most = (max(0.0, total / len(rows)) for total in totals)
+        return least, most

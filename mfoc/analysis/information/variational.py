@@ -90,7 +90,7 @@ class Code:
         return mean, F.softplus(raw)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class InformationBottleneck(Problem[Any]):
     """A control problem whose running cost is the information that is let through; see ``information_bottleneck``.
 

@@ -138,6 +138,7 @@ DATA = (normal(12, 3), labels(12, 3))
 def test_it_keeps_the_laws_of_a_control_problem(prior):
     problem, *_ = classifier(prior=prior)
     assert problem.stages == 7
+    assert repr(problem).startswith("InformationBottleneck(7 stages, a control of its own each: ")
     check_problem(problem, with_noise(DATA, 2)(0), interacting=False)
 
 
