@@ -81,6 +81,20 @@ def test_the_bounds_are_the_sums_over_pairs():
     assert bounds.upper == pytest.approx(plain(activity, 2, NOISE), rel=1e-12)
 
 
+def test_the_bounds_about_labels_pair_the_least_entropy_with_the_largest_conditional_one():
+    labels = torch.arange(12) % 2
+    activity = normal(12, 2) + 3 * labels[:, None]
+    parts = [activity[labels == c] for c in (0, 1)]
+    lower = plain(activity, 8, NOISE) - sum(plain(part, 2, NOISE) for part in parts) / 2
+    upper = plain(activity, 2, NOISE) - sum(plain(part, 8, NOISE) for part in parts) / 2
+    bounds = KDE(NOISE).about_labels(activity, labels)
+    assert 0 < lower < math.log(2) < upper  # H(Y) cuts the upper one
+    assert astuple(bounds) == pytest.approx((lower, math.log(2)))
+    blurred = plain(activity, 2, 40) - sum(plain(part, 8, 40) for part in parts) / 2
+    assert KDE(40.0).about_labels(activity, labels).upper == pytest.approx(blurred, rel=1e-10)
+    assert blurred < plain(activity, 2, 40)  # nothing cuts it
+
+
 def test_blocks_of_rows_change_nothing(monkeypatch):
     activity, labels = normal(50, 2), torch.arange(50) % 3
     whole = astuple(KDE(NOISE).about_labels(activity, labels))
