@@ -1,7 +1,7 @@
 """Bounds on the information of a noisy activity, from pairwise distances.
 
 With noise N(0, s I) on the activity, the law of T is a mixture of Gaussians, one for each input, whose entropy has no
-closed form. Kolchinsky & Tracey (2017, arXiv:1706.02419, secs. 3 and 4) bound it, for components of weights c_i:
+closed form. Kolchinsky & Tracey (2017, arXiv:1706.02419) bound it, for components of weights c_i:
 
     H(T) - H(T|X)  between  -sum_i c_i ln sum_j c_j exp(-D(i, j)),   D the Bhattacharyya distance |t_i - t_j|^2 / (8 s)
                        and  the same with                            D the Kullback-Leibler one, |t_i - t_j|^2 / (2 s)
