@@ -1,0 +1,292 @@
+# %% [markdown]
+# # The information plane and the bottleneck
+#
+# How much does a layer T know of the input X, and how much of the label Y? Two numbers, I(X;T) and I(T;Y) in nats, put
+# each layer at a point of a plane (Shwartz-Ziv & Tishby 2017), and a training draws a path. It was said that networks
+# first learn and then compress: that late in training they forget of X what Y does not need.
+#
+# This page does three things with care:
+#
+# 1. it checks estimates of information against a case that is known;
+# 2. it shows that the compression of a deterministic network depends on how one looks (Saxe et al. 2018);
+# 3. it makes compression a goal, the information bottleneck, which is a control problem: information is a running cost.
+
+# %%
+import copy
+import math
+import os
+from functools import partial
+from pathlib import Path
+
+import torch
+from sklearn.datasets import load_digits
+from torch import nn
+from torch.nn import functional as F
+
+import mfoc
+from mfoc.analysis.information import (
+    KDE,
+    Binned,
+    gaussian_bottleneck,
+    gaussian_information,
+    information_bottleneck,
+    information_plane,
+    with_noise,
+)
+from mfoc.figures import COLORS, INK, new_axes
+
+SMOKE = bool(os.environ.get("MFOC_SMOKE"))  # tiny budgets, to see that everything runs
+FIGURES = Path(os.environ.get("MFOC_FIGURES", "figures"))
+FIGURES.mkdir(parents=True, exist_ok=True)
+torch.set_num_threads(1)
+D = torch.float64
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+# %% [markdown]
+# ## Information that is known
+#
+# A standard normal X, read through noise of variance s, is told to ln(1 + 1/s) / 2 nats. `KDE(s)` does not know where X
+# comes from: it has N draws, and bounds the information from the distances between them (Kolchinsky & Tracey 2017).
+
+# %%
+variances = torch.logspace(-7, 1, 9 if SMOKE else 33)
+exact = [gaussian_information(1.0, float(s)) for s in variances]
+figure, (axis,) = new_axes(7.0, 4.2)
+axis.plot(variances, exact, color=INK, linewidth=2, label="exact, of the normal law")
+for color, n in zip(COLORS, (30, 100) if SMOKE else (100, 1500), strict=False):
+    draws = torch.randn(n, 1, generator=generator(), dtype=D)
+    bounds = [KDE(float(s)).about_input(draws) for s in variances]
+    axis.fill_between(
+        variances,
+        [b.lower for b in bounds],
+        [b.upper for b in bounds],
+        color=color,
+        alpha=0.3,
+        linewidth=0,
+        label=f"between the bounds, {n} draws",
+    )
+    axis.axhline(math.log(n), color=color, linestyle=":", linewidth=1.2)
+    axis.annotate(f"ln {n}", (10, math.log(n)), xytext=(-2, 3), textcoords="offset points", ha="right", color=color)
+    print(f"{n} draws, s = 0.1: {KDE(0.1).about_input(draws)}, exact {gaussian_information(1.0, 0.1):.3f} nats")
+axis.set(
+    xscale="log",
+    xlabel="variance of the noise",
+    ylabel="I(X;T) [nats]",
+    ylim=(0, 8.6),
+    title="N draws can show ln N nats, and no more",
+)
+axis.legend(frameon=False, loc="lower left")
+figure.savefig(FIGURES / "10_known_information.png")
+
+# %% [markdown]
+# The bounds hold the truth while it is well below ln N. Above that, they count draws: the report says "full" of such
+# layers. And with s to 0 the information itself has no limit. That is the trouble with networks: they have no noise.
+#
+# ## Does a network compress?
+#
+# All 1024 strings of ten signs, and a class for each from a random quadratic form; two networks, alike but for their
+# activation. For the tanh network the bins are cut from [-1, 1]; for ReLU from the activity that there is.
+
+# %%
+signs = torch.cartesian_prod(*[torch.tensor([-1.0, 1.0])] * 10)
+form = torch.randn(10, 10, generator=generator(3))
+classes = (torch.einsum("ni,ij,nj->n", signs, form, signs) > float(form.trace())).long()
+
+
+def trained(activation, moments):
+    """Copies of a network at some moments of its training."""
+    torch.manual_seed(1)
+    layers = [part for a, b in ((10, 8), (8, 6), (6, 4)) for part in (nn.Linear(a, b), activation())]
+    net = nn.Sequential(*layers, nn.Linear(4, 2))
+    optimizer = torch.optim.Adam(net.parameters(), lr=0.01)
+    kept = []
+    for step in range(moments[-1] + 1):
+        if step in moments:
+            kept.append(copy.deepcopy(net))
+        optimizer.zero_grad()
+        F.cross_entropy(net(signs), classes).backward()
+        optimizer.step()
+    right = float((net(signs).argmax(1) == classes).float().mean())
+    print(f"{activation.__name__}: {right:.1%} told right after {moments[-1]} steps")
+    return kept
+
+
+last = 40 if SMOKE else 3000
+moments = sorted({round(last ** (k / 12)) for k in range(13)} | {0})
+nets = {kind.__name__: trained(kind, moments) for kind in (nn.Tanh, nn.ReLU)}
+
+
+def bins_of(name, count):
+    return Binned(torch.linspace(-1, 1, count + 1)) if name == "Tanh" else Binned(count)
+
+
+hidden = ["1", "3", "5"]
+planes = [information_plane(n, signs, classes, estimator=bins_of("Tanh", 30), layers=hidden) for n in nets["Tanh"]]
+print(planes[-1])
+planes[0].figure(*planes[1:], title="A tanh network in training, 30 bins").savefig(FIGURES / "10_plane.png")
+
+# %% [markdown]
+# Here is the plane that started the discussion: 1 is the first hidden layer, which tells all inputs apart at all times,
+# 5 the last one, whose path begins at the open marker. It learns of the labels, and then seems to forget of the input.
+# Now the last hidden layer of both trainings, with bins of several sizes:
+
+# %%
+figure, axes = new_axes(10.5, 4.0, 2)
+for axis, (name, kept) in zip(axes, nets.items(), strict=True):
+    for color, count in zip(COLORS, (4, 30, 1000, 100_000), strict=False):
+        told = [
+            information_plane(net, signs, classes, estimator=bins_of(name, count), layers=["5"]).layers[0]
+            for net in kept
+        ]
+        path = [layer.about_input.lower for layer in told]
+        print(f"{name}, {count} bins: I(X;T) up to {max(path):.2f}, {path[-1]:.2f} nats in the end")
+        axis.plot([max(step, 0.5) for step in moments], path, ".-", color=color, label=f"{count:,} bins")
+    axis.axhline(math.log(len(signs)), color=INK, linestyle=":", linewidth=1)
+    axis.annotate("ln N", (0.5, math.log(len(signs))), xytext=(0, 3), textcoords="offset points", color=INK)
+    axis.set(xscale="log", xlabel="step of the training", title=f"{name}: last hidden layer", ylim=(0, 7.6))
+axes[0].set_ylabel("I(X;T) [nats]")
+figure.legend(*axes[0].get_legend_handles_labels(), frameon=False, loc="outside right center")
+figure.savefig(FIGURES / "10_bins.png")
+
+# %% [markdown]
+# Each line is a statement about the same network. With few bins the tanh layer compresses, as its units saturate into
+# the outermost ones; with fine bins it does so far less, and later. The ReLU layer seems to compress where its bins,
+# laid over the activity that there is, stretch with its largest value, and loses nothing when they are fine. Each layer
+# has done one thing: what a figure of this kind says of a deterministic network, it says of the bins.
+#
+# ## Compression as a goal
+#
+# Make the network noisy, t = m(x) + s(x) noise, and I(X;T) is a number of the network's own, which one can ask to be
+# small:
+#
+#     minimise  E loss(decoder(t), y) + beta I(X;T)
+#
+# Alemi et al. (2017) bound the second term by E KL(q(t|x) || r(t)). That is a running cost, paid at one stage between
+# the layers of encoder and decoder, and any of mfoc's solvers takes it from there. For Gaussian X and Y with linear
+# networks the optimum is known (Chechik et al. 2005): directions of X enter one by one, each at a critical price.
+
+# %%
+mix = torch.randn(3, 3, generator=generator(5), dtype=D) + torch.eye(3, dtype=D)
+correlations = torch.tensor([0.95, 0.8, 0.6], dtype=D)
+sigma_x, sigma_xy, sigma_y = mix @ mix.mT, mix @ torch.diag(correlations), torch.eye(3, dtype=D)
+
+# The costs are quadratic in x, y and the noise: a cloud with their exact mean and covariance stands for their law.
+whole = torch.eye(9, dtype=D)
+whole[:6, :6] = torch.cat([torch.cat([sigma_x, sigma_xy], 1), torch.cat([sigma_xy.mT, sigma_y], 1)])
+root = 3 * torch.linalg.cholesky(whole).mT
+x, y, noise = torch.cat([root, -root]).split(3, 1)
+cloud = mfoc.Particles(x, {"y": y, "noise": noise})
+
+
+class LinearGaussian(nn.Module):
+    """A linear mean, and a log variance for each output that is the same for all t: ``[N, 2, m]``."""
+
+    def __init__(self, latent, outputs):
+        super().__init__()
+        self.mean = nn.Linear(latent, outputs, dtype=D)
+        self.log_variance = nn.Parameter(torch.zeros(outputs, dtype=D))
+
+    def forward(self, t):
+        return torch.stack([self.mean(t), self.log_variance.expand(len(t), -1)], 1)
+
+
+def negative_log_likelihood(out, y):
+    mean, log_variance = out.unbind(1)
+    return ((y - mean).square() / log_variance.exp() + log_variance + math.log(2 * math.pi)).sum(1) / 2
+
+
+def told_by(projection):
+    """I(T;X) and I(T;Y) of T = A X + N(0, I), by the covariances."""
+    left = sigma_x - sigma_xy @ torch.linalg.inv(sigma_y) @ sigma_xy.mT
+    of_x = gaussian_information(projection @ sigma_x @ projection.mT, 1.0)
+    return of_x, of_x - gaussian_information(projection @ left @ projection.mT, 1.0)
+
+
+lbfgs = mfoc.Gradient(partial(torch.optim.LBFGS, max_iter=20, line_search_fn="strong_wolfe", tolerance_change=1e-14))
+optimum = gaussian_bottleneck(sigma_x, sigma_xy, sigma_y, 6.0)
+print(optimum)
+print("critical trade-offs:", ", ".join(f"{float(b):.2f}" for b in optimum.critical_betas))
+found = {}
+for trade_off in (1.05, 6.0) if SMOKE else (1.05, 1.3, 2.0, 3.5, 6.0, 12.0, 30.0):
+    torch.manual_seed(0)
+    bottleneck = information_bottleneck(
+        nn.Sequential(nn.Linear(3, 3, bias=False, dtype=D)),
+        nn.Sequential(LinearGaussian(3, 3)),
+        negative_log_likelihood,
+        beta=1 / trade_off,  # Chechik's beta is the inverse of Alemi's
+        latent=3,
+        noise=1.0,
+        prior="learned",
+    )
+    solution = mfoc.solve(bottleneck, lbfgs, cloud, steps=2 if SMOKE else 40)
+    encoder, _ = bottleneck.modules(solution)
+    found[trade_off] = told_by(encoder[0].weight.detach())
+    rates = bottleneck.rates(solution, cloud)
+    bounds = rates.rate, 1.5 * math.log(2 * math.pi * math.e) - rates.distortion  # H(Y) less the loss
+    best = [float(optimal) for optimal in optimum.curve(torch.tensor(trade_off, dtype=D))]
+    told = zip(("I(T;X)", "I(T;Y)"), found[trade_off], bounds, best, strict=True)
+    print(
+        f"beta {trade_off:5.2f}: "
+        + ", ".join(f"{name} {own:.4f} (bound {bound:.4f}, optimum {least:.4f})" for name, own, bound, least in told)
+    )
+
+figure = optimum.figure()
+axis = figure.axes[0]
+axis.plot(*zip(*found.values(), strict=True), "x", color=COLORS[2], markersize=9, markeredgewidth=2, label="solved")
+axis.set_title("The variational bottleneck finds the optimum")
+axis.legend(frameon=False, loc="lower right")
+figure.savefig(FIGURES / "10_bottleneck.png")
+
+# %% [markdown]
+# The crosses were found by gradients, knowing nothing of eigenvalues; at the optimum both variational bounds are tight.
+# Below the first critical trade-off nothing gets through at all.
+#
+# ## A bottleneck for digits
+#
+# The same problem with networks, and two numbers t for each digit. Cheap information spreads the digits out; dear
+# information draws together what need not be told apart.
+
+# %%
+raw = load_digits()
+order = torch.randperm(len(raw.target), generator=generator())
+digits = torch.tensor(raw.data, dtype=torch.float32)[order] / 16
+labels = torch.tensor(raw.target)[order]
+train, test = slice(0, 1200), slice(1200, None)
+figure, axes = new_axes(10.5, 4.6, 2)
+for axis, beta in zip(axes, (0.001, 0.3), strict=True):
+    torch.manual_seed(0)
+    bottleneck = information_bottleneck(
+        nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 4)),
+        nn.Sequential(nn.Linear(2, 64), nn.ReLU(), nn.Linear(64, 10)),
+        F.cross_entropy,
+        beta=beta,
+        latent=2,
+    )
+    population = with_noise((digits[train], labels[train]), 2, batch_size=200)
+    adam = mfoc.Gradient(partial(torch.optim.Adam, lr=5e-3))
+    solution = mfoc.solve(bottleneck, adam, population, steps=20 if SMOKE else 1000)
+    rates = bottleneck.rates(solution, population)
+    encoder, decoder = bottleneck.modules(solution)
+    with torch.no_grad():
+        mean, spread = encoder(digits[test]).chunk(2, 1)
+        right = float((decoder(mean).argmax(1) == labels[test]).float().mean())
+        codes = mean + F.softplus(spread) * torch.randn(mean.shape, generator=generator())
+    print(
+        f"beta {beta}: {rates.rate:.2f} nats of the input, loss {rates.distortion:.2f}, {right:.1%} of held-out digits "
+        "told right"
+    )
+    for digit in range(10):
+        members = codes[labels[test] == digit]
+        axis.plot(members[:, 0], members[:, 1], ".", color=f"C{digit}", markersize=3, alpha=0.5)
+        middle = members.median(0).values
+        axis.text(float(middle[0]), float(middle[1]), str(digit), fontsize=13, weight="bold", ha="center", va="center")
+    axis.set(
+        xlabel="$t_1$",
+        ylabel="$t_2$",
+        title=f"beta = {beta}: {rates.rate:.1f} nats let through, {right:.0%} told right",
+    )
+figure.savefig(FIGURES / "10_digits.png")
