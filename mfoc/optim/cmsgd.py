@@ -80,8 +80,8 @@ class CMSGD(Controlled):
     def _move(x: Values, g: Values, seen: Running, rest: Sequence[Values], lr: float | Tensor) -> None:
         friction, velocity = rest
         observe(seen, x, g)
-        best = (curvature(seen) * lr).mul_(4.0).clamp_(TINY, 1.0).sqrt_()  # 1 - mu*; the root of a plain 0 is slow
-        friction.lerp_(best, seen.forgetting)
+        best = curvature(seen).mul_(lr).mul_(4.0).clamp_(TINY, 1.0).sqrt_()  # 1 - mu*; the root of a plain 0 is slow
+        friction.addcmul_(best.sub_(friction), seen.forgetting)
         forget(seen, noisiness(seen))
         velocity.addcmul_(velocity, friction, value=-1.0).sub_(g * lr)
         x.add_(velocity)

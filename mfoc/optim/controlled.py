@@ -160,10 +160,12 @@ def _gradient(weight: Tensor) -> Tensor:
 def _finite(weights: list[Tensor], refuse: bool) -> bool:
     """Whether all gradients are, of tensors of any device and dtype."""
     bad = []
-    for kind in {(weight.device, weight.dtype) for weight in weights if weight.numel()}:
-        same = [weight for weight in weights if (weight.device, weight.dtype) == kind and weight.numel()]
-        largest = torch.stack(torch._foreach_norm([_gradient(weight) for weight in same], math.inf))
-        bad += [weight for weight, size in zip(same, largest.tolist(), strict=True) if not math.isfinite(size)]
+    for kind in {(weight.device, weight.dtype) for weight in weights}:
+        same = [weight for weight in weights if (weight.device, weight.dtype) == kind]
+        # Where a norm is finite all elements are; where it is not it may be only their squares that are too large.
+        norms = torch.stack(torch._foreach_norm([_gradient(weight) for weight in same])).tolist()
+        doubtful = [weight for weight, norm in zip(same, norms, strict=True) if not math.isfinite(norm)]
+        bad += [weight for weight in doubtful if not _gradient(weight).isfinite().all()]
     if bad and refuse:
         shapes = ", ".join(str(tuple(weight.shape)) for weight in bad[:3])
         raise InvalidValue(

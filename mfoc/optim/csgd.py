@@ -82,7 +82,7 @@ class CSGD(Controlled):
         (control,) = rest
         observe(seen, x, g)
         noisy = noisiness(seen)
-        best = curvature(seen) * lr  # times Sigma / 2ma it is lr Sigma / (2m)
+        best = curvature(seen).mul_(lr)  # times Sigma / 2ma it is lr Sigma / (2m)
         if signal == "second":
             best.mul_(noisy)
         else:

@@ -56,12 +56,13 @@ def observe(seen: Running, x: Values, g: Values) -> None:
     Deviations d are from the old means: S <- beta (S + (1 - beta) d d'), the covariance under the weights of the means.
     """
     off_g, off_x = g - seen.gradient_mean, x - seen.weight_mean
-    step_g, step_x = off_g * seen.forgetting, off_x * seen.forgetting
-    seen.gradient_mean.add_(step_g)
-    seen.weight_mean.add_(step_x)
-    seen.gradient_variance.addcmul_(step_g, off_g)
-    seen.weight_variance.addcmul_(step_x, off_x)
-    seen.covariance.addcmul_(step_g, off_x)
+    step = off_x * seen.forgetting
+    seen.weight_mean.add_(step)
+    seen.weight_variance.addcmul_(step, off_x)
+    seen.covariance.addcmul_(step, off_g)
+    step = off_g * seen.forgetting
+    seen.gradient_mean.add_(step)
+    seen.gradient_variance.addcmul_(step, off_g)
     for moment in (seen.gradient_variance, seen.weight_variance, seen.covariance):
         moment.addcmul_(moment, seen.forgetting, value=-1.0)
     seen.gradient_variance.clamp_(TINY)
