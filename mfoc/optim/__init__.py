@@ -1,0 +1,3 @@
+"""Optimisers and what steers them, by control theory."""
+
+from mfoc.optim.annealing import OptimalAnnealing as OptimalAnnealing
