@@ -1,3 +1,5 @@
 """Optimisers and what steers them, by control theory."""
 
 from mfoc.optim.annealing import OptimalAnnealing as OptimalAnnealing
+from mfoc.optim.batch import AdaptiveBatch as AdaptiveBatch
+from mfoc.optim.batch import Measurement as Measurement
