@@ -14,7 +14,6 @@ from mfoc.analysis.noise.scales import noise_scale
 from mfoc.errors import InvalidType, InvalidValue
 from mfoc.optim import AdaptiveBatch, Measurement
 from tests.problems import D, same_bits
-from tests.ranks import on_ranks
 
 N = 400
 H = torch.diag(torch.tensor([1.0, 0.3, 0.05], dtype=D))
@@ -320,31 +319,6 @@ def test_a_measurement_reads_by_name():
     assert (step, scale, size) == (5, 6.5, 7)
     assert simple is None
     assert isinstance(source.measurements[0], Measurement)
-
-
-# ---- ranks
-
-
-def on_a_rank():
-    source = batches(scale=mfoc_scale)
-    solution = run(source, 40)
-    return [solution.controls, [list(row) for row in source.measurements]]
-
-
-def mfoc_scale(problem, controls, particles):
-    """Not quite the same number on both ranks, as another order of summation might give."""
-    return exact(problem, controls, particles) * (1 + 1e-3 * mfoc.distributed.rank())
-
-
-@pytest.mark.slow
-def test_ranks_agree_on_the_sizes(tmp_path):
-    one, two = (found for (found,) in on_ranks(tmp_path, on_a_rank))
-    alone = batches()
-    expected = run(alone, 40)
-    assert one[1] == two[1]
-    assert same_bits(one[0], two[0])
-    assert [row[3] for row in one[1]] == pytest.approx([row.batch_size for row in alone.measurements], abs=1)
-    assert torch.allclose(one[0][0], expected.controls[0], rtol=0.05)
 
 
 # ---- the door

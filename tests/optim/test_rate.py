@@ -9,11 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-import mfoc
 from mfoc.errors import InvalidType, InvalidValue
 from mfoc.optim import LearningRateControl
 from tests.problems import D
-from tests.ranks import on_ranks
 
 H = torch.diag(torch.tensor([4.0, 1.0, 0.2], dtype=D))
 
@@ -207,28 +205,6 @@ def test_an_error_in_the_loss_leaves_the_step_of_the_optimiser():
     with pytest.raises(ZeroDivisionError):
         control.step(lambda: 1 // 0)
     assert torch.allclose(x, start() - 0.01 * start().sign(), atol=1e-6)
-
-
-def on_a_rank():
-    """Each rank has half of the data, and the gradient of all of them."""
-    shift = torch.tensor([1.0, -1.0, 0.5], dtype=D) * (1 if mfoc.distributed.rank() else -1)
-    x = start()
-    control = LearningRateControl(torch.optim.Adam([x], lr=0.01), every=2)
-    for _ in range(10):
-        x.grad = H @ x.detach()
-        control.step(lambda: bowl(x) + shift @ x)
-    return [x.detach(), control.lr]
-
-
-@pytest.mark.slow
-def test_ranks_take_the_same_rate(tmp_path):
-    (one,), (two,) = on_ranks(tmp_path, on_a_rank)
-    x = start()
-    alone = LearningRateControl(torch.optim.Adam([x], lr=0.01), every=2)
-    descend(alone, x, bowl, 10)
-    assert torch.equal(one[0], two[0])
-    assert one[1] == two[1] == pytest.approx(alone.lr, rel=1e-9)
-    assert torch.allclose(one[0], x.detach())
 
 
 def test_sgd_is_warned_of(caplog):
