@@ -16,6 +16,7 @@ Prodigy and schedule-free are left out, with a line that says so, unless they ar
 """
 
 import argparse
+import logging
 import platform
 import statistics
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from mfoc import optim
+from mfoc.errors import InvalidValue
 
 HIDDEN, BATCH = 128, 100
 
@@ -93,11 +95,14 @@ def train(setting, data, steps, seed):
         rows = torch.randint(len(x), (BATCH,), generator=batches)
         optimiser.zero_grad()
         F.cross_entropy(net(x[rows]), y[rows]).backward()
-        if control:
-            fresh = torch.randint(len(x), (BATCH,), generator=others)
-            control.step(lambda fresh=fresh: F.cross_entropy(net(x[fresh]), y[fresh]))
-        else:
-            optimiser.step()
+        fresh = torch.randint(len(x), (BATCH,), generator=others)
+        try:
+            if control:
+                control.step(lambda fresh=fresh: F.cross_entropy(net(x[fresh]), y[fresh]))
+            else:
+                optimiser.step()
+        except InvalidValue:  # a gradient is not finite: the rest go on to NaN, ours stop here
+            break
         if schedule:
             schedule.step()
     if averages:
@@ -157,6 +162,7 @@ def main():
     parser.add_argument("--only", help="names of optimisers, parted by commas, such as CSGD,Adam (with its cosine)")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    logging.getLogger("mfoc.optim").setLevel(logging.ERROR)  # that control is no good for SGD is what the table shows
     data = mnist(arguments.mnist) if arguments.mnist else digits()
     rows = settings()
     names = [row.name.split(",")[0] for row in rows]
