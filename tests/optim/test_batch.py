@@ -151,6 +151,23 @@ def test_draws_are_new_ones_each_time_and_none_twice():
     assert len({tuple(cloud.indices().tolist()) for cloud in clouds}) == 4
 
 
+def test_at_a_fixed_rate_growing_batches_reach_what_large_ones_do_on_fewer_particles():
+    """Where small ones stop at the level of their noise."""
+    x, steps = data(), 250
+    excess = lambda u: float((u - x.mean(0)) @ H @ (u - x.mean(0)) / 2)  # noqa: E731
+    spent, grown, small = [], [], []
+    for seed in range(3):
+        source = batches(seed=seed, every=10)
+        grown.append(excess(run(source, steps).controls[0]))
+        spent.append(sum(len(source(step)) for step in range(steps)))
+        plain = mfoc.population(x, batch_size=4, seed=seed)
+        small.append(excess(mfoc.solve(bowl(), SGD, plain, steps=steps).controls[0]))
+    whole = excess(mfoc.solve(bowl(), SGD, x, steps=steps).controls[0])
+    assert max(spent) < 0.8 * steps * N
+    assert max(grown) < 1.5 * whole
+    assert min(small) > 20 * whole
+
+
 # ---- a population
 
 

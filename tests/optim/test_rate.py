@@ -7,6 +7,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+from sklearn.datasets import load_digits
 from torch import nn
 
 from mfoc.errors import InvalidType, InvalidValue
@@ -155,6 +156,33 @@ def test_rates_of_groups_keep_their_ratio():
     assert rates[1] / rates[0] == pytest.approx(4)
     g = H @ start().detach()
     assert rates[0] == pytest.approx(float((g @ g) * 5 / ((g @ H @ g) * 17)))  # along (g, 4 g)
+
+
+def accuracy(lr, seed):
+    """Of a network for handwritten digits, after 600 steps of Adam, in per cent."""
+    images, labels = load_digits(return_X_y=True)
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
+    x, y = torch.tensor(images, dtype=torch.float32)[order] / 16, torch.tensor(labels)[order]
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        net = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
+    generator = torch.Generator().manual_seed(seed)
+    control = LearningRateControl(torch.optim.Adam(net.parameters(), lr=lr))
+    loss = lambda rows: nn.functional.cross_entropy(net(x[rows]), y[rows])  # noqa: E731
+    for _ in range(600):
+        rows, fresh = torch.randint(1297, (2, 100), generator=generator)
+        control.optimizer.zero_grad()
+        loss(rows).backward()
+        control.step(lambda fresh=fresh: loss(fresh))
+    assert 1e-4 < control.lr < 1
+    return 100 * float((net(x[1297:]).argmax(1) == y[1297:]).double().mean())
+
+
+@pytest.mark.slow
+def test_four_decades_of_rates_make_no_difference_to_a_network():
+    found = [sum(accuracy(lr, seed) for seed in range(3)) / 3 for lr in (1e-5, 1e-3, 1e-1)]
+    assert min(found) > 96
+    assert max(found) - min(found) < 1
 
 
 # ---- manners
