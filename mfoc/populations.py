@@ -55,6 +55,18 @@ class Population:
         """Every particle once, as one cloud."""
         return concatenated(self.epoch())
 
+    def fetch(self, index: Tensor, key: int) -> Particles:
+        """The particles at these places of the source, for populations that are built on this one.
+
+        Args:
+            index: places, int64 ``[N]``.
+            key: seed of what is drawn for them, as random crops are.
+
+        Raises:
+            InvalidValue: the particles of this population have no places: they are drawn on demand, say.
+        """
+        raise InvalidValue(f"the particles of {self!r} have no places to be taken from; expected a population of data")
+
     def __repr__(self) -> str:
         return f"{type(self).__name__.strip('_')}(size={self.size}, batch_size={self.batch_size})"
 
@@ -107,6 +119,9 @@ class _Stored(Population):
         check_integer(0, step=step)
         return self._fetch(share(self._batch(step)), mixed_seed(self._seed, step, 1))
 
+    def fetch(self, index: Tensor, key: int) -> Particles:
+        return self._fetch(index, key)
+
     def _batch(self, step: int) -> Tensor:
         """The particles of a step, of all ranks."""
         epoch, batch = divmod(step, self.batches_per_epoch)
@@ -114,13 +129,18 @@ class _Stored(Population):
         if self._cyclic:
             return torch.arange(first, first + self.batch_size, device="cpu") % self.size
         if self._shuffle and self._order[0] != epoch:
-            generator = torch.Generator().manual_seed(mixed_seed(self._seed, epoch))
-            self._order = (epoch, torch.randperm(self.size, generator=generator, device="cpu"))
+            self._order = (epoch, shuffled(self.size, self._seed, epoch))
         return self._order[1][first : first + self.batch_size]
 
     def epoch(self) -> Iterator[Particles]:
         for batch, index in enumerate(torch.split(torch.arange(self.size, device="cpu"), self.batch_size)):
             yield self._fetch(index, mixed_seed(self._seed, batch, 2))
+
+
+def shuffled(size: int, seed: int, epoch: int) -> Tensor:
+    """The order in which an epoch visits the particles: a permutation, int64 ``[size]``, of (seed, epoch) alone."""
+    generator = torch.Generator().manual_seed(mixed_seed(seed, epoch))
+    return torch.randperm(size, generator=generator, device="cpu")
 
 
 def population(source: Any, *, batch_size: int | None = None, shuffle: bool = True, seed: int = 0) -> Population:

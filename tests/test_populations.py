@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader, Dataset, RandomSampler, SequentialSampler, TensorDataset
 
 import mfoc
+from mfoc.errors import InvalidValue
 from tests.problems import same_bits
 
 
@@ -277,3 +278,16 @@ def test_inference_tensors_can_be_solved_on():
     problem = mfoc.Problem(lambda t, x, u, z: x @ u, lambda x, z: x.square().sum(1), [torch.eye(2)])
     solution = mfoc.solve(problem, mfoc.Gradient(lambda p: torch.optim.SGD(p, lr=0.1)), x, steps=2)
     assert solution.value < 2
+
+
+@pytest.mark.parametrize("batch", [None, 3], ids=["whole", "batches"])
+def test_particles_can_be_fetched_by_their_place(batch):
+    source = mfoc.population((torch.arange(10.0), torch.arange(10)), batch_size=batch)
+    found = source.fetch(torch.tensor([7, 2, 7]), 0)
+    assert found.state.tolist() == found.data.tolist() == found.indices().tolist() == [7, 2, 7]
+
+
+def test_particles_drawn_on_demand_have_no_place():
+    source = mfoc.population(lambda n: mfoc.Particles(torch.randn(3)))
+    with pytest.raises(InvalidValue, match="no places to be taken from"):
+        source.fetch(torch.tensor([0]), 0)

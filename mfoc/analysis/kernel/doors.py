@@ -1,4 +1,4 @@
-"""What the kernel of a network is refused for, each with what to do; and how much memory there is."""
+"""What the kernel of a network, or a gradient of each sample, is refused for, with what to do; and free memory."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,18 @@ from mfoc.checks import check_instance
 from mfoc.errors import InvalidType, InvalidValue
 from mfoc.networks.inspection import mixes, pure_copy, random_parts, trainable
 from mfoc.seeding import watched
+
+
+class Subject(NamedTuple):
+    """What is asked of the network, as refusals say it."""
+
+    whole: str  # it "is of a function"
+    alone: str  # what does not exist where samples interact
+    zero: str  # what "would be zero" without trained parameters
+
+
+KERNEL = Subject("the kernel", "a kernel of two samples", "its kernel")
+GRADIENTS = Subject("a gradient", "the gradient of one sample", "its gradient")
 
 
 def check_samples(**samples: object) -> None:
@@ -54,8 +67,12 @@ def check_alike(x1: Tensor, x2: Tensor) -> None:
             raise InvalidValue(f"x1 has {what} {one} and x2 {other}; a kernel is of two sets of one kind")
 
 
-def private_copy(net: nn.Module) -> nn.Module:
+def private_copy(net: nn.Module, subject: Subject = KERNEL) -> nn.Module:
     """A copy of a network whose samples are treated one by one, to differentiate; the user's own is never touched.
+
+    Args:
+        net: the network.
+        subject: what is asked of it.
 
     Raises:
         InvalidType: it is no module.
@@ -70,7 +87,7 @@ def private_copy(net: nn.Module) -> nn.Module:
         if parameter.is_complex():
             raise InvalidValue(f"parameter {name!r} is complex; hold its real and imaginary parts as two parameters")
     if not trainable(net):
-        raise InvalidValue("net has no parameter that requires grad; its kernel would be zero")
+        raise InvalidValue(f"net has no parameter that requires grad; {subject.zero} would be zero")
     for name, part in net.named_modules():
         if mixes(part):
             cure = (
@@ -78,13 +95,13 @@ def private_copy(net: nn.Module) -> nn.Module:
             )
             raise InvalidValue(
                 f"module {name!r} ({type(part).__name__}) normalises by the statistics of the batch, so that samples "
-                f"interact and a kernel of two samples does not exist; {cure}"
+                f"interact and {subject.alone} does not exist; {cure}"
             )
-    _refuse_power_steps(net)
+    _refuse_power_steps(net, subject)
     for name, part in random_parts(net):
         raise InvalidValue(
-            f"module {name!r} ({type(part).__name__}) is random in training mode, and the kernel is of a function; "
-            "call .eval() on it"
+            f"module {name!r} ({type(part).__name__}) is random in training mode, and {subject.whole} is of a "
+            "function; call .eval() on it"
         )
     private = pure_copy(net)
     for part in private.modules():
@@ -94,7 +111,7 @@ def private_copy(net: nn.Module) -> nn.Module:
     return private
 
 
-def _refuse_power_steps(net: nn.Module) -> None:
+def _refuse_power_steps(net: nn.Module, subject: Subject) -> None:
     """Refuses spectral norms in training mode, which take a step towards the largest singular value at each call."""
     for name, part in net.named_modules():
         parametrised = type(part).__name__ == "_SpectralNorm" and hasattr(part, "_u")
@@ -106,7 +123,7 @@ def _refuse_power_steps(net: nn.Module) -> None:
             )
             raise InvalidValue(
                 f"layer {layer!r} has a spectral norm in training mode, whose estimate moves each time it is "
-                f"evaluated, and the kernel is of a function; {newer}call .eval() on the network"
+                f"evaluated, and {subject.whole} is of a function; {newer}call .eval() on the network"
             )
 
 
@@ -116,12 +133,13 @@ def _untouched(x: Tensor) -> Iterator[None]:
         yield
 
 
-def check_outputs(net: nn.Module, x: Tensor) -> Tensor:
+def check_outputs(net: nn.Module, x: Tensor, subject: Subject = KERNEL) -> Tensor:
     """The outputs of three samples, when they are as the kernel needs them.
 
     Args:
         net: a private copy.
         x: samples ``[N, ...]``.
+        subject: what is asked of it.
 
     Raises:
         InvalidType: the output is no tensor.
@@ -136,12 +154,12 @@ def check_outputs(net: nn.Module, x: Tensor) -> Tensor:
             raise InvalidValue(
                 "net writes over the samples it is given, by an operation in place; let it clone them first"
             )
-        _check_output(out, few)
+        _check_output(out, few, subject)
         again = _evaluated(net, few)
         if drawn() or not _close(out, again):
             raise InvalidValue(
                 "net gives another output each time it is evaluated on the same samples: it draws random numbers or "
-                "changes its own state. The kernel is of a function; call .eval() on it"
+                f"changes its own state. {subject.whole.capitalize()} is of a function; call .eval() on it"
             )
         for moved, kept in _moves(x, few):
             try:
@@ -150,8 +168,8 @@ def check_outputs(net: nn.Module, x: Tensor) -> Tensor:
                 continue
             if not _close(out[kept], other[kept]):
                 raise InvalidValue(
-                    "the samples of a batch interact in net: moving one changes the output of another, so that a "
-                    "kernel of two samples does not exist. Evaluate what they share beforehand and hold it fixed"
+                    "the samples of a batch interact in net: moving one changes the output of another, so that "
+                    f"{subject.alone} does not exist. Evaluate what they share beforehand and hold it fixed"
                 )
     return out.detach()
 
@@ -165,7 +183,7 @@ def _evaluated(net: nn.Module, x: Tensor) -> Tensor:
     return found
 
 
-def _check_output(out: object, x: Tensor) -> None:
+def _check_output(out: object, x: Tensor, subject: Subject) -> None:
     check_instance(Tensor, "a network whose output is one tensor [N, ...]: wrap it in a module", output=out)
     assert isinstance(out, Tensor)
     if out.dim() == 0 or out.shape[0] != len(x) or not out.numel():
@@ -176,7 +194,9 @@ def _check_output(out: object, x: Tensor) -> None:
     if not out.is_floating_point():
         raise InvalidType(f"the output of net is {out.dtype}; expected real floating-point numbers")
     if not out.requires_grad:
-        raise InvalidValue("the output of net depends on no parameter that requires grad; its kernel would be zero")
+        raise InvalidValue(
+            f"the output of net depends on no parameter that requires grad; {subject.zero} would be zero"
+        )
     if not bool(out.isfinite().all()):
         raise InvalidValue("the output of net is not finite")
 
