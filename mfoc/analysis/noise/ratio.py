@@ -85,7 +85,8 @@ def _positive(matrix: Tensor, scale: Tensor) -> Tensor:
     """The nearest positive semidefinite matrix, when its axes are scaled by the diagonal of another."""
     size = scale.diagonal().clamp_min(torch.finfo(scale.dtype).tiny).sqrt()
     values, vectors = torch.linalg.eigh(matrix / torch.outer(size, size))
-    return (vectors * values.clamp_min(0)) @ vectors.mT * torch.outer(size, size)
+    kept: Tensor = (vectors * values.clamp_min(0)) @ vectors.mT
+    return kept * torch.outer(size, size)
 
 
 def _fieller(signal: float, noise: float, allowed: Tensor, slope: float = 0.0) -> tuple[float, float]:
