@@ -180,7 +180,8 @@ def noise_scale(
 def _scale(products: Tensor, members: int, confidence: float) -> Scale:
     """The scale, from the interval of its inverse."""
     found = signal_to_noise(products, members, confidence)
-    if found.noise == 0 and found.signal > 0 and found.low == found.high == 0:  # samples that are all alike
+    rounding = 1e2 * torch.finfo(torch.float64).eps * members * float(products.abs().max())
+    if abs(found.noise) <= rounding and found.signal > 0:  # samples that are all alike
         return Scale(0.0, 0.0, 0.0, 0.0, found.signal, "resolved")
     low, high = found.low, found.high
     if math.isinf(low):

@@ -129,8 +129,8 @@ def sharpness(
     """The largest eigenvalues of the Hessian of a mean loss, its trace, and whether a step sits at the edge.
 
     Products with the Hessian are those of curvlinops, eigenvalues by Lanczos (ARPACK), the trace by XTrace (Epperly,
-    Tropp & Webber 2024, arXiv:2301.07825): ``pip install 'mfoc[spectra]'``. Of up to 256 parameters the whole Hessian is
-    formed, which needs neither.
+    Tropp & Webber 2024, arXiv:2301.07825): ``pip install 'mfoc[spectra]'``. Of up to 256 parameters the whole Hessian
+    is formed, which needs neither.
 
     Args:
         net: any module that treats the samples of a batch one by one, or a ``Problem`` whose particles do not interact.
