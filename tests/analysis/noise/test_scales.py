@@ -56,7 +56,7 @@ def test_intervals_cover(size):
     """Each is to hold in 95 % of the repeats: of 120, in 114 with a standard deviation of 2.4."""
     u = torch.full((4,), size, dtype=torch.float64)
     simple, curved = truth(u)
-    found = [on_quadratic(u, 320, seed, groups=16) for seed in range(120)]
+    found = [on_quadratic(u, 320, seed, groups=32) for seed in range(120)]
     assert sum(f.simple.low <= simple <= f.simple.high for f in found) >= 104
     assert sum(f.curved.low <= curved <= f.curved.high for f in found) >= 104
     resolved = sum(f.curved.resolved for f in found)
