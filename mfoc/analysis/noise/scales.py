@@ -65,7 +65,7 @@ class NoiseScales:
         curved: B_noise = tr(H Sigma) / (G'HG), which that paper reduces to the first where H is
             a multiple of the identity.
         best_lr: eta_max = |G|^2 / (G'HG), the step that lowers the quadratic model most without noise; NaN
-            where the loss curves down along G.
+            where G'HG is not told from zero, or negative.
         draws: samples that the gradients are of.
         groups: into which they were put.
         confidence: level of the intervals.
@@ -87,7 +87,7 @@ class NoiseScales:
             InvalidType, InvalidValue: no batch size.
         """
         check_integer(1, batch_size=batch_size)
-        return self.best_lr / (1 + self.curved.value / batch_size) if self.curved.resolved else math.nan
+        return self.best_lr / (1 + self.curved.value / batch_size)
 
     @property
     def verdict(self) -> str:
@@ -174,7 +174,7 @@ def noise_scale(
     flat, curved = means @ means.mT, means @ images.mT
     simple = _scale(flat, members, confidence)
     bent = _scale((curved + curved.mT) / 2, members, confidence)
-    best = simple.signal / bent.signal if bent.signal > 0 and bent.status != "none" else math.nan
+    best = simple.signal / bent.signal if bent.resolved else math.nan
     return NoiseScales(simple, bent, best, groups * members, groups, confidence)
 
 

@@ -178,10 +178,19 @@ def svag_training(
 ) -> Train:
     """A function of l: the losses ``[seeds, points]`` along SVAG, as ``compare_svag`` takes it.
 
-    Args: as of ``valid_sde``.
+    Args:
+        net: where training starts; it is not changed.
+        loss: as for ``gradient_noise``.
+        data: as for ``gradient_noise``.
+        lr: the step at l = 1.
+        steps: how many at l = 1.
+        batch_size: samples in a batch, drawn with replacement.
+        seeds: trainings for each l.
+        points: places, evenly along the training, at which the mean loss over all data is taken; 1 is its end.
+        seed: of the batches.
 
     Raises:
-        InvalidType, InvalidValue: what ``gradient_noise`` refuses.
+        InvalidType, InvalidValue: what ``gradient_noise`` refuses; no step.
     """
     check_positive(lr=lr)
     check_integer(1, steps=steps, batch_size=batch_size)

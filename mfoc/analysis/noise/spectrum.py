@@ -10,8 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mfoc import tree
-from mfoc.analysis.kernel.taps import plainly
 from mfoc.analysis.noise.samples import Samples
 from mfoc.checks import check_between, check_integer, check_positive
 from mfoc.errors import InvalidValue, require
@@ -92,26 +90,29 @@ class Sharpness:
         return f"{self.verdict}\nlargest eigenvalues {top}; trace {self.trace:.4g}{spread} ({self.size} parameters)"
 
 
-class _Losses(nn.Module):
-    """The losses of samples, by their numbers, as a module of its own parameters."""
+class Hessian:
+    """The Hessian of a mean loss as an operator, for curvlinops and scipy.
+
+    Products are by two backward passes. ``curvlinops.HessianLinearOperator`` differentiates forward over reverse, which
+    torch (2.15) gets wrong without an error in the weights of ``LayerNorm``; and is slower on small networks.
+    """
 
     def __init__(self, samples: Samples) -> None:
-        super().__init__()
         self._samples = samples
-        self.leaves = nn.ParameterList([nn.Parameter(leaf.detach()) for leaf in samples.leaves])
+        self.shape = (samples.size, samples.size)
+        self.dtype, self.device = samples.leaves[0].dtype, samples.device
 
-    def forward(self, index: Tensor) -> Tensor:
-        parameters = tree.rebuild(self._samples.parameters, list(self.leaves))
-        return self._samples.cost(parameters, self._samples.cloud[index])
+    def __matmul__(self, vectors: Tensor) -> Tensor:
+        """H times a vector ``[P]`` or the columns of a matrix ``[P, k]``."""
+        rows = vectors.mT if vectors.dim() == 2 else vectors[None]
+        found = self._samples.hessian_products(rows).to(self.dtype)
+        return found.mT if vectors.dim() == 2 else found[0]
 
-
-class _Mean(nn.Module):
-    """The mean of what it is given."""
-
-    reduction = "mean"
-
-    def forward(self, losses: Tensor, index: Tensor) -> Tensor:
-        return losses.mean()
+    def dense(self) -> Tensor:
+        """The matrix ``[P, P]``, to the last digit symmetric."""
+        eye = torch.eye(self.shape[0], dtype=self._samples.wide, device=self.device)
+        found = self._samples.hessian_products(eye)
+        return (found + found.mT) / 2
 
 
 def sharpness(
@@ -128,8 +129,8 @@ def sharpness(
 ) -> Sharpness:
     """The largest eigenvalues of the Hessian of a mean loss, its trace, and whether a step sits at the edge.
 
-    Products with the Hessian are those of curvlinops, eigenvalues by Lanczos (ARPACK), the trace by XTrace (Epperly,
-    Tropp & Webber 2024, arXiv:2301.07825): ``pip install 'mfoc[spectra]'``. Of up to 256 parameters the whole Hessian
+    Eigenvalues are by Lanczos (scipy's ARPACK), the trace by XTrace (Epperly, Tropp & Webber 2024, arXiv:2301.07825) of
+    curvlinops: ``pip install 'mfoc[spectra]'``. Of up to 256 parameters the whole Hessian
     is formed, which needs neither.
 
     Args:
@@ -157,46 +158,31 @@ def sharpness(
     check_integer(1, samples.size, top=top)
     if samples.leaves[0].dtype.itemsize < 4:
         raise InvalidValue(f"the parameters are {samples.leaves[0].dtype}; eigenvalues need float32 at least: .float()")
-    with plainly():
-        if samples.size <= _SMALL:
-            values = torch.linalg.eigvalsh(_dense(samples))
-            eigenvalues, errors = values.flip(0)[:top], torch.zeros(top)
-            trace, spread = float(values.sum()), 0.0
-        else:
-            hessian = _operator(samples)
-            eigenvalues, errors = _largest(hessian, top, tol, seed)
-            trace, spread = _trace(hessian, seed)
+    hessian = Hessian(samples)
+    if samples.size <= _SMALL:
+        values = torch.linalg.eigvalsh(hessian.dense())
+        eigenvalues, errors = values.flip(0)[:top], torch.zeros(top)
+        trace, spread = float(values.sum()), 0.0
+    else:
+        eigenvalues, errors = _largest(hessian, top, tol, seed)
+        trace, spread = _trace(hessian, seed)
     like = samples.leaves[0]
     return Sharpness(eigenvalues.to(like), errors.to(like), trace, spread, samples.size, lr, float(momentum))
 
 
-def _dense(samples: Samples) -> Tensor:
-    eye = torch.eye(samples.size, dtype=samples.wide, device=samples.device)
-    hessian = samples.hessian_products(eye)
-    return (hessian + hessian.mT) / 2
-
-
-def _operator(samples: Samples) -> Any:
-    curvlinops = require("curvlinops", "spectra")
-    samples.hessian_products(
-        torch.zeros(1, samples.size, dtype=samples.wide), samples.cloud[:1]
-    )  # refuses what has none
-    losses = _Losses(samples)
-    parts = torch.split(torch.arange(len(samples), device=samples.device), samples.chunk)
-    return curvlinops.HessianLinearOperator(
-        losses, _Mean(), list(losses.leaves), [(part, part) for part in parts], check_deterministic=False
-    )
-
-
-def _largest(hessian: Any, top: int, tol: float, seed: int) -> tuple[Tensor, Tensor]:
+def _largest(hessian: Hessian, top: int, tol: float, seed: int) -> tuple[Tensor, Tensor]:
     """The largest eigenvalues, descending, and the errors of their vectors."""
     linalg = require("scipy.sparse.linalg", "spectra")
     size = hessian.shape[0]
-    kind = str(hessian.dtype).removeprefix("torch.")
+    kind = np.dtype(str(hessian.dtype).removeprefix("torch."))
+
+    def product(v: Any) -> Any:
+        return (hessian @ torch.from_numpy(np.asarray(v, kind)).reshape(size, -1).to(hessian.device)).cpu().numpy()
+
+    matrix = linalg.LinearOperator(hessian.shape, matvec=product, matmat=product, dtype=kind)
     start = np.random.default_rng(seed).standard_normal(size).astype(kind)
-    matrix = hessian.to_scipy(dtype=np.dtype(kind))
     if top >= size - 1:  # more than ARPACK can give
-        values, vectors = np.linalg.eigh(matrix @ np.eye(size, dtype=kind))
+        values, vectors = (part.cpu().numpy().astype(kind) for part in torch.linalg.eigh(hessian.dense()))
     else:
         try:
             values, vectors = linalg.eigsh(matrix, k=top, which="LA", v0=start, tol=tol)
@@ -210,7 +196,7 @@ def _largest(hessian: Any, top: int, tol: float, seed: int) -> tuple[Tensor, Ten
     return torch.from_numpy(values.copy()), torch.from_numpy(errors)
 
 
-def _trace(hessian: Any, seed: int) -> tuple[float, float]:
+def _trace(hessian: Hessian, seed: int) -> tuple[float, float]:
     """The trace, and its standard error over independent repeats."""
     xtrace = require("curvlinops", "spectra").xtrace
     found = []

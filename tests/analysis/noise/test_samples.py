@@ -113,6 +113,17 @@ def test_a_loss_of_ones_own_may_be_a_mean_and_nothing_else():
         Samples.of(net, lambda out, z: (out - z).square().sum(), (x, target))
 
 
+def test_data_may_be_whatever_a_population_is_made_of():
+    net, x, y = classifier()
+    dataset = torch.utils.data.TensorDataset(x, y)
+    loader = torch.utils.data.DataLoader(dataset, batch_size=4)
+    found = [
+        Samples.of(net, F.cross_entropy, data).gradient()
+        for data in ((x, y), (x.numpy(), y.numpy()), dataset, loader, mfoc.Particles(x, y), mfoc.population((x, y)))
+    ]
+    assert all(torch.allclose(each, found[0]) for each in found)
+
+
 def test_frozen_parameters_are_constants():
     net, x, y = classifier()
     net[0].weight.requires_grad_(False)

@@ -37,7 +37,6 @@ def test_groups_of_one_are_the_formulas_on_single_gradients():
     assert found.simple.signal == pytest.approx(float(mean @ mean - sigma.trace() / n))
     assert found.curved.noise == pytest.approx(float((hessian * sigma).sum()))
     assert found.curved.signal == pytest.approx(float(mean @ hessian @ mean - (hessian * sigma).sum() / n))
-    assert found.best_lr == pytest.approx(found.simple.signal / found.curved.signal)
 
 
 def test_signal_and_noise_are_without_bias_for_any_groups():

@@ -9,6 +9,8 @@ from torch import nn
 
 import mfoc
 from mfoc.analysis.noise import sharpness
+from mfoc.analysis.noise.samples import Samples
+from mfoc.analysis.noise.spectrum import Hessian
 from mfoc.errors import InvalidValue, MissingExtra
 from tests.analysis.noise.cases import Location, classifier, dense_hessian, normal, quadratic
 from tests.architectures import seeded
@@ -42,6 +44,56 @@ def test_of_a_larger_one_lanczos_finds_the_same(curvlinops, batch_size):
     assert torch.allclose(found.eigenvalues, expected.flip(0)[:3], rtol=1e-6)
     assert float(found.errors.max()) < 1e-6
     assert abs(found.trace - float(expected.sum())) < 5 * found.trace_error < float(expected.sum())
+
+
+def test_products_are_those_of_curvlinops(curvlinops):
+    net, x, y = wide()
+    hessian = Hessian(Samples.of(net, F.cross_entropy, (x, y), batch_size=9))
+    other = curvlinops.HessianLinearOperator(net, nn.CrossEntropyLoss(), list(net.parameters()), [(x, y)])
+    v = normal(303, 2)
+    assert torch.allclose(hessian @ v, other @ v, atol=1e-12)
+    assert torch.allclose(hessian @ v[:, 0], (hessian @ v)[:, 0])
+
+
+def test_in_layer_norm_products_are_those_of_finite_differences():
+    """Where forward over reverse mode is wrong in some versions of torch."""
+    net = seeded(lambda: nn.Sequential(nn.Linear(4, 5), nn.LayerNorm(5), nn.Tanh(), nn.Linear(5, 3)))
+    data = normal(12, 4), torch.arange(12) % 3
+    samples = Samples.of(net, F.cross_entropy, data)
+    v, h = normal(1, samples.size)[0], 1e-5
+    start, slopes = nn.utils.parameters_to_vector(net.parameters()).detach(), []
+    for sign in (1, -1):
+        nn.utils.vector_to_parameters(start + sign * h * v, net.parameters())
+        slopes.append(Samples.of(net, F.cross_entropy, data).gradient())
+    assert torch.allclose(Hessian(samples) @ v, (slopes[0] - slopes[1]) / (2 * h), atol=1e-7)
+
+
+class _Square(torch.autograd.Function):
+    """It has no rule for torch.func."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x * x
+
+    @staticmethod
+    def backward(ctx, slope):
+        return 2 * ctx.saved_tensors[0] * slope
+
+
+def test_a_function_that_torch_func_does_not_know_is_no_obstacle(curvlinops):
+    class Own(nn.Sequential):
+        def forward(self, x):
+            return self[1](_Square.apply(self[0](x)))
+
+    class Plain(nn.Sequential):
+        def forward(self, x):
+            return self[1](self[0](x).square())
+
+    own, plain = (seeded(lambda: kind(nn.Linear(4, 40), nn.Linear(40, 3))) for kind in (Own, Plain))  # noqa: B023
+    data = normal(12, 4), torch.arange(12) % 3
+    found, expected = (sharpness(net, F.cross_entropy, data, top=2, tol=1e-8) for net in (own, plain))
+    assert torch.allclose(found.eigenvalues, expected.eigenvalues)
 
 
 def test_a_problem_is_its_network_and_the_seed_decides(curvlinops):
