@@ -1,9 +1,12 @@
-"""The noise of stochastic gradients: what theory says of where SGD stays, how fast it leaves, and how to anneal it."""
+"""The noise of stochastic gradients: what it is, what theory says it does, and whether it does it on your own training."""
 
 from mfoc.analysis.noise.annealing import Annealing as Annealing
 from mfoc.analysis.noise.annealing import annealing_control as annealing_control
 from mfoc.analysis.noise.annealing import momentum_control as momentum_control
 from mfoc.analysis.noise.annealing import optimal_annealing as optimal_annealing
+from mfoc.analysis.noise.covariance import Alignment as Alignment
+from mfoc.analysis.noise.covariance import GradientNoise as GradientNoise
+from mfoc.analysis.noise.covariance import gradient_noise as gradient_noise
 from mfoc.analysis.noise.escape import DoubleWell as DoubleWell
 from mfoc.analysis.noise.escape import Escape as Escape
 from mfoc.analysis.noise.escape import FlatSharp as FlatSharp
@@ -15,6 +18,17 @@ from mfoc.analysis.noise.modified import ModifiedEquation as ModifiedEquation
 from mfoc.analysis.noise.modified import modified_equation as modified_equation
 from mfoc.analysis.noise.modified_problem import modified_equation_of as modified_equation_of
 from mfoc.analysis.noise.regression import linear_regression_excess_risk as linear_regression_excess_risk
+from mfoc.analysis.noise.scales import NoiseScale as NoiseScale
+from mfoc.analysis.noise.scales import NoiseScales as NoiseScales
+from mfoc.analysis.noise.scales import Scale as Scale
+from mfoc.analysis.noise.scales import noise_scale as noise_scale
+from mfoc.analysis.noise.sde import ValidSDE as ValidSDE
+from mfoc.analysis.noise.sde import compare_svag as compare_svag
+from mfoc.analysis.noise.sde import svag_training as svag_training
+from mfoc.analysis.noise.sde import svag_weights as svag_weights
+from mfoc.analysis.noise.sde import valid_sde as valid_sde
+from mfoc.analysis.noise.spectrum import Sharpness as Sharpness
+from mfoc.analysis.noise.spectrum import sharpness as sharpness
 from mfoc.analysis.noise.stationary import momentum_stationary_variance as momentum_stationary_variance
 from mfoc.analysis.noise.stationary import ou_stationary_covariance as ou_stationary_covariance
 from mfoc.analysis.noise.stationary import sgd_stationary_covariance as sgd_stationary_covariance

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -113,7 +114,9 @@ def _each(
 
 def _tried(plain: Callable[..., Tensor], out: Tensor, z: Any, given: str) -> Tensor:
     try:
-        found = plain(out, z)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", message=".*target size.*")  # torch's word for a broadcast
+            found = plain(out, z)
     except (InvalidType, InvalidValue):
         raise
     except Exception as error:  # whatever a loss raises

@@ -5,7 +5,8 @@ identity or a Hessian. Then for k != l  E M_kl = G'AG, and E M_kk = G'AG + tr(A 
 bias. The mean off the diagonal is a U-statistic. Where G is small it is degenerate: its second-order part, which a
 bootstrap gets wrong (Bickel & Freedman 1981, "Some asymptotic theory for the bootstrap", sec. 6), is then all there is.
 So its variance is taken from Hoeffding's decomposition (1948, "A class of statistics with asymptotically normal
-distribution", eq. 5.13), and the interval is Fieller's (1954), which is right however near to zero either part is.
+distribution", sec. 5), and the interval is made as Fieller's (1954, "Some problems in interval estimation"): of the
+ratio signal / noise, which is near zero where the signal is, and not of its inverse, which is then anything.
 """
 
 from __future__ import annotations
@@ -27,12 +28,14 @@ class Ratio:
         signal: G'AG, without bias.
         noise: tr(A Sigma), without bias.
         low, high: the interval of signal / noise; infinite where the noise is not told from zero.
+        negative: whether the signal or the noise is told from zero, and below it.
     """
 
     signal: float
     noise: float
     low: float
     high: float
+    negative: bool
 
 
 def signal_to_noise(products: Tensor, members: int, confidence: float) -> Ratio:
@@ -57,7 +60,8 @@ def signal_to_noise(products: Tensor, members: int, confidence: float) -> Ratio:
         # is G'AG times an eigenvalue of A Sigma, of which the mean one is taken, tr(A Sigma A Sigma) / tr(A Sigma); and
         # second = 2 tr(A Sigma A Sigma) / n^2.
         high = _fieller(signal, noise, allowed, square * second * k * members)[1]
-    return Ratio(signal, noise, low, high)
+    reach = allowed.diagonal().sqrt().tolist()
+    return Ratio(signal, noise, low, high, signal < -reach[0] or noise < -reach[1])
 
 
 def _second_order(m: Tensor) -> float:
@@ -85,15 +89,21 @@ def _positive(matrix: Tensor, scale: Tensor) -> Tensor:
     """The nearest positive semidefinite matrix, when its axes are scaled by the diagonal of another."""
     size = scale.diagonal().clamp_min(torch.finfo(scale.dtype).tiny).sqrt()
     values, vectors = torch.linalg.eigh(matrix / torch.outer(size, size))
-    return (vectors * values.clamp_min(0)) @ vectors.mT * torch.outer(size, size)
+    kept: Tensor = (vectors * values.clamp_min(0)) @ vectors.mT
+    return kept * torch.outer(size, size)
 
 
 def _fieller(signal: float, noise: float, allowed: Tensor, slope: float = 0.0) -> tuple[float, float]:
-    """All r with (signal - r noise)^2 <= [1, -r] allowed [1, -r]' + 2 slope r."""
-    a = noise**2 - float(allowed[1, 1])
-    b = signal * noise - float(allowed[0, 1]) + slope
-    c = signal**2 - float(allowed[0, 0])
-    if not a > 0:
+    """All r with (signal - r noise)^2 <= V_ss - 2 r V_sn + r^2 V_nn + 2 slope r, V being ``allowed``.
+
+    The error of a variance goes with the variance: V_nn is for the noise that was found, and is taken for the geometric
+    mean of that and signal / r, the noise that is supposed. Without errors of the signal the interval is then symmetric
+    in the logarithm.
+    """
+    if not noise**2 > float(allowed[1, 1]) or noise < 0:
         return -math.inf, math.inf
+    a = noise**2
+    b = signal * noise - float(allowed[0, 1]) + max(signal, 0.0) * float(allowed[1, 1]) / (2 * noise) + slope
+    c = signal**2 - float(allowed[0, 0])
     root = math.sqrt(max(b * b - a * c, 0.0))
     return (b - root) / a, (b + root) / a

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -89,8 +89,7 @@ class Samples:
             order = torch.randperm(len(cloud), generator=torch.Generator().manual_seed(seed), device="cpu")
             cloud = cloud[order[:draws].to(tree.leaves(cloud.state)[0].device)]
         cloud = Particles(tree.detached(cloud.state), tree.detached(cloud.data), cloud.index)
-        door = of_problem if isinstance(net, Problem) else of_network
-        parameters, cost = door(net, loss, cloud)
+        parameters, cost = of_problem(net, loss, cloud) if isinstance(net, Problem) else of_network(net, loss, cloud)
         parameters = tree.map(lambda leaf: leaf.detach().requires_grad_(), parameters)
         size = sum(leaf.numel() * leaf.dtype.itemsize for leaf in tree.tensors(parameters))
         return cls(parameters, cloud, cost, batch_size or max(1, min(_CHUNK, _BUDGET // size)))
@@ -165,7 +164,7 @@ class Samples:
         cloud = self.cloud if cloud is None else cloud
         weights = torch.full((len(cloud),), 1 / len(cloud), dtype=self.wide) if weights is None else weights
         total = torch.zeros(self.size, dtype=self.wide, device=self.device)
-        for part, w in zip(self.chunks(cloud), weights.split(self.chunk), strict=True):
+        for part, w in zip(self.chunks(cloud), torch.split(weights, self.chunk), strict=True):
             with plainly(), refusing_checkpoints("the gradient of one sample"):
                 cost = self.cost(self.parameters, part)
                 total += tree.ravel(gradients(cost, self.leaves, [w.to(cost)])).to(self.wide)
@@ -218,5 +217,3 @@ def looped_rows(samples: Samples, cloud: Particles) -> Tensor:
 
 def _packed(cloud: Particles) -> tuple[Tree, ...]:
     return (cloud.state,) if cloud.data is None else (cloud.state, cloud.data)
-
-

@@ -31,8 +31,8 @@ class Scale:
         low, high: its interval; ``high`` is infinite where the draws do not tell the signal from zero.
         noise: tr(A Sigma), without bias.
         signal: G'AG, without bias: it may come out negative where it is not told from zero.
-        status: "resolved"; "unresolved", where only ``low`` is known, or nothing; "none", where the signal is negative
-            or the noise is: along G, or in the mean over the noise, the loss curves down.
+        status: "resolved"; "unresolved", where only ``low`` is known, or nothing; "none", where the signal or
+            the noise is negative for certain: along G, or in the mean over the noise, the loss curves down.
     """
 
     value: float
@@ -65,7 +65,7 @@ class NoiseScales:
         curved: B_noise = tr(H Sigma) / (G'HG), which that paper reduces to the first where H is
             a multiple of the identity.
         best_lr: eta_max = |G|^2 / (G'HG), the step that lowers the quadratic model most without noise; NaN
-            where the loss curves down along G.
+            where G'HG is not told from zero, or negative.
         draws: samples that the gradients are of.
         groups: into which they were put.
         confidence: level of the intervals.
@@ -87,7 +87,7 @@ class NoiseScales:
             InvalidType, InvalidValue: no batch size.
         """
         check_integer(1, batch_size=batch_size)
-        return self.best_lr / (1 + self.curved.value / batch_size) if self.curved.resolved else math.nan
+        return self.best_lr / (1 + self.curved.value / batch_size)
 
     @property
     def verdict(self) -> str:
@@ -145,7 +145,8 @@ def noise_scale(
             its controls, or what has them, as an iterate has; its initial guess when None.
         data: what ``mfoc.population`` takes, all of it: a pair (x, y), a Dataset, particles.
         draws: that many of the samples at random; all of them when None.
-        groups: of equal size (a rest of the draws is left out); fewer where there are fewer draws.
+        groups: of equal size (a rest of the draws is left out); fewer where there are fewer draws. Of less than some
+            thirty, intervals hold a little less often than they say.
         hessian_samples: so many of the draws define H; all of them when None.
         confidence: level of each interval.
         batch_size: samples that are differentiated at once.
@@ -173,20 +174,21 @@ def noise_scale(
     flat, curved = means @ means.mT, means @ images.mT
     simple = _scale(flat, members, confidence)
     bent = _scale((curved + curved.mT) / 2, members, confidence)
-    best = simple.signal / bent.signal if bent.signal > 0 and bent.status != "none" else math.nan
+    best = simple.signal / bent.signal if bent.resolved else math.nan
     return NoiseScales(simple, bent, best, groups * members, groups, confidence)
 
 
 def _scale(products: Tensor, members: int, confidence: float) -> Scale:
     """The scale, from the interval of its inverse."""
     found = signal_to_noise(products, members, confidence)
-    if found.noise == 0 and found.signal > 0 and found.low == found.high == 0:  # samples that are all alike
+    rounding = 1e2 * torch.finfo(torch.float64).eps * members * float(products.abs().max())
+    if abs(found.noise) <= rounding and found.signal > 0:  # samples that are all alike
         return Scale(0.0, 0.0, 0.0, 0.0, found.signal, "resolved")
     low, high = found.low, found.high
+    if found.negative or high <= 0:
+        return Scale(math.nan, math.nan, math.nan, found.noise, found.signal, "none")
     if math.isinf(low):
         return Scale(math.nan, 0.0, math.inf, found.noise, found.signal, "unresolved")
-    if high <= 0 or found.noise < 0:
-        return Scale(math.nan, math.nan, math.nan, found.noise, found.signal, "none")
     value = found.noise / found.signal if found.signal > 0 else math.nan
     if low > 0:
         return Scale(value, 1 / high, 1 / low, found.noise, found.signal, "resolved")

@@ -52,6 +52,7 @@ class GradientNoise:
 
     Attributes:
         mean: the mean gradient G, shaped as the parameters: {name: tensor}, or the controls of a problem.
+        kind: what is kept of Sigma: "full", "diagonal" or "trace".
         covariance: Sigma, divided by n - 1: ``[P, P]`` in the order of the parameters, or its diagonal, shaped as they
             are, or None.
         trace: tr(Sigma).
@@ -64,6 +65,7 @@ class GradientNoise:
     """
 
     mean: Tree
+    kind: str
     covariance: Tree
     trace: float
     trace_error: float
@@ -75,14 +77,12 @@ class GradientNoise:
     @property
     def verdict(self) -> str:
         """What follows, in a sentence."""
-        share = self.trace / (self.samples * float(tree.norm(self.mean)) ** 2) if self.trace else 0.0
-        seen = (
-            f"a mean gradient of {float(tree.norm(self.mean)):.3g}"
-            if share < 0.5
-            else f"and the mean over all {self.samples} samples is mostly noise"
-        )
-        text = f"the gradient of one sample has a standard deviation of {math.sqrt(self.trace):.3g} about {seen}"
-        text = text.replace("about and", "and")
+        size = float(tree.norm(self.mean))
+        text = f"the gradient of one sample has a standard deviation of {math.sqrt(self.trace):.3g} about "
+        if self.trace > self.samples * size**2 / 2:
+            text += f"a mean that is mostly noise itself over {self.samples} samples"
+        else:
+            text += f"a mean of size {size:.3g}"
         if self.alignment is None or math.isnan(self.alignment.anisotropy):
             return text
         found = self.alignment.anisotropy
@@ -112,8 +112,7 @@ class GradientNoise:
         """
         if self.covariance is None:
             raise InvalidValue('only the trace was asked for; take covariance="full" or "diagonal"')
-        full = isinstance(self.covariance, Tensor) and self.covariance.dim() == 2 and self.covariance is not self.mean
-        full = full and self.covariance.shape == (self.size, self.size)
+        full = self.kind == "full"
         values = torch.linalg.eigvalsh(self.covariance.double()) if full else tree.ravel(self.covariance).double()
         figure, (axis,) = new_axes(6.4, 4.0)
         name = "eigenvalue of Σ" if full else "variance of one entry"
@@ -184,14 +183,14 @@ def gradient_noise(
     second /= n - 1
     length = torch.cat(lengths) * (n / (n - 1))
     trace = float(length.mean())
-    narrow = samples.leaves[0].dtype
-    kept = {"full": lambda: second.to(narrow), "diagonal": lambda: _shaped(samples, second), "trace": lambda: None}
+    kept = None if covariance == "trace" else second.to(samples.leaves[0]) if full else _shaped(samples, second)
     aligned = None
     if curvature:
         aligned = _exactly(samples, second, trace) if full else _by_probes(samples, mean, trace, probes, seed)
     return GradientNoise(
         mean=_shaped(samples, mean),
-        covariance=kept[covariance](),
+        kind=covariance,
+        covariance=kept,
         trace=trace,
         trace_error=float(length.std()) / math.sqrt(n),
         signal=float(mean.square().sum()) - trace / n,
@@ -228,7 +227,8 @@ def _by_probes(samples: Samples, mean: Tensor, trace: float, probes: int, seed: 
         drawn = torch.randint(0, 2, (probes, count), generator=generator, device="cpu")
         return (2 * drawn - 1).to(samples.wide)
 
-    own = _forms(samples, lambda k, z=signs(size).to(samples.device): z[k], probes)
+    units = signs(size).to(samples.device)
+    own = _forms(samples, lambda k: units[k], probes)
     weights = signs(n) / math.sqrt(n - 1)
     met = _forms(samples, lambda k: samples.gradient(weights=weights[k]) - weights[k].sum().to(mean) * mean, probes)
     first, second = float(own.mean()), float(met.mean())
@@ -238,7 +238,7 @@ def _by_probes(samples: Samples, mean: Tensor, trace: float, probes: int, seed: 
 
 
 def _forms(samples: Samples, direction: Callable[[int], Tensor], probes: int) -> Tensor:
-    """v'Hv for random directions v, eight at a time ``[probes]``."""
+    """The forms v'Hv of random directions v, eight at a time ``[probes]``."""
     found = []
     for first in range(0, probes, 8):
         v = torch.stack([direction(k) for k in range(first, min(first + 8, probes))])

@@ -1,0 +1,161 @@
+"""SVAG beside SGD: the weights, the chain on a quadratic in closed form, and the verdict both ways."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import mfoc
+from mfoc.analysis.noise import compare_svag, svag_training, svag_weights, valid_sde
+from mfoc.errors import InvalidType, InvalidValue
+from tests.analysis.noise.cases import Location, normal, quadratic
+
+
+@given(l=st.integers(1, 10_000))
+def test_weights_keep_the_mean_and_multiply_the_covariance_by_l(l):  # noqa: E741
+    one, other = svag_weights(l)
+    assert one + other == pytest.approx(1)
+    assert one**2 + other**2 == pytest.approx(l)
+
+
+def test_l_of_one_is_sgd():
+    assert svag_weights(1) == (1, 0)
+
+
+def chain(start: float, h: float, noise: float, lr: float, steps: int, factor: int) -> float:
+    """E h u^2 / 2 after SVAG on h u^2 / 2, the gradient of one batch of variance ``noise``: mean and variance."""
+    mean, variance = start, 0.0
+    for _ in range(steps * factor):
+        mean *= 1 - lr * h / factor
+        variance = (1 - lr * h / factor) ** 2 * variance + (lr / factor) ** 2 * factor * noise
+    return h / 2 * (mean**2 + variance)
+
+
+def data(n: int = 64):
+    """Of mean zero and variance one exactly, so that the loss is (u^2 + 1) / 2."""
+    x = normal(n, 1)
+    x = (x - x.mean()) / x.std(correction=0)
+    return x, torch.ones_like(x)
+
+
+START = torch.tensor([1.0], dtype=torch.float64)
+
+
+@pytest.mark.parametrize("lr", [0.3, 1.5])
+@pytest.mark.parametrize("factor", [1, 2, 4])
+def test_losses_are_those_of_the_chain_in_closed_form(lr, factor):
+    train = svag_training(Location(START), quadratic, data(), lr=lr, steps=6, batch_size=2, seeds=80)
+    losses = train(factor)[:, 0] - 0.5
+    expected = chain(1.0, 1.0, 0.5, lr, 6, factor)
+    assert abs(float(losses.mean()) - expected) < 4 * float(losses.std()) / math.sqrt(80)
+
+
+def test_places_along_the_training_are_at_the_same_times():
+    train = svag_training(Location(START), quadratic, data(), lr=0.1, steps=6, batch_size=64, seeds=2, points=3)
+    for factor in (1, 3):
+        expected = [chain(1.0, 1.0, 0.0, 0.1, steps, factor) for steps in (2, 4, 6)]
+        assert torch.allclose(train(factor).mean(0) - 0.5, torch.tensor(expected).double(), atol=0.1)
+    assert torch.equal(train(2), train(2))
+
+
+def test_a_small_step_is_what_its_equation_says():
+    found = valid_sde(Location(START), quadratic, data(), lr=0.05, steps=20, batch_size=4, l=(1, 2), seeds=24)
+    assert found.standing == "valid"
+    assert found.verdict.startswith("SGD at lr = 0.05 is what its SDE says, within 10 % of the loss at l = 2")
+
+
+def test_a_step_near_two_over_the_curvature_is_not():
+    """At stationarity the loss above 1/2 is lr noise / (2 (2 - lr)) at l = 1, and lr noise / 4 in the equation."""
+    found = valid_sde(Location(START), quadratic, data(), lr=1.9, steps=40, batch_size=1, l=(1, 4), seeds=24)
+    assert found.standing == "not valid"
+    assert "is not what its SDE says" in found.verdict
+    assert float(found.gaps[0, 0]) > 1
+
+
+def test_a_training_that_diverges_at_l_of_one_alone_is_not():
+    def train(factor):
+        return torch.full((3,), math.inf if factor == 1 else 1.0)
+
+    found = compare_svag(train)
+    assert found.standing == "not valid"
+    assert "diverges at l = 1 alone" in found.verdict
+    assert compare_svag(lambda factor: torch.full((3,), math.nan)).standing == "cannot tell"
+
+
+def losses_of(means, spread, seed, count=12):
+    generator = torch.Generator().manual_seed(seed)
+    return lambda factor: means[factor] + spread * torch.randn(count, generator=generator, dtype=torch.float64)
+
+
+@pytest.mark.parametrize(("gap", "wrong"), [(0.1, "valid"), (-0.1, "valid"), (0.1, "not valid"), (-0.1, "not valid")])
+def test_on_the_border_neither_is_said_more_often_than_allowed(gap, wrong):
+    """With a true gap of just the margin either is wrong: each in one of forty at most (half of 5 %), of 400."""
+    means = {1: 1 + gap, 2: 1.0}
+    found = [compare_svag(losses_of(means, 0.1, seed), l=(1, 2)).standing for seed in range(400)]
+    assert found.count(wrong) <= 22
+
+
+def test_several_comparisons_hold_together():
+    means = {1: 1.1, 2: 1.0, 4: 1.0, 8: 1.0}
+    found = [compare_svag(losses_of(means, 0.1, seed), l=(1, 2, 4, 8)).standing for seed in range(300)]
+    assert found.count("not valid") <= 25
+
+
+def test_few_seeds_of_a_wide_spread_cannot_tell():
+    found = compare_svag(losses_of({1: 1.0, 2: 1.0, 4: 1.0}, 0.5, 0, count=4))
+    assert found.standing == "cannot tell"
+    assert "take more seeds than 4" in found.verdict
+
+
+def test_the_interval_is_welchs():
+    scipy_stats = pytest.importorskip("scipy.stats")
+    one, other = normal(9, seed=1) * 0.3, 50 + normal(14, seed=2)  # a ratio near one, whose delta method is exact
+    found = compare_svag(lambda factor: (50 + one) if factor == 1 else other, l=(1, 2))
+    expected = scipy_stats.ttest_ind(50 + one, other, equal_var=False).confidence_interval(0.95)
+    assert float(found.low[0, 0]) == pytest.approx(float(expected.low) / float(other.mean()), rel=0.03)
+    assert float(found.high[0, 0]) == pytest.approx(float(expected.high) / float(other.mean()), rel=0.03)
+
+
+def test_a_problem_is_trained_alike():
+    x, h = data()
+    problem = mfoc.Problem(lambda t, x, u, z: u - x, quadratic, [START], running_cost=None)
+    own = svag_training(Location(START), quadratic, (x, h), lr=0.5, steps=3, batch_size=4, seeds=3)
+    other = svag_training(problem, None, (x, h), lr=0.5, steps=3, batch_size=4, seeds=3)
+    assert torch.allclose(own(2), other(2))
+    assert torch.equal(problem.controls[0], START)
+
+
+def test_it_prints_and_draws():
+    found = compare_svag(losses_of({1: 1.0, 2: 1.0, 4: 1.0}, 0.01, 0))
+    assert "l = 4: loss" in str(found)
+    assert found.plot().axes[0].get_title() == "valid"
+
+
+@pytest.mark.parametrize(
+    ("train", "settings", "kind", "match"),
+    [
+        (3, {}, InvalidType, "train is an int"),
+        (lambda f: 1.0, {}, InvalidType, "returned a float"),
+        (lambda f: torch.ones(1), {}, InvalidValue, "two seeds or more"),
+        (lambda f: torch.ones(3, f), {}, InvalidValue, "the same for every l"),
+        (lambda f: torch.ones(3), {"l": (2, 4)}, InvalidValue, "expected 1, which is SGD"),
+        (lambda f: torch.ones(3), {"l": (1,)}, InvalidValue, "at least one above"),
+        (lambda f: torch.ones(3), {"l": 2}, InvalidType, "a sequence of integers"),
+        (lambda f: torch.ones(3), {"margin": 0.0}, InvalidValue, "margin"),
+    ],
+    ids=["no function", "no tensor", "one seed", "other places", "no 1", "nothing beside", "no sequence", "no margin"],
+)
+def test_comparisons_are_refused(train, settings, kind, match):
+    with pytest.raises(kind, match=match):
+        compare_svag(train, **settings)
+
+
+@pytest.mark.parametrize(
+    "setting", [{"lr": 0.0}, {"steps": 0}, {"batch_size": 0}, {"seeds": 1}, {"points": 4}], ids=str
+)
+def test_trainings_are_refused(setting):
+    given = {"lr": 0.1, "steps": 3, "batch_size": 2} | setting
+    with pytest.raises(InvalidValue):
+        svag_training(Location(START), quadratic, data(), **given)
