@@ -21,7 +21,7 @@ tutorials: $(READY)
 	for script in tutorials/[0-9]*.py; do echo "$$script"; $(BIN)/python "$$script" || exit 1; done
 
 bench: $(READY)
-	-$(BIN)/uv pip install -q --python $(BIN)/python --no-deps mpc==0.0.6
+	-$(BIN)/uv pip install -q --python $(BIN)/python --no-deps mpc==0.0.6 prodigyopt schedulefree
 	for script in tests/benchmarks/bench_*.py; do echo "$$script"; PYTHONPATH=. $(BIN)/python "$$script" || exit 1; done
 
 # uv resolves the extras with the overrides in pyproject.toml, which pip does not know. Without a C compiler
@@ -31,7 +31,7 @@ $(READY): pyproject.toml
 	test -x $(BIN)/uv || $(BIN)/python -m pip install -q uv
 	$(BIN)/uv pip install -q --python $(BIN)/python -e '.[all]' --group dev \
 		|| { echo "learn2learn could not be built: going on without the meta extra"; \
-		$(BIN)/uv pip install -q --python $(BIN)/python -e '.[bayes,adversarial,plot,data]' --group dev; }
+		$(BIN)/uv pip install -q --python $(BIN)/python -e '.[bayes,adversarial,plot,data,spectra]' --group dev; }
 	touch $(READY)
 
 clean:

@@ -15,7 +15,7 @@ import mfoc
 ROOT = Path(__file__).parent.parent
 FILES = sorted((ROOT / "mfoc").rglob("*.py"))
 FORBIDDEN = {"paradigms", "pyro", "torchattacks", "learn2learn", "tests"}
-OPTIONAL = {"matplotlib", "rich", "sklearn", "scipy", "torchvision"}
+OPTIONAL = {"matplotlib", "rich", "sklearn", "scipy", "torchvision", "curvlinops"}
 
 # The layers from the ground up. A file imports only from layers below it, or from its own, without a circle.
 LAYERS = [

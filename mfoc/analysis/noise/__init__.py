@@ -1,4 +1,4 @@
-"""The noise of stochastic gradients: what it is, what theory says it does, and whether it does it on your own training."""
+"""The noise of stochastic gradients: what it is, what theory says it does, and whether it does so in your training."""
 
 from mfoc.analysis.noise.annealing import Annealing as Annealing
 from mfoc.analysis.noise.annealing import annealing_control as annealing_control
