@@ -103,6 +103,13 @@ def test_several_comparisons_hold_together():
     assert found.count("not valid") <= 25
 
 
+def test_each_of_several_intervals_is_at_the_level_that_bonferroni_leaves():
+    means = {1: 1.1, 2: 1.0, 4: 1.0, 8: 1.0}
+    several = compare_svag(losses_of(means, 0.1, 0), l=(1, 2, 4, 8), confidence=0.94)
+    alone = compare_svag(losses_of(means, 0.1, 0), l=(1, 2), confidence=0.98)
+    assert float(several.low[0, 0]) == pytest.approx(float(alone.low[0, 0]))
+
+
 def test_few_seeds_of_a_wide_spread_cannot_tell():
     found = compare_svag(losses_of({1: 1.0, 2: 1.0, 4: 1.0}, 0.5, 0, count=4))
     assert found.standing == "cannot tell"
