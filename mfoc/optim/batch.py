@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple
+from dataclasses import astuple, dataclass
+from typing import Any
 
 import torch
 
@@ -30,7 +31,8 @@ from mfoc.solving import Iterate
 Scale = Callable[[Problem, Controls, Particles], NoiseScales | float | None]
 
 
-class Measurement(NamedTuple):
+@dataclass(frozen=True)
+class Measurement:
     """What was found when the noise scale was measured.
 
     Attributes:
@@ -192,14 +194,14 @@ class AdaptiveBatch(Population):
     def schedule(self) -> list[tuple[int, int]]:
         """(step, batch size) wherever the size changed, from step 0 on."""
         found = [(0, self._first)]
-        for step, _, _, batch in self.measurements:
-            if batch != found[-1][1]:
-                found.append((step, batch))
+        for row in self.measurements:
+            if row.batch_size != found[-1][1]:
+                found.append((row.step, row.batch_size))
         return found
 
     def state_dict(self) -> dict[str, Any]:
         """The measurements, and the settings that they belong to: plain values."""
-        return {**self._settings, "measurements": [list(found) for found in self.measurements]}
+        return {**self._settings, "measurements": [list(astuple(row)) for row in self.measurements]}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Takes over the measurements of a run that is resumed.

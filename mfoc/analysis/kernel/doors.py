@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,8 @@ from mfoc.networks.inspection import mixes, pure_copy, random_parts, trainable
 from mfoc.seeding import watched
 
 
-class Subject(NamedTuple):
+@dataclass(frozen=True)
+class Subject:
     """What is asked of the network, as refusals say it."""
 
     whole: str  # it "is of a function"
