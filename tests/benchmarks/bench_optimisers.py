@@ -49,12 +49,12 @@ class Setting:
 def settings():
     """Everything that is compared, in the order of the table."""
     sgd, adam = torch.optim.SGD, torch.optim.Adam
-    wide, low = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0), (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
+    wide, low = (0.01, 0.05, 0.1, 0.2, 0.5, 1.0), (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
     rows = [Setting("SGD", lr, partial(sgd, lr=lr)) for lr in wide]
     rows += [Setting("CSGD", lr, partial(optim.CSGD, lr=lr)) for lr in wide]
     for momentum in (0.9, 0.99, 0.999):
-        rows += [Setting("SGD", lr, partial(sgd, lr=lr, momentum=momentum), momentum) for lr in wide[:-1]]
-        rows += [Setting("CMSGD", lr, partial(optim.CMSGD, lr=lr, momentum=momentum), momentum) for lr in wide[:-1]]
+        rows += [Setting("SGD", lr, partial(sgd, lr=lr, momentum=momentum), momentum) for lr in wide]
+        rows += [Setting("CMSGD", lr, partial(optim.CMSGD, lr=lr, momentum=momentum), momentum) for lr in wide]
     rows += [Setting("Adam", lr, partial(adam, lr=lr)) for lr in low]
     rows += [Setting("Adam, cosine", lr, partial(adam, lr=lr), cosine=True) for lr in low]
     decades = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
