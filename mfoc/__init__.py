@@ -48,8 +48,8 @@ __all__ = [
     "certify", "certify_module", "checks", "continuous", "controls_of", "costates", "covariance", "deprecation",
     "derivatives", "distributed", "errors", "euler", "euler_maruyama", "evaluate", "from_module", "games",
     "hamiltonian", "heun", "hooks", "interacting", "iterate", "kernel_mean", "law", "lq", "maximisers", "mean",
-    "minimisers", "networks", "optim", "particles", "per_stage", "plot", "population", "printing", "require", "rk4", "rollout",
-    "schemes", "seeding", "solve", "testing", "tied", "to_module", "tree", "variance", "weight_decay",
+    "minimisers", "networks", "optim", "particles", "per_stage", "plot", "population", "printing", "require", "rk4",
+    "rollout", "schemes", "seeding", "solve", "testing", "tied", "to_module", "tree", "variance", "weight_decay",
 ]  # fmt: skip
 
 deprecation.moved(
