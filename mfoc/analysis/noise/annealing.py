@@ -111,6 +111,10 @@ class Annealing:
         if math.isinf(self.switch):
             why = "there is no minimum to stay at" if self.curvature <= 0 else "there is no noise"
             return f"keep the full learning rate {self.lr:.3g} for ever: {why}"
+        if self.m0 == 0:
+            return "take no step: the loss is at its minimum"
+        if self.switch == 0:
+            return f"start at the learning rate {self.lr * self.control(0.0):.3g} and let it fall as 1/t at once"
         steps = f"from t = {self.switch:.4g} ({self.switch / self.lr:.0f} steps) on"
         return f"keep the learning rate {self.lr:.3g} at first and let it fall as 1/t {steps}"
 

@@ -32,6 +32,7 @@ _LEAST, _MOST = 16, 4096  # panels a piece
 _DEEP = 45.0  # -ln of the share of the inner integral that may be cut off
 _DOUBLINGS = 80  # of the distance to the left, until U must confine
 _HUGE = 1e300  # in place of an infinite potential, so that differences are numbers
+_WALL = 1e200  # in units of D, what counts as infinite
 
 
 def mean_first_passage_time(potential: Potential, start: float, end: float, diffusion: float) -> float:
@@ -42,7 +43,7 @@ def mean_first_passage_time(potential: Potential, start: float, end: float, diff
 
     Args:
         potential: ``U(x) -> [n]`` for float64 x ``[n]`` on the CPU. It may have kinks, with which the time has some six
-            digits, and be inf on the far side of start, a wall.
+            digits, and be inf on the far side of start, from a wall on.
         start: where the path begins.
         end: what it is to reach, on either side.
         diffusion: D > 0.
@@ -79,7 +80,7 @@ def _settled(log_time: Callable[[int], float]) -> float:
         if change < _SETTLED * max(1.0, abs(now)):
             return now
         before, panels = now, 2 * panels
-    if change < _ROUGHLY:
+    if change < _ROUGHLY or before - 10 * change > math.log(_HUGE):  # too large for a float, whatever its digits
         return before
     raise InvalidValue(
         f"the time does not settle to {_ROUGHLY:g} with {_MOST} panels; expected a potential without jumps, not one "
@@ -118,12 +119,22 @@ def evaluate(potential: Potential, x: Tensor) -> Tensor:
 
 
 def _pieces(scaled: Callable[[Tensor], Tensor], start: float, end: float) -> Tensor:
-    """Breaks between pieces of ever greater length to the left, from where U has confined the path, and the end."""
+    """Breaks between pieces of ever greater length to the left, from where U has confined the path, and the end.
+
+    An infinite U confines it at once: there the first piece begins, as a rule for smooth functions cannot step over.
+    """
     length, edges = end - start, [end, start]
     least, confined = math.inf, 0
     for k in range(1, _DOUBLINGS):
         left = start - length * (2.0**k - 1)
-        u = scaled(torch.linspace(left, edges[-1], 129, dtype=torch.float64))
+        x = torch.linspace(left, edges[-1], 129, dtype=torch.float64)
+        u = scaled(x)
+        walled = (u >= _WALL).nonzero()
+        if len(walled):
+            last = int(walled[-1])
+            if last < len(x) - 1:  # else at the last edge itself
+                edges.append(_wall(scaled, float(x[last]), float(x[last + 1])))
+            return torch.tensor(edges[::-1], dtype=torch.float64)
         least = min(least, float(u.min()))
         edges.append(left)
         # The length of the piece counts as well: a logarithm confines only where its factor is large.
@@ -135,6 +146,16 @@ def _pieces(scaled: Callable[[Tensor], Tensor], start: float, end: float) -> Ten
         f"the potential does not confine the path on the far side of the start: {abs(left):.3g} away it is only "
         f"{float(u[0]) - least:.3g} D above its lowest value. The mean time is infinite unless U rises there"
     )
+
+
+def _wall(scaled: Callable[[Tensor], Tensor], inside: float, outside: float) -> float:
+    """The point to the right of a wall, to rounding."""
+    while inside < (middle := (inside + outside) / 2) < outside:
+        if float(scaled(torch.tensor([middle], dtype=torch.float64))) >= _WALL:
+            inside = middle
+        else:
+            outside = middle
+    return outside
 
 
 def _log_time(scaled: Callable[[Tensor], Tensor], pieces: Tensor, panels: int) -> float:

@@ -24,6 +24,7 @@ with H the Hessian of f; errors are O(h^order) at a fixed friction, so that 1 - 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -44,8 +45,10 @@ from mfoc.tree import Tree
 class ModifiedEquation:
     """A diffusion that SGD follows in law; made by ``modified_equation`` and ``modified_equation_of``.
 
+    It unpacks: ``drift, diffusion = equation``, functions of (t, x, u, z) as ``mfoc.continuous`` takes them.
+
     Its state is the weights ``[N, d]``, a row for each of N independent runs; with momentum, weights and velocity
-    ``[N, 2 d]``, see ``start``. Its control is a factor of the learning rate, 1 where it is None.
+    ``[N, 2 d]``, see ``start``. Its control is a factor of the learning rate, one number, 1 where it is None.
 
     Attributes:
         gradient: ``gradient(x) -> [N, d]`` of the mean loss.
@@ -60,6 +63,10 @@ class ModifiedEquation:
     lr: float
     order: int
     momentum: float
+
+    def __iter__(self) -> Iterator[Callable[[float, Tensor, Tree, Tree], Tensor]]:
+        yield self.drift
+        yield self.diffusion
 
     @property
     def time_step(self) -> float:
@@ -82,7 +89,7 @@ class ModifiedEquation:
 
     def drift(self, t: float, x: Tensor, u: Tree, z: Tree) -> Tensor:
         """The drift b(t, x, u, z) ``[N, d]``, with momentum ``[N, 2 d]``, as ``mfoc.continuous`` takes it."""
-        factor = 1.0 if u is None else u
+        factor = _factor(u)
         if self.momentum:
             return self._with_velocity(x, factor)
         if self.order == 1:
@@ -92,7 +99,7 @@ class ModifiedEquation:
 
     def diffusion(self, t: float, x: Tensor, u: Tree, z: Tree) -> Tensor:
         """The noise sigma(t, x, u, z), ``[N, d]`` or ``[N, d, d]``; with momentum ``[N, 2 d, d]``."""
-        factor = math.sqrt(self.time_step) * (1.0 if u is None else u)
+        factor = math.sqrt(self.time_step) * _factor(u)
         root: Tensor = factor * self.root(self.weights(x))
         if not self.momentum:
             return root
@@ -161,7 +168,7 @@ class ModifiedEquation:
         noise = schemes.brownian(len(weights), steps * substeps, weights.shape[1], seed=seed, like=weights)
         with torch.no_grad():
             states = rollout(problem, problem.controls, Particles(state, {"noise": noise})).states
-        return self.weights(torch.stack(states[::substeps]))
+            return self.weights(torch.stack(states[::substeps]))
 
     def __repr__(self) -> str:
         ball = f", momentum {self.momentum:g}" if self.momentum else ""
@@ -225,13 +232,17 @@ def modified_equation(
             then, and the order is in sqrt(eta).
 
     Returns:
-        Drift and diffusion, as ``mfoc.continuous`` takes them; a problem and simulations.
+        The equation: ``drift, diffusion = modified_equation(...)``, its problem and simulations.
 
     Raises:
         InvalidType: no function, or no covariance.
         InvalidValue: another order, a momentum out of range, lr <= 0, a covariance that is not symmetric positive
             semidefinite; of a function when it is called.
     """
+    if isinstance(gradient, Problem):
+        raise InvalidType(
+            "gradient is a Problem; modified_equation_of(problem, population, lr=lr, batch_size=B) is its equation"
+        )
     check_callable("a function gradient(x) -> [N, d]", gradient=gradient)
     check_positive(lr=lr)
     check_integer(1, 2, order=order)
@@ -246,6 +257,16 @@ def modified_equation(
 def _no_cost(x: Tree, z: Tree) -> Tensor:
     zeros: Tensor = x.new_zeros(len(x))
     return zeros
+
+
+def _factor(u: Tree) -> Tensor | float:
+    """The factor of the learning rate: a rate for each weight would act on both sides of H and of Sigma."""
+    if u is None or (isinstance(u, int | float) and not isinstance(u, bool)):
+        return 1.0 if u is None else u
+    if not isinstance(u, Tensor) or u.numel() != 1:
+        got = tuple(u.shape) if isinstance(u, Tensor) else kind_of(u)
+        raise InvalidValue(f"the control is {got}; expected one number, the factor of the learning rate")
+    return u.reshape(())
 
 
 def _check_weights(weights: Tensor) -> None:

@@ -88,7 +88,7 @@ class _Gradients:
         def value(vector: Tensor) -> Tensor:
             return self._cost(vector, Particles(state, data)).mean()
 
-        return self._mapped(torch.func.grad(value), x, 1)
+        return self._mapped(torch.func.grad(value), x)
 
     def covariance(self, x: Tensor) -> Tensor:
         """The covariance of the particles' gradients for rows of controls: ``[N, d]`` to ``[N, d, d]``."""
@@ -115,15 +115,21 @@ class _Gradients:
             return self._cost(vector, Particles(tree.rebuild(state, lone[: len(held)]), z))[0]
 
         each = torch.func.vmap(torch.func.grad(cost), (None, *[0] * len(inputs)))
-        return self._mapped(lambda vector: reduce(each(vector, *inputs)), x, len(self.particles))
+        return self._mapped(lambda vector: reduce(each(vector, *inputs)), x)
 
     def _cost(self, vector: Tensor, particles: Particles) -> Tensor:
         controls = tree.rebuild(self.problem.controls, tree.pieces(vector, self.like))
         cost: Tensor = rollout(self.problem, controls, particles).cost
         return cost
 
-    def _mapped(self, function: Callable[[Tensor], Tensor], x: Tensor, rows: int) -> Tensor:
-        chunk = max(1, _AT_ONCE // (rows * x.shape[1]))
+    def _mapped(self, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        d, like = sum(leaf.numel() for leaf in self.like), self.like[0]
+        if x.shape[-1] != d or (x.dtype, x.device) != (like.dtype, like.device):
+            raise InvalidValue(
+                f"weights are {x.dtype} {list(x.shape)} on {x.device}; expected {like.dtype} [N, {d}] on "
+                f"{like.device}, rows as mfoc.tree.ravel(problem.controls) has them"
+            )
+        chunk = max(1, _AT_ONCE // (len(self.particles) * d))
         try:
             found: Tensor = torch.func.vmap(function, chunk_size=chunk)(x)
         except (RuntimeError, NotImplementedError, InvalidValue) as error:

@@ -54,10 +54,12 @@ def as_matrices(**values: float | Tensor) -> list[Tensor]:
     """Symmetric matrices ``[d, d]`` of one size; where all are numbers or 0-d tensors, ``[1, 1]``.
 
     Raises:
-        InvalidType, InvalidValue: as ``as_tensors``; a matrix that is not square or not symmetric, several sizes.
+        InvalidType, InvalidValue: as ``as_tensors``; a matrix that is not square or not symmetric, several sizes; half
+            precision, in which eigenvalues mean little.
     """
     found = as_tensors(**values)
     for name, each in zip(values, found, strict=True):
+        check_eigenvalues_known(name, each)
         if each.dim() not in (0, 2) or (each.dim() == 2 and each.shape[0] != each.shape[1]):
             raise InvalidValue(f"{name} has shape {tuple(each.shape)}; expected a symmetric matrix [d, d], or a number")
         if each.dim() == 2 and float((each - each.mT).abs().max()) > rounding(each):
@@ -82,6 +84,16 @@ def check_semidefinite(eigenvalues: Tensor, name: str) -> None:
     least = float(eigenvalues.min())
     if least < -rounding(eigenvalues):
         raise InvalidValue(f"{name} has the eigenvalue {least:.3g}; expected a positive semidefinite matrix")
+
+
+def check_eigenvalues_known(name: str, matrix: Tensor) -> None:
+    """Refuses half precision, for which torch has no eigenvalues.
+
+    Raises:
+        InvalidValue: it is float16, bfloat16 or smaller.
+    """
+    if matrix.dtype.itemsize < 4:
+        raise InvalidValue(f"{name} is {matrix.dtype}; its eigenvalues are taken: expected {name}.float() or .double()")
 
 
 def rounding(x: Tensor) -> float:

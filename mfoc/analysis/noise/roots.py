@@ -7,7 +7,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from mfoc.analysis.noise.quantities import as_matrices, as_tensors, check_semidefinite, rounding
+from mfoc.analysis.noise.quantities import (
+    as_matrices,
+    as_tensors,
+    check_eigenvalues_known,
+    check_semidefinite,
+    rounding,
+)
 from mfoc.checks import kind_of
 from mfoc.errors import InvalidType, InvalidValue
 
@@ -68,6 +74,7 @@ def _of_field(covariance: Field, x: Tensor) -> Tensor:
         raise InvalidValue("covariance returned NaN or infinity; expected finite numbers: have the weights diverged?")
     if found.dim() == 2:
         return _of_variances(found)
+    check_eigenvalues_known("covariance", found)
     if float((found - found.mT).abs().max()) > rounding(found):
         raise InvalidValue("covariance returned matrices that are not symmetric; expected (Sigma + Sigma.mT) / 2")
     return _of_matrices(found)

@@ -182,6 +182,8 @@ def test_other_bad_arguments_are_refused():
 def test_the_verdict_says_when_to_turn_down():
     assert "fall as 1/t from t = 0.9159 (9 steps) on" in repr(optimal_annealing(2.0, 1.0, 1.0, 0.1))
     assert "no noise" in optimal_annealing(2.0, 0.0, 1.0, 0.1).verdict
+    assert "start at the learning rate 0.05 and" in optimal_annealing(2.0, 4.0, 0.1, 0.1).verdict
+    assert "take no step" in optimal_annealing(2.0, 4.0, 0.0, 0.1).verdict
     assert "no minimum" in optimal_annealing(-2.0, 1.0, -1.0, 0.1).verdict
 
 

@@ -98,6 +98,23 @@ def test_a_wall_confines():
     assert found == pytest.approx(1.0, rel=1e-9)
 
 
+@pytest.mark.parametrize("wall", [-0.37, -3.3, -100.0])
+def test_a_wall_confines_wherever_it_stands(wall):
+    """What lies behind it counts for nothing, as no path gets there."""
+
+    def walled(x):
+        return torch.where((x < wall) & (x > wall - 5), torch.inf, torch.zeros_like(x))
+
+    for sign in (1.0, -1.0):
+        found = mean_first_passage_time(lambda x, sign=sign: walled(sign * x), 0.0, sign * 2.0, 0.5)
+        assert found == pytest.approx((2.0 - wall) ** 2 - wall**2, rel=1e-9)
+
+
+def test_a_climb_too_long_for_a_float_takes_for_ever():
+    """Also where the top is so steep that no digits of the exponent settle."""
+    assert mean_first_passage_time(lambda x: x.square() / 2, 0.0, 1.0, 5e-6) == math.inf
+
+
 def test_times_add_along_the_way():
     first, second = (mean_first_passage_time(quartic, a, b, 0.1) for a, b in ((-1, 0.2), (0.2, 1.3)))
     assert mean_first_passage_time(quartic, -1, 1.3, 0.1) == pytest.approx(first + second, rel=1e-9)
@@ -173,6 +190,22 @@ def test_the_flat_minimum_is_kept_longer():
     assert found.verdict.startswith("the sharp minimum is left first: the flat one is kept")
     assert "alike" in flat_against_sharp(1.0, 1.0, 1.0, 0.05).verdict
     assert "over a barrier of 20 D" in repr(found.flat)
+
+
+def test_times_too_large_for_a_float_are_still_compared():
+    near, far = (flat_against_sharp(1.0, 4.0, 1.0, D) for D in (1 / 680, 1 / 800))
+    assert math.isfinite(near.flat.exact)
+    assert math.isinf(far.sharp.exact)
+    assert far.ratio == pytest.approx(near.ratio, rel=1e-3)
+    assert far.verdict.startswith("the sharp minimum is left first")
+
+
+def test_the_verdict_says_how_far_off_the_formula_is():
+    smooth = escape_time(quartic, -1.0, 0.0, 1.0, 0.05)
+    assert "(-2.0%)" in smooth.verdict
+    bent = flat_against_sharp(1.0, 8.0, 1.0, 0.15).flat  # the top of a lopsided well is no parabola
+    assert f"({bent.kramers / bent.exact - 1:+.1%})" in bent.verdict
+    assert "higher barriers" in escape_time(quartic, -1.0, 0.0, 1.0, 1.0).verdict
 
 
 def test_the_stationary_law_weighs_the_minima_by_how_long_they_are_kept():

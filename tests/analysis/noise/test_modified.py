@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from numpy.polynomial import chebyshev
-from scipy import linalg
+from scipy import integrate, linalg
 from torch import nn
 
 import mfoc
@@ -224,6 +224,40 @@ def test_the_control_is_a_factor_of_the_learning_rate(order, momentum):
     torch.testing.assert_close(whole.diffusion(0.0, x, u, None), half.diffusion(0.0, x, None, None))
 
 
+@pytest.mark.parametrize("momentum", [0.0, 0.5])
+def test_it_unpacks_to_what_continuous_takes(momentum):
+    """The problem built by hand runs as its own does."""
+    x = torch.randn(3, 2, generator=torch.Generator().manual_seed(0), dtype=D)
+    equation = modified_equation(lambda x: torch.tanh(x) @ H, S, 0.1, order=2, momentum=momentum)
+    drift, diffusion = equation
+    controls = [torch.ones((), dtype=D) for _ in range(4)]
+    T = 4 * equation.time_step
+    by_hand = mfoc.continuous(drift, lambda x, z: x[:, 0], controls, diffusion=diffusion, T=T)
+    noise = mfoc.schemes.brownian(3, 4, 2, seed=0, like=x)
+    states = mfoc.rollout(by_hand, controls, mfoc.Particles(equation.start(x), {"noise": noise})).states
+    torch.testing.assert_close(equation.weights(torch.stack(states)), equation.simulate(x, 4, substeps=1, seed=0))
+
+
+@pytest.mark.parametrize("order", [1, 2])
+def test_weak_order_with_momentum_off_the_quadratic(order):
+    """Without noise, a nonlinear gradient: the flow, by scipy, against the heavy ball."""
+    errors, sizes = [], (0.1, 0.05, 0.025)
+    for size in sizes:
+        lr, momentum = size**2, 1 - 0.7 * size
+        equation = modified_equation(lambda x: torch.sin(x) + x**3, 0.0, lr, order=order, momentum=momentum)
+
+        def field(t, y, equation=equation):
+            return equation.drift(t, torch.tensor(y)[None], None, None)[0].numpy()
+
+        flow = integrate.solve_ivp(field, (0, 1), [1.0, 0.0], rtol=1e-10, atol=1e-12).y[0, -1]
+        x, buffer = 1.0, 0.0
+        for _ in range(round(1 / size)):
+            buffer = momentum * buffer + math.sin(x) + x**3
+            x -= lr * buffer
+        errors.append(flow - x)
+    assert slopes(errors, sizes)[-1] == pytest.approx(order, abs=0.05)
+
+
 def test_solving_for_the_schedule_finds_the_annealing():
     """The equation is a control problem: gradient descent on the schedule approaches the closed form."""
     a, s, m0, lr, steps = 1.0, 4.0, 0.5, 0.1, 10
@@ -385,6 +419,10 @@ def drift_of(gradient):
     return modified_equation(gradient, 1.0, 0.1, order=2).drift(0.0, X, None, None)
 
 
+def of_a_problem():
+    return modified_equation_of(mfoc.from_module(small_net(), F.cross_entropy), cloud(), lr=0.1, batch_size=2)
+
+
 def noise_of(covariance):
     return modified_equation(lambda x: x, covariance, 0.1).diffusion(0.0, X, None, None)
 
@@ -427,6 +465,32 @@ REFUSED = {
         lambda: drift_of(lambda x: torch.autograd.grad(x.requires_grad_().sum(), x)[0]),
         InvalidValue,
         "torch.func",
+    ),
+    "a problem": (
+        lambda: modified_equation(mfoc.from_module(small_net(), F.cross_entropy), 1.0, 0.1),
+        InvalidType,
+        "modified_equation_of",
+    ),
+    "weights of another problem": (
+        lambda: of_a_problem().simulate(torch.ones(2, 3, dtype=D), 2, seed=0),
+        InvalidValue,
+        "expected torch.float64 .N, 17.",
+    ),
+    "weights of another dtype": (
+        lambda: of_a_problem().simulate(torch.ones(2, 17), 2, seed=0),
+        InvalidValue,
+        "float32",
+    ),
+    "half precision": (lambda: noise_of(torch.eye(2).bfloat16()), InvalidValue, "eigenvalues"),
+    "field in half precision": (
+        lambda: noise_of(lambda x: torch.eye(2).half().expand(3, 2, 2)),
+        InvalidValue,
+        "eigenvalues",
+    ),
+    "a rate for each weight": (
+        lambda: modified_equation(lambda x: x, 1.0, 0.1, order=2).drift(0.0, X, torch.ones(2, dtype=D), None),
+        InvalidValue,
+        "one number",
     ),
     "weights": (lambda: modified_equation(torch.sin, 1.0, 0.1).simulate(X[0], 2, seed=0), InvalidValue, "weights has"),
     "steps": (lambda: modified_equation(torch.sin, 1.0, 0.1).problem(0), InvalidValue, "steps"),

@@ -64,6 +64,12 @@ def test_in_the_long_run_the_risk_is_the_fixed_point():
     assert float(found[-1]) == pytest.approx(float(variance * share / (1 - share) / 2), rel=1e-6)
 
 
+def test_a_run_that_diverges_is_infinite_also_where_inputs_are_singular():
+    risk = linear_regression_excess_risk(torch.diag(torch.tensor([4.0, 0.0])), 5.0, 1, 1.0, torch.eye(2), 100)
+    assert not bool(risk.isnan().any())
+    assert float(risk[-1]) == math.inf
+
+
 def test_singular_inputs_numbers_and_dtypes():
     H = torch.diag(torch.tensor([1.0, 0.0]))
     found = linear_regression_excess_risk(H, 0.1, 1, 0.0, torch.eye(2), 5)

@@ -128,6 +128,8 @@ REFUSED = {
     "not finite": (EYE * math.nan, EYE, 0.1, InvalidValue, "NaN"),
     "empty": (torch.zeros(0, 0), torch.zeros(0, 0), 0.1, InvalidValue, "empty"),
     "no rate": (EYE, EYE, 0.0, InvalidValue, "lr"),
+    "half precision": (torch.eye(2).bfloat16(), torch.eye(2).bfloat16(), 0.1, InvalidValue, "eigenvalues"),
+    "half precision, number": (torch.tensor(1.0).half(), 1.0, 0.1, InvalidValue, "eigenvalues"),
 }
 
 
@@ -180,6 +182,27 @@ def test_the_density_on_a_double_well_has_no_current():
     flux = -4 * grid[1:-1] * (grid[1:-1].square() - 1) * p[1:-1] - lr * s / 2 * slope
     assert float(flux.abs().max()) < 1e-4 * float(p.max())
     assert float(torch.trapezoid(p, grid)) == pytest.approx(1)
+
+
+def narrow(x, spread):
+    """A potential that is narrow along the first axis, and flat along others; the temperature is 1."""
+    first = x if x.dim() == 1 else x[:, 0]
+    return (first / spread).square() / 2
+
+
+def test_a_grid_that_steps_over_the_peak_is_refused():
+    """With points a standard deviation apart or so the density is exact; further apart it would be wrong."""
+    axis = torch.arange(-5.0, 6.0, dtype=torch.float64)
+    peak = float(stationary_density(lambda x: narrow(x, 0.9), 0.1, 20.0, axis)[5])
+    assert peak == pytest.approx(1 / (0.9 * math.sqrt(2 * math.pi)), rel=1e-5)
+    for grid in (axis, [axis, torch.linspace(-5, 5, 101, dtype=torch.float64)]):
+        with pytest.raises(InvalidValue, match=r"axis 0 .* closer together"):
+            stationary_density(lambda x: narrow(x, 0.1), 0.1, 20.0, grid)
+
+
+def test_the_density_is_of_the_grids_dtype():
+    axis = torch.linspace(-3, 3, 61, dtype=torch.float64)
+    assert stationary_density(lambda x: x.float().square(), 0.1, 20.0, axis).dtype == torch.float64
 
 
 def test_other_densities_are_refused():
