@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from mfoc import tree
 from mfoc.checks import check_choice, check_instance, check_integer, check_positive
 from mfoc.errors import InvalidValue
+from mfoc.networks.inspection import refuse_sharing
 from mfoc.networks.losses import Loss
 from mfoc.networks.problem import from_module, to_module
 from mfoc.particles import Particles
@@ -102,10 +103,10 @@ class InformationBottleneck(Problem[Any]):
     """
 
     _: KW_ONLY
-    beta: float = math.nan
-    code: Code | None = None
-    parts: tuple[tuple[nn.Module, _Stages | None], ...] = ()
-    cut: int = 0
+    beta: float
+    code: Code
+    parts: tuple[tuple[nn.Module, _Stages | None], ...]
+    cut: int
 
     def modules(self, solution: HasControls | Tree) -> tuple[nn.Module, nn.Module]:
         """Encoder and decoder with solved controls, ordinary modules; the encoder returns what the draw is made from.
@@ -130,8 +131,10 @@ class InformationBottleneck(Problem[Any]):
         """
         particles = as_particles(source)
         path = rollout(self, solution, particles)
-        distortion = self.terminal_cost(path.states[-1], particles.data).double().mean()
-        return Rates(float((path.cost.double().mean() - distortion) / self.beta), float(distortion))
+        # Not from the whole cost: of a low price, the share of it would be lost to rounding.
+        rate = self.code.divergence(path.states[self.cut], controls_of(solution)[self.cut])
+        distortion = self.terminal_cost(path.states[-1], particles.data)
+        return Rates(float(rate.double().mean()), float(distortion.double().mean()))
 
 
 def information_bottleneck(
@@ -171,7 +174,8 @@ def information_bottleneck(
 
     Raises:
         InvalidType: no modules, no loss.
-        InvalidValue: as ``mfoc.from_module``; beta or noise that is not positive, another word for the prior.
+        InvalidValue: as ``mfoc.from_module``; beta or noise that is not positive, another word for the prior, a
+            parameter that encoder and decoder share.
     """
     check_positive(beta=beta)
     check_positive(noise=noise, optional=True)
@@ -179,6 +183,7 @@ def information_bottleneck(
     check_choice("normal", "learned", prior=prior)
     first = from_module(encoder, loss, stages=encoder_stages)
     second = from_module(decoder, loss, stages=decoder_stages)
+    refuse_sharing(nn.ModuleDict({"encoder": encoder, "decoder": decoder}))
     code, cut = Code(latent, noise), first.stages
     like = tree.tensors(first.controls)[0]
     free = {name: like.new_zeros(latent) for name in ("mean", "log_variance")} if prior == "learned" else {}

@@ -157,6 +157,22 @@ def test_the_costs_are_those_of_torch():
     assert astuple(rates) == pytest.approx((divergence.mean().item(), loss.mean().item()))
 
 
+@pytest.mark.parametrize("beta", [1e-12, 1e9])
+def test_the_rate_does_not_depend_on_its_price(beta):
+    """Even where the price makes it a share of the cost that is below rounding, or the distortion is."""
+    cloud = with_noise(DATA, 2)(0)
+    found = [problem.rates(problem, cloud) for problem in (classifier(1.0)[0], classifier(beta)[0])]
+    assert astuple(found[0]) == astuple(found[1])
+
+
+def test_encoder_and_decoder_that_share_a_parameter_are_refused():
+    one = nn.Linear(2, 2)
+    with pytest.raises(InvalidValue, match=r"decoder\.0\.weight.*encoder\.1\.weight"):
+        information_bottleneck(
+            nn.Sequential(nn.Linear(3, 2), one), nn.Sequential(one), F.cross_entropy, beta=0.1, latent=2, noise=1.0
+        )
+
+
 def test_a_learned_prior_is_the_normal_law_of_its_control():
     problem, encoder, _ = classifier(prior="learned")
     controls = [dict(u) for u in problem.controls]
