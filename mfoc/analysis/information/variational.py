@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mfoc import tree
+from mfoc.analysis.information.normals import normals
 from mfoc.checks import check_choice, check_instance, check_integer, check_positive
 from mfoc.errors import InvalidValue
 from mfoc.networks.inspection import refuse_sharing
@@ -61,14 +62,14 @@ class Code:
     def draw(self, x: Tensor, z: Tree) -> Tensor:
         """The draw t = m + s noise ``[N, k]``."""
         mean, deviation = self._split(x)
-        normals = z.get("noise") if isinstance(z, dict) else None
-        if not isinstance(normals, Tensor) or normals.shape != mean.shape:
-            found = tree.describe(normals) if normals is not None else "none"
+        noise = z.get("noise") if isinstance(z, dict) else None
+        if not isinstance(noise, Tensor) or noise.shape != mean.shape:
+            found = tree.describe(noise) if noise is not None else "none"
             raise InvalidValue(
                 f"the bottleneck found no noise that fits: {found}; expected data {{'y': ..., 'noise': standard "
                 f"normals {tuple(mean.shape)}}}, as with_noise of mfoc.analysis.information gives it"
             )
-        return mean + deviation * normals
+        return mean + deviation * noise
 
     def divergence(self, x: Tensor, u: dict[str, Tensor]) -> Tensor:
         """KL(N(m, s^2) || r) ``[N]``, r standard normal or the normal that the control holds."""
@@ -259,8 +260,7 @@ class _Noisy(Population):
     def __init__(self, base: Population, latent: int, seed: int) -> None:
         assert base.size is not None
         self.size, self.batch_size, self.batches_per_epoch = base.size, base.batch_size, base.batches_per_epoch
-        self._base, self._seed = base, seed
-        self._shape = (base.size, latent)
+        self._base, self._latent, self._seed = base, latent, seed
 
     def __call__(self, step: int) -> Particles:
         return self._noisy(self._base(step), mixed_seed(self._seed, step, 5))
@@ -274,8 +274,6 @@ class _Noisy(Population):
         if batch.data is None:
             raise InvalidValue("source has no targets; pass a pair (x, y)")
         kind = batch.state.dtype if batch.state.is_floating_point() else torch.get_default_dtype()
-        # Drawn for all particles, whichever are in the batch: a shorter draw is no beginning of a longer one.
-        normals = torch.randn(self._shape, generator=torch.Generator().manual_seed(key), dtype=kind, device="cpu")
-        index = batch.indices()
+        noise = normals(batch.indices(), self._latent, key).to(batch.state.device, kind)
         data = dict(batch.data) if isinstance(batch.data, dict) else {"y": batch.data}
-        return Particles(batch.state, {**data, "noise": normals[index.cpu()].to(batch.state.device)}, batch.index)
+        return Particles(batch.state, {**data, "noise": noise}, batch.index)

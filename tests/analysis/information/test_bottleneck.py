@@ -225,36 +225,6 @@ def test_a_solution_is_read_as_two_modules():
         problem.modules(solution.controls[:-1])
 
 
-def test_noise_is_a_function_of_seed_step_and_particle():
-    whole = with_noise(DATA, 2, seed=1)
-    batches = with_noise(DATA, 2, batch_size=5, seed=1)
-    assert torch.equal(whole(3).data["noise"], with_noise(DATA, 2, seed=1)(3).data["noise"])
-    assert not torch.equal(whole(3).data["noise"], whole(4).data["noise"])
-    assert not torch.equal(whole(3).data["noise"], with_noise(DATA, 2, seed=2)(3).data["noise"])
-    batch = batches(3)
-    assert torch.equal(batch.data["noise"], whole(3).data["noise"][batch.indices()])
-    assert torch.equal(batch.data["y"], DATA[1][batch.indices()])
-    assert torch.equal(batches.cloud().data["noise"], whole.cloud().data["noise"])
-
-
-def test_noise_is_standard_normal_and_of_the_type_of_the_state():
-    noise = with_noise((torch.zeros(5000, 1), torch.zeros(5000)), 2)(0).data["noise"]
-    assert noise.dtype == torch.float32
-    assert float(noise.mean()) == pytest.approx(0, abs=0.04)
-    assert float(noise.std()) == pytest.approx(1, abs=0.04)
-
-
-def test_data_that_is_a_dict_is_given_the_noise():
-    particles = with_noise(mfoc.Particles(DATA[0], {"y": DATA[1], "mask": DATA[0]}), 2)(0)
-    assert set(particles.data) == {"y", "mask", "noise"}
-
-
-def test_no_global_random_number_is_drawn():
-    state = torch.get_rng_state()
-    with_noise(DATA, 2)(0)
-    assert torch.equal(torch.get_rng_state(), state)
-
-
 @pytest.mark.parametrize(
     ("settings", "kind", "says"),
     [
@@ -296,12 +266,3 @@ def test_an_encoder_of_another_size_is_refused():
     problem, *_ = classifier(noise=1.0)
     with pytest.raises(InvalidValue, match=r"\[N, 2\]"):
         mfoc.solve(problem, SGD, with_noise(DATA, 2), steps=1)
-
-
-def test_populations_that_cannot_be_given_noise_are_refused():
-    with pytest.raises(InvalidValue, match="on demand"):
-        with_noise(lambda n: mfoc.Particles(*DATA), 2)
-    with pytest.raises(InvalidValue, match="targets"):
-        with_noise(DATA[0], 2)(0)
-    with pytest.raises(InvalidValue, match="latent"):
-        with_noise(DATA, 0)
