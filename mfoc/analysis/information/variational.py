@@ -265,6 +265,9 @@ class _Noisy(Population):
     def __call__(self, step: int) -> Particles:
         return self._noisy(self._base(step), mixed_seed(self._seed, step, 5))
 
+    def fetch(self, index: Tensor, key: int) -> Particles:
+        return self._noisy(self._base.fetch(index, key), mixed_seed(key, 7))
+
     def epoch(self) -> Iterator[Particles]:
         for batch in self._base.epoch():
             yield self._noisy(batch, mixed_seed(self._seed, 0, 6))

@@ -48,6 +48,14 @@ def test_noise_is_standard_normal_and_of_the_type_of_the_state():
     assert float(between.abs().max()) < 0.06  # coordinates, neighbours and steps are unrelated
 
 
+def test_particles_are_fetched_by_their_places_with_noise():
+    population = with_noise(DATA, 2)
+    some, all_of_them = population.fetch(torch.tensor([7, 2]), 5), population.fetch(torch.arange(12), 5)
+    assert torch.equal(some.data["noise"], all_of_them.data["noise"][[7, 2]])
+    assert torch.equal(some.data["y"], DATA[1][[7, 2]])
+    assert not torch.equal(some.data["noise"], population.fetch(torch.tensor([7, 2]), 6).data["noise"])
+
+
 def test_data_that_is_a_dict_is_given_the_noise():
     particles = with_noise(mfoc.Particles(DATA[0], {"y": DATA[1], "mask": DATA[0]}), 2)(0)
     assert set(particles.data) == {"y", "mask", "noise"}
