@@ -61,7 +61,7 @@ class Code:
 
     def draw(self, x: Tensor, z: Tree) -> Tensor:
         """The draw t = m + s noise ``[N, k]``."""
-        mean, deviation = self._split(x)
+        mean, log_deviation = self._split(x)
         noise = z.get("noise") if isinstance(z, dict) else None
         if not isinstance(noise, Tensor) or noise.shape != mean.shape:
             found = tree.describe(noise) if noise is not None else "none"
@@ -69,27 +69,28 @@ class Code:
                 f"the bottleneck found no noise that fits: {found}; expected data {{'y': ..., 'noise': standard "
                 f"normals {tuple(mean.shape)}}}, as with_noise of mfoc.analysis.information gives it"
             )
-        return mean + deviation * noise
+        return mean + log_deviation.exp() * noise
 
     def divergence(self, x: Tensor, u: dict[str, Tensor]) -> Tensor:
         """KL(N(m, s^2) || r) ``[N]``, r standard normal or the normal that the control holds."""
-        mean, deviation = self._split(x)
-        log_ratio = 2 * deviation.log()
+        mean, log_deviation = self._split(x)
+        log_ratio = 2 * log_deviation
         if u:
             mean = (mean - u["mean"]) * torch.exp(-u["log_variance"] / 2)
             log_ratio = log_ratio - u["log_variance"]
         return (log_ratio.exp() + mean.square() - 1 - log_ratio).sum(1) / 2
 
     def _split(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation, ``[N, k]`` each."""
+        """Mean and log of the standard deviation, ``[N, k]`` each."""
         wanted = self.latent if self.noise is not None else 2 * self.latent
         if not isinstance(x, Tensor) or x.dim() != 2 or x.shape[1] != wanted:
             what = "the mean" if self.noise is not None else "mean and raw deviation, the softplus of which is taken"
             raise InvalidValue(f"the encoder returned {tree.describe(x)}; expected {what}: [N, {wanted}]")
         if self.noise is not None:
-            return x, torch.full_like(x, math.sqrt(self.noise))
+            return x, torch.full_like(x, math.log(self.noise) / 2)
         mean, raw = x.chunk(2, 1)
-        return mean, F.softplus(raw)
+        # Far below 0 softplus is exp, to the last bit; further below, it would be 0 and its divergence infinite.
+        return mean, torch.where(raw < -40, raw, F.softplus(raw.clamp_min(-40)).log())
 
 
 @dataclass(frozen=True, eq=False, repr=False)

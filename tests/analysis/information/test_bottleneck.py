@@ -193,6 +193,18 @@ def test_any_solver_solves_it(solver):
     assert after < before - 0.01
 
 
+@pytest.mark.parametrize("raw", [-38.0, -42.0, -300.0])
+def test_a_deviation_that_float32_cannot_hold_has_a_price_and_a_way_back(raw):
+    code = information_bottleneck(
+        nn.Sequential(nn.Linear(3, 2)), nn.Sequential(nn.Linear(1, 3)), F.cross_entropy, beta=0.1, latent=1
+    ).code
+    x = torch.tensor([[0.5, raw]], requires_grad=True)
+    price = code.divergence(x, {})
+    assert price.item() == pytest.approx((0.25 - 1) / 2 - raw, rel=1e-6)
+    (gradient,) = torch.autograd.grad(price.sum(), x)
+    torch.testing.assert_close(gradient, torch.tensor([[0.5, -1.0]]))
+
+
 def test_float32_is_solved_in_float32():
     torch.manual_seed(0)
     encoder, decoder = nn.Sequential(nn.Linear(3, 4)), nn.Sequential(nn.Linear(2, 3))
