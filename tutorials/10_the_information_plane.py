@@ -83,8 +83,8 @@ axis.legend(frameon=False, loc="lower left")
 figure.savefig(FIGURES / "10_known_information.png")
 
 # %% [markdown]
-# The bounds hold the truth while it is well below ln N. Above that, they count draws: the report says "full" of such
-# layers. And with s to 0 the information itself has no limit. That is the trouble with networks: they have no noise.
+# The bounds hold the truth while it is well below ln N. Above that, they count draws: a report marks such layers
+# "full". And with s to 0 the information itself has no limit. That is the trouble with networks: they have no noise.
 #
 # ## Does a network compress?
 #
@@ -130,8 +130,9 @@ print(planes[-1])
 planes[0].figure(*planes[1:], title="A tanh network in training, 30 bins").savefig(FIGURES / "10_plane.png")
 
 # %% [markdown]
-# Here is the plane that started the discussion: 1 is the first hidden layer, which tells all inputs apart at all times,
-# 5 the last one, whose path begins at the open marker. It learns of the labels, and then seems to forget of the input.
+# Here is the plane that started the discussion: 1 is the first hidden layer, which tells (almost) all inputs apart at
+# all times, 5 the last one, whose path begins at the open marker. It learns of the labels, and then seems to forget of
+# the input.
 # Now the last hidden layer of both trainings, with bins of several sizes:
 
 # %%
@@ -144,10 +145,11 @@ for axis, (name, kept) in zip(axes, nets.items(), strict=True):
         ]
         path = [layer.about_input.lower for layer in told]
         print(f"{name}, {count} bins: I(X;T) up to {max(path):.2f}, {path[-1]:.2f} nats in the end")
-        axis.plot([max(step, 0.5) for step in moments], path, ".-", color=color, label=f"{count:,} bins")
+        axis.plot(moments, path, ".-", color=color, label=f"{count:,} bins")
     axis.axhline(math.log(len(signs)), color=INK, linestyle=":", linewidth=1)
-    axis.annotate("ln N", (0.5, math.log(len(signs))), xytext=(0, 3), textcoords="offset points", color=INK)
-    axis.set(xscale="log", xlabel="step of the training", title=f"{name}: last hidden layer", ylim=(0, 7.6))
+    axis.annotate("ln N", (0, math.log(len(signs))), xytext=(0, 3), textcoords="offset points", color=INK)
+    axis.set_xscale("symlog", linthresh=1)
+    axis.set(xlabel="step of the training", title=f"{name}: last hidden layer", xlim=(-0.2, 2 * last), ylim=(0, 7.6))
 axes[0].set_ylabel("I(X;T) [nats]")
 figure.legend(*axes[0].get_legend_handles_labels(), frameon=False, loc="outside right center")
 figure.savefig(FIGURES / "10_bins.png")
@@ -155,8 +157,9 @@ figure.savefig(FIGURES / "10_bins.png")
 # %% [markdown]
 # Each line is a statement about the same network. With few bins the tanh layer compresses, as its units saturate into
 # the outermost ones; with fine bins it does so far less, and later. The ReLU layer seems to compress where its bins,
-# laid over the activity that there is, stretch with its largest value, and loses nothing when they are fine. Each layer
-# has done one thing: what a figure of this kind says of a deterministic network, it says of the bins.
+# laid over the activity that there is, stretch with its largest value, and loses nothing when they are fine. (Its dip
+# in the first steps is no matter of bins: for most inputs all its units are off, and those it cannot tell apart.) Each
+# layer has done one thing: what a figure of this kind says of a deterministic network, it says of the bins.
 #
 # ## Compression as a goal
 #
@@ -248,7 +251,8 @@ figure.savefig(FIGURES / "10_bottleneck.png")
 # ## A bottleneck for digits
 #
 # The same problem with networks, and two numbers t for each digit. Cheap information spreads the digits out; dear
-# information draws together what need not be told apart.
+# information draws together what need not be told apart. What is printed first is the rate, E KL(q(t|x) || r(t)): an
+# upper bound on I(X;T), and a loose one on the left, since N inputs are told apart by ln N nats.
 
 # %%
 raw = load_digits()
@@ -256,7 +260,7 @@ order = torch.randperm(len(raw.target), generator=generator())
 digits = torch.tensor(raw.data, dtype=torch.float32)[order] / 16
 labels = torch.tensor(raw.target)[order]
 train, test = slice(0, 1200), slice(1200, None)
-figure, axes = new_axes(10.5, 4.6, 2)
+figure, axes = new_axes(10.5, 5.0, 2)
 for axis, beta in zip(axes, (0.001, 0.3), strict=True):
     torch.manual_seed(0)
     bottleneck = information_bottleneck(
@@ -276,17 +280,19 @@ for axis, beta in zip(axes, (0.001, 0.3), strict=True):
         right = float((decoder(mean).argmax(1) == labels[test]).float().mean())
         codes = mean + F.softplus(spread) * torch.randn(mean.shape, generator=generator())
     print(
-        f"beta {beta}: {rates.rate:.2f} nats of the input, loss {rates.distortion:.2f}, {right:.1%} of held-out digits "
-        "told right"
+        f"beta {beta}: rate {rates.rate:.2f} nats (ln N = {math.log(population.size):.2f}), loss "
+        f"{rates.distortion:.2f}, {right:.1%} of held-out digits told right"
     )
     for digit in range(10):
         members = codes[labels[test] == digit]
         axis.plot(members[:, 0], members[:, 1], ".", color=f"C{digit}", markersize=3, alpha=0.5)
         middle = members.median(0).values
-        axis.text(float(middle[0]), float(middle[1]), str(digit), fontsize=13, weight="bold", ha="center", va="center")
+        axis.text(float(middle[0]), float(middle[1]), str(digit), fontsize=12, weight="bold", ha="center", va="center")
     axis.set(
         xlabel="$t_1$",
         ylabel="$t_2$",
-        title=f"beta = {beta}: {rates.rate:.1f} nats let through, {right:.0%} told right",
+        title=f"beta = {beta}: rate {rates.rate:.1f} nats, {right:.0%} told right",
+        xlim=(-7, 7),
+        ylim=(-7.5, 7.5),
     )
 figure.savefig(FIGURES / "10_digits.png")

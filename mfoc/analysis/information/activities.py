@@ -113,5 +113,8 @@ def _chosen(net: nn.Module, layers: Sequence[str] | None) -> dict[str, nn.Module
         raise InvalidValue(f"layers is empty; expected names out of {list(named)}")
     for name in layers:
         if name not in named:
-            raise InvalidValue(f"layers names {name!r}, which is no submodule of the network; it has {list(named)}")
+            raise InvalidValue(
+                f"layers names {name!r}, which is no submodule of the network; it has {list(named)} (one that stands "
+                "in several places goes by its first name)"
+            )
     return {name: named[name] for name in layers}

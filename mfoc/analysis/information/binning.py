@@ -93,12 +93,12 @@ class Binned:
         There the edges are numbers that were seen, often zeros of rectifiers: they are to be apart from what is above.
         """
         if isinstance(self.bins, Tensor):
-            return self.bins[1:-1].to(rows)
+            return self.bins[1:-1].to(rows).contiguous()
         if self.spacing == "width":
             low, high = (float(end) for end in rows.aminmax())
             # In float64: the edges of twice as many bins then contain these, to the bit.
             places = torch.arange(1, self.bins, dtype=torch.float64, device="cpu") / self.bins
-            return (low + (high - low) * places).to(rows)
+            return (low * (1 - places) + high * places).to(rows)  # high - low may be infinite
         ordered = rows.flatten().sort().values
         places = torch.arange(1, self.bins, device=rows.device) * len(ordered) // self.bins - 1
         edges: Tensor = torch.unique(ordered[places.clamp_min(0)])

@@ -30,7 +30,10 @@ def draw(paths: Mapping[str, Path], input_limit: float, label_limit: float, titl
         xlim=(-0.03 * input_limit, 1.08 * input_limit),
         ylim=(-0.05 * label_limit - 1e-3, 1.12 * label_limit + 1e-3),
     )
-    figure.legend(title="layer", frameon=False, fontsize=9, loc="outside right upper")
+    moving = any(len(path) > 1 for path in paths.values())
+    figure.legend(
+        title="layer\n(open: first)" if moving else "layer", frameon=False, fontsize=9, loc="outside right upper"
+    )
     return figure
 
 

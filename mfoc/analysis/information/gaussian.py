@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,15 +31,16 @@ def gaussian_information(covariance: Tensor | float, noise: Tensor | float) -> f
         InvalidValue: matrices that are not square, finite, symmetric and positive semidefinite; noise that is singular,
             or of another size.
     """
-    signal = _as_matrix("covariance", covariance, like=noise)
+    if isinstance(covariance, Tensor) and isinstance(noise, Tensor):
+        _check_one_kind(covariance=covariance, noise=noise)
+    signal = checked_covariance("covariance", _as_matrix(covariance, like=noise))
     if not isinstance(noise, Tensor):
         check_positive(noise=noise)
         noise = noise * torch.eye(len(signal), dtype=signal.dtype, device=signal.device)
-    noise = checked_covariance("noise", noise, definite=True)
-    _check_one_kind(covariance=signal, noise=noise)
-    if noise.shape != signal.shape:
-        raise InvalidValue(f"noise is {tuple(noise.shape)} and covariance {tuple(signal.shape)}; expected one size")
-    root = torch.linalg.cholesky(noise)
+    white = checked_covariance("noise", noise, definite=True)
+    if white.shape != signal.shape:
+        raise InvalidValue(f"noise is {tuple(white.shape)} and covariance {tuple(signal.shape)}; expected one size")
+    root = torch.linalg.cholesky(white)
     ratio = _whitened(signal, root, root)
     return float(torch.linalg.eigvalsh((ratio + ratio.mT) / 2).clamp_min(0).log1p().sum()) / 2
 
@@ -77,6 +79,8 @@ class GaussianBottleneck:
     def verdict(self) -> str:
         """What follows, in a sentence."""
         kept, first = len(self.projection), float(self.critical_betas[0])
+        if not kept and first == math.inf:
+            return "nothing is kept at any beta: X tells nothing of Y"
         if not kept:
             return f"nothing is kept at beta = {self.beta:.4g}: the first direction enters at {first:.4g}"
         share = self.information_y / self.total
@@ -97,7 +101,7 @@ class GaussianBottleneck:
         check_instance(Tensor, "a tensor of trade-offs", betas=betas)
         if not bool(((betas > 0) & betas.isfinite()).all()):
             raise InvalidValue("betas holds numbers that are not positive and finite")
-        return _informations(self.eigenvalues, betas.to(self.eigenvalues))
+        return _informations(self.eigenvalues, 1 / self.critical_betas, betas.to(self.eigenvalues))
 
     def figure(self, points: int = 200) -> Any:
         """The information curve, what is possible below it, and this place on it: a ``matplotlib.figure.Figure``."""
@@ -142,41 +146,46 @@ def gaussian_bottleneck(
     sigma_x = checked_covariance("covariance_x", covariance_x, definite=True)
     sigma_y = checked_covariance("covariance_y", covariance_y, definite=True)
     check_instance(Tensor, "a tensor [d, m]", covariance_xy=covariance_xy)
-    _check_one_kind(covariance_x=sigma_x, covariance_xy=covariance_xy, covariance_y=sigma_y)
+    _check_one_kind(covariance_x=covariance_x, covariance_xy=covariance_xy, covariance_y=covariance_y)
     if covariance_xy.shape != (len(sigma_x), len(sigma_y)) or not bool(covariance_xy.isfinite().all()):
         raise InvalidValue(
             f"covariance_xy is {tuple(covariance_xy.shape)}; expected finite numbers, ({len(sigma_x)}, {len(sigma_y)})"
         )
     root_x, root_y = torch.linalg.cholesky(sigma_x), torch.linalg.cholesky(sigma_y)
     # Canonical correlations: 1 - lambda is their square, without the loss of digits in a difference.
-    sides, correlations, _ = torch.linalg.svd(_whitened(covariance_xy, root_x, root_y))
+    sides, correlations, _ = torch.linalg.svd(_whitened(covariance_xy.detach().to(sigma_x), root_x, root_y))
     squared = torch.zeros(len(sigma_x), dtype=sigma_x.dtype, device=sigma_x.device)
     squared[: len(correlations)] = correlations.square()
-    if float(squared[0]) >= 1 - 100 * torch.finfo(squared.dtype).eps * len(squared):
+    slack = _rounding(covariance_xy, 10 * len(squared))
+    if float(squared[0]) >= 1 - slack:
         raise InvalidValue(
             f"a direction of x has the squared correlation {float(squared[0]):.6g} with y; expected less than 1: at 1 "
             "y determines it and I(X;Y) is infinite, and above 1 the three are no covariance of one vector"
         )
-    squared = torch.where(squared > (10 * torch.finfo(squared.dtype).eps * len(squared)) ** 2, squared, 0)
+    squared = torch.where(squared > slack**2, squared, 0)
     values = 1 - squared
     kept = beta * squared > 1
     gain = ((beta * squared - 1) / values)[kept].sqrt()  # r_i is 1: the eigenvectors are scaled to unit variance
     directions = torch.linalg.solve_triangular(root_x.mT, sides, upper=True).mT[kept]
-    of_x, of_y = _informations(values, values.new_tensor(beta))
+    of_x, of_y = _informations(values, squared, values.new_tensor(beta))
     return GaussianBottleneck(
         beta=beta,
-        projection=gain[:, None] * directions,
-        eigenvalues=values,
-        critical_betas=1 / squared,
+        projection=(gain[:, None] * directions).to(covariance_x.dtype),
+        eigenvalues=values.to(covariance_x.dtype),
+        critical_betas=(1 / squared).to(covariance_x.dtype),
         information_x=float(of_x),
         information_y=float(of_y),
-        total=-float(values.log().sum()) / 2,
+        total=float((-squared).log1p().sum().abs()) / 2,
     )
 
 
-def _informations(values: Tensor, betas: Tensor) -> tuple[Tensor, Tensor]:
-    """I(T;X) and I(T;Y) at each beta: sums over the directions that have entered."""
-    told = betas[..., None] * (1 - values)
+def _informations(values: Tensor, squared: Tensor, betas: Tensor) -> tuple[Tensor, Tensor]:
+    """I(T;X) and I(T;Y) at each beta: sums over the directions that have entered.
+
+    Both lambda and 1 - lambda are given: of a direction that tells almost nothing, or almost all, one is not to be had
+    from the other.
+    """
+    told = betas[..., None] * squared
     inside = told > 1
     of_x = torch.where(inside, ((told - 1) / values).log1p(), 0)
     of_y = torch.where(inside, of_x - told.log(), 0)
@@ -184,33 +193,50 @@ def _informations(values: Tensor, betas: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def checked_covariance(name: str, matrix: Tensor, *, definite: bool = False) -> Tensor:
-    """A covariance matrix ``[d, d]``, made symmetric to the last bit.
+    """A covariance matrix ``[d, d]`` in float64, made symmetric to the last bit.
+
+    What is singular does not depend on the units of its coordinates: the matrix of correlations is asked.
 
     Raises:
         InvalidType: no tensor of floating-point numbers.
         InvalidValue: it is not square, finite, symmetric or positive semidefinite; with ``definite``, singular.
     """
     check_instance(Tensor, "a covariance matrix, a tensor [d, d]", **{name: matrix})
+    matrix = matrix.detach()
     if not matrix.is_floating_point():
         raise InvalidType(f"{name} is {matrix.dtype}; expected floating-point numbers")
     if matrix.dim() != 2 or matrix.shape[0] != matrix.shape[1] or not matrix.numel():
         raise InvalidValue(f"{name} has shape {tuple(matrix.shape)}; expected a square matrix, [d, d]")
     if not bool(matrix.isfinite().all()):
         raise InvalidValue(f"{name} holds NaN or infinite values")
-    slack = 100 * len(matrix) * torch.finfo(matrix.dtype).eps
+    slack = _rounding(matrix, 100 * len(matrix))
     size = float(matrix.abs().max())
     if float((matrix - matrix.mT).abs().max()) > slack * size:
         raise InvalidValue(f"{name} is not symmetric; expected a covariance, such as ({name} + {name}.mT) / 2")
-    even = (matrix + matrix.mT).detach() / 2
+    even = matrix.double()
+    even = (even + even.mT) / 2
     least = float(torch.linalg.eigvalsh(even)[0])
     if least < -slack * size:
         raise InvalidValue(f"{name} has the eigenvalue {least:.4g}; expected none below 0, a covariance")
-    if definite and least <= slack * size:
+    if definite and _least_of_correlations(even) <= _rounding(matrix, len(matrix)):
         raise InvalidValue(
-            f"{name} is singular (its least eigenvalue is {least:.4g}); leave out the coordinates that others "
+            f"{name} is singular; leave out the coordinates that others "
             "determine, or add the variance of a measurement to its diagonal"
         )
     return even
+
+
+def _rounding(given: Tensor, factor: int) -> float:
+    """What rounding of the numbers given may do, relatively; no more than a share that is small in any dtype."""
+    return min(factor * torch.finfo(given.dtype).eps, 0.05)
+
+
+def _least_of_correlations(covariance: Tensor) -> float:
+    """The least eigenvalue of the matrix of correlations; 0 where a variance is."""
+    deviations = covariance.diagonal().clamp_min(0).sqrt()
+    if not bool((deviations > 0).all()):
+        return 0.0
+    return float(torch.linalg.eigvalsh(covariance / deviations / deviations[:, None])[0])
 
 
 def _check_one_kind(**matrices: Tensor) -> None:
@@ -222,12 +248,12 @@ def _check_one_kind(**matrices: Tensor) -> None:
             raise InvalidValue(f"{name} is on {other.device} and {first} on {one.device}; expected one device")
 
 
-def _as_matrix(name: str, value: Any, *, like: Any) -> Tensor:
-    """A covariance, or a number as one of a single coordinate."""
+def _as_matrix(value: Any, *, like: Any) -> Any:
+    """A number as the covariance of a single coordinate."""
     if isinstance(value, int | float) and not isinstance(value, bool):
-        kind = like if isinstance(like, Tensor) else torch.zeros((), dtype=torch.float64)
-        value = torch.full((1, 1), float(value), dtype=kind.dtype, device=kind.device)
-    return checked_covariance(name, value)
+        device = like.device if isinstance(like, Tensor) else "cpu"
+        return torch.full((1, 1), float(value), dtype=torch.float64, device=device)
+    return value
 
 
 def _whitened(matrix: Tensor, left: Tensor, right: Tensor) -> Tensor:

@@ -81,9 +81,10 @@ class KDE:
     def _spreads(self, rows: Tensor) -> tuple[float, float]:
         """-mean_i ln mean_j exp(-D(i, j)) for both distances D, from blocks of rows."""
         totals = [0.0, 0.0]
+        scale = max(math.sqrt(self.noise), torch.finfo(rows.dtype).tiny)  # below, it would be rounded to 0
         for block in torch.split(rows, max(1, _PAIRS // len(rows))):
             # As sums of squared differences: from products, those between near neighbours would be lost to rounding.
-            apart = torch.cdist(block, rows, compute_mode="donot_use_mm_for_euclid_dist").square() / -self.noise
+            apart = -(torch.cdist(block, rows, compute_mode="donot_use_mm_for_euclid_dist") / scale).square()
             for which, factor in enumerate((8, 2)):
                 totals[which] += float((math.log(len(rows)) - (apart / factor).logsumexp(1)).cpu().double().sum())
         least, most = (max(0.0, total / len(rows)) for total in totals)

@@ -18,8 +18,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mfoc import tree
+from mfoc.analysis.information.normals import normals
 from mfoc.checks import check_choice, check_instance, check_integer, check_positive
 from mfoc.errors import InvalidValue
+from mfoc.networks.inspection import refuse_sharing
 from mfoc.networks.losses import Loss
 from mfoc.networks.problem import from_module, to_module
 from mfoc.particles import Particles
@@ -59,35 +61,36 @@ class Code:
 
     def draw(self, x: Tensor, z: Tree) -> Tensor:
         """The draw t = m + s noise ``[N, k]``."""
-        mean, deviation = self._split(x)
-        normals = z.get("noise") if isinstance(z, dict) else None
-        if not isinstance(normals, Tensor) or normals.shape != mean.shape:
-            found = tree.describe(normals) if normals is not None else "none"
+        mean, log_deviation = self._split(x)
+        noise = z.get("noise") if isinstance(z, dict) else None
+        if not isinstance(noise, Tensor) or noise.shape != mean.shape:
+            found = tree.describe(noise) if noise is not None else "none"
             raise InvalidValue(
                 f"the bottleneck found no noise that fits: {found}; expected data {{'y': ..., 'noise': standard "
                 f"normals {tuple(mean.shape)}}}, as with_noise of mfoc.analysis.information gives it"
             )
-        return mean + deviation * normals
+        return mean + log_deviation.exp() * noise
 
     def divergence(self, x: Tensor, u: dict[str, Tensor]) -> Tensor:
         """KL(N(m, s^2) || r) ``[N]``, r standard normal or the normal that the control holds."""
-        mean, deviation = self._split(x)
-        log_ratio = 2 * deviation.log()
+        mean, log_deviation = self._split(x)
+        log_ratio = 2 * log_deviation
         if u:
             mean = (mean - u["mean"]) * torch.exp(-u["log_variance"] / 2)
             log_ratio = log_ratio - u["log_variance"]
         return (log_ratio.exp() + mean.square() - 1 - log_ratio).sum(1) / 2
 
     def _split(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation, ``[N, k]`` each."""
+        """Mean and log of the standard deviation, ``[N, k]`` each."""
         wanted = self.latent if self.noise is not None else 2 * self.latent
         if not isinstance(x, Tensor) or x.dim() != 2 or x.shape[1] != wanted:
             what = "the mean" if self.noise is not None else "mean and raw deviation, the softplus of which is taken"
             raise InvalidValue(f"the encoder returned {tree.describe(x)}; expected {what}: [N, {wanted}]")
         if self.noise is not None:
-            return x, torch.full_like(x, math.sqrt(self.noise))
+            return x, torch.full_like(x, math.log(self.noise) / 2)
         mean, raw = x.chunk(2, 1)
-        return mean, F.softplus(raw)
+        # Far below 0 softplus is exp, to the last bit; further below, it would be 0 and its divergence infinite.
+        return mean, torch.where(raw < -40, raw, F.softplus(raw.clamp_min(-40)).log())
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -102,10 +105,10 @@ class InformationBottleneck(Problem[Any]):
     """
 
     _: KW_ONLY
-    beta: float = math.nan
-    code: Code | None = None
-    parts: tuple[tuple[nn.Module, _Stages | None], ...] = ()
-    cut: int = 0
+    beta: float
+    code: Code
+    parts: tuple[tuple[nn.Module, _Stages | None], ...]
+    cut: int
 
     def modules(self, solution: HasControls | Tree) -> tuple[nn.Module, nn.Module]:
         """Encoder and decoder with solved controls, ordinary modules; the encoder returns what the draw is made from.
@@ -130,8 +133,10 @@ class InformationBottleneck(Problem[Any]):
         """
         particles = as_particles(source)
         path = rollout(self, solution, particles)
-        distortion = self.terminal_cost(path.states[-1], particles.data).double().mean()
-        return Rates(float((path.cost.double().mean() - distortion) / self.beta), float(distortion))
+        # Not from the whole cost: of a low price, the share of it would be lost to rounding.
+        rate = self.code.divergence(path.states[self.cut], controls_of(solution)[self.cut])
+        distortion = self.terminal_cost(path.states[-1], particles.data)
+        return Rates(float(rate.double().mean()), float(distortion.double().mean()))
 
 
 def information_bottleneck(
@@ -171,7 +176,8 @@ def information_bottleneck(
 
     Raises:
         InvalidType: no modules, no loss.
-        InvalidValue: as ``mfoc.from_module``; beta or noise that is not positive, another word for the prior.
+        InvalidValue: as ``mfoc.from_module``; beta or noise that is not positive, another word for the prior, a
+            parameter that encoder and decoder share.
     """
     check_positive(beta=beta)
     check_positive(noise=noise, optional=True)
@@ -179,6 +185,7 @@ def information_bottleneck(
     check_choice("normal", "learned", prior=prior)
     first = from_module(encoder, loss, stages=encoder_stages)
     second = from_module(decoder, loss, stages=decoder_stages)
+    refuse_sharing(nn.ModuleDict({"encoder": encoder, "decoder": decoder}))
     code, cut = Code(latent, noise), first.stages
     like = tree.tensors(first.controls)[0]
     free = {name: like.new_zeros(latent) for name in ("mean", "log_variance")} if prior == "learned" else {}
@@ -254,11 +261,13 @@ class _Noisy(Population):
     def __init__(self, base: Population, latent: int, seed: int) -> None:
         assert base.size is not None
         self.size, self.batch_size, self.batches_per_epoch = base.size, base.batch_size, base.batches_per_epoch
-        self._base, self._seed = base, seed
-        self._shape = (base.size, latent)
+        self._base, self._latent, self._seed = base, latent, seed
 
     def __call__(self, step: int) -> Particles:
         return self._noisy(self._base(step), mixed_seed(self._seed, step, 5))
+
+    def fetch(self, index: Tensor, key: int) -> Particles:
+        return self._noisy(self._base.fetch(index, key), mixed_seed(key, 7))
 
     def epoch(self) -> Iterator[Particles]:
         for batch in self._base.epoch():
@@ -269,8 +278,6 @@ class _Noisy(Population):
         if batch.data is None:
             raise InvalidValue("source has no targets; pass a pair (x, y)")
         kind = batch.state.dtype if batch.state.is_floating_point() else torch.get_default_dtype()
-        # Drawn for all particles, whichever are in the batch: a shorter draw is no beginning of a longer one.
-        normals = torch.randn(self._shape, generator=torch.Generator().manual_seed(key), dtype=kind, device="cpu")
-        index = batch.indices()
+        noise = normals(batch.indices(), self._latent, key).to(batch.state.device, kind)
         data = dict(batch.data) if isinstance(batch.data, dict) else {"y": batch.data}
-        return Particles(batch.state, {**data, "noise": normals[index.cpu()].to(batch.state.device)}, batch.index)
+        return Particles(batch.state, {**data, "noise": noise}, batch.index)

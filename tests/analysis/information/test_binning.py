@@ -78,6 +78,20 @@ def test_a_constant_layer_tells_nothing():
         assert Binned(30, spacing).about_input(torch.full((8, 3), 0.7)) == Bounds(0, 0)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, D])
+def test_a_range_that_is_no_number_of_the_type_is_binned(dtype):
+    end = torch.finfo(dtype).max
+    spread = torch.tensor([-end, -end / 4, end / 4, end], dtype=dtype)
+    assert Binned(4).about_input(spread).lower == pytest.approx(math.log(4))
+
+
+def test_edges_that_are_part_of_others_are_taken_as_they_are(recwarn):
+    edges = torch.linspace(-1, 1, 21, dtype=D)[::2]
+    activity = normal(30, 2)
+    assert Binned(edges).about_input(activity) == Binned(edges.clone()).about_input(activity)
+    assert not recwarn
+
+
 def test_what_lies_outside_of_the_edges_is_counted_at_the_ends():
     edges = torch.tensor([-1.0, 0.0, 1.0])
     assert Binned(edges).about_input(torch.tensor([-5.0, -0.5, 0.5, 7.0])).lower == pytest.approx(math.log(2))

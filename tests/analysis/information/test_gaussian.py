@@ -130,11 +130,50 @@ def test_what_tells_nothing_never_enters():
     assert found.critical_betas.isinf().all()
     assert found.total == 0
     assert len(found.projection) == 0
+    assert str(found) == "nothing is kept at any beta: X tells nothing of Y"
     found.figure()
 
 
-def test_the_type_follows_the_input():
-    assert gaussian_bottleneck(*(part.float() for part in joint(0)), 9.0).projection.dtype == torch.float32
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_the_type_follows_the_input_and_the_digits_are_those_of_float64(dtype):
+    """Numbers that every type holds exactly."""
+    parts = (torch.eye(2, dtype=D), torch.diag(torch.tensor([0.75, 0.5], dtype=D)), torch.eye(2, dtype=D))
+    wanted = gaussian_bottleneck(*parts, 9.0)
+    found = gaussian_bottleneck(*(part.to(dtype) for part in parts), 9.0)
+    assert found.projection.dtype == found.eigenvalues.dtype == found.critical_betas.dtype == dtype
+    told = (found.information_x, found.information_y, found.total)
+    assert told == pytest.approx((wanted.information_x, wanted.information_y, wanted.total), rel=1e-14)
+    assert gaussian_information(parts[0].to(dtype), 0.1) == pytest.approx(math.log(11), rel=1e-14)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, D])
+def test_units_do_not_matter(dtype):
+    """A covariance in kilometres and grams is no more singular than it was."""
+    units = torch.diag(torch.tensor([1e-6, 1.0, 1e6], dtype=D))
+    sigma_x, sigma_xy, sigma_y = joint(2)
+    wanted = gaussian_bottleneck(sigma_x, sigma_xy, sigma_y, 9.0)
+    parts = (units @ sigma_x @ units, units @ sigma_xy, sigma_y)
+    found = gaussian_bottleneck(*(part.to(dtype) for part in parts), 9.0)
+    assert found.information_x == pytest.approx(wanted.information_x, rel=1e-4)
+    noise = (units @ joint(7)[0] @ units).to(dtype)
+    scaled = gaussian_information(parts[0].to(dtype), noise)
+    assert scaled == pytest.approx(gaussian_information(sigma_x, joint(7)[0]), rel=1e-4)
+
+
+def test_many_coordinates_of_small_and_large_variance_are_no_singular_covariance():
+    variances = torch.logspace(0, -5, 200)
+    found = gaussian_bottleneck(torch.diag(variances), 0.9995 * torch.diag(variances), torch.diag(variances), 2.0)
+    assert found.total == pytest.approx(-100 * math.log1p(-(0.9995**2)), rel=1e-3)
+
+
+@pytest.mark.parametrize("correlation", [1e-5, 1e-9, 1e-12])
+def test_a_faint_correlation_keeps_its_digits(correlation):
+    one = torch.ones(1, 1, dtype=D)
+    found = gaussian_bottleneck(one, correlation * one, one, 3 / correlation**2)
+    assert found.total == pytest.approx(correlation**2 / 2, rel=1e-9)
+    assert found.information_x == pytest.approx(math.log(3) / 2, rel=1e-9)
+    assert [float(told) for told in found.curve(one[0])] == [0, 0]
+    assert "1 of 1 directions" in str(found)
 
 
 def test_the_figure_shows_the_curve_and_where_directions_enter():

@@ -164,6 +164,12 @@ def test_near_neighbours_far_from_zero_are_not_lost_to_rounding():
     assert astuple(KDE(1e-3).about_input(activity)) == pytest.approx(wanted, rel=1e-4)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, D])
+@pytest.mark.parametrize(("noise", "told"), [(1e-320, math.log(40)), (1e-60, math.log(40)), (1e300, 0.0)])
+def test_noise_that_the_type_cannot_hold_is_as_little_or_as_much_as_it_is(noise, told, dtype):
+    assert astuple(KDE(noise).about_input(normal(40, 2).to(dtype))) == pytest.approx((told, told), abs=1e-5)
+
+
 @pytest.mark.parametrize("noise", [0, -1.0, math.nan, math.inf])
 def test_noise_that_is_none_is_refused(noise):
     with pytest.raises(InvalidValue, match="noise"):

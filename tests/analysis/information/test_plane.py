@@ -74,6 +74,13 @@ def test_a_module_that_is_called_again_counts_again():
     assert [layer.name for layer in information_plane(shared, X, Y).layers] == ["1", "1 (call 2)", "output"]
 
 
+def test_a_name_that_a_shared_module_does_not_go_by_is_refused_with_the_cure():
+    act = nn.Tanh()
+    shared = nn.Sequential(nn.Linear(3, 3), act, nn.Linear(3, 3), act).to(D)
+    with pytest.raises(InvalidValue, match="first name"):
+        information_plane(shared, X, Y, layers=["3"])
+
+
 def test_nothing_of_the_users_is_changed():
     own = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.ReLU(inplace=True), nn.Linear(4, 2)).to(D)
     before, inputs, state = copy.deepcopy(own.state_dict()), X.clone(), torch.get_rng_state()
@@ -129,6 +136,8 @@ def test_the_figure_follows_layers_through_a_training():
     axis = figure.axes[0]
     assert axis.get_title() == "three moments"
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["1", "3", "output"]
+    assert "open" in figure.legends[0].get_title().get_text()
+    assert "open" not in planes[0].figure().legends[0].get_title().get_text()
     path = axis.lines[2]
     assert list(path.get_xdata()) == [plane.layers[0].about_input.middle for plane in planes]
     assert list(path.get_ydata()) == [plane.layers[0].about_labels.middle for plane in planes]
