@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mfoc.checks import check_choice, check_positive
 from mfoc.errors import InvalidType, InvalidValue
-from mfoc.games.starts import drawn_key, normals, uniforms
+from mfoc.streams import drawn_key, normals, uniforms
 
 _NORMS = ("linf", "l2")
 

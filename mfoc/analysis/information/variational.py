@@ -18,7 +18,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mfoc import tree
-from mfoc.analysis.information.normals import normals
 from mfoc.checks import check_choice, check_instance, check_integer, check_positive
 from mfoc.errors import InvalidValue
 from mfoc.networks.inspection import refuse_sharing
@@ -29,6 +28,7 @@ from mfoc.pontryagin import rollout
 from mfoc.populations import Population, as_particles, population
 from mfoc.problem import HasControls, Problem, controls_of
 from mfoc.seeding import mixed_seed
+from mfoc.streams import normals
 from mfoc.tree import Tree
 
 _Stages = Sequence[str | Sequence[str]]
@@ -278,6 +278,8 @@ class _Noisy(Population):
         if batch.data is None:
             raise InvalidValue("source has no targets; pass a pair (x, y)")
         kind = batch.state.dtype if batch.state.is_floating_point() else torch.get_default_dtype()
-        noise = normals(batch.indices(), self._latent, key).to(batch.state.device, kind)
+        index, device = batch.indices(), batch.state.device
+        wide = torch.promote_types(kind, torch.float32)
+        noise = normals(torch.tensor(key, device=device), index.to(device), self._latent, wide).to(kind)
         data = dict(batch.data) if isinstance(batch.data, dict) else {"y": batch.data}
         return Particles(batch.state, {**data, "noise": noise}, batch.index)

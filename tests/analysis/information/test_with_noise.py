@@ -1,29 +1,15 @@
 """The noise of a bottleneck: standard normals, a function of seed, step and particle."""
 
-import numpy as np
 import pytest
 import torch
 from scipy import stats
 
 import mfoc
 from mfoc.analysis.information import with_noise
-from mfoc.analysis.information.normals import normals, random_bits
 from mfoc.errors import InvalidValue
 from tests.problems import labels, normal
 
 DATA = (normal(12, 3), labels(12, 3))
-
-
-def test_the_bits_are_those_published():
-    """SplitMix64 from the seed 1234567, as on its page at Rosetta Code."""
-    wanted = [6457827717110365317, 3203168211198807973, 9817491932198370423, 4593380528125082431, 16408922859458223821]
-    assert random_bits(np.arange(5, dtype=np.uint64), 1234567).tolist() == wanted
-
-
-def test_a_few_are_drawn_without_the_others():
-    many = normals(torch.arange(1000), 3, 7)
-    assert torch.equal(normals(torch.tensor([999, 3]), 3, 7), many[[999, 3]])
-    assert len(many.unique()) == 3000
 
 
 def test_noise_is_a_function_of_seed_step_and_particle():

@@ -5,7 +5,7 @@ import torch
 from scipy import stats
 
 import mfoc
-from mfoc.games.starts import drawn_key, normals, uniforms
+from mfoc.streams import drawn_key, normals, uniforms
 from tests.problems import D, generator
 
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
