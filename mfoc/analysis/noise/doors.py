@@ -100,13 +100,15 @@ def _each(
             f"loss returned shape {tuple(found.shape)} on {given}; expected a loss for each sample [{len(few)}], or "
             "their mean"
         )
+    else:
+        _check_apart(plain, out, few.data, found, given)
     factor = 1.0
     weighed = per_sample(loss)
     if weighed is not plain and found.dim():
         with plainly(), torch.no_grad():
             out = torch.cat([outputs(free, part) for part in cloud.state.split(256)])
             up, down = weighed(out, cloud.data).sum(), plain(out, cloud.data).sum()
-        factor = float(up / down) if float(down) != 0 else 1.0
+        factor = float(up / down) if bool((up / down).isfinite()) else 1.0  # what is not finite is refused by sample
     if factor == 1.0:
         return plain
     return lambda out, z: plain(out, z) * factor
@@ -126,6 +128,18 @@ def _tried(plain: Callable[..., Tensor], out: Tensor, z: Any, given: str) -> Ten
     if not bool(found.isfinite().all()):
         raise InvalidValue(f"loss is not finite on {given}")
     return found
+
+
+def _check_apart(plain: Callable[..., Tensor], out: Tensor, z: Any, found: Tensor, given: str) -> None:
+    """Refuses a loss whose number for a sample is another without the rest of the batch."""
+    for i, together in enumerate(found):
+        row = None if z is None else tree.map(lambda leaf: leaf[i : i + 1], z)  # noqa: B023
+        alone = _tried(plain, out[i : i + 1], row, given)
+        if alone.shape != (1,) or not torch.isclose(alone[0], together, rtol=torch.finfo(out.dtype).eps ** 0.5):
+            raise InvalidValue(
+                f"loss is {found.tolist()} on {given}, and {alone.tolist()} on sample {i} alone; expected a loss for "
+                "each sample, a function of that sample"
+            )
 
 
 def _alone(loss: Any, out: Tensor, z: Any, mean: Tensor, given: str) -> Callable[[Tensor, Any], Tensor]:

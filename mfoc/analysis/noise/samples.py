@@ -92,7 +92,11 @@ class Samples:
         parameters, cost = of_problem(net, loss, cloud) if isinstance(net, Problem) else of_network(net, loss, cloud)
         parameters = tree.map(lambda leaf: leaf.detach().requires_grad_(), parameters)
         size = sum(leaf.numel() * leaf.dtype.itemsize for leaf in tree.tensors(parameters))
-        return cls(parameters, cloud, cost, batch_size or max(1, min(_CHUNK, _BUDGET // size)))
+        made = cls(parameters, cloud, cost, batch_size or max(1, min(_CHUNK, _BUDGET // size)))
+        bad = ~made.losses().isfinite()
+        if bool(bad.any()):
+            raise InvalidValue(f"the loss of sample {int(bad.nonzero()[0])} is not finite")
+        return made
 
     def __len__(self) -> int:
         return len(self.cloud)
@@ -174,7 +178,7 @@ class Samples:
         """H v for each of the vectors ``[k, P]``, H the Hessian of the mean loss; wide.
 
         Raises:
-            InvalidValue: something in the loss has no second derivative.
+            InvalidValue: something in the loss has no second derivative, or one that is not finite.
         """
         cloud = self.cloud if cloud is None else cloud
         total = torch.zeros(vectors.shape, dtype=self.wide, device=self.device)
@@ -189,6 +193,8 @@ class Samples:
                     seeds = tree.pieces(vector.to(self.leaves[0]), self.leaves)
                     found = gradients(slope, self.leaves, seeds, retain_graph=True)
                     total[k] += tree.ravel(found).to(self.wide)
+        if not bool(total.isfinite().all()):
+            raise InvalidValue("the second derivatives of the loss are not finite on some of the samples")
         return total / len(cloud)
 
 

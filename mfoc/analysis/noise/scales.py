@@ -241,7 +241,16 @@ class NoiseScale:
         self.steps, self.values = [], []
 
     def __call__(self, iterate: Any) -> None:
-        """Measures, when it is time."""
+        """Measures, when it is time.
+
+        Raises:
+            InvalidValue: it was made for a module, which ``mfoc.solve`` leaves as it is.
+        """
+        if not isinstance(self._net, Problem):
+            raise InvalidValue(
+                "mfoc.solve trains the controls of its problem and leaves the module as it is: make the hook of the "
+                "problem, NoiseScale(problem, data=population); or call measure(step) in a loop of your own"
+            )
         if iterate.step % self._every == 0:
             self.measure(iterate.step, iterate)
 
@@ -259,18 +268,20 @@ class NoiseScale:
         return found
 
     def plot(self) -> Any:
-        """Both scales along the training, a ``matplotlib.figure.Figure``."""
+        """Both scales along the training, a ``matplotlib.figure.Figure``; hollow: an unresolved one is that or more."""
         figure, (axis,) = new_axes(6.4, 4.0)
         axis.set(xlabel="step", ylabel="samples", yscale="log")
         for name, color, scales in (
             ("B_simple", "#0072B2", [value.simple for value in self.values]),
             ("B_noise", "#D55E00", [value.curved for value in self.values]),
         ):
-            kept = [(step, scale) for step, scale in zip(self.steps, scales, strict=True) if scale.resolved]
-            at = [step for step, _ in kept]
-            axis.plot(at, [scale.value for _, scale in kept], color=color, marker="o", label=name)
-            axis.fill_between(
-                at, [s.low for _, s in kept], [s.high for _, s in kept], color=color, alpha=0.2, linewidth=0
+            value, low, high = (
+                [getattr(scale, field) if scale.resolved else math.nan for scale in scales]
+                for field in ("value", "low", "high")
             )
+            axis.plot(self.steps, value, color=color, marker="o", label=name)
+            axis.vlines(self.steps, low, high, color=color, alpha=0.3, linewidth=4)
+            least = [s.low if s.status == "unresolved" and s.low > 0 else math.nan for s in scales]
+            axis.plot(self.steps, least, "^", color=color, fillstyle="none", label=f"{name} or more")
         axis.legend(frameon=False)
         return figure

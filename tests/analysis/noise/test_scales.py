@@ -180,3 +180,21 @@ def test_settings_are_refused(settings):
     net, x, y = classifier()
     with pytest.raises(InvalidValue):
         noise_scale(net, F.cross_entropy, (x, y), **settings)
+
+
+def test_a_hook_of_a_module_is_refused_in_a_solve_that_leaves_it_as_it_is():
+    net, x, y = classifier()
+    solver = mfoc.Gradient(lambda leaves: torch.optim.SGD(leaves, lr=0.1))
+    hook = NoiseScale(net, nn.CrossEntropyLoss(), (x, y), every=1)
+    with pytest.raises(InvalidValue, match="make the hook of the problem"):
+        mfoc.solve(mfoc.from_module(net, F.cross_entropy), solver, (x, y), steps=1, hooks=[hook])
+
+
+def test_what_is_unresolved_is_drawn_as_a_bound():
+    u = torch.full((4,), 0.02, dtype=torch.float64)
+    x = normal(320, 4)
+    hook = NoiseScale(Location(u), quadratic, (x, H.expand(320, 4)))
+    found = hook.measure(0)
+    assert found.simple.status == "unresolved"
+    bound = next(line for line in hook.plot().axes[0].lines if line.get_label() == "B_simple or more")
+    assert bound.get_ydata().tolist() == [found.simple.low]
