@@ -59,6 +59,12 @@ def of_network(net: nn.Module, loss: Loss | nn.Module, cloud: Particles) -> tupl
     """
     check_instance(nn.Module, "a torch.nn.Module or an mfoc.Problem", net=net)
     per_sample(loss)  # says what is no loss
+    for name, part in net.named_modules():
+        if isinstance(part, torch.jit.ScriptModule | nn.DataParallel):
+            raise InvalidValue(
+                f"module {name!r} ({type(part).__name__}) cannot be given its parameters by "
+                "torch.func.functional_call; give the plain module that it was made of (.module of a DataParallel)"
+            )
     private = private_copy(net, GRADIENTS)
     check_instance(Tensor, "a tensor of samples [N, ...]", x=cloud.state)
     check_outputs(private, cloud.state, GRADIENTS)
@@ -88,7 +94,7 @@ def _each(
     weighted sum divided by the mean weight of the cloud, a constant: so it does not depend on the chunk it comes in.
     """
     plain = per_sample(loss, weigh=False)
-    few = cloud[:_FEW]
+    few = cloud[_spread(cloud)]
     with plainly(), torch.no_grad():
         out = outputs(free, few.state)
         given = f"the output {list(out.shape)} and targets {tree.describe(few.data)}"
@@ -112,6 +118,12 @@ def _each(
     if factor == 1.0:
         return plain
     return lambda out, z: plain(out, z) * factor
+
+
+def _spread(cloud: Particles) -> Tensor:
+    """Places of a few samples far apart: data may be sorted by class, and a loss look at the classes of its batch."""
+    places = torch.linspace(0, len(cloud) - 1, min(_FEW, len(cloud)), dtype=torch.float64, device="cpu")
+    return places.round().long().to(tree.leaves(cloud.state)[0].device)
 
 
 def _tried(plain: Callable[..., Tensor], out: Tensor, z: Any, given: str) -> Tensor:

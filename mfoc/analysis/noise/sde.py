@@ -90,7 +90,7 @@ class ValidSDE:
             seen = f"{shares[0]} trainings diverge, by SVAG at l = {others} {', '.join(shares[1:])}"
             if self.standing == "not valid":
                 return f"{at} is not what its SDE says: {seen}, {level}"
-            return f"cannot tell: of {at} {seen}; take a smaller step"
+            return f"cannot tell: of {at} {seen}; take a smaller step, or more seeds"
         if self.standing == "valid":
             return f"{at} is what its SDE says, within {100 * self.margin:g} % of the loss at l = {others}, {level}"
         size = torch.minimum(self.low.abs(), self.high.abs()) * (self.low * self.high > 0)

@@ -208,7 +208,7 @@ def _trace(xtrace: Any, hessian: Hessian, seed: int) -> tuple[float, float]:
         with seeded(mixed_seed(seed, repeat), hessian.device), torch.no_grad():
             try:
                 found.append(float(xtrace(hessian, _PRODUCTS)))
-            except torch.linalg.LinAlgError:  # of a rank below its directions
+            except torch.linalg.LinAlgError:  # type: ignore[attr-defined]  # of a rank below its directions
                 return _trace_of_low_rank(hessian), 0.0
     sample = torch.tensor(found, dtype=torch.float64, device="cpu")
     return float(sample.mean()), float(sample.std()) / math.sqrt(_REPEATS)

@@ -212,6 +212,9 @@ REFUSED = {
     "targets of NaN": (
         lambda: (mlp_net(), F.mse_loss, (X, normal(6, 2).index_fill_(0, torch.tensor([4]), torch.nan))),
         InvalidValue, "the loss of sample 4 is not finite"),
+    "parallel": (lambda: (nn.DataParallel(mlp_net()), F.cross_entropy, (X, Y)), InvalidValue, "the plain module"),
+    "a script": (
+        lambda: (torch.jit.script(mlp_net()), F.cross_entropy, (X, Y)), InvalidValue, "the plain module"),
     "a loss of nothing": (lambda: (mlp_net(), lambda out, z: z.double(), (X, Y)), InvalidValue, "does not depend"),
     "a broadcast of targets": (lambda: (mlp_net(), F.mse_loss, (X, normal(6, 1))), InvalidValue, "target size"),
     "interacting": (lambda: (_interacting(), None, X), InvalidValue, "the particles interact"),
@@ -254,3 +257,10 @@ def test_second_derivatives_that_are_not_finite_are_refused():
     assert bool(samples.gradient().eq(0).all())
     with pytest.raises(InvalidValue, match="second derivatives of the loss are not finite"):
         samples.hessian_products(normal(1, samples.size))
+
+
+def test_a_weighted_mean_of_ones_own_is_refused_also_on_data_sorted_by_class():
+    """On samples of one class it is their mean."""
+    weight = torch.tensor([1.0, 5.0]).double()
+    with pytest.raises(InvalidValue, match="expected a mean over samples"):
+        Samples.of(mlp_net(), lambda out, z: F.cross_entropy(out, z, weight), (normal(20, 3), torch.arange(20) // 10))
