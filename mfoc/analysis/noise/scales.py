@@ -15,6 +15,7 @@ from mfoc.analysis.noise.samples import Samples
 from mfoc.checks import check_between, check_instance, check_integer
 from mfoc.errors import InvalidType, InvalidValue
 from mfoc.figures import new_axes
+from mfoc.particles import Particles, concatenated
 from mfoc.printing import by_identity
 from mfoc.problem import Problem
 
@@ -132,9 +133,9 @@ def noise_scale(
     """The noise scales B_simple and B_noise of a loss, each with its interval.
 
     The data are taken for independent draws from a population: G and Sigma are the population's, of one sample, and no
-    bias of order tr(Sigma) / draws is left in |G|^2. H is the Hessian on the data. No gradient of a single sample is
-    formed: all comes from the products between the mean gradients of groups (see ``ratio``), so that it costs one
-    gradient of the data, and ``groups`` products with H.
+    bias of order tr(Sigma) / draws is left in |G|^2, nor in G'HG. No gradient of a single sample is formed: all comes
+    from the products between the mean gradients of groups (see ``ratio``), so that it costs one gradient of the data,
+    and ``groups`` products with H, the Hessian on the data.
 
     Where B is a few times the number of draws, the signal is not told from zero; the scale is then said to be
     unresolved, and only what it is at least.
@@ -147,7 +148,7 @@ def noise_scale(
         draws: that many of the samples at random; all of them when None.
         groups: of equal size (a rest of the draws is left out); fewer where there are fewer draws. Of less than some
             thirty, intervals hold a little less often than they say.
-        hessian_samples: so many of the draws define H; all of them when None.
+        hessian_samples: so many of the draws define H, as many in each group, and one at least; all when None.
         confidence: level of each interval.
         batch_size: samples that are differentiated at once.
         seed: of the order in which the draws are put into groups.
@@ -170,17 +171,33 @@ def noise_scale(
     means = torch.stack([samples.gradient(part) for part in parts])
     if not bool(means.isfinite().all()):
         raise InvalidValue("the gradient is not finite on some of the samples; look for samples of infinite loss")
-    images = samples.hessian_products(means, cloud[:hessian_samples])
-    flat, curved = means @ means.mT, means @ images.mT
-    simple = _scale(flat, members, confidence)
-    bent = _scale((curved + curved.mT) / 2, members, confidence)
+    kept = members if hessian_samples is None else max(1, min(members, hessian_samples // groups))
+    curved, bend = _curved(samples, means, [part[:kept] for part in parts])
+    simple = _scale(means @ means.mT, members, confidence)
+    bent = _scale(curved, members, confidence, bend)
     best = simple.signal / bent.signal if bent.resolved else math.nan
     return NoiseScales(simple, bent, best, groups * members, groups, confidence)
 
 
-def _scale(products: Tensor, members: int, confidence: float) -> Scale:
+def _curved(samples: Samples, means: Tensor, parts: list[Particles]) -> tuple[Tensor, Tensor]:
+    """<g_k, H g_l> of the mean gradients, H of the groups other than k and l; and G'H_k G for the H of each group.
+
+    A gradient goes with the Hessian of its own samples: with that among the others, G'HG would come out too large.
+    """
+    k, mean = len(parts), means.mean(0)
+    whole = samples.hessian_products(means, concatenated(parts))
+    pairs = zip(means, parts, strict=True)
+    own = torch.stack([samples.hessian_products(torch.stack([g, mean]), part) for g, part in pairs])
+    shared = own[:, 0] @ means.mT  # <g_k, H_k g_l>
+    total = k * means @ whole.mT
+    found = (total - shared - shared.mT) / (k - 2)
+    found.diagonal().copy_((total - shared).diagonal() / (k - 1))
+    return (found + found.mT) / 2, own[:, 1] @ mean
+
+
+def _scale(products: Tensor, members: int, confidence: float, bend: Tensor | None = None) -> Scale:
     """The scale, from the interval of its inverse."""
-    found = signal_to_noise(products, members, confidence)
+    found = signal_to_noise(products, members, confidence, bend)
     rounding = 1e2 * torch.finfo(torch.float64).eps * members * float(products.abs().max())
     if abs(found.noise) <= rounding and found.signal > 0:  # samples that are all alike
         return Scale(0.0, 0.0, 0.0, 0.0, found.signal, "resolved")
