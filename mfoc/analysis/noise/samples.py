@@ -22,7 +22,7 @@ from mfoc.analysis.noise.doors import Cost, of_network, of_problem
 from mfoc.checks import check_integer
 from mfoc.derivatives import gradients, once_differentiable
 from mfoc.errors import InvalidValue
-from mfoc.particles import Particles
+from mfoc.particles import Particles, concatenated
 from mfoc.populations import as_particles
 from mfoc.problem import Problem
 from mfoc.tree import Tree
@@ -196,6 +196,22 @@ class Samples:
         if not bool(total.isfinite().all()):
             raise InvalidValue("the second derivatives of the loss are not finite on some of the samples")
         return total / len(cloud)
+
+
+def curved_products(samples: Samples, means: Tensor, parts: list[Particles]) -> tuple[Tensor, Tensor]:
+    """<g_k, H g_l> of the mean gradients, H of the groups other than k and l; and G'H_k G for the H of each group.
+
+    A gradient goes with the Hessian of its own samples: with that among the others, G'HG would come out too large.
+    """
+    k, mean = len(parts), means.mean(0)
+    whole = samples.hessian_products(means, concatenated(parts))
+    pairs = zip(means, parts, strict=True)
+    own = torch.stack([samples.hessian_products(torch.stack([g, mean]), part) for g, part in pairs])
+    shared = own[:, 0] @ means.mT  # <g_k, H_k g_l>
+    total = k * means @ whole.mT
+    found = (total - shared - shared.mT) / (k - 2)
+    found.diagonal().copy_((total - shared).diagonal() / (k - 1))
+    return (found + found.mT) / 2, own[:, 1] @ mean
 
 
 def vectorised_rows(samples: Samples, cloud: Particles) -> Tensor:

@@ -11,11 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from mfoc.analysis.noise.ratio import signal_to_noise
-from mfoc.analysis.noise.samples import Samples
+from mfoc.analysis.noise.samples import Samples, curved_products
 from mfoc.checks import check_between, check_instance, check_integer
 from mfoc.errors import InvalidType, InvalidValue
 from mfoc.figures import new_axes
-from mfoc.particles import Particles, concatenated
 from mfoc.printing import by_identity
 from mfoc.problem import Problem
 
@@ -172,27 +171,11 @@ def noise_scale(
     if not bool(means.isfinite().all()):
         raise InvalidValue("the gradient is not finite on some of the samples; look for samples of infinite loss")
     kept = members if hessian_samples is None else max(1, min(members, hessian_samples // groups))
-    curved, bend = _curved(samples, means, [part[:kept] for part in parts])
+    curved, bend = curved_products(samples, means, [part[:kept] for part in parts])
     simple = _scale(means @ means.mT, members, confidence)
     bent = _scale(curved, members, confidence, bend)
     best = simple.signal / bent.signal if bent.resolved else math.nan
     return NoiseScales(simple, bent, best, groups * members, groups, confidence)
-
-
-def _curved(samples: Samples, means: Tensor, parts: list[Particles]) -> tuple[Tensor, Tensor]:
-    """<g_k, H g_l> of the mean gradients, H of the groups other than k and l; and G'H_k G for the H of each group.
-
-    A gradient goes with the Hessian of its own samples: with that among the others, G'HG would come out too large.
-    """
-    k, mean = len(parts), means.mean(0)
-    whole = samples.hessian_products(means, concatenated(parts))
-    pairs = zip(means, parts, strict=True)
-    own = torch.stack([samples.hessian_products(torch.stack([g, mean]), part) for g, part in pairs])
-    shared = own[:, 0] @ means.mT  # <g_k, H_k g_l>
-    total = k * means @ whole.mT
-    found = (total - shared - shared.mT) / (k - 2)
-    found.diagonal().copy_((total - shared).diagonal() / (k - 1))
-    return (found + found.mT) / 2, own[:, 1] @ mean
 
 
 def _scale(products: Tensor, members: int, confidence: float, bend: Tensor | None = None) -> Scale:
