@@ -23,9 +23,6 @@ from mfoc.analysis.noise.scales import NoiseScales as NoiseScales
 from mfoc.analysis.noise.scales import Scale as Scale
 from mfoc.analysis.noise.scales import noise_scale as noise_scale
 from mfoc.analysis.noise.sde import ValidSDE as ValidSDE
-from mfoc.analysis.noise.sde import compare_svag as compare_svag
-from mfoc.analysis.noise.sde import svag_training as svag_training
-from mfoc.analysis.noise.sde import svag_weights as svag_weights
 from mfoc.analysis.noise.sde import valid_sde as valid_sde
 from mfoc.analysis.noise.spectrum import Sharpness as Sharpness
 from mfoc.analysis.noise.spectrum import sharpness as sharpness
@@ -33,3 +30,5 @@ from mfoc.analysis.noise.stationary import momentum_stationary_variance as momen
 from mfoc.analysis.noise.stationary import ou_stationary_covariance as ou_stationary_covariance
 from mfoc.analysis.noise.stationary import sgd_stationary_covariance as sgd_stationary_covariance
 from mfoc.analysis.noise.stationary import stationary_density as stationary_density
+from mfoc.analysis.noise.svag import svag_training as svag_training
+from mfoc.analysis.noise.svag import svag_weights as svag_weights

@@ -147,8 +147,9 @@ def gradient_noise(
 
     Args:
         net: any module that treats the samples of a batch one by one, or a ``Problem`` whose particles do not interact.
-        loss: ``loss(output, target)``, of torch or returning one number for each sample, or their mean. Of a problem
-            its controls, or what has them; its initial guess when None.
+        loss: ``loss(output, target)``, of torch or returning one number for each sample, or their mean. What is
+            looked at is the mean over samples, also of a torch loss with ``reduction="sum"``. Of a problem its
+            controls, or what has them; its initial guess when None.
         data: what ``mfoc.population`` takes, all of it: a pair (x, y), a Dataset, particles.
         covariance: what is kept of Sigma: "full" (of 2000 parameters at most), "diagonal" or "trace".
         curvature: also how Sigma lies to the Hessian. With "full" by P products with the Hessian, exactly; else by

@@ -59,6 +59,12 @@ def of_network(net: nn.Module, loss: Loss | nn.Module, cloud: Particles) -> tupl
     """
     check_instance(nn.Module, "a torch.nn.Module or an mfoc.Problem", net=net)
     per_sample(loss)  # says what is no loss
+    for name, part in net.named_modules():
+        if isinstance(part, torch.jit.ScriptModule | nn.DataParallel):
+            raise InvalidValue(
+                f"module {name!r} ({type(part).__name__}) cannot be given its parameters by "
+                "torch.func.functional_call; give the plain module that it was made of (.module of a DataParallel)"
+            )
     private = private_copy(net, GRADIENTS)
     check_instance(Tensor, "a tensor of samples [N, ...]", x=cloud.state)
     check_outputs(private, cloud.state, GRADIENTS)
@@ -88,7 +94,7 @@ def _each(
     weighted sum divided by the mean weight of the cloud, a constant: so it does not depend on the chunk it comes in.
     """
     plain = per_sample(loss, weigh=False)
-    few = cloud[:_FEW]
+    few = cloud[_spread(cloud)]
     with plainly(), torch.no_grad():
         out = outputs(free, few.state)
         given = f"the output {list(out.shape)} and targets {tree.describe(few.data)}"
@@ -100,16 +106,24 @@ def _each(
             f"loss returned shape {tuple(found.shape)} on {given}; expected a loss for each sample [{len(few)}], or "
             "their mean"
         )
+    else:
+        _check_apart(plain, out, few.data, found, given)
     factor = 1.0
     weighed = per_sample(loss)
     if weighed is not plain and found.dim():
         with plainly(), torch.no_grad():
             out = torch.cat([outputs(free, part) for part in cloud.state.split(256)])
             up, down = weighed(out, cloud.data).sum(), plain(out, cloud.data).sum()
-        factor = float(up / down) if float(down) != 0 else 1.0
+        factor = float(up / down) if bool((up / down).isfinite()) else 1.0  # what is not finite is refused by sample
     if factor == 1.0:
         return plain
     return lambda out, z: plain(out, z) * factor
+
+
+def _spread(cloud: Particles) -> Tensor:
+    """Places of a few samples far apart: data may be sorted by class, and a loss look at the classes of its batch."""
+    places = torch.linspace(0, len(cloud) - 1, min(_FEW, len(cloud)), dtype=torch.float64, device="cpu")
+    return places.round().long().to(tree.leaves(cloud.state)[0].device)
 
 
 def _tried(plain: Callable[..., Tensor], out: Tensor, z: Any, given: str) -> Tensor:
@@ -126,6 +140,18 @@ def _tried(plain: Callable[..., Tensor], out: Tensor, z: Any, given: str) -> Ten
     if not bool(found.isfinite().all()):
         raise InvalidValue(f"loss is not finite on {given}")
     return found
+
+
+def _check_apart(plain: Callable[..., Tensor], out: Tensor, z: Any, found: Tensor, given: str) -> None:
+    """Refuses a loss whose number for a sample is another without the rest of the batch."""
+    for i, together in enumerate(found):
+        row = None if z is None else tree.map(lambda leaf: leaf[i : i + 1], z)  # noqa: B023
+        alone = _tried(plain, out[i : i + 1], row, given)
+        if alone.shape != (1,) or not torch.isclose(alone[0], together, rtol=torch.finfo(out.dtype).eps ** 0.5):
+            raise InvalidValue(
+                f"loss is {found.tolist()} on {given}, and {alone.tolist()} on sample {i} alone; expected a loss for "
+                "each sample, a function of that sample"
+            )
 
 
 def _alone(loss: Any, out: Tensor, z: Any, mean: Tensor, given: str) -> Callable[[Tensor, Any], Tensor]:

@@ -38,13 +38,14 @@ class Ratio:
     negative: bool
 
 
-def signal_to_noise(products: Tensor, members: int, confidence: float) -> Ratio:
+def signal_to_noise(products: Tensor, members: int, confidence: float, bend: Tensor | None = None) -> Ratio:
     """Signal, noise, and the interval of signal / noise.
 
     Args:
         products: M ``[K, K]``, symmetric, K of three at least.
         members: m, the draws in each group.
         confidence: level of the interval.
+        bend: G'A_k G ``[K]``, where A is itself a mean of A_k over the groups.
     """
     m, k = products.double().cpu(), len(products)
     diagonal = m.diagonal()
@@ -53,7 +54,8 @@ def signal_to_noise(products: Tensor, members: int, confidence: float) -> Ratio:
     noise = members * (own - signal)
     second = _second_order(m)
     square = student_t_quantile(confidence, k - 1) ** 2
-    allowed = square * _covariance(m, beside, members, second)
+    moved = 0 * beside if bend is None else bend.double().cpu()
+    allowed = square * _covariance(m, beside, members, second, moved)
     low, high = _fieller(signal, noise, allowed)
     if low <= 0 < noise:
         # Of a signal that is not told from zero neither is the first-order part of its error, 4 G'A Sigma A G / n: it
@@ -72,11 +74,11 @@ def _second_order(m: Tensor) -> float:
     return 2 * off / (k * (k - 1))
 
 
-def _covariance(m: Tensor, beside: Tensor, members: int, second_order: float) -> Tensor:
+def _covariance(m: Tensor, beside: Tensor, members: int, second_order: float, bend: Tensor) -> Tensor:
     """The covariance of the errors of signal and noise ``[2, 2]``."""
     k = len(m)
     # First order: what each group adds to the two.
-    influence = torch.stack([2 * beside, members * (m.diagonal() - 2 * beside)])
+    influence = torch.stack([2 * beside + bend, members * (m.diagonal() - 2 * beside)])
     first = torch.cov(influence) / k
     # Second order, of the signal; the noise holds -members times the signal.
     way = torch.tensor([1.0, -members], dtype=m.dtype, device="cpu")

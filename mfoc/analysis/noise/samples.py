@@ -22,7 +22,7 @@ from mfoc.analysis.noise.doors import Cost, of_network, of_problem
 from mfoc.checks import check_integer
 from mfoc.derivatives import gradients, once_differentiable
 from mfoc.errors import InvalidValue
-from mfoc.particles import Particles
+from mfoc.particles import Particles, concatenated
 from mfoc.populations import as_particles
 from mfoc.problem import Problem
 from mfoc.tree import Tree
@@ -92,7 +92,11 @@ class Samples:
         parameters, cost = of_problem(net, loss, cloud) if isinstance(net, Problem) else of_network(net, loss, cloud)
         parameters = tree.map(lambda leaf: leaf.detach().requires_grad_(), parameters)
         size = sum(leaf.numel() * leaf.dtype.itemsize for leaf in tree.tensors(parameters))
-        return cls(parameters, cloud, cost, batch_size or max(1, min(_CHUNK, _BUDGET // size)))
+        made = cls(parameters, cloud, cost, batch_size or max(1, min(_CHUNK, _BUDGET // size)))
+        bad = ~made.losses().isfinite()
+        if bool(bad.any()):
+            raise InvalidValue(f"the loss of sample {int(bad.nonzero()[0])} is not finite")
+        return made
 
     def __len__(self) -> int:
         return len(self.cloud)
@@ -174,7 +178,7 @@ class Samples:
         """H v for each of the vectors ``[k, P]``, H the Hessian of the mean loss; wide.
 
         Raises:
-            InvalidValue: something in the loss has no second derivative.
+            InvalidValue: something in the loss has no second derivative, or one that is not finite.
         """
         cloud = self.cloud if cloud is None else cloud
         total = torch.zeros(vectors.shape, dtype=self.wide, device=self.device)
@@ -189,7 +193,25 @@ class Samples:
                     seeds = tree.pieces(vector.to(self.leaves[0]), self.leaves)
                     found = gradients(slope, self.leaves, seeds, retain_graph=True)
                     total[k] += tree.ravel(found).to(self.wide)
+        if not bool(total.isfinite().all()):
+            raise InvalidValue("the second derivatives of the loss are not finite on some of the samples")
         return total / len(cloud)
+
+
+def curved_products(samples: Samples, means: Tensor, parts: list[Particles]) -> tuple[Tensor, Tensor]:
+    """<g_k, H g_l> of the mean gradients, H of the groups other than k and l; and G'H_k G for the H of each group.
+
+    A gradient goes with the Hessian of its own samples: with that among the others, G'HG would come out too large.
+    """
+    k, mean = len(parts), means.mean(0)
+    whole = samples.hessian_products(means, concatenated(parts))
+    pairs = zip(means, parts, strict=True)
+    own = torch.stack([samples.hessian_products(torch.stack([g, mean]), part) for g, part in pairs])
+    shared = own[:, 0] @ means.mT  # <g_k, H_k g_l>
+    total = k * means @ whole.mT
+    found = (total - shared - shared.mT) / (k - 2)
+    found.diagonal().copy_((total - shared).diagonal() / (k - 1))
+    return (found + found.mT) / 2, own[:, 1] @ mean
 
 
 def vectorised_rows(samples: Samples, cloud: Particles) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mfoc.analysis.noise.ratio import signal_to_noise
-from mfoc.analysis.noise.samples import Samples
+from mfoc.analysis.noise.samples import Samples, curved_products
 from mfoc.checks import check_between, check_instance, check_integer
 from mfoc.errors import InvalidType, InvalidValue
 from mfoc.figures import new_axes
@@ -132,9 +132,9 @@ def noise_scale(
     """The noise scales B_simple and B_noise of a loss, each with its interval.
 
     The data are taken for independent draws from a population: G and Sigma are the population's, of one sample, and no
-    bias of order tr(Sigma) / draws is left in |G|^2. H is the Hessian on the data. No gradient of a single sample is
-    formed: all comes from the products between the mean gradients of groups (see ``ratio``), so that it costs one
-    gradient of the data, and ``groups`` products with H.
+    bias of order tr(Sigma) / draws is left in |G|^2, nor in G'HG. No gradient of a single sample is formed: all comes
+    from the products between the mean gradients of groups (see ``ratio``), so that it costs one gradient of the data,
+    and ``groups`` products with H, the Hessian on the data.
 
     Where B is a few times the number of draws, the signal is not told from zero; the scale is then said to be
     unresolved, and only what it is at least.
@@ -147,7 +147,7 @@ def noise_scale(
         draws: that many of the samples at random; all of them when None.
         groups: of equal size (a rest of the draws is left out); fewer where there are fewer draws. Of less than some
             thirty, intervals hold a little less often than they say.
-        hessian_samples: so many of the draws define H; all of them when None.
+        hessian_samples: so many of the draws define H, as many in each group, and one at least; all when None.
         confidence: level of each interval.
         batch_size: samples that are differentiated at once.
         seed: of the order in which the draws are put into groups.
@@ -170,17 +170,17 @@ def noise_scale(
     means = torch.stack([samples.gradient(part) for part in parts])
     if not bool(means.isfinite().all()):
         raise InvalidValue("the gradient is not finite on some of the samples; look for samples of infinite loss")
-    images = samples.hessian_products(means, cloud[:hessian_samples])
-    flat, curved = means @ means.mT, means @ images.mT
-    simple = _scale(flat, members, confidence)
-    bent = _scale((curved + curved.mT) / 2, members, confidence)
+    kept = members if hessian_samples is None else max(1, min(members, hessian_samples // groups))
+    curved, bend = curved_products(samples, means, [part[:kept] for part in parts])
+    simple = _scale(means @ means.mT, members, confidence)
+    bent = _scale(curved, members, confidence, bend)
     best = simple.signal / bent.signal if bent.resolved else math.nan
     return NoiseScales(simple, bent, best, groups * members, groups, confidence)
 
 
-def _scale(products: Tensor, members: int, confidence: float) -> Scale:
+def _scale(products: Tensor, members: int, confidence: float, bend: Tensor | None = None) -> Scale:
     """The scale, from the interval of its inverse."""
-    found = signal_to_noise(products, members, confidence)
+    found = signal_to_noise(products, members, confidence, bend)
     rounding = 1e2 * torch.finfo(torch.float64).eps * members * float(products.abs().max())
     if abs(found.noise) <= rounding and found.signal > 0:  # samples that are all alike
         return Scale(0.0, 0.0, 0.0, 0.0, found.signal, "resolved")
@@ -241,7 +241,16 @@ class NoiseScale:
         self.steps, self.values = [], []
 
     def __call__(self, iterate: Any) -> None:
-        """Measures, when it is time."""
+        """Measures, when it is time.
+
+        Raises:
+            InvalidValue: it was made for a module, which ``mfoc.solve`` leaves as it is.
+        """
+        if not isinstance(self._net, Problem):
+            raise InvalidValue(
+                "mfoc.solve trains the controls of its problem and leaves the module as it is: make the hook of the "
+                "problem, NoiseScale(problem, data=population); or call measure(step) in a loop of your own"
+            )
         if iterate.step % self._every == 0:
             self.measure(iterate.step, iterate)
 
@@ -259,18 +268,20 @@ class NoiseScale:
         return found
 
     def plot(self) -> Any:
-        """Both scales along the training, a ``matplotlib.figure.Figure``."""
+        """Both scales along the training, a ``matplotlib.figure.Figure``; hollow: an unresolved one is that or more."""
         figure, (axis,) = new_axes(6.4, 4.0)
         axis.set(xlabel="step", ylabel="samples", yscale="log")
         for name, color, scales in (
             ("B_simple", "#0072B2", [value.simple for value in self.values]),
             ("B_noise", "#D55E00", [value.curved for value in self.values]),
         ):
-            kept = [(step, scale) for step, scale in zip(self.steps, scales, strict=True) if scale.resolved]
-            at = [step for step, _ in kept]
-            axis.plot(at, [scale.value for _, scale in kept], color=color, marker="o", label=name)
-            axis.fill_between(
-                at, [s.low for _, s in kept], [s.high for _, s in kept], color=color, alpha=0.2, linewidth=0
+            value, low, high = (
+                [getattr(scale, field) if scale.resolved else math.nan for scale in scales]
+                for field in ("value", "low", "high")
             )
+            axis.plot(self.steps, value, color=color, marker="o", label=name)
+            axis.vlines(self.steps, low, high, color=color, alpha=0.3, linewidth=4)
+            least = [s.low if s.status == "unresolved" and s.low > 0 else math.nan for s in scales]
+            axis.plot(self.steps, least, "^", color=color, fillstyle="none", label=f"{name} or more")
         axis.legend(frameon=False)
         return figure

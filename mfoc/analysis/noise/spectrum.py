@@ -165,13 +165,18 @@ def sharpness(
         trace, spread = float(values.sum()), 0.0
     else:
         xtrace = require("curvlinops", "spectra").xtrace  # missed before there is anything to wait for
-        eigenvalues, errors = _largest(hessian, top, tol, seed)
-        trace, spread = _trace(xtrace, hessian, seed)
+        generator = torch.Generator().manual_seed(seed)
+        start = torch.randn(samples.size, generator=generator, dtype=hessian.dtype, device="cpu")
+        if bool((hessian @ start.to(hessian.device)).any()):
+            eigenvalues, errors = _largest(hessian, top, tol, start)
+            trace, spread = _trace(xtrace, hessian, seed)
+        else:  # a Hessian of zero, which neither can take
+            eigenvalues, errors, trace, spread = torch.zeros(top), torch.zeros(top), 0.0, 0.0
     like = samples.leaves[0]
     return Sharpness(eigenvalues.to(like), errors.to(like), trace, spread, samples.size, lr, float(momentum))
 
 
-def _largest(hessian: Hessian, top: int, tol: float, seed: int) -> tuple[Tensor, Tensor]:
+def _largest(hessian: Hessian, top: int, tol: float, start: Tensor) -> tuple[Tensor, Tensor]:
     """The largest eigenvalues, descending, and the errors of their vectors."""
     linalg = require("scipy.sparse.linalg", "spectra")
     size = hessian.shape[0]
@@ -181,12 +186,11 @@ def _largest(hessian: Hessian, top: int, tol: float, seed: int) -> tuple[Tensor,
         return (hessian @ torch.from_numpy(np.asarray(v, kind)).reshape(size, -1).to(hessian.device)).cpu().numpy()
 
     matrix = linalg.LinearOperator(hessian.shape, matvec=product, matmat=product, dtype=kind)
-    start = np.random.default_rng(seed).standard_normal(size).astype(kind)
     if top >= size - 1:  # more than ARPACK can give
         values, vectors = (part.cpu().numpy().astype(kind) for part in torch.linalg.eigh(hessian.dense()))
     else:
         try:
-            values, vectors = linalg.eigsh(matrix, k=top, which="LA", v0=start, tol=tol)
+            values, vectors = linalg.eigsh(matrix, k=top, which="LA", v0=start.numpy(), tol=tol)
         except linalg.ArpackNoConvergence as error:
             raise InvalidValue(
                 f"{len(error.eigenvalues)} of {top} eigenvalues converged to tol={tol:g}: take a larger tol, or fewer"
@@ -202,6 +206,16 @@ def _trace(xtrace: Any, hessian: Hessian, seed: int) -> tuple[float, float]:
     found = []
     for repeat in range(_REPEATS):
         with seeded(mixed_seed(seed, repeat), hessian.device), torch.no_grad():
-            found.append(float(xtrace(hessian, _PRODUCTS)))
+            try:
+                found.append(float(xtrace(hessian, _PRODUCTS)))
+            except torch.linalg.LinAlgError:  # type: ignore[attr-defined]  # of a rank below its directions
+                return _trace_of_low_rank(hessian), 0.0
     sample = torch.tensor(found, dtype=torch.float64, device="cpu")
     return float(sample.mean()), float(sample.std()) / math.sqrt(_REPEATS)
+
+
+def _trace_of_low_rank(hessian: Hessian) -> float:
+    """The trace, exactly: the images of more random directions than the rank span the range."""
+    draws = torch.randn(hessian.shape[0], _PRODUCTS, dtype=hessian.dtype, device=hessian.device)
+    basis = torch.linalg.qr(hessian @ draws).Q
+    return float((basis * (hessian @ basis)).sum())

@@ -204,6 +204,17 @@ REFUSED = {
     "NaN": (lambda: (mlp_net(), F.cross_entropy, (X * torch.nan, Y)), InvalidValue, "NaN"),
     "broadcast": (lambda: (mlp_net(), F.mse_loss, (X, normal(6, 4))), InvalidValue, "loss"),
     "a loss of neither": (lambda: (mlp_net(), lambda out, z: out, (X, Y)), InvalidValue, "a loss for each sample"),
+    "a mean over the wrong axis": (
+        lambda: (nn.Linear(3, 3).double(), lambda out, z: (out - z).square().mean(0), (X, normal(6, 3))),
+        InvalidValue, "on sample 0 alone"),
+    "a loss that looks at the batch": (
+        lambda: (mlp_net(), lambda out, z: (out - out.mean(0)).square().mean(1), (X, Y)), InvalidValue, "that sample"),
+    "targets of NaN": (
+        lambda: (mlp_net(), F.mse_loss, (X, normal(6, 2).index_fill_(0, torch.tensor([4]), torch.nan))),
+        InvalidValue, "the loss of sample 4 is not finite"),
+    "parallel": (lambda: (nn.DataParallel(mlp_net()), F.cross_entropy, (X, Y)), InvalidValue, "the plain module"),
+    "a script": (
+        lambda: (torch.jit.script(mlp_net()), F.cross_entropy, (X, Y)), InvalidValue, "the plain module"),
     "a loss of nothing": (lambda: (mlp_net(), lambda out, z: z.double(), (X, Y)), InvalidValue, "does not depend"),
     "a broadcast of targets": (lambda: (mlp_net(), F.mse_loss, (X, normal(6, 1))), InvalidValue, "target size"),
     "interacting": (lambda: (_interacting(), None, X), InvalidValue, "the particles interact"),
@@ -235,3 +246,21 @@ def test_a_gradient_that_is_not_finite_is_named():
     x[3] = 0.0
     with pytest.raises(InvalidValue, match="the gradient of sample 3 is not finite"):
         list(Samples.of(net, loss, (x, torch.tensor([1.0, 1, 1, -1, 1]).double())).rows())
+
+
+def test_second_derivatives_that_are_not_finite_are_refused():
+    """(x'u)^(3/2) at zero has the slope 0 and no curvature."""
+    net = seeded(lambda: nn.Linear(2, 1, bias=False))
+    with torch.no_grad():
+        net.weight.zero_()
+    samples = Samples.of(net, lambda out, z: out[:, 0].abs() ** 1.5, (normal(5, 2), normal(5)))
+    assert bool(samples.gradient().eq(0).all())
+    with pytest.raises(InvalidValue, match="second derivatives of the loss are not finite"):
+        samples.hessian_products(normal(1, samples.size))
+
+
+def test_a_weighted_mean_of_ones_own_is_refused_also_on_data_sorted_by_class():
+    """On samples of one class it is their mean."""
+    weight = torch.tensor([1.0, 5.0]).double()
+    with pytest.raises(InvalidValue, match="expected a mean over samples"):
+        Samples.of(mlp_net(), lambda out, z: F.cross_entropy(out, z, weight), (normal(20, 3), torch.arange(20) // 10))

@@ -1,5 +1,6 @@
 """Noise scales: exact identities, intervals that cover, and what is said where nothing is known."""
 
+import itertools
 import math
 
 import pytest
@@ -30,13 +31,42 @@ def truth(u: torch.Tensor) -> tuple[float, float]:
 
 def test_groups_of_one_are_the_formulas_on_single_gradients():
     net, x, y = classifier()
-    slopes, hessian = plain_gradients(net, x, y), dense_hessian(net, x, y)
-    sigma, mean, n = torch.cov(slopes.mT), slopes.mean(0), len(x)
+    slopes, n = plain_gradients(net, x, y), len(x)
+    sigma, mean = torch.cov(slopes.mT), slopes.mean(0)
     found = noise_scale(net, F.cross_entropy, (x, y), groups=n)
     assert found.simple.noise == pytest.approx(float(sigma.trace()))
     assert found.simple.signal == pytest.approx(float(mean @ mean - sigma.trace() / n))
-    assert found.curved.noise == pytest.approx(float((hessian * sigma).sum()))
-    assert found.curved.signal == pytest.approx(float(mean @ hessian @ mean - (hessian * sigma).sum() / n))
+
+
+@pytest.mark.parametrize("groups", [10, 9])
+@pytest.mark.parametrize("kept", [None, 10])
+def test_a_gradient_meets_the_hessian_of_other_samples_alone(groups, kept):
+    """The mean of g_i' H_j g_k over all distinct groups i, j, k, by a plain loop; and of g_i' H_j g_i over i and j."""
+    net, x, y = classifier()
+    members = len(x) // groups
+    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))[: groups * members].view(groups, -1)
+    slopes = [plain_gradients(net, x[rows], y[rows]).mean(0) for rows in order]
+    used = [rows if kept is None else rows[:1] for rows in order]
+    hessians = [dense_hessian(net, x[rows], y[rows]) for rows in used]
+    apart = [slopes[i] @ hessians[j] @ slopes[k] for i, j, k in itertools.permutations(range(groups), 3)]
+    own = [slopes[j] @ hessians[k] @ slopes[j] for j, k in itertools.permutations(range(groups), 2)]
+    signal, square = (float(torch.stack(each).mean()) for each in (apart, own))
+    found = noise_scale(net, F.cross_entropy, (x, y), groups=groups, hessian_samples=kept).curved
+    assert found.signal == pytest.approx(signal)
+    assert found.noise == pytest.approx(members * (square - signal))
+
+
+@pytest.mark.slow
+def test_intervals_cover_where_curvature_is_seen_on_the_samples_of_the_gradients():
+    """Regression on normal features: G = w, H = 1, Sigma = (|w|^2 + 1) 1 + w w'. Of 100, 95 are to cover."""
+    net, covered = nn.Linear(20, 1, bias=False).double(), 0
+    with torch.no_grad():
+        net.weight.fill_(1 / math.sqrt(20))
+    for seed in range(100):
+        data = normal(320, 20, seed=seed), normal(320, 1, seed=1000 + seed)
+        found = noise_scale(net, lambda out, z: (out - z).square()[:, 0] / 2, data, groups=32).curved
+        covered += found.low <= 41 <= found.high
+    assert covered >= 89
 
 
 def test_signal_and_noise_are_without_bias_for_any_groups():
@@ -180,3 +210,21 @@ def test_settings_are_refused(settings):
     net, x, y = classifier()
     with pytest.raises(InvalidValue):
         noise_scale(net, F.cross_entropy, (x, y), **settings)
+
+
+def test_a_hook_of_a_module_is_refused_in_a_solve_that_leaves_it_as_it_is():
+    net, x, y = classifier()
+    solver = mfoc.Gradient(lambda leaves: torch.optim.SGD(leaves, lr=0.1))
+    hook = NoiseScale(net, nn.CrossEntropyLoss(), (x, y), every=1)
+    with pytest.raises(InvalidValue, match="make the hook of the problem"):
+        mfoc.solve(mfoc.from_module(net, F.cross_entropy), solver, (x, y), steps=1, hooks=[hook])
+
+
+def test_what_is_unresolved_is_drawn_as_a_bound():
+    u = torch.full((4,), 0.02, dtype=torch.float64)
+    x = normal(320, 4)
+    hook = NoiseScale(Location(u), quadratic, (x, H.expand(320, 4)))
+    found = hook.measure(0)
+    assert found.simple.status == "unresolved"
+    bound = next(line for line in hook.plot().axes[0].lines if line.get_label() == "B_simple or more")
+    assert bound.get_ydata().tolist() == [found.simple.low]

@@ -179,3 +179,16 @@ def test_half_precision_is_refused():
     net, x, y = classifier()
     with pytest.raises(InvalidValue, match="float32 at least"):
         sharpness(net.bfloat16(), F.cross_entropy, (x.bfloat16(), y))
+
+
+@pytest.mark.parametrize("rank", [0, 1, 7])
+def test_a_hessian_of_low_rank_has_its_exact_trace(curvlinops, rank):
+    """Of a linear network the Hessian is 2 x'x / n; XTrace and Lanczos stop where it has fewer directions than they."""
+    x = torch.zeros(8, 300, dtype=torch.float64)
+    x[:, :rank] = normal(8, rank)
+    net = seeded(lambda: nn.Linear(300, 1, bias=False))
+    found = sharpness(net, F.mse_loss, (x, normal(8, 1)))
+    expected = torch.linalg.eigvalsh(2 * x.mT @ x / 8)
+    assert found.value == pytest.approx(float(expected[-1]), abs=1e-12)
+    assert found.trace == pytest.approx(float(expected.sum()), abs=1e-12)
+    assert found.trace_error < 1e-12
