@@ -332,10 +332,7 @@ def test_measurements_of_another_run_are_refused(change, says):
 def test_a_measurement_reads_by_name():
     source = batches(scales(6.5))
     run(source, 5)
-    step, scale, simple, size = source.measurements[0]
-    assert (step, scale, size) == (5, 6.5, 7)
-    assert simple is None
-    assert isinstance(source.measurements[0], Measurement)
+    assert source.measurements == [Measurement(step=5, scale=6.5, simple=None, batch_size=7)]
 
 
 # ---- the door

@@ -19,7 +19,7 @@ def nearly_exact(problem, controls, particles):
 def sizes():
     source = batches(scale=nearly_exact)
     solution = run(source, 40)
-    return [solution.controls, [list(row) for row in source.measurements]]
+    return [solution.controls, source.state_dict()["measurements"]]
 
 
 def rates():
