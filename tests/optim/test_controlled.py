@@ -230,6 +230,25 @@ def test_half_precision_learns_from_averages_in_single(make):
     assert all(v.dtype is torch.float32 for state in optimiser.state.values() for v in state.values())
 
 
+def test_a_gradient_that_was_scaled_for_half_precision_is_the_same(make):
+    """And a step whose gradient overflowed is left out by the scaler itself."""
+    one, other = net_of(dtype=torch.float32), net_of(dtype=torch.float32)
+    optimiser, plain = make(one.parameters()), make(other.parameters())
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**16)
+    x = noisy((16, 5), 1)[0].float()
+    for factor in (1.0, 1.0, math.inf, 1.0):
+        optimiser.zero_grad()
+        scaler.scale(one(x).square().mean() * factor).backward()
+        scaler.step(optimiser)
+        scaler.update()
+        if factor == 1.0:
+            plain.zero_grad()
+            other(x).square().mean().backward()
+            plain.step()
+    for p, q in zip(one.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(p, q)
+
+
 def test_solve_takes_it_and_resumes_bit_for_bit(make, tmp_path):
     problem, cloud = mlp()
     solver = mfoc.Gradient(partial(make, lr=0.05))
@@ -260,6 +279,36 @@ def test_a_gradient_that_is_not_finite_moves_nothing(make):
         assert all(torch.equal(one[name], other[name]) for name in one)
 
 
+def test_a_gradient_that_cannot_be_squared_moves_nothing(make):
+    x = nn.Parameter(torch.ones(3))
+    optimiser = make([x])
+    x.grad = torch.tensor([1.0, 1e25, 1.0])  # finite, and its square is not, in single precision
+    with pytest.raises(InvalidValue, match="too large to be squared"):
+        optimiser.step()
+    assert torch.equal(x, torch.ones(3))
+    assert not optimiser.state
+
+
+def test_many_finite_elements_whose_norm_overflows_are_fine(make):
+    x = nn.Parameter(torch.zeros(1000, dtype=torch.float16))
+    optimiser = make([x], lr=1e-3)
+    x.grad = torch.full_like(x, 6e4)
+    optimiser.step()
+    assert torch.allclose(x, torch.full_like(x, -60.0))
+
+
+def test_the_state_of_another_optimiser_is_refused(make):
+    x = nn.Parameter(torch.ones(3))
+    optimiser = make([x])
+    x.grad = torch.ones(3)
+    for other in (torch.optim.Adam, CSGD if isinstance(optimiser, CMSGD) else CMSGD):
+        theirs = other([x], lr=0.1)
+        theirs.step()
+        with pytest.raises(InvalidValue, match=f"another optimiser; expected what {type(optimiser).__name__} has"):
+            optimiser.load_state_dict(theirs.state_dict())
+    assert not optimiser.state
+
+
 def test_a_sparse_gradient_is_refused_before_anything_moves(make):
     table, other = nn.Embedding(5, 2, sparse=True), nn.Parameter(torch.ones(2))
     optimiser = make([other, table.weight])
@@ -277,6 +326,8 @@ def test_nothing_and_next_to_nothing(make):
     (empty.sum() + single.square()).backward()
     optimiser.step()
     assert 0 < single.item() < 1
+    mean = optimiser.mean_control if isinstance(optimiser, CSGD) else optimiser.mean_momentum
+    assert 0 < mean() <= 1
 
 
 def test_a_coordinate_without_a_gradient_stays(make):
@@ -331,8 +382,12 @@ def test_integers_and_complex_numbers_are_no_weights(make):
 
 @pytest.mark.slow
 def test_one_compiled_kernel_gives_the_same_numbers(make):
-    one, other = net_of(), net_of()
-    plain = trained(one, make(one.parameters()), 10)
-    fused = trained(other, make(other.parameters(), fused=True), 10)
-    for x, y in zip(plain, fused, strict=True):
-        torch.testing.assert_close(x, y, rtol=1e-9, atol=1e-12)
+    """Of tensors of any dtype, in one group."""
+    noise = [noisy((3, 4), 30, 1).float(), noisy((2, 5), 30, 2), noisy((), 30, 3)]
+    slopes = [torch.tensor(a) for a in (0.5, 2.0, 8.0)]
+    weights = {
+        fused: [nn.Parameter(torch.ones(xi.shape[1:], dtype=xi.dtype)) for xi in noise] for fused in (False, True)
+    }
+    plain, found = (descended(make(w, fused=fused), w, slopes, noise)[-1] for fused, w in weights.items())
+    for x, y, rtol in zip(plain, found, (1e-4, 1e-9, 1e-9), strict=True):
+        torch.testing.assert_close(x, y, rtol=rtol, atol=rtol)
