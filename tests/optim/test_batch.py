@@ -115,7 +115,7 @@ def test_measured_by_default_the_scale_is_the_known_one():
     x, problem, reports = data(4000), bowl(), []
 
     def scale(*given):
-        reports.append(noise_scale(*given, groups=500, confidence=0.999))
+        reports.append(noise_scale(*given, groups=100, confidence=0.999))
         return reports[-1]
 
     source = AdaptiveBatch(x, problem, batch_size=20, every=3, draws=4000, scale=scale)

@@ -260,6 +260,19 @@ def test_solve_takes_it_and_resumes_bit_for_bit(make, tmp_path):
     assert equal(mfoc.tree.leaves(whole.controls), mfoc.tree.leaves(resumed.controls))
 
 
+def test_a_solve_that_blows_up_ends_with_a_status(make):
+    problem = mfoc.Problem(
+        dynamics=lambda t, x, u, z: x * u,
+        terminal_cost=lambda x, z: x.pow(4).sum(1),
+        controls=[torch.full((3,), 4.0)] * 3,
+    )
+    cloud = noisy((3,), 20).float()
+    found = mfoc.solve(problem, mfoc.Gradient(partial(make, lr=10.0)), cloud, steps=5)
+    assert found.status is mfoc.Status.NONFINITE
+    assert "the terminal cost" in found.message
+    assert math.isfinite(found.value)
+
+
 def test_a_gradient_that_is_not_finite_moves_nothing(make):
     net = net_of()
     optimiser = make(net.parameters())
