@@ -85,23 +85,25 @@ class Controlled(Optimizer):
 
         Raises:
             InvalidType: a gradient is sparse or complex.
-            InvalidValue: a gradient is not finite, or its square would not be, and ``nonfinite="raise"``. Nothing has
-                moved.
+            InvalidValue: a gradient is not finite, or its square would not be, and ``nonfinite="raise"``; a setting
+                that is controlled was changed. Nothing has moved.
         """
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
         live = [(group, [p for p in group["params"] if p.grad is not None]) for group in self.param_groups]
-        if all(_finite(weights, group["nonfinite"] == "raise") for group, weights in live):
-            for group, weights in live:
+        settings = [self._settings(group) for group in self.param_groups]  # what is refused is so before a group moves
+        finite = [_finite(weights, group["nonfinite"] == "raise") for group, weights in live]
+        if all(finite):
+            for (group, weights), own in zip(live, settings, strict=True):
                 if weights:
-                    self._follow(group, weights)
+                    self._follow(group, weights, own)
         else:
             self.skipped += 1
         return loss
 
-    def _follow(self, group: dict[str, Any], weights: list[Tensor]) -> None:
+    def _follow(self, group: dict[str, Any], weights: list[Tensor], settings: tuple[Any, ...]) -> None:
         rows = []
         for weight in weights:
             held = self._state_of(group, weight)
@@ -116,8 +118,8 @@ class Controlled(Optimizer):
         first = 2 + len(AVERAGES)
         for part in parts:
             # A number would be compiled in.
-            lr = part[2].new_tensor(group["lr"]) if group["fused"] else group["lr"]
-            move(part[0], part[1], Running(*part[2:first]), part[first:], lr, *self._settings(group))
+            lr = part[2].new_full((), group["lr"]) if group["fused"] else group["lr"]
+            move(part[0], part[1], Running(*part[2:first]), part[first:], lr, *settings)
 
     def _state_of(self, group: dict[str, Any], weight: Tensor) -> list[Tensor]:
         state = self.state[weight]

@@ -208,6 +208,21 @@ def test_a_scheduler_of_the_momentum_is_refused():
     trained(net, optimiser, 3, scheduler=cycle)
 
 
+def test_a_group_that_is_refused_stops_the_others_too(make):
+    x, y = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2))
+    optimiser = make([{"params": [x], "nonfinite": "skip"}, {"params": [y]}])
+    x.grad, y.grad = torch.full((2,), math.nan), torch.full((2,), math.nan)
+    with pytest.raises(InvalidValue, match="not finite"):
+        optimiser.step()
+    x.grad, y.grad = torch.ones(2), torch.ones(2)
+    if isinstance(optimiser, CMSGD):
+        optimiser.param_groups[1]["momentum"] = 0.5
+        with pytest.raises(InvalidValue, match="CMSGD itself controls it"):
+            optimiser.step()
+    assert torch.equal(x, torch.ones(2))
+    assert torch.equal(y, torch.ones(2))
+
+
 def test_a_closure_is_evaluated_with_gradients(make):
     net = net_of()
     optimiser = make(net.parameters())
