@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import socket
 from collections.abc import Callable
@@ -33,5 +34,9 @@ def on_ranks(path: Path, *functions: Callable[[], Any], ranks: int = 2) -> list[
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    mp.spawn(_work, (ranks, port, str(path), list(functions)), nprocs=ranks)
+    # Forked from one process that has imported what takes long, whichever test module comes first. Not from this one,
+    # which may have threads and a GPU.
+    multiprocessing.set_forkserver_preload(["torch._dynamo", "mfoc"])
+    arguments = (ranks, port, str(path), list(functions))
+    mp.start_processes(_work, arguments, nprocs=ranks, start_method="forkserver")
     return [torch.load(path / f"{rank}.pt", weights_only=True) for rank in range(ranks)]

@@ -28,6 +28,7 @@ from mfoc.problem import Controls, Problem
 from mfoc.seeding import mixed_seed
 from mfoc.solving import Iterate
 
+_LEAST = 8  # particles of which ``noise_scale`` can say anything
 Scale = Callable[[Problem, Controls, Particles], NoiseScales | float | None]
 
 
@@ -60,10 +61,11 @@ class AdaptiveBatch(Population):
         batches = AdaptiveBatch((x, y), problem, batch_size=32, every=100)
         mfoc.solve(problem, solver, batches, steps=2000, hooks=[batches.measure])
 
-    The size of the batches from step k on is decided after step k, for k = every, 2 every, ...: at most doubled, and
-    never made smaller, since the scale of a solve that converges grows, and an estimate that is by chance too small
-    should not undo it. Where the draws do not resolve the scale, what it is at least counts; where that is nothing, or
-    the loss curves down along G and there is none, the size stays.
+    The size of the batches from step k on is decided after step k, for k = every, 2 every, ...: at most doubled (all
+    particles are what follows on half of them), and never made smaller, since the scale of a solve that converges
+    grows, and an estimate that is by chance too small should not undo it. Where the draws do not resolve the scale,
+    what it is at least counts; where that is nothing, or the loss curves down along G and there is none, the size
+    stays.
 
     Given what was measured, the batch of a step is a function of the step alone. So the measurements are part of a run:
     save ``state_dict()`` before each checkpoint (a hook placed between ``measure`` and ``Checkpoint`` can), and
@@ -122,7 +124,7 @@ class AdaptiveBatch(Population):
                 "with the size of the batches; use mfoc.population(source, batch_size=...)"
             )
         check_integer(1, batch_size=batch_size, every=every)
-        check_integer(8, draws=draws)
+        check_integer(_LEAST, draws=draws)
         check_integer(batch_size, most=most, optional=True)
         check_positive(ratio=ratio)
         check_integer(0, seed=seed)
@@ -133,6 +135,8 @@ class AdaptiveBatch(Population):
         if self._source.size is None:
             raise InvalidType("source draws its particles on demand, in batches of its own; expected data")
         self.size = self._source.size
+        if self.size < _LEAST:
+            raise InvalidValue(f"there are {self.size} particles; a measurement needs {_LEAST} or more")
         if batch_size > self.size // 2:
             raise InvalidValue(
                 f"batch_size is {batch_size} of {self.size} particles; expected at most half of them to grow from, "
@@ -170,6 +174,7 @@ class AdaptiveBatch(Population):
         Raises:
             InvalidValue: measurements before this one are missing.
         """
+        check_instance(Iterate, "an mfoc.Iterate", iterate=iterate)
         if iterate.step % self._every or iterate.step < self._known:  # not due, or made already by what is resumed
             return
         if iterate.step > self._known:

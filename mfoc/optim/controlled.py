@@ -24,7 +24,8 @@ class Controlled(Optimizer):
     """An optimiser whose step is controlled coordinate by coordinate, by what it has seen of curvature and noise.
 
     Attributes:
-        skipped: steps not taken because a gradient was not finite, with ``nonfinite="skip"``.
+        skipped: steps not taken because a gradient was not finite, with ``nonfinite="skip"``, since it was made or
+            loaded.
     """
 
     _control: str  # what is controlled: the name of its average in the state
@@ -84,37 +85,41 @@ class Controlled(Optimizer):
 
         Raises:
             InvalidType: a gradient is sparse or complex.
-            InvalidValue: a gradient is not finite, and ``nonfinite="raise"``. Nothing has moved.
+            InvalidValue: a gradient is not finite, or its square would not be, and ``nonfinite="raise"``; a setting
+                that is controlled was changed. Nothing has moved.
         """
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
         live = [(group, [p for p in group["params"] if p.grad is not None]) for group in self.param_groups]
-        if all(_finite(weights, group["nonfinite"] == "raise") for group, weights in live):
-            for group, weights in live:
+        settings = [self._settings(group) for group in self.param_groups]  # what is refused is so before a group moves
+        finite = [_finite(weights, group["nonfinite"] == "raise") for group, weights in live]
+        if all(finite):
+            for (group, weights), own in zip(live, settings, strict=True):
                 if weights:
-                    self._follow(group, weights)
+                    self._follow(group, weights, own)
         else:
             self.skipped += 1
         return loss
 
-    def _follow(self, group: dict[str, Any], weights: list[Tensor]) -> None:
+    def _follow(self, group: dict[str, Any], weights: list[Tensor], settings: tuple[Any, ...]) -> None:
         rows = []
         for weight in weights:
             held = self._state_of(group, weight)
             g = _gradient(weight).to(held[0].dtype)
             rows.append([weight, g.add(weight, alpha=group["weight_decay"]) if group["weight_decay"] else g, *held])
         together = weights[0].is_cuda if group["foreach"] is None else group["foreach"]
-        move, lr, parts = self._move, group["lr"], _pieces(rows)
+        move, parts = self._move, _pieces(rows)
         if group["fused"]:
             move, parts = _compiled(move), map(_flat, rows)
-            lr = torch.tensor(lr, dtype=rows[0][2].dtype, device=weights[0].device)  # a number would be compiled in
         elif together:
             parts = iter([[Many(list(column)) for column in zip(*rows, strict=True)]])
         first = 2 + len(AVERAGES)
         for part in parts:
-            move(part[0], part[1], Running(*part[2:first]), part[first:], lr, *self._settings(group))
+            # A number would be compiled in.
+            lr = part[2].new_full((), group["lr"]) if group["fused"] else group["lr"]
+            move(part[0], part[1], Running(*part[2:first]), part[first:], lr, *settings)
 
     def _state_of(self, group: dict[str, Any], weight: Tensor) -> list[Tensor]:
         state = self.state[weight]
@@ -126,7 +131,15 @@ class Controlled(Optimizer):
         return [state[name] for name in (*AVERAGES, self._control, *self._moves)]
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As of torch; averages of half-precision weights stay in float32."""
+        """As of torch; averages of half-precision weights stay in float32.
+
+        Raises:
+            InvalidValue: it is the state of an optimiser of another class.
+        """
+        names = {*AVERAGES, self._control, *self._moves}
+        alike = all(group.keys() >= self.defaults.keys() for group in state_dict["param_groups"])
+        if not alike or any(values.keys() != names for values in state_dict["state"].values() if values):
+            raise InvalidValue(f"state_dict is of another optimiser; expected what {type(self).__name__} has saved")
         super().load_state_dict(state_dict)
         saved = [state_dict["state"].get(k, {}) for group in state_dict["param_groups"] for k in group["params"]]
         held = [weight for group in self.param_groups for weight in group["params"]]
@@ -140,9 +153,9 @@ class Controlled(Optimizer):
         for group in self.param_groups:
             for weight in group["params"]:
                 held = self.state.get(weight, {}).get(self._control)
-                mean = self._begin(group) if held is None else float(held.double().mean())
-                total, count = total + mean * weight.numel(), count + weight.numel()
-        return total / count
+                here = self._begin(group) * weight.numel() if held is None else float(held.double().sum())
+                total, count = total + here, count + weight.numel()
+        return total / count if count else math.nan
 
 
 def _gradient(weight: Tensor) -> Tensor:
@@ -158,19 +171,21 @@ def _gradient(weight: Tensor) -> Tensor:
 
 
 def _finite(weights: list[Tensor], refuse: bool) -> bool:
-    """Whether all gradients are, of tensors of any device and dtype."""
+    """Whether all gradients are, of tensors of any device and dtype, and can be squared in their averages."""
     bad = []
     for kind in {(weight.device, weight.dtype) for weight in weights}:
         same = [weight for weight in weights if (weight.device, weight.dtype) == kind]
-        # Where a norm is finite all elements are; where it is not it may be only their squares that are too large.
+        averaged = torch.float32 if kind[1] in _LOW else kind[1]
+        most = 0.1 * math.sqrt(torch.finfo(averaged).max)  # so that the squares of differences are finite too
+        # Where a norm is below that all elements are; where it is not it may be only that there are many.
         norms = torch.stack(torch._foreach_norm([_gradient(weight) for weight in same])).tolist()
-        doubtful = [weight for weight, norm in zip(same, norms, strict=True) if not math.isfinite(norm)]
-        bad += [weight for weight in doubtful if not _gradient(weight).isfinite().all()]
+        doubtful = [weight for weight, norm in zip(same, norms, strict=True) if not norm <= most]
+        bad += [weight for weight in doubtful if not (_gradient(weight).abs() <= most).all()]
     if bad and refuse:
         shapes = ", ".join(str(tuple(weight.shape)) for weight in bad[:3])
         raise InvalidValue(
-            f"the gradient of {len(bad)} of {len(weights)} tensors is not finite (shape {shapes}); nothing has moved. "
-            'Lower lr, clip the gradients, or pass nonfinite="skip" to leave such steps out'
+            f"the gradient of {len(bad)} of {len(weights)} tensors is not finite (shape {shapes}), or too large to be "
+            'squared; nothing has moved. Lower lr, clip the gradients, or pass nonfinite="skip" to leave such steps out'
         )
     return not bad
 

@@ -9,8 +9,17 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from mfoc.checks import check_between, check_callable, check_instance, check_integer, check_positive, kind_of
+from mfoc.checks import (
+    check_between,
+    check_callable,
+    check_instance,
+    check_integer,
+    check_non_negative,
+    check_positive,
+    kind_of,
+)
 from mfoc.derivatives import gradients, once_differentiable
 from mfoc.distributed import expectation
 from mfoc.errors import InvalidType, InvalidValue
@@ -18,6 +27,7 @@ from mfoc.errors import InvalidType, InvalidValue
 logger = logging.getLogger(__name__)
 
 _ENOUGH = 0.1  # of the fall of the loss to first order, which a step must reach (Armijo 1966)
+_ROUNDING = 4.0  # ulps of the loss, by which two evaluations may differ at the same place
 _HALVINGS = 30  # of the very first step, whose rate nothing is known about
 
 
@@ -27,8 +37,8 @@ class LearningRateControl:
     Along the optimiser's direction d, the rate that lowers the expected loss most in one step is E[g.d] / E|d'Hd|, g
     and H the gradient and the Hessian on data that d was not made from. It is measured every few steps, on one fresh
     batch with one Hessian-vector product, and both expectations are averages over the past. The rate is halved where
-    the loss of the fresh batch does not fall by a tenth of what it would to first order. From the second measurement
-    on it changes by ``growth`` at most at a time.
+    the loss of the fresh batch does not fall by a tenth of what it would to first order, as far as its dtype resolves
+    that. From the second measurement on it changes by ``growth`` at most at a time.
 
         control = LearningRateControl(torch.optim.Adam(net.parameters()))
         for (x, y), (x2, y2) in pairs_of_batches:
@@ -84,12 +94,16 @@ class LearningRateControl:
 
         Args:
             fresh: the loss on a batch that ``.grad`` was not made from, a scalar with a graph. When a measurement is
-                due it is called a few times, for the same batch each time; else not at all.
+                due it is called a few times, for the same batch each time; else not at all. Batch-norm in training
+                mode counts the batch at every call; the noise of dropout makes for some more halvings.
 
         Raises:
-            InvalidType, InvalidValue: it returns no such loss, or one without second derivatives.
+            InvalidType, InvalidValue: it returns no such loss, or one without second derivatives. InvalidValue too
+                where the optimiser has other groups than it had, or a rate of theirs was set by something else;
+                nothing has moved then.
         """
         check_callable("a function that returns the loss on a fresh batch", fresh=fresh)
+        self._alone()
         if self._steps % self._every:
             self.optimizer.step()
         else:
@@ -112,12 +126,18 @@ class LearningRateControl:
         check_instance(Mapping, "what state_dict() returned", state_dict=state_dict)
         if state_dict.keys() != self.state_dict().keys() or len(state_dict["base"]) != len(self._base):
             raise InvalidValue(f"state_dict holds {sorted(state_dict)}; expected that of a control of as many groups")
+        check_integer(0, steps=state_dict["steps"])
+        check_non_negative(curvature=state_dict["curvature"])
+        for rate in (state_dict["scale"], *state_dict["base"]):
+            check_positive(rate=rate)
         self._steps, self._base = state_dict["steps"], list(state_dict["base"])
         self._descent, self._curvature = state_dict["descent"], state_dict["curvature"]
         self._set(state_dict["scale"])
 
     def _controlled(self, fresh: Callable[[], Tensor]) -> None:
         parameters = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
+        if not parameters:
+            return self.optimizer.step()
         before = [p.detach().clone() for p in parameters]
         self.optimizer.step()
         moves = [old - p.detach() for old, p in zip(before, parameters, strict=True)]
@@ -130,20 +150,21 @@ class LearningRateControl:
 
         try:
             go(0.0)
-            loss, descent, curvature = _measured(fresh, parameters, moves)
-            if math.isfinite(loss) and math.isfinite(descent) and math.isfinite(curvature):
-                wanted, least = self._wanted(descent, curvature)
-                factor = wanted / self._scale
+            with sdpa_kernel(SDPBackend.MATH):  # the other kernels of attention have no second derivatives
+                loss, slack, descent, curvature = _measured(fresh, parameters, moves)
+                if math.isfinite(loss) and math.isfinite(descent) and math.isfinite(curvature):
+                    wanted, least = self._wanted(descent, curvature)
+                    factor = wanted / self._scale
 
-                def falls(share: float) -> bool:
-                    go(share)
-                    with torch.no_grad():
-                        return _agreed([_loss(fresh)])[0] <= loss - _ENOUGH * share * descent
+                    def falls(share: float) -> bool:
+                        go(share)
+                        with torch.no_grad():
+                            return _agreed([_loss(fresh)])[0] <= loss + slack - _ENOUGH * share * descent
 
-                for _ in range(_HALVINGS):
-                    if descent <= 0 or factor <= least or falls(factor):
-                        break
-                    factor = max(factor / 2, least)
+                    for _ in range(_HALVINGS):
+                        if descent <= 0 or factor <= least or falls(factor):
+                            break
+                        factor = max(factor / 2, least)
         except BaseException:  # the optimiser has taken its step: so have the parameters
             go(1.0)
             raise
@@ -163,6 +184,21 @@ class LearningRateControl:
             return wanted, 0.0
         return min(max(wanted, self._scale / self._growth), self._scale * self._growth), 1 / self._growth
 
+    def _alone(self) -> None:
+        """Refuses groups that were added since, and rates that something else has set."""
+        rates = [group["lr"] for group in self.optimizer.param_groups]
+        if len(rates) != len(self._base):
+            raise InvalidValue(
+                f"the optimiser has {len(rates)} groups of parameters, and had {len(self._base)}; make a new "
+                "LearningRateControl after add_param_group"
+            )
+        own = [lr * self._scale for lr in self._base]
+        if rates != own:
+            raise InvalidValue(
+                f"the rates of the optimiser are {rates}, and LearningRateControl had set {own}; use no scheduler "
+                "beside it, and load the states of both to resume a run"
+            )
+
     def _set(self, scale: float) -> None:
         self._scale = scale
         for group, lr in zip(self.optimizer.param_groups, self._base, strict=True):
@@ -170,7 +206,7 @@ class LearningRateControl:
 
 
 def _measured(fresh: Callable[[], Tensor], parameters: Sequence[Tensor], moves: Sequence[Tensor]) -> list[float]:
-    """The loss, its slope along the moves (which are subtracted), and its second derivative along them."""
+    """The loss and what it is rounded by, its slope along the moves (which are subtracted) and second derivative."""
     with torch.enable_grad():
         loss = _loss(fresh)
         marked = once_differentiable(loss)
@@ -181,7 +217,8 @@ def _measured(fresh: Callable[[], Tensor], parameters: Sequence[Tensor], moves: 
         slopes = gradients(loss, parameters, create_graph=True)
         descent = _dot(slopes, moves)
         curvature = _dot(gradients(descent, parameters), moves)
-    return _agreed([loss, descent, curvature])
+    coarsest = max(torch.finfo(t.dtype).eps for t in (loss, *parameters))
+    return _agreed([loss, _ROUNDING * coarsest * loss.abs(), descent, curvature])
 
 
 def _dot(left: Sequence[Tensor], right: Sequence[Tensor]) -> Tensor:

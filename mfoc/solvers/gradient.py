@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any, TypeVar
@@ -135,11 +136,16 @@ class Gradient:
         value, slopes = closure()
         writes = state["writes_gradients"]
         gradient = tree.rebuild(controls, [slope.clone() for slope in slopes] if writes else slopes)
+        info = Info(value, gradient)
         pending = [value]  # what was just evaluated is the first answer an optimiser gets
-        optimizer.step(lambda: pending.pop() if pending else closure()[0])  # type: ignore[arg-type, return-value]
+        try:
+            optimizer.step(lambda: pending.pop() if pending else closure()[0])  # type: ignore[arg-type, return-value]
+        except InvalidValue:  # CSGD refuses what is not finite; the solve stops there, and says where it came from
+            if math.isfinite(value) and math.isfinite(info.residual):
+                raise
         moved = tree.rebuild(controls, [p.detach() for p in parameters])
         after = {**_capture(optimizer), "writes_gradients": writes, "steps": state["steps"] + 1}
-        return moved, after, Info(value, gradient)
+        return moved, after, info
 
     def _factor(self, step: int) -> float:
         assert self.lr_schedule is not None

@@ -84,6 +84,7 @@ def test_the_size_is_the_noise_scale_at_most_doubled_and_never_less():
         ([math.inf, math.inf, math.inf], {"most": 13}, [8, 13, 13]),
         ([1e4] * 8, {}, [8, 16, 32, 64, 128, 400, 400, 400]),
         ([1e4] * 8, {"most": 300}, [8, 16, 32, 64, 128, 200, 200, 200]),
+        ([201, 3], {"batch_size": 101}, [400, 400]),
         ([1e4] * 3, {"most": 4}, [4, 4, 4]),
         ([1e4] * 3, {"most": 10**6, "batch_size": 200}, [400, 400, 400]),
     ],
@@ -95,6 +96,7 @@ def test_the_size_is_the_noise_scale_at_most_doubled_and_never_less():
         "most",
         "all",
         "most above half",
+        "all from below half",
         "most is first",
         "from half",
     ],
@@ -113,7 +115,7 @@ def test_measured_by_default_the_scale_is_the_known_one():
     x, problem, reports = data(4000), bowl(), []
 
     def scale(*given):
-        reports.append(noise_scale(*given, groups=500, confidence=0.999))
+        reports.append(noise_scale(*given, groups=100, confidence=0.999))
         return reports[-1]
 
     source = AdaptiveBatch(x, problem, batch_size=20, every=3, draws=4000, scale=scale)
@@ -332,10 +334,7 @@ def test_measurements_of_another_run_are_refused(change, says):
 def test_a_measurement_reads_by_name():
     source = batches(scales(6.5))
     run(source, 5)
-    step, scale, simple, size = source.measurements[0]
-    assert (step, scale, size) == (5, 6.5, 7)
-    assert simple is None
-    assert isinstance(source.measurements[0], Measurement)
+    assert source.measurements == [Measurement(step=5, scale=6.5, simple=None, batch_size=7)]
 
 
 # ---- the door
@@ -363,7 +362,7 @@ def a_network():
         ({"shuffle": 1}, InvalidType, "shuffle is 1"),
         ({"seed": -1}, InvalidValue, "seed is -1"),
         ({"source": lambda n: mfoc.Particles(data())}, InvalidType, "on demand"),
-        ({"source": data(1)}, InvalidValue, "of 1 particles"),
+        ({"source": data(7)}, InvalidValue, "there are 7 particles; a measurement needs 8 or more"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
 )
@@ -376,6 +375,11 @@ def test_batches_that_are_populations_of_their_own_are_refused():
     problem, cloud = a_network()
     with pytest.raises(InvalidValue, match="its J changes with the size"):
         AdaptiveBatch(cloud, problem, batch_size=4)
+
+
+def test_what_is_measured_is_an_iterate():
+    with pytest.raises(InvalidType, match=r"iterate is an int; expected an mfoc\.Iterate"):
+        batches().measure(5)
 
 
 def test_what_measures_returns_a_number():

@@ -208,6 +208,21 @@ def test_a_scheduler_of_the_momentum_is_refused():
     trained(net, optimiser, 3, scheduler=cycle)
 
 
+def test_a_group_that_is_refused_stops_the_others_too(make):
+    x, y = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2))
+    optimiser = make([{"params": [x], "nonfinite": "skip"}, {"params": [y]}])
+    x.grad, y.grad = torch.full((2,), math.nan), torch.full((2,), math.nan)
+    with pytest.raises(InvalidValue, match="not finite"):
+        optimiser.step()
+    x.grad, y.grad = torch.ones(2), torch.ones(2)
+    if isinstance(optimiser, CMSGD):
+        optimiser.param_groups[1]["momentum"] = 0.5
+        with pytest.raises(InvalidValue, match="CMSGD itself controls it"):
+            optimiser.step()
+    assert torch.equal(x, torch.ones(2))
+    assert torch.equal(y, torch.ones(2))
+
+
 def test_a_closure_is_evaluated_with_gradients(make):
     net = net_of()
     optimiser = make(net.parameters())
@@ -230,6 +245,25 @@ def test_half_precision_learns_from_averages_in_single(make):
     assert all(v.dtype is torch.float32 for state in optimiser.state.values() for v in state.values())
 
 
+def test_a_gradient_that_was_scaled_for_half_precision_is_the_same(make):
+    """And a step whose gradient overflowed is left out by the scaler itself."""
+    one, other = net_of(dtype=torch.float32), net_of(dtype=torch.float32)
+    optimiser, plain = make(one.parameters()), make(other.parameters())
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**16)
+    x = noisy((16, 5), 1)[0].float()
+    for factor in (1.0, 1.0, math.inf, 1.0):
+        optimiser.zero_grad()
+        scaler.scale(one(x).square().mean() * factor).backward()
+        scaler.step(optimiser)
+        scaler.update()
+        if factor == 1.0:
+            plain.zero_grad()
+            other(x).square().mean().backward()
+            plain.step()
+    for p, q in zip(one.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(p, q)
+
+
 def test_solve_takes_it_and_resumes_bit_for_bit(make, tmp_path):
     problem, cloud = mlp()
     solver = mfoc.Gradient(partial(make, lr=0.05))
@@ -239,6 +273,19 @@ def test_solve_takes_it_and_resumes_bit_for_bit(make, tmp_path):
     mfoc.solve(problem, solver, population, steps=4, hooks=[mfoc.hooks.Checkpoint(saved)])
     resumed = mfoc.solve(problem, solver, population, steps=9, start=mfoc.hooks.load(saved))
     assert equal(mfoc.tree.leaves(whole.controls), mfoc.tree.leaves(resumed.controls))
+
+
+def test_a_solve_that_blows_up_ends_with_a_status(make):
+    problem = mfoc.Problem(
+        dynamics=lambda t, x, u, z: x * u,
+        terminal_cost=lambda x, z: x.pow(4).sum(1),
+        controls=[torch.full((3,), 4.0)] * 3,
+    )
+    cloud = noisy((3,), 20).float()
+    found = mfoc.solve(problem, mfoc.Gradient(partial(make, lr=10.0)), cloud, steps=5)
+    assert found.status is mfoc.Status.NONFINITE
+    assert "the terminal cost" in found.message
+    assert math.isfinite(found.value)
 
 
 def test_a_gradient_that_is_not_finite_moves_nothing(make):
@@ -260,6 +307,36 @@ def test_a_gradient_that_is_not_finite_moves_nothing(make):
         assert all(torch.equal(one[name], other[name]) for name in one)
 
 
+def test_a_gradient_that_cannot_be_squared_moves_nothing(make):
+    x = nn.Parameter(torch.ones(3))
+    optimiser = make([x])
+    x.grad = torch.tensor([1.0, 1e25, 1.0])  # finite, and its square is not, in single precision
+    with pytest.raises(InvalidValue, match="too large to be squared"):
+        optimiser.step()
+    assert torch.equal(x, torch.ones(3))
+    assert not optimiser.state
+
+
+def test_many_finite_elements_whose_norm_overflows_are_fine(make):
+    x = nn.Parameter(torch.zeros(1000, dtype=torch.float16))
+    optimiser = make([x], lr=1e-3)
+    x.grad = torch.full_like(x, 6e4)
+    optimiser.step()
+    assert torch.allclose(x, torch.full_like(x, -60.0))
+
+
+def test_the_state_of_another_optimiser_is_refused(make):
+    x = nn.Parameter(torch.ones(3))
+    optimiser = make([x])
+    x.grad = torch.ones(3)
+    for other in (torch.optim.Adam, CSGD if isinstance(optimiser, CMSGD) else CMSGD):
+        theirs = other([x], lr=0.1)
+        theirs.step()
+        with pytest.raises(InvalidValue, match=f"another optimiser; expected what {type(optimiser).__name__} has"):
+            optimiser.load_state_dict(theirs.state_dict())
+    assert not optimiser.state
+
+
 def test_a_sparse_gradient_is_refused_before_anything_moves(make):
     table, other = nn.Embedding(5, 2, sparse=True), nn.Parameter(torch.ones(2))
     optimiser = make([other, table.weight])
@@ -277,6 +354,8 @@ def test_nothing_and_next_to_nothing(make):
     (empty.sum() + single.square()).backward()
     optimiser.step()
     assert 0 < single.item() < 1
+    mean = optimiser.mean_control if isinstance(optimiser, CSGD) else optimiser.mean_momentum
+    assert 0 < mean() <= 1
 
 
 def test_a_coordinate_without_a_gradient_stays(make):
@@ -331,8 +410,12 @@ def test_integers_and_complex_numbers_are_no_weights(make):
 
 @pytest.mark.slow
 def test_one_compiled_kernel_gives_the_same_numbers(make):
-    one, other = net_of(), net_of()
-    plain = trained(one, make(one.parameters()), 10)
-    fused = trained(other, make(other.parameters(), fused=True), 10)
-    for x, y in zip(plain, fused, strict=True):
-        torch.testing.assert_close(x, y, rtol=1e-9, atol=1e-12)
+    """Of tensors of any dtype, in one group."""
+    noise = [noisy((3, 4), 30, 1).float(), noisy((2, 5), 30, 2), noisy((), 30, 3)]
+    slopes = [torch.tensor(a) for a in (0.5, 2.0, 8.0)]
+    weights = {
+        fused: [nn.Parameter(torch.ones(xi.shape[1:], dtype=xi.dtype)) for xi in noise] for fused in (False, True)
+    }
+    plain, found = (descended(make(w, fused=fused), w, slopes, noise)[-1] for fused, w in weights.items())
+    for x, y, rtol in zip(plain, found, (1e-4, 1e-9, 1e-9), strict=True):
+        torch.testing.assert_close(x, y, rtol=rtol, atol=rtol)

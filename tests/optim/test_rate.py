@@ -7,7 +7,6 @@ from itertools import pairwise
 
 import pytest
 import torch
-from sklearn.datasets import load_digits
 from torch import nn
 
 from mfoc.errors import InvalidType, InvalidValue
@@ -123,6 +122,15 @@ def test_where_the_average_descent_is_negative_the_rate_stays():
         assert control.lr == 0.25
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_at_the_minimum_the_rate_is_not_halved_for_the_rounding_of_the_loss(dtype):
+    x, curvature = start().detach().to(dtype).requires_grad_(), H.diag().to(dtype)
+    control = LearningRateControl(torch.optim.Adam([x], lr=0.01), every=1)
+    descend(control, x, lambda x: (x * curvature * x).sum() / 2 + 1000, 300)
+    assert control.lr > 0.1
+    assert float(x.detach().norm()) < 1e-5
+
+
 def test_at_a_saddle_the_size_of_the_curvature_counts():
     x = start(1.0)
     control = LearningRateControl(torch.optim.SGD([x], lr=1e-3))
@@ -160,6 +168,8 @@ def test_rates_of_groups_keep_their_ratio():
 
 def accuracy(lr, seed):
     """Of a network for handwritten digits, after 600 steps of Adam, in per cent."""
+    from sklearn.datasets import load_digits  # slow to import, and test_ranks imports this module in each process
+
     images, labels = load_digits(return_X_y=True)
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
     x, y = torch.tensor(images, dtype=torch.float32)[order] / 16, torch.tensor(labels)[order]
@@ -215,6 +225,47 @@ def test_a_resumed_run_is_the_uninterrupted_one(tmp_path):
         second.load_state_dict(saved[0])
         assert second.state_dict() == first.state_dict()
         assert torch.equal(descend(second, x, bowl, 20 - cut)[-1], expected[-1])
+
+
+def test_without_gradients_nothing_happens():
+    x = start()
+    control = LearningRateControl(torch.optim.Adam([x], lr=0.01))
+    control.step(lambda: bowl(x))
+    assert torch.equal(x, start())
+    assert control.lr == 0.01
+
+
+def test_attention_is_differentiated_twice():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True).double()
+    control = LearningRateControl(torch.optim.Adam(layer.parameters(), lr=1e-9))
+    x = torch.randn(3, 4, 8, generator=torch.Generator().manual_seed(0), dtype=D)
+    loss = lambda: (layer(x) - 1).square().mean()  # noqa: E731
+    before = loss()
+    before.backward()
+    control.step(loss)
+    assert control.lr > 1e-4
+    assert loss() < before
+
+
+def test_what_else_sets_a_rate_is_refused_before_anything_moves():
+    x, y = start(), start()
+    control = LearningRateControl(torch.optim.Adam([x], lr=0.01), every=3)
+    schedule = torch.optim.lr_scheduler.ExponentialLR(control.optimizer, 0.5)
+    descend(control, x, bowl, 1)
+    schedule.step()
+    at = x.detach().clone()
+    with pytest.raises(InvalidValue, match="use no scheduler beside it"):
+        control.step(lambda: bowl(x))
+    assert torch.equal(x, at)
+
+    control = LearningRateControl(torch.optim.Adam([y], lr=0.01))
+    control.optimizer.add_param_group({"params": [x]})
+    y.grad = H @ y.detach()
+    with pytest.raises(InvalidValue, match="has 2 groups of parameters, and had 1"):
+        control.step(lambda: bowl(y))
+    assert torch.equal(y, start())
 
 
 def test_a_loss_that_is_not_finite_changes_no_rate():
@@ -296,3 +347,7 @@ def test_a_state_of_something_else_is_refused():
     for wrong in ({}, control.state_dict() | {"base": [1.0, 2.0]}, control.optimizer.state_dict()):
         with pytest.raises(InvalidValue, match="a control of as many groups"):
             control.load_state_dict(wrong)
+    for wrong in ({"scale": math.nan}, {"scale": "1"}, {"base": [0.0]}, {"steps": 0.5}, {"curvature": -1.0}):
+        with pytest.raises((InvalidType, InvalidValue), match="expected a"):
+            control.load_state_dict(control.state_dict() | wrong)
+    assert control.lr == 0.1
