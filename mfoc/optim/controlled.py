@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from mfoc.checks import check_choice, check_flag, check_non_negative, check_positive
-from mfoc.errors import InvalidType, InvalidValue
+from mfoc.errors import InvalidType, InvalidValue, MissingExtra
 from mfoc.optim.many import Many
 from mfoc.optim.running import AVERAGES, Running, begun
 
@@ -193,7 +193,20 @@ def _finite(weights: list[Tensor], refuse: bool) -> bool:
 @functools.cache
 def _compiled(move: Callable[..., None]) -> Callable[..., None]:
     """One kernel for tensors of any size."""
-    return torch.compile(move, dynamic=True)
+    from torch._dynamo.exc import TorchDynamoException
+
+    kernel = torch.compile(move, dynamic=True)
+
+    def run(*arguments: Any) -> None:
+        try:
+            kernel(*arguments)
+        except TorchDynamoException as error:
+            reason = str(error).splitlines()[0]
+            raise MissingExtra(
+                f"fused=True needs torch.compile, which failed: {reason}. Install a C++ compiler, or leave fused out"
+            ) from error
+
+    return run
 
 
 def _flat(row: list[Tensor]) -> list[Tensor]:

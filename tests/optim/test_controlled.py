@@ -419,3 +419,21 @@ def test_one_compiled_kernel_gives_the_same_numbers(make):
     plain, found = (descended(make(w, fused=fused), w, slopes, noise)[-1] for fused, w in weights.items())
     for x, y, rtol in zip(plain, found, (1e-4, 1e-9, 1e-9), strict=True):
         torch.testing.assert_close(x, y, rtol=rtol, atol=rtol)
+
+
+def test_no_compiler_is_said_and_moves_nothing(make, monkeypatch):
+    from torch._dynamo.exc import TorchDynamoException
+
+    def broken(*arguments):
+        raise TorchDynamoException("InvalidCxxCompiler: no compiler\nSet TORCHDYNAMO_VERBOSE=1")
+
+    monkeypatch.setattr(torch, "compile", lambda move, dynamic: broken)
+    controlled._compiled.cache_clear()
+    try:
+        x = nn.Parameter(torch.ones(3))
+        x.grad = torch.ones(3)
+        with pytest.raises(mfoc.MissingExtra, match=r"no compiler\. Install a C\+\+ compiler, or leave fused out"):
+            make([x], fused=True).step()
+        assert torch.equal(x, torch.ones(3))
+    finally:
+        controlled._compiled.cache_clear()
