@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 
-from mfoc.analysis.noise.annealing import optimal_annealing
+from mfoc.analysis.noise.theory.annealing import optimal_annealing
 from mfoc.checks import check_instance, check_integer
 
 

@@ -7,7 +7,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from mfoc.analysis.noise.annealing import optimal_annealing
+from mfoc.analysis.noise.theory.annealing import optimal_annealing
 from mfoc.errors import InvalidType, InvalidValue
 from mfoc.optim import OptimalAnnealing
 

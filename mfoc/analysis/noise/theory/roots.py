@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from mfoc.analysis.noise.quantities import (
+from mfoc.analysis.noise.theory.quantities import (
     as_matrices,
     as_tensors,
     check_eigenvalues_known,

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mfoc.analysis.noise.quantities import as_tensors
+from mfoc.analysis.noise.theory.quantities import as_tensors
 from mfoc.analysis.quadrature import legendre
 from mfoc.checks import check_callable, check_positive
 from mfoc.errors import InvalidType, InvalidValue

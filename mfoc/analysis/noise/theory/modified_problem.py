@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mfoc import tree
-from mfoc.analysis.noise.modified import ModifiedEquation, modified_equation
+from mfoc.analysis.noise.theory.modified import ModifiedEquation, modified_equation
 from mfoc.checks import check_instance, check_integer
 from mfoc.errors import InvalidValue
 from mfoc.interacting import coupling

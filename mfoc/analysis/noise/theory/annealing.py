@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from mfoc.analysis.noise.quantities import as_broadcast, as_given, as_tensors
+from mfoc.analysis.noise.theory.quantities import as_broadcast, as_given, as_tensors
 from mfoc.checks import check_non_negative, check_positive
 from mfoc.errors import InvalidType, InvalidValue
 from mfoc.figures import COLORS, INK, new_axes

@@ -31,8 +31,8 @@ import torch
 from torch import Tensor
 
 from mfoc import schemes
-from mfoc.analysis.noise.quantities import as_tensors
-from mfoc.analysis.noise.roots import Field, root_of
+from mfoc.analysis.noise.theory.quantities import as_tensors
+from mfoc.analysis.noise.theory.roots import Field, root_of
 from mfoc.checks import check_callable, check_instance, check_integer, check_positive, kind_of
 from mfoc.errors import InvalidType, InvalidValue
 from mfoc.particles import Particles

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mfoc.analysis.noise.first_passage import Potential, check_points, evaluate, mean_first_passage_time
+from mfoc.analysis.noise.theory.first_passage import Potential, check_points, evaluate, mean_first_passage_time
 from mfoc.checks import check_callable, check_positive
 from mfoc.derivatives import gradients
 from mfoc.errors import InvalidValue

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mfoc.analysis.noise.quantities import as_matrices, check_semidefinite
+from mfoc.analysis.noise.theory.quantities import as_matrices, check_semidefinite
 from mfoc.checks import check_integer, check_non_negative, check_positive
 
 

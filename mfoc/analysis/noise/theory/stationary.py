@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from mfoc.analysis.noise.quantities import (
+from mfoc.analysis.noise.theory.quantities import (
     as_broadcast,
     as_given,
     as_matrices,
