@@ -151,7 +151,8 @@ def accuracy(make, **kind):
 
 # %% [markdown]
 # First an honest result. CSGD caps the rate near the inverse curvature. At every rate at which this network trains the
-# cap is not reached, u stays at 1, and CSGD **is** SGD: it does not spare one the choice of lr.
+# cap is not reached: u stays at 1, or soon comes to it from any u0, and CSGD **is** SGD. It does not spare one the
+# choice of lr.
 
 # %%
 for lr in (0.01, 0.1, 1.0):
@@ -159,6 +160,8 @@ for lr in (0.01, 0.1, 1.0):
     found, optimiser = trained(functools.partial(CSGD, lr=lr), 0)
     controlled = accuracy(functools.partial(CSGD, lr=lr))
     print(f"lr {lr:5g}: SGD {plain:.1f} %, CSGD {controlled:.1f} %; mean u {optimiser.mean_control():.3f}")
+begun = [accuracy(functools.partial(CSGD, lr=0.1, u0=u0)) for u0 in (0.01, 0.1, 1.0)]
+print("CSGD at lr 0.1, from u0 = 0.01, 0.1 and 1: " + ", ".join(f"{value:.1f} %" for value in begun))
 
 # %% [markdown]
 # The momentum is another matter. With SGD a momentum of 0.999 ruins what 0.9 does well. CMSGD forgets the one that it
