@@ -181,6 +181,7 @@ print(f"mean momentum at the end, begun at 0.999: {optimiser.mean_momentum():.3f
 # %% [markdown]
 # Now four decades of learning rates, and the rivals of one who does not want to tune: Adam, Adam with a cosine, and
 # Prodigy and schedule-free Adam where they are installed (`pip install --no-deps prodigyopt schedulefree`).
+# Prodigy's rate is a factor of the one that it finds, and meant to be 1.
 
 # %%
 rates = (1e-4, 1e-2, 1.0) if SMOKE else (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0)
@@ -219,7 +220,8 @@ for index, (name, row) in enumerate(of_rate.items()):
     )
 left.set(xscale="log", yscale="log", xlabel="learning rate that one begins with", ylabel="test error, %")
 left.set_title("Four decades of learning rates")
-left.legend(frameon=False, fontsize=8)
+left.set_ylim(0.25, 130)
+left.legend(frameon=False, fontsize=8, loc="lower center", ncols=2)
 for name, index in (("SGD", 0), ("CMSGD", 1)):
     right.plot(
         range(len(momenta)), [100 - value for value in of_momentum[name]], **style(index), marker="o", label=name
