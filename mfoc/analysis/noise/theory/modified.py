@@ -224,7 +224,8 @@ def modified_equation(
 
     At a fixed time the second order is the better one. In the long run it is not: on a quadratic with curvature a the
     stationary variance is eta Sigma / (2 a - eta a^2) for SGD, eta Sigma / (2 a) at order 1, and eta Sigma / (2 a +
-    eta a^2) at order 2, which errs twice as much: no theorem is about times beyond 1 / eta.
+    eta a^2) at order 2, which errs twice as much: no theorem is about times beyond 1 / eta. With momentum both orders
+    have the variance eta Sigma / (2 a (1 - m)).
 
     Args:
         gradient: ``gradient(x) -> [N, d]`` of the mean loss for weights x ``[N, d]``, row by row. Order 2 takes its
