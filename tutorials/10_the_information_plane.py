@@ -127,7 +127,7 @@ def bins_of(name, count):
 hidden = ["1", "3", "5"]
 planes = [information_plane(n, signs, classes, estimator=bins_of("Tanh", 30), layers=hidden) for n in nets["Tanh"]]
 print(planes[-1])
-planes[0].figure(*planes[1:], title="A tanh network in training, 30 bins").savefig(FIGURES / "10_plane.png")
+planes[0].plot(*planes[1:], title="A tanh network in training, 30 bins").savefig(FIGURES / "10_plane.png")
 
 # %% [markdown]
 # Here is the plane that started the discussion: 1 is the first hidden layer, which tells (almost) all inputs apart at
@@ -237,7 +237,7 @@ for trade_off in (1.05, 6.0) if SMOKE else (1.05, 1.3, 2.0, 3.5, 6.0, 12.0, 30.0
         + ", ".join(f"{name} {own:.4f} (bound {bound:.4f}, optimum {least:.4f})" for name, own, bound, least in told)
     )
 
-figure = optimum.figure()
+figure = optimum.plot()
 axis = figure.axes[0]
 axis.plot(*zip(*found.values(), strict=True), "x", color=COLORS[2], markersize=9, markeredgewidth=2, label="solved")
 axis.set_title("The variational bottleneck finds the optimum")

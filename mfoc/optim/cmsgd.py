@@ -72,7 +72,7 @@ class CMSGD(Controlled):
         if group["momentum"] != group["began"]:
             raise InvalidValue(
                 f"momentum of a group went from {group['began']} to {group['momentum']}, and CMSGD itself controls it; "
-                "leave it where it begins: OneCycleLR(..., cycle_momentum=False)"
+                "leave it where it begins: OneCycleLR or CyclicLR(..., cycle_momentum=False)"
             )
         return ()
 

@@ -103,7 +103,7 @@ class GaussianBottleneck:
             raise InvalidValue("betas holds numbers that are not positive and finite")
         return _informations(self.eigenvalues, 1 / self.critical_betas, betas.to(self.eigenvalues))
 
-    def figure(self, points: int = 200) -> Any:
+    def plot(self, points: int = 200) -> Any:
         """The information curve, what is possible below it, and this place on it: a ``matplotlib.figure.Figure``."""
         check_integer(2, points=points)
         figure, (axis,) = new_axes(6.4, 4.2)

@@ -81,7 +81,7 @@ class InformationPlane:
             for layer in self.layers
         ]
 
-    def figure(self, *later: InformationPlane, title: str | None = None) -> Any:
+    def plot(self, *later: InformationPlane, title: str | None = None) -> Any:
         """The plane, with the paths of the layers through the planes of later moments of a training.
 
         A marker is the middle of the bounds, a cross (at the last moment) spans them. An open marker is where a path
@@ -140,7 +140,7 @@ def information_plane(
             hold no others), and the output.
 
     Returns:
-        A table of the layers. Take one at several moments of a training, and draw ``planes[0].figure(*planes[1:])``.
+        A table of the layers. Take one at several moments of a training, and draw ``planes[0].plot(*planes[1:])``.
 
     Raises:
         InvalidType: no module, no tensors, continuous labels, no estimator.

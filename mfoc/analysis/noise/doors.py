@@ -161,7 +161,7 @@ def _alone(loss: Any, out: Tensor, z: Any, mean: Tensor, given: str) -> Callable
         rows = [tree.map(lambda leaf: leaf[i : i + 1], z) if z is not None else None for i in range(len(out))]  # noqa: B023
         return torch.stack([loss(out[i : i + 1], row).reshape(()) for i, row in enumerate(rows)])
 
-    apart = _tried(each, out, z, given).mean()
+    apart = _tried(each, out, z, f"{given}, sample by sample").mean()
     if not torch.isclose(apart, mean, rtol=torch.finfo(out.dtype).eps ** 0.5):
         raise InvalidValue(
             f"loss is {float(mean):.6g} on {given}, and the mean over the samples one by one {float(apart):.6g}; "

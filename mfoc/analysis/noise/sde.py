@@ -100,7 +100,7 @@ class ValidSDE:
         if self.standing == "not valid":
             return f"{at} is not what its SDE says: {gap}"
         width = 100 * float((self.high - self.low).max())
-        wide = f"up to {width:.3g} % wide" if math.isfinite(width) else "unbounded, as losses vary more than their mean"
+        wide = f"up to {width:.3g} % wide" if math.isfinite(width) else "unbounded, as the mean is not told from zero"
         return (
             f"cannot tell within {100 * self.margin:g} %: the intervals of {at} against l = {others} are "
             f"{wide}, {level}; take more seeds than {len(self.losses[0])}"
@@ -214,9 +214,11 @@ def _compared(train: Train, order: tuple[int, ...], margin: float, confidence: f
 def _checked(found: Any, factor: int) -> Tensor:
     if not isinstance(found, Tensor):
         try:
+            if isinstance(found, list | tuple) and found:  # a seed after the other, each a number or a tensor
+                found = torch.stack([torch.as_tensor(row, dtype=torch.float64, device="cpu") for row in found])
             found = torch.as_tensor(found, dtype=torch.float64, device="cpu")
         except (TypeError, ValueError, RuntimeError):
-            raise InvalidType(f"train({factor}) returned {kind_of(found)}; expected losses [S]") from None
+            raise InvalidType(f"train({factor}) returned {kind_of(found)}; expected losses [S] or [S, K]") from None
     if found.is_complex():
         raise InvalidType(f"train({factor}) returned {found.dtype}; expected losses, which are real numbers")
     if found.dim() not in (1, 2) or len(found) < 2 or not found.numel():

@@ -63,7 +63,8 @@ def svag_training(
         data: as for ``gradient_noise``.
         lr: the step at l = 1.
         steps: how many at l = 1.
-        batch_size: samples in a batch, drawn with replacement; see ``batch_size_of`` for None.
+        batch_size: samples in a batch, drawn with replacement; when None that of a DataLoader or ``mfoc.population``,
+            or 32.
         seeds: trainings for each l.
         points: places, evenly along the training, at which the mean loss over all data is taken; 1 is its end.
         seed: of the batches.

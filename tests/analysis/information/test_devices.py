@@ -47,7 +47,7 @@ def test_closed_forms(device):
     assert found.projection.device.type == found.critical_betas.device.type == device
     assert found.information_y == pytest.approx(gaussian_bottleneck(SIGMA, 0.8 * SIGMA, SIGMA, 3.0).information_y)
     assert gaussian_information(sigma, 0.1) == pytest.approx(gaussian_information(SIGMA, 0.1))
-    found.figure()
+    found.plot()
 
 
 @pytest.mark.parametrize("device", DEVICES)

@@ -131,7 +131,7 @@ def test_what_tells_nothing_never_enters():
     assert found.total == 0
     assert len(found.projection) == 0
     assert str(found) == "nothing is kept at any beta: X tells nothing of Y"
-    found.figure()
+    found.plot()
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
@@ -177,7 +177,7 @@ def test_a_faint_correlation_keeps_its_digits(correlation):
 
 
 def test_the_figure_shows_the_curve_and_where_directions_enter():
-    axis = gaussian_bottleneck(*joint(1), 4.0).figure().axes[0]
+    axis = gaussian_bottleneck(*joint(1), 4.0).plot().axes[0]
     assert {text.get_text() for text in axis.get_legend().get_texts()} == {
         "the optimum",
         "a direction enters",

@@ -132,12 +132,12 @@ def test_the_report_warns_of_what_is_drawn(estimator):
 
 def test_the_figure_follows_layers_through_a_training():
     planes = [information_plane(net(seed), X, Y) for seed in range(3)]
-    figure = planes[0].figure(*planes[1:], title="three moments")
+    figure = planes[0].plot(*planes[1:], title="three moments")
     axis = figure.axes[0]
     assert axis.get_title() == "three moments"
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["1", "3", "output"]
     assert "open" in figure.legends[0].get_title().get_text()
-    assert "open" not in planes[0].figure().legends[0].get_title().get_text()
+    assert "open" not in planes[0].plot().legends[0].get_title().get_text()
     path = axis.lines[2]
     assert list(path.get_xdata()) == [plane.layers[0].about_input.middle for plane in planes]
     assert list(path.get_ydata()) == [plane.layers[0].about_labels.middle for plane in planes]
@@ -146,11 +146,11 @@ def test_the_figure_follows_layers_through_a_training():
 def test_planes_of_other_layers_are_not_drawn_together():
     plane = information_plane(net(), X, Y)
     with pytest.raises(InvalidValue, match="layers"):
-        plane.figure(information_plane(net(), X, Y, layers=["1"]))
+        plane.plot(information_plane(net(), X, Y, layers=["1"]))
     with pytest.raises(InvalidValue, match="samples"):
-        plane.figure(information_plane(net(), X[:20], Y[:20]))
+        plane.plot(information_plane(net(), X[:20], Y[:20]))
     with pytest.raises(InvalidType, match="information_plane"):
-        plane.figure("later")
+        plane.plot("later")
 
 
 @pytest.mark.parametrize(

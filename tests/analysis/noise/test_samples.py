@@ -264,3 +264,10 @@ def test_a_weighted_mean_of_ones_own_is_refused_also_on_data_sorted_by_class():
     weight = torch.tensor([1.0, 5.0]).double()
     with pytest.raises(InvalidValue, match="expected a mean over samples"):
         Samples.of(mlp_net(), lambda out, z: F.cross_entropy(out, z, weight), (normal(20, 3), torch.arange(20) // 10))
+
+
+def test_a_mean_of_ones_own_without_ignored_targets_says_that_it_fails_on_a_sample_alone():
+    """On the batch it is finite, and on a sample that is ignored 0 / 0."""
+    y = torch.tensor([0, 1, 0, 1])
+    with pytest.raises(InvalidValue, match=r"loss is not finite on .*, sample by sample"):
+        Samples.of(mlp_net(), lambda out, z: F.cross_entropy(out, z, ignore_index=1), (normal(4, 3), y))

@@ -158,6 +158,22 @@ def test_a_problem_is_trained_alike():
     assert torch.equal(problem.controls[0], START)
 
 
+def test_losses_may_come_seed_by_seed():
+    """As a loop over seeds appends them: numbers, or tensors of the losses at some places."""
+    losses = {f: 1 + 0.1 * torch.rand(5, 3, generator=torch.Generator().manual_seed(f)) for f in (1, 2)}
+    whole = valid_sde(lambda f: losses[f], l=(1, 2))
+    rows = valid_sde(lambda f: list(losses[f].clone().requires_grad_()), l=(1, 2))
+    assert torch.equal(rows.gaps, whole.gaps)
+    numbers = valid_sde(lambda f: losses[f][:, 0].tolist(), l=(1, 2))
+    assert torch.equal(numbers.gaps[:, 0], whole.gaps[:, 0])
+    with pytest.raises(InvalidType, match=r"returned a list; expected losses \[S\] or \[S, K\]"):
+        valid_sde(lambda f: [torch.ones(2), torch.ones(3)], l=(1, 2))
+
+
+def test_losses_that_are_nothing_are_not_compared():
+    assert "the mean is not told from zero" in valid_sde(lambda f: torch.zeros(4)).verdict
+
+
 def test_it_prints_and_draws():
     found = valid_sde(losses_of({1: 1.0, 2: 1.0, 4: 1.0}, 0.01, 0))
     assert "l = 4: loss" in str(found)

@@ -121,7 +121,7 @@ class Annealing:
     def __repr__(self) -> str:
         return f"Annealing({self.verdict})"
 
-    def figure(self, T: float) -> Any:
+    def plot(self, T: float) -> Any:
         """The control and the loss up to time T, a ``matplotlib.figure.Figure``.
 
         Raises:

@@ -202,7 +202,7 @@ class FlatSharp:
     def __repr__(self) -> str:
         return f"FlatSharp({self.verdict})"
 
-    def figure(self) -> Any:
+    def plot(self) -> Any:
         """The potential with both minima and how long each is kept, a ``matplotlib.figure.Figure``."""
         figure, (axis,) = new_axes(6.4, 3.6)
         left, right = self.well.flat_minimum, self.well.sharp_minimum

@@ -189,6 +189,6 @@ def test_the_verdict_says_when_to_turn_down():
 
 def test_figure():
     pytest.importorskip("matplotlib")
-    left, right = optimal_annealing(2.0, 1.0, 1.0, 0.1).figure(3.0).axes
+    left, right = optimal_annealing(2.0, 1.0, 1.0, 0.1).plot(3.0).axes
     assert len(left.lines) == len(right.lines) == 2  # the curve, and where the rate is turned down
     assert right.lines[0].get_ydata()[0] == pytest.approx(1.0)

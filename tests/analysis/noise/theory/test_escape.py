@@ -220,7 +220,7 @@ def test_the_stationary_law_weighs_the_minima_by_how_long_they_are_kept():
 
 def test_figure():
     pytest.importorskip("matplotlib")
-    figure = flat_against_sharp(1.0, 4.0, 1.0, 0.1).figure()
+    figure = flat_against_sharp(1.0, 4.0, 1.0, 0.1).plot()
     assert len(figure.axes) == 1
 
 

@@ -14,6 +14,7 @@ import mfoc
 from mfoc.analysis.noise import (
     modified_equation,
     modified_equation_of,
+    momentum_stationary_variance,
     sgd_stationary_covariance,
 )
 from mfoc.errors import InvalidType, InvalidValue
@@ -178,6 +179,58 @@ def test_in_the_long_run_the_second_order_errs_twice_as_much():
         gaps.append(exact - spread / (2 * rate))
     assert gaps[0] > 0
     assert gaps[1] / gaps[0] == pytest.approx(2, rel=0.1)
+
+
+@pytest.mark.parametrize("momentum", [0.1, 0.5, 0.9])
+@pytest.mark.parametrize("order", [1, 2])
+def test_in_the_long_run_momentum_may_be_any(order, momentum):
+    """At a friction that is not small, too, the noise is that of SGD: both orders are off by a share of lr a alone."""
+    a, s, lr = 1.0, 1.0, 0.01
+    equation = modified_equation(lambda x: a * x, s, lr, order=order, momentum=momentum)
+    found = linalg.solve_continuous_lyapunov(linear(equation, 2), -noise_at_zero(equation, 2))[0, 0]
+    assert found == pytest.approx(momentum_stationary_variance(a, s, lr, momentum), rel=lr * a)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.5])
+def test_runs_may_start_at_one_point_expanded(momentum):
+    point = torch.tensor([[1.0, -2.0]], dtype=D)
+    equation = modified_equation(lambda x: torch.sin(x) @ H, S, 0.1, order=2, momentum=momentum)
+    expanded = equation.simulate(point.expand(5, 2), 3, seed=0)
+    torch.testing.assert_close(expanded, equation.simulate(point.repeat(5, 1), 3, seed=0))
+
+
+def without_a_graph(x):
+    x = x.detach().requires_grad_()
+    return torch.autograd.grad(x.sin().sum(), x)[0]
+
+
+def test_a_gradient_by_autograd_serves_to_simulate():
+    start = torch.ones(3, 2, dtype=D)
+    found = modified_equation(without_a_graph, S, 0.1).simulate(start, 4, seed=0)
+    torch.testing.assert_close(found, modified_equation(torch.cos, S, 0.1).simulate(start, 4, seed=0))
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.5])
+@pytest.mark.parametrize(("gradient", "covariance"), [(without_a_graph, S), (torch.cos, lambda x: x.detach().square())])
+def test_no_schedule_is_solved_for_without_derivatives_in_x(gradient, covariance, momentum):
+    """Cut off from x, the gradient of J in the schedule would be silently wrong."""
+    equation = modified_equation(gradient, covariance, 0.1, momentum=momentum)
+    start = torch.ones(4, 2, dtype=D)
+    noise = mfoc.schemes.brownian(4, 3, 2, seed=0, like=start)
+    population = mfoc.Particles(equation.start(start), {"noise": noise})
+    problem = equation.problem(3, lambda x, z: x.square().sum(1), like=start)
+    with pytest.raises(InvalidValue, match="changes with x and cannot be differentiated"):
+        mfoc.evaluate(problem, problem.controls, population)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.5])
+def test_a_constant_gradient_needs_no_graph(momentum):
+    equation = modified_equation(torch.ones_like, S, 0.1, momentum=momentum)
+    start = torch.ones(4, 2, dtype=D)
+    noise = mfoc.schemes.brownian(4, 3, 2, seed=0, like=start)
+    problem = equation.problem(3, lambda x, z: x.square().sum(1), like=start)
+    found = mfoc.evaluate(problem, problem.controls, mfoc.Particles(equation.start(start), {"noise": noise}))
+    assert bool(torch.stack(mfoc.tree.leaves(found.gradient)).isfinite().all())
 
 
 def test_one_step_of_euler_maruyama_a_step_is_sgd_itself():
