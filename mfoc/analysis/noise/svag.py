@@ -101,7 +101,7 @@ def _train(
     batches = svag_weights(factor)[: 1 if factor == 1 else 2]  # the second has weight zero in SGD
     weights = torch.cat([torch.full((batch_size,), c / batch_size, dtype=torch.float64) for c in batches])
     found = torch.full((points,), math.inf, dtype=torch.float64)
-    places = {round((k + 1) * steps * factor / points): k for k in range(points)}
+    places = {round((k + 1) * steps / points) * factor: k for k in range(points)}  # the same times for every l
     for step in range(1, steps * factor + 1):
         drawn = torch.randint(len(samples), (len(weights),), generator=generator, device="cpu").to(samples.device)
         slope = tree.pieces(own.gradient(samples.cloud[drawn], weights), own.leaves)
