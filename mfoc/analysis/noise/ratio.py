@@ -45,7 +45,8 @@ def signal_to_noise(products: Tensor, members: int, confidence: float, bend: Ten
         products: M ``[K, K]``, symmetric, K of three at least.
         members: m, the draws in each group.
         confidence: level of the interval.
-        bend: G'A_k G ``[K]``, where A is itself a mean of A_k over the groups.
+        bend: where A is itself a mean of A_k over the groups: G'A_k G, then unbiased estimates of tr(A_k Sigma) by two
+            independent probes or more ``[1 + probes, K]``.
     """
     m, k = products.double().cpu(), len(products)
     diagonal = m.diagonal()
@@ -54,8 +55,7 @@ def signal_to_noise(products: Tensor, members: int, confidence: float, bend: Ten
     noise = members * (own - signal)
     second = _second_order(m)
     square = student_t_quantile(confidence, k - 1) ** 2
-    moved = 0 * beside if bend is None else bend.double().cpu()
-    allowed = square * _covariance(m, beside, members, second, moved)
+    allowed = square * _covariance(m, beside, members, second, bend)
     low, high = _fieller(signal, noise, allowed)
     if low <= 0 < noise:
         # Of a signal that is not told from zero neither is the first-order part of its error, 4 G'A Sigma A G / n: it
@@ -74,12 +74,21 @@ def _second_order(m: Tensor) -> float:
     return 2 * off / (k * (k - 1))
 
 
-def _covariance(m: Tensor, beside: Tensor, members: int, second_order: float, bend: Tensor) -> Tensor:
+def _covariance(m: Tensor, beside: Tensor, members: int, second_order: float, bend: Tensor | None) -> Tensor:
     """The covariance of the errors of signal and noise ``[2, 2]``."""
     k = len(m)
     # First order: what each group adds to the two.
-    influence = torch.stack([2 * beside + bend, members * (m.diagonal() - 2 * beside)])
-    first = torch.cov(influence) / k
+    influence = torch.stack([2 * beside, members * (m.diagonal() - 2 * beside)])
+    excess = m.new_zeros(2, 2)
+    if bend is not None:
+        along, traces = bend[0].double().cpu(), bend[1:].double().cpu()
+        curved = torch.stack([along, traces.mean(0)])
+        influence += curved
+        # What probes differ by is no spread of the traces. And that G'AG and tr(A Sigma) err alike, so that their ratio
+        # errs less, is not relied upon: few groups do not show how far that goes.
+        excess[1, 1] = (traces.var(1).mean() - traces.mean(0).var()) / (len(traces) - 1)
+        excess[0, 1] = excess[1, 0] = torch.cov(curved)[0, 1].clamp_min(0)
+    first = (torch.cov(influence) - excess) / k
     # Second order, of the signal; the noise holds -members times the signal.
     way = torch.tensor([1.0, -members], dtype=m.dtype, device="cpu")
     second = second_order * torch.outer(way, way)

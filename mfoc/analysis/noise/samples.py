@@ -6,6 +6,7 @@ Networks and control problems go through one door, ``Samples.of``; everything el
 from __future__ import annotations
 
 import logging
+import math
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ logger = logging.getLogger(__name__)
 
 _BUDGET = 2**27  # bytes that the gradients of the samples of one chunk may take
 _CHUNK = 256  # samples whose activations are held at once
+_PROBES = 4  # random vectors for tr(H_k Sigma), which only the width of an interval depends on
 
 
 @dataclass(eq=False)
@@ -198,20 +200,40 @@ class Samples:
         return total / len(cloud)
 
 
-def curved_products(samples: Samples, means: Tensor, parts: list[Particles]) -> tuple[Tensor, Tensor]:
-    """<g_k, H g_l> of the mean gradients, H of the groups other than k and l; and G'H_k G for the H of each group.
+def curved_products(
+    samples: Samples, means: Tensor, parts: list[Particles], members: int, seed: int = 0
+) -> tuple[Tensor, Tensor]:
+    """<g_k, H g_l> of the mean gradients, H of the groups other than k and l; and what the H of each group adds.
 
-    A gradient goes with the Hessian of its own samples: with that among the others, G'HG would come out too large.
+    A gradient goes with the Hessian of other samples: with that of its own among them, G'HG would come out too large.
+
+    Args:
+        samples: the loss.
+        means: g, of groups of draws ``[K, P]``.
+        parts: the samples of each group that its Hessian H_k is of.
+        members: draws in each group.
+        seed: of the probes.
+
+    Returns:
+        The products ``[K, K]``; and for each group G'H_k G, then estimates of tr(H_k Sigma) by independent probes
+        ``[1 + probes, K]``, both from the gradients of the others.
     """
-    k, mean = len(parts), means.mean(0)
-    whole = samples.hessian_products(means, concatenated(parts))
-    pairs = zip(means, parts, strict=True)
-    own = torch.stack([samples.hessian_products(torch.stack([g, mean]), part) for g, part in pairs])
-    shared = own[:, 0] @ means.mT  # <g_k, H_k g_l>
-    total = k * means @ whole.mT
-    found = (total - shared - shared.mT) / (k - 2)
-    found.diagonal().copy_((total - shared).diagonal() / (k - 1))
-    return (found + found.mT) / 2, own[:, 1] @ mean
+    k = len(parts)
+    generator = torch.Generator().manual_seed(seed)
+    signs = 2 * torch.randint(0, 2, (_PROBES, k), generator=generator, device="cpu").to(means) - 1
+    centred = (means - means.mean(0)) * math.sqrt(members / (k - 1))
+    own = []
+    for at, (g, part) in enumerate(zip(means, parts, strict=True)):
+        rest = (means.sum(0) - g)[None] / (k - 1)
+        probes = signs @ centred - signs[:, at, None] * centred[at]
+        met = torch.cat([rest, probes])
+        found = samples.hessian_products(torch.cat([g[None], met]), part)
+        own.append((means @ found[0], (met * found[1:]).sum(1)))
+    shared, bend = (torch.stack(each) for each in zip(*own, strict=True))  # <g_k, H_k g_l>, ...
+    total = k * means @ samples.hessian_products(means, concatenated(parts)).mT
+    apart = (total - shared - shared.mT) / (k - 2)
+    apart.diagonal().copy_((total - shared).diagonal() / (k - 1))
+    return (apart + apart.mT) / 2, bend.mT
 
 
 def vectorised_rows(samples: Samples, cloud: Particles) -> Tensor:

@@ -134,7 +134,7 @@ def noise_scale(
     The data are taken for independent draws from a population: G and Sigma are the population's, of one sample, and no
     bias of order tr(Sigma) / draws is left in |G|^2, nor in G'HG. No gradient of a single sample is formed: all comes
     from the products between the mean gradients of groups (see ``ratio``), so that it costs one gradient of the data,
-    and ``groups`` products with H, the Hessian on the data.
+    and ``groups`` products and six with H, the Hessian on the data.
 
     Where B is a few times the number of draws, the signal is not told from zero; the scale is then said to be
     unresolved, and only what it is at least.
@@ -148,6 +148,7 @@ def noise_scale(
         groups: of equal size (a rest of the draws is left out); fewer where there are fewer draws. Of less than some
             thirty, intervals hold a little less often than they say.
         hessian_samples: so many of the draws define H, as many in each group, and one at least; all when None.
+            Intervals allow for what H is off by; less so where only few of these samples have any curvature.
         confidence: level of each interval.
         batch_size: samples that are differentiated at once.
         seed: of the order in which the draws are put into groups.
@@ -171,7 +172,7 @@ def noise_scale(
     if not bool(means.isfinite().all()):
         raise InvalidValue("the gradient is not finite on some of the samples; look for samples of infinite loss")
     kept = members if hessian_samples is None else max(1, min(members, hessian_samples // groups))
-    curved, bend = curved_products(samples, means, [part[:kept] for part in parts])
+    curved, bend = curved_products(samples, means, [part[:kept] for part in parts], members, seed)
     simple = _scale(means @ means.mT, members, confidence)
     bent = _scale(curved, members, confidence, bend)
     best = simple.signal / bent.signal if bent.resolved else math.nan

@@ -57,6 +57,9 @@ def svag_training(
 ) -> Train:
     """A function of l: the losses ``[seeds, points]`` along SVAG, as ``valid_sde`` takes it.
 
+    Weights are kept in float64 (float32 where the device has none) between steps, and seen by the network in its own
+    dtype: rounding would stop small steps, those of large l before the others.
+
     Args:
         net: where training starts; it is not changed.
         loss: as for ``gradient_noise``.
@@ -99,16 +102,17 @@ def _train(
     """The losses at some places of one training ``[points]``; infinite from where they are not finite."""
     generator = torch.Generator().manual_seed(mixed_seed(*key))
     own = replace(samples, parameters=tree.map(lambda p: p.detach().clone().requires_grad_(), samples.parameters))
+    wide = [leaf.detach().to(samples.wide, copy=True) for leaf in own.leaves]  # in bfloat16 small steps would be lost
     batches = svag_weights(factor)[: 1 if factor == 1 else 2]  # the second has weight zero in SGD
     weights = torch.cat([torch.full((batch_size,), c / batch_size, dtype=torch.float64) for c in batches])
     found = torch.full((points,), math.inf, dtype=torch.float64)
-    places = {round((k + 1) * steps * factor / points): k for k in range(points)}
+    places = {round((k + 1) * steps / points) * factor: k for k in range(points)}  # the same times for every l
     for step in range(1, steps * factor + 1):
         drawn = torch.randint(len(samples), (len(weights),), generator=generator, device="cpu").to(samples.device)
         slope = tree.pieces(own.gradient(samples.cloud[drawn], weights), own.leaves)
         with torch.no_grad():
-            for p, g in zip(own.leaves, slope, strict=True):
-                p.sub_(g.to(p), alpha=lr / factor)
+            for p, kept, g in zip(own.leaves, wide, slope, strict=True):
+                p.copy_(kept.sub_(g, alpha=lr / factor))
         if step in places:
             value = own.losses().double().mean()
             if not bool(value.isfinite()):

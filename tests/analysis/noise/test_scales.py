@@ -11,6 +11,7 @@ from torch import nn
 import mfoc
 from mfoc.analysis.noise import NoiseScale, noise_scale
 from mfoc.analysis.noise.ratio import signal_to_noise
+from mfoc.analysis.noise.samples import Samples, curved_products
 from mfoc.errors import InvalidType, InvalidValue
 from tests.analysis.noise.cases import Location, classifier, dense_hessian, normal, plain_gradients, quadratic
 
@@ -67,6 +68,46 @@ def test_intervals_cover_where_curvature_is_seen_on_the_samples_of_the_gradients
         found = noise_scale(net, lambda out, z: (out - z).square()[:, 0] / 2, data, groups=32).curved
         covered += found.low <= 41 <= found.high
     assert covered >= 89
+
+
+def curved_by_chance(seed: int, **settings):
+    """Ten entries of a quadratic with curvature 0 or 2, as the sample has it, and one of 1: Sigma = 2, and 1.
+
+    With G = (1, 0, ...): G'HG = 1 and tr(H Sigma) = 21.
+    """
+    h = 2.0 * (normal(320, 1, seed=1000 + seed) > 0).double().expand(320, 11).clone()
+    h[:, 0] = 1
+    u = torch.zeros(11, dtype=torch.float64)
+    u[0] = 1
+    return noise_scale(Location(u), quadratic, (normal(320, 11, seed=seed), h), groups=32, seed=seed, **settings)
+
+
+@pytest.mark.slow
+def test_intervals_cover_where_few_samples_define_the_curvature():
+    """Of 100, 95 are to cover; with the curvature that the noise meets taken for known, some 78 would."""
+    found = [curved_by_chance(seed, hessian_samples=32).curved for seed in range(100)]
+    assert sum(scale.low <= 21 <= scale.high for scale in found) >= 89
+
+
+def test_what_the_hessian_of_a_group_adds_is_seen_by_the_gradients_of_the_others():
+    """G'H_k G exactly, and tr(H_k Sigma) in the mean over probes, by a plain loop."""
+    net, x, y = classifier()
+    samples = Samples.of(net, F.cross_entropy, (x, y))
+    slopes = plain_gradients(net, x, y)
+    groups = [slice(0, 8), slice(8, 16), slice(16, 24)]
+    means = torch.stack([slopes[rows].mean(0) for rows in groups])
+    found = [curved_products(samples, means, [samples.cloud[r] for r in groups], 8, seed)[1] for seed in range(30)]
+    centred = means - means.mean(0)
+    for k, rows in enumerate(groups):
+        hessian = dense_hessian(net, x[rows], y[rows])
+        others = [j for j in range(3) if j != k]
+        rest = means[others].mean(0)
+        trace = 8 / 2 * sum(centred[j] @ hessian @ centred[j] for j in others)
+        cross = 8 * abs(centred[others[0]] @ hessian @ centred[others[1]])  # what a probe is off by, up or down
+        assert found[0][0, k] == pytest.approx(float(rest @ hessian @ rest))
+        for probe in found[0][1:, k]:
+            assert abs(probe - trace) == pytest.approx(float(cross))
+        assert torch.cat([each[1:, k] for each in found]).mean() == pytest.approx(float(trace), abs=float(cross) / 3)
 
 
 def test_signal_and_noise_are_without_bias_for_any_groups():

@@ -60,6 +60,25 @@ def test_places_along_the_training_are_at_the_same_times():
     assert torch.equal(train(2), train(2))
 
 
+def test_places_that_do_not_divide_the_steps_are_at_the_same_times_too():
+    """Without noise a loss is known exactly: that after 2, 3 and 5 steps of SGD, or 16, 24 and 40 of SVAG."""
+    x = torch.zeros(4, 1, dtype=torch.float64)
+    train = svag_training(Location(START), quadratic, (x, torch.ones_like(x)), lr=0.01, steps=5, seeds=2, points=3)
+    for factor in (1, 8):
+        expected = [chain(1.0, 1.0, 0.0, 0.01, steps, factor) for steps in (2, 3, 5)]
+        assert train(factor)[0].tolist() == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_small_steps_are_not_lost_to_rounding(dtype):
+    """In half precision 1 - 0.001 is 1, or is rounded by a third: without noise the loss must fall all the same."""
+    x = torch.zeros(4, 1, dtype=dtype)
+    train = svag_training(Location(START.to(dtype)), quadratic, (x, torch.ones_like(x)), lr=0.004, steps=50, seeds=2)
+    for factor in (1, 4):
+        expected = chain(1.0, 1.0, 0.0, 0.004, 50, factor)
+        assert float(train(factor)[0, 0]) == pytest.approx(expected, rel=0.02)
+
+
 def test_a_small_step_is_what_its_equation_says():
     found = valid_sde(Location(START), quadratic, data(), lr=0.05, steps=20, batch_size=4, l=(1, 2), seeds=24)
     assert found.standing == "valid"
