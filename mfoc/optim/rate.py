@@ -99,8 +99,8 @@ class LearningRateControl:
 
         Raises:
             InvalidType, InvalidValue: it returns no such loss, or one without second derivatives. InvalidValue too
-                where the optimiser has other groups than it had, or a rate of theirs was set by something else;
-                nothing has moved then.
+                where the optimiser has other groups than it had, a rate of theirs was set by something else, or the
+                first rate is too small to move the weights at all; nothing has moved then.
         """
         check_callable("a function that returns the loss on a fresh batch", fresh=fresh)
         self._alone()
@@ -141,6 +141,8 @@ class LearningRateControl:
         before = [p.detach().clone() for p in parameters]
         self.optimizer.step()
         moves = [old - p.detach() for old, p in zip(before, parameters, strict=True)]
+        if self._curvature == 0:
+            self._check_moved(parameters, moves)
         factor = 1.0
 
         def go(share: float) -> None:
@@ -170,6 +172,14 @@ class LearningRateControl:
             raise
         go(factor)
         self._set(self._scale * factor)
+
+    def _check_moved(self, parameters: Sequence[Tensor], moves: Sequence[Tensor]) -> None:
+        pushed = any(bool(p.grad.any()) for p in parameters if p.grad is not None)
+        if pushed and not any(bool(move.any()) for move in moves):
+            raise InvalidValue(
+                f"a step at the rate {self.lr:g} is lost to the rounding of the weights, so there is no direction to "
+                "measure along; begin with a larger lr"
+            )
 
     def _wanted(self, descent: float, curvature: float) -> tuple[float, float]:
         """The scale that the averages ask for, and the least factor of the present one that is allowed."""

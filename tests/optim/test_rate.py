@@ -351,3 +351,14 @@ def test_a_state_of_something_else_is_refused():
         with pytest.raises((InvalidType, InvalidValue), match="expected a"):
             control.load_state_dict(control.state_dict() | wrong)
     assert control.lr == 0.1
+
+
+def test_a_first_rate_that_moves_nothing_is_refused():
+    x = nn.Parameter(torch.ones(3))
+    control = LearningRateControl(torch.optim.SGD([x], lr=1e-12))
+    x.square().sum().backward()
+    with pytest.raises(InvalidValue, match="1e-12 is lost to the rounding of the weights"):
+        control.step(lambda: x.square().sum())
+    x.grad = torch.zeros(3)
+    control.step(lambda: x.square().sum())  # at a minimum there is nothing to do
+    assert torch.equal(x, torch.ones(3))
