@@ -18,11 +18,12 @@ class CMSGD(Controlled):
 
     On f = a/2 (x - b)^2 the mean is damped fastest by mu = 1 - 2 sqrt(lr a), and noise of variance Sigma asks for no
     more than 1 - lr Sigma / (4m), m = E f; so that mu* is the lesser of the two, not below 0, or 1 where a <= 0 (Li,
-    Tai & E 2017, eq. 21). With the authors' m = E[g^2] / (2a) the second is never the lesser (it is 1 - lr a Sigma /
-    (2 E[g^2])), so that only the curvature counts: it comes from a running regression of g on x. mu is an average of
-    mu* with the decay of that regression.
+    Tai & E 2017, sec. 4.2). With the authors' m = E[g^2] / (2a) the second, 1 - lr a Sigma / (2 E[g^2]), is never the
+    lesser, so that only the curvature counts: it comes from a running regression of g on x. mu is an average of mu*
+    with the decay of that regression.
 
-    What it buys is that the choice of ``momentum`` hardly matters, and that of ``lr`` little.
+    What it buys is that the choice of ``momentum`` hardly matters, and that of ``lr`` little. A step costs about twice
+    that of SGD where batches are small, and less with ``fused`` (``tests/benchmarks/bench_optimiser_step.py``).
 
     Args:
         params: tensors, or groups of them with settings of their own.

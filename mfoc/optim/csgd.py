@@ -18,8 +18,8 @@ class CSGD(Controlled):
 
     Where f = a/2 (x - b)^2 is descended at the rate lr u through noise of variance Sigma, m = E f obeys
     dm/dt = -2 a u m + a lr Sigma u^2 / 2, and is lowered fastest by u* = min(1, 2m / (lr Sigma)), or 1 where a <= 0
-    (Li, Tai & E 2017, eq. 17, and 2019, JMLR 20(40)). Curvature and noise come from running averages, and u is an
-    average of u* with the same decay.
+    (Li, Tai & E 2017, sec. 4.1). Curvature and noise come from running averages, and u is an average of u* with the
+    same decay.
 
     ``signal`` says what m is taken from. "second", the authors' choice, is m = E[g^2] / (2a): then
     lr u* = min(lr, (1 + E[g]^2 / Sigma) / a), a rate capped by about the inverse curvature that does not anneal. "mean"
