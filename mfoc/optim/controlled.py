@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, overload
 
 import torch
@@ -195,11 +196,13 @@ def _compiled(move: Callable[..., None]) -> Callable[..., None]:
     """One kernel for tensors of any size."""
     from torch._dynamo.exc import TorchDynamoException
 
-    kernel = torch.compile(move, dynamic=True)
+    with _validation_kept():
+        kernel = torch.compile(move, dynamic=True)
 
     def run(*arguments: Any) -> None:
         try:
-            kernel(*arguments)
+            with _validation_kept():
+                kernel(*arguments)
         except TorchDynamoException as error:
             reason = str(error).splitlines()[0]
             raise MissingExtra(
@@ -207,6 +210,16 @@ def _compiled(move: Callable[..., None]) -> Callable[..., None]:
             ) from error
 
     return run
+
+
+@contextmanager
+def _validation_kept() -> Iterator[None]:
+    """torch.compile switches the validation of torch.distributions off, in all the process and for good."""
+    kept = torch.distributions.Distribution._validate_args
+    try:
+        yield
+    finally:
+        torch.distributions.Distribution.set_default_validate_args(kept)
 
 
 def _flat(row: list[Tensor]) -> list[Tensor]:

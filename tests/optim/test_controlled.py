@@ -4,6 +4,8 @@ import copy
 import io
 import math
 import pickle
+import subprocess
+import sys
 from functools import partial
 
 import pytest
@@ -437,3 +439,16 @@ def test_no_compiler_is_said_and_moves_nothing(make, monkeypatch):
         assert torch.equal(x, torch.ones(3))
     finally:
         controlled._compiled.cache_clear()
+
+
+@pytest.mark.slow
+def test_a_compiled_kernel_leaves_the_validation_of_distributions_on():
+    """torch.compile switches it off for good, the first time in a process."""
+    lines = [
+        "import torch, mfoc.optim",
+        "x = torch.nn.Parameter(torch.ones(3)); x.grad = torch.ones(3)",
+        "mfoc.optim.CMSGD([x], 0.1, fused=True).step()",
+        "torch.testing.assert_close(x.detach(), torch.full((3,), 0.9))",
+        "assert torch.distributions.Distribution._validate_args",
+    ]
+    subprocess.run([sys.executable, "-c", "\n".join(lines)], check=True, timeout=300)
