@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 import mfoc
+from mfoc.analysis.noise import annealing_control, momentum_control
 from mfoc.errors import InvalidType, InvalidValue
 from mfoc.optim import CMSGD, CSGD, controlled
 from tests.oracles.controlled import path
@@ -452,3 +453,26 @@ def test_a_compiled_kernel_leaves_the_validation_of_distributions_on():
         "assert torch.distributions.Distribution._validate_args",
     ]
     subprocess.run([sys.executable, "-c", "\n".join(lines)], check=True, timeout=300)
+
+
+@pytest.mark.parametrize(
+    ("name", "kept"), [("csgd", "rate_control"), ("csgd mean", "rate_control"), ("cmsgd", "friction")]
+)
+def test_the_control_moves_towards_the_law_of_analysis(name, kept):
+    """By the share that is forgotten, towards the best for the curvature, noise and loss that are seen."""
+    x = nn.Parameter(noisy((200,), 1, 5)[0])
+    slopes, noise = torch.linspace(-1, 40, 200, dtype=torch.float64), noisy((200,), 30, 6, 0.5)
+    optimiser = MAKERS[name]([x])
+    for k in range(30):
+        before = {key: value.clone() for key, value in optimiser.state[x].items()}
+        x.grad = slopes * x.detach() + noise[k]
+        optimiser.step()
+    seen = optimiser.state[x]
+    a = seen["covariance"] / seen["weight_variance"]
+    square = seen["gradient_mean"].square() + (0 if name == "csgd mean" else seen["gradient_variance"])
+    excess = square / (2 * a)
+    law = momentum_control if name == "cmsgd" else annealing_control
+    best = law(a, seen["gradient_variance"], excess, 0.1)
+    expected = before[kept].lerp(1 - best if name == "cmsgd" else best, before["forgetting"])
+    torch.testing.assert_close(seen[kept], expected)
+    assert ((best > 0) & (best < 1)).sum() > 10  # not at the ends of the law alone
