@@ -237,6 +237,10 @@ class NoiseScale:
         self.steps: list[int] = []
         self.values: list[NoiseScales] = []
 
+    def __repr__(self) -> str:
+        last = f", last at step {self.steps[-1]}: {self.values[-1].verdict}" if self.steps else ""
+        return f"NoiseScale(every {self._every} steps, measured {len(self.steps)} times{last})"
+
     def start(self, steps: int) -> None:
         """Begins anew."""
         self.steps, self.values = [], []

@@ -216,6 +216,7 @@ def test_as_a_hook_it_measures_where_the_solve_stands():
     assert hook.values[-1].simple.signal == noise_scale(problem, solution, (x, y), groups=10).simple.signal
     assert hook.values[0].simple.signal != hook.values[1].simple.signal
     assert hook.plot().axes[0].get_xlabel() == "step"
+    assert repr(hook) == f"NoiseScale(every 2 steps, measured 2 times, last at step 4: {hook.values[-1].verdict})"
 
 
 def test_in_a_loop_of_ones_own_it_measures_the_network_as_it_is():
