@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mfoc import tree
-from mfoc.analysis.noise.samples import Samples
+from mfoc.analysis.noise.samples import Samples, signs
 from mfoc.checks import check_choice, check_flag, check_integer
 from mfoc.errors import InvalidValue
 from mfoc.figures import COLORS, new_axes
@@ -206,8 +206,7 @@ def _shaped(samples: Samples, vector: Tensor) -> Tree:
 
 
 def _exactly(samples: Samples, sigma: Tensor, trace: float) -> Alignment:
-    eye = torch.eye(samples.size, dtype=samples.wide, device=samples.device)
-    hessian = samples.hessian_products(eye)
+    hessian = samples.hessian()
     own, met = float(hessian.trace()), float((hessian * sigma).sum())
     size = float(hessian.norm() * sigma.norm())
     return Alignment(
@@ -216,22 +215,17 @@ def _exactly(samples: Samples, sigma: Tensor, trace: float) -> Alignment:
         _anisotropy(met, own, trace, samples.size),
         0.0,
         met / size if size > 0 else 0.0,
-        torch.linalg.eigvalsh((hessian + hessian.mT) / 2),
+        torch.linalg.eigvalsh(hessian),
     )
 
 
 def _by_probes(samples: Samples, mean: Tensor, trace: float, probes: int, seed: int) -> Alignment:
     generator = torch.Generator().manual_seed(seed)
     n, size = len(samples), samples.size
-
-    def signs(count: int) -> Tensor:
-        drawn = torch.randint(0, 2, (probes, count), generator=generator, device="cpu")
-        return (2 * drawn - 1).to(samples.wide)
-
-    units = signs(size).to(samples.device)
+    units = signs(probes, size, generator=generator, like=mean)
     own = _forms(samples, lambda k: units[k], probes)
-    weights = signs(n) / math.sqrt(n - 1)
-    met = _forms(samples, lambda k: samples.gradient(weights=weights[k]) - weights[k].sum().to(mean) * mean, probes)
+    weights = signs(probes, n, generator=generator, like=mean) / math.sqrt(n - 1)
+    met = _forms(samples, lambda k: samples.gradient(weights=weights[k]) - weights[k].sum() * mean, probes)
     first, second = float(own.mean()), float(met.mean())
     found = _anisotropy(second, first, trace, size)
     spread = [float(each.std()) / math.sqrt(probes) / abs(float(each.mean()) or math.nan) for each in (own, met)]

@@ -199,6 +199,16 @@ class Samples:
             raise InvalidValue("the second derivatives of the loss are not finite on some of the samples")
         return total / len(cloud)
 
+    def hessian(self) -> Tensor:
+        """H whole ``[P, P]``, by P products, to the last digit symmetric; wide."""
+        found = self.hessian_products(torch.eye(self.size, dtype=self.wide, device=self.device))
+        return (found + found.mT) / 2
+
+
+def signs(*shape: int, generator: torch.Generator, like: Tensor) -> Tensor:
+    """Random signs, of the dtype and on the device of a tensor: directions v with E v v' = 1, to estimate traces by."""
+    return 2 * torch.randint(0, 2, shape, generator=generator, device="cpu").to(like) - 1
+
 
 def curved_products(
     samples: Samples, means: Tensor, parts: list[Particles], members: int, seed: int = 0
@@ -220,12 +230,12 @@ def curved_products(
     """
     k = len(parts)
     generator = torch.Generator().manual_seed(seed)
-    signs = 2 * torch.randint(0, 2, (_PROBES, k), generator=generator, device="cpu").to(means) - 1
+    drawn = signs(_PROBES, k, generator=generator, like=means)
     centred = (means - means.mean(0)) * math.sqrt(members / (k - 1))
     own = []
     for at, (g, part) in enumerate(zip(means, parts, strict=True)):
         rest = (means.sum(0) - g)[None] / (k - 1)
-        probes = signs @ centred - signs[:, at, None] * centred[at]
+        probes = drawn @ centred - drawn[:, at, None] * centred[at]
         met = torch.cat([rest, probes])
         found = samples.hessian_products(torch.cat([g[None], met]), part)
         own.append((means @ found[0], (met * found[1:]).sum(1)))

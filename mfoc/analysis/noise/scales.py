@@ -14,7 +14,7 @@ from mfoc.analysis.noise.ratio import signal_to_noise
 from mfoc.analysis.noise.samples import Samples, curved_products
 from mfoc.checks import check_between, check_instance, check_integer
 from mfoc.errors import InvalidType, InvalidValue
-from mfoc.figures import new_axes
+from mfoc.figures import COLORS, new_axes
 from mfoc.printing import by_identity
 from mfoc.problem import Problem
 
@@ -277,8 +277,8 @@ class NoiseScale:
         figure, (axis,) = new_axes(6.4, 4.0)
         axis.set(xlabel="step", ylabel="samples", yscale="log")
         for name, color, scales in (
-            ("B_simple", "#0072B2", [value.simple for value in self.values]),
-            ("B_noise", "#D55E00", [value.curved for value in self.values]),
+            ("B_simple", COLORS[0], [value.simple for value in self.values]),
+            ("B_noise", COLORS[1], [value.curved for value in self.values]),
         ):
             value, low, high = (
                 [getattr(scale, field) if scale.resolved else math.nan for scale in scales]

@@ -98,21 +98,15 @@ class Hessian:
     """
 
     def __init__(self, samples: Samples) -> None:
-        self._samples = samples
+        self.samples = samples
         self.shape = (samples.size, samples.size)
         self.dtype, self.device = samples.leaves[0].dtype, samples.device
 
     def __matmul__(self, vectors: Tensor) -> Tensor:
         """H times a vector ``[P]`` or the columns of a matrix ``[P, k]``."""
         rows = vectors.mT if vectors.dim() == 2 else vectors[None]
-        found = self._samples.hessian_products(rows).to(self.dtype)
+        found = self.samples.hessian_products(rows).to(self.dtype)
         return found.mT if vectors.dim() == 2 else found[0]
-
-    def dense(self) -> Tensor:
-        """The matrix ``[P, P]``, to the last digit symmetric."""
-        eye = torch.eye(self.shape[0], dtype=self._samples.wide, device=self.device)
-        found = self._samples.hessian_products(eye)
-        return (found + found.mT) / 2
 
 
 def sharpness(
@@ -130,8 +124,7 @@ def sharpness(
     """The largest eigenvalues of the Hessian of a mean loss, its trace, and whether a step sits at the edge.
 
     Eigenvalues are by Lanczos (scipy's ARPACK), the trace by XTrace (Epperly, Tropp & Webber 2024, arXiv:2301.07825) of
-    curvlinops: ``pip install 'mfoc[spectra]'``. Of up to 256 parameters the whole Hessian
-    is formed, which needs neither.
+    curvlinops: ``pip install 'mfoc[spectra]'``. With up to 256 parameters the Hessian is formed, which needs neither.
 
     Args:
         net: any module that treats the samples of a batch one by one, or a ``Problem`` whose particles do not interact.
@@ -160,7 +153,7 @@ def sharpness(
         raise InvalidValue(f"the parameters are {samples.leaves[0].dtype}; eigenvalues need float32 at least: .float()")
     hessian = Hessian(samples)
     if samples.size <= _SMALL:
-        values = torch.linalg.eigvalsh(hessian.dense())
+        values = torch.linalg.eigvalsh(samples.hessian())
         eigenvalues, errors = values.flip(0)[:top], torch.zeros(top)
         trace, spread = float(values.sum()), 0.0
     else:
@@ -187,7 +180,7 @@ def _largest(hessian: Hessian, top: int, tol: float, start: Tensor) -> tuple[Ten
 
     matrix = linalg.LinearOperator(hessian.shape, matvec=product, matmat=product, dtype=kind)
     if top >= size - 1:  # more than ARPACK can give
-        values, vectors = (part.cpu().numpy().astype(kind) for part in torch.linalg.eigh(hessian.dense()))
+        values, vectors = (part.cpu().numpy().astype(kind) for part in torch.linalg.eigh(hessian.samples.hessian()))
     else:
         try:
             values, vectors = linalg.eigsh(matrix, k=top, which="LA", v0=start.numpy(), tol=tol)
