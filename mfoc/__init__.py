@@ -2,6 +2,7 @@
 
 from mfoc import (
     analysis,
+    bounds,
     certificate,
     checks,
     deprecation,
@@ -25,6 +26,7 @@ from mfoc import (
     testing,
     tree,
 )
+from mfoc.bounds import L1, Box, Simplex
 from mfoc.certificate import Certificate, Measure, certify, certify_module
 from mfoc.errors import InvalidType, InvalidValue, MfocError, MissingExtra, NonFiniteError, require
 from mfoc.formulation import Formulation
@@ -42,14 +44,15 @@ from mfoc.solving import Info, Iterate, Solution, Solver, Status, iterate, solve
 __version__ = "0.2.0.dev0"
 
 __all__ = [
-    "EMSA", "MSA", "Ball", "Certificate", "Evaluation", "Formulation", "Game", "Gradient", "HasControls", "Info",
-    "InvalidType", "InvalidValue", "Iterate", "Measure", "MfocError", "Minimax", "MissingExtra", "NonFiniteError",
-    "Particles", "Population", "Problem", "Solution", "Solver", "Status", "Trajectory", "analysis", "certificate",
-    "certify", "certify_module", "checks", "continuous", "controls_of", "costates", "covariance", "deprecation",
-    "derivatives", "distributed", "errors", "euler", "euler_maruyama", "evaluate", "from_module", "games",
-    "hamiltonian", "heun", "hooks", "interacting", "iterate", "kernel_mean", "law", "lq", "maximisers", "mean",
-    "minimisers", "networks", "optim", "particles", "per_stage", "plot", "population", "printing", "require", "rk4",
-    "rollout", "schemes", "seeding", "solve", "testing", "tied", "to_module", "tree", "variance", "weight_decay",
+    "EMSA", "L1", "MSA", "Ball", "Box", "Certificate", "Evaluation", "Formulation", "Game", "Gradient",
+    "HasControls", "Info", "InvalidType", "InvalidValue", "Iterate", "Measure", "MfocError", "Minimax",
+    "MissingExtra", "NonFiniteError", "Particles", "Population", "Problem", "Simplex", "Solution", "Solver",
+    "Status", "Trajectory", "analysis", "bounds", "certificate", "certify", "certify_module", "checks",
+    "continuous", "controls_of", "costates", "covariance", "deprecation", "derivatives", "distributed", "errors",
+    "euler", "euler_maruyama", "evaluate", "from_module", "games", "hamiltonian", "heun", "hooks", "interacting",
+    "iterate", "kernel_mean", "law", "lq", "maximisers", "mean", "minimisers", "networks", "optim", "particles",
+    "per_stage", "plot", "population", "printing", "require", "rk4", "rollout", "schemes", "seeding", "solve",
+    "testing", "tied", "to_module", "tree", "variance", "weight_decay",
 ]  # fmt: skip
 
 deprecation.moved(

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from mfoc import tree
+from mfoc.bounds.region import Bounds
 from mfoc.checks import check_callable, check_integer, check_non_negative, check_positive, check_signature
 from mfoc.errors import InvalidType, InvalidValue
 from mfoc.problem import STAGE, Dynamics, Problem, Schedule, TerminalCost, per_stage
@@ -146,6 +147,8 @@ def continuous(
     schedule: Schedule = per_stage,
     autonomous: bool = False,
     interacting: str | None = None,
+    bounds: Bounds = None,
+    per_particle: bool = False,
 ) -> Problem:
     """A continuous-time control problem as a ``Problem``: piecewise-constant (or tied) controls on a uniform grid.
 
@@ -161,6 +164,8 @@ def continuous(
         schedule: how u_t is taken from the controls.
         autonomous: the drift and the running cost do not use t; solvers may then batch over steps.
         interacting: see ``mfoc.Problem``: None, or "batch" where each batch is a population of its own.
+        bounds: where controls may lie, as ``mfoc.Box(-1, 1)``; see ``mfoc.Problem``.
+        per_particle: each particle has a control of its own; see ``mfoc.Problem``.
 
     Returns:
         The discretised problem, with step h = T / steps.
@@ -219,4 +224,6 @@ def continuous(
         kind=(lambda t: "step") if autonomous and noise is None else None,
         noise=noise,
         interacting=interacting,
+        bounds=bounds,
+        per_particle=per_particle,
     )

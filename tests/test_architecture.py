@@ -21,7 +21,7 @@ OPTIONAL = {"matplotlib", "rich", "sklearn", "scipy", "torchvision", "curvlinops
 LAYERS = [
     {"errors"},
     {"deprecation", "tree", "checks", "seeding", "printing", "statistics", "streams", "figures"},
-    {"distributed", "derivatives", "particles"},
+    {"distributed", "derivatives", "particles", "bounds"},
     {"law"},
     {"problem", "populations"},
     {"networks", "schemes", "pontryagin", "minimisers", "lq", "interacting"},

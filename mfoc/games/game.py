@@ -123,6 +123,8 @@ class Game(Problem):
             affine=problem.affine,
             noise=None if random is None else noise,
             interacting=problem.interacting,
+            bounds=problem.bounds,
+            per_particle=problem.per_particle,
             ball=ball,
             stage=stage,
             part=part,
