@@ -40,23 +40,6 @@ class Region:
         """The projected gradient: zero where the controls are stationary among the admissible ones."""
         return self._each(lambda own, g, u: own.stationary(u, g, self.lead), gradient, controls)
 
-    def face(self, controls: Tree, gradient: Tree, direction: Tree) -> Tree:
-        """A direction without what leaves the face that strictly active constraints hold the controls to."""
-        return self._each(lambda own, v, u, g: own.face(u, g, v, self.lead), direction, controls, gradient)
-
-    def bend(self, controls: Tree, gradient: Tree, direction: Tree) -> Tree:
-        """What the bend of the boundary adds to a product of the Hessian with a direction."""
-
-        def bent(own: AdmissibleSet, v: Tensor, u: Tensor, g: Tensor) -> Tensor:
-            factor = own.bend(u, g, self.lead)
-            ones = (1,) * (u.dim() - self.lead)
-            return torch.zeros_like(v) if factor is None else factor.reshape(*u.shape[: self.lead], *ones) * v
-
-        zero = tree.map(torch.zeros_like, direction)
-        found = self._each(bent, direction, controls, gradient)
-        leaves = zip(tree.leaves(zero), tree.leaves(found), self.sets, strict=True)
-        return tree.rebuild(direction, [nothing if own is None else leaf for nothing, leaf, own in leaves])
-
     def land(self, controls: Tree, moved: Tree, stationary: Tree) -> Tree:
         """Where a step from the controls to ``moved`` lands; see ``mfoc.bounds.sets``."""
         return self._each(lambda own, v, u, r: own.land(u, v, r, self.lead), moved, controls, stationary)
@@ -104,6 +87,16 @@ class Region:
             pairs.append([bound.reshape(flat) for bound in (own or free).limits(leaf)])
         low, high = (torch.cat(parts, -1) for parts in zip(*pairs, strict=True))
         return low, high
+
+    def rows(self, firsts: Sequence[int], leaves: Sequence[Tensor]) -> RowRegion:
+        """That of rows, each a flattened stage.
+
+        Args:
+            firsts: for each row, the place of its first leaf among those of the controls.
+            leaves: the leaves of one row.
+        """
+        columns = tuple(tuple(self.sets[first + k] for first in firsts) for k in range(len(leaves)))
+        return RowRegion(columns, tuple(leaf.shape for leaf in leaves), self.lead)
 
     def _each(self, function: Any, first: Tree, *others: Tree) -> Tree:
         columns = [tree.leaves(first), *(tree.leaves(other) for other in others)]
@@ -166,3 +159,75 @@ def _spread(bounds: Bounds, part: Tree, name: str) -> list[AdmissibleSet | None]
         f"{name} is {kind_of(bounds)}; expected Box(low, high), Simplex(), Ball(radius, 'l2'), L1(weight), None, or a "
         "tree of them shaped as the controls"
     )
+
+
+@dataclass(frozen=True, eq=False)
+class RowRegion:
+    """Where the rows ``[G, n]`` of a block may lie: each row is a flattened control tree.
+
+    Attributes:
+        columns: for each leaf, the sets of the G rows.
+        shapes: the shapes of the leaves.
+        lead: as in ``Region``.
+    """
+
+    columns: tuple[tuple[AdmissibleSet | None, ...], ...]
+    shapes: tuple[torch.Size, ...]
+    lead: int = 0
+
+    def project(self, rows: Tensor) -> Tensor:
+        """See ``Region.project``."""
+        return self._each(lambda own, u, lead: own.project(u, lead), rows)
+
+    def stationary(self, rows: Tensor, slopes: Tensor) -> Tensor:
+        """See ``Region.stationary``."""
+        return self._each(lambda own, g, u, lead: own.stationary(u, g, lead), slopes, rows)
+
+    def face(self, rows: Tensor, slopes: Tensor, directions: Tensor) -> Tensor:
+        """See ``Region.face``."""
+        return self._each(lambda own, v, u, g, lead: own.face(u, g, v, lead), directions, rows, slopes)
+
+    def bend(self, rows: Tensor, slopes: Tensor, directions: Tensor) -> Tensor:
+        """See ``Region.bend``."""
+
+        def bent(own: AdmissibleSet, v: Tensor, u: Tensor, g: Tensor, lead: int) -> Tensor:
+            factor = own.bend(u, g, lead)
+            return torch.zeros_like(v) if factor is None else _shaped(factor, v) * v
+
+        return self._each(bent, directions, rows, slopes, free=torch.zeros_like)
+
+    def land(self, rows: Tensor, moved: Tensor, stationary: Tensor) -> Tensor:
+        """See ``Region.land``."""
+        return self._each(lambda own, v, u, r, lead: own.land(u, v, r, lead), moved, rows, stationary)
+
+    def penalty(self, rows: Tensor) -> Tensor:
+        """What is added to each row's value ``[G]``."""
+
+        def cost(own: AdmissibleSet, u: Tensor, lead: int) -> Tensor:
+            found = own.penalty(u, lead)
+            return u.new_zeros(len(u), 1) if found is None else found.reshape(len(u), -1).mean(1, keepdim=True)
+
+        return self._each(cost, rows, free=lambda u: u.new_zeros(len(u), 1)).sum(1)
+
+    def _each(self, function: Any, first: Tensor, *others: Tensor, free: Any = None) -> Tensor:
+        """The function of each leaf's set and its part of the rows, put together; ``free`` of those without a set."""
+        sizes = [shape.numel() for shape in self.shapes]
+        parts = zip(*(torch.split(rows, sizes, 1) for rows in (first, *others)), strict=True)
+        found = []
+        for sets, shape, columns in zip(self.columns, self.shapes, parts, strict=True):
+            leaves = [column.reshape(-1, *shape) for column in columns]
+            runs = [(0, len(sets))] if all(own is sets[0] for own in sets) else [(g, g + 1) for g in range(len(sets))]
+            pieces = []
+            for low, high in runs:
+                own, held = sets[low], [leaf[low:high] for leaf in leaves]
+                if own is None:
+                    pieces.append(held[0] if free is None else free(held[0]))
+                else:
+                    pieces.append(function(own, *held, self.lead + 1))
+            found.append(torch.cat(pieces).reshape(len(first), -1))
+        return torch.cat(found, 1)
+
+
+def _shaped(factor: Tensor, v: Tensor) -> Tensor:
+    """A factor of leading axes, so that it broadcasts against v."""
+    return factor.reshape(*factor.shape, *(1,) * (v.dim() - factor.dim()))

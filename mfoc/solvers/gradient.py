@@ -70,7 +70,8 @@ class Gradient:
     Optimisers that evaluate several times a step (LBFGS) do so on the same batch.
 
     Where controls are bounded (``Problem.bounds``) the optimiser is given the projected gradient, and lands on
-    admissible controls: it rests where they are stationary, whatever its metric. Class of control: whatever the problem's is.
+    admissible controls: it rests where they are stationary, whatever its metric. It solves problems of every class of
+    control.
 
     Attributes:
         optimizer: makes the optimiser from a list of tensors: ``functools.partial(torch.optim.SGD, lr=0.1)``.

@@ -94,8 +94,8 @@ def _begin(
         problem.check_played(particles)
     if problem.region is not None and not getattr(solver, "respects_bounds", False):
         raise InvalidValue(
-            f"the problem's controls are bounded and {type(solver).__name__} knows no bounds; use Gradient, MSA, EMSA, or "
-            "a solver that says respects_bounds = True"
+            f"the problem's controls are bounded and {type(solver).__name__} knows no bounds; use Gradient, MSA, EMSA, "
+            "or a solver that says respects_bounds = True"
         )
     if start is not None:
         start = _last(start)
