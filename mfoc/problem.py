@@ -29,6 +29,7 @@ from mfoc.checks import (
     check_signature,
     kind_of,
 )
+from mfoc.constraints import Constraint, Terms, listed
 from mfoc.errors import InvalidType, InvalidValue, MfocError
 from mfoc.particles import Particles
 from mfoc.seeding import watched
@@ -110,6 +111,8 @@ class Problem(HasControls[Controls]):
             goes, in which None and missing keys are free; or a rule ``(name, leaf) -> set or None``. None: all free.
         per_particle: each particle has a control of its own, row i of every leaf ``[N, ...]``; a class of control by
             itself. False: what dynamics receive as u is shared by the cloud.
+        terminal: ``mfoc.Equality(c)`` or ``mfoc.Inequality(c)`` of ``c(x, z) -> [N, k]`` at the end, or a list of them.
+        path: the same of ``c(t, x, u, z)`` at every stage. ``mfoc.AugmentedLagrangian(solver)`` meets constraints.
         region: what ``bounds`` says of each leaf; None where all are free.
 
     Raises:
@@ -131,6 +134,8 @@ class Problem(HasControls[Controls]):
     interacting: str | None = None
     bounds: Bounds = None
     per_particle: bool = False
+    terminal: Terms = None
+    path: Terms = None
     region: Region | None = field(init=False, repr=False, default=None)
 
     def __post_init__(self) -> None:
@@ -144,6 +149,8 @@ class Problem(HasControls[Controls]):
         if self.interacting is not None:
             check_choice("batch", interacting=self.interacting)
         check_flag(per_particle=self.per_particle)
+        listed(self.terminal, "terminal", ("x", "z"))
+        listed(self.path, "path", STAGE)
         object.__setattr__(self, "horizon", self._horizon())
         if self.bounds is not None:
             own = region(self.bounds, self.controls, lead=int(self.per_particle), per_stage=self.per_stage)
@@ -193,6 +200,21 @@ class Problem(HasControls[Controls]):
     def per_stage(self) -> bool:
         """Whether each stage has a control of its own: ``controls`` is then a list of T pytrees."""
         return self.schedule is per_stage
+
+    @property
+    def terminal_constraints(self) -> tuple[Constraint, ...]:
+        """The constraints on the last state."""
+        return listed(self.terminal, "terminal", ("x", "z"))
+
+    @property
+    def path_constraints(self) -> tuple[Constraint, ...]:
+        """The constraints at every stage."""
+        return listed(self.path, "path", STAGE)
+
+    @property
+    def constrained(self) -> bool:
+        """Whether there are constraints on states, which ``mfoc.AugmentedLagrangian`` meets."""
+        return bool(self.terminal_constraints or self.path_constraints)
 
     def check_stages(self, controls: Tree) -> None:
         """Refuses controls for another number of stages, where each has a control of its own."""
@@ -288,6 +310,10 @@ class Problem(HasControls[Controls]):
                 what = f"stage {t}: running_cost"
                 with pure(what, [x, u, z]), _explained(what, x, z):
                     check_cost(self.running_cost(t, x, u, z), n, what)
+            for constraint in self.path_constraints:
+                what = f"stage {t}: a path constraint"
+                with pure(what, [x, u, z]), _explained(what, x, z):
+                    constraint.of(n, what, t, x, u, z)
             came = tree.describe(x)
             with pure(f"stage {t}: dynamics", [x, u, z]):
                 with _explained(f"stage {t}: dynamics (state {came}, control {tree.describe(u)})", x, z):
@@ -297,6 +323,9 @@ class Problem(HasControls[Controls]):
         given = f"terminal_cost (state {tree.describe(x)}, data {tree.describe(z)})"
         with pure("terminal_cost", [x, z]), _explained(given, x, z):
             check_cost(self.terminal_cost(x, z), n, "terminal_cost")
+        for constraint in self.terminal_constraints:
+            with pure("a terminal constraint", [x, z]), _explained("a terminal constraint", x, z):
+                constraint.of(n, "a terminal constraint", x, z)
 
     def _check_repeatable(self, particles: Particles, controls: Tree) -> None:
         """Refuses functions that give another value the second time: their randomness may be in a user's hands."""

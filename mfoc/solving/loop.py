@@ -97,6 +97,11 @@ def _begin(
             f"the problem's controls are bounded and {type(solver).__name__} knows no bounds; use Gradient, MSA, EMSA, "
             "or a solver that says respects_bounds = True"
         )
+    if problem.constrained and not getattr(solver, "meets_constraints", False):
+        name = type(solver).__name__
+        raise InvalidValue(
+            f"the problem has constraints and {name} knows none; use mfoc.AugmentedLagrangian({name}(...))"
+        )
     if start is not None:
         start = _last(start)
         if not tree.same_structure(start.controls, problem.controls):
@@ -300,7 +305,12 @@ class _Run:
             value, gradient = self.solver.evaluate(self.problem, self.at.controls, self.at.state, particles)
         else:
             value, gradient = evaluate(self.problem, self.at.controls, particles)
-        return float(value), _residual(self.problem, self.at.controls, gradient)
+        residual = _residual(self.problem, self.at.controls, gradient)
+        if hasattr(self.solver, "violation"):
+            residual = math.hypot(
+                residual, self.solver.violation(self.problem, self.at.controls, self.at.state, particles)
+            )
+        return float(value), residual
 
 
 def _residual(problem: Problem, controls: Tree, gradient: Tree) -> float:

@@ -53,7 +53,8 @@ class Solver(Protocol):
     A solver whose objective is not the problem's own J on the particles given (``Minimax``: the adversary moves them)
     also has ``evaluate(problem, controls, state, particles) -> Evaluation``, by which the solution is judged. One that
     answers the adversary of a game says so by a true attribute ``plays_games``: ``solve`` gives a game to no other; so
-    does one that keeps controls within ``Problem.bounds``, by ``respects_bounds``.
+    does one that keeps controls within ``Problem.bounds``, by ``respects_bounds``, and one that meets constraints on
+    states, by ``meets_constraints`` and a method ``violation(problem, controls, state, particles) -> float``.
     """
 
     def init(self, problem: Problem, controls: Tree) -> Tree:
