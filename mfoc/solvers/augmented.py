@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from mfoc import tree
@@ -18,14 +19,14 @@ from mfoc.solving import Info, Solver
 from mfoc.tree import Tree
 
 _GROWTH, _ENOUGH = 10.0, 0.5  # of the penalty, where the violation has not fallen to that share
-_SHARPER = 0.1  # what the residual asked of the solver is multiplied by from one step to the next
+_SHARE = 0.1  # of the residual, violation included, to which the solver minimises
 
 
 @dataclass(frozen=True)
 class AugmentedLagrangian:
     """Solves a problem with ``terminal`` and ``path`` constraints: the method of multipliers around another solver.
 
-    A step minimises the augmented Lagrangian by the solver, from where the last has ended, ever more accurately, and
+    A step minimises the augmented Lagrangian by the solver, from where it is, to a tenth of the residual, and
     updates the multipliers; the penalty grows where the violation has not halved (Birgin & Martinez 2014, "Practical
     augmented Lagrangian methods for constrained optimization", algorithm 4.1; Nocedal & Wright 2006, sec. 17.4). The
     class of control is that of the problem and the solver.
@@ -63,13 +64,13 @@ class AugmentedLagrangian:
         return True
 
     def init(self, problem: Problem, controls: Tree) -> Tree:
-        """Multipliers, penalty and accuracy, all None until the first step has seen the particles."""
+        """Multipliers and penalty, None until the first step has seen the particles."""
         if not problem.constrained:
             raise InvalidValue(
                 "the problem has no constraint to meet: solve it by the solver inside, or give it some, "
                 "Problem(..., terminal=mfoc.Equality(c))"
             )
-        return {"multipliers": None, "penalty": None, "accuracy": None, "violation": None, "index": None}
+        return {"multipliers": None, "penalty": None, "violation": None, "index": None}
 
     def step(self, problem: Problem, controls: Tree, state: Tree, particles: Particles) -> tuple[Tree, Tree, Info]:
         """One minimisation and one update of the multipliers; see ``mfoc.Solver``."""
@@ -85,8 +86,7 @@ class AugmentedLagrangian:
         violation = held.violation(values)
         projected = None if problem.region is None else problem.region.stationary(controls, gradient)
         info = Info(value, gradient, {"penalty": held.penalty}, projected, violation)
-        accuracy = state["accuracy"] or math.inf
-        moved, taken = self._minimised(held, controls, particles, min(_SHARPER * info.residual, accuracy))
+        moved, taken = self._minimised(held, controls, particles, _SHARE * info.residual)
         info.extra["inner_steps"] = taken
         values = constraint_values(problem, moved, particles)
         reached = held.violation(values)
@@ -97,7 +97,6 @@ class AugmentedLagrangian:
             {
                 "multipliers": after.multipliers,
                 "penalty": held.penalty * (_GROWTH if grows else 1.0),
-                "accuracy": _SHARPER * min(info.residual, accuracy),
                 "violation": reached,
                 "index": state["index"],
             },
@@ -139,6 +138,8 @@ class AugmentedLagrangian:
                 return controls, k  # the loop looks for what is not finite, and says where
             if residual <= tol:
                 return controls, k
+            if all(map(torch.equal, tree.leaves(controls), tree.leaves(moved))):
+                return controls, k + 1  # as far as rounding lets it
             controls = moved
         return controls, self.steps
 
