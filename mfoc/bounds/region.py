@@ -40,9 +40,9 @@ class Region:
         """The projected gradient: zero where the controls are stationary among the admissible ones."""
         return self._each(lambda own, g, u: own.stationary(u, g, self.lead), gradient, controls)
 
-    def land(self, controls: Tree, moved: Tree, stationary: Tree) -> Tree:
+    def land(self, controls: Tree, moved: Tree, gradient: Tree) -> Tree:
         """Where a step from the controls to ``moved`` lands; see ``mfoc.bounds.sets``."""
-        return self._each(lambda own, v, u, r: own.land(u, v, r, self.lead), moved, controls, stationary)
+        return self._each(lambda own, v, u, g: own.land(u, v, g, self.lead), moved, controls, gradient)
 
     def penalty(self, controls: Tree) -> Tensor | None:
         """What is added to J, a scalar; the mean over particles with controls of their own. None: nothing."""
@@ -196,9 +196,9 @@ class RowRegion:
 
         return self._each(bent, directions, rows, slopes, free=torch.zeros_like)
 
-    def land(self, rows: Tensor, moved: Tensor, stationary: Tensor) -> Tensor:
+    def land(self, rows: Tensor, moved: Tensor, slopes: Tensor) -> Tensor:
         """See ``Region.land``."""
-        return self._each(lambda own, v, u, r, lead: own.land(u, v, r, lead), moved, rows, stationary)
+        return self._each(lambda own, v, u, g, lead: own.land(u, v, g, lead), moved, rows, slopes)
 
     def penalty(self, rows: Tensor) -> Tensor:
         """What is added to each row's value ``[G]``."""

@@ -6,7 +6,7 @@ that are stacked, particles) is a control of its own. With the gradient g of J a
     stationary(u, g)   the projected gradient: minus the projection of -g on the tangent cone at u, which for a penalty
                        is the element of least norm of g + its subdifferential; zero where u is stationary
     face(u, g, v)      v without what leaves the face that strictly active constraints hold u to: a linear map of v
-    land(u, v, r)      where a step from u to v lands, with r the projected gradient at u
+    land(u, v, g)      where a step from u to v lands: along the face first, then at the nearest admissible control
 
 (Nocedal & Wright 2006, sec. 12.4 and 16.7; Andrew & Gao 2007, "Scalable training of L1-regularized log-linear models",
 for the penalty.) Fed the projected gradient and landed so, any optimiser that rests where its gradient vanishes rests
@@ -45,7 +45,7 @@ class AdmissibleSet(Protocol):
     def bend(self, u: Tensor, slope: Tensor, lead: int) -> Tensor | None:
         """The boundary's curvature times its multiplier ``[*lead]``, which the Hessian gains; None where flat."""
 
-    def land(self, u: Tensor, moved: Tensor, stationary: Tensor, lead: int) -> Tensor:
+    def land(self, u: Tensor, moved: Tensor, slope: Tensor, lead: int) -> Tensor:
         """The admissible control where a step from u to ``moved`` lands."""
 
     def penalty(self, u: Tensor, lead: int) -> Tensor | None:
@@ -62,9 +62,13 @@ class _Convex:
         """Faces are flat."""
         return None
 
-    def land(self, u: Tensor, moved: Tensor, stationary: Tensor, lead: int) -> Tensor:
-        """The nearest admissible control."""
-        projected: Tensor = self.project(moved, lead)  # type: ignore[attr-defined]
+    def land(self, u: Tensor, moved: Tensor, slope: Tensor, lead: int) -> Tensor:
+        """The nearest admissible control, of what the step has along the face.
+
+        The rest of it, which a metric other than the Euclidean brings in, would move entries that are held.
+        """
+        along = u + self.face(u, slope, moved - u, lead)  # type: ignore[attr-defined]
+        projected: Tensor = self.project(along, lead)  # type: ignore[attr-defined]
         return projected
 
     def penalty(self, u: Tensor, lead: int) -> Tensor | None:
@@ -133,6 +137,14 @@ class Box(_Convex):
 
     def face(self, u: Tensor, slope: Tensor, v: Tensor, lead: int) -> Tensor:
         """Zero in the entries that the slope presses against their bound."""
+        return v.masked_fill(self._pressed(u, slope), 0.0)
+
+    def land(self, u: Tensor, moved: Tensor, slope: Tensor, lead: int) -> Tensor:
+        """Clamped; entries that are pressed against their bound go there."""
+        low, high = self.limits(u)
+        return torch.where(self._pressed(u, slope), torch.where(slope > 0, low, high), moved.clamp(low, high))
+
+    def _pressed(self, u: Tensor, slope: Tensor) -> Tensor:
         low, high = self.limits(u)
         # How near counts as on a bound, which solvers that come from within leave: a share of what scale there is.
         share, width = math.sqrt(torch.finfo(u.dtype).eps), high - low
@@ -140,7 +152,7 @@ class Box(_Convex):
             torch.where(width.isfinite(), width, bound.abs().nan_to_num(posinf=0.0)) for bound in (low, high)
         )
         pressed = ((u <= low + share * below) & (slope > 0)) | ((u >= high - share * above) & (slope < 0))
-        return v.masked_fill(pressed | (width == 0), 0.0)
+        return pressed | (width == 0)
 
 
 @dataclass(frozen=True)
@@ -179,6 +191,11 @@ class Simplex(_Convex):
         free = self._free(u, slope)
         kept = v * free
         return (kept - kept.sum(-1, keepdim=True) / free.sum(-1, keepdim=True)) * free
+
+    def land(self, u: Tensor, moved: Tensor, slope: Tensor, lead: int) -> Tensor:
+        """As for every set; entries that are pressed against zero go there."""
+        free = self._free(u, slope)
+        return self.project((u + self.face(u, slope, moved - u, lead)) * free, lead)
 
     def _free(self, u: Tensor, slope: Tensor) -> Tensor:
         """Which entries move along -slope: of those at zero, those whose slope is below the mean of the free ones."""
@@ -269,9 +286,9 @@ class L1:
         """Flat where it is smooth."""
         return None
 
-    def land(self, u: Tensor, moved: Tensor, stationary: Tensor, lead: int) -> Tensor:
+    def land(self, u: Tensor, moved: Tensor, slope: Tensor, lead: int) -> Tensor:
         """Entries that would change their sign stop at zero; those at zero move against their subgradient only."""
-        orthant = torch.where(u == 0, -stationary.sign(), u.sign())
+        orthant = torch.where(u == 0, -self.stationary(u, slope, lead).sign(), u.sign())
         return torch.where(moved * orthant > 0, moved, 0.0)
 
     def penalty(self, u: Tensor, lead: int) -> Tensor | None:

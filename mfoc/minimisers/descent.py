@@ -37,5 +37,5 @@ class Descent:
                 point = point - self.lr * slope
             else:
                 followed = region.stationary(point, slope)
-                point = region.land(point, point - self.lr * followed, followed)
+                point = region.land(point, point - self.lr * followed, slope)
         return Minimum(point, value, torch.zeros_like(value, dtype=torch.bool), self.steps)

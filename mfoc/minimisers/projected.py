@@ -106,7 +106,7 @@ def _searched(
         if trial == _TURN:  # what has found nothing yet goes along the projected gradient
             lost = going & ~found
             direction, length = where(lost, -here.projected, direction), torch.where(lost, steepest, length)
-        moved = region.land(here.point, here.point + length[:, None] * direction, here.projected)
+        moved = region.land(here.point, here.point + length[:, None] * direction, here.slope)
         there = at(where(going, moved, here.point))
         falls = going & _falls(region, here, there)
         beyond = falls & _steep(here, there) & ((there.point != best.point).any(1))

@@ -169,7 +169,7 @@ class Gradient:
             if math.isfinite(value) and math.isfinite(info.residual):
                 raise
         moved = rebuilt([p.detach() for p in parameters])
-        moved = moved if region is None else region.land(controls, moved, projected)
+        moved = moved if region is None else region.land(controls, moved, gradient)
         after = {**_capture(optimizer), "writes_gradients": writes, "steps": state["steps"] + 1}
         return moved, after, info
 
