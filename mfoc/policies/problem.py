@@ -88,12 +88,10 @@ def feedback(problem: Problem, policy: nn.Module, *, per_stage: bool = False) ->
             "the policy end in what keeps them (nn.Hardtanh, nn.Sigmoid, nn.Softmax, ...)"
         )
     refuse_unfit(policy)
-    timed = takes_time(policy)
-    stage = Stage("policy", Timed(policy) if timed else policy)
-    weights = stage.controls()
+    run = _Run.of(policy, problem.stages)
+    weights = run.parameters()
     if not weights:
         raise InvalidValue("policy has no parameter that requires grad; there is nothing to solve for")
-    run = _Run(stage, problem.stages if timed else 0)
     loop = _ClosedLoop(problem, run)
     # Normalised by the statistics of the batch, the particles of a batch are a population of their own.
     own_batch = any(mixes(part) for part in policy.modules())
@@ -105,7 +103,7 @@ def feedback(problem: Problem, policy: nn.Module, *, per_stage: bool = False) ->
         running_cost=None if problem.running_cost is None else loop.running_cost,
         horizon=problem.stages,
         schedule=problems.per_stage if per_stage else problems.tied,
-        kind=None if timed else problem.kind,
+        kind=None if run.timed else problem.kind,
         noise=None if problem.noise is None else loop.noise,
         interacting="batch" if own_batch else problem.interacting,
         open_loop=problem,
@@ -133,11 +131,10 @@ def policy_of(problem: Feedback, solution: HasControls | Tree) -> Policy:
     controls = controls_of(solution)
     if not tree.same_structure(controls, problem.controls):
         raise InvalidValue("solution holds controls of another structure than the problem's: it is of another problem")
-    prefix = "net." if takes_time(problem.policy) else ""
     networks = []
     for weights in controls if problem.per_stage else [controls]:
         network = copy.deepcopy(problem.policy)
-        place(network, {key.removeprefix(prefix): value for key, value in weights.items()})
+        place(network, weights)
         networks.append(network)
     return Policy(networks, problem.stages)
 
@@ -147,10 +144,24 @@ class _Run:
     """The policy at given parameters."""
 
     stage: Stage
-    stages: int  # of the problem, where the policy takes the time; else 0
+    timed: bool
+    stages: int
+
+    @classmethod
+    def of(cls, policy: nn.Module, stages: int) -> _Run:
+        """A private copy of the policy, for a problem of so many stages."""
+        timed = takes_time(policy)
+        return cls(Stage("policy", Timed(policy) if timed else policy), timed, stages)
+
+    def parameters(self) -> dict[str, Tensor]:
+        """Those it begins with, by their names in the policy."""
+        return {key.removeprefix("net.") if self.timed else key: own for key, own in self.stage.controls().items()}
 
     def __call__(self, t: int, x: Tree, theta: dict[str, Tensor]) -> Tree:
-        u = self.stage((t / self.stages, x) if self.stages else x, theta, None)
+        if self.timed:
+            u = self.stage((t / self.stages, x), {f"net.{key}": own for key, own in theta.items()}, None)
+        else:
+            u = self.stage(x, theta, None)
         n = len(tree.leaves(x)[0])
         for name, leaf in tree.named_leaves(u, "u"):
             if leaf.dim() == 0 or len(leaf) != n:

@@ -63,7 +63,7 @@ class NewtonCG:
     """
 
     radius: float | None = None
-    products: int = 50
+    products: int = 100
     gauss_newton: bool = False
 
     respects_bounds: ClassVar[bool] = True
