@@ -115,7 +115,7 @@ class NewtonCG:
             if length == 0:
                 break
             report["tries"] += 1
-            trial = place.tree_of(place.point + found.step)
+            trial = place.controls_after(found.step)
             agreement = place.agreement(trial, found)
             radius = _resized(length if math.isinf(radius) else radius, length, agreement)
             if agreement > _ENOUGH:
@@ -144,6 +144,10 @@ class _Place:
         held = tree.leaves(self.controls)
         return tree.rebuild(self.controls, [part.to(held[0].dtype) for part in tree.pieces(vector, held)])
 
+    def controls_after(self, step: Tensor) -> Tree:
+        """The controls to which a step ``[n]`` leads."""
+        return self.tree_of(self.point + step if self.box is None else self.box.landed(step))
+
     def descend(self, radius: float, share: float, products: int) -> Descent:
         """A step that makes the model small."""
         share = max(share, math.sqrt(torch.finfo(self.model.slope.dtype).eps))  # no product is more exact by far
@@ -156,7 +160,7 @@ class _Place:
         slope = self.model.slope if found is None else self.model.slope + found.image
         if self.box is None:
             return slope
-        return self.box.projected_slope(slope, self.point if found is None else self.point + found.step)
+        return self.box.projected_slope(slope, self.point if found is None else self.box.landed(found.step))
 
     def agreement(self, trial: Tree, found: Descent) -> float:
         """By how much J falls, as a share of what the model says; -inf where it is not finite."""

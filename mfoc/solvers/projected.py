@@ -48,22 +48,29 @@ class Boxed:
         onto the box, has reached another face: until the projected slope is a share of the one at the start.
         """
         goal = share * float(self.projected_slope(self.slope, self.point).norm())
-        at, curved, bounded = self._cauchy(radius), False, False
-        while at.products < products and not bounded:
-            here, slope = self.point + at.step, self.slope + at.image
+        at, curved, face = self._cauchy(radius), False, None
+        while at.products < products:
+            here, slope = self.landed(at.step), self.slope + at.image
             free = (here > self.low) & (here < self.high)
             inside = slope * free
             size = float(inside.norm())
-            if size <= goal or size == 0:
+            if size <= goal or size == 0 or (face is not None and torch.equal(free, face)):
                 break
             left = products - at.products
             found = steihaug(inside, lambda v: self.product(v) * free, radius, share=goal / size, products=left)  # noqa: B023
-            curved = curved or found.curved
-            bounded = found.bounded
-            before, at = at, self._searched(at, found)
-            if at is before or (found.curved and math.isinf(radius)):
+            curved, face = curved or found.curved, free
+            at = self._searched(at, found)
+            if found.bounded or found.curved:
                 break
-        return at._replace(curved=curved, bounded=bounded)
+        return at._replace(curved=curved)
+
+    def landed(self, step: Tensor) -> Tensor:
+        """Where a step ends, on a bound to the bit if it was projected there: a sum may be off by its rounding."""
+        at = torch.clamp(self.point + step, self.low, self.high)
+        for bound in (self.low, self.high):
+            near = 4 * torch.finfo(at.dtype).eps * (bound.abs() + self.point.abs())
+            at = torch.where(bound.isfinite() & ((at - bound).abs() <= near), bound, at)
+        return at
 
     def _cauchy(self, radius: float) -> Descent:
         """A point of the path along which the projection of -slope leads, that lowers the model enough."""
@@ -89,6 +96,9 @@ class Boxed:
         """As far along a step of conjugate gradients, projected onto the box, as lowers the model enough."""
         slope = self.slope + at.image
         length, spent = 1.0, at.products + found.products
+        whole = at.step + found.step
+        if torch.equal(self._into(whole), self.point + whole - self.point):  # inside: H times it is known
+            return Descent(whole, at.image + found.image, spent, False, found.bounded)
         for _ in range(_HALVINGS):
             step = self._into(at.step + length * found.step)
             change = step - at.step
@@ -98,7 +108,7 @@ class Boxed:
             if promised + float(change @ image) / 2 <= _DECREASE * min(promised, 0.0):
                 return Descent(step, at.image + image, spent, False, False)
             length /= 2
-        return at
+        return at._replace(products=spent)
 
     def _into(self, step: Tensor) -> Tensor:
         """The step to where ``step`` lands when it is projected onto the box."""
