@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from functools import partial
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from mfoc.solvers.expansion import expand
 from mfoc.solvers.projected import Boxed
 from mfoc.solvers.steihaug import steihaug
 from tests.problems import CATALOGUE, D, distance, normal, same_bits
+from tests.ranks import on_ranks
 from tests.solvers.test_agreement import random_lq
 
 
@@ -150,7 +152,8 @@ def test_a_step_stays_in_the_ball_and_is_at_least_as_good_as_the_cauchy_point(se
 
 def test_negative_curvature_leads_off_a_ridge():
     """J = E (u^2 - 1)^2, nearly flat and concave at 0.01: the model has no minimum."""
-    problem = mfoc.Problem(lambda t, x, u, z: x + u, lambda x, z: (x[:, 0] ** 2 - 1) ** 2, [torch.full((1,), 0.01, dtype=D)])
+    start = [torch.full((1,), 0.01, dtype=D)]
+    problem = mfoc.Problem(lambda t, x, u, z: x + u, lambda x, z: (x[:, 0] ** 2 - 1) ** 2, start)
     solution = mfoc.solve(problem, mfoc.NewtonCG(), torch.zeros(3, 1, dtype=D), steps=20, tol=1e-10)
     assert solution.history[0]["negative_curvature"] >= 1
     assert float(solution.controls[0]) == pytest.approx(1.0, abs=1e-10)
@@ -198,7 +201,7 @@ def test_convergence_is_superlinear():
     problem, cloud = pendulum()
     history = mfoc.solve(problem, mfoc.NewtonCG(), cloud, steps=60, tol=1e-12).history
     last = [record["residual"] for record in history if 1e-11 < record["residual"] < 1e-1]
-    falls = [b / a for a, b in zip(last, last[1:], strict=False)]
+    falls = [b / a for a, b in pairwise(last)]
     assert len(falls) >= 2
     assert falls[-1] < 1e-2
     assert falls[-1] < falls[0]
@@ -227,6 +230,21 @@ def test_a_box_that_holds_nothing_changes_nothing():
     wide = replace(problem, bounds=mfoc.Box(-100.0, 100.0))
     free, boxed = (mfoc.solve(each, mfoc.NewtonCG(), cloud, steps=40, tol=1e-10) for each in (problem, wide))
     assert distance(free.controls, boxed.controls) < 1e-8
+
+
+def on_a_rank():
+    """A few steps on this rank's share of a mean-field LQ cloud, free and in a box: controls and radii."""
+    problem, found = random_lq(5)[0].problem(), []
+    for each in (problem, replace(problem, bounds=mfoc.Box(-0.2, 0.2))):
+        solution = mfoc.solve(each, mfoc.NewtonCG(), normal(31, 3, seed=9) + 1, steps=3)
+        found += [*solution.controls, torch.tensor(solution.last.state["radius"], dtype=D)]
+    return found
+
+
+def test_ranks_take_the_steps_of_one_process(tmp_path):
+    whole = on_a_rank()
+    for found in on_ranks(tmp_path, on_a_rank):
+        assert distance(found[0], whole) < 1e-10
 
 
 # ---- laws
