@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 
@@ -106,6 +107,8 @@ def feedback(problem: Problem, policy: nn.Module, *, per_stage: bool = False) ->
         kind=None if run.timed else problem.kind,
         noise=None if problem.noise is None else loop.noise,
         interacting="batch" if own_batch else problem.interacting,
+        terminal=problem.terminal,
+        path=[replace(each, function=loop.constraint(each.function)) for each in problem.path_constraints] or None,
         open_loop=problem,
         policy=policy,
     )
@@ -191,3 +194,7 @@ class _ClosedLoop:
         """The noise in f_t at the policy's control ``[N, d]``."""
         assert self.problem.noise is not None
         return self.problem.noise(t, x, self.run(t, x, u), z)
+
+    def constraint(self, function: Callable[..., Tensor]) -> Callable[[int, Tree, Tree, Tree], Tensor]:
+        """A constraint c(t, x, u, z) at the policy's control."""
+        return lambda t, x, u, z: function(t, x, self.run(t, x, u), z)

@@ -148,6 +148,25 @@ def test_states_that_are_trees():
     assert solution.value < solution.history[0]["value"]
 
 
+def test_constraints_are_on_the_policys_control():
+    problem = mfoc.Problem(
+        lambda t, x, u, z: x + u,
+        lambda x, z: x.square().sum(-1),
+        [torch.zeros(1, dtype=D) for _ in range(2)],
+        running_cost=lambda t, x, u, z: 0.1 * u.square().sum(-1).expand(len(x)),
+        path=mfoc.Inequality(lambda t, x, u, z: u.abs().expand(len(x), -1) - 0.4),
+    )
+    policy = mfoc.linear_policy(lambda x: torch.cat([x, torch.ones_like(x)], 1), torch.zeros(1, 2, dtype=D))
+    loop, x = mfoc.feedback(problem, policy), torch.linspace(0.5, 1.5, 5, dtype=D)[:, None]
+    solution = mfoc.solve(loop, mfoc.AugmentedLagrangian(mfoc.NewtonCG()), x, steps=25, tol=1e-6)
+    solved, state = mfoc.policy_of(loop, solution), x
+    for t in range(2):
+        u = solved(t, state)
+        assert float(u.abs().max()) < 0.4 + 1e-5
+        state = state + u
+    assert float(solved(0, x).abs().max()) > 0.39
+
+
 # ---- what is refused
 
 
