@@ -14,7 +14,8 @@ from tests.problems import D, discrete_lq, normal
 def case(n=9, stages=4):
     """A contracting LQ problem of independent particles, of which each has its own control."""
     root, eye = normal(3, 3, seed=1), torch.eye(3, dtype=D)
-    spec = {"A": 0.6 * eye + 0.1 * normal(3, 3, seed=2), "B": 0.5 * normal(3, 2, seed=3), "Q": 0.1 * root @ root.mT + 0.1 * eye}
+    A = 0.6 * eye + 0.1 * normal(3, 3, seed=2)
+    spec = {"A": A, "B": 0.5 * normal(3, 2, seed=3), "Q": 0.1 * root @ root.mT + 0.1 * eye}
     lq = discrete_lq(spec | {"R": 2 * torch.eye(2, dtype=D), "QT": eye}, horizon=stages)
     own = [torch.zeros(n, 2, dtype=D) for _ in range(stages)]
     return lq, replace(lq.problem(), controls=own, per_particle=True), 1 + normal(n, 3, seed=7)
