@@ -22,6 +22,7 @@ from mfoc import (
     optim,
     particles,
     plot,
+    policies,
     printing,
     schemes,
     seeding,
@@ -37,11 +38,12 @@ from mfoc.games import Ball, Game
 from mfoc.law import covariance, kernel_mean, mean, variance
 from mfoc.networks import from_module, to_module, weight_decay
 from mfoc.particles import Particles
+from mfoc.policies import feedback, linear_policy, policy_of
 from mfoc.pontryagin import Evaluation, Trajectory, costates, evaluate, hamiltonian, rollout
 from mfoc.populations import Population, population
 from mfoc.problem import HasControls, Problem, controls_of, per_stage, tied
 from mfoc.schemes import continuous, euler, euler_maruyama, heun, rk4
-from mfoc.solvers import EMSA, MSA, AugmentedLagrangian, Gradient, Minimax
+from mfoc.solvers import EMSA, MSA, AugmentedLagrangian, Gradient, Minimax, NewtonCG
 from mfoc.solving import Info, Iterate, Solution, Solver, Status, iterate, solve
 
 __version__ = "0.2.0.dev0"
@@ -49,14 +51,15 @@ __version__ = "0.2.0.dev0"
 __all__ = [
     "EMSA", "L1", "MSA", "AugmentedLagrangian", "Ball", "Box", "Certificate", "Equality", "Evaluation",
     "Formulation", "Game", "Gradient", "HasControls", "Inequality", "Info", "InvalidType", "InvalidValue",
-    "Iterate", "Measure", "MfocError", "Minimax", "MissingExtra", "NonFiniteError", "Particles", "Population",
-    "Problem", "Simplex", "Solution", "Solver", "Status", "Trajectory", "analysis", "bounds", "certificate",
-    "certify", "certify_module", "checks", "constraints", "continuous", "controls_of", "costates", "covariance",
-    "deprecation", "derivatives", "distributed", "errors", "euler", "euler_maruyama", "evaluate", "from_module",
-    "games", "hamiltonian", "heun", "hooks", "interacting", "iterate", "kernel_mean", "lagrangian", "law", "lq",
-    "maximisers", "mean", "minimisers", "networks", "optim", "particles", "per_stage", "plot", "population",
-    "printing", "require", "rk4", "rollout", "schemes", "seeding", "solve", "testing", "tied", "to_module", "tree",
-    "variance", "weight_decay",
+    "Iterate", "Measure", "MfocError", "Minimax", "MissingExtra", "NewtonCG", "NonFiniteError", "Particles",
+    "Population", "Problem", "Simplex", "Solution", "Solver", "Status", "Trajectory", "analysis", "bounds",
+    "certificate", "certify", "certify_module", "checks", "constraints", "continuous", "controls_of",
+    "costates", "covariance", "deprecation", "derivatives", "distributed", "errors", "euler", "euler_maruyama",
+    "evaluate", "feedback", "from_module", "games", "hamiltonian", "heun", "hooks", "interacting", "iterate",
+    "kernel_mean", "lagrangian", "law", "linear_policy", "lq", "maximisers", "mean", "minimisers", "networks",
+    "optim", "particles", "per_stage", "plot", "policies", "policy_of", "population", "printing", "require",
+    "rk4", "rollout", "schemes", "seeding", "solve", "testing", "tied", "to_module", "tree", "variance",
+    "weight_decay",
 ]  # fmt: skip
 
 deprecation.moved(

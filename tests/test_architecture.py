@@ -25,7 +25,7 @@ LAYERS = [
     {"law"},
     {"constraints"},
     {"problem", "populations"},
-    {"networks", "schemes", "pontryagin", "minimisers", "lq", "interacting"},
+    {"networks", "schemes", "pontryagin", "minimisers", "lq", "interacting", "policies"},
     {"games", "frozen", "lagrangian", "second_order", "analysis", "solving"},
     {"solvers", "certificate", "optim", "hjb", "meanfield", "hooks"},
     {"formulation"},

@@ -29,7 +29,7 @@ class Cloud:
     def dynamics(self, t: int, x: Tensor, u: Any, z: Tensor | None) -> Tensor:
         """The next state, with the means of the population."""
         m = self._mean(x, "Abar")
-        controls, v = self._control(x, m, u)
+        controls, v = self._control(x, m, u, "Bbar")
         moved = x @ self._at("A", t).mT + controls @ self._at("B", t).mT
         for name, average in (("Abar", m), ("Bbar", v)):
             if getattr(self.lq, name) is not None:
@@ -40,18 +40,20 @@ class Cloud:
     def running_cost(self, t: int, x: Tensor, u: Any, z: Tensor | None) -> Tensor:
         """The cost of a stage ``[N]``."""
         lq, m = self.lq, self._mean(x, "Qbar", "crossbar")
-        controls, v = self._control(x, m, u)
+        controls, v = self._control(x, m, u, "Rbar", "crossbar")
         cost = _quadratic(x, self._at("Q", t)) + _quadratic(controls, self._at("R", t))
         if lq.Qbar is not None:
             assert m is not None
             centre = m if lq.S is None else self._at("S", t) @ m
             cost = cost + _quadratic(x - centre, self._at("Qbar", t))
         if lq.Rbar is not None:
+            assert v is not None
             cost = cost + _quadratic(v, self._at("Rbar", t))
         if lq.cross is not None:
             cost = cost + 2 * ((x @ self._at("cross", t)) * controls).sum(-1)
         if lq.crossbar is not None:
             assert m is not None
+            assert v is not None
             cost = cost + 2 * ((m @ self._at("crossbar", t)) * v).sum(-1)
         if lq.offset is not None:
             cost = cost + lq.offset
@@ -72,8 +74,13 @@ class Cloud:
         needed = self.feedback or any(getattr(self.lq, name) is not None for name in names)
         return mean(x) if needed else None
 
-    def _control(self, x: Tensor, m: Tensor | None, u: Any) -> tuple[Tensor, Tensor]:
-        """The controls of all particles ``[N, m]`` and their mean ``[m]``."""
+    def _control(self, x: Tensor, m: Tensor | None, u: Any, *names: str) -> tuple[Tensor, Tensor | None]:
+        """The controls of all particles ``[N, m]`` and, where one of these matrices needs it, their mean ``[m]``.
+
+        ``u`` is shared ``[m]``, or has a row for each particle, as a policy's and those of ``per_particle`` have.
+        """
+        if not self.feedback and u.dim() > 1:
+            return u, mean(u) if any(getattr(self.lq, name) is not None for name in names) else None
         if not self.feedback:
             return u.expand(len(x), -1), u
         assert m is not None

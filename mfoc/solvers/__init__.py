@@ -4,5 +4,6 @@ from mfoc.solvers.augmented import AugmentedLagrangian
 from mfoc.solvers.gradient import Gradient
 from mfoc.solvers.minimax import Minimax
 from mfoc.solvers.msa import EMSA, MSA
+from mfoc.solvers.newton import NewtonCG
 
-__all__ = ["EMSA", "MSA", "AugmentedLagrangian", "Gradient", "Minimax"]
+__all__ = ["EMSA", "MSA", "AugmentedLagrangian", "Gradient", "Minimax", "NewtonCG"]

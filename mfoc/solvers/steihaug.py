@@ -1,0 +1,81 @@
+"""A quadratic model, made small within a ball by conjugate gradients (Steihaug 1983; Toint 1981).
+
+Nocedal & Wright (2006), "Numerical Optimization", alg. 7.2.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from mfoc.printing import by_identity
+
+
+@by_identity
+class Descent(NamedTuple):
+    """Where conjugate gradients ended.
+
+    Attributes:
+        step: s ``[n]``.
+        image: the matrix times s ``[n]``.
+        products: how many were taken.
+        curved: whether a direction of negative curvature was met.
+        bounded: whether s lies on the boundary of the ball.
+    """
+
+    step: Tensor
+    image: Tensor
+    products: int
+    curved: bool
+    bounded: bool
+
+
+def steihaug(
+    slope: Tensor, product: Callable[[Tensor], Tensor], radius: float, *, share: float, products: int
+) -> Descent:
+    """A step s, ||s|| <= radius, that makes <slope, s> + <s, H s> / 2 at least as small as the best along -slope.
+
+    It ends where the model's slope is a share of the one at the start, at the boundary (to which directions of negative
+    curvature are followed), or when the products are spent.
+
+    Args:
+        slope: ``[n]``.
+        product: v -> H v, H symmetric.
+        radius: of the ball; infinite for none, and a direction of negative curvature is then not followed.
+        share: of the slope's norm.
+        products: most products.
+    """
+    step, image = torch.zeros_like(slope), torch.zeros_like(slope)
+    residual, direction = slope, -slope
+    square = float(slope @ slope)
+    goal = share**2 * square
+    for k in range(products):
+        if square <= goal:
+            return Descent(step, image, k, False, False)
+        moved = product(direction)
+        curvature = float(direction @ moved)
+        if not math.isfinite(curvature):
+            return Descent(step, image, k + 1, False, False)
+        length = square / curvature if curvature > 0 else math.inf
+        if curvature <= 0 or float(torch.linalg.vector_norm(step + length * direction)) >= radius:
+            if math.isinf(radius):
+                return Descent(step, image, k + 1, True, False)
+            length = _to_boundary(step, direction, radius)
+            return Descent(step + length * direction, image + length * moved, k + 1, curvature <= 0, True)
+        step, image = step + length * direction, image + length * moved
+        residual = residual + length * moved
+        before, square = square, float(residual @ residual)
+        direction = (square / before) * direction - residual
+    return Descent(step, image, products, False, False)
+
+
+def _to_boundary(step: Tensor, direction: Tensor, radius: float) -> float:
+    """The t >= 0 at which ||step + t direction|| is the radius."""
+    a, b = float(direction @ direction), float(step @ direction)
+    room = max(radius**2 - float(step @ step), 0.0)
+    root = math.sqrt(b * b + a * room)
+    return room / (b + root) if b > 0 else (root - b) / a  # the form that does not cancel
