@@ -10,28 +10,35 @@ from scipy.optimize import minimize
 from torch import nn
 
 import mfoc
-from mfoc.minimisers import LBFGS, Descent
-from tests.problems import D, distance, labels, normal, open_loop_lq, seeded
+from mfoc.minimisers import Descent
+from tests.problems import D, distance, labels, normal, seeded
 
 SETS = {
     "box": mfoc.Box(-0.3, 0.4),
     "half-line": mfoc.Box(-0.1, float("inf")),
-    "l1": mfoc.L1(0.8),
+    "l1": mfoc.L1(2.5),
     "ball": mfoc.Ball(0.5, "l2"),
 }
 SOLVERS = {
-    "sgd": (mfoc.Gradient(partial(torch.optim.SGD, lr=0.1)), 500),
-    "momentum": (mfoc.Gradient(partial(torch.optim.SGD, lr=0.05, momentum=0.5)), 500),
-    "adam": (mfoc.Gradient(partial(torch.optim.Adam, lr=0.05), lr_schedule=lambda k: 0.98**k), 600),
-    "msa": (mfoc.MSA(LBFGS(tol=1e-12)), 200),
-    "emsa": (mfoc.EMSA(), 200),
+    "sgd": (mfoc.Gradient(partial(torch.optim.SGD, lr=0.1)), 150),
+    "momentum": (mfoc.Gradient(partial(torch.optim.SGD, lr=0.05, momentum=0.5)), 150),
+    "adam": (mfoc.Gradient(partial(torch.optim.Adam, lr=0.1), lr_schedule=lambda k: 0.98**k), 500),
+    "msa": (mfoc.MSA(Descent(0.1)), 150),
+    "emsa": (mfoc.EMSA(), 60),
 }
 
 
 def bounded(name):
-    problem, cloud, _, _ = open_loop_lq()
-    start = [torch.zeros_like(u) for u in problem.controls]
-    return replace(problem, controls=start, bounds=SETS[name]), cloud
+    weight = torch.tensor([0.4, 1.0], dtype=D)
+    problem = mfoc.Problem(
+        lambda t, x, u, z: x + u,
+        lambda x, z: x.square().sum(1),
+        [torch.zeros(2, dtype=D) for _ in range(3)],
+        running_cost=lambda t, x, u, z: (weight * u.square()).sum().expand(len(x)),
+        kind=lambda t: "step",
+        bounds=SETS[name],
+    )
+    return problem, normal(5, 2, seed=5) + torch.tensor([1.0, -2.0], dtype=D)
 
 
 def by_scipy(problem, cloud, name):
@@ -66,8 +73,6 @@ def by_scipy(problem, cloud, name):
 @pytest.mark.parametrize("name", SETS)
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_a_solver_finds_the_constrained_minimum(name, solver):
-    if solver == "momentum" and name == "ball":
-        pytest.skip("a ball's boundary turns: momentum along it needs a smaller rate than is tried here")
     problem, cloud = bounded(name)
     method, steps = SOLVERS[solver]
     solution = mfoc.solve(problem, method, cloud, steps=steps, tol=1e-9)
@@ -147,7 +152,7 @@ def test_the_penalty_is_part_of_j_and_not_of_the_particles_cost():
     problem, cloud = bounded("l1")
     controls = [normal(2, seed=t) for t in range(3)]
     mean = mfoc.rollout(problem, controls, cloud).cost.mean()
-    penalty = 0.8 * sum(u.abs().sum() for u in controls)
+    penalty = 2.5 * sum(u.abs().sum() for u in controls)
     assert mfoc.evaluate(problem, controls, cloud).value.item() == pytest.approx(float(mean + penalty))
 
 
