@@ -35,7 +35,7 @@ from mfoc.particles import Particles
 from mfoc.pontryagin import Evaluation, Trajectory, costates, evaluate, hamiltonian, rollout
 from mfoc.populations import Population, population
 from mfoc.problem import HasControls, Problem, controls_of, per_stage, tied
-from mfoc.schemes import continuous, euler, euler_maruyama, heun, rk4
+from mfoc.schemes import continuous, dopri5, euler, euler_maruyama, heun, rk4, rk38
 from mfoc.solvers import EMSA, MSA, Gradient, Minimax
 from mfoc.solving import Info, Iterate, Solution, Solver, Status, iterate, solve
 
@@ -46,10 +46,11 @@ __all__ = [
     "InvalidType", "InvalidValue", "Iterate", "Measure", "MfocError", "Minimax", "MissingExtra", "NonFiniteError",
     "Particles", "Population", "Problem", "Solution", "Solver", "Status", "Trajectory", "analysis", "certificate",
     "certify", "certify_module", "checks", "continuous", "controls_of", "costates", "covariance", "deprecation",
-    "derivatives", "distributed", "errors", "euler", "euler_maruyama", "evaluate", "from_module", "games",
+    "derivatives", "distributed", "dopri5", "errors", "euler", "euler_maruyama", "evaluate", "from_module", "games",
     "hamiltonian", "heun", "hooks", "interacting", "iterate", "kernel_mean", "law", "lq", "maximisers", "mean",
     "minimisers", "networks", "optim", "particles", "per_stage", "plot", "population", "printing", "require", "rk4",
-    "rollout", "schemes", "seeding", "solve", "testing", "tied", "to_module", "tree", "variance", "weight_decay",
+    "rk38", "rollout", "schemes", "seeding", "solve", "testing", "tied", "to_module", "tree", "variance",
+    "weight_decay",
 ]  # fmt: skip
 
 deprecation.moved(
