@@ -180,7 +180,7 @@ class DiscreteMSA:
         size = average.abs()
         wrong = weight != -average.sign()
         largest = (size * wrong).max() if size.numel() else size.new_zeros(())
-        rho = self.threshold if self.rho is None else self.rho * largest
+        rho: Any = self.threshold if self.rho is None else self.rho * largest
         if self.levels == "binary":
             return torch.where(wrong & (size > rho), -weight, weight)
         lasso = self.sparsity * size.max() if size.numel() else 0.0

@@ -1,6 +1,6 @@
 """Networks of binary and ternary weights on 10,000 digits of MNIST: ``mfoc.DiscreteMSA``, straight-through and Bop.
 
-    python tests/benchmarks/bench_discrete.py --mnist mnist10k.npz
+    PYTHONPATH=. python tests/benchmarks/bench_discrete.py --mnist mnist10k.npz [--activations ReLU]
 
 8,000 digits to train on and 2,000 to test, 784-256-256-256-10 with batch norm after each layer, batches of 100, the
 same batches for all: straight-through (Courbariaux et al. 2016) by Adam on latent weights, Bop (Helwegen et al. 2019).

@@ -58,7 +58,7 @@ def test_a_state_dict_loads_into_another_packed_network():
 def test_named_layers_alone():
     net = discrete_(conv_net(), "binary")
     net[3].weight.data *= 0.5
-    with pytest.raises(mfoc.InvalidValue, match="the weight of '3' holds other values.*layers="):
+    with pytest.raises(mfoc.InvalidValue, match=r"the weight of '3' holds other values.*layers="):
         packed.pack(net)
     small = packed.pack(net, layers=["0"])
     assert isinstance(small[0], packed.PackedLayer)

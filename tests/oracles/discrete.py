@@ -45,7 +45,7 @@ class _StraightThrough(nn.Module):
         self.ternary = ternary
 
     def forward(self, weight: Tensor) -> Tensor:
-        found: Tensor = _Discretise.apply(weight, self.ternary)  # type: ignore[no-untyped-call]
+        found: Tensor = _Discretise.apply(weight, self.ternary)
         return found
 
 
@@ -56,7 +56,7 @@ def straight_through_(net: nn.Module, *, ternary: bool) -> list[nn.Parameter]:
         nn.init.uniform_(layer.weight, -1, 1)
         parametrize.register_parametrization(layer, "weight", _StraightThrough(ternary), unsafe=True)
         latent.append(layer.parametrizations["weight"].original)  # type: ignore[index, union-attr]
-    return latent  # type: ignore[return-value]
+    return latent
 
 
 def train(net: nn.Module, optimisers: list[Any], batches: Iterable[tuple[Tensor, Tensor]], after: Any = None) -> None:
