@@ -8,7 +8,6 @@ import torch
 from torchdiffeq import odeint
 
 import mfoc
-from mfoc.minimisers import LBFGS
 from mfoc.tree import leaves
 from tests.oracles.training import central_difference, gradient, observed_order
 from tests.problems import D, distance, normal
@@ -230,22 +229,18 @@ def test_dopri5_is_of_order_five_in_the_length_of_a_step():
     assert observed_order(hs, errors) == pytest.approx(5, abs=0.3)
 
 
-@pytest.mark.parametrize("rtol", [1e-4, 1e-7, 1e-10])
+@pytest.mark.parametrize("rtol", [1e-4, 1e-8])
 def test_dopri5_keeps_its_tolerance(rtol):
     """On a stiff-ish van der Pol oscillator the error follows the tolerance, with steps of very different lengths."""
 
     def drift(t, x, u, z):
         q, v = x["q"], x["v"]
-        times.append(t)
-        return {"v": 8 * (1 - q * q) * v - q, "q": v}
+        return {"v": 3 * (1 - q * q) * v - q, "q": v}
 
     state = {"q": torch.tensor([2.0, 0.5, -1.0], dtype=D), "v": torch.zeros(3, dtype=D)}
-    times = []
-    found = mfoc.dopri5(rtol, rtol, max_steps=5000)(drift, 0.0, state, None, None, 6.0)
-    taken = len(times)
-    exact = mfoc.dopri5(1e-13, 1e-13, max_steps=50_000)(drift, 0.0, state, None, None, 6.0)
-    assert distance(found, exact) < 2e3 * rtol
-    assert taken < (2000 if rtol == 1e-4 else 20_000)
+    found = mfoc.dopri5(rtol, rtol, max_steps=500)(drift, 0.0, state, None, None, 4.0)
+    exact = mfoc.dopri5(1e-12, 1e-12, max_steps=5000)(drift, 0.0, state, None, None, 4.0)
+    assert 1e-3 * rtol < distance(found, exact) < 1e2 * rtol  # neither missed, nor met with far too short steps
 
 
 def test_dopri5_meets_the_tolerance_of_the_worst_particle():
@@ -262,7 +257,7 @@ def test_dopri5_meets_the_tolerance_of_the_worst_particle():
 
 def test_dopri5s_gradient_is_that_of_its_steps():
     """Pontryagin, autograd and finite differences agree; two derivatives go through for the certificate."""
-    problem, cloud = neural_ode(mfoc.dopri5(1e-8, 1e-10), stages=2)
+    problem, cloud = neural_ode(mfoc.dopri5(1e-6, 1e-8), stages=2)
     mfoc.testing.check_problem(problem, cloud)
     slopes = mfoc.evaluate(problem, problem, cloud).gradient
     assert distance(slopes, gradient(problem, problem.controls, cloud)) < 1e-12
@@ -271,40 +266,36 @@ def test_dopri5s_gradient_is_that_of_its_steps():
         controls = [problem.controls[0] | {"b": b}, problem.controls[1]]
         return mfoc.rollout(problem, controls, cloud).cost.mean()
 
-    assert distance(slopes[0]["b"], central_difference(value, problem.controls[0]["b"], 1e-4)) < 1e-6
+    assert distance(slopes[0]["b"], central_difference(value, problem.controls[0]["b"], 1e-2)) < 1e-3
 
 
-@pytest.mark.parametrize("solver", [mfoc.MSA(LBFGS(steps=5)), mfoc.EMSA()], ids=["msa", "emsa"])
-def test_dopri5_problems_are_solved_and_certified(solver):
-    """With a running cost that bounds H. The minimum is that of rk4 on the same grid of controls, to its error."""
-
-    def problem(scheme, substeps=1):
-        return mfoc.continuous(
-            lambda t, x, u, z: -x + u,
-            lambda x, z: x.square().sum(1),
-            [torch.zeros(2, dtype=D)] * 4,
-            running_cost=lambda t, x, u, z: x.square().sum(1) + u.square().sum(),
-            scheme=scheme,
-            autonomous=True,
-        )
-
+def test_dopri5_problems_are_solved_and_certified():
+    """x' = u with cost int u^2 dt + x(1)^2 has the minimum u = -E x(0) / 2, at which H curves by 2 h."""
+    problem = mfoc.continuous(
+        lambda t, x, u, z: u.expand_as(x),
+        lambda x, z: x.square().sum(1),
+        [torch.zeros(2, dtype=D)] * 2,
+        running_cost=lambda t, x, u, z: u.square().sum().expand(len(x)),
+        scheme=mfoc.dopri5(),
+        autonomous=True,
+    )
     cloud = mfoc.Particles(1 + normal(6, 2))
-    adaptive, fixed = (mfoc.solve(problem(s), solver, cloud, steps=60) for s in (mfoc.dopri5(), mfoc.rk4))
-    assert distance(adaptive.controls, fixed.controls) < 1e-4
-    assert adaptive.value == pytest.approx(fixed.value, abs=1e-5)
-    certificate = mfoc.certify(problem(mfoc.dopri5()), adaptive, cloud, lanczos=3, groups=3)
-    assert all(stage.curvature.value > 0 for stage in certificate.stages)
+    solution = mfoc.solve(problem, mfoc.EMSA(), cloud, steps=30, tol=1e-6)
+    for u in solution.controls:
+        assert distance(u, -cloud.state.mean(0) / 2) < 1e-5
+    certificate = mfoc.certify(problem, solution, cloud, lanczos=3, groups=3)
+    assert [stage.curvature.value for stage in certificate.stages] == pytest.approx([1, 1], abs=1e-6)
 
 
 def test_dopri5s_particles_share_their_steps_and_batches_must_say_so():
-    problem, cloud = neural_ode(mfoc.dopri5())
+    problem, cloud = neural_ode(mfoc.dopri5(1e-3, 1e-3), stages=1)
     assert mfoc.interacting.coupling(problem, cloud)
     batches = mfoc.population(cloud, batch_size=2)
     solver = mfoc.Gradient(lambda leaves: torch.optim.SGD(leaves, lr=0.01))
     with pytest.raises(mfoc.InvalidValue, match='interacting="batch"'):
         mfoc.solve(problem, solver, batches, steps=1)
-    problem, _ = neural_ode(mfoc.dopri5(), interacting="batch")
-    assert mfoc.solve(problem, solver, batches, steps=3).status.name == "MAX_STEPS"
+    problem, _ = neural_ode(mfoc.dopri5(1e-3, 1e-3), stages=1, interacting="batch")
+    assert mfoc.solve(problem, solver, batches, steps=1).status is mfoc.Status.MAX_STEPS
     assert problem.kind is None
 
 

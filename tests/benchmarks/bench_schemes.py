@@ -2,11 +2,11 @@
 
     python tests/benchmarks/bench_schemes.py [rounds]
 
-The drift is a network of one hidden layer, J the mean of |x(1)|^2. ``one control`` is tied over all of [0, 1];
-``ten controls`` are piecewise constant, for which odeint is called interval by interval. Fixed steps: 20, or
-10; the 3/8 rule is the method that torchdiffeq calls rk4. Adaptive: rtol = 1e-6, atol = 1e-8 on both sides, each with the steps
-it chooses; evaluations of the drift are counted. Both sides interleaved in one process on one thread: medians of
-thread-CPU time, the ratio of the medians, and how far J is from that of odeint at 1e-12.
+The drift is a network of one hidden layer, J the mean of |x(1)|^2. ``one control`` is tied over all of [0, 1]; ``ten
+controls`` are piecewise constant, for which odeint is called interval by interval. Fixed steps: 20 or 10; the 3/8 rule
+is the method that torchdiffeq calls rk4. Adaptive: rtol = 1e-6, atol = 1e-8 on both sides, each with the steps that it
+chooses, and the evaluations of the drift that they cost. Both sides interleaved in one process on one thread: medians
+of thread-CPU time, the ratio of the medians, and how far J is from that of odeint at 1e-12.
 """
 
 import platform
