@@ -43,7 +43,7 @@ def accuracy(net, data):
 def by_mfoc(levels, activation, data, seed, epochs, **settings):
     net, steps = network(activation, seed), len(data[0]) // BATCH
     problem = mfoc.from_module(net, F.cross_entropy)
-    settings = {"rho": 0.25, "per": steps, **settings}
+    settings = {"rho": 0.25, "a": 0.9998, "per": steps, **settings}
     solver = mfoc.DiscreteMSA(levels, others=mfoc.Gradient(partial(torch.optim.Adam, lr=LR)), **settings)
     batches = mfoc.population(data[:2], batch_size=BATCH, seed=seed)
     solution = mfoc.solve(solver.discretised(problem), solver, batches, steps=epochs * steps)
