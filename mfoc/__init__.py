@@ -2,8 +2,10 @@
 
 from mfoc import (
     analysis,
+    bounds,
     certificate,
     checks,
+    constraints,
     deprecation,
     derivatives,
     distributed,
@@ -11,6 +13,7 @@ from mfoc import (
     games,
     hooks,
     interacting,
+    lagrangian,
     law,
     lq,
     maximisers,
@@ -25,7 +28,9 @@ from mfoc import (
     testing,
     tree,
 )
+from mfoc.bounds import L1, Box, Simplex
 from mfoc.certificate import Certificate, Measure, certify, certify_module
+from mfoc.constraints import Equality, Inequality
 from mfoc.errors import InvalidType, InvalidValue, MfocError, MissingExtra, NonFiniteError, require
 from mfoc.formulation import Formulation
 from mfoc.games import Ball, Game
@@ -36,21 +41,22 @@ from mfoc.pontryagin import Evaluation, Trajectory, costates, evaluate, hamilton
 from mfoc.populations import Population, population
 from mfoc.problem import HasControls, Problem, controls_of, per_stage, tied
 from mfoc.schemes import continuous, dopri5, euler, euler_maruyama, heun, rk4, rk38
-from mfoc.solvers import EMSA, MSA, DiscreteMSA, Gradient, Minimax
+from mfoc.solvers import EMSA, MSA, AugmentedLagrangian, DiscreteMSA, Gradient, Minimax
 from mfoc.solving import Info, Iterate, Solution, Solver, Status, iterate, solve
 
 __version__ = "0.2.0.dev0"
 
 __all__ = [
-    "EMSA", "MSA", "Ball", "Certificate", "DiscreteMSA", "Evaluation", "Formulation", "Game", "Gradient", "HasControls",
-    "Info", "InvalidType", "InvalidValue", "Iterate", "Measure", "MfocError", "Minimax", "MissingExtra",
-    "NonFiniteError", "Particles", "Population", "Problem", "Solution", "Solver", "Status", "Trajectory", "analysis",
-    "certificate", "certify", "certify_module", "checks", "continuous", "controls_of", "costates", "covariance",
-    "deprecation", "derivatives", "distributed", "dopri5", "errors", "euler", "euler_maruyama", "evaluate",
-    "from_module", "games", "hamiltonian", "heun", "hooks", "interacting", "iterate", "kernel_mean", "law", "lq",
-    "maximisers", "mean", "minimisers", "networks", "optim", "particles", "per_stage", "plot", "population", "printing",
-    "require", "rk4", "rk38", "rollout", "schemes", "seeding", "solve", "testing", "tied", "to_module", "tree",
-    "variance", "weight_decay",
+    "EMSA", "L1", "MSA", "AugmentedLagrangian", "Ball", "Box", "Certificate", "DiscreteMSA", "Equality", "Evaluation",
+    "Formulation", "Game", "Gradient", "HasControls", "Inequality", "Info", "InvalidType", "InvalidValue", "Iterate",
+    "Measure", "MfocError", "Minimax", "MissingExtra", "NonFiniteError", "Particles", "Population", "Problem",
+    "Simplex", "Solution", "Solver", "Status", "Trajectory", "analysis", "bounds", "certificate", "certify",
+    "certify_module", "checks", "constraints", "continuous", "controls_of", "costates", "covariance", "deprecation",
+    "derivatives", "distributed", "dopri5", "errors", "euler", "euler_maruyama", "evaluate", "from_module", "games",
+    "hamiltonian", "heun", "hooks", "interacting", "iterate", "kernel_mean", "lagrangian", "law", "lq", "maximisers",
+    "mean", "minimisers", "networks", "optim", "particles", "per_stage", "plot", "population", "printing", "require",
+    "rk4", "rk38", "rollout", "schemes", "seeding", "solve", "testing", "tied", "to_module", "tree", "variance",
+    "weight_decay",
 ]  # fmt: skip
 
 deprecation.moved(

@@ -15,11 +15,12 @@ import torch
 from torch import Tensor
 
 from mfoc import tree
+from mfoc.bounds import RowRegion
 from mfoc.derivatives import gradients
 from mfoc.distributed import expectation
 from mfoc.minimisers import Minimiser, Minimum
 from mfoc.particles import Particles
-from mfoc.pontryagin import adjoint, hamiltonian, hamiltonian_and_next, mean_and_slopes, rollout
+from mfoc.pontryagin import adjoint, hamiltonian, hamiltonian_and_next, mean_and_slopes, penalised, rollout
 from mfoc.problem import Problem
 from mfoc.tree import Tree
 
@@ -56,6 +57,19 @@ class Block:
     particles: int  # N on this rank
     restore: Callable[[Tensor], Tree]  # a row [n] as a tree of controls
     proximal: float = 0.0  # weight of .../2 ||u - start||^2, which belongs to no particle
+    region: RowRegion | None = None  # where the rows may lie; None where they are free
+
+    def minimised(self, inner: Minimiser, start: Tensor | None = None) -> Minimum:
+        """The minimum that ``inner`` finds, from the start of the block or another ``[G, n]``."""
+        start = self.start if start is None else start
+        if self.region is None:
+            return inner.minimise(self.evaluate, start)
+        return inner.minimise(self.evaluate, start, self.region)
+
+    def level(self, rows: Tensor) -> Tensor:
+        """E H of this rank's particles ``[G]``, with the penalty that bounds may hold."""
+        value = self.per_particle(rows).mean(1)
+        return value if self.region is None else value + self.region.penalty(rows)
 
     def evaluate(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """E H ``[G]`` and dE H/du ``[G, n]`` over all ranks; the rows do not interact."""
@@ -109,12 +123,13 @@ class Sweep:
             trajectory = rollout(problem, controls, particles)
         costates, gradient = adjoint(problem, controls, trajectory, particles)
         value, *slopes = expectation([trajectory.cost.mean(), *tree.leaves(gradient)], len(particles))
+        value = penalised(problem, controls, value)
         held = (trajectory.states, costates, trajectory.cost)
         return cls(problem, controls, particles.data, *held, value, tree.rebuild(controls, slopes))
 
     def minimised(self, inner: Minimiser, penalty: Penalty | None = None) -> tuple[Tree, list[Minimum]]:
         """New controls, where ``inner`` finds the (augmented) Hamiltonian least, and what it found in each block."""
-        return self.joined(self.each(lambda block: inner.minimise(block.evaluate, block.start), penalty))
+        return self.joined(self.each(lambda block: block.minimised(inner), penalty))
 
     def joined(self, pairs: Iterable[tuple[Block, Minimum]]) -> tuple[Tree, list[Minimum]]:
         """Controls made of what was found in each block; stages that are in none keep theirs."""
@@ -200,7 +215,14 @@ class Sweep:
                 return _penalised(value, moved, free, infeasible)
 
         start = torch.stack([tree.ravel(self.controls[t]).detach() for t in stages])
-        return Block(stages, start, per_particle, len(self.cost), restore, proximal)
+        return Block(stages, start, per_particle, len(self.cost), restore, proximal, self.region(stages))
+
+    def region(self, stages: tuple[int, ...]) -> RowRegion | None:
+        """Where the controls of these stages may lie, each a row; None where they are free."""
+        if self.problem.region is None:
+            return None
+        counts = [len(tree.leaves(u)) for u in self.controls]
+        return self.problem.region.rows([sum(counts[:t]) for t in stages], tree.leaves(self.controls[stages[0]]))
 
     def _joint_block(self, penalty: Penalty | None) -> Block:
         problem, restore = self.problem, _restorer(self.controls)
@@ -221,7 +243,9 @@ class Sweep:
             return total[None]
 
         start = tree.ravel(self.controls).detach()[None]
-        return Block(tuple(range(problem.stages)), start, per_particle, len(self.cost), restore, proximal)
+        stages, region = tuple(range(problem.stages)), problem.region
+        rows = None if region is None else region.rows([0], tree.leaves(self.controls))
+        return Block(stages, start, per_particle, len(self.cost), restore, proximal, rows)
 
 
 def _restorer(like: Tree) -> Callable[[Tensor], Tree]:

@@ -50,8 +50,8 @@ class Evaluation(NamedTuple):
     """The objective and its gradient at one control.
 
     Attributes:
-        value: J, a scalar tensor.
-        gradient: dJ/du, shaped as the controls.
+        value: J, a scalar tensor; with the penalty, where the problem's bounds are one (``L1``).
+        gradient: dJ/du, shaped as the controls, without that of a penalty.
     """
 
     value: Tensor
@@ -225,4 +225,11 @@ def value_and_slopes(
         with torch.enable_grad():
             value, slopes = mean_and_slopes(rollout(problem, controls, particles).cost, leaves)
     value, *slopes = expectation([value.detach(), *slopes], len(particles))
-    return value, slopes
+    return penalised(problem, controls, value), slopes
+
+
+@torch.no_grad()
+def penalised(problem: Problem, controls: Tree, value: Tensor) -> Tensor:
+    """J with the penalty that ``Problem.bounds`` may hold."""
+    penalty = None if problem.region is None else problem.region.penalty(controls)
+    return value if penalty is None else value + penalty

@@ -11,14 +11,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, field
 from typing import TYPE_CHECKING, Any, Generic
 
 import torch
 from torch import Tensor, nn
 
 from mfoc import printing, tree
-from mfoc.checks import check_callable, check_choice, check_instance, check_integer, check_signature, kind_of
+from mfoc.bounds import Region, region
+from mfoc.bounds.region import Bounds
+from mfoc.checks import (
+    check_callable,
+    check_choice,
+    check_flag,
+    check_instance,
+    check_integer,
+    check_signature,
+    kind_of,
+)
+from mfoc.constraints import Constraint, Terms, listed
 from mfoc.errors import InvalidType, InvalidValue, MfocError
 from mfoc.particles import Particles
 from mfoc.seeding import watched
@@ -95,11 +106,19 @@ class Problem(HasControls[Controls]):
             population, so that batches are refused. "batch": each batch is a population of its own, J is the mean over
             batches of their costs, and depends on the batch size (as training with batch norm does). A batch is all
             ranks' share of it together: over ranks the interaction must be written with ``mfoc.mean``.
+        bounds: where controls may lie: ``mfoc.Box(low, high)``, ``Simplex()``, ``Ball(radius, "l2")``, or the penalty
+            ``L1(weight)``, for every leaf; or a tree of them shaped as the controls (or as one stage's) as far as it
+            goes, in which None and missing keys are free; or a rule ``(name, leaf) -> set or None``. None: all free.
+        per_particle: each particle has a control of its own, row i of every leaf ``[N, ...]``; a class of control by
+            itself. False: what dynamics receive as u is shared by the cloud.
+        terminal: ``mfoc.Equality(c)`` or ``mfoc.Inequality(c)`` of ``c(x, z) -> [N, k]`` at the end, or a list of them.
+        path: the same of ``c(t, x, u, z)`` at every stage. ``mfoc.AugmentedLagrangian(solver)`` meets constraints.
+        region: what ``bounds`` says of each leaf; None where all are free.
 
     Raises:
         InvalidType: something is not callable, or a control leaf is not a floating-point tensor.
         InvalidValue: wrong length or horizon, no control at all, non-finite initial controls, mixed devices or dtypes,
-            or another word for ``interacting``.
+            another word for ``interacting``, or bounds that do not fit the controls or are not kept by them.
     """
 
     dynamics: Dynamics
@@ -113,6 +132,11 @@ class Problem(HasControls[Controls]):
     affine: Callable[[int], bool] | None = None
     noise: Callable[[int, Tree, Tree, Tree], Tensor] | None = None
     interacting: str | None = None
+    bounds: Bounds = None
+    per_particle: bool = False
+    terminal: Terms = None
+    path: Terms = None
+    region: Region | None = field(init=False, repr=False, default=None)
 
     def __post_init__(self) -> None:
         check_callable("a function", dynamics=self.dynamics, terminal_cost=self.terminal_cost, schedule=self.schedule)
@@ -124,7 +148,13 @@ class Problem(HasControls[Controls]):
         check_signature(("t",), optional=True, kind=self.kind, affine=self.affine)
         if self.interacting is not None:
             check_choice("batch", interacting=self.interacting)
+        check_flag(per_particle=self.per_particle)
+        listed(self.terminal, "terminal", ("x", "z"))
+        listed(self.path, "path", STAGE)
         object.__setattr__(self, "horizon", self._horizon())
+        if self.bounds is not None:
+            own = region(self.bounds, self.controls, lead=int(self.per_particle), per_stage=self.per_stage)
+            object.__setattr__(self, "region", own)
         self.check_controls(self.controls)
 
     def _horizon(self) -> int:
@@ -171,6 +201,21 @@ class Problem(HasControls[Controls]):
         """Whether each stage has a control of its own: ``controls`` is then a list of T pytrees."""
         return self.schedule is per_stage
 
+    @property
+    def terminal_constraints(self) -> tuple[Constraint, ...]:
+        """The constraints on the last state."""
+        return listed(self.terminal, "terminal", ("x", "z"))
+
+    @property
+    def path_constraints(self) -> tuple[Constraint, ...]:
+        """The constraints at every stage."""
+        return listed(self.path, "path", STAGE)
+
+    @property
+    def constrained(self) -> bool:
+        """Whether there are constraints on states, which ``mfoc.AugmentedLagrangian`` meets."""
+        return bool(self.terminal_constraints or self.path_constraints)
+
     def check_stages(self, controls: Tree) -> None:
         """Refuses controls for another number of stages, where each has a control of its own."""
         if not self.per_stage:
@@ -195,6 +240,11 @@ class Problem(HasControls[Controls]):
         for name, leaf in named:
             if not leaf.is_floating_point():
                 raise InvalidType(f"{name} has dtype {leaf.dtype}; controls must be floating point")
+            if self.per_particle and (not leaf.dim() or len(leaf) != len(first)):
+                raise InvalidValue(
+                    f"{name} has shape {tuple(leaf.shape)}; with per_particle=True row i of every leaf is particle i's"
+                    f", [{len(first) if first.dim() else 'N'}, ...]"
+                )
             if leaf.device != first.device or leaf.dtype != first.dtype:
                 raise InvalidValue(
                     f"{name} is {leaf.dtype} on {leaf.device} and {first_name} is {first.dtype} on {first.device}; "
@@ -205,6 +255,21 @@ class Problem(HasControls[Controls]):
             for name, leaf in named:
                 if not leaf.isfinite().all():
                     raise InvalidValue(f"{name} holds NaN or infinite values; start from finite controls")
+        if self.region is not None:
+            self.region.check(controls)
+
+    def limits(self, t: int) -> tuple[Tensor, Tensor]:
+        """Lower and upper bounds of the flattened control of stage t ``[m]`` (``[N, m]`` per particle), of a ``Box``.
+
+        Raises:
+            InvalidValue: a bound is of another kind, or the stages have no controls of their own.
+        """
+        if not self.per_stage:
+            raise InvalidValue("the stages share their control; limits(t) are those of a stage")
+        held = [tree.leaves(stage) for stage in self.controls]  # type: ignore[attr-defined]
+        first = sum(map(len, held[:t]))
+        sets = (None,) * len(held[t]) if self.region is None else self.region.sets[first : first + len(held[t])]
+        return Region(sets, int(self.per_particle)).limits(held[t])
 
     def validate(self, particles: Particles, controls: Tree | None = None) -> None:
         """Runs the problem once, stage by stage, and explains what does not fit.
@@ -245,6 +310,10 @@ class Problem(HasControls[Controls]):
                 what = f"stage {t}: running_cost"
                 with pure(what, [x, u, z]), _explained(what, x, z):
                     check_cost(self.running_cost(t, x, u, z), n, what)
+            for constraint in self.path_constraints:
+                what = f"stage {t}: a path constraint"
+                with pure(what, [x, u, z]), _explained(what, x, z):
+                    constraint.of(n, what, t, x, u, z)
             came = tree.describe(x)
             with pure(f"stage {t}: dynamics", [x, u, z]):
                 with _explained(f"stage {t}: dynamics (state {came}, control {tree.describe(u)})", x, z):
@@ -254,6 +323,9 @@ class Problem(HasControls[Controls]):
         given = f"terminal_cost (state {tree.describe(x)}, data {tree.describe(z)})"
         with pure("terminal_cost", [x, z]), _explained(given, x, z):
             check_cost(self.terminal_cost(x, z), n, "terminal_cost")
+        for constraint in self.terminal_constraints:
+            with pure("a terminal constraint", [x, z]), _explained("a terminal constraint", x, z):
+                constraint.of(n, "a terminal constraint", x, z)
 
     def _check_repeatable(self, particles: Particles, controls: Tree) -> None:
         """Refuses functions that give another value the second time: their randomness may be in a user's hands."""
@@ -271,6 +343,11 @@ class Problem(HasControls[Controls]):
     def _check_agreement(self, particles: Particles, controls: Tree) -> None:
         name, control = tree.named_leaves(controls, "controls")[0]
         device, dtype = control.device, control.dtype
+        if self.per_particle and len(control) != len(particles):
+            raise InvalidValue(
+                f"{name} is for {len(control)} particles (per_particle=True) and there are {len(particles)}; solve on "
+                "all of them at once (batch_size=None), with a row of controls each"
+            )
         for label, leaf in tree.named_leaves(particles.state, "state"):
             if leaf.device != device:
                 cure = "move one: particles.to(device) or the controls"

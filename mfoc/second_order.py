@@ -115,4 +115,11 @@ def _block(sweep: Sweep, t: int, adjoint: Tensor) -> Block:
         change = moved - sweep.states[t + 1]
         return (value + torch.einsum("ni,nij,nj->n", change, adjoint, change) / 2)[None]
 
-    return Block((t,), tree.ravel(sweep.controls[t]).detach()[None], per_particle, len(sweep.cost), restore)
+    return Block(
+        (t,),
+        tree.ravel(sweep.controls[t]).detach()[None],
+        per_particle,
+        len(sweep.cost),
+        restore,
+        region=sweep.region((t,)),
+    )

@@ -40,7 +40,7 @@ from mfoc.errors import InvalidType, InvalidValue
 from mfoc.minimisers import LBFGS, Minimiser, check_minimiser
 from mfoc.networks import Loss, from_module, named_stages
 from mfoc.particles import Particles
-from mfoc.pontryagin import rollout
+from mfoc.pontryagin import penalised, rollout
 from mfoc.populations import population as as_population
 from mfoc.problem import HasControls, Problem, RunningCost, controls_of
 from mfoc.second_order import NoSecondDerivative, controls_noise, fits
@@ -115,7 +115,7 @@ def certify(
     controls = tree.detached(controls_of(controls))
     problem.validate(cloud, controls)
     with torch.no_grad():
-        value = float(rollout(problem, controls, cloud).cost.mean())
+        value = float(penalised(problem, controls, rollout(problem, controls, cloud).cost.mean()))
     if not math.isfinite(value):
         raise InvalidValue(f"controls: J is {value} at them, so there is nothing to certify")
     made = _Certifying(problem, controls, cloud, inner, starts, lanczos, groups, confidence, tol, seed, names)
@@ -153,7 +153,8 @@ class _Certifying:
         around = Surroundings.of(self.problem, self.controls, self.cloud, generator)
         # A law may be at rest at the controls themselves.
         interacting = any(interact(self.problem, u, self.cloud) for u in (self.controls, around.reference))
-        split = Split.of(self.cloud, self.groups, generator, interacting=interacting)
+        complete = self.problem.per_particle
+        split = Split.of(self.cloud, self.groups, generator, interacting=interacting, complete=complete)
         principle = self._principle(interacting)
         study = Study(split, self.problem.stages, self.inner, self._starts, self.lanczos, generator, self.confidence)
         total, passes = self._of_j(principle, study)

@@ -32,12 +32,15 @@ def lowest_eigenpair(
     generator: torch.Generator,
     confidence: float = 0.95,
     first: Tensor | None = None,
+    face: Callable[[Tensor], Tensor] | None = None,
 ) -> Lowest:
     """Lanczos with full reorthogonalisation (Golub & Van Loan, "Matrix Computations", 2013, sec. 10.3).
 
     ``product: [G, n] -> [G, n]`` multiplies row g by the symmetric A_g; ``like`` has that shape. n iterations make the
     result exact. The generator, of the starting vectors, is one of the CPU. Near the vectors ``first``, where they are
-    given, the search starts, and a few products tell how they turn; ``bound`` then says nothing.
+    given, the search starts, and a few products tell how they turn; ``bound`` then says nothing. With ``face``, an
+    orthogonal projection of each row on a space that ``product`` maps to itself, the eigenvalues are those on that
+    space; on one of no dimension the lowest is infinite.
 
     That a Ritz value is near an eigenvalue does not say that it is near the lowest. Of a random start Kuczynski &
     Wozniakowski (1992, "Estimating the largest eigenvalue by the power and Lanczos algorithms with a random start",
@@ -56,6 +59,11 @@ def lowest_eigenpair(
     if first is not None:
         vector = first.to(like) + 0.1 * vector
         vector = vector / vector.norm(dim=1, keepdim=True)
+    if face is not None:
+        vector = face(vector.to(narrow)).to(like)
+        length = vector.norm(dim=1, keepdim=True)
+        vector = torch.where(length > 0, vector / torch.where(length > 0, length, 1.0), 0.0)
+    nowhere = vector.norm(dim=1) == 0
     basis, diagonal, off = [vector], [], []
     for step in range(steps):
         image = product(vector.to(narrow)).to(like)
@@ -75,7 +83,7 @@ def lowest_eigenpair(
     values, vectors = torch.linalg.eigh(_tridiagonal(diagonal, off, frame))
     weights = vectors[:, :, 0]
     error = off[-1] * weights[:, -1].abs()
-    there = (frame.norm(dim=2) > 0.5).sum(1, keepdim=True)
+    there = (frame.norm(dim=2) > 0.5).sum(1, keepdim=True).clamp_min(1)
     largest = values.gather(1, there - 1)[:, 0]
     third = (1 - confidence) / 3
     share = (math.log(1.648 * math.sqrt(size) / third) / (2 * steps - 1)) ** 2
@@ -85,7 +93,10 @@ def lowest_eigenpair(
     within = last * (math.sqrt(2 * size / math.pi) / third)
     bound = torch.maximum(torch.minimum(missed.nan_to_num(nan=math.inf), within), error)
     vector = torch.einsum("gk,gkn->gn", weights, frame).to(narrow)
-    value, error, bound, largest = (part.to(narrow) for part in (values[:, 0], error, bound, largest))
+    value = values[:, 0].masked_fill(nowhere, torch.inf)
+    value, error, bound, largest = (
+        part.to(narrow) for part in (value, *(x.masked_fill(nowhere, 0.0) for x in (error, bound, largest)))
+    )
     return Lowest(value, vector, error, bound, largest, steps)
 
 

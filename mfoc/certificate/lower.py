@@ -14,7 +14,7 @@ from mfoc.certificate.intervals import Measure
 from mfoc.certificate.split import Split
 from mfoc.certificate.study import Row
 from mfoc.particles import Particles
-from mfoc.pontryagin import rollout
+from mfoc.pontryagin import penalised, rollout
 from mfoc.problem import Problem
 from mfoc.statistics import mean_interval
 from mfoc.tree import Tree
@@ -78,7 +78,8 @@ class Search:
         for length in _LENGTHS:
             step = length * (1 + float(point.norm()))
             sides = [
-                here - self._cost(self.split.whole, tree.rebuild(self.controls, tree.pieces(moved, held)))
+                here
+                - self._cost(self.split.whole, self._admitted(tree.rebuild(self.controls, tree.pieces(moved, held))))
                 for moved in (point + step * direction, point - step * direction)
             ]
             gains = [float(side.mean()) - 2 * slope * step for side in sides]
@@ -90,6 +91,7 @@ class Search:
             return nothing
         level = 1 - (1 - self.confidence) / (2 * len(_LENGTHS))  # the best of as many
         mean, half = mean_interval(falls, level)
+        half = 0.0 if self.split.complete else half
         return Measure(mean, mean - half, mean + half), both
 
     def _candidates(self, rows: Mapping[int, Row], rounding: float) -> Iterator[tuple[int, float]]:
@@ -106,6 +108,8 @@ class Search:
 
     def _measured(self, fall: float, points: list[Tensor], t: int, share: float) -> Measure:
         """With an interval for the population: each fold judges the control that was found without it."""
+        if self.split.complete:
+            return Measure(fall, fall, fall)
         if len(points) < 2:
             return Measure(fall, -math.inf, math.inf)
         cloud = self.split.whole
@@ -127,5 +131,9 @@ class Search:
         stages = [tree.rebuild(u, moved) if s == t else u for s, u in enumerate(self.controls)]
         return tree.rebuild(self.controls, tree.leaves(stages))
 
+    def _admitted(self, controls: Tree) -> Tree:
+        region = self.problem.region
+        return controls if region is None else region.project(controls)
+
     def _cost(self, cloud: Particles, controls: Tree) -> Tensor:
-        return rollout(self.problem, controls, cloud).cost
+        return penalised(self.problem, controls, rollout(self.problem, controls, cloud).cost)

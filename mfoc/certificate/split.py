@@ -29,11 +29,16 @@ class Split:
     whole: Particles
     groups: list[Tensor]  # K of them: indices of particles
     interacting: bool
+    complete: bool = False  # the particles are all there are: each has a control of its own
 
     @classmethod
-    def of(cls, cloud: Particles, groups: int, generator: torch.Generator, *, interacting: bool) -> Split:
-        """A random partition; a cloud of too few particles is one group."""
+    def of(
+        cls, cloud: Particles, groups: int, generator: torch.Generator, *, interacting: bool, complete: bool = False
+    ) -> Split:
+        """A random partition; a cloud of too few particles, or one that is all there is, is one group."""
         count = len(cloud)
+        if complete:
+            return cls(cloud, [torch.arange(count, device="cpu")], interacting, complete=True)
         order = torch.randperm(count, generator=generator, device="cpu")
         few = interacting and count < 4  # without a group or a fold it would be no cloud
         return cls(cloud, list(order.tensor_split(1 if few else min(groups, count))), interacting)

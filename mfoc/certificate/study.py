@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from mfoc import tree
+from mfoc.bounds import RowRegion
 from mfoc.certificate.intervals import Measure, eigenvalue_interval, gap_interval, residual_interval
 from mfoc.certificate.lanczos import Lowest, lowest_eigenpair
 from mfoc.certificate.split import Split
@@ -65,7 +66,8 @@ def objective(problem: Problem, controls: Tree) -> Source:
             return rollout(problem, restore(rows[0]), particles).cost[None]
 
         stages, start = tuple(range(problem.stages)), tree.ravel(controls).detach()[None]
-        block = Block(stages, start, cost, len(particles), restore)
+        region = None if problem.region is None else problem.region.rows([0], held)
+        block = Block(stages, start, cost, len(particles), restore, region=region)
         yield block, work(block)
 
     return blocks
@@ -76,7 +78,7 @@ class Row:
     """What was found for one row of a block.
 
     Attributes:
-        slope: that of the whole cloud ``[n]``.
+        slope: that of the whole cloud ``[n]``, projected where controls are bounded.
         slopes: the groups' slopes ``[K, n]``.
         residual, gap, curvature: the measures.
         error: residual norm of the eigenpair.
@@ -107,6 +109,7 @@ class _Found:
     """What was found on one cloud for one row."""
 
     slope: Tensor
+    raw: Tensor  # the slope before it was projected
     point: Tensor | None = None  # the minimiser
     fall: float = math.nan  # from the start to it
     before: float = math.nan  # the value at the start
@@ -185,20 +188,25 @@ class Study:
             if once := once_differentiable(value):
                 raise RuntimeError(f"{once} is marked once_differentiable")
             slope = gradients(value.sum(), [point], create_graph=True)[0]
+            face = _Face.of(block, torch.stack([one.raw for one in before]) if before else slope.detach())
             lowest = lowest_eigenpair(
-                lambda v: gradients((slope * v).sum(), [point], retain_graph=True)[0],
+                lambda v: face.hessian(v, gradients((slope * v).sum(), [point], retain_graph=True)[0]),
                 block.start,
                 iterations=self.lanczos,
                 generator=self.generator,
                 confidence=self.confidence,
                 first=_directions(before),
+                face=None if block.region is None else face.along,
             )
         except RuntimeError as error:
             note = f"curvature not available: {second_derivative_missing(error)}"
             slope = block.evaluate(block.start)[1]
+        slope = slope.detach()
+        projected = slope if block.region is None else block.region.stationary(block.start, slope)
+        levels = block.level(block.start).detach()
         found = [
-            _Found(own.detach(), before=float(level), note=note)
-            for own, level in zip(slope, value.detach(), strict=True)
+            _Found(own, raw, before=float(level), note=note)
+            for own, raw, level in zip(projected, slope, levels, strict=True)
         ]
         passes = 2.0
         if lowest is not None:
@@ -217,7 +225,8 @@ class Study:
         others = [self.starts(stage, row) for stage, row in zip(block.stages, block.start, strict=False)]
         first = block.start if lowest is None else _off_the_saddle(block, lowest)
         extra = torch.stack(others, 1)
-        return [first, *([_mirrored(block)] if len(extra) else []), *extra]
+        found = [first, *([_mirrored(block)] if len(extra) else []), *extra]
+        return found if block.region is None else [block.region.project(start) for start in found]
 
     def _seek(self, block: Block, found: list[_Found], starting: list[Tensor]) -> int:
         """The minimiser of each row, the best from all starts."""
@@ -225,10 +234,10 @@ class Study:
         evaluations = 0
         best = torch.full_like(block.start[:, 0], torch.inf)
         for start in starting:
-            minimum = self.inner.minimise(block.evaluate, start)
+            minimum = block.minimised(self.inner, start)
             evaluations += minimum.evaluations
             with torch.no_grad():
-                reached = block.per_particle(minimum.point).mean(1)
+                reached = block.level(minimum.point)
             for g, one in enumerate(found):
                 one.endless |= bool(minimum.unbounded[g])
                 failed = not math.isfinite(reached[g])
@@ -236,7 +245,7 @@ class Study:
                     one.point, best[g] = minimum.point[g], torch.inf if failed else reached[g]
         with torch.no_grad():
             ends = torch.stack([one.point for one in found])  # type: ignore[misc]
-            falls = (block.per_particle(block.start) - block.per_particle(ends)).mean(1)
+            falls = block.level(block.start) - block.level(ends)
         for one, fall in zip(found, falls.tolist(), strict=True):
             one.fall = fall
         return evaluations
@@ -250,16 +259,18 @@ class Study:
         values = block.per_particle(point).mean(1)
         curved = all(one.direction is not None for row in rows for one in row)
         slope = gradients(values.sum(), [point], create_graph=curved)[0]
-        judged = [_Judged(one.detach()) for one in slope]
+        whole = [row[0] for row in rows]
+        face = _Face.of(block, torch.stack([one.raw for one in whole]))
+        judged = [_Judged(one) for one in face.moved(slope.detach(), torch.stack([one.slope for one in whole]))]
         for k in along if curved else ():
             direction = torch.stack([row[k].direction for row in rows])  # type: ignore[misc]
-            product = gradients((slope * direction).sum(), [point], retain_graph=True)[0]
+            product = face.hessian(direction, gradients((slope * direction).sum(), [point], retain_graph=True)[0])
             for one, square in zip(judged, (product * direction).sum(1), strict=True):
                 one.squares.append(square)
         for k in range(len(told)) if self.inner is not None else ():
             ends = torch.stack([row[k].point for row in rows])  # type: ignore[misc]
             with torch.no_grad():
-                falls = values.detach() - block.per_particle(ends).mean(1)
+                falls = block.level(block.start) - block.level(ends)
             for one, fall in zip(judged, falls, strict=True):
                 one.falls.append(fall)
         return judged, 2.0 + 2 * curved * len(along) + (self.inner is not None) * len(told) / 3
@@ -272,9 +283,11 @@ class Study:
         wide = slopes.double()
         gram = (wide @ wide.mT).cpu()
         residual = residual_interval(gram, weights, level, dimension=slopes.shape[1])
-        residual = replace(residual, value=float(whole.slope.norm()))
+        residual = self._known(replace(residual, value=float(whole.slope.norm())))
         curvature, error, bound, largest = _NOTHING, math.nan, math.nan, math.nan
-        if whole.low is not None and parts[0].squares:
+        if whole.low is not None and whole.low[0] == math.inf:  # no direction is left free
+            curvature, error, bound, largest = Measure(math.inf, math.inf, math.inf), *whole.low[1:]
+        elif whole.low is not None and parts[0].squares:
             value, error, bound, largest = whole.low
             # Of each group: along the direction of the whole, and along that without its fold.
             table = torch.stack([torch.stack([one.squares[0], one.squares[-1]]) for one in parts]).double().cpu()
@@ -283,8 +296,8 @@ class Study:
                 second = own[1 + self.split.folds] if len(told) > 1 else own[:1]
                 table = self.split.values(torch.stack([own[:1].expand_as(second), second], 1), table)
             folds, size = max(1, len(told) - 1), len(whole.slope)
-            curvature = eigenvalue_interval(
-                value, table[:, 0], table[:, 1], bound, weights, level, folds=folds, dimension=size
+            curvature = self._known(
+                eigenvalue_interval(value, table[:, 0], table[:, 1], bound, weights, level, folds=folds, dimension=size)
             )
         points = [one.point for one in told if one.point is not None]
         gap, note = (_NOTHING, "") if self.inner is None else self._gap(whole, base, parts, residual)
@@ -307,7 +320,38 @@ class Study:
         dimension = len(whole.slope)
         weights, level = self.split.weights, self.confidence
         found = gap_interval(table[:, 0], table[:, 1:].mT, self.split.folds, weights, level, dimension=dimension)
-        return replace(found, value=max(0.0, whole.fall)), ""
+        return self._known(replace(found, value=max(0.0, whole.fall))), ""
+
+    def _known(self, measure: Measure) -> Measure:
+        """The measure; without an interval where the particles are all there are."""
+        return Measure(measure.value, measure.value, measure.value) if self.split.complete else measure
+
+
+@dataclass(frozen=True, eq=False)
+class _Face:
+    """The face of the admissible rows that active constraints hold a block's start to; everything where it is free."""
+
+    region: RowRegion | None
+    rows: Tensor
+    slopes: Tensor
+
+    @classmethod
+    def of(cls, block: Block, slopes: Tensor) -> _Face:
+        return cls(block.region, block.start, slopes)
+
+    def along(self, directions: Tensor) -> Tensor:
+        """The part of the directions along the face."""
+        return directions if self.region is None else self.region.face(self.rows, self.slopes, directions)
+
+    def hessian(self, directions: Tensor, products: Tensor) -> Tensor:
+        """Products with the Hessian of the Lagrangian along the face, from those of the Hessian."""
+        if self.region is None:
+            return products
+        return self.along(products + self.region.bend(self.rows, self.slopes, directions))
+
+    def moved(self, slopes: Tensor, projected: Tensor) -> Tensor:
+        """The slopes of a group, moved as those of the whole are by their projection: means stay means."""
+        return slopes if self.region is None else self.along(slopes - self.slopes) + projected
 
 
 def _shorter(inner: Minimiser | None) -> Minimiser | None:
@@ -334,11 +378,11 @@ def _mirrored(block: Block) -> Tensor:
     start = block.start
     turned = start.clone()
     with torch.no_grad():
-        here = block.per_particle(start).mean(1)
+        here = block.level(start)
         for i in range(min(start.shape[1], _MIRRORED)):
             trial = start.clone()
             trial[:, i] = -trial[:, i]
-            turned[:, i] = torch.where(block.per_particle(trial).mean(1) < here, trial[:, i], start[:, i])
+            turned[:, i] = torch.where(block.level(trial) < here, trial[:, i], start[:, i])
     return turned
 
 

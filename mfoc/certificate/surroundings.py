@@ -39,7 +39,11 @@ class Surroundings:
         """The surroundings of a control."""
         step = _random_step(problem, controls, generator)
 
+        def admitted(where: Tree) -> Tree:
+            return where if problem.region is None else problem.region.project(where)
+
         def slopes_at(where: Tree) -> list[float]:
+            where = admitted(where)
             return stage_norms(problem, evaluate(problem, where, cloud).gradient)
 
         def slopes(share: float) -> list[float]:
@@ -50,7 +54,7 @@ class Surroundings:
             share /= 4
             far, back = slopes(share), slopes(-share)
         zero = [slope if math.isfinite(slope) else 0.0 for slope in slopes_at(tree.map(torch.zeros_like, controls))]
-        return cls(_moved(controls, step, share), list(map(max, far, back, zero)), slopes(share * _NEAR))
+        return cls(admitted(_moved(controls, step, share)), list(map(max, far, back, zero)), slopes(share * _NEAR))
 
     def flat(self, stage: int, slope: float) -> str:
         """Why J is flat in the control of a stage whose own slope is given; empty where it is not."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -87,6 +88,8 @@ class Evidence:
         if not low >= -FLAT * self._largest:  # within it, J was rolled out along the direction and fell nowhere
             straddling = f"lowest curvature between {low:.2g} and {high:.2g}"
             return Standing.CANNOT_TELL, f"cannot tell: first-order {stationary}, intervals straddle ({straddling})"
+        if low == math.inf:
+            return Standing.MINIMUM, f"first-order {stationary}, minimum: bounds leave no direction free"
         strict = "second-order minimum" if low > slack else "second-order minimum with flat directions"
         return (
             Standing.MINIMUM,
@@ -95,7 +98,7 @@ class Evidence:
 
     @property
     def _largest(self) -> float:
-        return max(abs(self.largest), abs(self.hessian.value))
+        return max((abs(number) for number in (self.largest, self.hessian.value) if math.isfinite(number)), default=0.0)
 
     def _slack(self, residual: float) -> float:
         """Curvatures that count as zero.

@@ -13,6 +13,7 @@ from numbers import Real
 import torch
 from torch import Tensor
 
+from mfoc.bounds import AdmissibleSet, Box, EuclideanBall
 from mfoc.checks import check_choice, check_positive
 from mfoc.errors import InvalidType, InvalidValue
 from mfoc.streams import drawn_key, normals, uniforms
@@ -49,6 +50,16 @@ class Ball:
         if not pair[0] < pair[1]:
             raise InvalidValue(f"bounds is {self.bounds!r}; expected least < largest")
         object.__setattr__(self, "bounds", (float(pair[0]), float(pair[1])))
+
+    def as_bounds(self) -> AdmissibleSet:
+        """The ball as a set of controls, ``Problem(bounds=Ball(radius, "l2"))``: of a leaf, over all its axes.
+
+        Raises:
+            InvalidValue: it has bounds of its own, which are those of a disturbed state.
+        """
+        if self.bounds is not None:
+            raise InvalidValue(f"bounds is {self}; the bounds in it are those of a disturbed state: leave them out")
+        return Box(-self.epsilon, self.epsilon) if self.norm == "linf" else EuclideanBall(self.epsilon)
 
     def enter(self, x: Tensor, eta: Tensor) -> Tensor:
         """The disturbed state ``[N, ...]``."""

@@ -84,6 +84,8 @@ class Game(Problem):
         check_instance(Problem, "mfoc.Problem", problem=problem)
         if isinstance(problem, Game):
             raise InvalidType("problem is a Game already; a game has one adversary")
+        if problem.constrained:
+            raise InvalidValue("problem has constraints, and no solver meets those of a game: leave them out")
         running_cost, kind, random = problem.running_cost, problem.kind, problem.noise
 
         def before(t: int, x: Tree, z: Tree) -> tuple[Tree, Tree]:
@@ -123,6 +125,8 @@ class Game(Problem):
             affine=problem.affine,
             noise=None if random is None else noise,
             interacting=problem.interacting,
+            bounds=problem.bounds,
+            per_particle=problem.per_particle,
             ball=ball,
             stage=stage,
             part=part,

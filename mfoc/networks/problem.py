@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from mfoc import tree
+from mfoc.bounds import region
+from mfoc.bounds.region import Bounds
 from mfoc.checks import check_instance, check_non_negative
 from mfoc.errors import InvalidValue
 from mfoc.networks.inspection import is_affine, mixes, refuse_unfit, trainable, training_norms
@@ -30,6 +32,7 @@ def from_module(
     *,
     stages: Sequence[str | Sequence[str]] | None = None,
     running_cost: RunningCost | None = None,
+    bounds: Bounds = None,
 ) -> Problem:
     """Training a network as a control problem: x_(t+1) = layer_t(x_t; u_t), Phi = loss.
 
@@ -42,6 +45,8 @@ def from_module(
         stages: names of submodules in the order they run; a stage ends with the named module, operations after the
             last one belong to the last stage. For an ``nn.Sequential`` a stage may be a list of consecutive names.
         running_cost: ``L(t, x, u, z) -> [N]``, for example ``mfoc.weight_decay(1e-4)``.
+        bounds: where weights may lie, as ``mfoc.Box(-1, 1)``, ``{"weight": mfoc.L1(1e-4)}`` for sparse ones, or a rule
+            ``(name, leaf) -> set or None``; see ``mfoc.Problem``. Weights outside start from the nearest ones inside.
 
     Returns:
         A per-stage problem whose controls are a list of dicts {parameter name: tensor}; a layer without parameters
@@ -63,6 +68,8 @@ def from_module(
     controls = [stage.controls() for stage in layers]
     if not any(controls):
         raise InvalidValue("net has no parameter that requires grad; there is nothing to train")
+    if bounds is not None:
+        controls = region(bounds, controls, per_stage=True).project(controls)
     # Training with batch norm on minibatches is to normalise each batch by itself.
     interacting = "batch" if any(mixes(part) for part in net.modules()) else None
     return Problem(
@@ -73,6 +80,7 @@ def from_module(
         kind=kind,
         affine=affine,
         interacting=interacting,
+        bounds=bounds,
     )
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from mfoc.bounds.region import Bounds
 from mfoc.checks import check_callable, check_positive, check_signature
 from mfoc.errors import InvalidType, InvalidValue
 from mfoc.problem import STAGE, Dynamics, Problem, Schedule, TerminalCost, per_stage
@@ -31,6 +32,8 @@ def continuous(
     schedule: Schedule = per_stage,
     autonomous: bool = False,
     interacting: str | None = None,
+    bounds: Bounds = None,
+    per_particle: bool = False,
 ) -> Problem:
     """A continuous-time control problem as a ``Problem``: piecewise-constant (or tied) controls on a uniform grid.
 
@@ -46,6 +49,8 @@ def continuous(
         schedule: how u_t is taken from the controls.
         autonomous: the drift and the running cost do not use t; solvers may then batch over steps.
         interacting: see ``mfoc.Problem``: None, or "batch" where each batch is a population of its own.
+        bounds: where controls may lie, as ``mfoc.Box(-1, 1)``; see ``mfoc.Problem``.
+        per_particle: each particle has a control of its own; see ``mfoc.Problem``.
 
     Returns:
         The discretised problem, with step h = T / steps.
@@ -104,4 +109,6 @@ def continuous(
         kind=(lambda t: "step") if autonomous and noise is None and not isinstance(scheme, dopri5) else None,
         noise=noise,
         interacting=interacting,
+        bounds=bounds,
+        per_particle=per_particle,
     )

@@ -129,8 +129,14 @@ class DiscreteMSA:
         """Averages of nothing; the memory of ``others``.
 
         Raises:
-            InvalidValue: no leaf is discrete, or one holds other values than ``levels``.
+            InvalidValue: no leaf is discrete, one holds other values than ``levels``, or the problem has bounds or a
+                control for each particle.
         """
+        if problem.bounds is not None or problem.per_particle:
+            raise InvalidValue(
+                "the problem has bounds, or a control for each particle, which DiscreteMSA does not know: levels are "
+                "all it keeps to. Leave them out, or use EMSA()"
+            )
         which = self._which(controls)
         for (name, leaf), chosen in zip(tree.dotted(controls).items(), which, strict=True):
             if chosen and not _holds(leaf, _LEVELS[self.levels]):

@@ -6,12 +6,13 @@ import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from mfoc import tree
+from mfoc.bounds import Region
 from mfoc.checks import check_callable, check_flag, check_non_negative, check_signature, kind_of
 from mfoc.deprecation import renamed
 from mfoc.errors import InvalidType, InvalidValue, MfocError
@@ -68,6 +69,10 @@ class Gradient:
     for one step: its memory is carried as plain tensors in the solver's state, so a step is pure and can be saved.
     Optimisers that evaluate several times a step (LBFGS) do so on the same batch.
 
+    Where controls are bounded (``Problem.bounds``) the optimiser is given the projected gradient, and lands on
+    admissible controls: it rests where they are stationary, whatever its metric. It solves problems of every class of
+    control.
+
     Attributes:
         optimizer: makes the optimiser from a list of tensors: ``functools.partial(torch.optim.SGD, lr=0.1)``.
         recompute: activation checkpointing at stage boundaries: one more forward pass, the memory of one stage.
@@ -77,6 +82,8 @@ class Gradient:
     optimizer: Callable[[list[Tensor]], torch.optim.Optimizer]
     recompute: bool = False
     lr_schedule: Callable[[int], float] | None = None
+
+    respects_bounds: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         example = "a function of a list of tensors, such as"
@@ -110,14 +117,19 @@ class Gradient:
         def evaluate(leaves: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
             return value_and_slopes(problem, leaves, controls, particles, recompute=self.recompute)
 
-        return self.follow(evaluate, controls, state)
+        return self.follow(evaluate, controls, state, problem.region)
 
     def follow(
-        self, evaluate: Callable[[list[Tensor]], tuple[Tensor, list[Tensor]]], controls: Tree, state: Tree
+        self,
+        evaluate: Callable[[list[Tensor]], tuple[Tensor, list[Tensor]]],
+        controls: Tree,
+        state: Tree,
+        region: Region | None = None,
     ) -> tuple[Tree, Tree, Info]:
         """``step`` along a gradient from anywhere.
 
-        ``evaluate`` takes the leaves of the controls, which require grad, to the objective and its gradient for each.
+        ``evaluate`` takes the leaves of the controls, which require grad, to the objective and its gradient for each;
+        ``region`` is where the controls may lie.
         """
         parameters = _parameters(controls)
         optimizer = self._make(parameters)
@@ -127,23 +139,37 @@ class Gradient:
             group["lr"] = rate * self._factor(state["steps"])
         free = [p.detach().requires_grad_() for p in parameters]  # views: they follow what the optimiser writes
 
+        rebuilt = functools.partial(tree.rebuild, controls)
+
         def closure() -> tuple[Tensor, list[Tensor]]:
             value, slopes = evaluate(free)
-            for parameter, slope in zip(parameters, slopes, strict=True):
+            followed = slopes if region is None else tree.leaves(region.stationary(controls, rebuilt(slopes)))
+            for parameter, slope in zip(parameters, followed, strict=True):
                 parameter.grad = slope
             return value, slopes
 
+        def again() -> Tensor:
+            """What an optimiser that evaluates several times a step is told, at controls of its own choice."""
+            if region is not None:
+                raise InvalidValue(
+                    f"{type(optimizer).__name__} evaluates several times a step, at controls that the bounds may not "
+                    "admit; use one that evaluates once (SGD, Adam), or MSA(), EMSA()"
+                )
+            return closure()[0]
+
         value, slopes = closure()
         writes = state["writes_gradients"]
-        gradient = tree.rebuild(controls, [slope.clone() for slope in slopes] if writes else slopes)
-        info = Info(value, gradient)
+        gradient = rebuilt([slope.clone() for slope in slopes] if writes else slopes)
+        projected = None if region is None else region.stationary(controls, gradient)
+        info = Info(value, gradient, projected=projected)
         pending = [value]  # what was just evaluated is the first answer an optimiser gets
         try:
-            optimizer.step(lambda: pending.pop() if pending else closure()[0])  # type: ignore[arg-type, return-value]
+            optimizer.step(lambda: pending.pop() if pending else again())  # type: ignore[arg-type, return-value]
         except InvalidValue:  # CSGD refuses what is not finite; the solve stops there, and says where it came from
             if math.isfinite(value) and math.isfinite(info.residual):
                 raise
-        moved = tree.rebuild(controls, [p.detach() for p in parameters])
+        moved = rebuilt([p.detach() for p in parameters])
+        moved = moved if region is None else region.land(controls, moved, gradient)
         after = {**_capture(optimizer), "writes_gradients": writes, "steps": state["steps"] + 1}
         return moved, after, info
 

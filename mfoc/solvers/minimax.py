@@ -17,7 +17,7 @@ from mfoc.errors import InvalidType, InvalidValue
 from mfoc.games import Game, entering
 from mfoc.games.maximisers import Maximiser, SharingMaximiser, begun
 from mfoc.particles import Particles
-from mfoc.pontryagin import Evaluation, evaluate
+from mfoc.pontryagin import Evaluation, evaluate, penalised
 from mfoc.problem import Problem
 from mfoc.seeding import mixed_seed
 from mfoc.solvers.gradient import Gradient
@@ -67,6 +67,11 @@ class Minimax:
         is_solver = isinstance(self.outer, Solver) and not isinstance(self.outer, type)
         return self.outer if is_solver else Gradient(self.outer)  # type: ignore[arg-type, return-value]
 
+    @property
+    def respects_bounds(self) -> bool:
+        """Whether the minimiser keeps controls within the problem's bounds."""
+        return bool(getattr(self.minimiser, "respects_bounds", False))
+
     def init(self, problem: Problem, controls: Tree) -> Tree:
         """The minimiser's state, how many steps were made, and the disturbance that a maximiser carries along."""
         _check_game(problem)
@@ -85,7 +90,7 @@ class Minimax:
             seen = []
             for _ in range(inner.updates):  # the optimiser follows the gradient of each play
                 plays = _Plays(inner, game, controls, particles, eta)
-                controls, after["outer"], info = outer.follow(plays, controls, after["outer"])
+                controls, after["outer"], info = outer.follow(plays, controls, after["outer"], game.region)
                 seen.append(info)
                 eta = plays.eta
             if inner.carries:  # of the whole batch, so that the state is one on all ranks
@@ -127,7 +132,7 @@ class _Plays:
         play = self.inner.play(self.game, tree.rebuild(self.controls, leaves), self.particles, self.start)
         self.eta = play.disturbance
         value, *slopes = expectation([play.value, *tree.leaves(play.gradient)], len(self.particles))
-        return value, slopes
+        return penalised(self.game, tree.rebuild(self.controls, leaves), value), slopes
 
 
 def _kept(eta: Tensor, previous: Tensor | None) -> Tensor:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -24,7 +24,7 @@ from mfoc.frozen import Penalty, Sweep
 from mfoc.interacting import coupling
 from mfoc.minimisers import LBFGS, Descent, Minimiser, Minimum, check_minimiser
 from mfoc.particles import Particles
-from mfoc.pontryagin import evaluate, rollout
+from mfoc.pontryagin import evaluate, penalised, rollout
 from mfoc.problem import Problem
 from mfoc.second_order import WIDEST, NoSecondDerivative, controls_noise, fits, generalised_blocks
 from mfoc.solving import Info
@@ -58,6 +58,8 @@ class MSA:
 
     inner: Minimiser = field(default_factory=LBFGS)
 
+    respects_bounds: ClassVar[bool] = True
+
     def __post_init__(self) -> None:
         check_minimiser(self.inner)
 
@@ -74,7 +76,7 @@ class MSA:
                 blocks = generalised_blocks(sweep)
             except NoSecondDerivative as error:
                 raise InvalidValue(f"{_NEEDS_PENG} cannot be found ({error}): {_CURE}") from error
-            found = sweep.joined((block, self.inner.minimise(block.evaluate, block.start)) for block in blocks)
+            found = sweep.joined((block, block.minimised(self.inner)) for block in blocks)
         else:
             found = sweep.minimised(self.inner)
         moved, report = _reported(*found)
@@ -135,6 +137,8 @@ class EMSA:
     tries: int = 8
     proximal: float | None = None
     eta: float = 1e-3
+
+    respects_bounds: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_non_negative(rho=self.rho, costate_rho=self.costate_rho, optional=True)
@@ -285,4 +289,4 @@ def _check_second_order(problem: Problem, controls: Tree, particles: Particles) 
 def _objective(problem: Problem, controls: Tree, particles: Particles) -> Tensor:
     with torch.no_grad():
         cost = rollout(problem, controls, particles).cost.mean()
-    return expectation([cost], len(particles))[0]
+    return penalised(problem, controls, expectation([cost], len(particles))[0])

@@ -66,6 +66,8 @@ def _advance(problem: Problem, solver: Solver, source: Population, at: Iterate) 
     while True:
         particles = source(at.step)
         controls, state, info = solver.step(problem, at.controls, at.state, particles)
+        if problem.region is not None and info.projected is None:
+            info = replace(info, projected=problem.region.stationary(at.controls, info.gradient))
         if not math.isfinite(info.value) or not math.isfinite(info.residual):
             stage, what = find_nonfinite(problem, at.controls, particles)
             raise NonFiniteError(f"step {at.step}: {what}", stage=stage, step=at.step, last=good)
@@ -90,6 +92,16 @@ def _begin(
         )
     if not nominal and not plays:
         problem.check_played(particles)
+    if problem.region is not None and not getattr(solver, "respects_bounds", False):
+        raise InvalidValue(
+            f"the problem's controls are bounded and {type(solver).__name__} knows no bounds; use Gradient, MSA, EMSA, "
+            "or a solver that says respects_bounds = True"
+        )
+    if problem.constrained and not getattr(solver, "meets_constraints", False):
+        name = type(solver).__name__
+        raise InvalidValue(
+            f"the problem has constraints and {name} knows none; use mfoc.AugmentedLagrangian({name}(...))"
+        )
     if start is not None:
         start = _last(start)
         if not tree.same_structure(start.controls, problem.controls):
@@ -293,4 +305,15 @@ class _Run:
             value, gradient = self.solver.evaluate(self.problem, self.at.controls, self.at.state, particles)
         else:
             value, gradient = evaluate(self.problem, self.at.controls, particles)
-        return float(value), float(tree.norm(gradient))
+        residual = _residual(self.problem, self.at.controls, gradient)
+        if hasattr(self.solver, "violation"):
+            residual = math.hypot(
+                residual, self.solver.violation(self.problem, self.at.controls, self.at.state, particles)
+            )
+        return float(value), residual
+
+
+def _residual(problem: Problem, controls: Tree, gradient: Tree) -> float:
+    """The norm of the gradient, projected where controls are bounded."""
+    region = problem.region
+    return float(tree.norm(gradient if region is None else region.stationary(controls, gradient)))

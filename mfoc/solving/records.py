@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -24,16 +25,21 @@ class Info:
         value: J on the batch, a scalar tensor.
         gradient: E dH/du, shaped as the controls.
         extra: numbers a solver reports about itself.
+        projected: the projected gradient, where controls are bounded; None where all are free.
+        violation: norm of the constraints that are not met; zero where there are none.
     """
 
     value: Tensor
     gradient: Tree
     extra: dict[str, float] = field(default_factory=dict)
+    projected: Tree | None = None
+    violation: float = 0.0
 
     @cached_property
     def residual(self) -> float:
-        """The stationarity residual ||E dH/du||."""
-        return float(tree.norm(self.gradient))
+        """||E dH/du||, of the projected gradient where controls are bounded, and the violation of constraints."""
+        slope = float(tree.norm(self.gradient if self.projected is None else self.projected))
+        return math.hypot(slope, self.violation) if self.violation else slope
 
     def __repr__(self) -> str:
         extra = "".join(f", {name} {printing.short(number, digits=4)}" for name, number in self.extra.items())
@@ -46,7 +52,9 @@ class Solver(Protocol):
 
     A solver whose objective is not the problem's own J on the particles given (``Minimax``: the adversary moves them)
     also has ``evaluate(problem, controls, state, particles) -> Evaluation``, by which the solution is judged. One that
-    answers the adversary of a game says so by a true attribute ``plays_games``: ``solve`` gives a game to no other.
+    answers the adversary of a game says so by a true attribute ``plays_games``: ``solve`` gives a game to no other; so
+    does one that keeps controls within ``Problem.bounds``, by ``respects_bounds``, and one that meets constraints on
+    states, by ``meets_constraints`` and a method ``violation(problem, controls, state, particles) -> float``.
     """
 
     def init(self, problem: Problem, controls: Tree) -> Tree:

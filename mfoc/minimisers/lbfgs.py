@@ -1,4 +1,4 @@
-"""Minimisers of the frozen Hamiltonian: the inner problems of MSA, E-MSA and of the certificate's gap.
+"""Limited-memory BFGS on the frozen Hamiltonian.
 
 All rows of a block ``[G, n]`` are minimised at once and independently: every row has its own step lengths and its own
 curvature, so the result for a row does not depend on which others it is stacked with.
@@ -6,72 +6,22 @@ curvature, so the result for a row does not depend on which others it is stacked
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from mfoc.checks import check_instance, check_integer, check_non_negative, check_positive
+from mfoc.bounds import RowRegion
+from mfoc.checks import check_integer, check_non_negative
+from mfoc.minimisers.memory import Memory, dot, where
+from mfoc.minimisers.projected import Settings, minimise_within
+from mfoc.minimisers.protocol import Evaluate, Minimum
 from mfoc.printing import by_identity
-
-Evaluate = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 _FIRST = 1e-2  # the first trial of a row moves it by this share of its size
 _STRETCH = 100.0  # a line search goes at most this much farther at once
 _FAIR = 4  # trials that a line search has before its hope is judged by values
-
-
-@by_identity
-class Minimum(NamedTuple):
-    """Where an inner minimisation ended.
-
-    Attributes:
-        point: ``[G, n]``.
-        value: the value last seen: at the point for ``LBFGS``, one step before it for ``Descent`` ``[G]``.
-        unbounded: rows along which the function still fell after all trials of a line search, or reached minus
-            infinity: it appears unbounded below ``[G]``.
-        evaluations: values and gradients asked for.
-    """
-
-    point: Tensor
-    value: Tensor
-    unbounded: Tensor
-    evaluations: int
-
-
-@runtime_checkable
-class Minimiser(Protocol):
-    """What minimises the Hamiltonian inside MSA, E-MSA and the certificate."""
-
-    def minimise(self, evaluate: Evaluate, start: Tensor) -> Minimum:
-        """Minimises ``evaluate: [G, n] -> (value [G], slope [G, n])`` from ``start``."""
-
-
-@dataclass(frozen=True)
-class Descent:
-    """Gradient descent with a fixed step. One step of it makes MSA the same as ``Gradient`` with SGD.
-
-    Attributes:
-        lr: step length.
-        steps: number of steps.
-    """
-
-    lr: float
-    steps: int = 1
-
-    def __post_init__(self) -> None:
-        check_positive(lr=self.lr)
-        check_integer(1, steps=self.steps)
-
-    def minimise(self, evaluate: Evaluate, start: Tensor) -> Minimum:
-        """See ``Minimiser``."""
-        point = start
-        for _ in range(self.steps):
-            value, slope = evaluate(point)
-            point = point - self.lr * slope
-        return Minimum(point, value, torch.zeros_like(value, dtype=torch.bool), self.steps)
 
 
 @dataclass(frozen=True)
@@ -105,8 +55,11 @@ class LBFGS:
         check_integer(1, steps=self.steps, history=self.history, trials=self.trials)
         check_non_negative(tol=self.tol)
 
-    def minimise(self, evaluate: Evaluate, start: Tensor) -> Minimum:
-        """See ``Minimiser``."""
+    def minimise(self, evaluate: Evaluate, start: Tensor, region: RowRegion | None = None) -> Minimum:
+        """See ``Minimiser``; where rows are bounded, by projected L-BFGS (``mfoc.minimisers.projected``)."""
+        if region is not None:
+            settings = Settings(self.steps, min(self.history, self.steps), self.tol, self.trials)
+            return minimise_within(region, evaluate, start, settings)
         value, slope = evaluate(start)
         unit = _power_of_two(slope.abs().amax(1))
         eps = torch.finfo(value.dtype).eps
@@ -119,7 +72,7 @@ class LBFGS:
         here = _Point(start, value, slope / unit[:, None])
         size, length = here.slope.abs().amax(1), _first_length(here)
         floor = self.tol * size
-        memory = _Memory(min(self.history, self.steps), start, length)
+        memory = Memory(min(self.history, self.steps), start, length)
         search = _Search.along(here, -here.slope, length, length)
         iterations = torch.zeros_like(value)
         unbounded = torch.zeros_like(value, dtype=torch.bool)
@@ -177,15 +130,11 @@ def _resolved(here: _Point, there: _Point) -> Tensor:
     return torch.where(far.isfinite(), torch.maximum(far, size), size)
 
 
-def _dot(a: Tensor, b: Tensor) -> Tensor:
-    return (a * b).sum(1)
-
-
 def _where(mask: Tensor, new: Any, old: Any) -> Any:
     """Rows of ``new`` where the mask holds, else of ``old``."""
     if isinstance(new, _Point):
         return _Point.where(mask, new, old)
-    return torch.where(mask.view(-1, *[1] * (new.dim() - 1)), new, old)
+    return where(mask, new, old)
 
 
 @by_identity
@@ -220,17 +169,17 @@ class _Search(NamedTuple):
     @staticmethod
     def along(here: _Point, direction: Tensor, length: Tensor, steepest: Tensor) -> _Search:
         """A new search; a direction that does not descend is replaced by steepest descent, of its own length."""
-        descends = _dot(direction, here.slope) < 0
+        descends = dot(direction, here.slope) < 0
         direction, length = _where(descends, direction, -here.slope), torch.where(descends, length, steepest)
         zero, no = torch.zeros_like(length), torch.zeros_like(length, dtype=torch.bool)
-        high, descent = torch.full_like(length, torch.inf), _dot(direction, here.slope)
+        high, descent = torch.full_like(length, torch.inf), dot(direction, here.slope)
         return _Search(direction, descent, length, zero, high, descent, high, zero, here, no, no)
 
     def advance(
         self, here: _Point, there: _Point, unit: Tensor, *, armijo: float = 1e-4, wolfe: float = 0.9
     ) -> _Search:
         """Narrows (or stretches) the bracket by what was found at the length tried."""
-        slope, change = _dot(there.slope, self.direction), there.value - here.value
+        slope, change = dot(there.slope, self.direction), there.value - here.value
         enough = change / unit <= armijo * self.length * self.descent  # a NaN or +inf does not fall enough
         flat = change.abs() <= 4 * torch.finfo(change.dtype).eps * here.value.abs()
         by_slope = flat & (slope <= (2 * armijo - 1) * self.descent)
@@ -260,44 +209,3 @@ class _Search(NamedTuple):
         root = self.low - width * self.low_slope / (self.high_slope - self.low_slope)
         inside = (root > self.low) & (root < self.high) & (width < 0.75 * (before.high - before.low))
         return torch.where(inside, root, middle)
-
-
-class _Memory:
-    """The last curvature pairs of each row, oldest first; each row fills its own at its own pace."""
-
-    def __init__(self, size: int, like: Tensor, scale: Tensor) -> None:
-        self.steps = like.new_zeros(len(like), size, like.shape[1])  # [G, m, n]; zero where there is no pair
-        self.changes = torch.zeros_like(self.steps)
-        self.scale = scale[:, None]
-
-    def add(self, mask: Tensor, step: Tensor, change: Tensor) -> None:
-        """Keeps a pair for the rows in the mask whose curvature is positive."""
-        curvature, square = _dot(step, change), _dot(change, change)
-        least = torch.finfo(step.dtype).eps * step.norm(dim=1) * square.sqrt()
-        useful = mask & (curvature > least) & (square > 0)
-        self.steps = _where(useful, torch.cat([self.steps[:, 1:], step[:, None]], 1), self.steps)
-        self.changes = _where(useful, torch.cat([self.changes[:, 1:], change[:, None]], 1), self.changes)
-        self.scale = _where(useful, (curvature / square)[:, None], self.scale)
-
-    def times(self, slope: Tensor) -> Tensor:
-        """The inverse Hessian estimate times the slope ``[G, n]``, by Nocedal & Wright (2006), eq. (7.24).
-
-        A handful of batched products, where the two-loop recursion takes six operations a pair.
-        """
-        # The triangular solves need single precision at least.
-        wide = torch.promote_types(slope.dtype, torch.float32)
-        s, y, g, scale = (part.to(wide) for part in (self.steps, self.changes, slope[:, :, None], self.scale))
-        products = s @ y.mT
-        diagonal = products.diagonal(dim1=1, dim2=2)
-        triangle = products.triu() + torch.diag_embed((diagonal == 0).to(wide))
-        p = torch.linalg.solve_triangular(triangle, s @ g, upper=True)
-        change = y.mT @ p
-        right = diagonal[:, :, None] * p + scale[:, :, None] * (y @ (change - g))
-        v = torch.linalg.solve_triangular(triangle.mT, right, upper=False)
-        product: Tensor = (scale[:, :, None] * (g - change) + s.mT @ v)[:, :, 0]
-        return product.to(slope.dtype)
-
-
-def check_minimiser(inner: Any) -> None:
-    """Refuses what is not an inner minimiser, with an ``InvalidType``."""
-    check_instance(Minimiser, "mfoc.minimisers.LBFGS(...) or mfoc.minimisers.Descent(lr=...)", inner=inner)

@@ -1,0 +1,307 @@
+"""Sets of admissible controls, and the l1 penalty: what solvers and the certificate ask of them.
+
+A set is applied to a leaf of the controls, a tensor ``[*lead, ...]``: each index into the ``lead`` first axes (stages
+that are stacked, particles) is a control of its own. With the gradient g of J at u,
+
+    stationary(u, g)   the projected gradient: minus the projection of -g on the tangent cone at u, which for a penalty
+                       is the element of least norm of g + its subdifferential; zero where u is stationary
+    face(u, g, v)      v without what leaves the face that strictly active constraints hold u to: a linear map of v
+    land(u, v, g)      where a step from u to v lands: along the face first, then at the nearest admissible control
+
+(Nocedal & Wright 2006, sec. 12.4 and 16.7; Andrew & Gao 2007, "Scalable training of L1-regularized log-linear models",
+for the penalty.) Fed the projected gradient and landed so, any optimiser that rests where its gradient vanishes rests
+at stationary controls alone, whatever its metric.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from mfoc.checks import check_positive, kind_of
+from mfoc.errors import InvalidType, InvalidValue
+
+
+@runtime_checkable
+class AdmissibleSet(Protocol):
+    """A set that a leaf of the controls must lie in, or a penalty on it; see the top of the file."""
+
+    def check(self, u: Tensor, lead: int, name: str) -> None:
+        """Refuses a leaf that the set is not made for, with an ``InvalidValue``."""
+
+    def project(self, u: Tensor, lead: int) -> Tensor:
+        """The nearest admissible control."""
+
+    def stationary(self, u: Tensor, slope: Tensor, lead: int) -> Tensor:
+        """The projected gradient."""
+
+    def face(self, u: Tensor, slope: Tensor, v: Tensor, lead: int) -> Tensor:
+        """The part of v along the face that strictly active constraints hold u to."""
+
+    def bend(self, u: Tensor, slope: Tensor, lead: int) -> Tensor | None:
+        """The boundary's curvature times its multiplier ``[*lead]``, which the Hessian gains; None where flat."""
+
+    def land(self, u: Tensor, moved: Tensor, slope: Tensor, lead: int) -> Tensor:
+        """The admissible control where a step from u to ``moved`` lands."""
+
+    def penalty(self, u: Tensor, lead: int) -> Tensor | None:
+        """What is added to J ``[*lead]``; None for a set."""
+
+
+class _Convex:
+    """What sets have in common: a step lands on the nearest admissible control, J gains nothing, faces are flat."""
+
+    def check(self, u: Tensor, lead: int, name: str) -> None:
+        """Any leaf will do."""
+
+    def bend(self, u: Tensor, slope: Tensor, lead: int) -> Tensor | None:
+        """Faces are flat."""
+        return None
+
+    def land(self, u: Tensor, moved: Tensor, slope: Tensor, lead: int) -> Tensor:
+        """The nearest admissible control, of what the step has along the face.
+
+        The rest of it, which a metric other than the Euclidean brings in, would move entries that are held.
+        """
+        along = u + self.face(u, slope, moved - u, lead)  # type: ignore[attr-defined]
+        projected: Tensor = self.project(along, lead)  # type: ignore[attr-defined]
+        return projected
+
+    def penalty(self, u: Tensor, lead: int) -> Tensor | None:
+        """A set costs nothing."""
+        return None
+
+
+@dataclass(frozen=True, eq=False)
+class Box(_Convex):
+    """Controls between two bounds, entry by entry: low <= u <= high.
+
+    Attributes:
+        low: a number, or a tensor that broadcasts against the control; ``-math.inf`` where there is no bound.
+        high: likewise, ``math.inf`` where there is none.
+
+    Raises:
+        InvalidType: a bound is neither a number nor a floating-point tensor.
+        InvalidValue: a bound is NaN, or no control lies between them.
+    """
+
+    low: float | Tensor
+    high: float | Tensor
+
+    def __post_init__(self) -> None:
+        for name in ("low", "high"):
+            bound = getattr(self, name)
+            if isinstance(bound, bool) or not isinstance(bound, int | float | Tensor):
+                raise InvalidType(f"{name} is {kind_of(bound)}; expected a number or a tensor of the control's shape")
+            if isinstance(bound, Tensor) and not bound.is_floating_point():
+                raise InvalidType(f"{name} is a {bound.dtype} tensor; expected floating point, {name}.double() say")
+            object.__setattr__(self, name, bound.detach() if isinstance(bound, Tensor) else float(bound))
+        low, high = torch.as_tensor(self.low), torch.as_tensor(self.high)
+        try:
+            fits = bool((low.to(high.device) <= high).all())  # false for NaN, too
+        except RuntimeError as error:
+            raise InvalidValue(f"low {tuple(low.shape)} and high {tuple(high.shape)} do not broadcast") from error
+        if not fits or bool((low == math.inf).any()) or bool((high == -math.inf).any()):
+            raise InvalidValue(
+                f"low is {self.low} and high is {self.high}; expected low <= high: no control lies between"
+            )
+
+    def limits(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """Both bounds in the shape of the control."""
+        low, high = (torch.as_tensor(bound, dtype=u.dtype, device=u.device) for bound in (self.low, self.high))
+        return low.expand(u.shape), high.expand(u.shape)
+
+    def check(self, u: Tensor, lead: int, name: str) -> None:
+        """Refuses a leaf that the bounds do not broadcast against."""
+        for bound in (self.low, self.high):
+            if isinstance(bound, Tensor):
+                try:
+                    bound.expand(u.shape)
+                except RuntimeError as error:
+                    raise InvalidValue(
+                        f"bounds of {name}: a bound of shape {tuple(bound.shape)} for a control of {tuple(u.shape)}; "
+                        "expected a number or a shape that broadcasts against it"
+                    ) from error
+
+    def project(self, u: Tensor, lead: int) -> Tensor:
+        """Clamped."""
+        return torch.clamp(u, *self.limits(u))
+
+    def stationary(self, u: Tensor, slope: Tensor, lead: int) -> Tensor:
+        """The slope, but where it presses a control against its bound."""
+        return self.face(u, slope, slope, lead)
+
+    def face(self, u: Tensor, slope: Tensor, v: Tensor, lead: int) -> Tensor:
+        """Zero in the entries that the slope presses against their bound."""
+        return v.masked_fill(self._pressed(u, slope), 0.0)
+
+    def land(self, u: Tensor, moved: Tensor, slope: Tensor, lead: int) -> Tensor:
+        """Clamped; entries that are pressed against their bound go there."""
+        low, high = self.limits(u)
+        return torch.where(self._pressed(u, slope), torch.where(slope > 0, low, high), moved.clamp(low, high))
+
+    def _pressed(self, u: Tensor, slope: Tensor) -> Tensor:
+        low, high = self.limits(u)
+        # How near counts as on a bound, which solvers that come from within leave: a share of what scale there is.
+        share, width = math.sqrt(torch.finfo(u.dtype).eps), high - low
+        below, above = (
+            torch.where(width.isfinite(), width, bound.abs().nan_to_num(posinf=0.0)) for bound in (low, high)
+        )
+        pressed = ((u <= low + share * below) & (slope > 0)) | ((u >= high - share * above) & (slope < 0))
+        return pressed | (width == 0)
+
+
+@dataclass(frozen=True)
+class Simplex(_Convex):
+    """Controls that are probabilities along their last axis: u >= 0, sum u = total.
+
+    Attributes:
+        total: what they sum to.
+    """
+
+    total: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_positive(total=self.total)
+
+    def check(self, u: Tensor, lead: int, name: str) -> None:
+        """Refuses a number, which has no last axis."""
+        if u.dim() <= lead:
+            raise InvalidValue(f"bounds of {name}: it is a number, and a simplex is along the last axis [..., k]")
+
+    def project(self, u: Tensor, lead: int) -> Tensor:
+        """Duchi et al. (2008), "Efficient projections onto the l1-ball", fig. 1."""
+        held, _ = u.sort(dim=-1, descending=True)
+        excess = held.cumsum(-1) - self.total
+        count = torch.arange(1, u.shape[-1] + 1, dtype=u.dtype, device=u.device)
+        last = (held * count > excess).sum(-1, keepdim=True)
+        shift = excess.gather(-1, last - 1) / last
+        return (u - shift).clamp_min(0.0)
+
+    def stationary(self, u: Tensor, slope: Tensor, lead: int) -> Tensor:
+        """The slope less its mean over the entries that are free, zero in those it presses against zero."""
+        return self.face(u, slope, slope, lead)
+
+    def face(self, u: Tensor, slope: Tensor, v: Tensor, lead: int) -> Tensor:
+        """Centred over the entries that are positive, or that the slope would make so."""
+        free = self._free(u, slope)
+        kept = v * free
+        return (kept - kept.sum(-1, keepdim=True) / free.sum(-1, keepdim=True)) * free
+
+    def land(self, u: Tensor, moved: Tensor, slope: Tensor, lead: int) -> Tensor:
+        """As for every set; entries that are pressed against zero go there."""
+        free = self._free(u, slope)
+        return self.project((u + self.face(u, slope, moved - u, lead)) * free, lead)
+
+    def _free(self, u: Tensor, slope: Tensor) -> Tensor:
+        """Which entries move along -slope: of those at zero, those whose slope is below the mean of the free ones."""
+        positive = u > math.sqrt(torch.finfo(u.dtype).eps) * self.total
+        # The projection of -slope on the cone: entries at zero join in the order of their slopes while they lower it.
+        key = torch.where(positive, -torch.inf, slope)
+        order = key.argsort(dim=-1, stable=True)
+        ordered = slope.gather(-1, order)
+        count = torch.arange(1, u.shape[-1] + 1, dtype=u.dtype, device=u.device)
+        means = ordered.cumsum(-1) / count
+        before = torch.cat([torch.full_like(means[..., :1], torch.inf), means[..., :-1]], -1)
+        joins = (positive.gather(-1, order) | (ordered < before)).to(u.dtype).cumprod(-1)
+        return torch.zeros_like(u).scatter(-1, order, joins)
+
+
+@dataclass(frozen=True)
+class EuclideanBall(_Convex):
+    """Controls of a Euclidean norm of at most the radius, over all axes; ``mfoc.Ball(radius, "l2")`` as bounds.
+
+    Attributes:
+        radius: the largest norm.
+    """
+
+    radius: float
+
+    def __post_init__(self) -> None:
+        check_positive(radius=self.radius)
+
+    def project(self, u: Tensor, lead: int) -> Tensor:
+        """Scaled down to the radius."""
+        size = _norm(u, lead)
+        return torch.where(size > self.radius, u * (self.radius / torch.where(size > 0, size, 1.0)), u)
+
+    def stationary(self, u: Tensor, slope: Tensor, lead: int) -> Tensor:
+        """The slope without its part along u, where it presses outwards."""
+        return self.face(u, slope, slope, lead)
+
+    def face(self, u: Tensor, slope: Tensor, v: Tensor, lead: int) -> Tensor:
+        """The tangential part, where the slope presses against the sphere."""
+        normal = self._normal(u, slope, lead)
+        return v - _inner(v, normal, lead) * normal
+
+    def bend(self, u: Tensor, slope: Tensor, lead: int) -> Tensor | None:
+        """The multiplier over the radius: of the Lagrangian's Hessian."""
+        return -_inner(slope, self._normal(u, slope, lead), lead).reshape(u.shape[:lead]) / self.radius
+
+    def _normal(self, u: Tensor, slope: Tensor, lead: int) -> Tensor:
+        """The outward unit normal where the slope presses against the sphere; zero elsewhere."""
+        size = _norm(u, lead)
+        near = math.sqrt(torch.finfo(u.dtype).eps) * self.radius
+        pressed = (size >= self.radius - near) & (_inner(slope, u, lead) < 0)
+        return torch.where(pressed, u / torch.where(size > 0, size, 1.0), 0.0)
+
+
+@dataclass(frozen=True)
+class L1:
+    """The penalty weight * ||u||_1 on J, met by its proximal map: entries that do not pay for themselves are zero.
+
+    It is part of J in ``evaluate``, in what a solve reports and in the certificate; ``rollout``'s cost per particle is
+    without it.
+
+    Attributes:
+        weight: what an entry pays for each unit of its size.
+    """
+
+    weight: float
+
+    def __post_init__(self) -> None:
+        check_positive(weight=self.weight)
+
+    def check(self, u: Tensor, lead: int, name: str) -> None:
+        """Any leaf will do."""
+
+    def project(self, u: Tensor, lead: int) -> Tensor:
+        """Every control is admissible."""
+        return u
+
+    def stationary(self, u: Tensor, slope: Tensor, lead: int) -> Tensor:
+        """The subgradient of least norm (Andrew & Gao 2007, eq. 4)."""
+        at_zero = slope - slope.clamp(-self.weight, self.weight)
+        return torch.where(u == 0, at_zero, slope + self.weight * u.sign())
+
+    def face(self, u: Tensor, slope: Tensor, v: Tensor, lead: int) -> Tensor:
+        """Zero in the entries that are held at zero."""
+        return v.masked_fill((u == 0) & (slope.abs() <= self.weight), 0.0)
+
+    def bend(self, u: Tensor, slope: Tensor, lead: int) -> Tensor | None:
+        """Flat where it is smooth."""
+        return None
+
+    def land(self, u: Tensor, moved: Tensor, slope: Tensor, lead: int) -> Tensor:
+        """Entries that would change their sign stop at zero; those at zero move against their subgradient only."""
+        orthant = torch.where(u == 0, -self.stationary(u, slope, lead).sign(), u.sign())
+        return torch.where(moved * orthant > 0, moved, 0.0)
+
+    def penalty(self, u: Tensor, lead: int) -> Tensor | None:
+        """The weighted norm."""
+        return self.weight * u.abs().reshape(*u.shape[:lead], -1).sum(-1)
+
+
+def _norm(u: Tensor, lead: int) -> Tensor:
+    """Norms over all but the leading axes, which they broadcast against."""
+    axes = tuple(range(lead, u.dim()))
+    return torch.linalg.vector_norm(u, dim=axes, keepdim=True) if axes else u.abs()
+
+
+def _inner(a: Tensor, b: Tensor, lead: int) -> Tensor:
+    axes = tuple(range(lead, a.dim()))
+    return (a * b).sum(axes, keepdim=True) if axes else a * b

@@ -1,0 +1,41 @@
+"""Gradient descent on the frozen Hamiltonian."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mfoc.bounds import RowRegion
+from mfoc.checks import check_integer, check_positive
+from mfoc.minimisers.protocol import Evaluate, Minimum
+
+
+@dataclass(frozen=True)
+class Descent:
+    """Gradient descent with a fixed step. One step of it makes MSA the same as ``Gradient`` with SGD.
+
+    Attributes:
+        lr: step length.
+        steps: number of steps.
+    """
+
+    lr: float
+    steps: int = 1
+
+    def __post_init__(self) -> None:
+        check_positive(lr=self.lr)
+        check_integer(1, steps=self.steps)
+
+    def minimise(self, evaluate: Evaluate, start: Tensor, region: RowRegion | None = None) -> Minimum:
+        """See ``Minimiser``; where rows are bounded the step is along the projected gradient, and projected."""
+        point = start
+        for _ in range(self.steps):
+            value, slope = evaluate(point)
+            if region is None:
+                point = point - self.lr * slope
+            else:
+                followed = region.stationary(point, slope)
+                point = region.land(point, point - self.lr * followed, slope)
+        return Minimum(point, value, torch.zeros_like(value, dtype=torch.bool), self.steps)
