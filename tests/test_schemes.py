@@ -1,15 +1,18 @@
 """Every scheme shows its order; noise has its law."""
 
+import logging
 import math
 
 import pytest
 import torch
+from torchdiffeq import odeint
 
 import mfoc
-from tests.oracles.training import observed_order
-from tests.problems import D
+from mfoc.tree import leaves
+from tests.oracles.training import central_difference, gradient, observed_order
+from tests.problems import D, distance, normal
 
-ORDERS = {"euler": 1, "heun": 2, "rk4": 4}
+ORDERS = {"euler": 1, "heun": 2, "rk4": 4, "rk38": 4}
 
 
 def trajectory(scheme, steps, tied):
@@ -156,3 +159,182 @@ def test_noise_that_ends_too_soon_is_named():
     )
     with pytest.raises(mfoc.InvalidValue, match=r"stage 2: dynamics: the noise has shape \(4, 2, 1\)"):
         mfoc.rollout(problem, problem, mfoc.Particles(torch.zeros(4, 1), {"noise": torch.zeros(4, 2, 1)}))
+
+
+# ---- against torchdiffeq
+
+
+def neural_ode(scheme, stages=3, **more):
+    """Piecewise-constant weights on [0, 1.5], a drift and a cost that know the time."""
+    controls = [{"W": normal(3, 3, seed=t), "b": normal(3, seed=10 + t)} for t in range(stages)]
+    problem = mfoc.continuous(
+        lambda t, x, u, z: torch.tanh(x @ u["W"].mT + u["b"]) * (1 + t) - t * x,
+        lambda x, z: x.square().sum(1),
+        controls,
+        T=1.5,
+        scheme=scheme,
+        running_cost=lambda t, x, u, z: t * x.square().sum(1) + 0.1 * u["W"].square().sum(),
+        **more,
+    )
+    return problem, mfoc.Particles(normal(5, 3, seed=20))
+
+
+def by_torchdiffeq(problem, cloud, controls, method, h=0.5, **options):
+    """The cost of each particle: the running cost is a fourth component, the controls change between the calls."""
+
+    def slope(t, y, u):
+        x = y[:, :3]
+        drift = torch.tanh(x @ u["W"].mT + u["b"]) * (1 + t) - t * x
+        rate = t * x.square().sum(1) + 0.1 * u["W"].square().sum()
+        return torch.cat([drift, rate[:, None]], 1)
+
+    y = torch.cat([cloud.state, torch.zeros(len(cloud), 1, dtype=D)], 1)
+    for k, u in enumerate(controls):
+        times = torch.tensor([k * h, (k + 1) * h], dtype=D)
+        y = odeint(lambda t, y, u=u: slope(t, y, u), y, times, method=method, **options)[-1]
+    return y[:, 3] + problem.terminal_cost(y[:, :3], None)
+
+
+PEERS = {
+    "euler": (mfoc.euler, {"method": "euler"}),
+    "rk38": (mfoc.rk38, {"method": "rk4"}),
+    "dopri5": (mfoc.dopri5(1e-12, 1e-13), {"method": "dopri5", "rtol": 1e-12, "atol": 1e-13}),
+}
+
+
+@pytest.mark.parametrize("name", PEERS)
+def test_costs_and_gradients_are_those_of_torchdiffeq(name):
+    scheme, options = PEERS[name]
+    problem, cloud = neural_ode(scheme)
+    free = mfoc.tree.detached(problem.controls, requires_grad=True)
+    cost = by_torchdiffeq(problem, cloud, free, **options)
+    slopes = torch.autograd.grad(cost.mean(), leaves(free))
+    assert distance(mfoc.rollout(problem, problem, cloud).cost, cost) < 1e-10
+    assert distance(leaves(mfoc.evaluate(problem, problem, cloud).gradient), list(slopes)) < 1e-10
+
+
+# ---- dopri5
+
+
+def test_dopri5_is_of_order_five_in_the_length_of_a_step():
+    """One step of each length, as a tolerance of everything accepts it, against exp."""
+    wide = mfoc.dopri5(rtol=1e6, atol=1e6)
+    hs = [0.8, 0.4, 0.2, 0.1]
+    errors = []
+    for h in hs:
+        x = torch.ones(1, 1, dtype=D)
+        for k in range(round(1.6 / h)):
+            x = wide(lambda t, x, u, z: x * math.cos(t), k * h, x, None, None, h)
+        errors.append(abs(float(x) - math.exp(math.sin(1.6))))
+    assert observed_order(hs, errors) == pytest.approx(5, abs=0.3)
+
+
+@pytest.mark.parametrize("rtol", [1e-4, 1e-8])
+def test_dopri5_keeps_its_tolerance(rtol):
+    """On a stiff-ish van der Pol oscillator the error follows the tolerance, with steps of very different lengths."""
+
+    def drift(t, x, u, z):
+        q, v = x["q"], x["v"]
+        return {"v": 3 * (1 - q * q) * v - q, "q": v}
+
+    state = {"q": torch.tensor([2.0, 0.5, -1.0], dtype=D), "v": torch.zeros(3, dtype=D)}
+    found = mfoc.dopri5(rtol, rtol, max_steps=500)(drift, 0.0, state, None, None, 4.0)
+    exact = mfoc.dopri5(1e-12, 1e-12, max_steps=5000)(drift, 0.0, state, None, None, 4.0)
+    assert 1e-3 * rtol < distance(found, exact) < 1e2 * rtol  # neither missed, nor met with far too short steps
+
+
+def test_dopri5_meets_the_tolerance_of_the_worst_particle():
+    """A cloud of quiet particles does not hide one that moves: its error is as small as when it is alone."""
+    rates = torch.tensor([[30.0], *[[0.1]] * 999], dtype=D)
+    scheme = mfoc.dopri5(1e-8, 1e-10)
+    crowd = scheme(lambda t, x, u, z: -z * x, 0.0, torch.ones(1000, 1, dtype=D), None, rates, 1.0)
+    alone = scheme(lambda t, x, u, z: -z * x, 0.0, torch.ones(1, 1, dtype=D), None, rates[:1], 1.0)
+    exact = torch.exp(-rates)
+    assert float(crowd[0] - exact[0]) == pytest.approx(0, abs=1e-8)
+    assert float(crowd[0] - alone[0]) == pytest.approx(0, abs=1e-12)  # it is the worst: it made the steps
+    assert distance(crowd, exact) < 1e-8
+
+
+def test_dopri5s_gradient_is_that_of_its_steps():
+    """Pontryagin, autograd and finite differences agree; two derivatives go through for the certificate."""
+    problem, cloud = neural_ode(mfoc.dopri5(1e-6, 1e-8), stages=2)
+    mfoc.testing.check_problem(problem, cloud)
+    slopes = mfoc.evaluate(problem, problem, cloud).gradient
+    assert distance(slopes, gradient(problem, problem.controls, cloud)) < 1e-12
+
+    def value(b):
+        controls = [problem.controls[0] | {"b": b}, problem.controls[1]]
+        return mfoc.rollout(problem, controls, cloud).cost.mean()
+
+    assert distance(slopes[0]["b"], central_difference(value, problem.controls[0]["b"], 1e-2)) < 1e-3
+
+
+def test_dopri5_problems_are_solved_and_certified():
+    """x' = u with cost int u^2 dt + x(1)^2 has the minimum u = -E x(0) / 2, at which H curves by 2 h."""
+    problem = mfoc.continuous(
+        lambda t, x, u, z: u.expand_as(x),
+        lambda x, z: x.square().sum(1),
+        [torch.zeros(2, dtype=D)] * 2,
+        running_cost=lambda t, x, u, z: u.square().sum().expand(len(x)),
+        scheme=mfoc.dopri5(),
+        autonomous=True,
+    )
+    cloud = mfoc.Particles(1 + normal(6, 2))
+    solution = mfoc.solve(problem, mfoc.EMSA(), cloud, steps=30, tol=1e-6)
+    for u in solution.controls:
+        assert distance(u, -cloud.state.mean(0) / 2) < 1e-5
+    certificate = mfoc.certify(problem, solution, cloud, lanczos=3, groups=3)
+    assert [stage.curvature.value for stage in certificate.stages] == pytest.approx([1, 1], abs=1e-6)
+
+
+def test_dopri5s_particles_share_their_steps_and_batches_must_say_so():
+    problem, cloud = neural_ode(mfoc.dopri5(1e-3, 1e-3), stages=1)
+    assert mfoc.interacting.coupling(problem, cloud)
+    batches = mfoc.population(cloud, batch_size=2)
+    solver = mfoc.Gradient(lambda leaves: torch.optim.SGD(leaves, lr=0.01))
+    with pytest.raises(mfoc.InvalidValue, match='interacting="batch"'):
+        mfoc.solve(problem, solver, batches, steps=1)
+    problem, _ = neural_ode(mfoc.dopri5(1e-3, 1e-3), stages=1, interacting="batch")
+    assert mfoc.solve(problem, solver, batches, steps=1).status is mfoc.Status.MAX_STEPS
+    assert problem.kind is None
+
+
+def test_dopri5_runs_in_single_precision():
+    x = torch.ones(3, 1)
+    found = mfoc.dopri5(1e-6, 1e-7)(lambda t, x, u, z: -x, 0.0, x, None, None, 1.0)
+    assert found.dtype == torch.float32
+    assert found.flatten().tolist() == pytest.approx([math.exp(-1)] * 3, rel=2e-6)
+
+
+@pytest.mark.parametrize("why", ["explodes", "stiff"])
+def test_where_dopri5_cannot_go_on_the_solve_ends_with_a_status(why, caplog):
+    """x' = x^2 from 2 is infinite at time 1/2."""
+    problem = mfoc.continuous(
+        (lambda t, x, u, z: x * x + 0 * u) if why == "explodes" else (lambda t, x, u, z: -1e6 * (x - math.cos(t)) + u),
+        lambda x, z: x[:, 0],
+        [torch.zeros(1, dtype=D)],
+        scheme=mfoc.dopri5(),
+    )
+    solver = mfoc.Gradient(lambda leaves: torch.optim.SGD(leaves, lr=0.01))
+    with caplog.at_level(logging.WARNING, "mfoc"):
+        solution = mfoc.solve(problem, solver, torch.full((2, 1), 2.0, dtype=D), steps=1)
+    assert solution.status is mfoc.Status.NONFINITE
+    assert "stage 0" in solution.message
+    assert "dopri5 cannot meet rtol=1e-06" in caplog.text
+
+
+def test_a_drift_of_another_shape_is_refused():
+    problem = mfoc.continuous(lambda t, x, u, z: u.expand(1, 2, 2), lambda x, z: x[:, 0], [torch.zeros(1)])
+    with pytest.raises(mfoc.InvalidValue, match=r"the drift has shape \(1, 2, 2\); expected the state's, \(2, 2\)"):
+        mfoc.rollout(problem, problem, mfoc.Particles(torch.zeros(2, 2)))
+
+
+@pytest.mark.parametrize("settings", [{"rtol": -1.0}, {"atol": 0.0}, {"max_steps": 0}], ids=lambda s: next(iter(s)))
+def test_bad_tolerances_are_refused(settings):
+    with pytest.raises(mfoc.InvalidValue, match=next(iter(settings))):
+        mfoc.dopri5(**settings)
+
+
+def test_the_class_in_the_place_of_a_scheme_is_refused():
+    with pytest.raises(mfoc.InvalidType, match=r"expected one of .*dopri5\(rtol, atol\)"):
+        mfoc.continuous(lambda t, x, u, z: x, lambda x, z: x[:, 0], [torch.zeros(1)], scheme=mfoc.dopri5)

@@ -1,9 +1,12 @@
 """Solvers: each is a way to use the Hamiltonian."""
 
 from mfoc.solvers.augmented import AugmentedLagrangian
+from mfoc.solvers.discrete import DiscreteMSA
 from mfoc.solvers.gradient import Gradient
 from mfoc.solvers.minimax import Minimax
 from mfoc.solvers.msa import EMSA, MSA
 from mfoc.solvers.newton import NewtonCG
 
-__all__ = ["EMSA", "MSA", "AugmentedLagrangian", "Gradient", "Minimax", "NewtonCG"]
+__all__ = [
+    "EMSA", "MSA", "AugmentedLagrangian", "DiscreteMSA", "Gradient", "Minimax", "NewtonCG",
+]  # fmt: skip

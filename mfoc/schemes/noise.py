@@ -1,0 +1,88 @@
+"""Noise: Euler-Maruyama and the increments it is driven by."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mfoc import tree
+from mfoc.checks import check_callable, check_integer, check_non_negative, check_signature
+from mfoc.errors import InvalidType, InvalidValue
+from mfoc.problem import STAGE
+from mfoc.tree import Tree
+
+
+@dataclass(frozen=True)
+class euler_maruyama:
+    """Euler-Maruyama for dx = b dt + sigma(t, x, u, z) dW, strong order 1/2 (1 for additive noise).
+
+    The Brownian increments come from the data, so that the dynamics stay pure:
+    ``z["noise"]`` holds standard normals ``[N, steps, k]`` (see ``brownian``); ``noise=`` finds them elsewhere.
+
+    Attributes:
+        diffusion: a number (scalar noise of the state's shape), or ``sigma(t, x, u, z)`` returning ``[N, d]``
+            (diagonal noise) or ``[N, d, k]``.
+        noise: ``noise(z) -> [N, steps, k]``; None reads ``z["noise"]``.
+    """
+
+    diffusion: float | Callable[[float, Tensor, Tree, Tree], Tensor]
+    noise: Callable[[Tree], Tensor] | None = None
+
+    def __post_init__(self) -> None:
+        if callable(self.diffusion):
+            check_signature(STAGE, diffusion=self.diffusion)
+        elif not isinstance(self.diffusion, Tensor):
+            check_non_negative(diffusion=self.diffusion)
+        check_callable("a function of the data z", optional=True, noise=self.noise)
+        check_signature(("z",), optional=True, noise=self.noise)
+
+    def increment(self, t: Any, s: float, x: Tensor, u: Tree, z: Tree, h: float) -> Tensor:
+        """Sigma dW over step t, of the shape of the state ``[N, d]``."""
+        if not isinstance(x, Tensor):
+            raise InvalidType(f"euler_maruyama needs a state that is one tensor [N, d]; got {tree.describe(x)}")
+        normals = self._normals(z)
+        if normals.dim() < 2 or normals.shape[1] <= t:
+            raise InvalidValue(
+                f"stage {t}: dynamics: the noise has shape {tuple(normals.shape)} and each stage needs its own; "
+                "expected standard normals [N, stages, k] (mfoc.schemes.brownian draws them)"
+            )
+        dw = math.sqrt(h) * normals[:, t]
+        sigma = self.diffusion(s, x, u, z) if callable(self.diffusion) else self.diffusion
+        matrix = isinstance(sigma, Tensor) and sigma.dim() == 3
+        dw = torch.einsum("ndk,nk->nd", sigma, dw) if matrix else sigma * dw
+        if dw.shape != x.shape:
+            raise InvalidValue(f"the noise term has shape {tuple(dw.shape)}; expected the state's, {tuple(x.shape)}")
+        return dw
+
+    def _normals(self, z: Tree) -> Tensor:
+        if self.noise is not None:
+            return self.noise(z)
+        if not isinstance(z, dict) or "noise" not in z:
+            raise InvalidValue(
+                "euler_maruyama found no noise: give particles data={'noise': [N, steps, k]} (mfoc.schemes.brownian "
+                "draws it) or pass noise= to say where it is"
+            )
+        normals: Tensor = z["noise"]
+        return normals
+
+
+def brownian(n: int, steps: int, dim: int, *, seed: int, like: Tensor | None = None) -> Tensor:
+    """Standard normals for ``euler_maruyama``, ``[N, steps, k]``.
+
+    Args:
+        n: particles N.
+        steps: stages of the problem.
+        dim: dimension k of the Brownian motion.
+        seed: seed of the generator.
+        like: a tensor whose dtype and device the noise takes.
+    """
+    check_integer(1, n=n, steps=steps, dim=dim)
+    check_integer(0, seed=seed)
+    dtype = like.dtype if like is not None else torch.get_default_dtype()
+    noise = torch.randn(n, steps, dim, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+    return noise if like is None else noise.to(like.device)

@@ -1,0 +1,135 @@
+"""Networks of binary and ternary weights on 10,000 digits of MNIST: ``mfoc.DiscreteMSA``, straight-through and Bop.
+
+    PYTHONPATH=. python tests/benchmarks/bench_discrete.py --mnist mnist10k.npz [--activations ReLU]
+
+8,000 digits to train on and 2,000 to test, 784-256-256-256-10 with batch norm after each layer, batches of 100, the
+same batches for all: straight-through (Courbariaux et al. 2016) by Adam on latent weights, Bop (Helwegen et al. 2019).
+Biases and batch norm by Adam everywhere, at one rate. Printed: test accuracy at the end, mean and range over the seeds;
+and the size of the packed networks.
+"""
+
+import argparse
+import time
+from functools import partial
+from itertools import pairwise
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import mfoc
+from mfoc.networks import packed
+from tests.oracles.discrete import Bop, straight_through_, train
+
+BATCH, LR = 100, 1e-2
+
+
+def network(activation, seed):
+    torch.manual_seed(seed)
+    sizes, parts = (784, 256, 256, 256, 10), []
+    for n, m in pairwise(sizes):
+        parts += [nn.Linear(n, m, bias=False), nn.BatchNorm1d(m), activation()]
+    return nn.Sequential(*parts[:-1])
+
+
+def accuracy(net, data):
+    x, _, test_x, test_y = data
+    mfoc.networks.refresh_averages(net.train(), x.split(BATCH))
+    with torch.no_grad():
+        return 100 * float((net.eval()(test_x).argmax(1) == test_y).double().mean())
+
+
+def by_mfoc(levels, activation, data, seed, epochs, **settings):
+    net, steps = network(activation, seed), len(data[0]) // BATCH
+    problem = mfoc.from_module(net, F.cross_entropy)
+    settings = {"rho": 0.25, "a": 0.9998, "per": steps, **settings}
+    solver = mfoc.DiscreteMSA(levels, others=mfoc.Gradient(partial(torch.optim.Adam, lr=LR)), **settings)
+    batches = mfoc.population(data[:2], batch_size=BATCH, seed=seed)
+    solution = mfoc.solve(solver.discretised(problem), solver, batches, steps=epochs * steps)
+    return mfoc.to_module(net, solution)
+
+
+def batches_of(data, seed, epochs):
+    source = mfoc.population(data[:2], batch_size=BATCH, seed=seed)
+    for k in range(epochs * len(data[0]) // BATCH):
+        cloud = source(k)
+        yield cloud.state, cloud.data
+
+
+def by_straight_through(levels, activation, data, seed, epochs):
+    net = network(activation, seed)
+    latent = straight_through_(net, ternary=levels == "ternary")
+    optimiser = torch.optim.Adam(net.parameters(), lr=LR)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda k: 0.95 ** (k // (len(data[0]) // BATCH)))
+
+    def after():
+        schedule.step()
+        for weight in latent:
+            weight.data.clamp_(-1, 1)
+
+    train(net, [optimiser.step], batches_of(data, seed, epochs), after)
+    return net
+
+
+def by_bop(activation, data, seed, epochs, gamma=1e-3, tau=1e-6):
+    net = network(activation, seed)
+    weights = [part.weight for part in net if isinstance(part, nn.Linear)]
+    for weight in weights:
+        weight.data = torch.where(weight.data >= 0, 1.0, -1.0)
+    others = torch.optim.Adam([p for part in net if isinstance(part, nn.BatchNorm1d) for p in part.parameters()], lr=LR)
+    bop, steps = Bop([weight.data for weight in weights], gamma, tau), len(data[0]) // BATCH
+    count = iter(range(10**9))
+
+    def flip():
+        bop.gamma = gamma * 0.95 ** (next(count) // steps)
+        bop.step([weight.grad for weight in weights])
+
+    train(net, [flip, others.step], batches_of(data, seed, epochs))
+    return net
+
+
+def load(path):
+    with np.load(path) as found:
+        x = torch.from_numpy(found["images"]).float().flatten(1) / 127.5 - 1
+        y = torch.from_numpy(found["labels"]).long()
+    return x[:8000], y[:8000], x[8000:], y[8000:]
+
+
+def report(name, make, data, seeds):
+    start, found = time.thread_time(), []
+    for seed in range(seeds):
+        net = make(seed=seed)
+        found.append(accuracy(net, data))
+    seconds = (time.thread_time() - start) / seeds
+    print(
+        f"{name:32s} {np.mean(found):6.2f} %  ({min(found):.2f} .. {max(found):.2f})  {seconds:5.1f} s a seed",
+        flush=True,
+    )
+    return net
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--mnist", required=True, help="an npz with images uint8 [10000, 28, 28] and labels [10000]")
+    parser.add_argument("--epochs", type=int, default=25)
+    parser.add_argument("--activations", nargs="+", choices=["ReLU", "Hardtanh"], default=["ReLU", "Hardtanh"])
+    parser.add_argument("--seeds", type=int, default=3)
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    data = load(given.mnist)
+    settings = {"data": data, "epochs": given.epochs}
+    for name in given.activations:
+        activation = getattr(nn, name)
+        for levels in ("binary", "ternary"):
+            run = partial(by_mfoc, levels, activation, **settings)
+            net = report(f"DiscreteMSA {levels} {name}", run, data, given.seeds)
+            small = packed.stored_bytes(packed.pack(net))
+            print(f"    packed {small:,} bytes of {packed.stored_bytes(net):,}")
+            run = partial(by_straight_through, levels, activation, **settings)
+            report(f"straight-through {levels} {name}", run, data, given.seeds)
+        report(f"Bop binary {name}", partial(by_bop, activation, **settings), data, given.seeds)
+
+
+if __name__ == "__main__":
+    main()
