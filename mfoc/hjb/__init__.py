@@ -1,0 +1,8 @@
+"""Feedback control by dynamic programming: value functions, on grids and fitted, and the indirect method."""
+
+from mfoc.hjb.bellman import Bellman
+from mfoc.hjb.dynamic_programming import solve
+from mfoc.hjb.splines import Grid
+from mfoc.hjb.value import FittedValue, GridValue, Value
+
+__all__ = ["Bellman", "FittedValue", "Grid", "GridValue", "Value", "solve"]
