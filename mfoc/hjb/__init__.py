@@ -2,7 +2,9 @@
 
 from mfoc.hjb.bellman import Bellman
 from mfoc.hjb.dynamic_programming import solve
+from mfoc.hjb.fitting import fit
 from mfoc.hjb.splines import Grid
 from mfoc.hjb.value import FittedValue, GridValue, Value
+from mfoc.hjb.verification import Verification, verify
 
-__all__ = ["Bellman", "FittedValue", "Grid", "GridValue", "Value", "solve"]
+__all__ = ["Bellman", "FittedValue", "Grid", "GridValue", "Value", "Verification", "fit", "solve", "verify"]

@@ -20,7 +20,7 @@ from torch import Tensor
 from mfoc import tree
 from mfoc.checks import check_instance
 from mfoc.errors import InvalidType, InvalidValue, MfocError
-from mfoc.hjb.newton import minimise
+from mfoc.hjb.newton import lattice, minimise_from
 from mfoc.interacting import coupling
 from mfoc.particles import Particles
 from mfoc.problem import Problem, check_cost
@@ -28,9 +28,6 @@ from mfoc.tree import Tree
 
 Data = Tree | Callable[[Tensor], Tree]  # z for one particle [1, ...], or a function of normals [1, stages, k]
 After = Callable[[Tensor], Tensor]  # V_(t+1): states [P, n] -> values [P]
-
-_GRID = 5  # values of a bounded control that are tried
-_MOST_CANDIDATES = 1000
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,19 +71,7 @@ class Bellman:
         own, (low, high) = self.control(t), self.bounds(t)
         if self.candidates is not None:
             return torch.cat([self.candidates.to(own), own[None]])
-        shares = torch.linspace(0, 1, _GRID).to(own)
-        bounded = low.isfinite() & high.isfinite()
-        axes = [
-            low[k] + shares * (high[k] - low[k]) if bounded[k] else own[k] + torch.tensor([-1.0, 0.0, 1.0]).to(own)
-            for k in range(len(own))
-        ]
-        if (count := int(np.prod([len(axis) for axis in axes]))) > _MOST_CANDIDATES:
-            raise InvalidValue(
-                f"a control of {len(own)} numbers gives {count:,} combinations to try; pass candidates=, a tensor "
-                f"[C, {len(own)}] of controls near which the best may lie (torch.zeros(1, {len(own)}) is enough where "
-                "the Hamiltonian is convex in u)"
-            )
-        return torch.cat([torch.cartesian_prod(*axes).reshape(-1, len(own)).clamp(low, high), own[None]])
+        return torch.cat([lattice(own, low, high), own[None]])
 
     def step(self, t: int, x: Tensor, u: Tensor, normals: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Next states ``[P, n]`` and running costs ``[P]`` of states ``[P, n]``, each with its control ``[P, m]``.
@@ -141,12 +126,7 @@ class Bellman:
         tried = [u.expand(len(x), -1) for u in self.tried(t)]
         tried += [] if start is None else [start]
         with torch.no_grad():
-            best, least = tried[0], self.value(t, x, tried[0], after)
-            for u in tried[1:]:
-                value = self.value(t, x, u, after)
-                better = value < least  # never where it is not a number
-                best, least = torch.where(better[:, None], u, best), torch.where(better, value, least)
-            point, value = minimise(lambda rows, u: self.value(t, x[rows], u, after), best, low, high)
+            point, value = minimise_from(lambda rows, u: self.value(t, x[rows], u, after), tried, low, high)
         if not bool(value.isfinite().all()):
             worst = x[(~value.isfinite()).nonzero()[0, 0]].tolist()
             raise InvalidValue(
@@ -154,6 +134,15 @@ class Bellman:
                 "control is best (the cost falls without end in u). Expected finite functions on the grid and its surroundings"
             )
         return point, value
+
+    def cloud(self, state: Tensor) -> Particles:
+        """States ``[N, n]`` with data for each, one value of the noise for all."""
+        if self.normals is not None:
+            w = self.normals[0].expand(len(state), self.problem.stages, -1)
+            return Particles(state, self.data(w) if callable(self.data) else {"noise": w})
+        if self.data is None:
+            return Particles(state)
+        return Particles(state, tree.map(lambda leaf: leaf.expand(len(state), *leaf.shape[1:]), self.data))
 
     def _data(self, normals: Tensor | None) -> Tree:
         if normals is None:
@@ -228,14 +217,7 @@ def _rule(nodes: int, k: int, like: Tensor) -> dict[str, Tensor]:
 
 
 def _check_interaction(found: Bellman, state: Tensor) -> None:
-    few = state[:: max(1, len(state) // 4)][:4]
-    z = found.data
-    if found.normals is not None:
-        w = found.normals[0].expand(len(few), found.problem.stages, -1)
-        z = z(w) if callable(z) else {"noise": w}
-    elif z is not None:
-        z = tree.map(lambda leaf: leaf.expand(len(few), *leaf.shape[1:]), z)
-    if coupling(found.problem, Particles(few, z)):
+    if coupling(found.problem, found.cloud(state[:: max(1, len(state) // 4)][:4])):
         raise InvalidValue(
             "the particles interact: the value depends on the law of the population, not on (t, x) alone. A feedback "
             "value function on states does not exist; use mfoc.solve, or mfoc.lq for linear-quadratic problems"

@@ -6,18 +6,40 @@ the Hessian made positive, so that a saddle is left downhill.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from mfoc.derivatives import gradients
+from mfoc.errors import InvalidValue
 
 Objective = Callable[[Tensor, Tensor], Tensor]  # (rows [G], controls [G, m]) -> values [G], differentiable in controls
 
+_GRID = 5  # values of a bounded control that are tried
+_MOST_STARTS = 1000
 _STEPS = 30
 _HALVINGS = 30
 _ARMIJO = 1e-4
+
+
+def lattice(centre: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """Starts ``[C, m]``: five values of each bounded control, the centre and plus and minus 1 of the others.
+
+    Raises:
+        InvalidValue: the combinations are too many.
+    """
+    bounded = low.isfinite() & high.isfinite()
+    shares, steps = torch.linspace(0, 1, _GRID).to(centre), torch.tensor([0.0, -1.0, 1.0]).to(centre)
+    axes = [low[k] + shares * (high[k] - low[k]) if bounded[k] else centre[k] + steps for k in range(len(centre))]
+    m = len(axes)
+    if (count := math.prod(len(axis) for axis in axes)) > _MOST_STARTS:
+        raise InvalidValue(
+            f"a control of {m} numbers gives {count:,} combinations to try; pass candidates=, a tensor [C, {m}] of "
+            f"controls near which the best may lie (torch.zeros(1, {m}) is enough where the Hamiltonian is convex in u)"
+        )
+    return torch.cartesian_prod(*axes).reshape(-1, m).clamp(low, high)
 
 
 def minimise(objective: Objective, start: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
@@ -35,18 +57,30 @@ def minimise(objective: Objective, start: Tensor, low: Tensor, high: Tensor) -> 
     point = start.clamp(low, high)
     rows = torch.arange(len(point), device=point.device)
     value = objective(rows, point)
-    eps = torch.finfo(point.dtype).eps
     for _ in range(_STEPS):
-        here, slope, hessian = _derivatives(lambda u, rows=rows: objective(rows, u), point[rows])  # type: ignore[misc]
         at = point[rows]
+        slope, hessian = _derivatives(lambda u, rows=rows: objective(rows, u), at)  # type: ignore[misc]
         held = ((at <= low) & (slope > 0)) | ((at >= high) & (slope < 0))
         direction = _newton(slope.masked_fill(held, 0), hessian, held)
-        hope = -(slope * direction).sum(1)
         moved = _descend(objective, rows, point, value, slope, direction, (low, high))
-        rows = rows[moved & (hope > 4 * eps * (1 + here.abs()))]
+        rows = rows[moved]
         if not len(rows):
             break
     return point, value
+
+
+def minimise_from(
+    objective: Objective, starts: list[Tensor], low: Tensor, high: Tensor
+) -> tuple[Tensor, Tensor]:
+    """As ``minimise``, each row from the best of several starts ``[G, m]``."""
+    rows = torch.arange(len(starts[0]), device=starts[0].device)
+    best = starts[0]
+    least = objective(rows, best)
+    for u in starts[1:]:
+        value = objective(rows, u)
+        better = (value < least) | ~least.isfinite()
+        best, least = torch.where(better[:, None], u, best), torch.where(better, value, least)
+    return minimise(objective, best, low, high)
 
 
 def _descend(
@@ -58,8 +92,13 @@ def _descend(
     direction: Tensor,
     bounds: tuple[Tensor, Tensor],
 ) -> Tensor:
-    """Halves the step along the projected arc until a row falls; writes to point and value; which rows moved ``[G]``."""
-    eps = torch.finfo(point.dtype).eps
+    """Halves the step along the projected arc until a row falls; writes to point and value.
+
+    Returns:
+        Which rows fell by more than rounding ``[G]``. One that hopes for less takes its last step here.
+    """
+    rounding = 4 * torch.finfo(point.dtype).eps * (1 + value[rows].abs())
+    hope = -(slope * direction).sum(1)
     moved = torch.zeros(len(rows), dtype=torch.bool, device=rows.device)
     waiting = torch.arange(len(rows), device=rows.device)
     length = 1.0
@@ -68,25 +107,24 @@ def _descend(
         trial = (point[own] + length * direction[waiting]).clamp(*bounds)
         found = objective(own, trial)
         enough = _ARMIJO * (slope[waiting] * (trial - point[own])).sum(1)
-        fell = (found - value[own] <= enough + eps * value[own].abs()) & found.isfinite()
+        fell = (found - value[own] <= enough + rounding[waiting]) & found.isfinite()
         point[own[fell]], value[own[fell]] = trial[fell], torch.minimum(found, value[own])[fell]
         moved[waiting[fell]] = True
-        waiting = waiting[~fell]
+        length /= 2
+        waiting = waiting[~fell & (length * hope[waiting] > rounding[waiting])]
         if not len(waiting):
             break
-        length /= 2
-    return moved
+    return moved & (hope > rounding)
 
 
-def _derivatives(function: Callable[[Tensor], Tensor], point: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Values ``[G]``, slopes ``[G, m]`` and Hessians ``[G, m, m]``: rows do not depend on one another."""
+def _derivatives(function: Callable[[Tensor], Tensor], point: Tensor) -> tuple[Tensor, Tensor]:
+    """Slopes ``[G, m]`` and Hessians ``[G, m, m]``: rows do not depend on one another."""
     with torch.enable_grad():
         u = point.detach().requires_grad_()
-        value = function(u)
-        (slope,) = gradients(value, [u], create_graph=True)
+        (slope,) = gradients(function(u), [u], create_graph=True)
         rows = [gradients(slope[:, k], [u], retain_graph=True)[0] for k in range(u.shape[1])]
     hessian = torch.stack(rows, 1)
-    return value.detach(), slope.detach(), (hessian + hessian.mT) / 2
+    return slope.detach(), (hessian + hessian.mT) / 2
 
 
 def _newton(slope: Tensor, hessian: Tensor, held: Tensor) -> Tensor:

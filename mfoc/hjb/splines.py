@@ -105,8 +105,9 @@ def _cubic(s: Tensor) -> Tensor:
     inner = s.clamp(0, 1)
     beyond = (s - inner)[:, None]
     r = 1 - inner
-    weights = [r**3, 4 - 6 * inner**2 + 3 * inner**3, 4 - 6 * r**2 + 3 * r**3, inner**3]
-    slopes = [-3 * r**2, 9 * inner**2 - 12 * inner, 12 * r - 9 * r**2, 3 * inner**2]
+    square, other = inner * inner, r * r
+    weights = [other * r, 4 + square * (3 * inner - 6), 4 + other * (3 * r - 6), square * inner]
+    slopes = [-3 * other, 9 * square - 12 * inner, 12 * r - 9 * other, 3 * square]
     return (torch.stack(weights, 1) + beyond * torch.stack(slopes, 1)) / 6
 
 

@@ -204,14 +204,14 @@ class FittedValue(Value):
 
     def evaluate(self, t: int, x: Tensor) -> Tensor:
         """See ``Value``."""
-        return self.at(torch.full_like(x[:, :1], t), x)
+        return self.bellman.terminal(x) + self.above_terminal(torch.full_like(x[:, :1], t), x)
 
-    def at(self, t: Tensor, x: Tensor) -> Tensor:
-        """V at a stage of its own ``[N, 1]`` for each state ``[N, n]``."""
+    def above_terminal(self, t: Tensor, x: Tensor) -> Tensor:
+        """V at a stage of its own ``[N, 1]`` for each state ``[N, n]``, less Phi(x): what the network says ``[N]``."""
         share = t / self.problem.stages
         scaled = torch.cat([2 * share - 1, (x - self.centre) / self.spread], 1)
         found: Tensor = self.net(scaled)
-        return self.bellman.terminal(x) + (1 - share[:, 0]) * self.scale * found[:, 0]
+        return (1 - share[:, 0]) * self.scale * found[:, 0]
 
     def start(self, t: int, x: Tensor) -> None:
         """See ``Value``."""
