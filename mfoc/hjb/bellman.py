@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,10 +19,11 @@ from torch import Tensor
 from mfoc import tree
 from mfoc.checks import check_instance
 from mfoc.errors import InvalidType, InvalidValue, MfocError
+from mfoc.games import Game
 from mfoc.hjb.newton import lattice, minimise_from
 from mfoc.interacting import coupling
 from mfoc.particles import Particles
-from mfoc.problem import Problem, check_cost
+from mfoc.problem import Problem, check_cost, per_stage
 from mfoc.tree import Tree
 
 Data = Tree | Callable[[Tensor], Tree]  # z for one particle [1, ...], or a function of normals [1, stages, k]
@@ -55,16 +55,21 @@ class Bellman:
         return 1 if self.normals is None else len(self.normals)
 
     def control(self, t: int) -> Tensor:
-        """The problem's own control at a stage ``[m]``."""
+        """The problem's own control at a stage ``[m]``; the first particle's, where each has its own."""
         u: Tensor = self.problem.schedule(self.problem.controls, t).detach()
-        return u.reshape(-1)
+        return (u[0] if self.problem.per_particle else u).reshape(-1)
 
     def bounds(self, t: int) -> tuple[Tensor, Tensor]:
-        """The least and largest controls of a stage ``[m]``; infinite where there is none."""
+        """The least and largest controls of a stage ``[m]``; infinite where there is none.
+
+        Raises:
+            InvalidValue: the bounds are no box, or not known stage by stage.
+        """
         own = self.control(t)
-        limits = getattr(self.problem, "limits", None)
-        low, high = (-torch.inf, torch.inf) if limits is None else limits(t)
-        return _spread(low, own), _spread(high, own)
+        if self.problem.bounds is None:
+            return torch.full_like(own, -torch.inf), torch.full_like(own, torch.inf)
+        low, high = self.problem.limits(t)
+        return (low[0], high[0]) if self.problem.per_particle else (low, high)
 
     def tried(self, t: int) -> Tensor:
         """The controls that are tried at a stage ``[C, m]``."""
@@ -83,6 +88,7 @@ class Bellman:
             normals: the noise of this stage ``[P, k]``; None where there is none.
         """
         shape = self.problem.schedule(self.problem.controls, t).shape
+        shape = torch.Size((1, *shape[1:])) if self.problem.per_particle else shape
 
         def one(x: Tensor, u: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
             z = self._data(w if normals is not None else None)
@@ -131,7 +137,7 @@ class Bellman:
             worst = x[(~value.isfinite()).nonzero()[0, 0]].tolist()
             raise InvalidValue(
                 f"stage {t}: the least cost from the state {worst} is not finite: the dynamics or a cost is not, or no "
-                "control is best (the cost falls without end in u). Expected finite functions on the grid and its surroundings"
+                "control is best (the cost falls without end in u). Expected finite functions on the grid and around it"
             )
         return point, value
 
@@ -151,10 +157,6 @@ class Bellman:
         return self.data(w) if callable(self.data) else {"noise": w}
 
 
-def _spread(bound: Any, like: Tensor) -> Tensor:
-    return torch.as_tensor(bound).to(like).expand_as(like)
-
-
 def bellman(
     problem: Problem, state: Tensor, data: Data, noise_dim: int | None, nodes: int, candidates: Tensor | None
 ) -> Bellman:
@@ -171,16 +173,18 @@ def bellman(
     Raises:
         InvalidType, InvalidValue: the problem does not fit.
     """
-    _check_controls(problem)
+    check_controls(problem)
     noisy = problem.noise is not None or callable(data)
     if problem.noise is not None and data is not None and not callable(data):
         raise InvalidValue(
             "z holds data and the problem has noise, over which the value function is an expectation; expected a "
             "function of standard normals w [1, stages, k]: z=lambda w: {'noise': w, ...}"
         )
-    made = Bellman(problem, data, candidates=_checked_candidates(problem, candidates))
+    made = Bellman(problem, data)
+    made = replace(made, candidates=_checked_candidates(candidates, len(made.control(0))))
     if noisy:
-        made = replace(made, **_rule(nodes, state.shape[1] if noise_dim is None else noise_dim, state))
+        normals, weights = _rule(nodes, state.shape[1] if noise_dim is None else noise_dim, state)
+        made = replace(made, normals=normals, weights=weights)
     elif data is not None:
         Particles(state[:1], data)
     _try(made, state, noise_dim)
@@ -188,36 +192,50 @@ def bellman(
     return made
 
 
-def _check_controls(problem: Problem) -> None:
+def check_controls(problem: Problem) -> None:
+    """Refuses what is no problem whose stages each have one tensor ``[m]`` as their control."""
     check_instance(Problem, "mfoc.Problem", problem=problem)
+    if isinstance(problem, Game):
+        raise InvalidType(
+            "problem is a Game; its value is a minimax, which mfoc.hjb does not solve; pass the problem it was made of"
+        )
     for t in range(problem.stages):
         u = problem.schedule(problem.controls, t)
-        if not isinstance(u, Tensor) or u.dim() > 1:
+        if not isinstance(u, Tensor) or u.dim() > 1 + problem.per_particle:
             raise InvalidType(
                 f"the control of stage {t} is {tree.describe(u)}; a feedback chooses one tensor [m] for each state"
             )
 
 
-def _checked_candidates(problem: Problem, candidates: Tensor | None) -> Tensor | None:
+def _checked_candidates(candidates: Tensor | None, m: int) -> Tensor | None:
     if candidates is None:
         return None
     check_instance(Tensor, "a tensor [C, m] of controls, or None", candidates=candidates)
-    m = problem.schedule(problem.controls, 0).numel()
     if candidates.dim() != 2 or candidates.shape[1] != m or not len(candidates) or not candidates.isfinite().all():
         raise InvalidValue(f"candidates has shape {tuple(candidates.shape)}; expected finite controls [C, {m}]")
     return candidates
 
 
-def _rule(nodes: int, k: int, like: Tensor) -> dict[str, Tensor]:
+def _rule(nodes: int, k: int, like: Tensor) -> tuple[Tensor, Tensor]:
     """Tensor products of Gauss-Hermite rules: normals ``[nodes^k, k]`` and their weights."""
     places, weights = (torch.from_numpy(part) for part in np.polynomial.hermite_e.hermegauss(nodes))
     normals = torch.cartesian_prod(*[places] * k).reshape(-1, k)
     products = torch.cartesian_prod(*[weights / weights.sum()] * k).reshape(-1, k).prod(1)
-    return {"normals": normals.to(like), "weights": products.to(like)}
+    return normals.to(like), products.to(like)
+
+
+def interacts(found: Bellman, state: Tensor) -> bool:
+    """Whether the particles of the problem interact, as seen on four of these states."""
+    four = state[torch.linspace(0, len(state) - 1, 4).long()]
+    controls = [found.problem.schedule(found.problem.controls, t) for t in range(found.problem.stages)]
+    if found.problem.per_particle:
+        controls = [u[:1].expand(4, *u.shape[1:]) for u in controls]
+    staged = replace(found.problem, controls=controls, schedule=per_stage, horizon=None, bounds=None)
+    return bool(coupling(staged, found.cloud(four)))
 
 
 def _check_interaction(found: Bellman, state: Tensor) -> None:
-    if coupling(found.problem, found.cloud(state[:: max(1, len(state) // 4)][:4])):
+    if interacts(found, state):
         raise InvalidValue(
             "the particles interact: the value depends on the law of the population, not on (t, x) alone. A feedback "
             "value function on states does not exist; use mfoc.solve, or mfoc.lq for linear-quadratic problems"
@@ -230,16 +248,18 @@ def _try(found: Bellman, state: Tensor, noise_dim: int | None) -> None:
         u = found.control(t).expand(len(few), -1)
         try:
             with torch.no_grad():
-                moved, _ = found.step(t, few, u, None if found.normals is None else found.normals[:1].expand(len(few), -1))
+                moved, _ = found.step(
+                    t, few, u, None if found.normals is None else found.normals[:1].expand(len(few), -1)
+                )
                 found.terminal(moved)
         except MfocError:
             raise
         except (RuntimeError, ValueError, TypeError, LookupError) as error:
             hint = "" if noise_dim or found.normals is None else "; noise_dim= is the dimension of the Brownian motion"
             raise InvalidValue(
-                f"stage {t} cannot be computed for one state at a time, with a control of its own (torch.vmap): {error}{hint}"
+                f"stage {t} cannot be computed for one state at a time, a control for each (torch.vmap): {error}{hint}"
             ) from error
         if moved.shape != few.shape:
             raise InvalidValue(
-                f"stage {t}: x_next has {tuple(moved.shape[1:])} numbers a particle; the grid has {tuple(few.shape[1:])}"
+                f"stage {t}: x_next has {tuple(moved.shape[1:])} numbers a particle and the state {tuple(few.shape[1:])}"
             )

@@ -12,11 +12,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mfoc.checks import check_choice, check_instance, check_integer, check_positive
+from mfoc.checks import check_choice, check_integer, check_positive
 from mfoc.errors import InvalidValue
-from mfoc.hjb.bellman import Bellman, Data, bellman
+from mfoc.hjb.bellman import Bellman, Data, bellman, check_controls
 from mfoc.hjb.splines import WIDTH, Grid, as_grid
-from mfoc.hjb.value import _TERMS, GridValue
+from mfoc.hjb.value import TERMS, GridValue
 from mfoc.problem import Problem
 
 logger = logging.getLogger(__name__)
@@ -61,7 +61,7 @@ def solve(
             control, the problem's own control and that plus and minus 1 for the others.
         noise_dim: k, the normals that a stage reads; the number of states when None.
         nodes: of the Gauss-Hermite rule in each of them; 2 is the scheme of Camilli & Falcone.
-        most_terms: refuse what would take more terms (points x stages x evaluations x noise nodes x splines at a point);
+        most_terms: refuse what would take more terms (points x stages x evaluations x nodes x splines at a point);
             5e7 take about a second on one core.
         most_memory: refuse what would take more bytes.
 
@@ -72,13 +72,13 @@ def solve(
         InvalidType, InvalidValue: bad axes, interacting particles, controls that are no single tensor, functions that
             fail or are not finite, or a grid that is too large, with the estimate.
     """
-    check_instance(Problem, "mfoc.Problem", problem=problem)
+    check_controls(problem)
     check_choice("cubic", "linear", interpolation=interpolation)
     check_integer(2, nodes=nodes)
     check_integer(1, noise_dim=noise_dim, optional=True)
     check_positive(most_terms=most_terms, most_memory=most_memory, finite=False)
     first = problem.schedule(problem.controls, 0)
-    grid = as_grid(axes, interpolation, first if isinstance(first, Tensor) else torch.zeros(()))
+    grid = as_grid(axes, interpolation, first)
     _check_memory(grid, problem, first, most_memory)
     points = grid.points()
     made = bellman(problem, points, z, noise_dim, nodes, candidates)
@@ -121,10 +121,10 @@ def _backward(made: Bellman, grid: Grid, points: Tensor) -> GridValue:
     controls = points.new_empty(stages, grid.size, m)
     leaving = points.new_zeros(stages)
     values[stages] = made.terminal(points)
-    rows = max(1, _TERMS // (made.nodes * WIDTH[grid.kind] ** len(grid.axes)))
+    rows = max(1, TERMS // (made.nodes * WIDTH[grid.kind] ** len(grid.axes)))
     for t in reversed(range(stages)):
         coefficients = grid.coefficients(values[t + 1].view(grid.shape))
-        for part in torch.arange(grid.size, device=points.device).split(rows):
+        for part in torch.split(torch.arange(grid.size, device=points.device), rows):
             start = controls[t + 1, part] if t + 1 < stages else None
             x = points[part]
             u, values[t, part] = made.best(t, x, lambda y, c=coefficients: grid.evaluate(c, y), start)  # type: ignore[misc]

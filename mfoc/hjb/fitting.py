@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import logging
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -18,7 +19,7 @@ from mfoc import printing
 from mfoc.checks import check_instance, check_integer, check_non_negative
 from mfoc.derivatives import gradients
 from mfoc.errors import InvalidType, InvalidValue
-from mfoc.hjb.bellman import Bellman, Data, bellman
+from mfoc.hjb.bellman import Bellman, bellman
 from mfoc.hjb.newton import minimise
 from mfoc.hjb.paths import costs_to_go, per_particle
 from mfoc.hjb.value import FittedValue
@@ -77,7 +78,8 @@ def fit(
         problem: without noise; each stage has one tensor ``[m]`` as its control; particles must not interact.
         population: initial states ``[N, n]``, or what ``mfoc.population`` takes (its data are not used).
         z: data for all states, a pytree with leading axis 1, or None.
-        net: ``[N, 1 + n] -> [N, 1]``, twice differentiable; None for two hidden layers of 64 tanh units. A copy is fitted.
+        net: ``[N, 1 + n] -> [N, 1]``, twice differentiable; None: two hidden layers of 64 tanh units. A copy is
+            fitted.
         steps: iterations of the fit.
         gradient_weight: weight of the costates; 0 fits the values alone.
         candidates: as in ``mfoc.hjb.solve``, for the policy.
@@ -134,7 +136,7 @@ def _optimal_paths(made: Bellman, x: Tensor) -> tuple[Paths, float]:
 
 
 def _stages(flat: Tensor, stages: int) -> list[Tensor]:
-    return list(flat.unflatten(1, (stages, -1)).unbind(1))
+    return list(flat.view(len(flat), stages, -1).unbind(1))
 
 
 def _stationary(evaluate: Any, start: Tensor, best: Tensor, low: Tensor, high: Tensor) -> Tensor:
@@ -144,7 +146,8 @@ def _stationary(evaluate: Any, start: Tensor, best: Tensor, low: Tensor, high: T
     size = slope.masked_fill(held, 0).abs().amax(1)
     scale = torch.maximum(evaluate(start)[1].abs().amax(1).median(), slope.abs().amax(1))
     allowed = max(1e-6, torch.finfo(best.dtype).eps ** 0.5) * scale
-    return (size <= allowed) & value.isfinite()
+    found: Tensor = (size <= allowed) & value.isfinite()
+    return found
 
 
 def _labelled(made: Bellman, x: Tensor, controls: list[Tensor]) -> Paths:
@@ -172,7 +175,9 @@ def _fitted(
     seen, unseen = (_flat(found, order[part]) for part in (slice(kept), slice(kept, None)))
     scales = seen.value.var().sqrt(), seen.costate.square().sum(1).mean().sqrt()
     if not all(bool(scale > 0) for scale in scales):
-        raise InvalidValue("all optimal paths cost the same; expected starts that differ, and a cost that depends on them")
+        raise InvalidValue(
+            "all optimal paths cost the same; expected starts that differ, and costs that depend on them"
+        )
     spread = seen.state.std(0)
     spread = torch.where(spread > 0, spread, 1)
     value = FittedValue(made, net, seen.state.mean(0), spread, scales[0])
@@ -180,7 +185,7 @@ def _fitted(
     _train(value, seen, scales, steps, weight)
     net.requires_grad_(False)
     errors = [float(part.detach().sqrt()) for part in _errors(value, unseen, scales)]
-    return FittedValue(made, net, value.centre, value.spread, value.scale, *errors, converged)
+    return replace(value, value_error=errors[0], gradient_error=errors[1], converged=converged)
 
 
 def _network(n: int, like: Tensor) -> nn.Module:
@@ -225,5 +230,5 @@ def _train(value: FittedValue, at: Paths, scales: tuple[Tensor, Tensor], steps: 
         return loss
 
     with torch.enable_grad():
-        loss = optimizer.step(closure)
+        loss = optimizer.step(closure)  # type: ignore[no-untyped-call]
     logger.info("fitting began at a loss of %.3g", float(loss.detach()))

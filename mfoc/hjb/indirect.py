@@ -1,6 +1,7 @@
 """The indirect method: Pontryagin's two-point boundary value problem of a small deterministic problem, by collocation.
 
-    dx/dt = b(t, x, u*),  x(0) = x0;      dp/dt = -dH/dx(t, x, p, u*),  p(T) = dPhi/dx(x(T));      u* minimises H = L + <p, b>
+The state obeys dx/dt = b(t, x, u*) from x(0) = x0, the costate dp/dt = -dH/dx(t, x, p, u*) to p(T) = dPhi/dx(x(T)), and
+u* minimises H = L + <p, b>.
 """
 
 from __future__ import annotations
@@ -52,8 +53,8 @@ class Extremal:
     def __repr__(self) -> str:
         how = "converged" if self.converged else f"not converged ({self.message})"
         return (
-            f"Extremal({how}: {len(self.times)} nodes on [0, {float(self.times[-1]):.4g}], {self.states.shape[1]} states, "
-            f"{self.controls.shape[1]} controls; cost {self.cost:.6g}, residual {self.residual:.2g})"
+            f"Extremal({how}: {len(self.times)} nodes on [0, {float(self.times[-1]):.4g}], {self.states.shape[1]} "
+            f"states, {self.controls.shape[1]} controls; cost {self.cost:.6g}, residual {self.residual:.2g})"
         )
 
 
@@ -111,7 +112,9 @@ def solve_bvp(
     for name, vector in (("x0", x0), ("control", control)):
         check_instance(Tensor, "a floating-point tensor", **{name: vector})
         if not vector.is_floating_point() or vector.dim() != 1 or not len(vector) or not vector.isfinite().all():
-            raise InvalidValue(f"{name} is {vector.dtype} {tuple(vector.shape)}; expected finite numbers, one for each variable")
+            raise InvalidValue(
+                f"{name} is {vector.dtype} {tuple(vector.shape)}; expected finite numbers, one for each variable"
+            )
     principle = _Principle(drift, terminal_cost, running_cost, z, control.detach().double().cpu(), bounds)
     start = x0.detach().double().cpu()
     times, first = _first(principle, start, T, nodes, guess)
@@ -133,7 +136,7 @@ class _Principle:
     bounds: tuple[float | Tensor, float | Tensor] | None
 
     def rates(self, t: Tensor, x: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
-        """b ``[K, n]`` and L ``[K]`` at K times ``[K]``."""
+        """Drifts ``[K, n]`` and running costs ``[K]`` at K times ``[K]``."""
 
         def one(s: Any, x: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
             rate = x.new_zeros(1) if self.running_cost is None else self.running_cost(s, x[None], u, self.z)
@@ -157,9 +160,9 @@ class _Principle:
         low, high = (torch.as_tensor(bound).to(self.control).expand_as(self.control) for bound in self.limits)
         starts = [u.expand(len(x), -1) for u in [self.control, *lattice(self.control, low, high)]]
         with torch.no_grad():
-            return minimise_from(
-                lambda rows, u: self.hamiltonian(t[rows], x[rows], p[rows], u)[0], starts, low, high
-            )[0]
+            return minimise_from(lambda rows, u: self.hamiltonian(t[rows], x[rows], p[rows], u)[0], starts, low, high)[
+                0
+            ]
 
     @property
     def limits(self) -> tuple[float | Tensor, float | Tensor]:
@@ -190,9 +193,7 @@ def _halves(y: _Array) -> tuple[Tensor, Tensor]:
     return x.contiguous(), p.contiguous()
 
 
-def _first(
-    principle: _Principle, x0: Tensor, T: float, nodes: int, guess: Extremal | None
-) -> tuple[_Array, _Array]:
+def _first(principle: _Principle, x0: Tensor, T: float, nodes: int, guess: Extremal | None) -> tuple[_Array, _Array]:
     """Times and columns ``[2n, K]`` to begin from."""
     if guess is not None:
         check_instance(Extremal, "what solve_bvp returned, or None", guess=guess)

@@ -69,9 +69,7 @@ def minimise(objective: Objective, start: Tensor, low: Tensor, high: Tensor) -> 
     return point, value
 
 
-def minimise_from(
-    objective: Objective, starts: list[Tensor], low: Tensor, high: Tensor
-) -> tuple[Tensor, Tensor]:
+def minimise_from(objective: Objective, starts: list[Tensor], low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
     """As ``minimise``, each row from the best of several starts ``[G, m]``."""
     rows = torch.arange(len(starts[0]), device=starts[0].device)
     best = starts[0]

@@ -20,6 +20,10 @@ def per_particle(made: Bellman, controls: list[Tensor]) -> Problem:
         terminal_cost=lambda x, z: made.terminal(x),
         controls=controls,
         schedule=per_stage,
+        horizon=None,
+        bounds=None,
+        per_particle=True,
+        noise=None,
         kind=None,
         affine=None,
     )

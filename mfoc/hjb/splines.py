@@ -1,8 +1,8 @@
-"""Functions on a uniform grid: tensor products of cubic (or linear) B-splines, in any floating dtype, differentiable.
+"""Functions on a uniform grid: tensor products of cubic (or linear) B-splines, differentiable.
 
-de Boor, "A Practical Guide to Splines" (2001), ch. IV: the not-a-knot end condition keeps the error at O(dx^4) up to the
+de Boor, "A Practical Guide to Splines" (2001), ch. IV: with the not-a-knot end condition the error is O(dx^4) up to the
 boundary. Cubic splines are twice differentiable across nodes, so that Newton's method can minimise through them. Beyond
-the grid each axis goes on linearly, with the value and the slope it has at the boundary.
+the grid each axis goes on linearly, with the value and the slope that it has at the boundary.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ class Grid:
             number = (number[:, :, None] * coefficients.shape[k] + here[:, None, :]).flatten(1)
         found = coefficients.reshape(-1)[number]
         for weight in reversed(weights):
-            found = (found.unflatten(1, (-1, width)) * weight[:, None, :]).sum(2)
+            found = (found.view(len(x), -1, width) * weight[:, None, :]).sum(2)
         return found[:, 0]
 
 
@@ -120,7 +120,8 @@ def _interpolation(n: int, like: Tensor) -> Tensor:
     fourth = torch.tensor([-1.0, 4.0, -6.0, 4.0, -1.0], dtype=torch.float64)  # the third derivative does not jump
     system[n, :5] = fourth
     system[n + 1, -5:] = fourth
-    return torch.linalg.inv(system)[:, :n].to(like)
+    inverse: Tensor = torch.linalg.inv(system)
+    return inverse[:, :n].to(like)
 
 
 def as_grid(axes: Any, kind: str, like: Tensor) -> Grid:
@@ -133,9 +134,7 @@ def as_grid(axes: Any, kind: str, like: Tensor) -> Grid:
     if isinstance(axes, Tensor) or not isinstance(axes, Sequence):
         raise InvalidType(f"axes is {kind_of(axes)}; expected a list of one tensor [n] for each state variable")
     if not 1 <= len(axes) <= 3:
-        raise InvalidValue(
-            f"axes are {len(axes)}; a grid serves 1 to 3 state variables. In higher dimension mfoc.hjb.fit fits a network"
-        )
+        raise InvalidValue(f"axes are {len(axes)}; a grid serves 1 to 3 state variables; mfoc.hjb.fit serves more")
     for name, axis in tree.named_leaves(list(axes), "axes"):
         if axis.dim() != 1 or len(axis) < LEAST[kind]:
             raise InvalidValue(f"{name} has shape {tuple(axis.shape)}; expected [n] with n >= {LEAST[kind]} ({kind})")

@@ -17,7 +17,7 @@ from mfoc.hjb.bellman import Bellman
 from mfoc.hjb.splines import Grid
 from mfoc.problem import Problem
 
-_TERMS = 1 << 21  # numbers of one temporary: stencil points times nodes of the noise times states
+TERMS = 1 << 21  # numbers of one temporary: stencil points times nodes of the noise times states
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,13 +74,13 @@ class Value(ABC):
             InvalidType, InvalidValue: t is no stage 0 .. T-1, or x is not ``[N, n]``.
         """
         x = self._checked(t, x, self.problem.stages - 1).detach()
-        rows = max(1, _TERMS // self.width)
-        return torch.cat([self._improved(t, part)[0] for part in x.split(rows)])
+        rows = max(1, TERMS // self.width)
+        return torch.cat([self._improved(t, part)[0] for part in torch.split(x, rows)])
 
     @property
     def width(self) -> int:
         """Numbers behind one evaluation at one state, in the largest temporary."""
-        return self.bellman.nodes * 4**self.dimension
+        return self.bellman.nodes * int(4**self.dimension)
 
     def _improved(self, t: int, x: Tensor) -> tuple[Tensor, Tensor]:
         return self.bellman.best(t, x, lambda y: self.evaluate(t + 1, y), self.start(t, x))
@@ -93,7 +93,7 @@ class Value(ABC):
             raise InvalidValue(f"x has shape {tuple(x.shape)}; expected states [N, {self.dimension}]")
         if (x.dtype, x.device) != (self.like.dtype, self.like.device):
             raise InvalidValue(
-                f"x is {x.dtype} on {x.device} and the value function {self.like.dtype} on {self.like.device}; x.to(value.like)"
+                f"x is {x.dtype} on {x.device} and the value {self.like.dtype} on {self.like.device}: x.to(value.like)"
             )
         return x
 
@@ -162,7 +162,7 @@ class GridValue(Value):
     def __repr__(self) -> str:
         most = float(self.leaving.max())
         noise = "" if self.bellman.nodes == 1 else f", noise at {self.bellman.nodes} nodes"
-        return f"GridValue({self.problem.stages} stages, {self.grid}, {self.grid.kind}{noise}; {most:.1%} leave the grid)"
+        return f"GridValue({self.problem.stages} stages, {self.grid}, {self.grid.kind}{noise}; {most:.1%} leave it)"
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,10 +14,9 @@ from torch import Tensor
 
 from mfoc.checks import check_instance, check_integer
 from mfoc.errors import InvalidType, InvalidValue
-from mfoc.hjb.bellman import Bellman
+from mfoc.hjb.bellman import Bellman, interacts
 from mfoc.hjb.paths import per_particle
 from mfoc.hjb.value import GridValue, Value
-from mfoc.interacting import coupling
 from mfoc.pontryagin import costates, rollout
 from mfoc.populations import as_particles
 from mfoc.problem import Problem
@@ -57,7 +56,9 @@ class Verification:
             lines.append(f"p = dV/dx does not apply: {self.why}")
         else:
             worst = int(self.gradient_error.argmax())
-            lines.append(f"|dV/dx - p| is at most {float(self.gradient_error.max()):.2g} of the largest |p|, at stage {worst}")
+            lines.append(
+                f"|dV/dx - p| is at most {float(self.gradient_error.max()):.2g} of the largest |p|, at stage {worst}"
+            )
         return "\n".join(lines)
 
 
@@ -88,8 +89,8 @@ def verify(problem: Problem, value: Value, population: Any, *, seed: int = 0) ->
     if not isinstance(particles.state, Tensor):
         raise InvalidType("the state is a tree; expected a tensor of initial states [N, n]")
     made = replace(value.bellman, problem=problem)
-    if coupling(problem, made.cloud(particles.state)):
-        why = "the particles interact: a costate is N dJ/dx(i), with what a particle does to others, and V(t, x) is of one"
+    if interacts(made, particles.state):
+        why = "the particles interact: a costate holds what a particle does to others, which V(t, x) does not know"
         return Verification(None, None, None, why, 0.0)
     x = particles.state
     before = value(0, x)
