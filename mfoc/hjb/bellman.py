@@ -255,7 +255,7 @@ def _try(found: Bellman, state: Tensor, noise_dim: int | None) -> None:
         except MfocError:
             raise
         except (RuntimeError, ValueError, TypeError, LookupError) as error:
-            hint = "" if noise_dim or found.normals is None else "; noise_dim= is the dimension of the Brownian motion"
+            hint = "" if noise_dim or found.normals is None else "; noise_dim= is that of the Brownian motion"
             raise InvalidValue(
                 f"stage {t} cannot be computed for one state at a time, a control for each (torch.vmap): {error}{hint}"
             ) from error

@@ -34,7 +34,7 @@ def solve(
     candidates: Tensor | None = None,
     noise_dim: int | None = None,
     nodes: int = 3,
-    most_terms: float = 2e11,
+    most_terms: float = 3e10,
     most_memory: float = 4e9,
 ) -> GridValue:
     """The value function and the optimal feedback of a problem with 1 to 3 state variables.
@@ -62,7 +62,7 @@ def solve(
         noise_dim: k, the normals that a stage reads; the number of states when None.
         nodes: of the Gauss-Hermite rule in each of them; 2 is the scheme of Camilli & Falcone.
         most_terms: refuse what would take more terms (points x stages x evaluations x nodes x splines at a point);
-            5e7 take about a second on one core.
+            some 3e7 take a second on one core.
         most_memory: refuse what would take more bytes.
 
     Returns:
@@ -109,7 +109,7 @@ def _check_terms(grid: Grid, made: Bellman, most: float) -> None:
     if (terms := grid.size * stages * evaluations * made.nodes * stencil) > most:
         raise InvalidValue(
             f"{grid.size:,} points x {stages} stages x about {evaluations} evaluations x {made.nodes} nodes of noise x "
-            f"{stencil} splines are {terms:.1e} terms, more than most_terms={most:.1e} (5e7 take about a second on one "
+            f"{stencil} splines are {terms:.1e} terms, more than most_terms={most:.1e} (some 3e7 take a second on one "
             "core); take fewer points, stages or candidates, or raise most_terms"
         )
 

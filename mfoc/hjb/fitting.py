@@ -99,7 +99,7 @@ def fit(
     if not isinstance(x, Tensor) or x.dim() != 2 or not x.is_floating_point():
         raise InvalidType(f"the state is {printing.short(x)}; expected initial states, a floating-point tensor [N, n]")
     made = bellman(problem, x, z, None, 2, candidates)
-    found, converged = _optimal_paths(made, x)
+    found, converged = optimal_paths(made, x)
     if len(found.state) < 5:
         raise InvalidValue(
             f"an optimal path was found from {len(found.state)} of {len(x)} starts; expected five at least. Start from "
@@ -108,7 +108,7 @@ def fit(
     return _fitted(made, found, net, steps, gradient_weight, seed, converged)
 
 
-def _optimal_paths(made: Bellman, x: Tensor) -> tuple[Paths, float]:
+def optimal_paths(made: Bellman, x: Tensor) -> tuple[Paths, float]:
     """The optimal paths from the starts from which one was found, and their share."""
     own = [made.control(t) for t in range(made.problem.stages)]
     bounds = [made.bounds(t) for t in range(made.problem.stages)]
