@@ -261,5 +261,5 @@ def _try(found: Bellman, state: Tensor, noise_dim: int | None) -> None:
             ) from error
         if moved.shape != few.shape:
             raise InvalidValue(
-                f"stage {t}: x_next has {tuple(moved.shape[1:])} numbers a particle and the state {tuple(few.shape[1:])}"
+                f"stage {t}: x_next has {tuple(moved.shape[1:])} numbers a particle, the state {tuple(few.shape[1:])}"
             )

@@ -20,10 +20,8 @@ from mfoc.checks import check_instance, check_integer, check_non_negative
 from mfoc.derivatives import gradients
 from mfoc.errors import InvalidType, InvalidValue
 from mfoc.hjb.bellman import Bellman, bellman
-from mfoc.hjb.newton import minimise
-from mfoc.hjb.paths import costs_to_go, per_particle
+from mfoc.hjb.paths import costs_to_go, open_loop, per_particle
 from mfoc.hjb.value import FittedValue
-from mfoc.minimisers import LBFGS
 from mfoc.pontryagin import costates, rollout
 from mfoc.populations import as_particles
 from mfoc.problem import Problem
@@ -33,7 +31,6 @@ logger = logging.getLogger(__name__)
 
 _HIDDEN = 64
 _HELD_OUT = 0.2  # share of the paths
-_ITERATIONS = 500  # of the search for open-loop controls
 
 
 @printing.by_identity
@@ -109,45 +106,10 @@ def fit(
 
 
 def optimal_paths(made: Bellman, x: Tensor) -> tuple[Paths, float]:
-    """The optimal paths from the starts from which one was found, and their share."""
-    own = [made.control(t) for t in range(made.problem.stages)]
-    bounds = [made.bounds(t) for t in range(made.problem.stages)]
-    low, high = (torch.cat([pair[k] for pair in bounds]) for k in (0, 1))
-    start = torch.cat(own).expand(len(x), -1).clamp(low, high)
-
-    def cost(rows: Tensor, flat: Tensor) -> Tensor:
-        controls = _stages(flat, len(own))
-        return rollout(per_particle(made, controls), controls, x[rows]).cost
-
-    def evaluate(flat: Tensor) -> tuple[Tensor, Tensor]:
-        with torch.enable_grad():
-            free = flat.detach().requires_grad_()
-            value = cost(torch.arange(len(x), device=x.device), free)
-            return value.detach(), gradients(value, [free])[0]
-
-    if bool((low.isfinite() | high.isfinite()).any()):
-        with torch.no_grad():
-            best = minimise(cost, start, low, high)[0]
-    else:
-        best = LBFGS(steps=_ITERATIONS, history=20, tol=1e-10).minimise(evaluate, start).point
-    converged = _stationary(evaluate, start, best, low, high)
-    controls = _stages(best[converged], len(own))
-    return _labelled(made, x[converged], controls), float(converged.to(x).mean())
-
-
-def _stages(flat: Tensor, stages: int) -> list[Tensor]:
-    return list(flat.view(len(flat), stages, -1).unbind(1))
-
-
-def _stationary(evaluate: Any, start: Tensor, best: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    """Rows whose slope has fallen to rounding's root, but for what the bounds hold ``[N]``."""
-    value, slope = evaluate(best)
-    held = ((best <= low) & (slope > 0)) | ((best >= high) & (slope < 0))
-    size = slope.masked_fill(held, 0).abs().amax(1)
-    scale = torch.maximum(evaluate(start)[1].abs().amax(1).median(), slope.abs().amax(1))
-    allowed = max(1e-6, torch.finfo(best.dtype).eps ** 0.5) * scale
-    found: Tensor = (size <= allowed) & value.isfinite()
-    return found
+    """The optimal paths from the starts ``[N, n]`` from which one was found, and their share."""
+    controls, converged = open_loop(made, x)
+    found = _labelled(made, x[converged], [u[converged] for u in controls])
+    return found, float(converged.to(x).mean())
 
 
 def _labelled(made: Bellman, x: Tensor, controls: list[Tensor]) -> Paths:

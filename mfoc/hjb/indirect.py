@@ -15,15 +15,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mfoc.checks import check_callable, check_instance, check_integer, check_positive, check_signature
+from mfoc.bounds import Box
+from mfoc.checks import check_instance, check_integer, check_positive
 from mfoc.derivatives import gradients
-from mfoc.errors import InvalidType, InvalidValue, require
+from mfoc.errors import InvalidValue, require
+from mfoc.hjb.bellman import Bellman, bellman
 from mfoc.hjb.newton import lattice, minimise_from
-from mfoc.problem import STAGE
+from mfoc.hjb.paths import open_loop, per_particle
+from mfoc.pontryagin import costates, rollout
+from mfoc.schemes import continuous
 
 logger = logging.getLogger(__name__)
 
 _Array = Any  # numpy's
+_STAGES = 20  # of the guess
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,10 +71,9 @@ def solve_bvp(
     *,
     running_cost: Callable[[Any, Any, Any, Any], Tensor] | None = None,
     T: float = 1.0,
-    bounds: tuple[float | Tensor, float | Tensor] | None = None,
+    bounds: Box | None = None,
     z: Any = None,
     guess: Extremal | None = None,
-    nodes: int = 51,
     tol: float = 1e-6,
     max_nodes: int = 5000,
 ) -> Extremal:
@@ -77,7 +81,8 @@ def solve_bvp(
 
     A collocation method of order four on a mesh it refines itself (Kierzenka & Shampine 2001), in continuous time and
     in float64. What it finds is an extremal, necessary for an optimum: which one depends on the guess where there are
-    several. Hard ones are reached by continuation: pass the extremal of an easier problem (smaller T) as ``guess``.
+    several. The guess is an open-loop minimum of the problem in 20 Euler steps, so that it is near a local minimum and
+    not any extremal; hard ones are reached by continuation: pass the extremal of an easier problem (smaller T).
 
     Args:
         drift: ``b(t, x, u, z)``, as for ``mfoc.continuous``.
@@ -87,10 +92,9 @@ def solve_bvp(
             between.
         running_cost: rate ``L(t, x, u, z) -> [N]``, or None.
         T: the end time.
-        bounds: least and largest control, numbers or ``[m]``, or None.
+        bounds: ``mfoc.Box(low, high)``, or None.
         z: data of one particle ``[1, ...]``, or None.
-        guess: an extremal to begin from, its times stretched to [0, T]; None for a state that stays at x0.
-        nodes: of the first mesh, without a guess.
+        guess: an extremal to begin from, its times stretched to [0, T]; None for that of the direct method.
         tol: of the relative residual.
         max_nodes: the finest mesh.
 
@@ -102,22 +106,18 @@ def solve_bvp(
         InvalidType, InvalidValue: arguments do not fit, or a function fails or is not finite.
     """
     integrate = require("scipy.integrate", "spectra")
-    check_callable("a function b(t, x, u, z)", drift=drift)
-    check_callable("a function of x and z", terminal_cost=terminal_cost)
-    check_callable("a function L(t, x, u, z)", optional=True, running_cost=running_cost)
-    check_signature(STAGE, optional=True, drift=drift, running_cost=running_cost)
-    check_signature(("x", "z"), terminal_cost=terminal_cost)
-    check_positive(T=T, tol=tol)
-    check_integer(4, nodes=nodes, max_nodes=max_nodes)
+    check_positive(tol=tol)
+    check_integer(4, max_nodes=max_nodes)
     for name, vector in (("x0", x0), ("control", control)):
         check_instance(Tensor, "a floating-point tensor", **{name: vector})
         if not vector.is_floating_point() or vector.dim() != 1 or not len(vector) or not vector.isfinite().all():
-            raise InvalidValue(
-                f"{name} is {vector.dtype} {tuple(vector.shape)}; expected finite numbers, one for each variable"
-            )
-    principle = _Principle(drift, terminal_cost, running_cost, z, control.detach().double().cpu(), bounds)
-    start = x0.detach().double().cpu()
-    times, first = _first(principle, start, T, nodes, guess)
+            what = f"{vector.dtype} {tuple(vector.shape)}"
+            raise InvalidValue(f"{name} is {what}; expected finite floating-point numbers, one for each variable")
+    start, own = (vector.detach().double().cpu() for vector in (x0, control))
+    problem = continuous(drift, terminal_cost, [own] * _STAGES, running_cost=running_cost, T=T, bounds=bounds)
+    made = bellman(problem, start[None], z, None, 2, None)
+    principle = _Principle(drift, terminal_cost, running_cost, z, own, *made.bounds(0))
+    times, first = _direct(made, start, T) if guess is None else _stretched(guess, start, T)
     found = integrate.solve_bvp(
         principle.flow, lambda a, b: principle.ends(a, b, start), times, first, tol=tol, max_nodes=max_nodes
     )
@@ -133,7 +133,8 @@ class _Principle:
     running_cost: Callable[[Any, Any, Any, Any], Tensor] | None
     z: Any
     control: Tensor
-    bounds: tuple[float | Tensor, float | Tensor] | None
+    low: Tensor
+    high: Tensor
 
     def rates(self, t: Tensor, x: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
         """Drifts ``[K, n]`` and running costs ``[K]`` at K times ``[K]``."""
@@ -157,16 +158,13 @@ class _Principle:
 
     def least(self, t: Tensor, x: Tensor, p: Tensor) -> Tensor:
         """The controls ``[K, m]`` that minimise H."""
-        low, high = (torch.as_tensor(bound).to(self.control).expand_as(self.control) for bound in self.limits)
-        starts = [u.expand(len(x), -1) for u in [self.control, *lattice(self.control, low, high)]]
-        with torch.no_grad():
-            return minimise_from(lambda rows, u: self.hamiltonian(t[rows], x[rows], p[rows], u)[0], starts, low, high)[
-                0
-            ]
+        starts = [u.expand(len(x), -1) for u in [self.control, *lattice(self.control, self.low, self.high)]]
 
-    @property
-    def limits(self) -> tuple[float | Tensor, float | Tensor]:
-        return (-torch.inf, torch.inf) if self.bounds is None else self.bounds
+        def value(rows: Tensor, u: Tensor) -> Tensor:
+            return self.hamiltonian(t[rows], x[rows], p[rows], u)[0]
+
+        with torch.no_grad():
+            return minimise_from(value, starts, self.low, self.high)[0]
 
     def flow(self, t: _Array, y: _Array) -> _Array:
         """dx/dt and dp/dt ``[2n, K]``."""
@@ -193,25 +191,26 @@ def _halves(y: _Array) -> tuple[Tensor, Tensor]:
     return x.contiguous(), p.contiguous()
 
 
-def _first(principle: _Principle, x0: Tensor, T: float, nodes: int, guess: Extremal | None) -> tuple[_Array, _Array]:
-    """Times and columns ``[2n, K]`` to begin from."""
-    if guess is not None:
-        check_instance(Extremal, "what solve_bvp returned, or None", guess=guess)
-        if guess.states.shape[1] != len(x0):
-            raise InvalidValue(f"guess has {guess.states.shape[1]} states and x0 has {len(x0)}")
-        times = guess.times / guess.times[-1] * T
-        return times.numpy(), torch.cat([guess.states, guess.costates], 1).T.numpy()
-    try:
-        slope = principle.terminal_slope(x0[None])
-        b, rate = principle.rates(torch.zeros(1), x0[None], principle.control[None])
-    except (RuntimeError, LookupError, AttributeError) as error:
-        raise InvalidValue(f"the problem cannot be evaluated at x0 with this control: {error}") from error
-    if b.shape != (1, len(x0)) or rate.shape != (1,):
-        raise InvalidType(f"the drift has {tuple(b.shape[1:])} numbers at a state of {len(x0)}, or a rate is not [N]")
-    if not (b.isfinite().all() and slope.isfinite().all() and rate.isfinite().all()):
-        raise InvalidValue("the drift, a cost or its slope is not finite at x0")
-    column = torch.cat([x0, slope[0]])
-    return np.linspace(0, T, nodes), column[:, None].repeat(1, nodes).numpy()
+def _direct(made: Bellman, x0: Tensor, T: float) -> tuple[_Array, _Array]:
+    """Times and columns ``[2n, K]`` of a path that is optimal in Euler steps."""
+    x = x0[None]
+    controls, _ = open_loop(made, x)
+    problem = per_particle(made, controls)
+    with torch.no_grad():
+        trajectory = rollout(problem, controls, x)
+    p = costates(problem, controls, trajectory, x)
+    columns = torch.cat([torch.cat(trajectory.states), torch.cat(p)], 1)
+    if not columns.isfinite().all():
+        raise InvalidValue("the path from x0 is not finite under this control; start from a better one, or a smaller T")
+    return np.linspace(0, T, len(columns)), columns.T.numpy()
+
+
+def _stretched(guess: Extremal, x0: Tensor, T: float) -> tuple[_Array, _Array]:
+    """The times of an extremal on [0, T], and its columns ``[2n, K]``."""
+    check_instance(Extremal, "what solve_bvp returned, or None", guess=guess)
+    if guess.states.shape[1] != len(x0):
+        raise InvalidValue(f"guess has {guess.states.shape[1]} states and x0 has {len(x0)}")
+    return (guess.times / guess.times[-1] * T).numpy(), torch.cat([guess.states, guess.costates], 1).T.numpy()
 
 
 def _extremal(principle: _Principle, found: Any) -> Extremal:

@@ -120,7 +120,7 @@ def test_bounds_are_kept_and_ipopt_agrees():
 @pytest.mark.parametrize("kind", ["cubic", "linear"])
 def test_a_plain_search_over_controls_agrees(kind):
     """The whole backward pass in loops, scipy's interpolation and a fine list of controls."""
-    problem = double_well(3)
+    problem = double_well(2)
     axis = grid(21, 1, 2.0)[0]
     controls = torch.linspace(-4, 4, 401, dtype=D)
     plain = bellman_by_search(problem, axis, controls, degree=3 if kind == "cubic" else 1)

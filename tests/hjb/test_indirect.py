@@ -29,14 +29,13 @@ def test_linear_quadratic_is_riccati():
         ZERO,
         running_cost=lambda t, x, u, z: sizes(x) + 0.5 * u.square().sum(),
         T=2.0,
-        tol=1e-8,
     )
     path, P = exact.path(x0), exact.riccati().P
     assert found.converged
-    assert abs(found.cost - float(path.cost)) < 1e-8
-    torch.testing.assert_close(found.costates[0], 2 * P[0] @ x0, atol=1e-7, rtol=0)
-    torch.testing.assert_close(found.states[-1], path.states[-1], atol=1e-7, rtol=0)
-    torch.testing.assert_close(found.controls[-1], path.controls[-1], atol=1e-7, rtol=0)
+    assert abs(found.cost - float(path.cost)) < 1e-6
+    torch.testing.assert_close(found.costates[0], 2 * P[0] @ x0, atol=1e-5, rtol=0)
+    torch.testing.assert_close(found.states[-1], path.states[-1], atol=1e-5, rtol=0)
+    torch.testing.assert_close(found.controls[-1], path.controls[-1], atol=1e-5, rtol=0)
     assert "converged" in repr(found)
 
 
@@ -73,9 +72,8 @@ def test_a_pendulum_is_what_a_direct_method_finds():
 
 def test_bounds_and_a_time_that_is_a_number():
     """dx = c(t) u with |u| <= 1 and cost x_T: u = -1, x_T = x0 - sin(1). math.cos takes no tensor of times."""
-    found = hjb.solve_bvp(
-        lambda t, x, u, z: math.cos(t) * u.expand_as(x), lambda x, z: x[:, 0], torch.ones(1), ZERO, bounds=(-1.0, 1.0)
-    )
+    drift, end = lambda t, x, u, z: math.cos(t) * u.expand_as(x), lambda x, z: x[:, 0]
+    found = hjb.solve_bvp(drift, end, torch.ones(1), ZERO, bounds=mfoc.Box(-1.0, 1.0))
     assert found.converged
     assert float((found.controls + 1).abs().max()) == 0
     assert abs(found.cost - (1 - math.sin(1))) < 1e-6
@@ -95,7 +93,7 @@ def test_a_longer_horizon_is_reached_by_continuation():
 
 def test_a_mesh_that_is_too_coarse_is_told():
     x0 = torch.tensor([2.5, 0.0], dtype=D)
-    found = hjb.solve_bvp(pendulum, fallen, x0, ZERO, running_cost=effort, T=4.0, nodes=4, max_nodes=6)
+    found = hjb.solve_bvp(pendulum, fallen, x0, ZERO, running_cost=effort, T=4.0, tol=1e-12, max_nodes=25)
     assert not found.converged
     assert "not converged" in repr(found)
 
@@ -107,9 +105,9 @@ def test_without_scipy_the_extra_is_named(monkeypatch):
 
 
 def test_refusals():
-    with pytest.raises(mfoc.InvalidValue, match="x0 is"):
+    with pytest.raises(mfoc.InvalidValue, match="x0 is torch"):
         hjb.solve_bvp(pendulum, fallen, torch.zeros(1, 2), ZERO)
-    with pytest.raises(mfoc.InvalidValue, match="cannot be evaluated at x0"):
+    with pytest.raises(mfoc.InvalidValue, match="stage 0"):
         hjb.solve_bvp(pendulum, fallen, torch.zeros(1), ZERO)
-    with pytest.raises(mfoc.InvalidType, match="3 arguments|is called as|takes"):
+    with pytest.raises(mfoc.InvalidType, match="it is called as"):
         hjb.solve_bvp(lambda x, u, z: x, fallen, torch.zeros(2), ZERO)
