@@ -156,3 +156,10 @@ def test_noise_that_ends_too_soon_is_named():
     )
     with pytest.raises(mfoc.InvalidValue, match=r"stage 2: dynamics: the noise has shape \(4, 2, 1\)"):
         mfoc.rollout(problem, problem, mfoc.Particles(torch.zeros(4, 1), {"noise": torch.zeros(4, 2, 1)}))
+
+
+def test_a_diffusion_of_another_brownian_motion_is_refused():
+    """One normal for two columns would be the same noise twice."""
+    wide = mfoc.euler_maruyama(lambda t, x, u, z: torch.ones(len(x), 1, 2))
+    with pytest.raises(mfoc.InvalidValue, match=r"\(3, 1, 2\) and each stage 1 normals; expected 2"):
+        wide.increment(0, 0.0, torch.zeros(3, 1), (), {"noise": torch.zeros(3, 4, 1)}, 0.1)

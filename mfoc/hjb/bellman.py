@@ -252,10 +252,10 @@ def _try(found: Bellman, state: Tensor, noise_dim: int | None) -> None:
                     t, few, u, None if found.normals is None else found.normals[:1].expand(len(few), -1)
                 )
                 found.terminal(moved)
-        except MfocError:
-            raise
         except (RuntimeError, ValueError, TypeError, LookupError) as error:
             hint = "" if noise_dim or found.normals is None else "; noise_dim= is that of the Brownian motion"
+            if isinstance(error, MfocError) and not hint:
+                raise
             raise InvalidValue(
                 f"stage {t} cannot be computed for one state at a time, a control for each (torch.vmap): {error}{hint}"
             ) from error

@@ -33,14 +33,12 @@ def test_axes(axes, kind, message):
 
 
 def test_a_grid_that_does_not_fit_in_memory():
-    with pytest.raises(mfoc.InvalidValue, match=r"100000 x 100000 points .* 560 GB, more than most_memory=4 GB"):
+    with pytest.raises(mfoc.InvalidValue, match=r"100000 x 100000 points .* 800 GB, more than"):
         hjb.solve(PROBLEM, grid(100_000))
 
 
 def test_a_grid_that_takes_too_long():
-    with pytest.raises(
-        mfoc.InvalidValue, match=r"441 points x 3 stages .* are 4\.4e\+05 terms, more than most_terms=1\.0e"
-    ):
+    with pytest.raises(mfoc.InvalidValue, match=r"441 points x 3 .* are 4\.4e\+05 terms, more than most_terms"):
         hjb.solve(PROBLEM, grid(21), most_terms=1e5)
 
 
@@ -92,7 +90,7 @@ def test_data_of_one_particle_reach_the_functions():
     )
     value, x = hjb.solve(problem, grid(9, 1), z=torch.full((1, 1), 2.0, dtype=D)), torch.zeros(1, 1, dtype=D)
     torch.testing.assert_close(value.policy(0, x), torch.full((1, 1), 2 / 3, dtype=D))
-    with pytest.raises(mfoc.InvalidValue, match="the population has no data|stage 0"):
+    with pytest.raises(mfoc.InvalidValue, match="stage 0"):
         hjb.solve(problem, grid(9, 1))
 
 
@@ -101,9 +99,7 @@ def test_a_cost_without_a_least():
     nowhere = mfoc.Problem(lambda t, x, u, z: x + u, lambda x, z: x[:, 0].log(), [torch.zeros(1, dtype=D)])
     with pytest.raises(mfoc.InvalidValue, match="is not finite"):
         hjb.solve(nowhere, grid(9, 1))
-    value = hjb.solve(
-        endless, grid(9, 1)
-    )  # beyond the grid V is linear, so that Newton runs off to the end of its steps
+    value = hjb.solve(endless, grid(9, 1))  # beyond the grid V is linear: the states run off
     assert float(value.leaving[0]) == 1.0
 
 
