@@ -100,7 +100,7 @@ class euler_maruyama:
         dw = math.sqrt(h) * normals[:, t]
         sigma = self.diffusion(s, x, u, z) if callable(self.diffusion) else self.diffusion
         matrix = isinstance(sigma, Tensor) and sigma.dim() == 3
-        if matrix and sigma.shape[2] != dw.shape[1]:  # einsum would repeat a single normal
+        if isinstance(sigma, Tensor) and matrix and sigma.shape[2] != dw.shape[1]:  # einsum would repeat a single normal
             raise InvalidValue(
                 f"the diffusion has shape {tuple(sigma.shape)} and each stage {dw.shape[1]} normals; "
                 f"expected {sigma.shape[2]}"

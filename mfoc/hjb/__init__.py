@@ -1,4 +1,12 @@
-"""Feedback control by dynamic programming: value functions, on grids and fitted, and the indirect method."""
+"""Feedback control by dynamic programming: value functions, on grids and fitted, and the indirect method.
+
+    value = mfoc.hjb.solve(problem, [torch.linspace(-3, 3, 81), torch.linspace(-4, 4, 81)])
+    value(0, x), value.gradient(0, x), value.policy(0, x)  # V, dV/dx and the optimal feedback at states x [N, 2]
+    mfoc.hjb.verify(problem, value, x)  # follows the policy: its cost against V, its costates against dV/dx
+
+``fit`` does it with a network in any dimension, ``solve_bvp`` finds single paths in continuous time. A feedback is
+another class of control than one shared by the cloud: its cost is at or below that of ``mfoc.solve``.
+"""
 
 from mfoc.hjb.bellman import Bellman
 from mfoc.hjb.dynamic_programming import solve

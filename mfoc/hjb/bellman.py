@@ -23,6 +23,7 @@ from mfoc.games import Game
 from mfoc.hjb.newton import lattice, minimise_from
 from mfoc.interacting import coupling
 from mfoc.particles import Particles
+from mfoc.printing import by_identity
 from mfoc.problem import Problem, check_cost, per_stage
 from mfoc.tree import Tree
 
@@ -30,6 +31,7 @@ Data = Tree | Callable[[Tensor], Tree]  # z for one particle [1, ...], or a func
 After = Callable[[Tensor], Tensor]  # V_(t+1): states [P, n] -> values [P]
 
 
+@by_identity
 @dataclass(frozen=True, eq=False)
 class Bellman:
     """A problem as dynamic programming sees it.

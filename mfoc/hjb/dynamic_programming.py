@@ -43,8 +43,9 @@ def solve(
 
     It is the value of the problem as it is discretised in time, up to interpolation. Against the problem in continuous
     time (``mfoc.continuous``, step h, Euler) the error is O(h) + O(dx^4 / h) for smooth values and cubic splines: order
-    1 in dx where h ~ dx, order 2 where h ~ dx^2. Bounds of the problem are kept. Each state has a control of its own:
-    the optimum is that of feedback controls, at or below that of a control shared by the cloud.
+    1 in dx where h ~ dx, order 2 where h ~ dx^2 (``tests/benchmarks/bench_hjb.py`` prints them). Bounds of the problem
+    are kept. Each state has a control of its own: the optimum is that of feedback controls, at or below that of a
+    control shared by the cloud.
 
     States that leave the grid find V continued linearly. The share of points from which the best control leads there
     is in ``GridValue.leaving``; above 10% a warning is logged: take the grid wider than the states of interest.

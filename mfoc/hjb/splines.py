@@ -45,7 +45,7 @@ class Grid:
         """The number of points P."""
         return math.prod(self.shape)
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         spans = [f"[{float(axis[0]):.4g}, {float(axis[-1]):.4g}]" for axis in self.axes]
         return f"{' x '.join(map(str, self.shape))} points on {' x '.join(spans)}"
 
@@ -141,4 +141,9 @@ def as_grid(axes: Any, kind: str, like: Tensor) -> Grid:
         gaps = axis.double().diff()
         if not bool((gaps > 0).all()) or float((gaps - gaps.mean()).abs().max()) > 1e-3 * float(gaps.mean()):
             raise InvalidValue(f"{name} is not increasing in equal steps; expected torch.linspace(low, high, n)")
-    return Grid(tuple(axis.to(like) for axis in axes), kind)
+    # Made anew: to a rounding of the spacing, which the axes given may have in another dtype.
+    return Grid(tuple(_axis(axis, like) for axis in axes), kind)
+
+
+def _axis(given: Tensor, like: Tensor) -> Tensor:
+    return torch.linspace(float(given[0]), float(given[-1]), len(given), dtype=like.dtype, device=like.device)

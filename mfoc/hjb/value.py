@@ -70,6 +70,8 @@ class Value(ABC):
     def policy(self, t: int, x: Tensor) -> Tensor:
         """The optimal feedback u(t, x) ``[N, m]``, minimised anew at each state ``[N, n]``: not from a table.
 
+        It carries no gradient.
+
         Raises:
             InvalidType, InvalidValue: t is no stage 0 .. T-1, or x is not ``[N, n]``.
         """

@@ -62,6 +62,17 @@ def test_noise_is_cole_hopf_to_first_order_in_the_step(dims):
     assert order(errors) > 0.9
 
 
+def test_three_states_are_riccati():
+    eye = torch.eye(3, dtype=D)
+    A = eye + 0.1 * torch.tensor([[0.0, 1.0, 0.0], [-1.0, 0.0, 0.5], [0.0, 0.3, 0.0]], dtype=D)
+    B = 0.3 * torch.tensor([[1.0, 0.0], [0.0, 0.0], [0.0, 1.0]], dtype=D)
+    exact = mfoc.lq.LinearQuadratic.discrete(A, B, 0.1 * eye, 0.2 * eye[:2, :2], eye, horizon=3)
+    value = hjb.solve(exact.problem(), grid(13, 3))
+    x = torch.cartesian_prod(*[torch.linspace(-1, 1, 3, dtype=D)] * 3)
+    assert error(value(0, x), (x * (x @ exact.riccati().P[0])).sum(1)) < 1e-5
+    assert error(value.policy(0, x), exact.feedback(0, x)) < 1e-5
+
+
 def double_well(stages=20, **options):
     """From the hill at 0 the better well is the one at 1."""
     controls = [torch.zeros(1, dtype=D)] * stages
