@@ -120,7 +120,8 @@ def _product(sigma: Tensor, dw: Tensor) -> Tensor:
     """``[N, d, k]`` times ``[N, k]``; refuses another k, which einsum would repeat where it is one."""
     if sigma.shape[2] != dw.shape[1]:
         raise InvalidValue(
-            f"the diffusion has shape {tuple(sigma.shape)} and each stage {dw.shape[1]} normals; expected {sigma.shape[2]}"
+            f"the diffusion has shape {tuple(sigma.shape)} and each stage {dw.shape[1]} normals; "
+            f"expected {sigma.shape[2]}"
         )
     return torch.einsum("ndk,nk->nd", sigma, dw)
 

@@ -201,6 +201,11 @@ def check_controls(problem: Problem) -> None:
         raise InvalidType(
             "problem is a Game; its value is a minimax, which mfoc.hjb does not solve; pass the problem it was made of"
         )
+    if problem.terminal is not None or problem.path is not None:
+        raise InvalidValue(
+            "the problem has constraints at the end or along the path, which mfoc.hjb does not meet: write them as "
+            "costs (a barrier or a penalty), or use mfoc.AugmentedLagrangian for open-loop controls"
+        )
     for t in range(problem.stages):
         u = problem.schedule(problem.controls, t)
         if not isinstance(u, Tensor) or u.dim() > 1 + problem.per_particle:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mfoc.checks import check_instance, check_integer
 from mfoc.errors import InvalidType, InvalidValue
-from mfoc.hjb.bellman import Bellman, interacts
+from mfoc.hjb.bellman import Bellman, check_controls, interacts
 from mfoc.hjb.paths import per_particle
 from mfoc.hjb.value import GridValue, Value
 from mfoc.pontryagin import costates, rollout
@@ -77,11 +77,11 @@ def verify(problem: Problem, value: Value, population: Any, *, seed: int = 0) ->
         seed: of the noise.
 
     Raises:
-        InvalidType: problem or value is none.
-        InvalidValue: the problem does not fit the value function.
+        InvalidType: problem or value is none, or its control is no single tensor.
+        InvalidValue: the problem does not fit the value function, or has constraints.
     """
-    check_instance(Problem, "mfoc.Problem", problem=problem)
     check_instance(Value, "a value function, as mfoc.hjb.solve returns it", value=value)
+    check_controls(problem)
     check_integer(0, seed=seed)
     if problem.stages != value.problem.stages:
         raise InvalidValue(f"the problem has {problem.stages} stages and the value function {value.problem.stages}")

@@ -53,9 +53,8 @@ def orders(name, exact, sizes, *, noise=False):
         if before is not None:
             order = f"order in dx {math.log(before[1] / error) / math.log((points - 1) / before[0]):.2f}"
         before = points - 1, error
-        print(
-            f"  {points:4d}^2 points {stages:4d} stages: error {error:.2e} {order:20s} {spent:6.1f} s ({terms / spent:.0e} terms a second)"
-        )
+        speed = f"{spent:6.1f} s, {terms / spent:.0e} terms a second"
+        print(f"  {points:4d}^2 points {stages:4d} stages: error {error:.2e} {order:20s} {speed}")
 
 
 def fits():

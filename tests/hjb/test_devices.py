@@ -22,10 +22,7 @@ def test_everything_stays_there(how, dtype, device):
         bounds=mfoc.Box(-0.5, 0.5) if how == "bounds" else None,
     )
     x = torch.linspace(-1, 1, 12, dtype=dtype, device=device)[:, None]
-    if how == "fit":
-        value = hjb.fit(problem, x, steps=5)
-    else:
-        value = hjb.solve(problem, [torch.linspace(-2, 2, 9)])
+    value = hjb.fit(problem, x, steps=5) if how == "fit" else hjb.solve(problem, [torch.linspace(-2, 2, 9)])
     found = [value(0, x), value.gradient(0, x), value.policy(0, x)]
     verified = hjb.verify(problem, value, x)
     found += [part for part in (verified.cost, verified.gradient_error) if part is not None]

@@ -68,6 +68,13 @@ def test_bounds_that_are_no_box():
         hjb.solve(dataclasses.replace(PROBLEM, bounds=mfoc.L1(0.1)), grid(9))
 
 
+def test_constraints_are_not_left_out_in_silence():
+    held = dataclasses.replace(PROBLEM, terminal=mfoc.Equality(lambda x, z: x[:, :1]))
+    for solve in (lambda: hjb.solve(held, grid(9)), lambda: hjb.fit(held, square(3))):
+        with pytest.raises(mfoc.InvalidValue, match="constraints"):
+            solve()
+
+
 def test_data_beside_noise():
     with pytest.raises(mfoc.InvalidValue, match="a function of standard normals"):
         hjb.solve(diffusion(3, 0.1), grid(9, 1), z={"noise": torch.zeros(1, 3, 1, dtype=D)})
