@@ -63,7 +63,7 @@ def solve(
         noise_dim: k, the normals that a stage reads; the number of states when None.
         nodes: of the Gauss-Hermite rule in each of them; 2 is the scheme of Camilli & Falcone.
         most_terms: refuse what would take more terms (points x stages x evaluations x nodes x splines at a point);
-            some 3e7 take a second on one core.
+            some 2e7 take a second on one core.
         most_memory: refuse what would take more bytes.
 
     Returns:
@@ -110,7 +110,7 @@ def _check_terms(grid: Grid, made: Bellman, most: float) -> None:
     if (terms := grid.size * stages * evaluations * made.nodes * stencil) > most:
         raise InvalidValue(
             f"{grid.size:,} points x {stages} stages x about {evaluations} evaluations x {made.nodes} nodes of noise x "
-            f"{stencil} splines are {terms:.1e} terms, more than most_terms={most:.1e} (some 3e7 take a second on one "
+            f"{stencil} splines are {terms:.1e} terms, more than most_terms={most:.1e} (some 2e7 take a second on one "
             "core); take fewer points, stages or candidates, or raise most_terms"
         )
 
