@@ -338,3 +338,10 @@ def test_bad_tolerances_are_refused(settings):
 def test_the_class_in_the_place_of_a_scheme_is_refused():
     with pytest.raises(mfoc.InvalidType, match=r"expected one of .*dopri5\(rtol, atol\)"):
         mfoc.continuous(lambda t, x, u, z: x, lambda x, z: x[:, 0], [torch.zeros(1)], scheme=mfoc.dopri5)
+
+
+def test_a_diffusion_of_another_brownian_motion_is_refused():
+    """One normal for two columns would be the same noise twice."""
+    wide = mfoc.euler_maruyama(lambda t, x, u, z: torch.ones(len(x), 1, 2))
+    with pytest.raises(mfoc.InvalidValue, match=r"\(3, 1, 2\) and each stage 1 normals; expected 2"):
+        wide.increment(0, 0.0, torch.zeros(3, 1), (), {"noise": torch.zeros(3, 4, 1)}, 0.1)

@@ -53,8 +53,7 @@ class euler_maruyama:
             )
         dw = math.sqrt(h) * normals[:, t]
         sigma = self.diffusion(s, x, u, z) if callable(self.diffusion) else self.diffusion
-        matrix = isinstance(sigma, Tensor) and sigma.dim() == 3
-        dw = torch.einsum("ndk,nk->nd", sigma, dw) if matrix else sigma * dw
+        dw = _product(sigma, dw) if isinstance(sigma, Tensor) and sigma.dim() == 3 else sigma * dw
         if dw.shape != x.shape:
             raise InvalidValue(f"the noise term has shape {tuple(dw.shape)}; expected the state's, {tuple(x.shape)}")
         return dw
@@ -69,6 +68,16 @@ class euler_maruyama:
             )
         normals: Tensor = z["noise"]
         return normals
+
+
+def _product(sigma: Tensor, dw: Tensor) -> Tensor:
+    """``[N, d, k]`` times ``[N, k]``; refuses another k, which einsum would repeat where it is one."""
+    if sigma.shape[2] != dw.shape[1]:
+        raise InvalidValue(
+            f"the diffusion has shape {tuple(sigma.shape)} and each stage {dw.shape[1]} normals; "
+            f"expected {sigma.shape[2]}"
+        )
+    return torch.einsum("ndk,nk->nd", sigma, dw)
 
 
 def brownian(n: int, steps: int, dim: int, *, seed: int, like: Tensor | None = None) -> Tensor:
