@@ -41,13 +41,13 @@ from mfoc.pontryagin import Evaluation, Trajectory, costates, evaluate, hamilton
 from mfoc.populations import Population, population
 from mfoc.problem import HasControls, Problem, controls_of, per_stage, tied
 from mfoc.schemes import continuous, euler, euler_maruyama, heun, rk4
-from mfoc.solvers import EMSA, MSA, AugmentedLagrangian, Gradient, Minimax
+from mfoc.solvers import EMSA, MSA, AugmentedLagrangian, DDPNOpt, Gradient, Minimax
 from mfoc.solving import Info, Iterate, Solution, Solver, Status, iterate, solve
 
 __version__ = "0.2.0.dev0"
 
 __all__ = [
-    "EMSA", "L1", "MSA", "AugmentedLagrangian", "Ball", "Box", "Certificate", "Equality", "Evaluation",
+    "EMSA", "L1", "MSA", "AugmentedLagrangian", "Ball", "Box", "Certificate", "DDPNOpt", "Equality", "Evaluation",
     "Formulation", "Game", "Gradient", "HasControls", "Inequality", "Info", "InvalidType", "InvalidValue",
     "Iterate", "Measure", "MfocError", "Minimax", "MissingExtra", "NonFiniteError", "Particles", "Population",
     "Problem", "Simplex", "Solution", "Solver", "Status", "Trajectory", "analysis", "bounds", "certificate",
