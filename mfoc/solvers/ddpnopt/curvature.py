@@ -1,4 +1,4 @@
-"""Q_uu up to the learning rate, one a stage: what it remembers, how it is inverted, and g' Q_uu^-1 g of a particle.
+"""Q_uu up to the learning rate, one a stage: what it remembers, and its inverse.
 
 The curvature never sees the feedback, so that a step without feedback is a step of an ordinary optimiser.
 """
@@ -18,8 +18,18 @@ from mfoc.solvers.ddpnopt.gradients import Factors, Own
 Memory = dict[str, Any]
 
 
+class Inverse(Protocol):
+    """Q_uu^-1 of a stage."""
+
+    def solved(self, gradient: list[Tensor]) -> list[Tensor]:
+        """Q_uu^-1 g, leaf by leaf."""
+
+    def squares(self, own: Own) -> Tensor:
+        """g_i' Q_uu^-1 g_i of each particle ``[N]``."""
+
+
 class Curvature(Protocol):
-    """What a step needs of Q_uu."""
+    """How Q_uu comes about."""
 
     def start(self, leaves: list[Tensor]) -> Memory:
         """What is remembered before the first step, for a stage with these controls."""
@@ -27,16 +37,13 @@ class Curvature(Protocol):
     def seen(self, memory: Memory, gradient: list[Tensor], own: Own | None, steps: int) -> Memory:
         """What is remembered after E dH/du and the gradients of the particles of step ``steps``, from 0 on."""
 
-    def solved(self, memory: Memory, gradient: list[Tensor]) -> list[Tensor]:
-        """Q_uu^-1 g, leaf by leaf."""
-
-    def squares(self, memory: Memory, own: Own) -> Tensor:
-        """g_i' Q_uu^-1 g_i of each particle ``[N]``."""
+    def inverse(self, memory: Memory) -> Inverse:
+        """Q_uu^-1 by what is remembered."""
 
 
 @dataclass(frozen=True)
 class Identity:
-    """Q_uu = I: gradient descent."""
+    """Q_uu = I: gradient descent. It is its own inverse."""
 
     def start(self, leaves: list[Tensor]) -> Memory:
         """Nothing."""
@@ -46,12 +53,16 @@ class Identity:
         """Nothing."""
         return memory
 
-    def solved(self, memory: Memory, gradient: list[Tensor]) -> list[Tensor]:
+    def inverse(self, memory: Memory) -> Inverse:
+        """Itself."""
+        return self
+
+    def solved(self, gradient: list[Tensor]) -> list[Tensor]:
         """The gradient."""
         return gradient
 
-    def squares(self, memory: Memory, own: Own) -> Tensor:
-        """|g_i|^2."""
+    def squares(self, own: Own) -> Tensor:
+        """|g_i|^2 of each particle ``[N]``."""
         return own.squares()
 
 
@@ -67,17 +78,26 @@ class Diagonal:
         return {"squares": [torch.zeros_like(leaf) for leaf in leaves]}
 
     def seen(self, memory: Memory, gradient: list[Tensor], own: Own | None, steps: int) -> Memory:
-        """The mean v with this gradient."""
+        """The mean with this gradient."""
         pairs = zip(memory["squares"], gradient, strict=True)
-        return {"squares": [self.decay * v + (1 - self.decay) * g.square() for v, g in pairs]}
+        return {"squares": [(v * self.decay).addcmul_(g, g, value=1 - self.decay) for v, g in pairs]}
 
-    def solved(self, memory: Memory, gradient: list[Tensor]) -> list[Tensor]:
-        """The gradient over sqrt(v) + damping."""
-        return [g / (v.sqrt() + self.damping) for v, g in zip(memory["squares"], gradient, strict=True)]
+    def inverse(self, memory: Memory) -> Inverse:
+        """1 / (sqrt(v) + damping)."""
+        return _Scales([(v.sqrt() + self.damping).reciprocal_() for v in memory["squares"]])
 
-    def squares(self, memory: Memory, own: Own) -> Tensor:
-        """sum_k g_(i,k)^2 / (sqrt(v_k) + damping)."""
-        return own.squares([1 / (v.sqrt() + self.damping) for v in memory["squares"]])
+
+@dataclass(frozen=True, eq=False)
+class _Scales:
+    """A diagonal, leaf by leaf."""
+
+    scales: list[Tensor]
+
+    def solved(self, gradient: list[Tensor]) -> list[Tensor]:
+        return [g * scale for g, scale in zip(gradient, self.scales, strict=True)]
+
+    def squares(self, own: Own) -> Tensor:
+        return own.squares(self.scales)
 
 
 @dataclass(frozen=True)
@@ -85,18 +105,16 @@ class Kronecker:
     """Q_uu = (A + a I) x (B + b I), A of a linear layer's inputs and B of its costates.
 
     K-FAC (Martens & Grosse 2015, arXiv:1503.05671, secs. 3, 6.3) with the gradients of the data: A and B are running
-    means of E aa' and E pp', a b = damping, and a / b is the ratio of their mean eigenvalues.
+    means of E xx' and E pp', a b = damping, and a / b is the ratio of their mean eigenvalues.
     """
 
     decay: float
     damping: float
 
     def start(self, leaves: list[Tensor]) -> Memory:
-        """A = 0 and B = 0; their inverses come with the first particles."""
-        weight = leaves[0]
-        sizes = weight.shape[1] + len(leaves) - 1, weight.shape[0]
-        a, b = (weight.new_zeros(n, n) for n in sizes)
-        return {"inputs": a, "slopes": b, "inverses": [torch.zeros_like(a), torch.zeros_like(b)]}
+        """Nothing met yet: A = 0 and B = 0."""
+        out, inputs = leaves[0].shape
+        return {"inputs": leaves[0].new_zeros(2 * (inputs + len(leaves) - 1,)), "slopes": leaves[0].new_zeros(out, out)}
 
     def seen(self, memory: Memory, gradient: list[Tensor], own: Own | None, steps: int) -> Memory:
         """A and B with these particles: their plain mean at first, a mean that forgets later."""
@@ -105,38 +123,43 @@ class Kronecker:
                 'curvature="kronecker" needs states [N, d] at linear layers, and a state that enters one is of another '
                 'shape; use "rmsprop" or "identity"'
             )
-        a, b, n = own.extended, own.slopes, len(own.slopes)
+        x, p, n = own.extended, own.slopes, len(own.slopes)
         share = max(1 - self.decay, 1 / (steps + 1))
-        means = expectation([a.mT @ a / n, b.mT @ b / n], n)
-        old = [memory["inputs"], memory["slopes"]]
-        new = [torch.lerp(before, now, share) for before, now in zip(old, means, strict=True)]
-        return {"inputs": new[0], "slopes": new[1], "inverses": self._inverses(*new)}
+        means = expectation([x.mT @ x / n, p.mT @ p / n], n)
+        pairs = zip(("inputs", "slopes"), means, strict=True)
+        return {name: torch.lerp(memory[name], mean, share) for name, mean in pairs}
 
-    def _inverses(self, a: Tensor, b: Tensor) -> list[Tensor]:
-        least = torch.finfo(a.dtype).tiny
+    def inverse(self, memory: Memory) -> Inverse:
+        """(A + a I)^-1 and (B + b I)^-1."""
+        a, b = memory["inputs"], memory["slopes"]
+        least = torch.finfo(a.dtype).tiny  # no slope at all: a cost that is constant
         sizes = [(m.trace() / len(m)).clamp(min=least) for m in (a, b)]
-        shares = [(size / other * self.damping).sqrt() for size, other in (sizes, sizes[::-1])]
-        return [_inverse(m, share) for m, share in zip((a, b), shares, strict=True)]
+        ratio = sizes[0] / sizes[1]
+        return _Product(_inverse(a, (ratio * self.damping).sqrt()), _inverse(b, (self.damping / ratio).sqrt()))
 
-    def solved(self, memory: Memory, gradient: list[Tensor]) -> list[Tensor]:
-        """(B + b I)^-1 G (A + a I)^-1, G the gradient ``[out, in]`` with that of the bias beside it."""
-        a, b = memory["inverses"]
-        joined = torch.cat([gradient[0], gradient[1][:, None]], 1) if len(gradient) == 2 else gradient[0]
-        found = b @ joined @ a
-        return [found[:, :-1], found[:, -1]] if len(gradient) == 2 else [found]
 
-    def squares(self, memory: Memory, own: Own) -> Tensor:
-        """(a_i' (A + a I)^-1 a_i) (p_i' (B + b I)^-1 p_i)."""
+@dataclass(frozen=True, eq=False)
+class _Product:
+    """A Kronecker product; the weights ``[out, in]`` have the bias beside them."""
+
+    inputs: Tensor  # [in, in], or [in + 1, in + 1] with a bias
+    slopes: Tensor  # [out, out]
+
+    def solved(self, gradient: list[Tensor]) -> list[Tensor]:
+        if len(gradient) == 1:
+            return [self.slopes @ gradient[0] @ self.inputs]
+        found = self.slopes @ torch.cat([gradient[0], gradient[1][:, None]], 1) @ self.inputs
+        return [found[:, :-1], found[:, -1]]
+
+    def squares(self, own: Own) -> Tensor:
         assert isinstance(own, Factors)
-        a, b = memory["inverses"]
         x, p = own.extended, own.slopes
-        return ((x @ a) * x).sum(1) * ((p @ b) * p).sum(1)
+        return ((x @ self.inputs) * x).sum(1) * ((p @ self.slopes) * p).sum(1)
 
 
 def _inverse(matrix: Tensor, share: Tensor) -> Tensor:
     """(M + share I)^-1 of a positive semidefinite M; NaN, without an error, where M is not finite."""
     wide = matrix.to(torch.promote_types(matrix.dtype, torch.float32))
     eye = torch.eye(len(wide), dtype=wide.dtype, device=wide.device)
-    factor, _ = torch.linalg.cholesky_ex(wide + share.to(wide) * eye)
-    found: Tensor = torch.cholesky_inverse(factor).to(matrix)
-    return found
+    factor: Tensor = torch.linalg.cholesky_ex(wide + share.to(wide) * eye)[0]
+    return torch.cholesky_inverse(factor).to(matrix.dtype)

@@ -41,9 +41,9 @@ from mfoc.errors import InvalidValue
 from mfoc.interacting import coupling
 from mfoc.particles import Particles
 from mfoc.problem import Problem
-from mfoc.solvers.ddpnopt.curvature import Curvature, Diagonal, Identity, Kronecker, Memory
-from mfoc.solvers.ddpnopt.gradients import Own, gradients_at, is_linear
-from mfoc.solvers.ddpnopt.passes import Passes, Stage, both
+from mfoc.solvers.ddpnopt.curvature import Curvature, Diagonal, Identity, Inverse, Kronecker
+from mfoc.solvers.ddpnopt.gradients import Own, is_linear, own_gradients
+from mfoc.solvers.ddpnopt.passes import Passes
 from mfoc.solving import Info
 from mfoc.tree import Tree
 
@@ -113,49 +113,48 @@ class DDPNOpt:
         steps = state["steps"]
         if not steps and any_rank(coupling(problem, particles, controls=controls), controls):
             raise InvalidValue(f"the particles interact, and DDPNOpt takes the curvature of each by itself; {_CURE}")
-        first = next(t for t, u in enumerate(controls) if tree.tensors(u))
-        passes = both(problem, controls, particles, first)
+        passes = Passes.at(problem, controls, particles)
         seen = tree.rebuild(controls, [leaf for slope in passes.gradients for leaf in slope])
         info = Info(passes.value, seen)
         if not (math.isfinite(info.value) and math.isfinite(info.residual)):  # the solve stops here
             return controls, {**state, "steps": steps + 1}, info
-        curvature = self._curvature()
-        own = [self._own(problem, t, stage, passes, particles) for t, stage in enumerate(passes.stages)]
+        curvature, needed = self._curvature(), self.feedback or self.curvature == "kronecker"
+        own = [
+            own_gradients(problem, t, passes, particles.data) if needed and g else None
+            for t, g in enumerate(passes.gradients)
+        ]
         rows = zip(state["curvature"], passes.gradients, own, strict=True)
         memory = [curvature.seen(old, g, each, steps) if g else {} for old, g, each in rows]
-        extra: dict[str, float] = {}
+        inverses = [curvature.inverse(each) if g else None for each, g in zip(memory, passes.gradients, strict=True)]
         if self.feedback:
-            gains = self._gains(curvature, memory, own, info.value.new_ones(len(particles)))
-            moved, extra = self._answered(problem, particles, passes, curvature, memory, gains)
+            moved, extra = self._answered(problem, particles, passes, own, inverses)
+            info = replace(info, extra=extra)
         else:
-            steps_of = zip(passes.stages, memory, passes.gradients, strict=True)
-            moved = [self._moved(curvature, stage, old, g) for stage, old, g in steps_of]
-        new = tree.rebuild(controls, [leaf for leaves in moved for leaf in leaves])
-        return new, {"steps": steps + 1, "curvature": memory}, replace(info, extra=extra)
+            moved = [self._moved(*row) for row in zip(passes.controls, inverses, passes.gradients, strict=True)]
+        after = {"steps": steps + 1, "curvature": memory}
+        return tree.rebuild(controls, tree.leaves(moved)), after, info
 
     def _curvature(self) -> Curvature:
         if self.curvature == "identity":
             return Identity()
-        make, decay, damping = (Diagonal, 0.99, 1e-8) if self.curvature == "rmsprop" else (Kronecker, 0.95, 1e-2)
-        return make(self.decay or decay, self.damping or damping)
+        if self.curvature == "rmsprop":
+            return Diagonal(self.decay or 0.99, self.damping or 1e-8)
+        return Kronecker(self.decay or 0.95, self.damping or 1e-2)
 
-    def _own(self, problem: Problem, t: int, stage: Stage, passes: Passes, particles: Particles) -> Own | None:
-        """The gradients of the particles at stage t, where they are asked for."""
-        if not stage.leaves or not (self.feedback or self.curvature == "kronecker"):
-            return None
-        return gradients_at(problem, t, stage.x, stage.u, passes.costates[t + 1], particles.data)
+    def _moved(self, u: Tree, inverse: Inverse | None, gradient: list[Tensor]) -> Tree:
+        """A control u_t after u_t - Q_uu^-1 g; as it was where there is nothing to move."""
+        if inverse is None:
+            return u
+        pairs = zip(tree.leaves(u), inverse.solved(gradient), strict=True)
+        return tree.rebuild(u, [torch.sub(leaf.detach(), step, alpha=self.lr) for leaf, step in pairs])
 
-    def _moved(self, curvature: Curvature, stage: Stage, memory: Memory, gradient: list[Tensor]) -> list[Tensor]:
-        steps = curvature.solved(memory, gradient) if gradient else []
-        return [u.detach() - self.lr * step for u, step in zip(stage.leaves, steps, strict=True)]
-
-    def _gains(self, curvature: Curvature, memory: list[Memory], own: list[Own | None], gain: Tensor) -> list[Tensor]:
+    def _gains(self, own: list[Own | None], inverses: list[Inverse | None], gain: Tensor) -> list[Tensor]:
         """c_(t+1)^2 of each particle ``[N]`` at each stage, from c_T^2."""
         found = []
-        for old, each in zip(reversed(memory), reversed(own), strict=True):
+        for each, inverse in zip(reversed(own), reversed(inverses), strict=True):
             found.append(gain)
-            if each is not None:
-                gain = gain * (1 - self.lr * gain * curvature.squares(old, each)).clamp(min=0)
+            if each is not None and inverse is not None:
+                gain = gain * (1 - self.lr * gain * inverse.squares(each)).clamp(min=0)
         return found[::-1]
 
     def _answered(
@@ -163,25 +162,29 @@ class DDPNOpt:
         problem: Problem,
         particles: Particles,
         passes: Passes,
-        curvature: Curvature,
-        memory: list[Memory],
-        gains: list[Tensor],
-    ) -> tuple[list[list[Tensor]], dict[str, float]]:
+        own: list[Own | None],
+        inverses: list[Inverse | None],
+    ) -> tuple[list[Tree], dict[str, float]]:
         """The new controls stage by stage, each at the states that the new ones before it lead to."""
-        last = max(t for t, stage in enumerate(passes.stages) if stage.leaves)
-        x, new, clipped = particles.state, [], []
-        for t, stage in enumerate(passes.stages):
+        gains = self._gains(own, inverses, passes.value.new_ones(len(particles)))
+        last = max(t for t, each in enumerate(own) if each is not None)
+        x, new, clipped = particles.state, list[Tree](), list[Tensor]()
+        for t, (u, p, each) in enumerate(zip(passes.controls, passes.costates[:-1], own, strict=True)):
             gradient = passes.gradients[t]
-            if gradient and passes.costates[t] is not None:  # the states of the first stage have not moved
-                change = (gains[t] * tree.dot(_change(x, stage.x), passes.costates[t])).clamp(-self.clip, self.clip)
+            if each is not None and p is not None:  # no control has moved the states before
+                change = (gains[t] * tree.dot(_change(x, passes.states[t]), p)).clamp(-self.clip, self.clip)
                 clipped.append((change.abs() == self.clip).to(change).mean())
-                gradient = expectation(stage.slope(passes.costates[t + 1], 1 + change), len(particles))
-            new.append(self._moved(curvature, stage, memory[t], gradient))
+                gradient = expectation(_sum(each.weighted(1 + change), passes.running[t]), len(particles))
+            new.append(self._moved(u, inverses[t], gradient))
             if t < last:
                 with torch.no_grad():
-                    x = problem.dynamics(t, x, tree.rebuild(stage.u, new[t]), particles.data)
-        shares = expectation([torch.stack(clipped).mean()], len(particles)) if clipped else [0.0]
-        return new, {"clipped": float(shares[0])}
+                    x = problem.dynamics(t, x, new[t], particles.data)
+        (share,) = expectation([torch.stack(clipped).mean() if clipped else gains[0].new_zeros(())], len(particles))
+        return new, {"clipped": float(share)}
+
+
+def _sum(slopes: list[Tensor], running: list[Tensor]) -> list[Tensor]:
+    return [a + b for a, b in zip(slopes, running, strict=True)] if running else slopes
 
 
 def _change(new: Tree, old: Tree) -> Tree:
