@@ -90,7 +90,8 @@ class DenseDDP:
             len(b), len(a)
         )  # the bias is beside the weights; controls have it after
         order = torch.cat([places[:, :-1].flatten(), places[:, -1]])
-        return self.lr * torch.linalg.inv(torch.kron(b, a)[order][:, order])
+        inverse: Tensor = torch.linalg.inv(torch.kron(b, a)[order][:, order])
+        return self.lr * inverse
 
     def _averaged(self, t: int, name: str, matrices: list[Tensor]) -> Tensor:
         """A plain mean over the first steps, until the running mean forgets faster."""
@@ -144,7 +145,7 @@ def _costates(
 
 def _gains(end: Tensor, jacobians: list[tuple[Tensor, Tensor]], inverses: list[Tensor]) -> list[Tensor]:
     """Q_ux of one particle at each stage ``[m, d]``, from V_xx = Phi_x Phi_x'."""
-    found, v_xx = [], torch.outer(end, end)
+    found, v_xx = list[Tensor](), torch.outer(end, end)
     for (f_x, f_u), inverse in zip(reversed(jacobians), reversed(inverses), strict=True):
         q_xx, q_ux = f_x.mT @ v_xx @ f_x, f_u.mT @ v_xx @ f_x
         v_xx = _positive(q_xx - q_ux.mT @ inverse @ q_ux)
@@ -155,7 +156,8 @@ def _gains(end: Tensor, jacobians: list[tuple[Tensor, Tensor]], inverses: list[T
 def _positive(matrix: Tensor) -> Tensor:
     """The nearest positive semidefinite matrix."""
     values, vectors = torch.linalg.eigh((matrix + matrix.mT) / 2)
-    return (vectors * values.clamp(min=0)) @ vectors.mT
+    positive: Tensor = (vectors * values.clamp(min=0)) @ vectors.mT
+    return positive
 
 
 def _running(problem: mfoc.Problem, t: int, controls: Any, particles: mfoc.Particles) -> Tensor:
