@@ -11,6 +11,7 @@ from torch import nn
 
 import mfoc
 from mfoc.networks import Residual
+from mfoc.solvers.ddpnopt.gradients import is_linear
 from mfoc.testing import check_solver
 from tests.architectures import mlp_net, seeded
 from tests.oracles.ddp import DenseDDP
@@ -18,6 +19,7 @@ from tests.oracles.training import trained
 from tests.problems import CATALOGUE, distance, labels, mlp, normal, same_bits
 from tests.ranks import on_ranks
 
+CUDA = pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"))
 CURVATURES = ("identity", "rmsprop", "kronecker")
 NETWORKS = ("mlp", "conv", "decayed")
 CASES = [
@@ -59,8 +61,7 @@ def test_is_ddp_with_dense_matrices(name, curvature, lr, clip):
 def test_a_particle_that_is_answered_in_full_leaves_nothing_to_answer():
     """Where g' Q_uu^-1 g exceeds one V_xx would be negative: its nearest positive matrix is zero."""
     problem, particles = wide_mlp()
-    dense, last = DenseDDP(20.0), len(problem.controls) - 1
-    expected = dense.step(problem, problem.controls, particles)
+    expected, last = DenseDDP(20.0).step(problem, problem.controls, particles), len(problem.controls) - 1
     found, state, _ = mfoc.DDPNOpt(20.0, clip=math.inf).step(
         problem, problem.controls, {"steps": 0, "curvature": [{}] * 5}, particles
     )
@@ -103,6 +104,8 @@ def test_a_linear_layer_is_treated_as_any_stage(curvature):
     net, particles = mlp_net(), mlp()[1]
     apart = mfoc.from_module(net, F.cross_entropy)
     joined = mfoc.from_module(net, F.cross_entropy, stages=[["0", "1"], ["2", "3"], "4"])
+    assert is_linear(apart, 0, apart.controls[0])
+    assert not is_linear(joined, 0, joined.controls[0])
     solver = mfoc.DDPNOpt(0.3, curvature)
     left, right = (taken(solver, problem, particles, 3) for problem in (apart, joined))
     assert distance(mfoc.tree.leaves(left), mfoc.tree.leaves(right)) < 1e-12
@@ -117,6 +120,7 @@ def test_only_linear_layers_are_taken_for_linear_layers():
 
     net = seeded(lambda: nn.Sequential(Squared(3, 4), Squared(4, 2)))
     problem, particles = mfoc.from_module(net, F.cross_entropy), mlp()[1]
+    assert not is_linear(problem, 0, problem.controls[0])
     expected = DenseDDP(0.1).step(problem, problem.controls, particles)
     assert distance(taken(mfoc.DDPNOpt(0.1, clip=math.inf), problem, particles, 1), expected) < 1e-10
 
@@ -149,13 +153,15 @@ def test_order_of_particles_changes_nothing(curvature):
     assert distance(taken(solver, problem, particles, 3), taken(solver, problem, particles[order], 3)) < 1e-12
 
 
+@pytest.mark.parametrize("device", ["cpu", CUDA])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("curvature", CURVATURES)
-def test_keeps_the_dtype(curvature, dtype):
-    net = mlp_net().to(dtype)
-    problem, particles = mfoc.from_module(net, F.cross_entropy), mfoc.Particles(normal(7, 3).to(dtype), labels(7, 2))
-    new = taken(mfoc.DDPNOpt(0.01, curvature), problem, particles, 2)
-    assert all(leaf.dtype == dtype and bool(leaf.isfinite().all()) for leaf in mfoc.tree.leaves(new))
+def test_keeps_dtype_and_device(curvature, dtype, device):
+    problem, particles = mlp()
+    problem = replace(problem, controls=mfoc.tree.map(lambda leaf: leaf.to(device, dtype), problem.controls))
+    solution = mfoc.solve(problem, mfoc.DDPNOpt(0.01, curvature), particles.to(device, dtype), steps=2)
+    assert solution.status is mfoc.Status.MAX_STEPS
+    assert all(leaf.dtype == dtype and leaf.device.type == device for leaf in mfoc.tree.leaves(solution.controls))
 
 
 def test_a_state_of_integers_enters_the_first_stage():

@@ -57,6 +57,7 @@ class DDPNOpt:
     For per-stage controls and particles that do not interact: what ``mfoc.from_module`` makes of a network. A step is a
     forward and a backward pass, a second backward pass to the weights, and a forward pass under the new controls.
     Stages that are not ``nn.Linear`` on vectors need the gradient of each particle, one stage at a time.
+    ``info.extra["clipped"]`` is the share of weights that were clipped.
 
     Attributes:
         lr: the learning rate; Q_uu is the curvature over it.
@@ -118,11 +119,7 @@ class DDPNOpt:
         info = Info(passes.value, seen)
         if not (math.isfinite(info.value) and math.isfinite(info.residual)):  # the solve stops here
             return controls, {**state, "steps": steps + 1}, info
-        curvature, needed = self._curvature(), self.feedback or self.curvature == "kronecker"
-        own = [
-            own_gradients(problem, t, passes, particles.data) if needed and g else None
-            for t, g in enumerate(passes.gradients)
-        ]
+        curvature, own = self._curvature(), self._own(problem, passes, particles)
         rows = zip(state["curvature"], passes.gradients, own, strict=True)
         memory = [curvature.seen(old, g, each, steps) if g else {} for old, g, each in rows]
         inverses = [curvature.inverse(each) if g else None for each, g in zip(memory, passes.gradients, strict=True)]
@@ -140,6 +137,14 @@ class DDPNOpt:
         if self.curvature == "rmsprop":
             return Diagonal(self.decay or 0.99, self.damping or 1e-8)
         return Kronecker(self.decay or 0.95, self.damping or 1e-2)
+
+    def _own(self, problem: Problem, passes: Passes, particles: Particles) -> list[Own | None]:
+        """The gradients of the particles at each stage with controls, if they are asked for."""
+        needed = self.feedback or self.curvature == "kronecker"
+        return [
+            own_gradients(problem, t, passes, particles.data) if needed and gradient else None
+            for t, gradient in enumerate(passes.gradients)
+        ]
 
     def _moved(self, u: Tree, inverse: Inverse | None, gradient: list[Tensor]) -> Tree:
         """A control u_t after u_t - Q_uu^-1 g; as it was where there is nothing to move."""
