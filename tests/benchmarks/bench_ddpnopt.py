@@ -3,13 +3,14 @@
     python tests/benchmarks/bench_ddpnopt.py                        digits and wine of scikit-learn, units of tanh
     python tests/benchmarks/bench_ddpnopt.py --activation ReLU
     python tests/benchmarks/bench_ddpnopt.py --only identity,Adam --seeds 2
+    python tests/benchmarks/bench_ddpnopt.py --only identity --rates 4 5.7 8 11.3 16 22.6 32
     python tests/benchmarks/bench_ddpnopt.py --only ""              step times alone
 
 A run trains a network of two hidden layers from the weights and on the batches of its seed; what is reported is the
-mean loss over all data at its end. A learning rate, a power of two, is stable where the loss of every seed ends
-below a tenth of log(number of classes), which is what guessing costs. "widest" is the ratio of the ends of the longest
-row of stable rates, "loss" the least median over seeds, at rates where all are stable, with the extremes there. K-FAC
-is that of curvlinops (Fisher of the labels, one batch, no running mean), its steps plain; Muon is torch's
+mean loss over all data at its end. A learning rate, a power of two or one of those given, is stable where the loss of
+every seed ends below a tenth of log(number of classes), which is what guessing costs. "widest" is the ratio of the ends
+of the longest row of stable rates, "loss" the least median over seeds, at rates where all are stable, with the extremes
+there. K-FAC is that of curvlinops (Fisher of the labels, one batch, no running mean), its steps plain; Muon is torch's
 on matrices, with SGD at a tenth of its rate on the biases.
 """
 
@@ -170,7 +171,8 @@ def compare(name, chosen, arguments):
     good, activation = math.log(classes) / 10, getattr(nn, arguments.activation)
     print(f"\n{name}, {sizes}, {arguments.activation}: {steps} steps of {batch}; stable below {good:.3f}")
     print(f"{'':36s} {'stable rates':>22s} {'widest':>7s} {'loss':>10s} {'least':>10s} {'most':>10s} {'at lr':>9s}")
-    for label, begin, rates in chosen:
+    for label, begin, usual in chosen:
+        rates = arguments.rates or usual
         losses = []
         for lr in rates:
             losses.append([])
@@ -224,6 +226,9 @@ def main():
     parser.add_argument("--activation", default="Tanh", help="a module of torch.nn")
     parser.add_argument("--hidden", type=int, nargs="*", default=[64, 64])
     parser.add_argument("--data", default="digits,wine")
+    parser.add_argument(
+        "--rates", type=float, nargs="*", help="learning rates to try, rising, in place of powers of two"
+    )
     parser.add_argument("--only", help="parts of the names of what is compared, parted by commas")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
