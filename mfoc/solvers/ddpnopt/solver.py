@@ -57,7 +57,8 @@ class DDPNOpt:
     For per-stage controls and particles that do not interact: what ``mfoc.from_module`` makes of a network. A step is a
     forward and a backward pass, a second backward pass to the weights, and a forward pass under the new controls.
     Stages that are not ``nn.Linear`` on vectors need the gradient of each particle, one stage at a time.
-    ``info.extra["clipped"]`` is the share of weights that were clipped.
+    ``info.extra["clipped"]`` is the share of weights that were clipped. On small networks the feedback made higher
+    learning rates stable with "identity", and not with "rmsprop" (tests/benchmarks/bench_ddpnopt.py).
 
     Attributes:
         lr: the learning rate; Q_uu is the curvature over it.
