@@ -200,6 +200,10 @@ def _change(new: Tree, old: Tree) -> Tree:
 def _check_problem(problem: Problem) -> None:
     if not problem.per_stage:
         raise InvalidValue(f"the stages share their control, and DDPNOpt answers at each stage on its own; {_CURE}")
+    if problem.per_particle:
+        raise InvalidValue(
+            f"each particle has a control of its own, and DDPNOpt moves one for the whole cloud; {_CURE}"
+        )
     if problem.interacting is not None:
         raise InvalidValue(
             "each batch is a population of its own (batch norm in training mode?), so that the particles interact, and "
