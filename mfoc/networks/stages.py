@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Hashable, Sequence
+from functools import cache
 from typing import Any
 
 import torch.nn.functional as F
@@ -254,6 +255,13 @@ class Stage:
             shapes = tuple((k, None if v is None else tuple(v.shape)) for k, v in module._parameters.items())
             parts.append((prefix, type(module), module.training, plain, shapes))
         return tuple(parts)
+
+
+@cache
+def linear_kinds(outputs: int, inputs: int, *, bias: bool) -> frozenset[Hashable]:
+    """The fingerprints of an ``nn.Linear`` of this size, in training and in evaluation mode."""
+    layer = nn.Linear(inputs, outputs, bias, device="meta")
+    return frozenset(Stage("", layer.train(mode)).kind() for mode in (True, False))
 
 
 def _plain_attributes(module: nn.Module) -> Hashable | None:
