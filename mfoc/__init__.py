@@ -38,13 +38,13 @@ from mfoc.pontryagin import Evaluation, Trajectory, costates, evaluate, hamilton
 from mfoc.populations import Population, population
 from mfoc.problem import HasControls, Problem, controls_of, per_stage, tied
 from mfoc.schemes import continuous, euler, euler_maruyama, heun, rk4
-from mfoc.solvers import EMSA, MSA, Gradient, Minimax
+from mfoc.solvers import DDP, EMSA, MSA, Gradient, Minimax
 from mfoc.solving import Info, Iterate, Solution, Solver, Status, iterate, solve
 
 __version__ = "0.2.0.dev0"
 
 __all__ = [
-    "EMSA", "L1", "MSA", "Ball", "Box", "Certificate", "Evaluation", "Formulation", "Game", "Gradient",
+    "DDP", "EMSA", "L1", "MSA", "Ball", "Box", "Certificate", "Evaluation", "Formulation", "Game", "Gradient",
     "HasControls", "Info", "InvalidType", "InvalidValue", "Iterate", "Measure", "MfocError", "Minimax",
     "MissingExtra", "NonFiniteError", "Particles", "Population", "Problem", "Simplex", "Solution", "Solver",
     "Status", "Trajectory", "analysis", "bounds", "certificate", "certify", "certify_module", "checks",

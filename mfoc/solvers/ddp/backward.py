@@ -53,7 +53,6 @@ class Policy:
         """The expected change of J ``[B]`` by a step of length alpha."""
         return alpha * self.linear + alpha * alpha / 2 * self.quadratic
 
-
     def replaced(self, some: Tensor, other: Policy) -> Policy:
         """The same with the policies of some of the problems from another sweep."""
 
@@ -90,8 +89,13 @@ def best_policy(
 
 
 def backward(
-    slopes: Slopes, curvatures: Curvatures, gaps: list[Tensor] | None, limits: Limits | None, mu: Tensor,
-    *, convex: bool = False
+    slopes: Slopes,
+    curvatures: Curvatures,
+    gaps: list[Tensor] | None,
+    limits: Limits | None,
+    mu: Tensor,
+    *,
+    convex: bool = False,
 ) -> Policy:
     """One backward sweep for a batch of problems.
 
@@ -144,7 +148,8 @@ def backward(
 def control_slopes(slopes: Slopes) -> list[Tensor]:
     """dJ_i/du_t ``[B, m]`` of each stage, J_i the cost of problem i."""
     p, found = slopes.terminal, []
-    for n, jacobian, gradient in zip(*(reversed(each) for each in (slopes.widths, slopes.jacobian, slopes.gradient))):
+    stages = list(zip(slopes.widths, slopes.jacobian, slopes.gradient, strict=True))
+    for n, jacobian, gradient in reversed(stages):
         both = gradient + (p[:, None] @ jacobian)[:, 0]
         p, slope = both[:, :n], both[:, n:]
         found.append(slope)
@@ -154,7 +159,7 @@ def control_slopes(slopes: Slopes) -> list[Tensor]:
 def _policy(
     Quu: Tensor, Qu: Tensor, Qux: Tensor, mu: Tensor, limits: tuple[Tensor, Tensor] | None, *, lift: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """k ``[B, m, 1]``, K ``[B, m, n]``, and where Q_uu + mu I is not positive definite on the free coordinates ``[B]``.
+    """The steps k ``[B, m, 1]``, the gains K ``[B, m, n]``, and where Q_uu + mu I is not positive definite on the free coordinates ``[B]``.
 
     There k and K are zero, unless the matrix is lifted.
     """

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -44,8 +43,10 @@ class Slopes:
 
     def of(self, some: Tensor) -> Slopes:
         """Those of some of the problems."""
-        lists = ([leaf[some] for leaf in each] for each in (self.moved, self.jacobian, self.gradient))
-        return Slopes(self.widths, *lists, self.terminal[some], self.cost[some])
+        moved, jacobian, gradient = (
+            [leaf[some] for leaf in each] for each in (self.moved, self.jacobian, self.gradient)
+        )
+        return Slopes(self.widths, moved, jacobian, gradient, self.terminal[some], self.cost[some])
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,9 +134,7 @@ def curvatures(lanes: Lanes, xs: list[Tensor], us: list[Tensor], some: Tensor, *
         y = torch.cat([xs[t][some], us[t][some]], 1)
         both = torch.cat([y, v], 1)
         width = y.shape[1]
-        return mapped(
-            lambda yv, z: (hessian(lambda y: f(y, z) @ yv[width:])(yv[:width]),), both, z, lanes, width**2
-        )[0]
+        return mapped(lambda yv, z: (hessian(lambda y: f(y, z) @ yv[width:])(yv[:width]),), both, z, lanes, width**2)[0]
 
     return Curvatures(cost, terminal, contracted if dynamics else None)
 
@@ -157,7 +156,7 @@ def mapped(function: Callable[..., Any], y: Tensor, z: Tree, lanes: Lanes, width
         return list(whole(y, z))
     except RuntimeError as error:  # control flow that depends on values, an operation without a batching rule
         logger.info("the lanes cannot be differentiated in one batch (%s); one by one", str(error).splitlines()[0])
-        each = [function(y[i], z if shared else tree.map(lambda leaf: leaf[i], z)) for i in range(len(y))]
+        each = [function(y[i], z if shared else tree.map(lambda leaf, i=i: leaf[i], z)) for i in range(len(y))]
         return [torch.stack(column) for column in zip(*each, strict=True)]
 
 

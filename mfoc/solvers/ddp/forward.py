@@ -124,9 +124,7 @@ def search(
     return Step(states, controls, length)
 
 
-def _lengths(
-    at: Nominal, policy: Policy, rows: Tensor, alpha: Tensor, cost: Tensor, weight: Tensor | None
-) -> Tensor:
+def _lengths(at: Nominal, policy: Policy, rows: Tensor, alpha: Tensor, cost: Tensor, weight: Tensor | None) -> Tensor:
     """The step lengths of lanes; 0 where the step is not good enough."""
     expected = alpha * policy.linear[rows] + alpha.square() / 2 * policy.quadratic[rows]
     change, old = cost - at.cost[rows], at.cost[rows].abs()

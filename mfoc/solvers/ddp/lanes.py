@@ -7,7 +7,6 @@ do not interact are a larger cloud, clouds are mapped by ``torch.func.vmap``.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
@@ -19,15 +18,6 @@ from mfoc.errors import InvalidType, InvalidValue
 from mfoc.particles import Particles
 from mfoc.problem import Problem
 from mfoc.tree import Tree
-
-logger = logging.getLogger(__name__)
-
-# One lane: flat state [n], flat control [m], data of the lane -> flat next state [n'], cost (a scalar)
-Single = Callable[[Tensor, Tensor, Tree], tuple[Tensor, Tensor]]
-
-
-class NoMap(Exception):
-    """The problem's functions do not run under ``torch.func``."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,8 +80,10 @@ class Lanes:
     def control(self, t: int, rows: Tensor) -> Tree:
         """Rows ``[B, m]`` as the control of stage t."""
         like = self.controls[t]
-        return tree.rebuild(like, tree.pieces(rows.reshape(-1), tree.leaves(like))) if self.joint else _shaped(
-            rows, like, self.number
+        return (
+            tree.rebuild(like, tree.pieces(rows.reshape(-1), tree.leaves(like)))
+            if self.joint
+            else _shaped(rows, like, self.number)
         )
 
     def of_lanes(self, index: Tensor) -> Tree:
@@ -111,7 +103,8 @@ class Lanes:
 
     def width(self, t: int) -> int:
         """The dimension n of the flat state at stage t."""
-        return self.particles * sum(leaf[0].numel() for leaf in tree.leaves(self.states[t]))
+        found: int = self.particles * sum(leaf[0].numel() for leaf in tree.leaves(self.states[t]))
+        return found
 
     # ---- values
 
@@ -201,5 +194,5 @@ def _shaped(rows: Tensor, like: Tree, n: int) -> Tree:
     held = tree.leaves(like)
     if len(held) == 1:
         return tree.rebuild(like, [rows.reshape(n, *held[0].shape[1:])])
-    parts = rows.split([leaf[0].numel() for leaf in held], 1)
+    parts = torch.split(rows, [leaf[0].numel() for leaf in held], 1)
     return tree.rebuild(like, [part.reshape(n, *leaf.shape[1:]) for part, leaf in zip(parts, held, strict=True)])

@@ -47,16 +47,16 @@ class Pace:
         return cls(**{field.name: state[field.name] for field in fields(cls)})
 
     def done(self, slope: Tensor, at: Nominal) -> Tensor:
-        """Which problems would gain less than J is rounded by ``[B]``: the last gain, scaled by the gradients since.
+        """Which problems have nothing left to gain ``[B]``: the last gain, scaled by the gradients since.
 
         Where the cost or the data changed the gradient did, so that a problem which was done is taken up again.
         """
         gain = -self.expected * (slope / self.slope).square()
-        small = (gain <= torch.finfo(slope.dtype).eps / 16 * at.cost.abs()) | (slope == 0)
+        small = (gain <= torch.finfo(slope.dtype).eps ** 1.5 * at.cost.abs()) | (slope == 0)
         return small if at.gaps is None else small & (gap_size(at.gaps) == 0)
 
     def weighed(self, some: Tensor, policy: Policy, at: Nominal) -> Tensor | None:
-        """A weight with which the full step lowers the merit (Nocedal & Wright 2006, eq. 18.36); never less than before."""
+        """A weight by which the full step lowers the merit, never less than before; Nocedal & Wright (2006), eq. 18.36."""
         if at.gaps is None:
             return None
         size = gap_size(at.gaps)

@@ -73,7 +73,7 @@ class DDP:
     def init(self, problem: Problem, controls: Tree) -> Tree:
         """No trajectory but the guess, and no regularisation."""
         if self.states is not None and len(self.states) != problem.stages + 1:
-            raise InvalidValue(f"states has {len(self.states)} entries; expected those of x_0..x_T, {problem.stages + 1}")
+            raise InvalidValue(f"states has {len(self.states)} entries; x_0..x_T are {problem.stages + 1}")
         guess = None if self.states is None else [tree.copy(x) for x in self.states]
         return {"states": guess, "gains": None, **Pace.unknown()}
 
@@ -84,7 +84,7 @@ class DDP:
             _check(problem, controls, particles)
         lanes, at, found = self._look(problem, controls, state, particles)
         own = control_slopes(found)
-        limits, pace = _limits(problem, lanes, at), Pace.of(state, at)
+        limits, pace = _limits(problem, at), Pace.of(state, at)
         info = _seen(problem, controls, particles, lanes, at, own)
         slope = _projected(own, limits)
         some = (~pace.done(slope, at)).nonzero()[:, 0]
@@ -153,18 +153,16 @@ def _same(left: Tree, right: Tree) -> bool:
     return all(torch.equal(a, b) for a, b in pairs)
 
 
-def _limits(problem: Problem, lanes: Lanes, at: Nominal) -> Limits | None:
+def _limits(problem: Problem, at: Nominal) -> Limits | None:
     """How far each control may step, ``[B, m]`` both ways; None where all are free."""
     if problem.region is None:
         return None
     sides = problem.region.limits(tree.leaves(problem.controls))
-    parts = [side.reshape(-1, side.shape[-1]).split([u.shape[1] for u in at.controls], 1) for side in sides]
+    parts = [side.reshape(-1, side.shape[-1]).split([u.shape[1] for u in at.controls], 1) for side in sides]  # type: ignore[no-untyped-call]
     return [(low - u, high - u) for low, high, u in zip(*parts, at.controls, strict=True)]
 
 
-def _seen(
-    problem: Problem, controls: Tree, particles: Particles, lanes: Lanes, at: Nominal, own: list[Tensor]
-) -> Info:
+def _seen(problem: Problem, controls: Tree, particles: Particles, lanes: Lanes, at: Nominal, own: list[Tensor]) -> Info:
     """J and dJ/du at the controls; of the controls alone where the trajectories have gaps."""
     if at.gaps is not None:
         value, gradient = evaluate(problem, controls, particles)
@@ -213,7 +211,7 @@ def _check(problem: Problem, controls: Tree, particles: Particles) -> None:
         raise InvalidValue("a stage has no control; DDP needs one at each: use NewtonCG")
     n = sum(leaf[0].numel() for leaf in tree.leaves(particles.state)) * (1 if problem.per_particle else len(particles))
     if n > WIDEST:
-        joint = "" if problem.per_particle else f"the joint state of {len(particles)} particles under a shared control, "
+        joint = "" if problem.per_particle else f"the joint state of {len(particles)} particles, "
         raise InvalidValue(
             f"a state of {n} dimensions ({joint}V_xx holds {n} x {n} numbers a stage) is too large for DDP, which goes "
             f"to {WIDEST}; use NewtonCG"
@@ -221,6 +219,6 @@ def _check(problem: Problem, controls: Tree, particles: Particles) -> None:
     if problem.per_particle and (found := coupling(problem, particles, controls=controls)):
         where = found.elsewhere or "the population's law"
         raise InvalidValue(
-            f"the particles interact ({where}) and each has a control of its own, so that they are no problems of their "
-            "own, which DDP needs; use NewtonCG"
+            f"the particles interact ({where}) and each has a control of its own: they are no separate problems, which "
+            "DDP needs; use NewtonCG"
         )
