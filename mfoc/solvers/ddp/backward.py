@@ -159,7 +159,7 @@ def control_slopes(slopes: Slopes) -> list[Tensor]:
 def _policy(
     Quu: Tensor, Qu: Tensor, Qux: Tensor, mu: Tensor, limits: tuple[Tensor, Tensor] | None, *, lift: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The steps k ``[B, m, 1]``, the gains K ``[B, m, n]``, and where Q_uu + mu I is not positive definite on the free coordinates ``[B]``.
+    """The steps k ``[B, m, 1]``, the gains K ``[B, m, n]``, and where free coordinates are not convex ``[B]``.
 
     There k and K are zero, unless the matrix is lifted.
     """

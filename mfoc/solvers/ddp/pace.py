@@ -56,7 +56,7 @@ class Pace:
         return small if at.gaps is None else small & (gap_size(at.gaps) == 0)
 
     def weighed(self, some: Tensor, policy: Policy, at: Nominal) -> Tensor | None:
-        """A weight by which the full step lowers the merit, never less than before; Nocedal & Wright (2006), eq. 18.36."""
+        """A weight by which the full step lowers the merit, never less than before (Nocedal & Wright 2006, 18.36)."""
         if at.gaps is None:
             return None
         size = gap_size(at.gaps)

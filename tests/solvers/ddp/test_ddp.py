@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -53,7 +54,7 @@ def test_the_tail_is_quadratic():
     solution, *_ = solved("unicycle", tol=1e-12)
     tail = [record["residual"] for record in solution.history if 1e-13 < record["residual"] < 0.1]
     assert len(tail) >= 3
-    assert all(after <= 50 * before**2 for before, after in zip(tail, tail[1:], strict=False))
+    assert all(after <= 50 * before**2 for before, after in pairwise(tail))
 
 
 def test_ilqr_finds_the_same_and_takes_more_steps():
