@@ -27,6 +27,8 @@ def iteration(stream):
 
 
 def compared(name, *, bounded, most=80):
+    warm, cloud = in_torch(name)
+    mfoc.solve(warm, mfoc.DDP(), cloud, steps=2)  # what is imported at the first derivative takes seconds
     sides = [in_torch(name, n, bounded=bounded, spread=0.05) for n in (1, BATCH)]
     streams = [mfoc.iterate(problem, mfoc.DDP(), cloud) for problem, cloud in sides]
     spent, done = [[], []], [None, None]
@@ -42,7 +44,7 @@ def compared(name, *, bounded, most=80):
     by_ipopt(name, start, bounded=bounded)
     _, _, iterations, seconds = by_ipopt(name, start, bounded=bounded)
     print(
-        f"{name:9s} {'boxed' if bounded else 'free '}  iterations {done[0]} for one, {done[1]} for all {BATCH}; an iteration "
+        f"{name:9s} {'boxed' if bounded else 'free '}  iterations {done[0]} for one, {done[1]} for all; an iteration "
         f"{1e3 * one:.0f} ms for one, {1e3 * many:.0f} ms for {BATCH}: ratio {many / one:.1f}\n"
         f"    one problem {sum(spent[0]):.2f} s; {BATCH} problems {sum(spent[1]):.1f} s, "
         f"{1e3 * sum(spent[1]) / BATCH:.1f} ms each; ipopt {1e3 * seconds:.1f} ms in {iterations} iterations: "

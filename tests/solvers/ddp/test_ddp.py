@@ -104,7 +104,8 @@ def test_the_gains_are_riccatis():
 
 def test_a_shared_control_is_solved_on_the_joint_state():
     """Open-loop control of a whole cloud; the LQ room knows the optimum."""
-    lq = discrete_lq(lq_matrices(seed=3, n=2, m=1))
+    spec, *_ = lq_matrices(seed=3, n=2, m=1)
+    lq = discrete_lq({key: value for key, value in spec.items() if key != "sigma"})
     problem = lq.problem()
     state = normal(5, 2, seed=4)
     (carried, info), new = _one_step(problem, problem.controls, mfoc.Particles(state))
