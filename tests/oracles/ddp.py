@@ -7,22 +7,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.functional import hessian, jacobian
+from torch.autograd import functional
 
 import mfoc
 
 
-def newton_step(problem: mfoc.Problem, controls: Tensor, particles: mfoc.Particles) -> Tensor:
-    """A full Newton step on the stacked controls ``[T, m]`` of one particle, from the dense Hessian of J."""
-
-    def J(flat: Tensor) -> Tensor:
-        stacked = flat.reshape(controls.shape)
-        return mfoc.rollout(problem, [u[None] for u in stacked], particles).cost.mean()
-
-    flat = controls.reshape(-1)
-    H: Any = hessian(J, flat)
-    g: Any = jacobian(J, flat)
-    return controls - torch.linalg.solve(H, g).reshape(controls.shape)
+hessian: Any = functional.hessian  # which have no types
+jacobian: Any = functional.jacobian
 
 
 def ddp_step(problem: mfoc.Problem, controls: Tensor, particles: mfoc.Particles) -> tuple[Tensor, float]:

@@ -52,8 +52,10 @@ class Pace:
         Where the cost or the data changed the gradient did, so that a problem which was done is taken up again.
         """
         gain = -self.expected * (slope / self.slope).square()
-        small = (gain <= torch.finfo(slope.dtype).eps ** 1.5 * at.cost.abs()) | (slope == 0)
-        return small if at.gaps is None else small & (gap_size(at.gaps) == 0)
+        small: Tensor = (gain <= torch.finfo(slope.dtype).eps ** 1.5 * at.cost.abs()) | (slope == 0)
+        if at.gaps is not None:
+            small = small & (gap_size(at.gaps) == 0)
+        return small
 
     def weighed(self, some: Tensor, policy: Policy, at: Nominal) -> Tensor | None:
         """A weight by which the full step lowers the merit, never less than before (Nocedal & Wright 2006, 18.36)."""
