@@ -11,7 +11,6 @@ from torch.autograd import functional
 
 import mfoc
 
-
 hessian: Any = functional.hessian  # which have no types
 jacobian: Any = functional.jacobian
 

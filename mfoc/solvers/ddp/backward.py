@@ -194,4 +194,5 @@ def _lifted(H: Tensor) -> Tensor:
 
 
 def _inner(left: Tensor, right: Tensor) -> Tensor:
-    return (left * right).sum((1, 2))
+    total: Tensor = (left * right).sum((1, 2))
+    return total
