@@ -14,7 +14,7 @@ from mfoc.networks import Residual
 from mfoc.solvers.ddpnopt.gradients import is_linear
 from mfoc.testing import check_solver
 from tests.architectures import mlp_net, seeded
-from tests.oracles.ddp import DenseDDP
+from tests.oracles.ddpnopt import DenseDDP
 from tests.oracles.training import trained
 from tests.problems import CATALOGUE, distance, labels, mlp, normal, same_bits
 from tests.ranks import on_ranks

@@ -1,0 +1,5 @@
+"""Differential dynamic programming, for many problems at once."""
+
+from mfoc.solvers.ddp.solver import DDP
+
+__all__ = ["DDP"]
