@@ -14,6 +14,7 @@ from mfoc import (
     law,
     lq,
     maximisers,
+    meanfield,
     minimisers,
     networks,
     optim,
@@ -30,6 +31,7 @@ from mfoc.errors import InvalidType, InvalidValue, MfocError, MissingExtra, NonF
 from mfoc.formulation import Formulation
 from mfoc.games import Ball, Game
 from mfoc.law import covariance, kernel_mean, mean, variance
+from mfoc.meanfield import Equilibrium, best_response, exploitability, price_of_anarchy
 from mfoc.networks import from_module, to_module, weight_decay
 from mfoc.particles import Particles
 from mfoc.pontryagin import Evaluation, Trajectory, costates, evaluate, hamiltonian, rollout
@@ -42,14 +44,15 @@ from mfoc.solving import Info, Iterate, Solution, Solver, Status, iterate, solve
 __version__ = "0.2.0.dev0"
 
 __all__ = [
-    "EMSA", "MSA", "Ball", "Certificate", "Evaluation", "Formulation", "Game", "Gradient", "HasControls", "Info",
-    "InvalidType", "InvalidValue", "Iterate", "Measure", "MfocError", "Minimax", "MissingExtra", "NonFiniteError",
-    "Particles", "Population", "Problem", "Solution", "Solver", "Status", "Trajectory", "analysis", "certificate",
-    "certify", "certify_module", "checks", "continuous", "controls_of", "costates", "covariance", "deprecation",
-    "derivatives", "distributed", "errors", "euler", "euler_maruyama", "evaluate", "from_module", "games",
-    "hamiltonian", "heun", "hooks", "interacting", "iterate", "kernel_mean", "law", "lq", "maximisers", "mean",
-    "minimisers", "networks", "optim", "particles", "per_stage", "plot", "population", "printing", "require", "rk4",
-    "rollout", "schemes", "seeding", "solve", "testing", "tied", "to_module", "tree", "variance", "weight_decay",
+    "EMSA", "MSA", "Ball", "Certificate", "Equilibrium", "Evaluation", "Formulation", "Game", "Gradient", "HasControls",
+    "Info", "InvalidType", "InvalidValue", "Iterate", "Measure", "MfocError", "Minimax", "MissingExtra",
+    "NonFiniteError", "Particles", "Population", "Problem", "Solution", "Solver", "Status", "Trajectory", "analysis",
+    "best_response", "certificate", "certify", "certify_module", "checks", "continuous", "controls_of", "costates",
+    "covariance", "deprecation", "derivatives", "distributed", "errors", "euler", "euler_maruyama", "evaluate",
+    "exploitability", "from_module", "games", "hamiltonian", "heun", "hooks", "interacting", "iterate", "kernel_mean",
+    "law", "lq", "maximisers", "mean", "meanfield", "minimisers", "networks", "optim", "particles", "per_stage", "plot",
+    "population", "price_of_anarchy", "printing", "require", "rk4", "rollout", "schemes", "seeding", "solve", "testing",
+    "tied", "to_module", "tree", "variance", "weight_decay",
 ]  # fmt: skip
 
 deprecation.moved(

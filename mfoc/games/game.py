@@ -84,6 +84,7 @@ class Game(Problem):
         check_instance(Problem, "mfoc.Problem", problem=problem)
         if isinstance(problem, Game):
             raise InvalidType("problem is a Game already; a game has one adversary")
+        problem.check_potential("an adversary, who raises J,")
         running_cost, kind, random = problem.running_cost, problem.kind, problem.noise
 
         def before(t: int, x: Tree, z: Tree) -> tuple[Tree, Tree]:
