@@ -52,7 +52,8 @@ class Cloud:
             cost = cost + 2 * ((x @ self._at("cross", t)) * controls).sum(-1)
         if lq.crossbar is not None:
             assert m is not None
-            cost = cost + 2 * ((m @ self._at("crossbar", t)) * v).sum(-1)
+            # The particle's own control: on average the mean's, and in a game the one that is chosen.
+            cost = cost + 2 * ((m @ self._at("crossbar", t)) * controls).sum(-1)
         if lq.offset is not None:
             cost = cost + lq.offset
         return cost if lq.offsetbar is None else cost + lq.offsetbar / count(x)

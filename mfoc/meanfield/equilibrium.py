@@ -111,7 +111,7 @@ class Equilibrium(Problem):
         """
         raise InvalidValue(
             f"{what} compares values of J, and an equilibrium is no minimum of J: the law is frozen, so that E dH/du is "
-            "the gradient of a player's cost and not J's. Use Gradient with a first-order optimizer, MSA or "
+            "the gradient of a player's cost and not J's. Use Gradient with a first-order optimizer, MSA, EMSA(adaptive=False) or "
             "mfoc.meanfield.Picard; or hold the law, mfoc.best_response(problem, controls, population)"
         )
 
