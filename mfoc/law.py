@@ -106,6 +106,23 @@ def count(x: Tensor) -> int:
     return int(_asked(torch.tensor(len(x)), lambda: _counts(x).sum() if active() else torch.tensor(len(x))))
 
 
+def shared(x: Tensor) -> Tensor:
+    """What the population has in common and no mean is needed of, as the control that all particles share.
+
+    The same tensor; but of the law, so that a player of a mean-field game (``mfoc.Equilibrium``) takes it for given:
+    ``shared(u)`` is what the others do, where ``u`` is what he does himself.
+    """
+    tape = _TAPE.get()
+    if tape is not None and tape.over_ranks:
+        x = tape.next(x)
+    return x.detach() if _FROZEN.get() else x
+
+
+def is_frozen() -> bool:
+    """Whether the law is not differentiated here, since a game is solved; see ``mfoc.Equilibrium``."""
+    return _FROZEN.get()
+
+
 def _check(x: Any) -> None:
     if not isinstance(x, Tensor):
         raise InvalidType(f"x is a {type(x).__name__}; expected a tensor, the particles on its leading axis [N, ...]")

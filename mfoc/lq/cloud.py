@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mfoc.checks import check_instance
 from mfoc.errors import InvalidValue
-from mfoc.law import count, mean
+from mfoc.law import count, is_frozen, mean, shared
 from mfoc.lq.terms import Coefficients
 
 
@@ -28,6 +28,7 @@ class Cloud:
 
     def dynamics(self, t: int, x: Tensor, u: Any, z: Tensor | None) -> Tensor:
         """The next state, with the means of the population."""
+        self._check_game()
         m = self._mean(x, "Abar")
         controls, v = self._control(x, m, u)
         moved = x @ self._at("A", t).mT + controls @ self._at("B", t).mT
@@ -68,18 +69,25 @@ class Cloud:
             cost = cost + _quadratic(x - (m if lq.ST is None else lq.ST @ m), lq.QbarT)
         return cost
 
+    def _check_game(self) -> None:
+        if is_frozen() and self.lq.sampled and self.lq.mean_field:
+            raise InvalidValue(
+                "the problem is a sampled one: discretise() keeps what the population pays, not how a player's cost "
+                "depends on the law. Expected LinearQuadratic.discrete(...) for a game"
+            )
+
     def _mean(self, x: Tensor, *names: str) -> Tensor | None:
         """The mean of the cloud, where the control or one of these matrices needs it: else the particles are alone."""
         needed = self.feedback or any(getattr(self.lq, name) is not None for name in names)
         return mean(x) if needed else None
 
     def _control(self, x: Tensor, m: Tensor | None, u: Any) -> tuple[Tensor, Tensor]:
-        """The controls of all particles ``[N, m]`` and their mean ``[m]``."""
+        """The controls of all particles ``[N, m]`` and, of the law, their mean ``[m]``."""
         if not self.feedback:
-            return u.expand(len(x), -1), u
+            return u.expand(len(x), -1), shared(u)
         assert m is not None
         v: Tensor = -(u["Kbar"] @ m)
-        return v - (x - m) @ u["K"].mT, v
+        return v - (x - m) @ u["K"].mT, shared(v)
 
     def _noise(self, t: int, z: Any) -> Tensor:
         assert self.factor is not None

@@ -57,8 +57,8 @@ def equilibrium(
     not (``shared``). In continuous time it is exact at the nodes, whatever the step. The equilibrium of
     ``mfoc.Equilibrium(problem.problem())`` on a cloud without noise is this one, with the cloud's mean and covariance.
 
-    In ``crossbar`` the control is the player's own: 2 m' crossbar u. ``Bbar`` and ``Rbar``, by which the mean of the
-    controls acts, would make a game of controls.
+    What acts through the mean control (``Bbar``, ``Rbar``) is taken for given, too; in ``crossbar`` the control is the
+    player's own: 2 m' crossbar u.
 
     Args:
         problem: the LQ problem.
@@ -68,29 +68,35 @@ def equilibrium(
 
     Raises:
         InvalidType: ``problem`` is no ``LinearQuadratic``.
-        InvalidValue: it has ``Bbar`` or ``Rbar``; or no equilibrium that is linear in the mean: the interaction is not
-            monotone, and the horizon too long.
+        InvalidValue: it comes from ``discretise``, which keeps what the population pays and not the game; or it has no
+            equilibrium that is linear in the mean: the interaction is not monotone, and the horizon too long.
     """
     check_instance(LinearQuadratic, "mfoc.lq.LinearQuadratic", problem=problem)
-    for name in ("Bbar", "Rbar"):
-        if getattr(problem, name) is not None:
-            raise InvalidValue(f"{name} is given: the mean of the controls acts, a game of controls; expected None")
+    if problem.sampled and problem.mean_field:
+        raise InvalidValue(
+            "the problem is a sampled one: discretise() keeps what the population pays, and not how a player's cost "
+            "depends on the law. Expected the problem in continuous time, or LinearQuadratic.discrete(...)"
+        )
     zero = torch.zeros_like(mean0)
     spread = problem.value(zero, cov0, shared=shared)  # also refuses a mean0 or cov0 that does not fit
     solution = problem.riccati()
-    states, controls, cost, G, Kbar = (_discrete if problem.dt is None else _continuous)(problem, mean0)
-    return Equilibrium(states, controls, cost + spread, solution.P, G, solution.K, Kbar)
+    course = (_discrete if problem.dt is None else _continuous)(problem, mean0)
+    return Equilibrium(
+        course.states, course.controls, course.cost + spread, solution.P, course.G, solution.K, course.Kbar
+    )
 
 
-class _At:
+class _Stage:
     """The matrices of a stage; what is not given is zero, and S and ST the identity."""
 
     def __init__(self, problem: LinearQuadratic, t: int) -> None:
         self.problem, self.t = problem, t
         self.A, self.B, self.R = self.get("A"), self.get("B"), self.get("R")
-        self.cross, self.crossbar = self.get("cross", self.B), self.get("crossbar", self.B)
-        self.both = self.A + self.get("Abar", self.A)  # what moves the mean
-        self.Q, self.pull = self._weights("Q", "Qbar", "S")
+        self.cross = self.get("cross", self.B)
+        # Of the mean: what moves it, and what it costs.
+        self.A_all, self.B_all = self.A + self.get("Abar", self.A), self.B + self.get("Bbar", self.B)
+        self.R_all, self.cross_all = self.R + self.get("Rbar", self.R), self.cross + self.get("crossbar", self.B)
+        self.Q_all, self.pull = self._weights("Q", "Qbar", "S")
 
     def get(self, name: str, like: Tensor | None = None) -> Tensor:
         x: Tensor | None = getattr(self.problem, name)
@@ -100,104 +106,127 @@ class _At:
         return x[..., min(self.t, x.shape[-3] - 1), :, :] if timed else x
 
     def ends(self) -> tuple[Tensor, Tensor]:
-        """The same as Q and pull, of the last state."""
+        """The same as Q_all and pull, of the last state."""
         return self._weights("QT", "QbarT", "ST")
 
     def _weights(self, Q: str, Qbar: str, S: str) -> tuple[Tensor, Tensor]:
         """What the mean costs, and half the slope of it that a player at the mean sees."""
-        rest = torch.eye(self.A.shape[-1], dtype=self.A.dtype, device=self.A.device)
-        rest = rest - self.get(S) if getattr(self.problem, S) is not None else torch.zeros_like(rest)
+        eye = torch.eye(self.A.shape[-1], dtype=self.A.dtype, device=self.A.device)
+        rest = torch.zeros_like(eye) if getattr(self.problem, S) is None else eye - self.get(S)
         own, bar = self.get(Q), self.get(Qbar)
         return own + rest.mT @ bar @ rest, own + bar @ rest
 
+    def cost(self, x: Tensor, u: Tensor) -> Tensor:
+        """What the mean ``[..., n, 1]`` pays in the stage."""
+        return _quadratic(self.Q_all, x) + _quadratic(self.R_all, u) + 2 * (x.mT @ self.cross_all @ u)
 
-def _discrete(problem: LinearQuadratic, mean0: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """States, controls, cost, G and Kbar, stage by stage."""
-    stages = [_At(problem, t) for t in range(problem.steps)]
-    Gs, Ks = [stages[-1].ends()[1]], []
+
+class _Course(NamedTuple):
+    """The mean's path, what it costs, and the feedback that makes it."""
+
+    states: Tensor
+    controls: Tensor
+    cost: Tensor
+    G: Tensor
+    Kbar: Tensor
+
+
+def _discrete(problem: LinearQuadratic, mean0: Tensor) -> _Course:
+    stages = [_Stage(problem, t) for t in range(problem.steps)]
+    end, pull = stages[-1].ends()
+    Gs, gains = [pull], []
     for at in reversed(stages):
-        G = Gs[-1]
-        gain = _solved(at.R + at.B.mT @ G @ at.B, at.B.mT @ G @ at.both + (at.cross + at.crossbar).mT)
-        Ks.append(gain)
-        Gs.append(at.pull - at.cross @ gain + at.A.mT @ G @ (at.both - at.B @ gain))
-    Gs, Ks = Gs[::-1], Ks[::-1]
-    x, cost = mean0.unsqueeze(-1), 0.0
-    xs, us = [x], []
-    for at, gain in zip(stages, Ks, strict=True):
-        u = -gain @ x
-        cost = cost + _quadratic(at.Q, x) + _quadratic(at.R, u) + 2 * (x.mT @ (at.cross + at.crossbar) @ u)
-        x = at.both @ x + at.B @ u
-        xs.append(x)
-        us.append(u)
-    cost = cost + _quadratic(stages[-1].ends()[0], x)
-    return _stacked(xs), _stacked(us), cost[..., 0, 0], *map(_over_time, (Gs, Ks))
+        ahead = at.B.mT @ Gs[-1]
+        gain = _solved(at.R + ahead @ at.B_all, ahead @ at.A_all + at.cross_all.mT)
+        gains.append(gain)
+        Gs.append(at.pull - at.cross @ gain + at.A.mT @ Gs[-1] @ (at.A_all - at.B_all @ gain))
+    gains.reverse()
+    xs, us, cost = [mean0.unsqueeze(-1)], [], mean0.new_zeros(1, 1)
+    for at, gain in zip(stages, gains, strict=True):
+        us.append(-gain @ xs[-1])
+        cost = cost + at.cost(xs[-1], us[-1])
+        xs.append(at.A_all @ xs[-1] + at.B_all @ us[-1])
+    cost = cost + _quadratic(end, xs[-1])
+    return _Course(_vectors(xs), _vectors(us), cost[..., 0, 0], _matrices(Gs[::-1]), _matrices(gains))
 
 
-def _continuous(problem: LinearQuadratic, mean0: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The same: z = (m, p) moves by a constant matrix, whose exponential takes a step of the grid in parts."""
+def _continuous(problem: LinearQuadratic, mean0: Tensor) -> _Course:
+    """The same in continuous time: each step of the grid is taken in parts over which G cannot turn round."""
     assert problem.dt is not None
-    at, n = _At(problem, 0), problem.A.shape[-1]
-    on_both = (at.cross + at.crossbar).mT
-    # u = -R^-1 (on_both m + B' p)
-    act = -torch.linalg.solve(at.R, torch.cat(torch.broadcast_tensors(on_both, at.B.mT), -1))
-    lead = broadcast(problem.batch, act.shape[:-2])
-    parts = (at.both, at.B, at.pull, at.cross, at.A, at.Q, on_both.mT, at.R, act)
-    both, B, pull, cross, A, Q, mixed, R, act = (x.expand(*lead, *x.shape[-2:]) for x in parts)
-    none = torch.zeros_like(A)
-    move = block_matrix([both, none], [-pull, -A.mT]) + block_matrix([B], [-cross]) @ act
-    price = block_matrix([Q, none], [none, none]) + act.mT @ R @ act
-    half = block_matrix([mixed], [torch.zeros_like(mixed)]) @ act
-    price = price + half + half.mT
-    halvings = halvings_of(move, problem.dt)
-    each = 2**halvings
-    flat = (move.reshape(-1, 2 * n, 2 * n), price.reshape(-1, 2 * n, 2 * n))
-    step, V, _ = (x.reshape(*lead, 2 * n, 2 * n) for x in gramian(*flat, problem.dt / each))
-    a, b, c, d = step[..., :n, :n], step[..., :n, n:], step[..., n:, :n], step[..., n:, n:]
-    Gs, moves = [at.ends()[1].expand_as(A)], []
-    for _ in range(problem.steps * each):
-        G = _solved(d - Gs[-1] @ b, Gs[-1] @ a - c)
-        moves.append(a + b @ G)
-        if (torch.linalg.det(moves[-1].detach()) <= 0).any():
-            _refuse()
-        Gs.append(G)
-    Gs, moves = Gs[::-1], moves[::-1]
-    x, cost = mean0.unsqueeze(-1), 0.0
-    xs = [x]
+    at, n = _Stage(problem, 0), problem.A.shape[-1]
+    act, move, price = _flow(at, broadcast(problem.batch))
+    parts = 2 ** halvings_of(move, problem.dt)
+    flowed, V = _over_a_step(move, price, problem.dt / parts)
+    a, b, c, d = flowed[..., :n, :n], flowed[..., :n, n:], flowed[..., n:, :n], flowed[..., n:, n:]
+    end, pull = at.ends()
+    Gs, moves = [pull], []
+    for _ in range(problem.steps * parts):
+        Gs.append(_solved(d - Gs[-1] @ b, Gs[-1] @ a - c))
+        moves.append(a + b @ Gs[-1])
+        if bool((torch.linalg.det(moves[-1].detach()) <= 0).any()):
+            raise InvalidValue(_EXPLODES)
+    Gs.reverse()
+    moves.reverse()
+    xs, cost = [mean0.unsqueeze(-1)], mean0.new_zeros(1, 1)
     for G, onward in zip(Gs, moves, strict=False):
-        cost = cost + _quadratic(V, torch.cat([x, G @ x], -2))
-        x = onward @ x
-        xs.append(x)
-    cost = cost + _quadratic(at.ends()[0], x)
-    Gs, xs = Gs[::each], xs[::each]
-    Ks = [-(act[..., :n] + act[..., n:] @ G) for G in Gs]
-    us = [-gain @ x for gain, x in zip(Ks, xs, strict=True)]
-    return _stacked(xs), _stacked(us), cost[..., 0, 0], *map(_over_time, (Gs, Ks))
+        cost = cost + _quadratic(V, torch.cat([xs[-1], G @ xs[-1]], -2))
+        xs.append(onward @ xs[-1])
+    cost = cost + _quadratic(end, xs[-1])
+    Gs, xs = Gs[::parts], xs[::parts]
+    gains = [-(act[..., :n] + act[..., n:] @ G) for G in Gs]
+    us = [-gain @ x for gain, x in zip(gains, xs, strict=True)]
+    return _Course(_vectors(xs), _vectors(us), cost[..., 0, 0], _matrices(Gs), _matrices(gains))
+
+
+def _flow(at: _Stage, batch: torch.Size) -> tuple[Tensor, Tensor, Tensor]:
+    """With z = (m, p): u = act z, z' = move z, and z' price z is what the mean pays by the time."""
+    n = at.A.shape[-1]
+    act = -torch.linalg.solve(at.R, torch.cat(torch.broadcast_tensors(at.cross_all.mT, at.B.mT), -1))
+    act = act.expand(*batch, *act.shape[-2:])
+
+    def full(x: Tensor) -> Tensor:
+        return x.expand(*batch, *x.shape[-2:])
+
+    none = torch.zeros_like(full(at.A))
+    move = block_matrix([full(at.A_all), none], [full(-at.pull), full(-at.A.mT)])
+    move = move + torch.cat(torch.broadcast_tensors(at.B_all, -at.cross), -2) @ act
+    mixed = torch.nn.functional.pad(at.cross_all @ act, (0, 0, 0, n))
+    price = block_matrix([full(at.Q_all), none], [none, none]) + act.mT @ at.R_all @ act + mixed + mixed.mT
+    return act, move, price
+
+
+def _over_a_step(move: Tensor, price: Tensor, h: float) -> tuple[Tensor, Tensor]:
+    """What z is after h, and the matrix of what is paid by then."""
+    flat = (x.reshape(-1, *x.shape[-2:]) for x in (move, price))
+    flowed, V, _ = gramian(*flat, h)
+    return flowed.reshape(move.shape), V.reshape(move.shape)
+
+
+_EXPLODES = (
+    "the game has no equilibrium that is linear in the mean over this horizon (its Riccati equation explodes): the "
+    "interaction is not monotone; expected a shorter horizon, or a weaker Abar, Qbar or QbarT"
+)
 
 
 def _solved(matrix: Tensor, right: Tensor) -> Tensor:
+    lead = broadcast(matrix.shape[:-2], right.shape[:-2])
     found, info = torch.linalg.solve_ex(
-        matrix, right.expand(broadcast(matrix.shape[:-1], right.shape[:-1]) + right.shape[-1:])
+        matrix.expand(*lead, *matrix.shape[-2:]), right.expand(*lead, *right.shape[-2:])
     )
-    if info.any() or not bool(found.detach().isfinite().all()):
-        _refuse()
+    if bool(info.any()) or not bool(found.detach().isfinite().all()):
+        raise InvalidValue(_EXPLODES)
     return found
 
 
-def _refuse() -> None:
-    raise InvalidValue(
-        "the game has no equilibrium that is linear in the mean over this horizon (its Riccati equation explodes): the "
-        "interaction is not monotone; expected a shorter horizon, or a weaker Abar, Qbar or QbarT"
-    )
-
-
 def _quadratic(weight: Tensor, x: Tensor) -> Tensor:
-    return x.mT @ weight @ x
+    found: Tensor = x.mT @ weight @ x
+    return found
 
 
-def _stacked(columns: list[Tensor]) -> Tensor:
-    """Vectors ``[..., n, 1]`` over time, ``[..., T, n]``."""
-    return torch.stack(torch.broadcast_tensors(*columns), -3).squeeze(-1)
+def _vectors(columns: list[Tensor]) -> Tensor:
+    """Columns ``[..., n, 1]`` over time, ``[..., T, n]``."""
+    return _matrices(columns).squeeze(-1)
 
 
-def _over_time(matrices: list[Tensor]) -> Tensor:
-    return torch.stack(torch.broadcast_tensors(*matrices), -3)
+def _matrices(series: list[Tensor]) -> Tensor:
+    return torch.stack(torch.broadcast_tensors(*series), -3)

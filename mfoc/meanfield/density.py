@@ -131,7 +131,9 @@ class DensityProblem:
                 f"x has shape {tuple(x.shape)} and density {tuple(m.shape)}; expected [n] both, three nodes or more"
             )
         gaps = x.diff()
-        if not bool(gaps[0] > 0) or not bool((gaps - gaps[0]).abs().max() <= 1e3 * torch.finfo(x.dtype).eps * x.abs().max()):
+        if not bool(gaps[0] > 0) or not bool(
+            (gaps - gaps[0]).abs().max() <= 1e3 * torch.finfo(x.dtype).eps * x.abs().max()
+        ):
             raise InvalidValue("x is not increasing by one spacing; expected such as torch.linspace(low, high, n)")
         mass = float(m.sum()) * self.h
         if not bool((m >= 0).all()) or not abs(mass - 1) <= _SLACK:

@@ -44,9 +44,7 @@ class Chain(NamedTuple):
 
     def costs(self, last: Tensor, sources: Tensor) -> Tensor:
         """V_0..V_T ``[T+1, n]`` by implicit steps (1 - dt L) V_t = V_(t+1) + sources_t."""
-        below, leaving, above, sources = (
-            x.flip(0) for x in (self.down, self.up + self.down, self.up, sources)
-        )
+        below, leaving, above, sources = (x.flip(0) for x in (self.down, self.up + self.down, self.up, sources))
         return _march(below, leaving, above, last, sources).flip(0)
 
 
