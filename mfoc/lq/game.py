@@ -1,7 +1,7 @@
 """The mean-field game of an LQ problem in closed form: one Riccati equation that is not symmetric.
 
-Every player takes the mean m for given, so that his deviation from it is controlled as in the control problem (P and K),
-while the mean's half-gradient is p = G m with, in continuous time,
+Every player takes the mean m for given. His deviation from it is controlled as in the control problem (P and K), while
+the mean's costate, half the gradient of the cost-to-go, is p = G m with, in continuous time,
 
     -G' = A' G + G (A + Abar) - G B R^-1 B' G + Q + Qbar (I - S),    G(T) = QT + QbarT (I - ST)
 
@@ -31,7 +31,7 @@ class Equilibrium(NamedTuple):
 
     Attributes:
         states: the mean m ``[..., T+1, n]``.
-        controls: the mean control ``[..., T, m]`` in discrete time, ``[..., T+1, m]`` (at the nodes) in continuous time.
+        controls: the mean control, ``[..., T, m]`` in discrete time, ``[..., T+1, m]`` (nodes) in continuous time.
         value: what each player pays ``[...]``.
         P: of the deviation from the mean, as in ``Riccati``.
         G: the mean's, ``[..., T+1, n, n]``, not symmetric.
@@ -180,25 +180,22 @@ def _continuous(problem: LinearQuadratic, mean0: Tensor) -> _Course:
 
 def _flow(at: _Stage, batch: torch.Size) -> tuple[Tensor, Tensor, Tensor]:
     """With z = (m, p): u = act z, z' = move z, and z' price z is what the mean pays by the time."""
-    n = at.A.shape[-1]
-    act = -torch.linalg.solve(at.R, torch.cat(torch.broadcast_tensors(at.cross_all.mT, at.B.mT), -1))
-    act = act.expand(*batch, *act.shape[-2:])
 
     def full(x: Tensor) -> Tensor:
         return x.expand(*batch, *x.shape[-2:])
 
     none = torch.zeros_like(full(at.A))
+    act = -torch.linalg.solve(full(at.R), torch.cat([full(at.cross_all.mT), full(at.B.mT)], -1))
     move = block_matrix([full(at.A_all), none], [full(-at.pull), full(-at.A.mT)])
-    move = move + torch.cat(torch.broadcast_tensors(at.B_all, -at.cross), -2) @ act
-    mixed = torch.nn.functional.pad(at.cross_all @ act, (0, 0, 0, n))
+    move = move + torch.cat([full(at.B_all), full(-at.cross)], -2) @ act
+    mixed = torch.nn.functional.pad(at.cross_all @ act, (0, 0, 0, at.A.shape[-1]))
     price = block_matrix([full(at.Q_all), none], [none, none]) + act.mT @ at.R_all @ act + mixed + mixed.mT
     return act, move, price
 
 
 def _over_a_step(move: Tensor, price: Tensor, h: float) -> tuple[Tensor, Tensor]:
     """What z is after h, and the matrix of what is paid by then."""
-    flat = (x.reshape(-1, *x.shape[-2:]) for x in (move, price))
-    flowed, V, _ = gramian(*flat, h)
+    flowed, V, _ = gramian(move.reshape(-1, *move.shape[-2:]), price.reshape(-1, *price.shape[-2:]), h)
     return flowed.reshape(move.shape), V.reshape(move.shape)
 
 
@@ -210,6 +207,7 @@ _EXPLODES = (
 
 def _solved(matrix: Tensor, right: Tensor) -> Tensor:
     lead = broadcast(matrix.shape[:-2], right.shape[:-2])
+    found: Tensor
     found, info = torch.linalg.solve_ex(
         matrix.expand(*lead, *matrix.shape[-2:]), right.expand(*lead, *right.shape[-2:])
     )
@@ -229,4 +227,5 @@ def _vectors(columns: list[Tensor]) -> Tensor:
 
 
 def _matrices(series: list[Tensor]) -> Tensor:
-    return torch.stack(torch.broadcast_tensors(*series), -3)
+    lead = broadcast(*(x.shape for x in series))
+    return torch.stack([x.expand(lead) for x in series], -3)

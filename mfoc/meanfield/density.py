@@ -82,8 +82,8 @@ class DensityProblem:
     ``equilibrium`` solves it as a game, ``optimum`` as a control problem. Functions of the density are given all of it,
     ``m`` ``[n]``, and sums times the spacing h are its integrals: the mean is ``(x * m).sum() * h``.
 
-    The scheme is monotone; of second order in space where |b + u| h <= sigma^2 and of first order elsewhere, and of first
-    order in time. The interval must be wide enough for its reflecting ends not to matter, where the model has none.
+    The scheme is monotone; of second order in space where |b + u| h <= sigma^2, of first order elsewhere and in time.
+    The interval must be wide enough for its reflecting ends not to matter, where the model has none.
 
     Attributes:
         x: nodes ``[n]``, increasing by one spacing h.
@@ -114,9 +114,8 @@ class DensityProblem:
         check_positive(T=self.T, weight=self.weight)
         check_integer(1, steps=self.steps)
         check_non_negative(sigma=self.sigma)
-        functions = {"drift": self.drift, "running_cost": self.running_cost}
-        check_callable("a function (t, x, m)", optional=True, **functions)
-        check_signature(("t", "x", "m"), optional=True, **functions)
+        check_callable("a function (t, x, m)", optional=True, drift=self.drift, running_cost=self.running_cost)
+        check_signature(("t", "x", "m"), optional=True, drift=self.drift, running_cost=self.running_cost)
         check_callable("a function (x, m)", optional=True, terminal_cost=self.terminal_cost)
         check_signature(("x", "m"), optional=True, terminal_cost=self.terminal_cost)
         check_instance(Tensor, "a tensor [n]", x=self.x, density=self.density)
@@ -244,7 +243,6 @@ class DensityProblem:
             raise InvalidType(f"{name} returned {kind_of(value)}; expected a tensor ({len(self.x)},)")
         if value.shape != self.x.shape or not bool(value.detach().isfinite().all()):
             raise InvalidValue(
-                f"{name} returned {short(value)}{'' if value.shape != self.x.shape else ' that is not finite'}; expected "
-                f"one finite number a node, ({len(self.x)},)"
+                f"{name} returned {short(value)}; expected a finite number for each node, ({len(self.x)},)"
             )
         return value

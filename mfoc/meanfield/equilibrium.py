@@ -3,10 +3,10 @@
     u is an equilibrium:   u minimises J(v; m_u) over v,   m_u the law of the population under u itself,
 
 after J.-M. Lasry, P.-L. Lions (2007), "Mean field games", Japanese Journal of Mathematics 2(1), and R. Carmona,
-F. Delarue (2018), "Probabilistic theory of mean field games with applications I", sec. 3.1 and 6.1.2: the fixed-point
-problem of a game first minimises and then moves the law, where control of McKean-Vlasov type does both at once. Here the
-law is named (``mfoc.mean``), so the one is made of the other by not differentiating it. The population is the cloud, its
-law the empirical one, and each player a particle that has no weight in it.
+F. Delarue (2018), "Probabilistic theory of mean field games with applications I", sec. 3.1 and 6.1.2: a game minimises
+first and moves the law after, where control of McKean-Vlasov type does both at once. Here the law is named
+(``mfoc.mean``), so the one is made of the other by not differentiating it. The population is the cloud, its law the
+empirical one, and each player a particle that has no weight in it.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ class Equilibrium(Problem):
     state. In a linear-quadratic game without noise common to all, the law's mean is the same in each of them
     (``mfoc.lq.equilibrium``); in general it is not.
 
-    Only the law of the state is frozen: a law of controls is if it is taken by name, as in ``mfoc.mean(u)`` of controls
-    ``[N, ...]``.
+    The law of the controls acts as the law does where it is named, too: ``mfoc.mean(u)`` of controls ``[N, ...]``, and
+    ``mfoc.law.shared(u)`` of a control that all particles share. (``u`` by itself is a player's own.)
 
     Attributes:
         problem: the control problem; it is not changed. Where it changes, ``Equilibrium(dataclasses.replace(problem,
@@ -98,8 +98,8 @@ class Equilibrium(Problem):
         where = coupling(self.problem, particles, controls=controls).elsewhere
         if any_rank(where is not None, controls):
             raise InvalidValue(
-                f"{where or 'the problem (as seen on another rank)'}: the particles depend on one another in a way that "
-                "is not named, and would be differentiated where a game holds it. Write it with mfoc.mean (or "
+                f"{where or 'the problem (as seen on another rank)'}: the particles depend on one another in a way "
+                "that is not named, and would be differentiated where a game holds it. Write it with mfoc.mean (or "
                 "mfoc.variance, mfoc.covariance, mfoc.kernel_mean)"
             )
 
@@ -110,9 +110,10 @@ class Equilibrium(Problem):
             InvalidValue: always; says what to do instead.
         """
         raise InvalidValue(
-            f"{what} compares values of J, and an equilibrium is no minimum of J: the law is frozen, so that E dH/du is "
-            "the gradient of a player's cost and not J's. Use Gradient with a first-order optimizer, MSA, EMSA(adaptive=False) or "
-            "mfoc.meanfield.Picard; or hold the law, mfoc.best_response(problem, controls, population)"
+            f"{what} compares values of J, and an equilibrium is no minimum of J: the law is frozen, so that E dH/du "
+            "is the gradient of a player's cost and not J's. Use Gradient with a first-order optimizer, MSA, "
+            "EMSA(adaptive=False) or mfoc.meanfield.Picard; or hold the law: mfoc.best_response(problem, controls, "
+            "population) is a control problem"
         )
 
 
