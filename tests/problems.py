@@ -136,7 +136,7 @@ def open_loop_lq(stages: int = 3, weight: float = 0.4) -> tuple[mfoc.Problem, mf
 
 
 def swarm() -> Case:
-    """Particles that follow their mean and shun crowds, one control for all: the law by name; ``tests.oracles.games``."""
+    """Particles that follow their mean and shun crowds: the law by name. ``tests.oracles.games`` has it as numbers."""
 
     def dynamics(t: int, x: Any, u: Any, z: Any) -> Any:
         return x + 0.3 * (torch.tanh(mfoc.mean(x) - x) + u * torch.cos(x) + mfoc.variance(x))
@@ -157,9 +157,9 @@ def swarm() -> Case:
 
 def scalar_game(**changes: float) -> mfoc.lq.LinearQuadratic:
     """A scalar LQ problem in which the mean matters in dynamics and costs; ``changes`` are its numbers by name."""
-    numbers = {"A": 0.9, "B": 0.5, "Q": 0.1, "R": 1.0, "QT": 0.2, "Abar": 0.4, "Qbar": 1.0, "S": 0.6, "QbarT": 1.5}
-    numbers |= {"ST": 0.3, **changes}
-    return discrete_lq({name: torch.tensor([[number]], dtype=D) for name, number in numbers.items()}, 10)
+    numbers = {"A": 0.7, "B": 0.5, "Q": 0.1, "R": 1.0, "QT": 0.2, "Abar": 0.5, "Qbar": 1.0, "S": 0.2, "QbarT": 1.5}
+    numbers |= {"ST": -0.5, **changes}
+    return discrete_lq({name: torch.tensor([[number]], dtype=D) for name, number in numbers.items()}, 4)
 
 
 def li_chen_tai_e(stages: int = 20, step: float = 0.25, n: int = 100, seed: int = 1) -> Case:

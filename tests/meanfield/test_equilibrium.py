@@ -23,7 +23,10 @@ from tests.problems import (
 )
 from tests.ranks import on_ranks
 
-SGD = mfoc.Gradient(partial(torch.optim.SGD, lr=0.1))
+SGD = mfoc.Gradient(partial(torch.optim.SGD, lr=0.2))
+LBFGS = mfoc.Gradient(
+    partial(torch.optim.LBFGS, line_search_fn="strong_wolfe", max_iter=30, tolerance_grad=1e-14, tolerance_change=0)
+)
 
 
 def players_slope(u, x):
@@ -117,18 +120,24 @@ def test_the_closed_form_is_stationary_in_its_class_of_controls(feedback):
 def test_a_control_for_each_player_is_the_feedback_seen_from_his_start():
     lq, x = scalar_game(), normal(4, 1) + 1
     shared = lq.problem()
-    own = replace(shared, running_cost=cost_of_own(lq), controls=[torch.zeros(4, 1, dtype=D) for _ in range(10)])
+    own = replace(shared, dynamics=dynamics_of_own(lq), running_cost=cost_of_own(lq))
+    own = replace(own, controls=[torch.zeros(4, 1, dtype=D) for _ in range(4)])
     exact = mfoc.lq.equilibrium(lq, x.mean(0))
     controls, state, m = [], x, x.mean(0)
-    for t in range(10):
+    for t in range(4):
         controls.append(-(state - m) @ exact.K[t].mT - m @ exact.Kbar[t].mT)
         state = own.dynamics(t, state, controls[-1], None)
         m = state.mean(0)
     assert float(mfoc.tree.norm(mfoc.evaluate(mfoc.Equilibrium(own), controls, x).gradient)) < 1e-14
 
 
+def dynamics_of_own(lq):
+    """The dynamics where u is ``[N, 1]``, in place of one for all."""
+    return lambda t, x, u, z: x @ lq.A.mT + mfoc.mean(x) @ lq.Abar.mT + u @ lq.B.mT
+
+
 def cost_of_own(lq):
-    """The running cost where u is ``[N, 1]``."""
+    """The running cost likewise."""
 
     def cost(t, x, u, z):
         apart = x - mfoc.mean(x) @ lq.S.mT
@@ -138,22 +147,20 @@ def cost_of_own(lq):
 
 
 @pytest.mark.parametrize(
-    ("solver", "steps"),
+    ("solver", "within"),
     [
-        (SGD, 600),
-        (mfoc.EMSA(adaptive=False), 400),
-        (mfoc.meanfield.Picard(mfoc.EMSA(), steps=30), 60),
-        (mfoc.meanfield.Picard(mfoc.Gradient(partial(torch.optim.LBFGS, line_search_fn="strong_wolfe")), steps=2), 60),
+        (SGD, 5e-12),
+        (mfoc.EMSA(adaptive=False), 5e-12),
+        (mfoc.meanfield.Picard(LBFGS, steps=1), 1e-6),  # a line search sees J to rounding, u to its root
     ],
-    ids=["gradient", "emsa", "picard-emsa", "picard-lbfgs"],
+    ids=["gradient", "emsa", "picard"],
 )
-def test_solvers_find_the_closed_form(solver, steps):
-    lq, x = scalar_game(), normal(20, 1) + 1
-    found = mfoc.solve(mfoc.Equilibrium(lq.problem()), solver, x, steps=steps, tol=1e-13)
+def test_solvers_find_the_closed_form(solver, within):
+    lq, x = scalar_game(), normal(6, 1) + 1
+    found = mfoc.solve(mfoc.Equilibrium(lq.problem()), solver, x, steps=100, tol=1e-12 if within < 1e-6 else 1e-7)
     exact = mfoc.lq.equilibrium(lq, x.mean(0))
-    assert distance(torch.stack(found.controls), exact.controls) < (5e-12 if found.residual < 1e-12 else 1e-6)
-    assert found.residual < 1e-6
-    assert distance(exact.controls, lq.open_loop(x.mean(0))) > 0.1
+    assert distance(torch.stack(found.controls), exact.controls) < within
+    assert distance(exact.controls, lq.open_loop(x.mean(0))) > 0.05
 
 
 # ---- best responses
@@ -178,7 +185,8 @@ def test_a_best_response_is_a_control_problem_in_batches_too():
     player = mfoc.best_response(mfoc.Equilibrium(problem), problem, cloud)
     mfoc.solve(player, SGD, mfoc.population(cloud, batch_size=2), steps=3)
     mfoc.solve(player, mfoc.EMSA(), cloud, steps=3)
-    assert "minimum" in mfoc.certify(player, mfoc.solve(player, SGD, cloud, steps=300), cloud).verdict
+    best = mfoc.solve(player, LBFGS, cloud, steps=2)
+    assert "second-order minimum" in str(mfoc.certify(player, best, cloud, lanczos=3, groups=3).verdict)
 
 
 def test_a_kernel_mean_is_held_for_another_number_of_particles():
@@ -214,7 +222,7 @@ def test_a_kernel_mean_is_held_for_another_number_of_particles():
 )
 def test_what_compares_values_of_j_is_refused_with_the_cure(what, attempt):
     problem, cloud = swarm()
-    with pytest.raises(mfoc.InvalidValue, match=rf"{what}.* compares values of J.*mfoc.best_response"):
+    with pytest.raises(mfoc.InvalidValue, match=rf"{what}.* compares values of J.*mfoc\.best_response"):
         attempt(mfoc.Equilibrium(problem), cloud)
 
 
@@ -233,7 +241,7 @@ def test_a_game_has_no_game():
     for other in (mfoc.Equilibrium(problem), mfoc.Game.of(problem, mfoc.Ball(0.1))):
         with pytest.raises(mfoc.InvalidType, match="a game already"):
             mfoc.Equilibrium(other)
-    with pytest.raises(mfoc.InvalidType, match="expected mfoc.Problem"):
+    with pytest.raises(mfoc.InvalidType, match=r"expected mfoc\.Problem"):
         mfoc.Equilibrium(lambda t, x, u, z: x)
 
 
