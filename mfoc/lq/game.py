@@ -121,6 +121,7 @@ class _Stage:
         return _quadratic(self.Q_all, x) + _quadratic(self.R_all, u) + 2 * (x.mT @ self.cross_all @ u)
 
 
+@by_identity
 class _Course(NamedTuple):
     """The mean's path, what it costs, and the feedback that makes it."""
 

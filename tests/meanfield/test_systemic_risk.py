@@ -58,7 +58,7 @@ def test_selfishness_costs_nothing_there(lq):
 
 
 def test_particles_find_it():
-    """The same banks as particles without noise: a feedback by gradient descent, whose gains the solver is not told."""
+    """The same banks as particles without noise: a feedback by best responses, whose gains nothing is told of."""
     steps = 20
 
     def drift(t, x, u, z):
@@ -76,9 +76,9 @@ def test_particles_find_it():
         T=T,
         scheme=mfoc.heun,
     )
-    x = 4 * normal(6, 1)
-    sgd = mfoc.Gradient(partial(torch.optim.SGD, lr=3.0))
-    found = mfoc.solve(mfoc.Equilibrium(problem), sgd, x, steps=150, tol=1e-8)
+    lbfgs = mfoc.Gradient(partial(torch.optim.LBFGS, line_search_fn="strong_wolfe", max_iter=25, tolerance_change=0))
+    picard = mfoc.meanfield.Picard(lbfgs, steps=1, damping=1.0)
+    found = mfoc.solve(mfoc.Equilibrium(problem), picard, 4 * normal(6, 1), steps=3)
     middle = torch.from_numpy(Q + eta((np.arange(steps) + 0.5) * T / steps))
     assert error(torch.stack(found.controls), middle) < 2e-3
     assert found.residual < 1e-6
