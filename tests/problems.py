@@ -143,7 +143,8 @@ def swarm() -> Case:
 
     def running_cost(t: int, x: Any, u: Any, z: Any) -> Tensor:
         spread: Tensor = ((x - mfoc.mean(x)).square() * mfoc.variance(x)).sum(1)
-        return 0.5 * u.square().sum() + spread
+        effort: Tensor = 0.5 * u.square().sum()
+        return effort + spread
 
     problem = mfoc.Problem(
         dynamics,

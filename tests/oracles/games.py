@@ -33,7 +33,7 @@ def swarm_law(u: Tensor, x: Tensor) -> tuple[list[Tensor], list[Tensor]]:
 def minimum_of_quadratic(function: Callable[[Tensor], Tensor], like: Tensor) -> tuple[Tensor, Tensor]:
     """The minimiser of a quadratic function, and its value, by one Newton step from zero."""
     zero = torch.zeros_like(like)
-    slope = torch.autograd.functional.jacobian(function, zero).reshape(-1)
-    bend = torch.autograd.functional.hessian(function, zero).reshape(len(slope), -1)
+    slope = torch.autograd.functional.jacobian(function, zero).reshape(-1)  # type: ignore[no-untyped-call]
+    bend = torch.autograd.functional.hessian(function, zero).reshape(len(slope), -1)  # type: ignore[no-untyped-call]
     point = -torch.linalg.solve(bend, slope).reshape(like.shape)
     return point, function(point)
