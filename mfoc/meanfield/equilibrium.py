@@ -12,7 +12,7 @@ empirical one, and each player a particle that has no weight in it.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import partial
 from typing import Any, TypeVar
 
@@ -77,8 +77,8 @@ class Equilibrium(Problem):
             raise InvalidType(
                 f"problem is {self.problem!r}, a game already; expected the control problem it is made of"
             )
-        for name in ("controls", "horizon", "schedule", "kind", "affine", "interacting"):
-            object.__setattr__(self, name, getattr(self.problem, name))
+        for each in fields(Problem):
+            object.__setattr__(self, each.name, getattr(self.problem, each.name))
         for name in ("dynamics", "terminal_cost", "running_cost", "noise"):
             function = getattr(self.problem, name)
             object.__setattr__(self, name, None if function is None else partial(_frozen, function))
