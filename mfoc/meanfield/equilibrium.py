@@ -12,7 +12,7 @@ empirical one, and each player a particle that has no weight in it.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -145,15 +145,15 @@ def held(game: Equilibrium, controls: Tree, particles: Particles) -> Problem:
     base, law = game.problem, _Held({})
     running_cost = None if base.running_cost is None else partial(law.at_stage, "running_cost", base.running_cost)
     noise = None if base.noise is None else partial(law.at_stage, "noise", base.noise)
-    response = Problem(
-        partial(law.at_stage, "dynamics", base.dynamics),
-        partial(law.at_end, base.terminal_cost),
-        controls,
+    response = replace(
+        base,
+        dynamics=partial(law.at_stage, "dynamics", base.dynamics),
+        terminal_cost=partial(law.at_end, base.terminal_cost),
+        controls=controls,
         running_cost=running_cost,
-        horizon=base.horizon,
-        schedule=base.schedule,
-        affine=base.affine,
         noise=noise,
+        kind=None,  # each stage has a law of its own
+        interacting=None,
     )
     with torch.no_grad():
         x, z = particles.state, particles.data
