@@ -103,10 +103,24 @@ def kernel_mean(kernel: Callable[[Tensor, Tensor], Tensor], x: Tensor, y: Tensor
 
 def count(x: Tensor) -> int:
     """The number of particles of all ranks, of which ``x`` ``[N, ...]`` holds this rank's."""
+    return int(_asked(torch.tensor(len(x)), lambda: _counts(x).sum() if active() else torch.tensor(len(x))))
+
+
+def shared(x: Tensor) -> Tensor:
+    """What the population has in common and no mean is needed of, as the control that all particles share.
+
+    The same tensor; but of the law, so that a player of a mean-field game (``mfoc.Equilibrium``) takes it for given:
+    ``shared(u)`` is what the others do, where ``u`` is what he does himself.
+    """
     tape = _TAPE.get()
-    if tape is not None:
-        return int(tape.next(torch.tensor(len(x))))
-    return int(_counts(x).sum()) if active() else len(x)
+    if tape is not None and tape.over_ranks:
+        x = tape.next(x)
+    return x.detach() if _FROZEN.get() else x
+
+
+def is_frozen() -> bool:
+    """Whether the law is not differentiated here, since a game is solved; see ``mfoc.Equilibrium``."""
+    return _FROZEN.get()
 
 
 def _check(x: Any) -> None:
@@ -156,15 +170,16 @@ def _summed(x: Tensor) -> Tensor:
 
 def _averaged(local: Tensor, particles: int) -> Tensor:
     """The mean over all ranks of a mean over this rank's particles, in one reduction."""
-    tape = _TAPE.get()
-    if tape is not None:
-        return tape.next(local)
-    if not active():
-        return local
-    wide = torch.promote_types(local.dtype, torch.float32)  # half precision cannot hold a number of particles
-    flat = (local.to(wide) * particles).reshape(-1)
-    total = _summed(torch.cat([flat, flat.new_full((1,), particles)]))
-    return (total[:-1] / total[-1].detach()).reshape(local.shape).to(local.dtype)
+
+    def overall() -> Tensor:
+        if not active():
+            return local
+        wide = torch.promote_types(local.dtype, torch.float32)  # half precision cannot hold a number of particles
+        flat = (local.to(wide) * particles).reshape(-1)
+        total = _summed(torch.cat([flat, flat.new_full((1,), particles)]))
+        return (total[:-1] / total[-1].detach()).reshape(local.shape).to(local.dtype)
+
+    return _asked(local, overall)
 
 
 def _counts(x: Tensor) -> Tensor:
@@ -177,37 +192,52 @@ def _counts(x: Tensor) -> Tensor:
 
 def _gathered(x: Tensor) -> Tensor:
     """The particles of all ranks ``[M, ...]``, in the order of the ranks."""
-    tape = _TAPE.get()
-    if tape is not None:
-        return tape.next(x)
-    if not active():
-        return x
-    counts = _counts(x)
-    before, after = int(counts[: rank()].sum()), int(counts[rank() + 1 :].sum())
-    # Each rank's particles in their place among zeros: what is left to do is again a sum over ranks.
-    shape = x.shape[1:]
-    return _summed(torch.cat([x.new_zeros(before, *shape), x, x.new_zeros(after, *shape)]))
+
+    def overall() -> Tensor:
+        if not active():
+            return x
+        counts = _counts(x)
+        before, after = int(counts[: rank()].sum()), int(counts[rank() + 1 :].sum())
+        # Each rank's particles in their place among zeros: what is left to do is again a sum over ranks.
+        shape = x.shape[1:]
+        return _summed(torch.cat([x.new_zeros(before, *shape), x, x.new_zeros(after, *shape)]))
+
+    return _asked(x, overall, cloud=True)
 
 
-# ---- what is asked of the law, noted and played again: how other couplings are told from it
+# ---- what is asked of the law: noted and played again, which tells other couplings from it; or held
 
 
 class Tape:
-    """The answers of the law in the order they were asked for, from this rank's particles alone.
+    """The answers of the law in the order they were asked for.
 
     The first pass under ``taped`` notes them; after ``rewind`` each is given again, whatever the particles are then.
+
+    Args:
+        over_ranks: note the answers over the particles of all ranks, which must then ask together; else they are from
+            this rank's particles alone, and no rank waits for another.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, over_ranks: bool = False) -> None:
         self.answers: list[Tensor] = []
+        self.over_ranks = over_ranks
         self._position: int | None = None  # None while noting
+
+    @property
+    def noting(self) -> bool:
+        """Whether answers are still taken in."""
+        return self._position is None
 
     def rewind(self) -> None:
         """From now on the answers are those that were noted."""
         self._position = 0
 
-    def next(self, answer: Tensor) -> Tensor:
+    def next(self, answer: Tensor, *, cloud: bool = False) -> Tensor:
         """The answer noted here, or ``answer``, which is noted.
+
+        Args:
+            answer: what the particles of now say.
+            cloud: whether it is the particles themselves, of which there may now be another number.
 
         Raises:
             InvalidValue: the law is asked for something else than in the pass that was noted.
@@ -216,20 +246,44 @@ class Tape:
             self.answers.append(answer)
             return answer
         noted = self.answers[self._position] if self._position < len(self.answers) else None
-        if noted is None or noted.shape != answer.shape:
+        if noted is None or noted.shape[cloud:] != answer.shape[cloud:]:
             raise InvalidValue("the law is asked for in another order when a particle moves; expected the same calls")
         self._position += 1
         return noted
 
 
 _TAPE: ContextVar[Tape | None] = ContextVar("tape", default=None)
+_FROZEN: ContextVar[bool] = ContextVar("frozen", default=False)
+
+
+def _asked(local: Tensor, overall: Callable[[], Tensor], *, cloud: bool = False) -> Tensor:
+    """An answer of the law: from the tape if one runs, else over all ranks; without derivatives where it is frozen."""
+    tape = _TAPE.get()
+    if tape is None:
+        answer = overall()
+    else:
+        answer = tape.next(overall() if tape.noting and tape.over_ranks else local, cloud=cloud)
+    return answer.detach() if _FROZEN.get() else answer
 
 
 @contextmanager
 def taped(tape: Tape) -> Iterator[Tape]:
-    """Within, the law answers through the tape, and no rank waits for another."""
+    """Within, the law answers through the tape."""
     token = _TAPE.set(tape)
     try:
         yield tape
     finally:
         _TAPE.reset(token)
+
+
+@contextmanager
+def frozen() -> Iterator[None]:
+    """Within, no derivative goes through the law: its answers are what they are, whatever a particle does.
+
+    A player of a mean-field game, one of infinitely many, does not move the law; see ``mfoc.Equilibrium``.
+    """
+    token = _FROZEN.set(True)
+    try:
+        yield
+    finally:
+        _FROZEN.reset(token)

@@ -301,6 +301,9 @@ class Problem(HasControls[Controls]):
     def check_played(self, particles: Particles) -> None:
         """Refuses particles on which this problem's adversary, if it has one, does not play; see ``mfoc.Game``."""
 
+    def check_potential(self, what: str) -> None:
+        """Refuses ``what``, which compares values of J, where E dH/du is not J's gradient; see ``mfoc.Equilibrium``."""
+
     def _run(self, particles: Particles, controls: Tree, pure: Callable[..., AbstractContextManager[None]]) -> None:
         x, z, n = particles.state, particles.data, len(particles)
         for t in range(self.stages):

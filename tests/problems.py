@@ -135,6 +135,34 @@ def open_loop_lq(stages: int = 3, weight: float = 0.4) -> tuple[mfoc.Problem, mf
     return problem, mfoc.Particles(normal(40, 2, seed=5) + 1), b, weight
 
 
+def swarm() -> Case:
+    """Particles that follow their mean and shun crowds: the law by name. ``tests.oracles.games`` has it as numbers."""
+
+    def dynamics(t: int, x: Any, u: Any, z: Any) -> Any:
+        return x + 0.3 * (torch.tanh(mfoc.mean(x) - x) + u * torch.cos(x) + mfoc.variance(x))
+
+    def running_cost(t: int, x: Any, u: Any, z: Any) -> Tensor:
+        spread: Tensor = ((x - mfoc.mean(x)).square() * mfoc.variance(x)).sum(1)
+        effort: Tensor = 0.5 * u.square().sum()
+        return effort + spread
+
+    problem = mfoc.Problem(
+        dynamics,
+        lambda x, z: (x - 2 * mfoc.mean(x)).square().sum(1),
+        [0.3 * normal(2, seed=5 + t) for t in range(4)],
+        running_cost=running_cost,
+        kind=lambda t: "step",
+    )
+    return problem, mfoc.Particles(normal(6, 2, seed=1) + 0.5)
+
+
+def scalar_game(**changes: float) -> mfoc.lq.LinearQuadratic:
+    """A scalar LQ problem in which the mean matters in dynamics and costs; ``changes`` are its numbers by name."""
+    numbers = {"A": 0.7, "B": 0.5, "Q": 0.1, "R": 1.0, "QT": 0.2, "Abar": 0.5, "Qbar": 1.0, "S": 0.2, "QbarT": 1.5}
+    numbers |= {"ST": -0.5, **changes}
+    return discrete_lq({name: torch.tensor([[number]], dtype=D) for name, number in numbers.items()}, 4)
+
+
 def li_chen_tai_e(stages: int = 20, step: float = 0.25, n: int = 100, seed: int = 1) -> Case:
     """Sine regression of Li, Chen, Tai, E (2018), sec. 5: a residual tanh network, started next to zero."""
     uniform = partial(_uniform, generator=generator(seed))

@@ -25,6 +25,7 @@ def objects() -> dict[str, object]:
     return {
         "problem": problem,
         "game": game,
+        "equilibrium": mfoc.Equilibrium(problem),
         "particles": cloud,
         "solution": solution,
         "iterate": solution.last,

@@ -97,6 +97,7 @@ def certify(
         InvalidType, InvalidValue: arguments out of range, or particles that do not fit the problem.
     """
     check_instance(Problem, "mfoc.Problem", problem=problem)
+    problem.check_potential("a certificate")
     check_integer(1, lanczos=lanczos, groups=groups, starts=starts)
     check_between(0, 1, confidence=confidence)
     check_non_negative(tol=tol)

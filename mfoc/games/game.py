@@ -86,6 +86,7 @@ class Game(Problem):
             raise InvalidType("problem is a Game already; a game has one adversary")
         if problem.constrained:
             raise InvalidValue("problem has constraints, and no solver meets those of a game: leave them out")
+        problem.check_potential("an adversary, who raises J,")
         running_cost, kind, random = problem.running_cost, problem.kind, problem.noise
 
         def before(t: int, x: Tree, z: Tree) -> tuple[Tree, Tree]:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mfoc.checks import check_instance
 from mfoc.errors import InvalidValue
-from mfoc.law import count, mean
+from mfoc.law import count, is_frozen, mean, shared
 from mfoc.lq.terms import Coefficients
 
 
@@ -28,6 +28,7 @@ class Cloud:
 
     def dynamics(self, t: int, x: Tensor, u: Any, z: Tensor | None) -> Tensor:
         """The next state, with the means of the population."""
+        self._check_game()
         m = self._mean(x, "Abar")
         controls, v = self._control(x, m, u, "Bbar")
         moved = x @ self._at("A", t).mT + controls @ self._at("B", t).mT
@@ -40,7 +41,7 @@ class Cloud:
     def running_cost(self, t: int, x: Tensor, u: Any, z: Tensor | None) -> Tensor:
         """The cost of a stage ``[N]``."""
         lq, m = self.lq, self._mean(x, "Qbar", "crossbar")
-        controls, v = self._control(x, m, u, "Rbar", "crossbar")
+        controls, v = self._control(x, m, u, "Rbar")
         cost = _quadratic(x, self._at("Q", t)) + _quadratic(controls, self._at("R", t))
         if lq.Qbar is not None:
             assert m is not None
@@ -53,8 +54,8 @@ class Cloud:
             cost = cost + 2 * ((x @ self._at("cross", t)) * controls).sum(-1)
         if lq.crossbar is not None:
             assert m is not None
-            assert v is not None
-            cost = cost + 2 * ((m @ self._at("crossbar", t)) * v).sum(-1)
+            # The particle's own control: on average the mean's, and in a game the one that is chosen.
+            cost = cost + 2 * ((m @ self._at("crossbar", t)) * controls).sum(-1)
         if lq.offset is not None:
             cost = cost + lq.offset
         return cost if lq.offsetbar is None else cost + lq.offsetbar / count(x)
@@ -69,6 +70,13 @@ class Cloud:
             cost = cost + _quadratic(x - (m if lq.ST is None else lq.ST @ m), lq.QbarT)
         return cost
 
+    def _check_game(self) -> None:
+        if is_frozen() and self.lq.sampled and self.lq.mean_field:
+            raise InvalidValue(
+                "the problem is a sampled one: discretise() keeps what the population pays, not how a player's cost "
+                "depends on the law. Expected LinearQuadratic.discrete(...) for a game"
+            )
+
     def _mean(self, x: Tensor, *names: str) -> Tensor | None:
         """The mean of the cloud, where the control or one of these matrices needs it: else the particles are alone."""
         needed = self.feedback or any(getattr(self.lq, name) is not None for name in names)
@@ -82,10 +90,10 @@ class Cloud:
         if not self.feedback and u.dim() > 1:
             return u, mean(u) if any(getattr(self.lq, name) is not None for name in names) else None
         if not self.feedback:
-            return u.expand(len(x), -1), u
+            return u.expand(len(x), -1), shared(u)
         assert m is not None
         v: Tensor = -(u["Kbar"] @ m)
-        return v - (x - m) @ u["K"].mT, v
+        return v - (x - m) @ u["K"].mT, shared(v)
 
     def _noise(self, t: int, z: Any) -> Tensor:
         assert self.factor is not None

@@ -88,6 +88,7 @@ class LinearQuadratic(Coefficients):
         noisebar: N times the covariance of the noise of the mean of N particles, less ``noise`` ``[..., n, n]``; zero
             unless the problem is a sampled one, where the drift within a step acts on both differently.
         offset: constant cost per stage ``[...]``, and offsetbar: what N particles pay beyond it, times N.
+        sampled: whether it comes from ``discretise``; as a game (``equilibrium``) it is then refused.
         varying: in discrete time, whether every matrix but QT, QbarT and ST has a time axis ``[..., T, ., .]`` (of
             length 1 where it is constant).
 
@@ -251,7 +252,7 @@ class LinearQuadratic(Coefficients):
 
         Exact for those controls: dynamics, cost (with its product of state and control), noise, and the cost of the
         noise that enters within a step, for N particles too. Its value exceeds the continuous one by O(h^2), and by
-        O(h) where the feedback has noise to answer to.
+        O(h) where the feedback has noise to answer to. It keeps what all pay on average; as a game it is another.
 
         Args:
             steps: number of steps over the horizon; those of the grid when None.
@@ -274,7 +275,7 @@ class LinearQuadratic(Coefficients):
             pairs |= {"Qbar": (all_.Q, own.Q), "QbarT": (all_.QT, own.QT), "offsetbar": (held, held_all)}
             found |= {name: None if x is None else y - x for name, (x, y) in pairs.items()}
         given = {name: self._unflat(x) for name, x in found.items() if x is not None}
-        return LinearQuadratic(steps=steps, dt=None, varying=False, **given)
+        return LinearQuadratic(steps=steps, dt=None, varying=False, sampled=True, **given)
 
     def problem(self, *, feedback: bool = False) -> Problem:
         """The same problem for the solvers of mfoc, on a cloud whose empirical mean replaces m.

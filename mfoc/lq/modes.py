@@ -134,7 +134,7 @@ def halvings_of(matrix: Tensor, step: float) -> int:
     return max(0, math.ceil(math.log2(2.0 * norm))) if norm > 0.0 else 0
 
 
-def _gramian(A: Tensor, W: Tensor, step: float) -> tuple[Tensor, Tensor, Tensor]:
+def gramian(A: Tensor, W: Tensor, step: float) -> tuple[Tensor, Tensor, Tensor]:
     """exp(A h), V(h) and int_0^h V(s) ds with V(s) = int_0^s exp(A'r) W exp(Ar) dr, all ``[b, d, d]``; W is symmetric.
 
     By Van Loan (1978), over a fraction of the step that is then doubled.
@@ -165,10 +165,10 @@ def sample(mode: Mode, step: float) -> tuple[Mode, Tensor | None]:
     A, B, Q, R = mode.A[:, 0], mode.B[:, 0], mode.Q[:, 0], mode.R[:, 0]
     cross = torch.zeros_like(B) if mode.cross is None else mode.cross[:, 0]
     joint = block_matrix([A, B], [A.new_zeros(len(A), m, n + m)])
-    flowed, V, area = _gramian(joint, block_matrix([Q, cross], [cross.mT, R]), step)
+    flowed, V, area = gramian(joint, block_matrix([Q, cross], [cross.mT, R]), step)
     noise = held = None
     if mode.noise is not None:
-        noise = _gramian(A.mT, mode.noise[:, 0], step)[1]
+        noise = gramian(A.mT, mode.noise[:, 0], step)[1]
         held = trace_product(area[:, :n, :n], mode.noise[:, 0])
     Ad, Bd, Qd, Nd, Rd = flowed[:, :n, :n], flowed[:, :n, n:], V[:, :n, :n], V[:, :n, n:], V[:, n:, n:]
     return Mode(Ad, Bd, Qd, Rd, mode.QT, Nd, noise), held

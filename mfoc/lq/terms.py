@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TypedDict
 
@@ -72,6 +72,7 @@ class Coefficients:
     offset: Tensor | None = None
     offsetbar: Tensor | None = None
     varying: bool = False
+    sampled: bool = field(default=False, kw_only=True)  # by ``discretise``, which keeps J and not the game
 
     def __post_init__(self) -> None:
         check_integer(1, steps=self.steps)

@@ -108,6 +108,8 @@ class Gradient:
     def init(self, problem: Problem, controls: Tree) -> Tree:
         """An optimiser that has seen nothing."""
         optimizer = self._make(_parameters(controls))
+        if any(group.get("line_search_fn") for group in optimizer.param_groups):
+            problem.check_potential("a line search")
         writes = _writes_gradients(self._make(_parameters(controls)))
         return {**_capture(optimizer), "writes_gradients": writes, "steps": 0}
 

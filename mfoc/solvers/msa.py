@@ -157,6 +157,8 @@ class EMSA:
 
     def init(self, problem: Problem, controls: Tree) -> Tree:
         """The weights, None until the first batch; their factor; J expected at the next; how many batches were new."""
+        if self.adaptive:
+            problem.check_potential("EMSA(adaptive=True)")
         return {"rho": self.rho, "proximal": self.proximal, "scale": 1.0, "expected": None, "changes": 0}
 
     def step(self, problem: Problem, controls: Tree, state: Tree, particles: Particles) -> tuple[Tree, Tree, Info]:

@@ -190,7 +190,8 @@ def _lifted(H: Tensor) -> Tensor:
     size = values.abs()
     size = torch.maximum(size, 1e-6 * size.amax(1, keepdim=True) + torch.finfo(H.dtype).tiny ** 0.5)
     lifted = (vectors * size[:, None]) @ vectors.mT
-    return (lifted + lifted.mT) / 2
+    symmetric: Tensor = (lifted + lifted.mT) / 2
+    return symmetric
 
 
 def _inner(left: Tensor, right: Tensor) -> Tensor:
