@@ -45,7 +45,7 @@ from mfoc.policies import feedback, linear_policy, policy_of
 from mfoc.pontryagin import Evaluation, Trajectory, costates, evaluate, hamiltonian, rollout
 from mfoc.populations import Population, population
 from mfoc.problem import HasControls, Problem, controls_of, per_stage, tied
-from mfoc.schemes import continuous, dopri5, euler, euler_maruyama, heun, rk4, rk38
+from mfoc.schemes import FreeTime, continuous, dopri5, euler, euler_maruyama, heun, rk4, rk38
 from mfoc.solvers import DDP, EMSA, MSA, AugmentedLagrangian, DDPNOpt, DiscreteMSA, Gradient, Minimax, NewtonCG
 from mfoc.solving import Info, Iterate, Solution, Solver, Status, iterate, solve
 
@@ -53,17 +53,17 @@ __version__ = "0.2.0.dev0"
 
 __all__ = [
     "DDP", "EMSA", "L1", "MSA", "AugmentedLagrangian", "Ball", "Box", "Certificate", "DDPNOpt", "DiscreteMSA",
-    "Equality", "Equilibrium", "Evaluation", "Formulation", "Game", "Gradient", "HasControls", "Inequality", "Info",
-    "InvalidType", "InvalidValue", "Iterate", "Measure", "MfocError", "Minimax", "MissingExtra", "NewtonCG",
-    "NonFiniteError", "Particles", "Population", "Problem", "Simplex", "Solution", "Solver", "Status", "Trajectory",
-    "analysis", "best_response", "bounds", "certificate", "certify", "certify_module", "checks", "constraints",
-    "continuous", "controls_of", "costates", "covariance", "deprecation", "derivatives", "distributed", "dopri5",
-    "errors", "euler", "euler_maruyama", "evaluate", "exploitability", "feedback", "from_module", "games",
-    "hamiltonian", "heun", "hjb", "hooks", "interacting", "iterate", "kernel_mean", "lagrangian", "law",
-    "linear_policy", "lq", "maximisers", "mean", "meanfield", "minimisers", "networks", "optim", "particles",
-    "per_stage", "plot", "policies", "policy_of", "population", "price_of_anarchy", "printing", "require", "rk4",
-    "rk38", "rollout", "schemes", "seeding", "solve", "testing", "tied", "to_module", "tree", "variance",
-    "weight_decay",
+    "Equality", "Equilibrium", "Evaluation", "Formulation", "FreeTime", "Game", "Gradient", "HasControls",
+    "Inequality", "Info", "InvalidType", "InvalidValue", "Iterate", "Measure", "MfocError", "Minimax",
+    "MissingExtra", "NewtonCG", "NonFiniteError", "Particles", "Population", "Problem", "Simplex", "Solution",
+    "Solver", "Status", "Trajectory", "analysis", "best_response", "bounds", "certificate", "certify",
+    "certify_module", "checks", "constraints", "continuous", "controls_of", "costates", "covariance", "deprecation",
+    "derivatives", "distributed", "dopri5", "errors", "euler", "euler_maruyama", "evaluate", "exploitability",
+    "feedback", "from_module", "games", "hamiltonian", "heun", "hjb", "hooks", "interacting", "iterate",
+    "kernel_mean", "lagrangian", "law", "linear_policy", "lq", "maximisers", "mean", "meanfield", "minimisers",
+    "networks", "optim", "particles", "per_stage", "plot", "policies", "policy_of", "population",
+    "price_of_anarchy", "printing", "require", "rk4", "rk38", "rollout", "schemes", "seeding", "solve", "testing",
+    "tied", "to_module", "tree", "variance", "weight_decay",
 ]  # fmt: skip
 
 deprecation.moved(

@@ -139,7 +139,6 @@ class Lagrangian:
         return replace(self, multipliers=[c.next_multiplier(value, held, self.penalty) for (c, _), value, held in rows])
 
 
-@torch.no_grad()
 def constraint_values(problem: Problem, controls: Tree, particles: Particles) -> Values:
     """The values of a problem's constraints, terminal ones first: ``[N, k]``, along the path ``[N, T, k]``."""
     if active():

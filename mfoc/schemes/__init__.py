@@ -9,7 +9,11 @@ so the objective has the scheme's order too.
 
 from mfoc.schemes.adaptive import dopri5
 from mfoc.schemes.discretised import continuous
+from mfoc.schemes.free_time import FreeTime
 from mfoc.schemes.noise import brownian, euler_maruyama
 from mfoc.schemes.runge_kutta import Drift, Scheme, euler, heun, rk4, rk38
 
-__all__ = ["Drift", "Scheme", "brownian", "continuous", "dopri5", "euler", "euler_maruyama", "heun", "rk4", "rk38"]
+__all__ = [
+    "Drift", "FreeTime", "Scheme", "brownian", "continuous", "dopri5", "euler", "euler_maruyama", "heun", "rk4",
+    "rk38",
+]  # fmt: skip

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from mfoc.bounds.region import Bounds
 from mfoc.checks import check_callable, check_positive, check_signature
+from mfoc.constraints import Terms, listed
 from mfoc.errors import InvalidType, InvalidValue
 from mfoc.problem import STAGE, Dynamics, Problem, Schedule, TerminalCost, per_stage
 from mfoc.schemes.adaptive import dopri5
+from mfoc.schemes.free_time import FreeTime
 from mfoc.schemes.noise import euler_maruyama
 from mfoc.schemes.runge_kutta import Drift, Scheme, euler
 from mfoc.tree import Tree
@@ -26,7 +29,7 @@ def continuous(
     *,
     running_cost: Callable[[float, Tree, Tree, Tree], Tensor] | None = None,
     diffusion: float | Callable[[float, Tensor, Tree, Tree], Tensor] | None = None,
-    T: float = 1.0,
+    T: float | FreeTime = 1.0,
     scheme: Scheme | euler_maruyama = euler,
     horizon: int | None = None,
     schedule: Schedule = per_stage,
@@ -34,6 +37,8 @@ def continuous(
     interacting: str | None = None,
     bounds: Bounds = None,
     per_particle: bool = False,
+    terminal: Terms = None,
+    path: Terms = None,
 ) -> Problem:
     """A continuous-time control problem as a ``Problem``: piecewise-constant (or tied) controls on a uniform grid.
 
@@ -43,7 +48,8 @@ def continuous(
         controls: one pytree per step, or one pytree with ``schedule=tied`` and ``horizon``.
         running_cost: rate ``L(t, x, u, z) -> [N]`` per unit of time; integrated with the scheme.
         diffusion: sigma of dx = b dt + sigma dW, short for ``scheme=euler_maruyama(diffusion)``; see there.
-        T: the end time.
+        T: the end time; or ``mfoc.FreeTime(start, least)``, to solve for it: the controls are then
+            ``{"controls": ..., "T": ...}``.
         scheme: ``euler``, ``heun``, ``rk4``, ``rk38``, ``dopri5(rtol, atol)`` or ``euler_maruyama(diffusion)``.
         horizon: number of steps, when the schedule is not per-stage.
         schedule: how u_t is taken from the controls.
@@ -51,6 +57,8 @@ def continuous(
         interacting: see ``mfoc.Problem``: None, or "batch" where each batch is a population of its own.
         bounds: where controls may lie, as ``mfoc.Box(-1, 1)``; see ``mfoc.Problem``.
         per_particle: each particle has a control of its own; see ``mfoc.Problem``.
+        terminal: constraints on the last state, ``c(x, z)``; see ``mfoc.Problem``.
+        path: constraints at the beginning of every step, ``c(t, x, u, z)`` with the time t.
 
     Returns:
         The discretised problem, with step h = T / steps.
@@ -59,10 +67,21 @@ def continuous(
         InvalidValue: T is not a positive finite number, or a diffusion is given with another scheme.
         InvalidType: drift or scheme is not a function.
     """
-    check_positive(T=T)
     check_callable("a function b(t, x, u, z)", drift=drift)
     check_callable("a function L(t, x, u, z)", optional=True, running_cost=running_cost)
     check_signature(STAGE, optional=True, drift=drift, running_cost=running_cost)
+    if isinstance(T, FreeTime):
+        return continuous(
+            **T.stretched(
+                {
+                    "drift": drift, "terminal_cost": terminal_cost, "controls": controls, "running_cost": running_cost,
+                    "diffusion": diffusion, "scheme": scheme, "horizon": horizon, "schedule": schedule,
+                    "autonomous": autonomous, "interacting": interacting, "bounds": bounds,
+                    "per_particle": per_particle, "terminal": terminal, "path": path,
+                }
+            )
+        )  # fmt: skip
+    check_positive(T=T)
     if diffusion is not None:
         if scheme is not euler:
             raise InvalidValue(
@@ -111,4 +130,11 @@ def continuous(
         interacting=interacting,
         bounds=bounds,
         per_particle=per_particle,
+        terminal=terminal,
+        path=[replace(each, function=_at_time(each.function, h)) for each in listed(path, "path", STAGE)] or None,
     )
+
+
+def _at_time(function: Callable[..., Tensor], h: float) -> Callable[..., Tensor]:
+    """A function of the time as one of the stage."""
+    return lambda t, x, u, z: function(t * h, x, u, z)

@@ -74,7 +74,7 @@ class AugmentedLagrangian:
 
     def step(self, problem: Problem, controls: Tree, state: Tree, particles: Particles) -> tuple[Tree, Tree, Info]:
         """One minimisation and one update of the multipliers; see ``mfoc.Solver``."""
-        values = constraint_values(problem, controls, particles)
+        values = _values(problem, controls, particles)
         value, gradient = evaluate(problem, controls, particles)
         if state["multipliers"] is None:
             held = Lagrangian.start(problem, values, self._first(float(value), values))
@@ -88,7 +88,7 @@ class AugmentedLagrangian:
         info = Info(value, gradient, {"penalty": held.penalty}, projected, violation)
         moved, taken = self._minimised(held, controls, particles, _SHARE * info.residual)
         info.extra["inner_steps"] = taken
-        values = constraint_values(problem, moved, particles)
+        values = _values(problem, moved, particles)
         reached = held.violation(values)
         after = held.updated(values)
         grows = state["violation"] is not None and reached > _ENOUGH * violation
@@ -112,7 +112,7 @@ class AugmentedLagrangian:
 
     def violation(self, problem: Problem, controls: Tree, state: Tree, particles: Particles) -> float:
         """How far the constraints are from being met."""
-        values = constraint_values(problem, controls, particles)
+        values = _values(problem, controls, particles)
         if state["multipliers"] is None:
             return Lagrangian.start(problem, values, 1.0).violation(values)
         return Lagrangian(problem, state["multipliers"], state["penalty"]).violation(values)
@@ -147,6 +147,11 @@ class AugmentedLagrangian:
         """The gradient of the Lagrangian, its multipliers fixed."""
         plain = Lagrangian(held.problem, held.multipliers, 0.0)
         return evaluate(plain.augmented(), controls, plain.particles(particles)).gradient
+
+
+@torch.no_grad()
+def _values(problem: Problem, controls: Tree, particles: Particles) -> Values:
+    return constraint_values(problem, controls, particles)
 
 
 def _check_same(index: Tensor | None, particles: Particles, multipliers: Values, values: Values) -> None:

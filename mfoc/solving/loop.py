@@ -20,6 +20,7 @@ from mfoc.derivatives import reached
 from mfoc.distributed import any_rank
 from mfoc.errors import InvalidValue, NonFiniteError
 from mfoc.interacting import check_interaction
+from mfoc.lagrangian import constraint_values
 from mfoc.particles import Particles
 from mfoc.pontryagin import evaluate, rollout
 from mfoc.populations import Population
@@ -137,7 +138,9 @@ def _check_influence(problem: Problem, controls: Tree, particles: Particles) -> 
 
     def look(cloud: Particles) -> None:
         with torch.enable_grad():
-            found = reached([rollout(problem, free, cloud).cost], [leaf for _, leaf in leaves])
+            seen = [rollout(problem, free, cloud).cost]
+            seen += constraint_values(problem, free, cloud) if problem.constrained else []
+            found = reached(seen, [leaf for _, leaf in leaves])
         idle[:] = [name for (name, _), there in zip(leaves, found, strict=True) if not there]
 
     on_few(look, particles)
