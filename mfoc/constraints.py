@@ -21,7 +21,7 @@ from mfoc.law import mean
 Terms = Union["Constraint", Sequence["Constraint"], None]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Constraint:
     """A constraint; make an ``Equality`` or an ``Inequality``.
 
