@@ -10,6 +10,7 @@ does, then takes its place.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -25,7 +26,8 @@ _ARMIJO, _WOLFE = 1e-4, 0.9
 _TURN = 3  # trials after which the direction of L-BFGS is given up for the projected gradient
 
 
-class Settings(NamedTuple):
+@dataclass(frozen=True)
+class Settings:
     """Those of ``mfoc.minimisers.LBFGS``."""
 
     steps: int
