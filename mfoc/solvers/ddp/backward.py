@@ -13,7 +13,7 @@ quadratic in alpha, and V_x is affine: V_x = s + alpha r, of which s and r are c
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -21,8 +21,6 @@ from torch import Tensor
 
 from mfoc.solvers.ddp.box import box_qp, masked
 from mfoc.solvers.ddp.expansion import Curvatures, Slopes
-
-_SHARES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)  # of L_uu, that Q_uu is regularised by where it is not positive definite
 
 Limits = list[tuple[Tensor, Tensor]]  # of the step in the control of each stage, [B, m] each
 
@@ -37,7 +35,8 @@ class Policy:
         linear: a ``[B]`` of the expected change of J, alpha a + alpha^2 b / 2.
         quadratic: b ``[B]``.
         scale: the largest diagonal entry of |Q_uu| ``[B]``.
-        convex: whether some Q_uu + mu was not positive definite, so that the policy is that of a convex model ``[B]``.
+        convex: whether some Q_uu + mu of the exact model was not positive definite, so that the convex one serves
+            ``[B]``.
         multiplier: the largest entry of |V_x| at a stage with a gap ``[B]``.
     """
 
@@ -65,27 +64,29 @@ class Policy:
 
 
 def best_policy(
-    slopes: Slopes, curvatures: Curvatures, gaps: list[Tensor] | None, limits: Limits | None, mu: Tensor
+    slopes: Slopes,
+    curvatures: Curvatures,
+    gaps: list[Tensor] | None,
+    limits: Limits | None,
+    mu: Tensor,
+    exact: Tensor,
 ) -> Policy:
-    """The policy of the exact model with the least regularisation that makes it convex in the controls, from mu on.
+    """The policy of the exact model for some problems, of the convex model for the others.
 
-    Where a moderate one does not, the model drops the second derivatives of the dynamics and the negative part of the
-    costs': Q_yy is then positive semi-definite at all stages, whatever the trajectory.
+    The convex model drops the second derivatives of the dynamics (the Gauss-Newton model of iLQR) and the negative part
+    of the costs': Q_yy is then positive semi-definite at all stages, whatever the trajectory. It also serves where the
+    exact one is not convex in some control.
     """
-    policy = backward(slopes, curvatures, gaps, limits, mu)
+    policy = backward(slopes, curvatures.mixed(exact), gaps, limits, mu, ~exact)
     bad = policy.convex.nonzero()[:, 0]
-    stages = zip(slopes.widths, curvatures.cost, strict=True)
-    size = torch.stack([H.diagonal(dim1=1, dim2=2)[:, n:].abs().amax(1) for n, H in stages]).amax(0)
-    for share in (*_SHARES, None):
-        if not len(bad):
-            break
-        gap = None if gaps is None else [d[bad] for d in gaps]
-        within = None if limits is None else [(low[bad], high[bad]) for low, high in limits]
-        model = curvatures.of(bad) if share is not None else curvatures.convex(bad)
-        shifted = mu[bad] if share is None else torch.maximum(mu[bad], share * size[bad])
-        found = backward(slopes.of(bad), model, gap, within, shifted, convex=share is None)
-        policy, bad = policy.replaced(bad, found), bad[found.convex] if share is not None else bad[:0]
-    return policy
+    if not len(bad):
+        return policy
+    gap = None if gaps is None else [d[bad] for d in gaps]
+    within = None if limits is None else [(low[bad], high[bad]) for low, high in limits]
+    every = torch.ones_like(bad, dtype=torch.bool)
+    found = backward(slopes.of(bad), curvatures.convex(bad), gap, within, mu[bad], every)
+    marked = policy.convex
+    return replace(policy.replaced(bad, found), convex=marked)
 
 
 def backward(
@@ -94,8 +95,7 @@ def backward(
     gaps: list[Tensor] | None,
     limits: Limits | None,
     mu: Tensor,
-    *,
-    convex: bool = False,
+    convex: Tensor,
 ) -> Policy:
     """One backward sweep for a batch of problems.
 
@@ -105,8 +105,8 @@ def backward(
         gaps: d ``[B, n']`` of each stage; None where all are closed.
         limits: bounds of the step in each control; None where all are free.
         mu: what is added to the diagonal of Q_uu ``[B]``.
-        convex: the model is convex: what is not positive definite is so by rounding, and lifted. Without, a problem
-            where it is not is only marked, and its policy stands still.
+        convex: whose model is convex ``[B]``: what is not positive definite is so by rounding, and lifted. Another
+            problem where it is not is only marked, and its policy stands still.
     """
     stages = len(slopes.jacobian)
     feedforward: list[Tensor] = [mu] * stages
@@ -114,7 +114,7 @@ def backward(
     vx = torch.stack([slopes.terminal, torch.zeros_like(slopes.terminal)], 2)  # s and r
     vxx = curvatures.terminal
     a, b, scale, multiplier = (torch.zeros_like(mu) for _ in range(4))
-    failed = torch.full_like(mu, convex, dtype=torch.bool)
+    failed = torch.zeros_like(convex)
     for t in reversed(range(stages)):
         F, n = slopes.jacobian[t], slopes.widths[t]
         if gaps is not None:
@@ -132,7 +132,7 @@ def backward(
         Quu, Qux, Qxx = Q[:, n:, n:], Q[:, n:, :n], Q[:, :n, :n]
         scale = torch.maximum(scale, Quu.diagonal(dim1=1, dim2=2).abs().amax(1))
         within = None if limits is None else limits[t]
-        k, K, bad = _policy(Quu, Qy[:, n:].sum(2), Qux, mu, within, lift=convex)
+        k, K, bad = _policy(Quu, Qy[:, n:].sum(2), Qux, mu, within, convex)
         failed = failed | bad
         feedforward[t], gains[t] = k[:, :, 0], K
         bent = Qux.mT + K.mT @ Quu
@@ -157,11 +157,11 @@ def control_slopes(slopes: Slopes) -> list[Tensor]:
 
 
 def _policy(
-    Quu: Tensor, Qu: Tensor, Qux: Tensor, mu: Tensor, limits: tuple[Tensor, Tensor] | None, *, lift: bool
+    Quu: Tensor, Qu: Tensor, Qux: Tensor, mu: Tensor, limits: tuple[Tensor, Tensor] | None, lift: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The steps k ``[B, m, 1]``, the gains K ``[B, m, n]``, and where free coordinates are not convex ``[B]``.
 
-    There k and K are zero, unless the matrix is lifted.
+    There k and K are zero, unless the matrix is to be lifted ``[B]``.
     """
     eye = torch.eye(Quu.shape[-1], dtype=Quu.dtype, device=Quu.device)
     H = Quu + mu[:, None, None] * eye
@@ -177,11 +177,12 @@ def _policy(
     else:
         step, free = box_qp(H, Qu, *limits)
         k, K = step[:, :, None], -torch.linalg.solve(masked(H, free), torch.where(free[:, :, None], Qux, 0.0))
-        if some_bad and not lift:  # what a bound holds may be concave
+        if some_bad:  # what a bound holds may be concave
             bad = bad & (torch.linalg.cholesky_ex(masked(Quu + mu[:, None, None] * eye, free))[1] > 0)
-    if some_bad and not lift:
+    if some_bad:
+        bad = bad & ~lift
         k, K = (torch.where(bad[:, None, None], 0.0, each) for each in (k, K))
-    return k, K, torch.zeros_like(bad) if lift else bad
+    return k, K, bad
 
 
 def _lifted(H: Tensor) -> Tensor:

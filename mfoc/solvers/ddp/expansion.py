@@ -1,24 +1,25 @@
-"""Derivatives of a batch of problems along its trajectories, all lanes in one call of ``torch.func.vmap``."""
+"""Derivatives of a batch of problems along its trajectories, all stages of all problems in one evaluation.
+
+Lanes are independent, so that one backward pass gives one row of a derivative for each lane. A lane is put there once for
+each row: a single pass over a larger batch then gives all of them.
+"""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.func import grad_and_value, hessian, jacfwd, vmap
 
-from mfoc import tree
+from mfoc.derivatives import gradients
 from mfoc.solvers.ddp.lanes import Lanes
-from mfoc.tree import Tree
 
-logger = logging.getLogger(__name__)
+_CHUNK = 2**14  # copies of lanes in one pass: what they leave behind stays in the cache
+_ROWS = 12  # components of a state up to which all second derivatives of the dynamics are taken at once
 
-_CHUNK = 2**17  # numbers in the widest intermediate value of a call: as many lanes at once as stay in the cache
-_TENSOR = 2**26  # numbers of second derivatives of the dynamics that are held; beyond, each stage is asked in its turn
+Function = Callable[[Tensor, Tensor], Tensor]  # of (x, u) [L, n + m] and the number of each lane's problem [L]
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,132 +57,140 @@ class Curvatures:
     Attributes:
         cost: of L_t in (x, u) ``[B, n + m, n + m]`` of each stage.
         terminal: of Phi ``[B, n, n]``.
-        dynamics: ``dynamics(t, v)`` is the second derivative of <v, f_t> in (x, u); None where it is left out.
+        dynamics: ``dynamics(t, v)`` is the second derivative of <v, f_t> in (x, u), zero for problems whose model does
+            without; None where all do.
     """
 
     cost: list[Tensor]
     terminal: Tensor
     dynamics: Callable[[int, Tensor], Tensor] | None
 
-    def of(self, some: Tensor) -> Curvatures:
-        """Those of some of the problems."""
-        whole, size = self.dynamics, len(self.terminal)
+    def convex(self, some: Tensor | None = None) -> Curvatures:
+        """The convex part of the costs' alone, of some of the problems."""
+        cost, last = self.cost, self.terminal
+        if some is not None:
+            cost, last = [each[some] for each in cost], last[some]
+        together: dict[torch.Size, list[int]] = {}
+        for t, each in enumerate(cost):
+            together.setdefault(each.shape, []).append(t)
+        found = _empty(len(cost))
+        for group in together.values():
+            whole = _convex(torch.cat([cost[t] for t in group]))
+            for t, part in zip(group, whole.chunk(len(group)), strict=True):
+                found[t] = part
+        return Curvatures(found, _convex(last), None)
 
-        def part(t: int, v: Tensor) -> Tensor:
-            assert whole is not None
-            return whole(t, v.new_zeros(size, v.shape[1]).index_copy(0, some, v))[some]
-
-        cost = [each[some] for each in self.cost]
-        return Curvatures(cost, self.terminal[some], None if whole is None else part)
-
-    def convex(self, some: Tensor) -> Curvatures:
-        """Of some of the problems, the convex part of the costs' alone."""
-        return Curvatures([_convex(part[some]) for part in self.cost], _convex(self.terminal[some]), None)
+    def mixed(self, exact: Tensor) -> Curvatures:
+        """Of all problems: these where ``exact`` ``[B]``, else the convex part of the costs'."""
+        if exact.all():
+            return self
+        rough = (~exact).nonzero()[:, 0]
+        part = self.convex(rough)
+        cost = [old.index_copy(0, rough, new) for old, new in zip(self.cost, part.cost, strict=True)]
+        return Curvatures(cost, self.terminal.index_copy(0, rough, part.terminal), self.dynamics)
 
 
 def slopes(lanes: Lanes, xs: list[Tensor], us: list[Tensor]) -> Slopes:
     """First derivatives at states ``[B, n]`` and controls ``[B, m]`` of each stage, for all problems."""
-    stages, b = lanes.problem.stages, lanes.size
-    everyone = torch.arange(b, device=xs[0].device)
+    everyone = torch.arange(lanes.size, device=xs[0].device)
+    stages, total = lanes.problem.stages, xs[0].new_zeros(lanes.size)
     moved, jacobian, gradient = _empty(stages), _empty(stages), _empty(stages)
-    total = xs[0].new_zeros(b)
-    for group in lanes.groups():
-        dynamics, running = _joined(lanes, group[0])
-        n = xs[group[0]].shape[1]
-
-        def of(y: Tensor, z: Tree, f: Any = dynamics, cost: Any = running) -> tuple[Tensor, ...]:
-            jac, value = jacfwd(lambda y: (f(y, z),) * 2, has_aux=True)(y)
-            return value, jac, *_slope(cost, y, z)
-
-        y, z = _gathered(lanes, xs, us, group, everyone)
-        width = y.shape[1] * max(n, 1)
-        found = mapped(of, y, z, lanes, width)
-        split = [leaf.reshape(len(group), b, *leaf.shape[1:]) for leaf in found]
-        for i, t in enumerate(group):
-            moved[t], jacobian[t], gradient[t] = (leaf[i] for leaf in split[:3])
-        total = total + split[3].sum(0)
-    z = lanes.of_lanes(everyone)
-    terminal, last = mapped(lambda x, z: _slope(lanes.single_terminal, x, z), xs[-1], z, lanes, xs[-1].shape[1])
-    return Slopes([x.shape[1] for x in xs[:-1]], moved, jacobian, gradient, terminal, total + last)
-
-
-def curvatures(lanes: Lanes, xs: list[Tensor], us: list[Tensor], some: Tensor, *, dynamics: bool) -> Curvatures:
-    """Second derivatives for some of the problems; with ``dynamics``, those of f too."""
-    stages, a = lanes.problem.stages, len(some)
-    cost, curved = _empty(stages), _empty(stages)
-    wide = a * sum(x.shape[1] * (x.shape[1] + u.shape[1]) ** 2 for x, u in zip(xs, us, strict=False))
-    held = dynamics and wide <= _TENSOR
     for group in lanes.groups():
         f, running = _joined(lanes, group[0])
-
-        def of(y: Tensor, z: Tree, f: Any = f, running: Any = running) -> tuple[Tensor, ...]:
-            second = hessian(running)(y, z)
-            return (second, jacfwd(jacfwd(f))(y, z)) if held else (second,)
-
-        y, z = _gathered(lanes, xs, us, group, some)
-        width = y.shape[1] ** 2 * (xs[group[0]].shape[1] if held else 1)
-        found = [leaf.reshape(len(group), a, *leaf.shape[1:]) for leaf in mapped(of, y, z, lanes, width)]
+        y, index = _gathered(xs, us, group, everyone)
+        values, jacobians = _first(f, y, index, xs[group[0] + 1].shape[1])
+        costs, rows = _first(running, y, index, 1)
         for i, t in enumerate(group):
-            cost[t], curved[t] = found[0][i], found[-1][i]
-    z = lanes.of_lanes(some)
-    last = xs[-1][some]
-    (terminal,) = mapped(lambda x, z: (hessian(lanes.single_terminal)(x, z),), last, z, lanes, last.shape[1] ** 2)
+            at = slice(i * lanes.size, (i + 1) * lanes.size)
+            moved[t], jacobian[t], gradient[t] = values[at], jacobians[at], rows[at, 0]
+        total = total + costs.reshape(len(group), -1).sum(0)
+    last, terminal = _first(_terminal(lanes), xs[-1], everyone, 1)
+    return Slopes([x.shape[1] for x in xs[:-1]], moved, jacobian, gradient, terminal[:, 0], total + last[:, 0])
+
+
+def curvatures(lanes: Lanes, xs: list[Tensor], us: list[Tensor], some: Tensor, exact: Tensor) -> Curvatures:
+    """Second derivatives for some of the problems; those of f for the ones among them that are ``exact`` ``[A]``."""
+    stages, a, chosen = lanes.problem.stages, len(some), exact.nonzero()[:, 0]
+    cost, bends = _empty(stages), _empty(stages)
+    for group in lanes.groups():
+        f, running = _joined(lanes, group[0])
+        (found,) = _second(running, *_gathered(xs, us, group, some), 1)
+        for t, part in zip(group, found.reshape(len(group), a, *found.shape[1:]), strict=True):
+            cost[t] = part
+        wide = xs[group[0] + 1].shape[1]
+        if len(chosen) and wide <= _ROWS:
+            tensor = torch.stack(_second(f, *_gathered(xs, us, group, some[chosen]), wide), 1)
+            for t, part in zip(group, tensor.reshape(len(group), len(chosen), *tensor.shape[1:]), strict=True):
+                bends[t] = part
+    (terminal,) = _second(_terminal(lanes), xs[-1][some], some, 1)
 
     def contracted(t: int, v: Tensor) -> Tensor:
-        if held:
-            return torch.einsum("bk,bkij->bij", v, curved[t])
-        f, _ = _joined(lanes, t)
-        y = torch.cat([xs[t][some], us[t][some]], 1)
-        both = torch.cat([y, v], 1)
-        width = y.shape[1]
-        return mapped(lambda yv, z: (hessian(lambda y: f(y, z) @ yv[width:])(yv[:width]),), both, z, lanes, width**2)[0]
+        v = v[chosen]
+        if bends[t] is not None:
+            found = torch.einsum("bk,bkij->bij", v, bends[t])
+        else:
+            f, _ = _joined(lanes, t)
+            y, index = _gathered(xs, us, [t], some[chosen])
+            weights = v.new_zeros(lanes.size, v.shape[1]).index_copy(0, some[chosen], v)
+            (found,) = _second(lambda y, i: (f(y, i) * weights[i]).sum(1, keepdim=True), y, index, 1)
+        return found if len(chosen) == a else found.new_zeros(a, *found.shape[1:]).index_copy(0, chosen, found)
 
-    return Curvatures(cost, terminal, contracted if dynamics else None)
-
-
-def mapped(function: Callable[..., Any], y: Tensor, z: Tree, lanes: Lanes, width: int) -> list[Tensor]:
-    """A function of one lane over all of them, in chunks; lane by lane where it cannot be mapped.
-
-    Args:
-        function: ``function(y, z)``: flat (state, control) of a lane and its data to a tuple of tensors.
-        y: ``[L, d]``.
-        z: data of the lanes; that of the cloud for joint problems.
-        lanes: the batch.
-        width: numbers in the widest intermediate value of a lane.
-    """
-    chunk = max(1, _CHUNK // width)
-    shared = lanes.joint or z is None
-    try:
-        whole = vmap(function, in_dims=(0, None) if shared else (0, 0), chunk_size=chunk if chunk < len(y) else None)
-        return list(whole(y, z))
-    except RuntimeError as error:  # control flow that depends on values, an operation without a batching rule
-        logger.info("the lanes cannot be differentiated in one batch (%s); one by one", str(error).splitlines()[0])
-        each = [function(y[i], z if shared else tree.map(lambda leaf, i=i: leaf[i], z)) for i in range(len(y))]
-        return [torch.stack(column) for column in zip(*each, strict=True)]
+    return Curvatures(cost, terminal, contracted if len(chosen) else None)
 
 
-def _joined(lanes: Lanes, t: int) -> tuple[Callable[..., Tensor], Callable[..., Tensor]]:
-    """Dynamics and running cost of one lane as functions of the flat (x, u) ``[n + m]`` and its data."""
-    moved, running = lanes.single(t)
+def _first(function: Function, y: Tensor, index: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Values ``[L, k]`` and derivatives ``[L, k, d]`` of a function of each lane."""
+    values, rows = [], []
+    for part, i in _chunks(y, index, k):
+        many = part.repeat(k, 1).requires_grad_()
+        with torch.enable_grad():
+            out = function(many, i.repeat(k)).reshape(k, len(part), k).diagonal(dim1=0, dim2=2)
+        values.append(out.detach())
+        rows.append(gradients(out, [many])[0].reshape(k, len(part), -1).transpose(0, 1))
+    return torch.cat(values), torch.cat(rows)
+
+
+def _second(function: Function, y: Tensor, index: Tensor, k: int) -> list[Tensor]:
+    """The second derivatives ``[L, d, d]`` of each of the k components of a function of each lane."""
+    d, blocks = y.shape[1], []
+    for part, i in _chunks(y, index, k * d):
+        n = len(part)
+        many = part.repeat(k * d, 1).requires_grad_()
+        with torch.enable_grad():
+            out = function(many, i.repeat(k * d)).reshape(k, d * n, k).diagonal(dim1=0, dim2=2)
+            (slope,) = gradients(out, [many], create_graph=True)
+            row = slope.reshape(k, d, n, d).diagonal(dim1=1, dim2=3)
+        H = gradients(row, [many])[0].reshape(k, d, n, d).transpose(1, 2)
+        blocks.append((H + H.mT) / 2)
+    return list(torch.cat(blocks, 1))
+
+
+def _chunks(y: Tensor, index: Tensor, copies: int) -> Any:
+    size = max(1, _CHUNK // max(copies, 1))
+    return zip(y.split(size), index.split(size), strict=True)  # type: ignore[no-untyped-call]
+
+
+def _joined(lanes: Lanes, t: int) -> tuple[Function, Function]:
+    """Dynamics ``[L, n']`` and running cost ``[L, 1]`` as functions of the flat (x, u)."""
     n = lanes.width(t)
 
-    def f(y: Tensor, z: Tree) -> Tensor:
-        return moved(y[:n], y[n:], z)
+    def f(y: Tensor, index: Tensor) -> Tensor:
+        return lanes.dynamics(t, y[:, :n], y[:, n:], lanes.of_lanes(index))
 
-    def cost(y: Tensor, z: Tree) -> Tensor:
-        return y.new_zeros(()) if lanes.problem.running_cost is None else running(y[:n], y[n:], z)
+    def cost(y: Tensor, index: Tensor) -> Tensor:
+        return lanes.running_cost(t, y[:, :n], y[:, n:], lanes.of_lanes(index))[:, None]
 
     return f, cost
 
 
-def _slope(cost: Callable[..., Tensor], y: Tensor, z: Tree) -> tuple[Tensor, Tensor]:
-    return grad_and_value(cost)(y, z)
+def _terminal(lanes: Lanes) -> Function:
+    return lambda x, index: lanes.terminal_cost(x, lanes.of_lanes(index))[:, None]
 
 
-def _gathered(lanes: Lanes, xs: list[Tensor], us: list[Tensor], group: list[int], some: Tensor) -> tuple[Tensor, Tree]:
-    """(x, u) of some problems at the stages of a group, one lane each, and their data."""
+def _gathered(xs: list[Tensor], us: list[Tensor], group: list[int], some: Tensor) -> tuple[Tensor, Tensor]:
+    """(x, u) of some problems at the stages of a group, one lane each, and the numbers of the lanes' problems."""
     y = torch.cat([torch.stack([xs[t] for t in group]), torch.stack([us[t] for t in group])], 2)[:, some]
-    return y.reshape(-1, y.shape[-1]), lanes.of_lanes(some.repeat(len(group)))
+    return y.reshape(-1, y.shape[-1]), some.repeat(len(group))
 
 
 def _convex(H: Tensor) -> Tensor:

@@ -7,17 +7,21 @@ do not interact are a larger cloud, clouds are mapped by ``torch.func.vmap``.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.func import vmap
 
 from mfoc import tree
 from mfoc.errors import InvalidType, InvalidValue
 from mfoc.particles import Particles
 from mfoc.problem import Problem
 from mfoc.tree import Tree
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,25 +126,16 @@ class Lanes:
         """Phi of some lanes ``[L]``; of a cloud, the mean."""
         return self._each(lambda x, u, z: self._terminal(x, z), x, x[:, :0], z)
 
-    def single(self, t: int) -> tuple[Callable[..., Tensor], Callable[..., Tensor]]:
-        """Dynamics and running cost of one lane: flat state ``[n]``, flat control ``[m]``, data of the lane."""
-
-        def moved(x: Tensor, u: Tensor, z: Tree) -> Tensor:
-            return self._moved(t, x[None], u[None], z)[0]
-
-        def running(x: Tensor, u: Tensor, z: Tree) -> Tensor:
-            return self._running(t, x[None], u[None], z)[0]
-
-        return moved, running
-
-    def single_terminal(self, x: Tensor, z: Tree) -> Tensor:
-        """Phi of one lane, flat state ``[n]``."""
-        return self._terminal(x[None], z)[0]
-
     def _each(self, function: Callable[..., Tensor], x: Tensor, u: Tensor, z: Tree) -> Tensor:
-        """A function of several lanes: a larger cloud; of clouds, one after another (they are few)."""
+        """A function of several lanes: a larger cloud; of clouds, mapped, or one after another where that fails."""
         if not self.joint:
             return function(x, u, z)
+        if len(x) > 1:
+            try:
+                mapped: Tensor = vmap(lambda x, u: function(x[None], u[None], z)[0])(x, u)
+                return mapped
+            except RuntimeError as error:  # control flow that depends on values, an operation without a batching rule
+                logger.info("clouds cannot be evaluated in one batch (%s); one by one", str(error).splitlines()[0])
         return torch.cat([function(x[i : i + 1], u[i : i + 1], z) for i in range(len(x))])
 
     def _moved(self, t: int, x: Tensor, u: Tensor, z: Tree) -> Tensor:

@@ -13,6 +13,7 @@ from mfoc.tree import Tree
 
 # mu as a share of |Q_uu|: the first, what it grows and shrinks by, and the least that is not zero
 _FIRST, _UP, _DOWN, _LEAST = 1e-3, 8.0, 6.0, 1e-6
+_NEAR = 0.2  # of |J|, that a full step expects where the exact model is tried
 _SHORT = 0.2  # step lengths below which the model is not trusted, and mu grows
 
 
@@ -25,12 +26,14 @@ class Pace:
         expected: what the model expected the full step to change J by, at the last step ``[B]``.
         slope: the norm of the (projected) gradient that was expected at ``[B]``.
         weight: of the gaps in the merit ``[B]``.
+        near: whether the last step was full, and promised little of J: the exact model is tried ``[B]``.
     """
 
     regularisation: Tensor
     expected: Tensor
     slope: Tensor
     weight: Tensor
+    near: Tensor
 
     @staticmethod
     def unknown() -> dict[str, Tree]:
@@ -43,7 +46,7 @@ class Pace:
         held = state["regularisation"]
         if held is None or held.shape != at.cost.shape:
             zero = torch.zeros_like(at.cost)
-            return cls(zero, zero - torch.inf, zero + 1, zero)
+            return cls(zero, zero - torch.inf, zero + 1, zero, zero > 0)
         return cls(**{field.name: state[field.name] for field in fields(cls)})
 
     def done(self, slope: Tensor, at: Nominal) -> Tensor:
@@ -67,7 +70,7 @@ class Pace:
         return torch.maximum(self.weight[some], needed)
 
     def after(
-        self, some: Tensor, policy: Policy, length: Tensor, slope: Tensor, weight: Tensor | None
+        self, some: Tensor, policy: Policy, length: Tensor, slope: Tensor, weight: Tensor | None, at: Nominal
     ) -> dict[str, Tensor]:
         """The entries of the solver's state after a step of some problems."""
         mu = self.regularisation[some]
@@ -76,7 +79,9 @@ class Pace:
         mu = torch.where(length < _SHORT, grown, torch.where(length == 1, shrunk, mu))
         trusted = (length == 1) if weight is None else torch.zeros_like(length, dtype=torch.bool)
         expected = torch.where(trusted, policy.expected(), -torch.inf)
+        near = (length == 1) & (-policy.expected() < _NEAR * at.cost.abs())
         return {
+            "near": self.near.index_copy(0, some, near),
             "regularisation": self.regularisation.index_copy(0, some, mu),
             "expected": self.expected.index_copy(0, some, expected),
             "slope": self.slope.index_copy(0, some, slope[some]),

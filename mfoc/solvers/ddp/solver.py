@@ -91,10 +91,11 @@ class DDP:
         info.extra["converged"] = float(lanes.size - len(some))
         if not len(some):
             return controls, state, info
-        curved = curvatures(lanes, at.states, at.controls, some, dynamics=self.second_order)
+        exact = pace.near[some] & self.second_order
+        curved = curvatures(lanes, at.states, at.controls, some, exact)
         part, within = at.of(some), None if limits is None else [(low[some], high[some]) for low, high in limits]
         mu = pace.regularisation[some]
-        policy = best_policy(found.of(some), curved, part.gaps, within, mu)
+        policy = best_policy(found.of(some), curved, part.gaps, within, mu, exact)
         weight = pace.weighed(some, policy, part)
         step = search(lanes, part, policy, within, some, weight)
         info.extra.update(_report(policy, step, mu, part))
@@ -103,7 +104,7 @@ class DDP:
         after = {
             "states": [lanes.state(t, x) for t, x in enumerate(states)],
             "gains": _merged(state["gains"], policy.gains, some, lanes.size),
-            **pace.after(some, policy, step.length, slope, weight),
+            **pace.after(some, policy, step.length, slope, weight, part),
         }
         new = tree.rebuild(controls, [leaf for t, u in enumerate(moved) for leaf in tree.leaves(lanes.control(t, u))])
         return new, after, info
