@@ -129,7 +129,12 @@ class Lanes:
     def _each(self, function: Callable[..., Tensor], x: Tensor, u: Tensor, z: Tree) -> Tensor:
         """A function of several lanes: a larger cloud; of clouds, mapped, or one after another where that fails."""
         if not self.joint:
-            return function(x, u, z)
+            try:
+                return function(x, u, z)
+            except RuntimeError as error:
+                if len(x) == self.number:
+                    raise
+                raise InvalidValue(_CUT.format(f"an error ({str(error).splitlines()[0]})", len(x))) from error
         if len(x) > 1:
             try:
                 mapped: Tensor = vmap(lambda x, u: function(x[None], u[None], z)[0])(x, u)

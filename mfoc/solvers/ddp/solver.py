@@ -37,20 +37,21 @@ class DDP:
     own regularisation, step length and convergence. With a control shared by the cloud the cloud is one problem on the
     joint state, of at most 200 dimensions. A step is one iteration: derivatives at all stages of all problems at once,
     a backward sweep (Jacobson & Mayne 1970; Tassa, Erez, Todorov 2012), a line search on roll-outs under the feedback.
-    Q_uu is regularised by mu I, and its spectrum reflected where that is not positive definite. A ``Box`` is respected
-    by a quadratic program at each stage (Tassa, Mansard, Todorov 2014).
+    Far from a solution the model of each problem is convex (iLQR); where a full step promises little it is exact, with
+    the second derivatives of the dynamics, as long as some mu makes it convex in the controls. Q_uu is regularised by
+    mu I. A ``Box`` is respected by a quadratic program at each stage (Tassa, Mansard, Todorov 2014).
 
     ``info.extra`` tells ``converged`` (problems whose next step is below rounding: they are not moved any more),
     ``regularisation`` (the largest mu), ``step_length`` (the shortest; 0 where a problem stayed), ``indefinite``
-    (stages, of all problems, with a Q_uu that was reflected), ``expected`` (what the full step changes J by, in the
+    (problems whose exact Q_uu + mu I was not positive definite at some stage, so that the convex model served), ``expected`` (what the full step changes J by, in the
     model), and ``gap`` (sum over stages of the states' gaps, the largest of a problem).
 
     The state after a step has ``"states"``, the trajectories as in ``Trajectory.states``, and ``"gains"``, the feedback
     K_t ``[N, m, n]`` of each stage (``[1, m, N n]`` on the joint state), around the trajectory before the step.
 
     Attributes:
-        second_order: use the second derivatives of the dynamics (DDP), for quadratic convergence; without them it is
-            iLQR, which has cheaper steps, and more of them. The costs' second derivatives are used by both.
+        second_order: use the second derivatives of the dynamics (DDP) near a solution, for quadratic convergence; without
+            them it is iLQR, which has cheaper steps, and more of them.
         states: a guess of the trajectories, T+1 pytrees ``[N, ...]`` (the first is put at the particles): multiple
             shooting. The gaps between the guess and what the controls do are closed by the same steps (Mastalli et al.
             2020); until then J is that of the controls alone. None: start from the roll-out.
@@ -74,6 +75,7 @@ class DDP:
         """No trajectory but the guess, and no regularisation."""
         if self.states is not None and len(self.states) != problem.stages + 1:
             raise InvalidValue(f"states has {len(self.states)} entries; x_0..x_T are {problem.stages + 1}")
+        problem.check_potential("DDP")
         guess = None if self.states is None else [tree.copy(x) for x in self.states]
         return {"states": guess, "gains": None, **Pace.unknown()}
 
