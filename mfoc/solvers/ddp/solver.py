@@ -12,7 +12,7 @@ from torch import Tensor
 from mfoc import tree
 from mfoc.checks import check_flag, check_instance
 from mfoc.distributed import active
-from mfoc.errors import InvalidValue
+from mfoc.errors import InvalidType, InvalidValue
 from mfoc.interacting import coupling
 from mfoc.particles import Particles
 from mfoc.pontryagin import evaluate, rollout
@@ -47,7 +47,8 @@ class DDP:
     model), and ``gap`` (sum over stages of the states' gaps, the largest of a problem).
 
     The state after a step has ``"states"``, the trajectories as in ``Trajectory.states``, and ``"gains"``, the feedback
-    K_t ``[N, m, n]`` of each stage (``[1, m, N n]`` on the joint state), around the trajectory before the step.
+    K_t ``[N, m, n]`` of each stage (``[1, m, N n]`` on the joint state), around the trajectory before the step;
+    ``mfoc.solvers.ddp.tracking`` makes them a policy.
 
     Attributes:
         second_order: use the second derivatives of the dynamics (DDP) near a solution, for quadratic convergence; without
@@ -212,6 +213,9 @@ def _check(problem: Problem, controls: Tree, particles: Particles) -> None:
             raise InvalidValue(f"{error}; DDP knows boxes only: use EMSA") from error
     if any(not leaf.numel() for leaf in tree.leaves(controls)) or not all(map(tree.leaves, controls)):
         raise InvalidValue("a stage has no control; DDP needs one at each: use NewtonCG")
+    for name, leaf in tree.named_leaves(controls, "controls"):
+        if torch.finfo(leaf.dtype).bits < 32:
+            raise InvalidType(f"{name} is {leaf.dtype}; DDP factorises matrices, which takes float32 or float64")
     n = sum(leaf[0].numel() for leaf in tree.leaves(particles.state)) * (1 if problem.per_particle else len(particles))
     if n > WIDEST:
         joint = "" if problem.per_particle else f"the joint state of {len(particles)} particles, "

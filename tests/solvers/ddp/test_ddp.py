@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import mfoc
+from mfoc.solvers.ddp import tracking
 from mfoc.testing import check_solver
 from tests.oracles.ddp import ddp_step
 from tests.problems import D, discrete_lq, distance, lq_matrices, normal
@@ -37,7 +38,7 @@ def quadratic(n=3, *, stages=5):
 
 
 @BOTH
-@pytest.mark.parametrize("name", ROBOTS)
+@pytest.mark.parametrize("name", ["pendulum", "unicycle", pytest.param("cart-pole", marks=pytest.mark.slow)])
 def test_the_objective_is_ipopts(name, bounded):
     solution, _, cloud = solved(name, bounded=bounded)
     expected, *_ = by_ipopt(name, cloud.state[0].numpy(), bounded=bounded, tol=1e-12)
@@ -150,14 +151,67 @@ def test_it_keeps_the_laws_of_solvers(bounded):
     check_solver(mfoc.DDP(), problem, cloud)
 
 
-def test_gaps_are_closed_and_the_value_is_that_of_the_controls():
-    problem, cloud = in_torch("pendulum")
-    states = [cloud.state * (1 - t / problem.stages) for t in range(problem.stages + 1)]
+@BOTH
+def test_multiple_shooting_swings_a_pole_up(bounded):
+    """From a straight line of states; single shooting takes 70 steps and more."""
+    problem, cloud = in_torch("cart-pole", bounded=bounded)
+    upright = torch.tensor([[0.0, torch.pi, 0.0, 0.0]], dtype=D)
+    states = [cloud.state.lerp(upright, t / problem.stages) for t in range(problem.stages + 1)]
     solver = mfoc.DDP(states=states)
     first = next(mfoc.iterate(problem, solver, cloud)).info
     assert first.extra["gap"] > 0.1
     assert float(first.value) == pytest.approx(float(mfoc.evaluate(problem, problem, cloud).value), rel=1e-12)
-    solution = mfoc.solve(problem, solver, cloud, steps=60, tol=1e-8)
+    solution = mfoc.solve(problem, solver, cloud, steps=40, tol=1e-8)
     assert solution.status is mfoc.Status.CONVERGED
-    expected, *_ = by_ipopt("pendulum", cloud.state[0].numpy(), controls=torch.stack(solution.controls)[:, 0].numpy())
+    expected, *_ = by_ipopt("cart-pole", cloud.state[0].numpy(), bounded=bounded, tol=1e-12)
     assert solution.value == pytest.approx(expected, abs=1e-8)
+
+
+@BOTH
+def test_the_feedback_is_optimal_nearby(bounded):
+    """Elsewhere the open loop loses a quadratic in the distance, the feedback a quartic (and what a bound takes)."""
+    solution, problem, cloud = solved("unicycle", tol=1e-10, bounded=bounded)
+    feedback = tracking(problem, solution)
+    near = mfoc.Particles(cloud.state + 0.01 * normal(1, 3, seed=5))
+    x, controls = near.state, []
+    for t in range(problem.stages):
+        controls.append(feedback.policy(t, x))
+        x = problem.dynamics(t, x, controls[-1], None)
+    best = mfoc.solve(replace(problem, controls=solution.controls), mfoc.DDP(), near, steps=20, tol=1e-10).value
+    loss = float(mfoc.evaluate(problem, controls, near).value) - best
+    assert -1e-12 < loss < (0.1 if bounded else 1e-4) * (float(mfoc.evaluate(problem, solution, near).value) - best)
+    if bounded:
+        assert max(float(u.abs().max()) for u in controls) <= ROBOTS["unicycle"].limit
+
+
+@pytest.mark.parametrize("top", [None, 1.2], ids=["free", "speed-limit"])
+def test_constraints_are_met(top):
+    """A double integrator from rest at 0 to rest at 1, minimum energy: the Gramian of 20 exact steps gives J."""
+    h, stages = 0.05, 20
+    a, b = torch.tensor([[1.0, h], [0.0, 1.0]], dtype=D), torch.tensor([h**2 / 2, h], dtype=D)
+    problem = mfoc.Problem(
+        lambda t, x, u, z: x @ a.mT + u * b,
+        lambda x, z: 0.0 * x[:, 0],
+        [torch.zeros(2, 1, dtype=D) for _ in range(stages)],
+        running_cost=lambda t, x, u, z: h * u[:, 0] ** 2,
+        kind=lambda t: "step",
+        per_particle=True,
+        terminal=mfoc.Equality(lambda x, z: x - torch.tensor([1.0, 0.0], dtype=D)),
+        path=None if top is None else mfoc.Inequality(lambda t, x, u, z: x[:, 1:] - top),
+    )
+    cloud = mfoc.Particles(torch.tensor([[0.0, 0.0], [0.3, 0.0]], dtype=D))
+    solution = mfoc.solve(problem, mfoc.AugmentedLagrangian(mfoc.DDP()), cloud, steps=30, tol=1e-7)
+    assert solution.status is mfoc.Status.CONVERGED
+    trajectory = mfoc.rollout(problem, solution.controls, cloud)
+    assert distance(trajectory.states[-1], torch.tensor([[1.0, 0.0]] * 2, dtype=D)) < 1e-6
+    columns = torch.stack([torch.linalg.matrix_power(a, k) @ b for k in range(stages)], 1)
+    gramian = columns @ columns.mT / h
+    free = torch.stack(
+        [(way := torch.tensor([d, 0.0], dtype=D)) @ torch.linalg.solve(gramian, way) for d in (1.0, 0.7)]
+    )
+    if top is None:
+        assert distance(trajectory.cost, free) < 1e-5
+    else:  # the second, which has less far to go, is not held up: it never goes faster than 1.05
+        assert max(float(x[:, 1].max()) for x in trajectory.states) == pytest.approx(top, abs=1e-6)
+        assert float(trajectory.cost[0] - free[0]) > 0.1
+        assert float(trajectory.cost[1]) == pytest.approx(float(free[1]), abs=1e-5)

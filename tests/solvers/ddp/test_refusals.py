@@ -70,9 +70,12 @@ def test_particles_in_a_closure():
     refused(replace(problem, terminal_cost=lambda x, z: (x - goal).square().sum(1)), cloud, "comes in the data z")
 
 
-@pytest.mark.parametrize(
-    ("fields", "kind"), [({"second_order": 1}, mfoc.InvalidType), ({"states": 3.0}, mfoc.InvalidType)], ids=str
-)
-def test_fields(fields, kind):
-    with pytest.raises(kind):
+@pytest.mark.parametrize("fields", [{"second_order": 1}, {"states": 3.0}], ids=["second_order", "states"])
+def test_fields(fields):
+    with pytest.raises(mfoc.InvalidType):
         mfoc.DDP(**fields)
+
+
+def test_an_equilibrium():
+    problem, cloud = shared(3, 2)
+    refused(mfoc.Equilibrium(problem), cloud, "Equilibrium|equilibrium|gradient")
