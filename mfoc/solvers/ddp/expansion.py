@@ -1,7 +1,7 @@
 """Derivatives of a batch of problems along its trajectories, all stages of all problems in one evaluation.
 
-Lanes are independent, so that one backward pass gives one row of a derivative for each lane. A lane is put there once for
-each row: a single pass over a larger batch then gives all of them.
+Lanes are independent, so that one backward pass gives one row of a derivative for each lane. A lane is put there once
+for each row: a single pass over a larger batch then gives all of them.
 """
 
 from __future__ import annotations

@@ -43,16 +43,17 @@ class DDP:
 
     ``info.extra`` tells ``converged`` (problems whose next step is below rounding: they are not moved any more),
     ``regularisation`` (the largest mu), ``step_length`` (the shortest; 0 where a problem stayed), ``indefinite``
-    (problems whose exact Q_uu + mu I was not positive definite at some stage, so that the convex model served), ``expected`` (what the full step changes J by, in the
-    model), and ``gap`` (sum over stages of the states' gaps, the largest of a problem).
+    (problems whose exact Q_uu + mu I was not positive definite at some stage, so that the convex model served),
+    ``expected`` (what the full step changes J by, in the model), and ``gap`` (sum over stages of the states' gaps, the
+    largest of a problem).
 
     The state after a step has ``"states"``, the trajectories as in ``Trajectory.states``, and ``"gains"``, the feedback
     K_t ``[N, m, n]`` of each stage (``[1, m, N n]`` on the joint state), around the trajectory before the step;
     ``mfoc.solvers.ddp.tracking`` makes them a policy.
 
     Attributes:
-        second_order: use the second derivatives of the dynamics (DDP) near a solution, for quadratic convergence; without
-            them it is iLQR, which has cheaper steps, and more of them.
+        second_order: use the second derivatives of the dynamics (DDP) near a solution, for quadratic convergence;
+            without them it is iLQR, which has cheaper steps, and more of them.
         states: a guess of the trajectories, T+1 pytrees ``[N, ...]`` (the first is put at the particles): multiple
             shooting. The gaps between the guess and what the controls do are closed by the same steps (Mastalli et al.
             2020); until then J is that of the controls alone. None: start from the roll-out.

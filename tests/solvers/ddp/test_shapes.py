@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -17,7 +19,7 @@ def solved(problem, cloud, steps=2):
 
 def growing(n, sizes, dtype=D, **more):
     """x' = W_t x + u, from one width to the next."""
-    maps = [normal(b, a, seed=7 + a).to(dtype) for a, b in zip(sizes, sizes[1:], strict=False)]
+    maps = [normal(b, a, seed=7 + a).to(dtype) for a, b in pairwise(sizes)]
     return mfoc.Problem(
         lambda t, x, u, z: x @ maps[t].mT + u,
         lambda x, z: x.square().sum(1),
