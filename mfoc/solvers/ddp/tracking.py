@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mfoc import tree
+from mfoc import printing, tree
 from mfoc.checks import check_integer
 from mfoc.errors import InvalidType, InvalidValue
 from mfoc.problem import Problem
@@ -32,6 +32,9 @@ class Tracking:
     controls: Sequence[Tree]
     states: Sequence[Tree]
     gains: Sequence[Tensor]
+
+    def __repr__(self) -> str:
+        return f"Tracking({len(self.gains)} stages, {printing.sizes(self.controls)})"
 
     @torch.no_grad()
     def policy(self, t: int, x: Tree) -> Tree:

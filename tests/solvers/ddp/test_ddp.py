@@ -172,6 +172,7 @@ def test_the_feedback_is_optimal_nearby(bounded):
     """Elsewhere the open loop loses a quadratic in the distance, the feedback a quartic (and what a bound takes)."""
     solution, problem, cloud = solved("unicycle", tol=1e-10, bounded=bounded)
     feedback = tracking(problem, solution)
+    assert len(repr(feedback)) < 120
     near = mfoc.Particles(cloud.state + 0.01 * normal(1, 3, seed=5))
     x, controls = near.state, []
     for t in range(problem.stages):
