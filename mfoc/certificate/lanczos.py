@@ -77,6 +77,9 @@ def lowest_eigenpair(
         scale = torch.stack([d.abs() for d in diagonal]).amax(0) + torch.finfo(like.dtype).tiny
         alive = length > 1e2 * torch.finfo(like.dtype).eps * scale
         vector = torch.where(alive[:, None], image / length.clamp_min(torch.finfo(like.dtype).tiny)[:, None], 0)
+        if face is not None:  # what rounding has left of an exhausted space points out of it
+            vector = face(vector.to(narrow)).to(like)
+            vector = torch.where(vector.norm(dim=1, keepdim=True) > 0.5, vector, 0)
         if step + 1 < steps:
             basis.append(vector)
     frame = torch.stack(basis, 1)
