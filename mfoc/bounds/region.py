@@ -187,6 +187,17 @@ class RowRegion:
         """See ``Region.face``."""
         return self._each(lambda own, v, u, g, lead: own.face(u, g, v, lead), directions, rows, slopes)
 
+    def dimension(self, rows: Tensor, slopes: Tensor) -> Tensor:
+        """The dimension of each row's face ``[G]``."""
+
+        def count(own: AdmissibleSet, u: Tensor, g: Tensor, lead: int) -> Tensor:
+            return own.dimension(u, g, lead).reshape(len(u), -1).sum(1, keepdim=True)
+
+        def all_of(u: Tensor) -> Tensor:
+            return u.new_full((len(u), 1), u[0].numel())
+
+        return self._each(count, rows, slopes, free=all_of).sum(1)
+
     def bend(self, rows: Tensor, slopes: Tensor, directions: Tensor) -> Tensor:
         """See ``Region.bend``."""
 

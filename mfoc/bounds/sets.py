@@ -42,6 +42,9 @@ class AdmissibleSet(Protocol):
     def face(self, u: Tensor, slope: Tensor, v: Tensor, lead: int) -> Tensor:
         """The part of v along the face that strictly active constraints hold u to."""
 
+    def dimension(self, u: Tensor, slope: Tensor, lead: int) -> Tensor:
+        """Of that face ``[*lead]``."""
+
     def bend(self, u: Tensor, slope: Tensor, lead: int) -> Tensor | None:
         """The boundary's curvature times its multiplier ``[*lead]``, which the Hessian gains; None where flat."""
 
@@ -144,6 +147,10 @@ class Box(_Convex):
         low, high = self.limits(u)
         return torch.where(self._pressed(u, slope), torch.where(slope > 0, low, high), moved.clamp(low, high))
 
+    def dimension(self, u: Tensor, slope: Tensor, lead: int) -> Tensor:
+        """The entries that are not pressed."""
+        return _count(~self._pressed(u, slope), u, lead)
+
     def _pressed(self, u: Tensor, slope: Tensor) -> Tensor:
         low, high = self.limits(u)
         # How near counts as on a bound, which solvers that come from within leave: a share of what scale there is.
@@ -197,6 +204,11 @@ class Simplex(_Convex):
         free = self._free(u, slope)
         return self.project((u + self.face(u, slope, moved - u, lead)) * free, lead)
 
+    def dimension(self, u: Tensor, slope: Tensor, lead: int) -> Tensor:
+        """The free entries, less one."""
+        free = self._free(u, slope)
+        return _count(free - free / free.sum(-1, keepdim=True), u, lead)
+
     def _free(self, u: Tensor, slope: Tensor) -> Tensor:
         """Which entries move along -slope: of those at zero, those whose slope is below the mean of the free ones."""
         positive = u > math.sqrt(torch.finfo(u.dtype).eps) * self.total
@@ -237,6 +249,11 @@ class EuclideanBall(_Convex):
         """The tangential part, where the slope presses against the sphere."""
         normal = self._normal(u, slope, lead)
         return v - _inner(v, normal, lead) * normal
+
+    def dimension(self, u: Tensor, slope: Tensor, lead: int) -> Tensor:
+        """All, less one where the slope presses against the sphere."""
+        normal = self._normal(u, slope, lead)
+        return _count(torch.ones_like(u), u, lead) - _count(normal.square(), u, lead)
 
     def bend(self, u: Tensor, slope: Tensor, lead: int) -> Tensor | None:
         """The multiplier over the radius: of the Lagrangian's Hessian."""
@@ -282,6 +299,10 @@ class L1:
         """Zero in the entries that are held at zero."""
         return v.masked_fill((u == 0) & (slope.abs() <= self.weight), 0.0)
 
+    def dimension(self, u: Tensor, slope: Tensor, lead: int) -> Tensor:
+        """The entries that are not held at zero."""
+        return _count((u != 0) | (slope.abs() > self.weight), u, lead)
+
     def bend(self, u: Tensor, slope: Tensor, lead: int) -> Tensor | None:
         """Flat where it is smooth."""
         return None
@@ -300,6 +321,11 @@ def _norm(u: Tensor, lead: int) -> Tensor:
     """Norms over all but the leading axes, which they broadcast against."""
     axes = tuple(range(lead, u.dim()))
     return torch.linalg.vector_norm(u, dim=axes, keepdim=True) if axes else u.abs()
+
+
+def _count(weights: Tensor, u: Tensor, lead: int) -> Tensor:
+    """Sums over all but the leading axes ``[*lead]``, in the dtype of u."""
+    return weights.to(u.dtype).reshape(*u.shape[:lead], -1).sum(-1).round()
 
 
 def _inner(a: Tensor, b: Tensor, lead: int) -> Tensor:

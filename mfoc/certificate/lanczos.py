@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -24,6 +24,17 @@ class Lowest(NamedTuple):
     products: int  # products taken
 
 
+class Subspace(Protocol):
+    """A linear space for each row."""
+
+    @property
+    def dimension(self) -> Tensor:
+        """Its dimension ``[G]``."""
+
+    def along(self, directions: Tensor) -> Tensor:
+        """The orthogonal projection of each row ``[G, n]`` on it."""
+
+
 def lowest_eigenpair(
     product: Callable[[Tensor], Tensor],
     like: Tensor,
@@ -32,15 +43,15 @@ def lowest_eigenpair(
     generator: torch.Generator,
     confidence: float = 0.95,
     first: Tensor | None = None,
-    face: Callable[[Tensor], Tensor] | None = None,
+    face: Subspace | None = None,
 ) -> Lowest:
     """Lanczos with full reorthogonalisation (Golub & Van Loan, "Matrix Computations", 2013, sec. 10.3).
 
     ``product: [G, n] -> [G, n]`` multiplies row g by the symmetric A_g; ``like`` has that shape. n iterations make the
     result exact. The generator, of the starting vectors, is one of the CPU. Near the vectors ``first``, where they are
-    given, the search starts, and a few products tell how they turn; ``bound`` then says nothing. With ``face``, an
-    orthogonal projection of each row on a space that ``product`` maps to itself, the eigenvalues are those on that
-    space; on one of no dimension the lowest is infinite.
+    given, the search starts, and a few products tell how they turn; ``bound`` then says nothing. With ``face``, a
+    space for each row that ``product`` maps to itself, the eigenvalues are those on that space; on one of no dimension
+    the lowest is infinite.
 
     That a Ritz value is near an eigenvalue does not say that it is near the lowest. Of a random start Kuczynski &
     Wozniakowski (1992, "Estimating the largest eigenvalue by the power and Lanczos algorithms with a random start",
@@ -60,7 +71,7 @@ def lowest_eigenpair(
         vector = first.to(like) + 0.1 * vector
         vector = vector / vector.norm(dim=1, keepdim=True)
     if face is not None:
-        vector = face(vector.to(narrow)).to(like)
+        vector = face.along(vector.to(narrow)).to(like) * (face.dimension > 0)[:, None]
         length = vector.norm(dim=1, keepdim=True)
         vector = torch.where(length > 0, vector / torch.where(length > 0, length, 1.0), 0.0)
     nowhere = vector.norm(dim=1) == 0
@@ -76,10 +87,9 @@ def lowest_eigenpair(
         # A row whose Krylov space is exhausted goes on with a zero vector; see _tridiagonal.
         scale = torch.stack([d.abs() for d in diagonal]).amax(0) + torch.finfo(like.dtype).tiny
         alive = length > 1e2 * torch.finfo(like.dtype).eps * scale
+        if face is not None:  # what rounding leaves of an exhausted face points out of it
+            alive = alive & (step + 1 < face.dimension)
         vector = torch.where(alive[:, None], image / length.clamp_min(torch.finfo(like.dtype).tiny)[:, None], 0)
-        if face is not None:  # what rounding has left of an exhausted space points out of it
-            vector = face(vector.to(narrow)).to(like)
-            vector = torch.where(vector.norm(dim=1, keepdim=True) > 0.5, vector, 0)
         if step + 1 < steps:
             basis.append(vector)
     frame = torch.stack(basis, 1)

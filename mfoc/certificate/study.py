@@ -196,7 +196,7 @@ class Study:
                 generator=self.generator,
                 confidence=self.confidence,
                 first=_directions(before),
-                face=None if block.region is None else face.along,
+                face=None if block.region is None else face,
             )
         except RuntimeError as error:
             note = f"curvature not available: {second_derivative_missing(error)}"
@@ -338,6 +338,13 @@ class _Face:
     @classmethod
     def of(cls, block: Block, slopes: Tensor) -> _Face:
         return cls(block.region, block.start, slopes)
+
+    @property
+    def dimension(self) -> Tensor:
+        """Of each row's face ``[G]``."""
+        if self.region is None:
+            return torch.full_like(self.rows[:, 0], self.rows.shape[1])
+        return self.region.dimension(self.rows, self.slopes)
 
     def along(self, directions: Tensor) -> Tensor:
         """The part of the directions along the face."""

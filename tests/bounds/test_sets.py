@@ -62,6 +62,8 @@ def test_a_face_is_an_orthogonal_projection_that_keeps_the_projected_gradient(na
     torch.testing.assert_close((along * w).sum(1), (v * own.face(u, slope, w, 1)).sum(1))
     found = own.stationary(u, slope, 1)
     torch.testing.assert_close(own.face(u, slope, found, 1), found)
+    matrix = torch.stack([own.face(u, slope, e.expand_as(u), 1) for e in torch.eye(5, dtype=D)], 1)
+    torch.testing.assert_close(own.dimension(u, slope, 1), matrix.diagonal(dim1=1, dim2=2).sum(1))
 
 
 @pytest.mark.parametrize("name", SETS)
