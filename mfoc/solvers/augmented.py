@@ -6,12 +6,11 @@ import math
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from mfoc import tree
 from mfoc.checks import check_instance, check_integer, check_positive
 from mfoc.errors import InvalidType, InvalidValue
-from mfoc.lagrangian import Lagrangian, Values, constraint_values
+from mfoc.lagrangian import Lagrangian, Values, check_same, constraint_values
 from mfoc.particles import Particles
 from mfoc.pontryagin import Evaluation, evaluate
 from mfoc.problem import Problem
@@ -80,7 +79,7 @@ class AugmentedLagrangian:
             held = Lagrangian.start(problem, values, self._first(float(value), values))
             state = {**state, "index": particles.index}
         else:
-            _check_same(state["index"], particles, state["multipliers"], values)
+            check_same(state["index"], particles, state["multipliers"], values)
             held = Lagrangian(problem, state["multipliers"], state["penalty"])
             gradient = self._slope(held, controls, particles)
         violation = held.violation(values)
@@ -153,14 +152,3 @@ class AugmentedLagrangian:
 @torch.no_grad()
 def _values(problem: Problem, controls: Tree, particles: Particles) -> Values:
     return constraint_values(problem, controls, particles)
-
-
-def _check_same(index: Tensor | None, particles: Particles, multipliers: Values, values: Values) -> None:
-    """Refuses other particles than those the multipliers are of."""
-    same = [held.shape == value.shape for held, value in zip(multipliers, values, strict=True)]
-    moved = index is not None and particles.index is not None and not bool((index == particles.index).all())
-    if not all(same) or moved:
-        raise InvalidValue(
-            "the particles are others than in the step before, and every particle holds its own multipliers: take the "
-            "population whole and in one order (batch_size=None, shuffle=False)"
-        )
