@@ -349,8 +349,8 @@ class Problem(HasControls[Controls]):
         device, dtype = control.device, control.dtype
         if self.per_particle and active():
             raise InvalidValue(
-                "with per_particle=True each rank would hold controls of its own particles only, and ranks hold one and "
-                "the same control; run on one rank"
+                "per_particle=True on several ranks: each would hold the controls of its own particles, and ranks hold "
+                "one and the same control; run on one rank"
             )
         if self.per_particle and len(control) != len(particles):
             raise InvalidValue(

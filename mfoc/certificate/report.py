@@ -190,8 +190,8 @@ class Certificate:
         drawn = ", all there are" if self.complete else f" [{level} intervals for the population they are drawn from]"
         missed = f", constraints missed by {self.violation:.2g}" if self.violation else ""
         return (
-            f"Certificate on {self.particles} particles, J = {self.value:.6g}{missed}: values on these particles{drawn}; "
-            f"{self.backward_passes:.0f} backward passes"
+            f"Certificate on {self.particles} particles, J = {self.value:.6g}{missed}: values on these particles{drawn}"
+            f"; {self.backward_passes:.0f} backward passes"
         )
 
     @property

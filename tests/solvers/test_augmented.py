@@ -194,7 +194,7 @@ class TestRefusals:
             mfoc.solve(integrator(terminal=mfoc.Equality(function)), NEWTON, REST, steps=1)
 
     def test_what_is_no_constraint(self):
-        with pytest.raises(mfoc.InvalidType, match="mfoc.Equality"):
+        with pytest.raises(mfoc.InvalidType, match="expected mfoc"):
             integrator(terminal=lambda x, z: x)
         with pytest.raises(mfoc.InvalidType, match="AugmentedLagrangian already"):
             mfoc.AugmentedLagrangian(NEWTON)
