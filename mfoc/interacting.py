@@ -129,8 +129,8 @@ def _check_own(problem: Problem, controls: Tree, particles: Particles) -> None:
         moved = probe.look(f"dynamics of stage {t}", partial(_of_control, problem.dynamics, t, x, z), u)
         if probe.elsewhere is not None:
             raise InvalidValue(
-                f"{probe.elsewhere}: with per_particle=True row i of the control is particle i's own, and here the control "
-                "of one moves the cost or state of another (a sum over all rows in place of u.sum(-1)?). A law of the "
+                f"{probe.elsewhere}: with per_particle=True row i of the control is particle i's own, and here that of "
+                "one moves the cost or state of another (a sum over all rows in place of u.sum(-1)?). A law of the "
                 "controls is written with mfoc.mean(u)"
             )
         x = moved
