@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -89,6 +90,8 @@ def check_interaction(problem: Problem, controls: Tree, source: Population, part
     Raises:
         InvalidValue: the problem on this population is not the problem that was written down.
     """
+    if problem.per_particle:
+        _check_own(problem, controls, particles)
     batched = source.size is None or (source.batch_size is not None and source.batch_size < source.size)
     own = problem.interacting == "batch"
     if own and batched:
@@ -112,6 +115,29 @@ def check_interaction(problem: Problem, controls: Tree, source: Population, part
             "Solve on all particles at once (batch_size=None), or say that each batch is a population of its own: "
             'Problem(..., interacting="batch"), or dataclasses.replace(problem, interacting="batch")'
         )
+
+
+@torch.no_grad()
+def _check_own(problem: Problem, controls: Tree, particles: Particles) -> None:
+    """Refuses a control of one particle that moves what the problem says of another, not by a law that is named."""
+    shaken = _shaken(controls) if problem.region is None else problem.region.project(_shaken(controls))
+    x, z = particles.state, particles.data
+    for t in range(problem.stages):
+        u, probe = problem.schedule(shaken, t), _Probe(finite=False)
+        if problem.running_cost is not None:
+            probe.look(f"running_cost of stage {t}", partial(_of_control, problem.running_cost, t, x, z), u)
+        moved = probe.look(f"dynamics of stage {t}", partial(_of_control, problem.dynamics, t, x, z), u)
+        if probe.elsewhere is not None:
+            raise InvalidValue(
+                f"{probe.elsewhere}: with per_particle=True row i of the control is particle i's own, and here that of "
+                "one moves the cost or state of another (a sum over all rows in place of u.sum(-1)?). A law of the "
+                "controls is written with mfoc.mean(u)"
+            )
+        x = moved
+
+
+def _of_control(function: Callable[..., Tree], t: int, x: Tree, z: Tree, u: Tree) -> Tree:
+    return function(t, x, u, z)
 
 
 # ---- the probe

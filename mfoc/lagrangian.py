@@ -63,7 +63,7 @@ class Lagrangian:
         return cls(problem, [torch.zeros_like(value) for value in values], penalty)
 
     @property
-    def _all(self) -> list[tuple[Constraint, bool]]:
+    def constraints(self) -> list[tuple[Constraint, bool]]:
         """The constraints, and whether they are along the path."""
         return [(c, False) for c in self.problem.terminal_constraints] + [
             (c, True) for c in self.problem.path_constraints
@@ -71,13 +71,13 @@ class Lagrangian:
 
     def particles(self, particles: Particles) -> Particles:
         """The cloud of the augmented problem."""
-        own = [held for (c, _), held in zip(self._all, self.multipliers, strict=True) if not c.in_mean]
+        own = [held for (c, _), held in zip(self.constraints, self.multipliers, strict=True) if not c.in_mean]
         data = () if particles.data is None else particles.data
         return Particles(particles.state, Multiplied(data, own), particles.index)
 
     def augmented(self) -> Problem:
         """J with the terms of the constraints; on ``particles(...)``."""
-        problem, kinds = self.problem, self._all
+        problem, kinds = self.problem, self.constraints
         places = _places(kinds)
 
         def held(k: int, z: Multiplied, t: int | None) -> Tensor:
@@ -127,15 +127,20 @@ class Lagrangian:
 
     def violation(self, values: Values) -> float:
         """sqrt(E |what is missing|^2)."""
-        total = torch.zeros((), dtype=values[0].dtype, device=values[0].device)
-        for (constraint, _), value, held in zip(self._all, values, self.multipliers, strict=True):
-            missing = constraint.missed(value, held, self.penalty).square()
-            total = total + (missing.sum() if constraint.in_mean else missing.sum() / len(value))
-        return float(total.sqrt())
+        rows = zip(self.constraints, values, self.multipliers, strict=True)
+        return self.size([c.missed(value, held, self.penalty) for (c, _), value, held in rows])
+
+    def size(self, values: Values) -> float:
+        """sqrt(E |c|^2) over all constraints."""
+        squares = [
+            value.square().sum() / (1 if constraint.in_mean else len(value))
+            for (constraint, _), value in zip(self.constraints, values, strict=True)
+        ]
+        return float(torch.stack(squares).sum().sqrt())
 
     def updated(self, values: Values) -> Lagrangian:
         """With the next multipliers."""
-        rows = zip(self._all, values, self.multipliers, strict=True)
+        rows = zip(self.constraints, values, self.multipliers, strict=True)
         return replace(self, multipliers=[c.next_multiplier(value, held, self.penalty) for (c, _), value, held in rows])
 
 
@@ -151,6 +156,17 @@ def constraint_values(problem: Problem, controls: Tree, particles: Particles) ->
         ]
         found.append(torch.stack(stages, -2))
     return found
+
+
+def check_same(index: Tensor | None, particles: Particles, multipliers: Values, values: Values) -> None:
+    """Refuses other particles than those the multipliers are of."""
+    same = [held.shape == value.shape for held, value in zip(multipliers, values, strict=True)]
+    moved = index is not None and particles.index is not None and not torch.equal(index, particles.index)
+    if not all(same) or moved:
+        raise InvalidValue(
+            "the particles are others than those of the multipliers, and every particle holds its own: take the "
+            "population whole and in one order (batch_size=None, shuffle=False)"
+        )
 
 
 def _places(kinds: list[tuple[Constraint, bool]]) -> list[int | None]:

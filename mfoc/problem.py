@@ -30,6 +30,7 @@ from mfoc.checks import (
     kind_of,
 )
 from mfoc.constraints import Constraint, Terms, listed
+from mfoc.distributed import active
 from mfoc.errors import InvalidType, InvalidValue, MfocError
 from mfoc.particles import Particles
 from mfoc.seeding import watched
@@ -346,6 +347,11 @@ class Problem(HasControls[Controls]):
     def _check_agreement(self, particles: Particles, controls: Tree) -> None:
         name, control = tree.named_leaves(controls, "controls")[0]
         device, dtype = control.device, control.dtype
+        if self.per_particle and active():
+            raise InvalidValue(
+                "per_particle=True on several ranks: each would hold the controls of its own particles, and ranks hold "
+                "one and the same control; run on one rank"
+            )
         if self.per_particle and len(control) != len(particles):
             raise InvalidValue(
                 f"{name} is for {len(control)} particles (per_particle=True) and there are {len(particles)}; solve on "

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from numbers import Real
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -98,7 +99,7 @@ class Box(_Convex):
     def __post_init__(self) -> None:
         for name in ("low", "high"):
             bound = getattr(self, name)
-            if isinstance(bound, bool) or not isinstance(bound, int | float | Tensor):
+            if isinstance(bound, bool) or not isinstance(bound, Real | Tensor):
                 raise InvalidType(f"{name} is {kind_of(bound)}; expected a number or a tensor of the control's shape")
             if isinstance(bound, Tensor) and not bound.is_floating_point():
                 raise InvalidType(f"{name} is a {bound.dtype} tensor; expected floating point, {name}.double() say")

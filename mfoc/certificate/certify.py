@@ -27,6 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from mfoc import tree
+from mfoc.certificate.constrained import Constrained
 from mfoc.certificate.intervals import GROUPS, Measure
 from mfoc.certificate.lower import ALL, Search
 from mfoc.certificate.report import Certificate, Principle, StageCertificate
@@ -77,7 +78,8 @@ def certify(
 
     Args:
         problem: the control problem.
-        controls: the controls to certify; or a solution or iterate that has them.
+        controls: the controls to certify; or a solution or iterate that has them. Of a problem with constraints on
+            states the solution or iterate of ``mfoc.AugmentedLagrangian``: its multipliers are needed.
         population: what ``mfoc.population`` takes.
         inner: minimiser for the gap; ``mfoc.minimisers.LBFGS(steps=100)`` when None.
         starts: from how many controls the gap is searched: the one certified, and others around it.
@@ -113,15 +115,24 @@ def certify(
     check_flag(nominal=nominal)
     if not nominal:
         problem.check_played(cloud)
-    controls = tree.detached(controls_of(controls))
+    source, controls = controls, tree.detached(controls_of(controls))
     problem.validate(cloud, controls)
     with torch.no_grad():
         value = float(penalised(problem, controls, rollout(problem, controls, cloud).cost.mean()))
     if not math.isfinite(value):
         raise InvalidValue(f"controls: J is {value} at them, so there is nothing to certify")
-    made = _Certifying(problem, controls, cloud, inner, starts, lanczos, groups, confidence, tol, seed, names)
+    complete, held = problem.per_particle, None
+    if problem.constrained:
+        held = Constrained.of(problem, source, controls, cloud, seed)
+        problem, cloud, complete = (
+            held.lagrangian.augmented(),
+            held.lagrangian.particles(cloud),
+            complete or held.complete,
+        )
+    made = _Certifying(problem, controls, cloud, inner, starts, lanczos, groups, confidence, tol, seed, names, complete)
     with _twice_differentiable_attention():
-        return made.certificate(value)
+        found = made.certificate(value)
+    return found if held is None else held.judged(found, tol)
 
 
 @contextmanager
@@ -148,14 +159,14 @@ class _Certifying:
     tol: float
     seed: int
     names: Sequence[str] | None
+    complete: bool
 
     def certificate(self, value: float) -> Certificate:
         generator = torch.Generator().manual_seed(self.seed)
         around = Surroundings.of(self.problem, self.controls, self.cloud, generator)
         # A law may be at rest at the controls themselves.
         interacting = any(interact(self.problem, u, self.cloud) for u in (self.controls, around.reference))
-        complete = self.problem.per_particle
-        split = Split.of(self.cloud, self.groups, generator, interacting=interacting, complete=complete)
+        split = Split.of(self.cloud, self.groups, generator, interacting=interacting, complete=self.complete)
         principle = self._principle(interacting)
         study = Study(split, self.problem.stages, self.inner, self._starts, self.lanczos, generator, self.confidence)
         total, passes = self._of_j(principle, study)
@@ -172,7 +183,7 @@ class _Certifying:
         return Certificate(
             stages, value, len(self.cloud), self.confidence, passes + more + 6, total.residual, scale,
             total.curvature, total.error, total.bound, total.missing, improvement, where, principle, interacting,
-            verdict,
+            verdict, self.complete,
         )  # fmt: skip
 
     def _of_j(self, principle: Principle, study: Study) -> tuple[Row, float]:

@@ -44,6 +44,7 @@ class Standing(enum.Enum):
     NOT_STATIONARY = "not stationary"
     LOWER_FOUND = "a lower control was found"
     CANNOT_TELL = "cannot tell"
+    INFEASIBLE = "infeasible"
 
 
 @dataclass(frozen=True)
@@ -136,6 +137,10 @@ class Certificate:
         principle: which conditions were used.
         interacting: whether the particles interact, so that the intervals are those of a jackknife.
         verdict: the conclusion, in a sentence.
+        complete: the particles are all there are, since each has a control, or multipliers, of its own: there is no
+            population beyond them, and there are no intervals.
+        violation: sqrt(E |c|^2) of what constraints on states lack; zero where there are none. With constraints all but
+            J is measured of the augmented Lagrangian.
     """
 
     stages: list[StageCertificate]
@@ -154,6 +159,8 @@ class Certificate:
     principle: Principle
     interacting: bool
     verdict: Verdict
+    complete: bool = False
+    violation: float = 0.0
 
     @property
     def residual(self) -> float:
@@ -180,9 +187,11 @@ class Certificate:
     @property
     def _head(self) -> str:
         level = f"{100 * self.confidence:.0f}%"
+        drawn = ", all there are" if self.complete else f" [{level} intervals for the population they are drawn from]"
+        missed = f", constraints missed by {self.violation:.2g}" if self.violation else ""
         return (
-            f"Certificate on {self.particles} particles, J = {self.value:.6g}: values on these particles [{level} "
-            f"intervals for the population they are drawn from]; {self.backward_passes:.0f} backward passes"
+            f"Certificate on {self.particles} particles, J = {self.value:.6g}{missed}: values on these particles{drawn}"
+            f"; {self.backward_passes:.0f} backward passes"
         )
 
     @property
@@ -194,5 +203,7 @@ class Certificate:
             lowest += f"  (on these particles not below {self.hessian.value - self.hessian_bound:.2g})"
         return [
             f"total residual {self.stationarity}, scale {self.scale:.2g}; {lowest}",
-            f"by: {self.principle.value}" + "; particles interact: jackknife intervals" * self.interacting,
+            f"by: {self.principle.value}"
+            + "; particles have controls or multipliers of their own" * self.complete
+            + "; particles interact: jackknife intervals" * (self.interacting and not self.complete),
         ]

@@ -90,10 +90,11 @@ def interact(problem: Problem, controls: Tree, cloud: Particles) -> bool:
     if len(cloud) < 2:
         return False
     half = (len(cloud) + 1) // 2
+    own = tree.map(lambda u: u[:half], controls) if problem.per_particle else controls
     with torch.no_grad():
         whole = rollout(problem, controls, cloud)
         try:
-            part = rollout(problem, controls, cloud[:half])
+            part = rollout(problem, own, cloud[:half])
         except (RuntimeError, ValueError):  # a law that takes more particles: batch norm of one
             return True
     seen, alone = [[t.cost, *tree.tensors(t.states)] for t in (whole, part)]

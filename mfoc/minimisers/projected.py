@@ -68,7 +68,7 @@ def minimise_within(region: RowRegion, evaluate: Evaluate, start: Tensor, settin
     memory = Memory(settings.history, start, first)
     unbounded = torch.zeros_like(size, dtype=torch.bool)
     active = here.value.isfinite() & size.isfinite() & (size > floor)
-    length = first
+    length = torch.ones_like(size)  # of directions that the memory has scaled
     for _ in range(settings.steps):
         if not bool(active.any()):
             break
@@ -84,7 +84,6 @@ def minimise_within(region: RowRegion, evaluate: Evaluate, start: Tensor, settin
         here = _Rows.where(moved, there, here)
         left = here.projected.abs().amax(1)
         active = moved & ~unbounded & (left > floor) & (left > 4 * eps * here.slope.abs().amax(1))
-        length = torch.ones_like(size)
     return Minimum(here.point, here.value - region.penalty(here.point), unbounded, evaluations)
 
 

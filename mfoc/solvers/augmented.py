@@ -6,12 +6,11 @@ import math
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from mfoc import tree
 from mfoc.checks import check_instance, check_integer, check_positive
 from mfoc.errors import InvalidType, InvalidValue
-from mfoc.lagrangian import Lagrangian, Values, constraint_values
+from mfoc.lagrangian import Lagrangian, Values, check_same, constraint_values
 from mfoc.particles import Particles
 from mfoc.pontryagin import Evaluation, evaluate
 from mfoc.problem import Problem
@@ -80,18 +79,19 @@ class AugmentedLagrangian:
             held = Lagrangian.start(problem, values, self._first(float(value), values))
             state = {**state, "index": particles.index}
         else:
-            _check_same(state["index"], particles, state["multipliers"], values)
+            check_same(state["index"], particles, state["multipliers"], values)
             held = Lagrangian(problem, state["multipliers"], state["penalty"])
             gradient = self._slope(held, controls, particles)
         violation = held.violation(values)
         projected = None if problem.region is None else problem.region.stationary(controls, gradient)
         info = Info(value, gradient, {"penalty": held.penalty}, projected, violation)
-        moved, taken = self._minimised(held, controls, particles, _SHARE * info.residual)
+        moved, taken, minimal = self._minimised(held, controls, particles, _SHARE * info.residual)
         info.extra["inner_steps"] = taken
         values = _values(problem, moved, particles)
         reached = held.violation(values)
         after = held.updated(values)
-        grows = state["violation"] is not None and reached > _ENOUGH * violation
+        # Short of the minimum (few steps, rounding) a larger penalty would only make it harder to reach.
+        grows = minimal and state["violation"] is not None and reached > _ENOUGH * violation
         return (
             moved,
             {
@@ -124,8 +124,8 @@ class AugmentedLagrangian:
         square = sum(float(each.square().sum(-1).mean()) for each in values)
         return min(max(10 * max(1.0, abs(value)) / max(1.0, square / 2), 1e-6), 1e6)
 
-    def _minimised(self, held: Lagrangian, controls: Tree, particles: Particles, tol: float) -> tuple[Tree, int]:
-        """Where the solver has minimised the augmented Lagrangian, and in how many steps."""
+    def _minimised(self, held: Lagrangian, controls: Tree, particles: Particles, tol: float) -> tuple[Tree, int, bool]:
+        """Where the solver has minimised the augmented Lagrangian, in how many steps, and whether to the tolerance."""
         problem, cloud = held.augmented(), held.particles(particles)
         state = self.solver.init(problem, controls)
         for k in range(self.steps):
@@ -135,13 +135,13 @@ class AugmentedLagrangian:
             else:
                 residual = float(tree.norm(problem.region.stationary(controls, info.gradient)))
             if not math.isfinite(float(info.value)) or not math.isfinite(residual):
-                return controls, k  # the loop looks for what is not finite, and says where
+                return controls, k, False  # the loop looks for what is not finite, and says where
             if residual <= tol:
-                return controls, k
+                return controls, k, True
             if all(map(torch.equal, tree.leaves(controls), tree.leaves(moved))):
-                return controls, k + 1  # as far as rounding lets it
+                return controls, k + 1, False  # as far as rounding lets it
             controls = moved
-        return controls, self.steps
+        return controls, self.steps, False
 
     def _slope(self, held: Lagrangian, controls: Tree, particles: Particles) -> Tree:
         """The gradient of the Lagrangian, its multipliers fixed."""
@@ -152,14 +152,3 @@ class AugmentedLagrangian:
 @torch.no_grad()
 def _values(problem: Problem, controls: Tree, particles: Particles) -> Values:
     return constraint_values(problem, controls, particles)
-
-
-def _check_same(index: Tensor | None, particles: Particles, multipliers: Values, values: Values) -> None:
-    """Refuses other particles than those the multipliers are of."""
-    same = [held.shape == value.shape for held, value in zip(multipliers, values, strict=True)]
-    moved = index is not None and particles.index is not None and not bool((index == particles.index).all())
-    if not all(same) or moved:
-        raise InvalidValue(
-            "the particles are others than in the step before, and every particle holds its own multipliers: take the "
-            "population whole and in one order (batch_size=None, shuffle=False)"
-        )

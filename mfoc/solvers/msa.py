@@ -107,6 +107,10 @@ class EMSA:
     inner minimiser lowers the augmented Hamiltonian by a fixed share of ||slope||^2 (a line search from steepest
     descent does), the residual ||E dH/du|| tends to 0. It needs E dH/du = dJ/du and nothing else of the problem:
     controls may be tied and particles interact. Nothing is said of minima of H, nor of J other than stationarity.
+    Within bounds that are convex sets (i) and (ii) hold as they stand, and (iii) of the projected step u - P(u - slope)
+    in place of the slope, with what the inner minimiser does by its square.
+
+    Class of control: the problem's, open loop (shared, per particle) or a policy's parameters (``mfoc.feedback``).
 
     On minibatches a step lowers J on its batch, not J. A batch is known to be another one by J at the same control; the
     proximal weight then has 100 sqrt(number of such steps) added to its factor, which makes steps of about 1 / (L

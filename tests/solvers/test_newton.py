@@ -241,6 +241,7 @@ def on_a_rank():
     return found
 
 
+@pytest.mark.slow
 def test_ranks_take_the_steps_of_one_process(tmp_path):
     whole = on_a_rank()
     for found in on_ranks(tmp_path, on_a_rank):
@@ -346,3 +347,13 @@ def test_other_bounds_than_a_box_are_refused():
 def test_bad_settings_are_refused(settings, error):
     with pytest.raises(error, match=next(iter(settings))):
         mfoc.NewtonCG(**settings)
+
+
+def test_newton_is_refused_where_j_is_not_what_is_minimised():
+    control = mfoc.Problem(
+        lambda t, x, u, z: x + u,
+        lambda x, z: (x - mfoc.mean(x)).square().sum(1) + x.square().sum(1),
+        [torch.zeros(2, dtype=D)],
+    )
+    with pytest.raises(mfoc.InvalidValue, match="NewtonCG compares"):
+        mfoc.solve(mfoc.Equilibrium(control), mfoc.NewtonCG(), normal(4, 2), steps=1)

@@ -53,3 +53,25 @@ def test_a_box_holds_each_particle_by_itself():
         for u, own in zip(together.controls, one.controls, strict=True):
             assert (u[i : i + 1] - own).abs().max() < 1e-7
     assert any(bool((u.abs() == 0.05).any()) for u in together.controls)
+
+
+def test_a_cost_of_all_controls_is_refused():
+    """N times too large, as it would be for each of the particles."""
+    _, problem, x = case()
+    summed = replace(problem, running_cost=lambda t, x, u, z: u.square().sum().expand(len(x)))
+    with pytest.raises(mfoc.InvalidValue, match=r"running_cost of stage 0.*sum over all rows"):
+        mfoc.solve(summed, mfoc.NewtonCG(), x, steps=1)
+    crossed = replace(problem, dynamics=lambda t, x, u, z: x + u.mean() * torch.ones_like(x))
+    with pytest.raises(mfoc.InvalidValue, match="dynamics of stage 0"):
+        mfoc.solve(crossed, mfoc.NewtonCG(), x, steps=1)
+    named = replace(problem, running_cost=lambda t, x, u, z: (u - mfoc.mean(u)).square().sum(-1))
+    assert mfoc.solve(named, mfoc.NewtonCG(), x, steps=1).last.step == 1
+
+
+def test_controls_of_particles_stay_on_one_rank(monkeypatch):
+    problem = mfoc.Problem(
+        lambda t, x, u, z: x + u, lambda x, z: x.square().sum(1), [torch.zeros(4, 2, dtype=D)], per_particle=True
+    )
+    monkeypatch.setattr("mfoc.problem.active", lambda: True)
+    with pytest.raises(mfoc.InvalidValue, match="one rank"):
+        problem.validate(mfoc.Particles(normal(4, 2)))
