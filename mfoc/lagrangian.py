@@ -65,9 +65,7 @@ class Lagrangian:
     @property
     def _all(self) -> list[tuple[Constraint, bool]]:
         """The constraints, and whether they are along the path."""
-        return [(c, False) for c in self.problem.terminal_constraints] + [
-            (c, True) for c in self.problem.path_constraints
-        ]
+        return _kinds(self.problem)
 
     def particles(self, particles: Particles) -> Particles:
         """The cloud of the augmented problem."""
@@ -77,7 +75,10 @@ class Lagrangian:
 
     def augmented(self) -> Problem:
         """J with the terms of the constraints; on ``particles(...)``."""
-        problem, kinds = self.problem, self._all
+        return self.problem.rebuilt(self._augmented)
+
+    def _augmented(self, problem: Problem) -> Problem:
+        kinds = _kinds(problem)
         places = _places(kinds)
 
         def held(k: int, z: Multiplied, t: int | None) -> Tensor:
@@ -151,6 +152,10 @@ def constraint_values(problem: Problem, controls: Tree, particles: Particles) ->
         ]
         found.append(torch.stack(stages, -2))
     return found
+
+
+def _kinds(problem: Problem) -> list[tuple[Constraint, bool]]:
+    return [(c, False) for c in problem.terminal_constraints] + [(c, True) for c in problem.path_constraints]
 
 
 def _places(kinds: list[tuple[Constraint, bool]]) -> list[int | None]:

@@ -201,6 +201,7 @@ def check_controls(problem: Problem) -> None:
         raise InvalidType(
             "problem is a Game; its value is a minimax, which mfoc.hjb does not solve; pass the problem it was made of"
         )
+    problem.check_potential("dynamic programming")
     if problem.terminal is not None or problem.path is not None:
         raise InvalidValue(
             "the problem has constraints at the end or along the path, which mfoc.hjb does not meet: write them as "
