@@ -90,7 +90,7 @@ def test_within_bounds_an_equilibrium_has_no_projected_frozen_gradient(solver):
     u = torch.stack(found.controls)
     slope = players_slope(u, cloud.state)
     assert float((u - (u - slope).clamp(-0.25, 0.3)).abs().max()) < 1e-8
-    assert bool((u == 0.3).any() | (u == -0.25).any())
+    assert float(u.max()) > 0.3 - 1e-8
     assert float(slope.abs().max()) > 0.01  # not without the bounds
     assert found.residual < 1e-8
 
