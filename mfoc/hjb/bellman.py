@@ -25,6 +25,7 @@ from mfoc.interacting import coupling
 from mfoc.particles import Particles
 from mfoc.printing import by_identity
 from mfoc.problem import Problem, check_cost, per_stage
+from mfoc.schemes import brownian
 from mfoc.tree import Tree
 
 Data = Tree | Callable[[Tensor], Tree]  # z for one particle [1, ...], or a function of normals [1, stages, k]
@@ -142,6 +143,12 @@ class Bellman:
                 "control is best (the cost falls without end in u). Expected finite functions on the grid and around it"
             )
         return point, value
+
+    def draw(self, n: int, seed: int) -> Tensor | None:
+        """The noise of n paths ``[n, T, k]``; None where there is none."""
+        if self.normals is None:
+            return None
+        return brownian(n, self.problem.stages, self.normals.shape[1], seed=seed, like=self.normals)
 
     def cloud(self, state: Tensor) -> Particles:
         """States ``[N, n]`` with data for each, one value of the noise for all."""

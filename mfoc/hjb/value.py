@@ -14,6 +14,7 @@ from mfoc.derivatives import gradients
 from mfoc.errors import InvalidType, InvalidValue
 from mfoc.figures import new_axes
 from mfoc.hjb.bellman import Bellman
+from mfoc.hjb.paths import ClosedLoop, follow
 from mfoc.hjb.splines import Grid
 from mfoc.problem import Problem
 
@@ -78,6 +79,21 @@ class Value(ABC):
         x = self._checked(t, x, self.problem.stages - 1).detach()
         rows = max(1, TERMS // self.width)
         return torch.cat([self._improved(t, part)[0] for part in torch.split(x, rows)])
+
+    def closed_loop(self, x: Tensor, *, seed: int = 0) -> ClosedLoop:
+        """The paths of ``policy`` from states x ``[N, n]``, with their controls and costs.
+
+        What any other feedback pays on the problem is ``mfoc.rollout(mfoc.feedback(problem, module), ...)``.
+
+        Args:
+            x: initial states.
+            seed: of the noise: each path has one of its own.
+
+        Raises:
+            InvalidType, InvalidValue: x is not ``[N, n]``.
+        """
+        check_integer(0, seed=seed)
+        return follow(self.bellman, self.policy, self._checked(0, x, 0).detach(), self.bellman.draw(len(x), seed))
 
     @property
     def width(self) -> int:
