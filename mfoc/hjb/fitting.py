@@ -19,7 +19,7 @@ from mfoc import printing
 from mfoc.checks import check_instance, check_integer, check_non_negative
 from mfoc.derivatives import gradients
 from mfoc.errors import InvalidType, InvalidValue
-from mfoc.hjb.bellman import Bellman, bellman
+from mfoc.hjb.bellman import Bellman, bellman, check_controls
 from mfoc.hjb.paths import costs_to_go, open_loop, per_particle
 from mfoc.hjb.value import FittedValue
 from mfoc.pontryagin import costates, rollout
@@ -96,6 +96,10 @@ def fit(
     x = as_particles(population).state
     if not isinstance(x, Tensor) or x.dim() != 2 or not x.is_floating_point():
         raise InvalidType(f"the state is {printing.short(x)}; expected initial states, a floating-point tensor [N, n]")
+    check_controls(problem)
+    if (own := problem.schedule(problem.controls, 0)).dtype != x.dtype or own.device != x.device:
+        raise InvalidValue(f"the state is {x.dtype} on {x.device}, the control {own.dtype} on {own.device}: make one")
+    _check_net(net, x)
     made = bellman(problem, x, z, None, 2, candidates)
     found, converged = optimal_paths(made, x)
     if len(found.state) < 5:
@@ -104,6 +108,23 @@ def fit(
             "better controls (problem.controls), or from more states"
         )
     return _fitted(made, found, net, steps, gradient_weight, seed, converged)
+
+
+def _check_net(net: nn.Module | None, x: Tensor) -> None:
+    """Refuses a network that does not take ``[N, 1 + n]`` to ``[N, 1]``, or has nothing to fit."""
+    if net is None:
+        return
+    n, trained = x.shape[1], copy.deepcopy(net).to(x)
+    if not any(p.requires_grad for p in trained.parameters()):
+        raise InvalidValue("net has no parameter that requires grad; there is nothing to fit")
+    given = x.new_zeros(2, 1 + n)
+    try:
+        with torch.no_grad():
+            found = trained(given)
+    except (RuntimeError, TypeError, ValueError, LookupError) as error:
+        raise InvalidValue(f"net fails on [N, {1 + n}], the stage and the {n} numbers of a state: {error}") from error
+    if not isinstance(found, Tensor) or found.shape != (2, 1):
+        raise InvalidValue(f"net returned {printing.short(found)} for [2, {1 + n}]; expected one value each, [2, 1]")
 
 
 def optimal_paths(made: Bellman, x: Tensor) -> tuple[Paths, float]:

@@ -107,8 +107,8 @@ class Value(ABC):
         check_integer(0, last, t=t)
         if not isinstance(x, Tensor) or not x.is_floating_point():
             raise InvalidType(f"x is {kind_of(x)}; expected floating-point states [N, {self.dimension}]")
-        if x.dim() != 2 or x.shape[1] != self.dimension:
-            raise InvalidValue(f"x has shape {tuple(x.shape)}; expected states [N, {self.dimension}]")
+        if x.dim() != 2 or x.shape[1] != self.dimension or not len(x):
+            raise InvalidValue(f"x has shape {tuple(x.shape)}; expected states [N, {self.dimension}], N >= 1")
         if (x.dtype, x.device) != (self.like.dtype, self.like.device):
             raise InvalidValue(
                 f"x is {x.dtype} on {x.device} and the value {self.like.dtype} on {self.like.device}: x.to(value.like)"

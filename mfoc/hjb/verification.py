@@ -84,6 +84,9 @@ def verify(problem: Problem, value: Value, population: Any, *, seed: int = 0) ->
     check_integer(0, seed=seed)
     if problem.stages != value.problem.stages:
         raise InvalidValue(f"the problem has {problem.stages} stages and the value function {value.problem.stages}")
+    own, asked = (len(replace(value.bellman, problem=each).control(0)) for each in (problem, value.problem))
+    if own != asked:
+        raise InvalidValue(f"the control has {own} numbers in the problem and {asked} in that of the value function")
     particles = as_particles(population)
     if not isinstance(particles.state, Tensor):
         raise InvalidType("the state is a tree; expected a tensor of initial states [N, n]")

@@ -102,3 +102,19 @@ def test_refusals():
         hjb.fit(lq(3).problem(), normal(3, 2))
     with pytest.raises(mfoc.InvalidType, match="net"):
         hjb.fit(lq(3).problem(), normal(20, 2), net=lambda x: x)
+    with pytest.raises(mfoc.InvalidValue, match="make one"):
+        hjb.fit(lq(3).problem(), normal(20, 2).float())
+
+
+@pytest.mark.parametrize(
+    ("net", "words"),
+    [
+        (torch.nn.Linear(5, 1), r"net fails on \[N, 3\]"),
+        (torch.nn.Linear(3, 2), r"expected one value each"),
+        (torch.nn.Identity(), "nothing to fit"),
+    ],
+    ids=["input", "output", "empty"],
+)
+def test_networks_that_do_not_fit_are_refused(net, words):
+    with pytest.raises(mfoc.InvalidValue, match=words):
+        hjb.fit(lq(3).problem(), normal(20, 2), net=net)

@@ -83,6 +83,12 @@ def test_refusals(value):
     problem, cloud = interacting()
     with pytest.raises(mfoc.InvalidValue, match="stages"):
         hjb.verify(lq(3).problem(), value, square(3))
+    wider = mfoc.Problem(lambda t, x, u, z: x + u, lambda x, z: x.sum(1), [torch.zeros(2, dtype=D)] * 8)
+    with pytest.raises(mfoc.InvalidValue, match="control has 2 numbers"):
+        hjb.verify(wider, value, square(3))
+    for ask in (lambda x: value(0, x), lambda x: value.policy(0, x), lambda x: value.gradient(0, x)):
+        with pytest.raises(mfoc.InvalidValue, match="N >= 1"):
+            ask(square(3)[:0])
     with pytest.raises(mfoc.InvalidType, match="value is"):
         hjb.verify(problem, problem, cloud)
 
