@@ -3,8 +3,8 @@
     pip install --no-deps --target DIR mfglib optuna rich ... ; PYTHONPATH=DIR python tests/benchmarks/bench_mfglib.py
 
 The beach bar (Perrin et al. 2020): places on a line or circle, three moves, a crowd that nobody likes. As a control
-problem a player's state is his distribution over the places ``[1, n]``, his control the policy ``[n, 3]`` of a stage, in
-a simplex for each place; the crowd is ``mfoc.mean`` of the one row, which a player takes for given. Printed: the
+problem a player's state is his distribution over the places ``[1, n]``, his control the policy ``[n, 3]`` of a stage,
+in a simplex for each place; the crowd is ``mfoc.mean`` of the one row, which a player takes for given. Printed: the
 exploitability of the last policy, and thread-CPU seconds.
 """
 
