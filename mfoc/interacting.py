@@ -167,6 +167,8 @@ def _coupling(problem: Problem, controls: Tree, particles: Particles, *, finite:
     seen = set()
     for t in range(problem.stages):
         u = problem.schedule(controls, t)
+        for each in problem.path_constraints:
+            probe.look(f"the path constraint of stage {t}", lambda y: each.function(t, y, u, z), x)  # noqa: B023
         kind = t if problem.kind is None else ("kind", problem.kind(t))
         new = kind not in seen
         seen.add(kind)
@@ -174,6 +176,8 @@ def _coupling(problem: Problem, controls: Tree, particles: Particles, *, finite:
             probe.look(f"running_cost of stage {t}", lambda y: running_cost(t, y, u, z), x)  # noqa: B023
         x = probe.look(f"dynamics of stage {t}", lambda y: dynamics(t, y, u, z), x, move=new)  # noqa: B023
     probe.look("terminal_cost", lambda y: terminal_cost(y, z), x)
+    for each in problem.terminal_constraints:
+        probe.look("the terminal constraint", lambda y: each.function(y, z), x)  # noqa: B023
     return Coupling(probe.named, probe.elsewhere)
 
 

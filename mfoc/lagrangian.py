@@ -65,9 +65,7 @@ class Lagrangian:
     @property
     def constraints(self) -> list[tuple[Constraint, bool]]:
         """The constraints, and whether they are along the path."""
-        return [(c, False) for c in self.problem.terminal_constraints] + [
-            (c, True) for c in self.problem.path_constraints
-        ]
+        return _kinds(self.problem)
 
     def particles(self, particles: Particles) -> Particles:
         """The cloud of the augmented problem."""
@@ -77,7 +75,10 @@ class Lagrangian:
 
     def augmented(self) -> Problem:
         """J with the terms of the constraints; on ``particles(...)``."""
-        problem, kinds = self.problem, self.constraints
+        return self.problem.rebuilt(self._augmented)
+
+    def _augmented(self, problem: Problem) -> Problem:
+        kinds = _kinds(problem)
         places = _places(kinds)
 
         def held(k: int, z: Multiplied, t: int | None) -> Tensor:
@@ -167,6 +168,10 @@ def check_same(index: Tensor | None, particles: Particles, multipliers: Values, 
             "the particles are others than those of the multipliers, and every particle holds its own: take the "
             "population whole and in one order (batch_size=None, shuffle=False)"
         )
+
+
+def _kinds(problem: Problem) -> list[tuple[Constraint, bool]]:
+    return [(c, False) for c in problem.terminal_constraints] + [(c, True) for c in problem.path_constraints]
 
 
 def _places(kinds: list[tuple[Constraint, bool]]) -> list[int | None]:

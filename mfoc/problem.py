@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import KW_ONLY, dataclass, field
-from typing import TYPE_CHECKING, Any, Generic
+from typing import TYPE_CHECKING, Any, ClassVar, Generic
 
 import torch
 from torch import Tensor, nn
@@ -138,6 +138,8 @@ class Problem(HasControls[Controls]):
     terminal: Terms = None
     path: Terms = None
     region: Region | None = field(init=False, repr=False, default=None)
+
+    potential: ClassVar[bool] = True  # whether E dH/du is J's gradient
 
     def __post_init__(self) -> None:
         check_callable("a function", dynamics=self.dynamics, terminal_cost=self.terminal_cost, schedule=self.schedule)
@@ -304,6 +306,13 @@ class Problem(HasControls[Controls]):
 
     def check_potential(self, what: str) -> None:
         """Refuses ``what``, which compares values of J, where E dH/du is not J's gradient; see ``mfoc.Equilibrium``."""
+
+    def rebuilt(self, change: Callable[[Problem], Problem]) -> Problem:
+        """What ``change`` makes of this problem; where this is a mean-field game, the game of what it makes of its own.
+
+        As ``problem.rebuilt(lambda own: dataclasses.replace(own, ...))``.
+        """
+        return change(self)
 
     def _run(self, particles: Particles, controls: Tree, pure: Callable[..., AbstractContextManager[None]]) -> None:
         x, z, n = particles.state, particles.data, len(particles)

@@ -25,6 +25,7 @@ from mfoc.interacting import coupling
 from mfoc.particles import Particles
 from mfoc.printing import by_identity
 from mfoc.problem import Problem, check_cost, per_stage
+from mfoc.schemes import brownian
 from mfoc.tree import Tree
 
 Data = Tree | Callable[[Tensor], Tree]  # z for one particle [1, ...], or a function of normals [1, stages, k]
@@ -143,6 +144,12 @@ class Bellman:
             )
         return point, value
 
+    def draw(self, n: int, seed: int) -> Tensor | None:
+        """The noise of n paths ``[n, T, k]``; None where there is none."""
+        if self.normals is None:
+            return None
+        return brownian(n, self.problem.stages, self.normals.shape[1], seed=seed, like=self.normals)
+
     def cloud(self, state: Tensor) -> Particles:
         """States ``[N, n]`` with data for each, one value of the noise for all."""
         if self.normals is not None:
@@ -201,6 +208,7 @@ def check_controls(problem: Problem) -> None:
         raise InvalidType(
             "problem is a Game; its value is a minimax, which mfoc.hjb does not solve; pass the problem it was made of"
         )
+    problem.check_potential("dynamic programming")
     if problem.terminal is not None or problem.path is not None:
         raise InvalidValue(
             "the problem has constraints at the end or along the path, which mfoc.hjb does not meet: write them as "

@@ -19,7 +19,7 @@ from mfoc import printing
 from mfoc.checks import check_instance, check_integer, check_non_negative
 from mfoc.derivatives import gradients
 from mfoc.errors import InvalidType, InvalidValue
-from mfoc.hjb.bellman import Bellman, bellman
+from mfoc.hjb.bellman import Bellman, bellman, check_controls
 from mfoc.hjb.paths import costs_to_go, open_loop, per_particle
 from mfoc.hjb.value import FittedValue
 from mfoc.pontryagin import costates, rollout
@@ -75,8 +75,9 @@ def fit(
         problem: without noise; each stage has one tensor ``[m]`` as its control; particles must not interact.
         population: initial states ``[N, n]``, or what ``mfoc.population`` takes (its data are not used).
         z: data for all states, a pytree with leading axis 1, or None.
-        net: ``[N, 1 + n] -> [N, 1]``, twice differentiable; None: two hidden layers of 64 tanh units. A copy is
-            fitted.
+        net: ``[N, 1 + n] -> [N, 1]``, of the stage in [-1, 1] and the scaled state, twice differentiable; a copy is
+            fitted. None: two hidden layers of 64 tanh units beside a quadratic function, as V is near a target
+            (Nakamura-Zimmerer, Gong & Kang 2021, "QRnet", take that of the linearised problem).
         steps: iterations of the fit.
         gradient_weight: weight of the costates; 0 fits the values alone.
         candidates: as in ``mfoc.hjb.solve``, for the policy.
@@ -95,6 +96,10 @@ def fit(
     x = as_particles(population).state
     if not isinstance(x, Tensor) or x.dim() != 2 or not x.is_floating_point():
         raise InvalidType(f"the state is {printing.short(x)}; expected initial states, a floating-point tensor [N, n]")
+    check_controls(problem)
+    if (own := problem.schedule(problem.controls, 0)).dtype != x.dtype or own.device != x.device:
+        raise InvalidValue(f"the state is {x.dtype} on {x.device}, the control {own.dtype} on {own.device}: make one")
+    _check_net(net, x)
     made = bellman(problem, x, z, None, 2, candidates)
     found, converged = optimal_paths(made, x)
     if len(found.state) < 5:
@@ -103,6 +108,23 @@ def fit(
             "better controls (problem.controls), or from more states"
         )
     return _fitted(made, found, net, steps, gradient_weight, seed, converged)
+
+
+def _check_net(net: nn.Module | None, x: Tensor) -> None:
+    """Refuses a network that does not take ``[N, 1 + n]`` to ``[N, 1]``, or has nothing to fit."""
+    if net is None:
+        return
+    n, trained = x.shape[1], copy.deepcopy(net).to(x)
+    if not any(p.requires_grad for p in trained.parameters()):
+        raise InvalidValue("net has no parameter that requires grad; there is nothing to fit")
+    given = x.new_zeros(2, 1 + n)
+    try:
+        with torch.no_grad():
+            found = trained(given)
+    except (RuntimeError, TypeError, ValueError, LookupError) as error:
+        raise InvalidValue(f"net fails on [N, {1 + n}], the stage and the {n} numbers of a state: {error}") from error
+    if not isinstance(found, Tensor) or found.shape != (2, 1):
+        raise InvalidValue(f"net returned {printing.short(found)} for [2, {1 + n}]; expected one value each, [2, 1]")
 
 
 def optimal_paths(made: Bellman, x: Tensor) -> tuple[Paths, float]:
@@ -131,7 +153,7 @@ def _fitted(
 ) -> FittedValue:
     with seeded(seed, found.state.device):
         n, like = found.state.shape[2], found.state
-        net = _network(n, like) if net is None else copy.deepcopy(net).to(like)
+        net = (_Network(n) if net is None else copy.deepcopy(net)).to(like)
         order = torch.randperm(len(found.state))
     kept = max(4, int((1 - _HELD_OUT) * len(order)))
     seen, unseen = (_flat(found, order[part]) for part in (slice(kept), slice(kept, None)))
@@ -150,9 +172,21 @@ def _fitted(
     return replace(value, value_error=errors[0], gradient_error=errors[1], converged=converged)
 
 
-def _network(n: int, like: Tensor) -> nn.Module:
-    layers = nn.Linear(1 + n, _HIDDEN), nn.Tanh(), nn.Linear(_HIDDEN, _HIDDEN), nn.Tanh(), nn.Linear(_HIDDEN, 1)
-    return nn.Sequential(*layers).to(like)
+class _Network(nn.Module):
+    """A quadratic function of the state, whose coefficients are affine in the stage, and a network for the rest."""
+
+    def __init__(self, n: int) -> None:
+        super().__init__()
+        layers = nn.Linear(1 + n, _HIDDEN), nn.Tanh(), nn.Linear(_HIDDEN, _HIDDEN), nn.Tanh(), nn.Linear(_HIDDEN, 1)
+        self.rest = nn.Sequential(*layers)
+        self.quadratic = nn.Linear(n + n * (n + 1) // 2, 2)
+
+    def forward(self, given: Tensor) -> Tensor:
+        stage, x = given[:, :1], given[:, 1:]
+        i, j = torch.triu_indices(x.shape[1], x.shape[1], device=x.device)
+        constant, linear = self.quadratic(torch.cat([x, x[:, i] * x[:, j]], 1)).split(1, 1)
+        found: Tensor = self.rest(given) + constant + stage * linear
+        return found
 
 
 def _flat(found: Paths, rows: Tensor) -> Paths:

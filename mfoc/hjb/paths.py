@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,9 +14,39 @@ from mfoc.hjb.bellman import Bellman
 from mfoc.hjb.newton import minimise
 from mfoc.minimisers import LBFGS, Evaluate
 from mfoc.pontryagin import rollout
+from mfoc.printing import by_identity
 from mfoc.problem import Problem, per_stage
 
 _ITERATIONS = 500  # of L-BFGS
+
+
+@by_identity
+class ClosedLoop(NamedTuple):
+    """Paths under a feedback.
+
+    Attributes:
+        states: T+1 tensors ``[N, n]``.
+        controls: T tensors ``[N, m]``: what the feedback said, as of a problem with ``per_particle=True``.
+        cost: of each path ``[N]``.
+    """
+
+    states: list[Tensor]
+    controls: list[Tensor]
+    cost: Tensor
+
+
+@torch.no_grad()
+def follow(
+    made: Bellman, policy: Callable[[int, Tensor], Tensor], x: Tensor, normals: Tensor | None = None
+) -> ClosedLoop:
+    """The paths of a feedback from states ``[N, n]``, at one value of the noise ``[N, T, k]`` each."""
+    states, controls, total = [x], list[Tensor](), torch.zeros_like(x[:, 0])
+    for t in range(made.problem.stages):
+        controls.append(policy(t, states[-1]))
+        moved, cost = made.step(t, states[-1], controls[-1], None if normals is None else normals[:, t])
+        states.append(moved)
+        total = total + cost
+    return ClosedLoop(states, controls, total + made.terminal(states[-1]))
 
 
 def per_particle(made: Bellman, controls: list[Tensor]) -> Problem:

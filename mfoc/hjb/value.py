@@ -14,6 +14,7 @@ from mfoc.derivatives import gradients
 from mfoc.errors import InvalidType, InvalidValue
 from mfoc.figures import new_axes
 from mfoc.hjb.bellman import Bellman
+from mfoc.hjb.paths import ClosedLoop, follow
 from mfoc.hjb.splines import Grid
 from mfoc.problem import Problem
 
@@ -79,6 +80,21 @@ class Value(ABC):
         rows = max(1, TERMS // self.width)
         return torch.cat([self._improved(t, part)[0] for part in torch.split(x, rows)])
 
+    def closed_loop(self, x: Tensor, *, seed: int = 0) -> ClosedLoop:
+        """The paths of ``policy`` from states x ``[N, n]``, with their controls and costs.
+
+        What any other feedback pays on the problem is ``mfoc.rollout(mfoc.feedback(problem, module), ...)``.
+
+        Args:
+            x: initial states.
+            seed: of the noise: each path has one of its own.
+
+        Raises:
+            InvalidType, InvalidValue: x is not ``[N, n]``.
+        """
+        check_integer(0, seed=seed)
+        return follow(self.bellman, self.policy, self._checked(0, x, 0).detach(), self.bellman.draw(len(x), seed))
+
     @property
     def width(self) -> int:
         """Numbers behind one evaluation at one state, in the largest temporary."""
@@ -91,8 +107,8 @@ class Value(ABC):
         check_integer(0, last, t=t)
         if not isinstance(x, Tensor) or not x.is_floating_point():
             raise InvalidType(f"x is {kind_of(x)}; expected floating-point states [N, {self.dimension}]")
-        if x.dim() != 2 or x.shape[1] != self.dimension:
-            raise InvalidValue(f"x has shape {tuple(x.shape)}; expected states [N, {self.dimension}]")
+        if x.dim() != 2 or x.shape[1] != self.dimension or not len(x):
+            raise InvalidValue(f"x has shape {tuple(x.shape)}; expected states [N, {self.dimension}], N >= 1")
         if (x.dtype, x.device) != (self.like.dtype, self.like.device):
             raise InvalidValue(
                 f"x is {x.dtype} on {x.device} and the value {self.like.dtype} on {self.like.device}: x.to(value.like)"

@@ -15,12 +15,11 @@ from torch import Tensor
 from mfoc.checks import check_instance, check_integer
 from mfoc.errors import InvalidType, InvalidValue
 from mfoc.hjb.bellman import Bellman, check_controls, interacts
-from mfoc.hjb.paths import per_particle
+from mfoc.hjb.paths import follow, per_particle
 from mfoc.hjb.value import GridValue, Value
 from mfoc.pontryagin import costates, rollout
 from mfoc.populations import as_particles
 from mfoc.problem import Problem
-from mfoc.schemes import brownian
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,6 +84,9 @@ def verify(problem: Problem, value: Value, population: Any, *, seed: int = 0) ->
     check_integer(0, seed=seed)
     if problem.stages != value.problem.stages:
         raise InvalidValue(f"the problem has {problem.stages} stages and the value function {value.problem.stages}")
+    own, asked = (len(replace(value.bellman, problem=each).control(0)) for each in (problem, value.problem))
+    if own != asked:
+        raise InvalidValue(f"the control has {own} numbers in the problem and {asked} in that of the value function")
     particles = as_particles(population)
     if not isinstance(particles.state, Tensor):
         raise InvalidType("the state is a tree; expected a tensor of initial states [N, n]")
@@ -94,29 +96,14 @@ def verify(problem: Problem, value: Value, population: Any, *, seed: int = 0) ->
         return Verification(None, None, None, why, 0.0)
     x = particles.state
     before = value(0, x)
-    normals = None
-    if made.normals is not None:
-        normals = brownian(len(x), problem.stages, made.normals.shape[1], seed=seed, like=x)
-    states, controls, cost = _follow(made, value, x, normals)
+    states, controls, cost = follow(made, value.policy, x, made.draw(len(x), seed))
     outside = 0.0
     if isinstance(value, GridValue):
         outside = 1 - float(torch.cat([value.grid.inside(x) for x in states]).to(x).mean())
-    if normals is not None:
+    if made.normals is not None:
         why = "with noise the costate of a path is random; dV/dx is its mean, given the state"
         return Verification(before, cost, None, why, outside)
     return Verification(before, cost, _gradient_errors(made, value, states, controls), "", outside)
-
-
-def _follow(
-    made: Bellman, value: Value, x: Tensor, normals: Tensor | None
-) -> tuple[list[Tensor], list[Tensor], Tensor]:
-    states, controls, total = [x], [], torch.zeros_like(x[:, 0])
-    for t in range(made.problem.stages):
-        controls.append(value.policy(t, states[-1]))
-        moved, cost = made.step(t, states[-1], controls[-1], None if normals is None else normals[:, t])
-        states.append(moved)
-        total = total + cost
-    return states, controls, total + made.terminal(states[-1])
 
 
 def _gradient_errors(made: Bellman, value: Value, states: list[Tensor], controls: list[Tensor]) -> Tensor:

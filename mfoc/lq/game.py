@@ -54,7 +54,8 @@ def equilibrium(
     """The mean-field game's equilibrium among infinitely many players, each with the costs of an LQ problem.
 
     The mean and its control are those of open loop and of feedback alike, with noise or without; what a player pays is
-    not (``shared``). In continuous time it is exact at the nodes, whatever the step. The equilibrium of
+    not (``shared``). In continuous time it is exact at the nodes, whatever the step, but for what noise adds to the
+    value, a quadrature of order six. The equilibrium of
     ``mfoc.Equilibrium(problem.problem())`` on a cloud without noise is this one, with the cloud's mean and covariance.
 
     What acts through the mean control (``Bbar``, ``Rbar``) is taken for given, too; in ``crossbar`` the control is the

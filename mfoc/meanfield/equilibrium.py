@@ -11,15 +11,17 @@ empirical one, and each player a particle that has no weight in it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
 
+from mfoc.bounds.region import Bounds
 from mfoc.checks import check_instance
+from mfoc.constraints import Constraint, Terms
 from mfoc.distributed import any_rank
 from mfoc.errors import InvalidType, InvalidValue
 from mfoc.games import Game
@@ -49,7 +51,12 @@ class Equilibrium(Problem):
     (``mfoc.lq.equilibrium``); in general it is not.
 
     The law of the controls acts as the law does where it is named, too: ``mfoc.mean(u)`` of controls ``[N, ...]``, and
-    ``mfoc.law.shared(u)`` of a control that all particles share. (``u`` by itself is a player's own.)
+    ``mfoc.law.shared(u)`` of a control that all particles share. (``u`` by itself is a player's own.) Bounds are a
+    player's: the residual is that of the projected gradient. So are constraints, their law frozen as that of the costs
+    is (``AugmentedLagrangian`` around a first-order solver meets them); one in mean is the population's and is refused.
+
+    The law is that of the cloud. With noise in z the law of the paths that were drawn is held, as if every player knew
+    it beforehand: the game of infinitely many players is its limit, from which it is some 1/sqrt(N) away.
 
     Attributes:
         problem: the control problem; it is not changed. Where it changes, ``Equilibrium(dataclasses.replace(problem,
@@ -70,6 +77,12 @@ class Equilibrium(Problem):
     affine: Any = field(init=False, kw_only=True)
     noise: Any = field(init=False, kw_only=True)
     interacting: str | None = field(init=False, kw_only=True)
+    bounds: Bounds = field(init=False, kw_only=True)
+    per_particle: bool = field(init=False, kw_only=True)
+    terminal: Terms = field(init=False, kw_only=True)
+    path: Terms = field(init=False, kw_only=True)
+
+    potential: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         check_instance(Problem, "mfoc.Problem", problem=self.problem)
@@ -79,6 +92,11 @@ class Equilibrium(Problem):
             )
         for each in fields(Problem):
             object.__setattr__(self, each.name, getattr(self.problem, each.name))
+        for name in ("terminal", "path"):
+            constraints = getattr(self.problem, f"{name}_constraints")
+            _check_own(constraints, name)
+            frozen_ones = [replace(each, function=partial(_frozen, each.function)) for each in constraints]
+            object.__setattr__(self, name, frozen_ones or None)
         for name in ("dynamics", "terminal_cost", "running_cost", "noise"):
             function = getattr(self.problem, name)
             object.__setattr__(self, name, None if function is None else partial(_frozen, function))
@@ -93,7 +111,7 @@ class Equilibrium(Problem):
         Raises:
             InvalidType, InvalidValue: see ``Problem.validate``; or they do in another way, which is not frozen.
         """
-        super().validate(particles, controls)
+        self.problem.validate(particles, controls)
         controls = self.controls if controls is None else controls_of(controls)
         where = coupling(self.problem, particles, controls=controls).elsewhere
         if any_rank(where is not None, controls):
@@ -102,6 +120,10 @@ class Equilibrium(Problem):
                 "that is not named, and would be differentiated where a game holds it. Write it with mfoc.mean (or "
                 "mfoc.variance, mfoc.covariance, mfoc.kernel_mean)"
             )
+
+    def rebuilt(self, change: Callable[[Problem], Problem]) -> Problem:
+        """The game of what ``change`` makes of the control problem."""
+        return Equilibrium(change(self.problem))
 
     def check_potential(self, what: str) -> None:
         """Refuses what compares values of J.
@@ -145,25 +167,36 @@ def held(game: Equilibrium, controls: Tree, particles: Particles) -> Problem:
     base, law = game.problem, _Held({})
     running_cost = None if base.running_cost is None else partial(law.at_stage, "running_cost", base.running_cost)
     noise = None if base.noise is None else partial(law.at_stage, "noise", base.noise)
+    path = [
+        replace(each, function=partial(law.at_stage, f"path {k}", each.function))
+        for k, each in enumerate(base.path_constraints)
+    ]
+    terminal = [
+        replace(each, function=partial(law.at_end, f"terminal {k}", each.function))
+        for k, each in enumerate(base.terminal_constraints)
+    ]
     response = replace(
         base,
         dynamics=partial(law.at_stage, "dynamics", base.dynamics),
-        terminal_cost=partial(law.at_end, base.terminal_cost),
+        terminal_cost=partial(law.at_end, "terminal_cost", base.terminal_cost),
         controls=controls,
         running_cost=running_cost,
         noise=noise,
         kind=None,  # each stage has a law of its own
         interacting=None,
+        terminal=terminal or None,
+        path=path or None,
     )
+    stages = [function for function in (running_cost, noise) if function is not None] + [c.function for c in path]
     with torch.no_grad():
         x, z = particles.state, particles.data
         for t in range(base.stages):
             u = base.schedule(controls, t)
-            for function in (running_cost, noise):
-                if function is not None:
-                    function(t, x, u, z)
+            for function in stages:
+                function(t, x, u, z)
             x = response.dynamics(t, x, u, z)
-        response.terminal_cost(x, z)
+        for at_end in (response.terminal_cost, *(c.function for c in terminal)):
+            at_end(x, z)
     law.noting = False
     return response
 
@@ -179,8 +212,8 @@ class _Held:
         with taped(self._tape(name, t)):
             return function(t, x, u, z)
 
-    def at_end(self, function: TerminalCost, x: Tree, z: Tree) -> Tensor:
-        with taped(self._tape("terminal_cost", -1)):
+    def at_end(self, name: str, function: TerminalCost, x: Tree, z: Tree) -> Tensor:
+        with taped(self._tape(name, -1)):
             return function(x, z)
 
     def _tape(self, name: str, t: int) -> Tape:
@@ -189,6 +222,15 @@ class _Held:
         else:
             self.tapes[name, t].rewind()
         return self.tapes[name, t]
+
+
+def _check_own(constraints: Sequence[Constraint], name: str) -> None:
+    """Refuses constraints that no player can meet by himself."""
+    if any(each.in_mean for each in constraints):
+        raise InvalidValue(
+            f"a {name} constraint is in mean, E c of the population, which no player moves: whose multiplier it is, a "
+            "game does not say. Write it as a constraint of each player (in_mean=False), or as a cost"
+        )
 
 
 def _frozen(function: Callable[..., Result], *args: Any) -> Result:

@@ -42,6 +42,11 @@ class Picard:
         if self.damping > 1:
             raise InvalidValue(f"damping is {self.damping}; expected a share of the way, in (0, 1]")
 
+    @property
+    def respects_bounds(self) -> bool:
+        """Whether the inner solver does: admissible sets are convex, so that a part of the way stays within."""
+        return bool(getattr(self.inner, "respects_bounds", False))
+
     def init(self, problem: Problem, controls: Tree) -> Tree:
         """Nothing is carried from step to step."""
         if not isinstance(problem, Equilibrium):
@@ -57,4 +62,6 @@ class Picard:
         for _ in range(self.steps):
             response, memory, _ = self.inner.step(player, response, memory, particles)
         moved = tree.map(lambda u, v: u + self.damping * (v - u), controls, response)
+        if problem.region is not None:
+            moved = problem.region.project(moved)  # a mean may be outside by its rounding
         return moved, {}, Info(value, gradient)

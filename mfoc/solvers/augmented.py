@@ -69,6 +69,7 @@ class AugmentedLagrangian:
                 "the problem has no constraint to meet: solve it by the solver inside, or give it some, "
                 "Problem(..., terminal=mfoc.Equality(c))"
             )
+        self.solver.init(problem, controls)  # what it refuses is refused before the first step
         return {"multipliers": None, "penalty": None, "violation": None, "index": None}
 
     def step(self, problem: Problem, controls: Tree, state: Tree, particles: Particles) -> tuple[Tree, Tree, Info]:

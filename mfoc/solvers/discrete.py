@@ -123,7 +123,7 @@ class DiscreteMSA:
             self._nearest(leaf) if chosen else leaf
             for leaf, chosen in zip(tree.leaves(problem.controls), which, strict=True)
         ]
-        return replace(problem, controls=tree.rebuild(problem.controls, leaves))
+        return problem.rebuilt(lambda own: replace(own, controls=tree.rebuild(own.controls, leaves)))
 
     def init(self, problem: Problem, controls: Tree) -> Tree:
         """Averages of nothing; the memory of ``others``.

@@ -75,7 +75,7 @@ class NewtonCG:
 
     def init(self, problem: Problem, controls: Tree) -> Tree:
         """The radius, None until the first step; the slopes' norms before and, by the model, after the last step."""
-        problem.check_potential("NewtonCG")
+        problem.check_potential("NewtonCG's trust region")
         if problem.region is not None:
             Region(problem.region.sets).limits(tree.leaves(controls))  # refuses other sets before the first step
         return {"radius": self.radius, "slope": None, "expected": None}

@@ -293,10 +293,12 @@ class _Run:
     def _diverged(self, value: float, step: int) -> tuple[Status, str]:
         """Back to the best iterate: why, and in words."""
         self.at = self.good = self.watch.best
+        cure = "or EMSA() in place of MSA() or of a fixed rho"
+        if not self.problem.potential:
+            cure = "or damping (mfoc.meanfield.Picard), or a larger rho of EMSA(adaptive=False)"
         message = (
             f"J rose to {value:.3g} at step {step}, from a lowest {self.watch.lowest:.3g} at step {self.at.step}, "
-            "whose controls are kept: the steps are too long. Take a smaller learning rate, or EMSA() in place of "
-            "MSA() or of a fixed rho"
+            f"whose controls are kept: the steps are too long. Take a smaller learning rate, {cure}"
         )
         logger.warning("solve diverged: %s", message)
         return Status.DIVERGED, message

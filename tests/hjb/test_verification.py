@@ -83,5 +83,38 @@ def test_refusals(value):
     problem, cloud = interacting()
     with pytest.raises(mfoc.InvalidValue, match="stages"):
         hjb.verify(lq(3).problem(), value, square(3))
+    wider = mfoc.Problem(lambda t, x, u, z: x + u, lambda x, z: x.sum(1), [torch.zeros(2, dtype=D)] * 8)
+    with pytest.raises(mfoc.InvalidValue, match="control has 2 numbers"):
+        hjb.verify(wider, value, square(3))
+    for ask in (lambda x: value(0, x), lambda x: value.policy(0, x), lambda x: value.gradient(0, x)):
+        with pytest.raises(mfoc.InvalidValue, match="N >= 1"):
+            ask(square(3)[:0])
     with pytest.raises(mfoc.InvalidType, match="value is"):
         hjb.verify(problem, problem, cloud)
+
+
+def test_the_closed_loop_is_an_open_loop_of_each_particle(value):
+    x = square(3)
+    found = value.closed_loop(x)
+    own = mfoc.Problem(
+        lambda t, x, u, z: x @ lq().A.T + u @ lq().B.T,
+        lambda x, z: x.square().sum(1),
+        found.controls,
+        running_cost=lambda t, x, u, z: 0.1 * (x.square().sum(1) + u.square().sum(1)),
+        per_particle=True,
+    )
+    again = mfoc.rollout(own, found.controls, x)
+    torch.testing.assert_close(again.cost, found.cost, atol=1e-14, rtol=0)
+    torch.testing.assert_close(torch.stack(again.states), torch.stack(found.states), atol=1e-14, rtol=0)
+    torch.testing.assert_close(found.cost, hjb.verify(lq().problem(), value, x).cost, atol=0, rtol=0)
+
+
+def test_with_noise_a_closed_loop_is_repeatable():
+    value = hjb.solve(diffusion(3, 0.3), grid(21, 1), candidates=torch.zeros(1, 1))
+    x = torch.zeros(50, 1, dtype=D)
+    one, same, other = (value.closed_loop(x, seed=seed).states[-1] for seed in (1, 1, 2))
+    assert torch.equal(one, same)
+    assert not torch.equal(one, other)
+    assert float(one.std()) == pytest.approx(0.3 * 0.5**0.5, rel=0.4)
+    with pytest.raises(mfoc.InvalidValue, match="expected states"):
+        value.closed_loop(torch.zeros(50, 2, dtype=D))

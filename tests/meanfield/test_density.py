@@ -65,6 +65,23 @@ def test_both_problems_have_the_lq_answers_to_first_order_in_time():
     assert float(limit[2] - limit[3]) == pytest.approx(float(expected[2] - expected[3]), rel=0.02)
 
 
+def test_what_control_adds_to_the_game_is_known():
+    """x (-2 qbar s (1 - s) m + abar E V_x) in the running cost, and -2 qbarT sT (1 - sT) m x at the end."""
+    problem, k = linear_quadratic(41, 3), NUMBERS
+    x, h = problem.x, problem.h
+    m = torch.stack([bell(41, mean=0.1 * t, variance=0.2)[1] for t in range(4)])
+    V, u = x**2 * torch.arange(1.0, 5.0, dtype=D)[:, None], torch.zeros(3, 41, dtype=D)
+    game, control = (problem._couplings(u, m, V, game) for game in (True, False))
+    means = (x * m).sum(1) * h
+    slopes = (m[1:, 1:-1] * ((V[:-1, 2:] - V[:-1, :-2]) / (2 * h))).sum(
+        1
+    ) * h  # central: nothing is far from the middle
+    rates = -2 * k["Qbar"] * k["S"] * (1 - k["S"]) * means[1:] + k["Abar"] * slopes
+    assert distance(control - game, x * rates[:, None]) < 1e-4
+    end = problem._slope(lambda free: free @ problem._end(free), m[-1]) - problem._end(m[-1])
+    assert distance(end, -2 * k["QbarT"] * k["ST"] * (1 - k["ST"]) * means[-1] * x) < 1e-12
+
+
 def test_in_the_game_v_is_the_cost_to_go():
     problem = linear_quadratic(61, 10)
     found = problem.equilibrium(damping=1.0, tol=1e-12)
