@@ -141,12 +141,13 @@ def main():
     parser.add_argument("--mnist", required=True, help="an npz with images uint8 [10000, 28, 28] and labels [10000]")
     parser.add_argument("--epochs", type=int, default=25)
     parser.add_argument("--activations", nargs="+", choices=["ReLU", "Hardtanh"], default=["ReLU", "Hardtanh"])
+    parser.add_argument("--methods", nargs="+", choices=[*SETTINGS], default=[*SETTINGS])
     parser.add_argument("--seeds", type=int, default=3)
     given = parser.parse_args()
     torch.set_num_threads(1)
     data = load(given.mnist)
-    runs = [("DiscreteMSA", "binary"), ("DiscreteMSA", "ternary"), ("straight-through", "binary"), ("Bop", "binary")]
-    runs.append(("straight-through", "ternary"))
+    runs = [(method, levels) for method in given.methods for levels in ("binary", "ternary")]
+    runs = [run for run in runs if run != ("Bop", "ternary")]  # Bop has two levels
     chosen = {run: choose(*run, data, given.epochs) for run in runs}
     for name in given.activations:
         for run in runs:
