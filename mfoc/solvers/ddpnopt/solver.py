@@ -96,6 +96,7 @@ class DDPNOpt:
                 that the curvature is not made for.
         """
         _check_problem(problem)
+        problem.check_potential("DDPNOpt")
         curvature = self._curvature()
         held = [tree.tensors(u) for u in controls]
         for t in range(problem.stages) if self.curvature == "kronecker" else ():
