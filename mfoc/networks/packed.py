@@ -138,8 +138,9 @@ def _check_layer(name: str, layer: nn.Module) -> None:
 def _packed(weight: Tensor) -> Tensor:
     entries = weight.flatten()
     rows = torch.stack([entries > 0, entries < 0] if bool((entries == 0).any()) else [entries > 0]).to(torch.uint8)
-    eights = nn.functional.pad(rows, (0, -len(entries) % 8)).unflatten(1, (-1, 8))
-    return (eights << _places(eights)).sum(-1, dtype=torch.uint8)
+    eights = nn.functional.pad(rows, (0, -len(entries) % 8)).reshape(len(rows), -1, 8)
+    codes: Tensor = (eights << _places(eights)).sum(-1, dtype=torch.uint8)
+    return codes
 
 
 def _unpacked(codes: Tensor, entries: int) -> Tensor:
