@@ -299,6 +299,15 @@ def test_dopri5s_particles_share_their_steps_and_batches_must_say_so():
     assert problem.kind is None
 
 
+def test_a_tolerance_that_the_dtype_does_not_resolve_is_refused():
+    """In bfloat16 short steps add to nothing: exp(-1) came out as 0.52."""
+    drift = lambda t, x, u, z: -x  # noqa: E731
+    x = torch.ones(1, 1, dtype=torch.bfloat16)
+    with pytest.raises(mfoc.InvalidValue, match=r"rtol is 1e-06 and the state has dtype torch.bfloat16"):
+        mfoc.dopri5()(drift, 0.0, x, None, None, 1.0)
+    assert float(mfoc.dopri5(2e-2, 1e-2)(drift, 0.0, x, None, None, 1.0)) == pytest.approx(math.exp(-1), rel=0.1)
+
+
 def test_dopri5_runs_in_single_precision():
     x = torch.ones(3, 1)
     found = mfoc.dopri5(1e-6, 1e-7)(lambda t, x, u, z: -x, 0.0, x, None, None, 1.0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,37 +20,60 @@ _KINDS = (nn.Linear, nn.modules.conv._ConvNd)
 class PackedLayer(nn.Module):
     """A linear or convolutional layer whose weight is stored in 1 bit an entry, {-1, 1}, or in 2, {-1, 0, 1}.
 
-    The weight is unpacked at each forward pass, so the output is that of the layer it was made of, to the bit, in the
-    input's dtype: memory is saved, not time. It is a constant; the bias is a parameter, as it was.
+    The weight is unpacked at each forward pass, so the output is that of the layer it was made of, to the bit: memory
+    is saved, not time. It is a constant, in the dtype that ``module.to`` has last set; the bias is a parameter.
 
     Attributes:
         layer: the layer without its weight.
-        codes: the entries in order, 8 or 4 a byte, lowest bits first, uint8 ``[ceil(entries bits / 8)]``: level + 1
-            in 2 bits, or whether it is 1 in one.
-        bits: of an entry, 1 or 2.
+        codes: bits of the entries in order, 8 a byte, lowest first, uint8 ``[1 or 2, ceil(entries / 8)]``: the first
+            row says whether an entry is 1, the second, where there are zeros, whether it is -1.
         shape: of the weight.
     """
 
     codes: Tensor
+    like: Tensor
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
         weight: Tensor = layer.weight.detach()  # type: ignore[operator]
-        self.shape, self.bits = weight.shape, 2 if bool((weight == 0).any()) else 1
+        self.shape = weight.shape
         self.layer = copy.deepcopy(layer)
         self.layer.register_parameter("weight", None)
-        self.register_buffer("codes", _packed(weight, self.bits))
+        self.register_buffer("codes", _packed(weight))
+        self.register_buffer("like", weight.new_empty(0), persistent=False)  # its dtype is the weight's
         self.train(layer.training)
 
+    @property
+    def bits(self) -> int:
+        """Of an entry, 1 or 2."""
+        return len(self.codes)
+
+    @property
+    def weight(self) -> Tensor:
+        """The weight, unpacked; some modules read those of their parts, attention its last layer's."""
+        return _unpacked(self.codes, self.shape.numel()).to(self.like.dtype).reshape(self.shape)
+
+    @property
+    def bias(self) -> nn.Parameter | None:
+        """The layer's."""
+        found: nn.Parameter | None = self.layer.bias  # type: ignore[assignment]
+        return found
+
     def forward(self, x: Tensor) -> Tensor:
-        """The layer's output, of a floating-point input."""
-        weight = _unpacked(self.codes, self.bits, self.shape.numel()).to(x.dtype).reshape(self.shape)
-        output: Tensor = functional_call(self.layer, {"weight": weight}, (x,))
+        """The layer's output."""
+        output: Tensor = functional_call(self.layer, {"weight": self.weight}, (x,))
         return output
 
     def extra_repr(self) -> str:
         """The size of the weight."""
-        return f"weight {tuple(self.shape)} in {self.bits} bit{'s' * (self.bits > 1)}, {len(self.codes):,} bytes"
+        bits = f"{self.bits} bit{'s' * (self.bits > 1)}"
+        return f"weight {tuple(self.shape)} in {bits}, {self.codes.numel():,} bytes"
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        found = state_dict.get(f"{prefix}codes")
+        if found is not None and len(found) in (1, 2):  # whether there are zeros is a matter of the weights loaded
+            self.codes = self.codes.new_empty(len(found), self.codes.shape[1])
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
 
 def pack(net: nn.Module, *, layers: Sequence[str] | None = None) -> nn.Module:
@@ -62,7 +86,7 @@ def pack(net: nn.Module, *, layers: Sequence[str] | None = None) -> nn.Module:
 
     Returns:
         A module that runs as ``net`` does, whose ``state_dict`` holds the packed weights. It loads into what ``pack``
-        makes of another such network.
+        makes of another network of these layers, whatever its discrete weights; all ones will do.
 
     Raises:
         InvalidType: ``net`` is no module.
@@ -70,7 +94,8 @@ def pack(net: nn.Module, *, layers: Sequence[str] | None = None) -> nn.Module:
     """
     check_instance(nn.Module, "a torch.nn.Module", net=net)
     packed = copy.deepcopy(net)
-    known = {name: part for name, part in packed.named_modules() if isinstance(part, _KINDS)}
+    everywhere = packed.named_modules(remove_duplicate=False)  # a layer used twice has two names
+    known = {name: part for name, part in everywhere if isinstance(part, _KINDS)}
     if isinstance(layers, str):
         raise InvalidValue(f"layers is {layers!r}; expected a list of names")
     names = list(known) if layers is None else list(layers)
@@ -83,9 +108,11 @@ def pack(net: nn.Module, *, layers: Sequence[str] | None = None) -> nn.Module:
         _check_layer(name, known[name])
     if "" in names:  # the network is a single layer
         return PackedLayer(packed)
-    for name in names:
-        parent, _, child = name.rpartition(".")
-        setattr(packed.get_submodule(parent), child, PackedLayer(known[name]))
+    made = {id(known[name]): PackedLayer(known[name]) for name in names}
+    for name, part in known.items():
+        if id(part) in made:
+            parent, _, child = name.rpartition(".")
+            setattr(packed.get_submodule(parent), child, made[id(part)])
     return packed
 
 
@@ -108,18 +135,20 @@ def _check_layer(name: str, layer: nn.Module) -> None:
         )
 
 
-def _packed(weight: Tensor, bits: int) -> Tensor:
-    codes = (weight.flatten() > 0 if bits == 1 else weight.flatten() + 1).to(torch.uint8)
-    codes = nn.functional.pad(codes, (0, -len(codes) % (8 // bits))).reshape(-1, 8 // bits)
-    return (codes << _shifts(codes, bits)).sum(1, dtype=torch.uint8)
+def _packed(weight: Tensor) -> Tensor:
+    entries = weight.flatten()
+    rows = torch.stack([entries > 0, entries < 0] if bool((entries == 0).any()) else [entries > 0]).to(torch.uint8)
+    eights = nn.functional.pad(rows, (0, -len(entries) % 8)).reshape(len(rows), -1, 8)
+    codes: Tensor = (eights << _places(eights)).sum(-1, dtype=torch.uint8)
+    return codes
 
 
-def _unpacked(codes: Tensor, bits: int, entries: int) -> Tensor:
+def _unpacked(codes: Tensor, entries: int) -> Tensor:
     """The levels, int8 ``[entries]``."""
-    found = ((codes[:, None] >> _shifts(codes, bits)) & (2**bits - 1)).flatten()[:entries].to(torch.int8)
-    levels: Tensor = 2 * found - 1 if bits == 1 else found - 1
+    rows = ((codes[..., None] >> _places(codes)) & 1).flatten(1)[:, :entries].to(torch.int8)
+    levels: Tensor = 2 * rows[0] - 1 if len(rows) == 1 else rows[0] - rows[1]
     return levels
 
 
-def _shifts(codes: Tensor, bits: int) -> Tensor:
-    return torch.arange(0, 8, bits, dtype=torch.uint8, device=codes.device)
+def _places(codes: Tensor) -> Tensor:
+    return torch.arange(8, dtype=torch.uint8, device=codes.device)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from mfoc import tree
 from mfoc.checks import check_integer, check_non_negative, check_positive
+from mfoc.errors import InvalidValue
 from mfoc.schemes.runge_kutta import Drift, advanced
 from mfoc.tree import Tree
 
@@ -65,7 +66,13 @@ class dopri5:
         check_integer(1, max_steps=self.max_steps)
 
     def __call__(self, drift: Drift, s: float, x: Tree, u: Tree, z: Tree, h: float) -> Tree:
-        """The state at time s + h, NaN where the tolerance cannot be met; see ``mfoc.schemes``."""
+        """The state at time s + h, NaN where the tolerance cannot be met; see ``mfoc.schemes``.
+
+        Raises:
+            InvalidValue: ``rtol`` is below the resolution of the state's dtype.
+        """
+        self._check_resolution(x)
+        # The whole stage is tried first: it is often one step, and a rejected one costs little more than a first guess.
         done, step, tried = 0.0, h, 0  # times since s, so that nothing is lost where s is large
         first = drift(s, x, u, z)
         while True:
@@ -83,6 +90,16 @@ class dopri5:
             step *= _factor(ratio)
             if tried >= self.max_steps or s + done + step == s + done:
                 return self._lost(y, s + done, step, tried)
+
+    def _check_resolution(self, x: Tree) -> None:
+        # The error estimate does not see rounding: in bfloat16 ever shorter steps would be accepted and add to nothing.
+        for leaf in tree.leaves(x):
+            if tree.differentiable(leaf) and 0 < self.rtol < torch.finfo(leaf.dtype).eps:
+                raise InvalidValue(
+                    f"rtol is {self.rtol} and the state has dtype {leaf.dtype}, which resolves "
+                    f"{torch.finfo(leaf.dtype).eps:.1g}; allow a larger rtol, take a wider dtype, or a scheme of fixed "
+                    "steps, such as rk4"
+                )
 
     def _lost(self, x: Tree, time: float, step: float, tried: int) -> Tree:
         # No error: a line search that probes so far off has to come back, and a solve that gets here ends with a status
@@ -128,7 +145,7 @@ def _rows(*trees: Tree) -> Iterator[tuple[Tensor, ...]]:
     """The floating-point leaves of several trees beside one another, each ``[N, n]``."""
     for row in zip(*map(tree.leaves, trees), strict=True):
         if tree.differentiable(row[0]):
-            yield tuple(leaf.reshape(len(leaf), -1) for leaf in row)
+            yield tuple(leaf.unsqueeze(-1).flatten(1) for leaf in row)
 
 
 def _finite(trees: Any) -> bool:

@@ -46,7 +46,8 @@ def continuous(
         drift: ``b(t, x, u, z) -> dx/dt`` in the state's shape; t is the time in [0, T].
         terminal_cost: ``Phi(x, z) -> [N]``.
         controls: one pytree per step, or one pytree with ``schedule=tied`` and ``horizon``.
-        running_cost: rate ``L(t, x, u, z) -> [N]`` per unit of time; integrated with the scheme.
+        running_cost: rate ``L(t, x, u, z) -> [N]`` per unit of time; integrated with the scheme, beside a state that is
+            integrated for it once more: the drift is evaluated twice as often as without.
         diffusion: sigma of dx = b dt + sigma dW, short for ``scheme=euler_maruyama(diffusion)``; see there.
         T: the end time; or ``mfoc.FreeTime(start, least)``, to solve for it: the controls are then
             ``{"controls": ..., "T": ...}``.

@@ -26,6 +26,7 @@ from mfoc.checks import (
     check_non_negative,
     check_signature,
 )
+from mfoc.distributed import any_rank
 from mfoc.errors import InvalidValue
 from mfoc.particles import Particles
 from mfoc.pontryagin import value_and_slopes
@@ -146,7 +147,9 @@ class DiscreteMSA:
                 )
         weights, rest = _parted(tree.leaves(controls), which)
         memory = self.others.init(problem, rest) if rest else {}
-        return {"averages": [torch.zeros_like(weight) for weight in weights], "others": memory, "steps": 0}
+        # In bfloat16 1 - share is one and the average would not forget.
+        averages = [weight.new_zeros(weight.shape, dtype=_wide(weight.dtype)) for weight in weights]
+        return {"averages": averages, "others": memory, "steps": 0}
 
     def step(self, problem: Problem, controls: Tree, state: Tree, particles: Particles) -> tuple[Tree, Tree, Info]:
         """One gradient of H; see ``mfoc.Solver``. ``info.extra["flips"]`` counts the discrete entries that changed.
@@ -156,15 +159,16 @@ class DiscreteMSA:
         """
         which = self._which(controls)
         if state["steps"] == 0:
-            on_few(lambda few: self._check_affine(problem, controls, which, few), particles)
+            self._check_affine(problem, controls, which, particles)
         weights, rest = _parted(tree.leaves(controls), which)
         free = [weight.detach().requires_grad_() for weight in weights]
-        first: list[list[Tensor]] = []  # the slopes of the discrete leaves; an optimiser may evaluate again
+        first: list[list[Tensor]] = []  # the slopes of the discrete leaves; an optimiser may evaluate again, elsewhere
 
         def evaluate(moving: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
             value, slopes = value_and_slopes(problem, _joined(free, moving, which), controls, particles)
             own, other = _parted(slopes, which)
-            first.append(own)
+            if not first:
+                first.append(own)
             return value, other
 
         if rest:
@@ -215,7 +219,17 @@ class DiscreteMSA:
         return which
 
     def _check_affine(self, problem: Problem, controls: Tree, which: list[bool], particles: Particles) -> None:
-        """Refuses dynamics and costs that are not affine in the discrete leaves, at levels and half-way between two."""
+        """Refuses dynamics and costs that are not affine in the discrete leaves, on all ranks together."""
+        refusal: InvalidValue | None = None
+        try:
+            on_few(lambda few: self._check_stages(problem, controls, which, few), particles)
+        except InvalidValue as error:
+            refusal = error
+        if any_rank(refusal is not None, controls):
+            raise refusal or InvalidValue("another rank refuses the problem: its message says why")
+
+    def _check_stages(self, problem: Problem, controls: Tree, which: list[bool], particles: Particles) -> None:
+        """Compares values at levels and half-way between two."""
         leaves, x, z = tree.leaves(controls), particles.state, particles.data
         generator = torch.Generator().manual_seed(0)
         ends = [
@@ -243,6 +257,10 @@ def _check_middle(what: str, found: list[list[Tensor]]) -> None:
                 "End the stage with the layer, so that an activation or a normalisation is a stage of its own; leave "
                 "weight decay off discrete weights; or leave these leaves out, discrete=lambda name: ..."
             )
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)
 
 
 def _signs(like: Tensor, generator: torch.Generator) -> Tensor:

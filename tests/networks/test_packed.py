@@ -1,5 +1,7 @@
 """Packed networks run to the bit as the networks they are made of, in an eighth or a quarter of a byte a weight."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -36,23 +38,56 @@ def test_the_output_is_the_same_to_the_bit(levels, dtype):
     assert net[0].weight.shape == (3, 1, 3, 3)  # the network given is as it was
 
 
-@pytest.mark.parametrize(("levels", "per_byte"), [("binary", 8), ("ternary", 4)])
-def test_sizes(levels, per_byte):
+@pytest.mark.parametrize(("levels", "bits"), [("binary", 1), ("ternary", 2)])
+def test_sizes(levels, bits):
     net = discrete_(nn.Sequential(nn.Linear(31, 17), nn.Linear(17, 3, bias=False)), levels)
-    expected = -(-31 * 17 // per_byte) + 4 * 17 + -(-17 * 3 // per_byte)
+    expected = bits * (-(-31 * 17 // 8) + -(-17 * 3 // 8)) + 4 * 17
     small = packed.pack(net)
     assert packed.stored_bytes(small) == expected
     assert packed.stored_bytes(net) == 4 * (31 * 17 + 17 + 17 * 3)
-    assert f"weight (17, 31) in {8 // per_byte} bit" in repr(small)
+    assert f"weight (17, 31) in {bits} bit" in repr(small)
 
 
-def test_a_state_dict_loads_into_another_packed_network():
-    first, second = discrete_(conv_net(), "binary"), discrete_(conv_net(), "binary")
-    second[3].weight.data *= -1
-    small = packed.pack(second)
-    assert not torch.equal(small(x := normal(2, 1, 5, 5).float()), first(x))
-    small.load_state_dict(packed.pack(first).state_dict())
-    assert torch.equal(small(x), first(x))
+@pytest.mark.parametrize("levels", ["binary", "ternary"])
+@pytest.mark.parametrize("held", ["binary", "ternary"])
+def test_a_state_dict_loads_into_another_packed_network(levels, held):
+    net, other = discrete_(conv_net(), levels), discrete_(conv_net(), held)
+    other[3].weight.data *= -1
+    small = packed.pack(other)
+    assert not torch.equal(small(x := normal(2, 1, 5, 5).float()), net(x))
+    small.load_state_dict(packed.pack(net).state_dict())
+    assert torch.equal(small(x), net(x))
+    with pytest.raises(RuntimeError, match="size mismatch for codes"):
+        packed.pack(discrete_(nn.Linear(9, 9), levels)).load_state_dict(
+            packed.pack(discrete_(nn.Linear(3, 3), held)).state_dict()
+        )
+
+
+def test_the_weight_follows_the_module_to_another_dtype():
+    net = discrete_(nn.Sequential(nn.Linear(5, 3), nn.Linear(3, 3)), "ternary")
+    small = copy.deepcopy(packed.pack(net)).double()
+    assert torch.equal(small(x := normal(4, 5)), net.double()(x))
+    assert small[0].codes.dtype is torch.uint8
+    assert set(small.state_dict()) == {f"{k}.{name}" for k in (0, 1) for name in ("codes", "layer.bias")}
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_parts_that_read_their_layers_weights(training):
+    """Attention reads the weight of its last layer, a transformer's layer in eval mode all of them."""
+    torch.manual_seed(0)
+    net = discrete_(nn.TransformerEncoderLayer(4, 2, 6, dropout=0.0, batch_first=True), "ternary").train(training)
+    x = normal(2, 3, 4).float()
+    with torch.no_grad():
+        assert torch.equal(packed.pack(net)(x), net(x))
+
+
+def test_a_layer_that_is_used_twice_is_packed_once():
+    layer = discrete_(nn.Linear(4, 4), "binary")
+    net = nn.Sequential(layer, nn.ReLU(), layer)
+    small = packed.pack(net)
+    assert small[0] is small[2]
+    assert packed.stored_bytes(small) == 2 + 4 * 4
+    assert torch.equal(small(x := normal(2, 4).float()), net(x))
 
 
 def test_named_layers_alone():

@@ -239,10 +239,11 @@ def own_controls():
         (own_controls, "identity", "each particle has a control of its own"),
         (lambda: CATALOGUE["batch_norm"]()[0], "identity", "each batch is a population of its own"),
         (law_problem, "identity", "the particles interact"),
+        (lambda: mfoc.Equilibrium(law_problem()), "identity", "an equilibrium is no minimum of J"),
         (lambda: CATALOGUE["linear_quadratic"]()[0], "identity", "stage 0: running_cost depends on the state"),
         (lambda: CATALOGUE["conv"]()[0], "kronecker", "stage 0 has weights and is not known to be an nn.Linear"),
     ],
-    ids=["tied", "per particle", "batch norm", "law", "running cost", "kronecker"],
+    ids=["tied", "per particle", "batch norm", "law", "equilibrium", "running cost", "kronecker"],
 )
 def test_refuses_what_it_is_not_made_for(problem, curvature, message):
     particles = mfoc.Particles(normal(6, 2), normal(6, 2, seed=1))

@@ -177,6 +177,20 @@ def test_the_dtype_of_the_weights_is_kept(dtype):
     assert {leaf.dtype for leaf in mfoc.tree.leaves(solution.controls)} == {dtype}
 
 
+def test_the_average_forgets_in_any_dtype():
+    """1 - a is below the resolution of bfloat16."""
+    slope = torch.full((1, 2), 0.25, dtype=torch.bfloat16)
+    solver = mfoc.DiscreteMSA(a=0.999, rho=None, threshold=1e9)
+    problem = mfoc.Problem(
+        lambda t, x, u, z: x + (slope * u["w"]).sum(), lambda x, z: x[:, 0], [{"w": torch.ones_like(slope)}]
+    )  # fmt: skip
+    cloud = torch.zeros(2, 1, dtype=torch.bfloat16)
+    solution = mfoc.solve(problem, solver, cloud, steps=200)
+    assert solution.last.state["averages"][0].flatten().tolist() == pytest.approx(
+        [0.25 * (1 - 0.999**200)] * 2, rel=1e-3
+    )
+
+
 # ---- where it starts
 
 
