@@ -78,7 +78,7 @@ for weight in (1.0, 0.1):
     sides = solvers if weight == 1.0 else {name: solvers[name] for name in ("DDP", "EMSA", "MSA")}
     for name, solver in sides.items():
         begin = time.thread_time()
-        solution = mfoc.solve(cart(weight), solver, starts[:50] * 1.0 if False else starts, steps=40, tol=1e-7)
+        solution = mfoc.solve(cart(weight), solver, starts, steps=40, tol=1e-7)
         spent = time.thread_time() - begin
         worst = max([record["value"] for record in solution.history], default=solution.value)
         ended = solution.status.value + (f", J rose to {worst:.0e}" if worst > 100 else "")
@@ -138,7 +138,7 @@ deep = mfoc.feedback(well, Timed())
 by_network = mfoc.solve(deep, LBFGS, train, steps=2 if SMOKE else 8, tol=1e-4)
 value = mfoc.hjb.solve(well, [torch.linspace(-3, 3, 41 if SMOKE else 121)])
 known = replace(well, controls=[torch.zeros(fresh_number, 1) for _ in range(moves)], per_particle=True)
-clairvoyant = mfoc.solve(known, mfoc.DDP(), fresh, steps=5 if SMOKE else 40, tol=1e-5)
+clairvoyant = mfoc.solve(known, mfoc.NewtonCG(), fresh, steps=steps, tol=1e-5)
 
 
 def following(value, particles):
