@@ -244,7 +244,7 @@ _TRAINED = {  # 280 batches of 128 are 20 passes over the digits; the others hav
     "DDPNOpt": (mfoc.DDPNOpt(lr=1e-2, curvature="rmsprop"), 280, 128),
     "L-BFGS": (LBFGS, 1), "NewtonCG": (NEWTON, 8), "EMSA": (EMSA, 10), "MSA": (MSA, 8),
 }  # fmt: skip
-_GAINS = {"NewtonCG": (NEWTON, 60), "L-BFGS": (LBFGS, 15), "EMSA": (EMSA, 60)}
+_GAINS = {"NewtonCG": (NEWTON, 60), "L-BFGS": (LBFGS, 5), "EMSA": (EMSA, 20)}
 
 _TABLE = (
     Entry("LQ", "shared", lq_open_loop, _WHOLE | {"SGD": (SGD, 200), "MSA": (MSA, 200)}, by_riccati),

@@ -75,7 +75,7 @@ print(f"{'cost of u':>10s} {'solver':10s} {'J - J*':>9s} {'residual':>9s} {'step
 for weight in (1.0, 0.1):
     lq = mfoc.lq.LinearQuadratic.discrete(A, B, 0.1 * torch.eye(2), weight * torch.eye(1), torch.eye(2), horizon=stages)
     best = float(lq.value(starts.mean(0), torch.cov(starts.mT, correction=0), shared=True))
-    sides = solvers if weight == 1.0 else {name: solvers[name] for name in ("DDP", "EMSA", "MSA")}
+    sides = solvers if weight == 1.0 else {name: solvers[name] for name in ("NewtonCG", "EMSA", "MSA")}
     for name, solver in sides.items():
         begin = time.thread_time()
         solution = mfoc.solve(cart(weight), solver, starts, steps=40, tol=1e-7)
@@ -137,39 +137,38 @@ by_gains = mfoc.solve(linear, mfoc.NewtonCG(), train, steps=steps, tol=1e-4)
 deep = mfoc.feedback(well, Timed())
 by_network = mfoc.solve(deep, LBFGS, train, steps=2 if SMOKE else 8, tol=1e-4)
 value = mfoc.hjb.solve(well, [torch.linspace(-3, 3, 41 if SMOKE else 121)])
-known = replace(well, controls=[torch.zeros(fresh_number, 1) for _ in range(moves)], per_particle=True)
-clairvoyant = mfoc.solve(known, mfoc.NewtonCG(), fresh, steps=steps, tol=1e-5)
 
 
 def following(value, particles):
-    """Paths and mean cost of the policy of a value function."""
-    x, paths, total = particles.state, [particles.state], 0.0
+    """The controls that the policy of a value function chooses, a row for each particle."""
+    x, controls = particles.state, []
     for t in range(moves):
-        u = value.policy(t, x)
-        total = total + well.running_cost(t, x, u, particles.data)
-        x = well.dynamics(t, x, u, particles.data)
-        paths.append(x)
-    return paths, float((total + well.terminal_cost(x, particles.data)).mean())
+        controls.append(value.policy(t, x))
+        x = well.dynamics(t, x, controls[-1], particles.data)
+    return controls
 
+
+own = replace(well, controls=following(value, fresh), per_particle=True)
+clairvoyant = mfoc.solve(own, mfoc.NewtonCG(), fresh, steps=steps, tol=1e-4)  # begun at what the feedback did
 
 rolled = {
     "one force for all": mfoc.rollout(well, shared, fresh),
     "gains": mfoc.rollout(linear, by_gains, fresh),
     "network": mfoc.rollout(deep, by_network, fresh),
+    "value function": mfoc.rollout(own, own, fresh),
+    "knowing the noise": mfoc.rollout(own, clairvoyant, fresh),
 }
-best_paths, best_cost = following(value, fresh)
 costs = {name: float(each.cost.mean()) for name, each in rolled.items()}
-costs |= {"value function": best_cost, "knowing the noise": clairvoyant.value}
 for name, cost in costs.items():
     print(f"{name:18s} J = {cost:.4f} on fresh particles")
-print(f"V(0, x0) on average: {float(value(0, fresh.state).mean()):.4f}")
+print(f"V(0, x0), the expectation of the fourth: {float(value(0, fresh.state).mean()):.4f}")
 
 # %%
 figure, axes = new_axes(12, 3.8, 3, grid="y")
 when = torch.linspace(0, end, moves + 1)
-shown = {"One force for all": rolled["one force for all"].states, "The best feedback": best_paths}
-for axis, (title, states) in zip(axes, shown.items(), strict=False):
-    paths = torch.stack(states)[:, :, 0]
+shown = {"One force for all": "one force for all", "The best feedback": "value function"}
+for axis, (title, name) in zip(axes, shown.items(), strict=False):
+    paths = torch.stack(rolled[name].states)[:, :, 0]
     axis.plot(when, paths[:, :60], color=COLORS[0], linewidth=0.5, alpha=0.5)
     axis.plot([], [], color=COLORS[0], linewidth=1, label="60 particles")
     axis.plot(when, paths.mean(1), color=COLORS[1], linewidth=2.2, label="mean of all")
@@ -187,9 +186,9 @@ figure
 # %% [markdown]
 # ## 3. A path for each particle, under bounds
 #
-# Pendulums hang, and are to stand upright at rest after 3 seconds. A torque of at most 4 cannot lift them against
-# gravity (9.81): they have to swing. `bounds=` says so, and every solver that takes them keeps to them; DDP solves all
-# the starts in one batch, each at its own pace.
+# Pendulums hang, and are to stand upright at rest after 3 seconds, as nearly as they can. A torque of at most 4 cannot
+# lift them against gravity (9.81): they have to swing, one way or the other, and each way is a local minimum. `bounds=`
+# says so, and every solver that takes them keeps to them; DDP solves all the starts in one batch, each at its own pace.
 
 # %%
 swings, limit, seconds = (24 if SMOKE else 60), 4.0, 3.0
@@ -233,17 +232,23 @@ for name, (solver, most) in budget.items():
 # %%
 figure, axes = new_axes(12, 3.8, 3)
 when = torch.linspace(0, seconds, swings + 1)
-axes[0].plot(when, paths[:, :, 0] / math.pi * 180, color=COLORS[0], linewidth=0.9)
-axes[0].set(xlabel="time t (s)", ylabel="angle (degrees)", title=f"{len(start)} pendulums swing up")
+angles, turned = paths[:, :, 0] / math.pi * 180, paths[-1, :, 0] > math.pi
+for over, name, color in ((False, "backwards", COLORS[0]), (True, "forwards", COLORS[1])):
+    some = (turned == over).nonzero()[:, 0]
+    if len(some):
+        axes[0].plot(when, angles[:, some], color=color, linewidth=0.9)
+        axes[1].step(when[:-1], torque[:, some[0]], where="post", color=color, label=f"one that ends {name}")
+axes[0].set(xlabel="time t (s)", ylabel="angle (degrees)", title=f"{len(start)} pendulums swing up", ylim=(-60, 420))
 for turn in (0, 360):
     axes[0].axhline(turn, color="#666666", linestyle=":", linewidth=1.2)
-    axes[0].annotate("upright", (0, turn), va="bottom", fontsize=8, color="#666666")
-axes[0].set_yticks([-180, 0, 180, 360])
-axes[1].step(when[:-1], torque, where="post", color=COLORS[1], linewidth=0.9)
+    axes[0].annotate("upright", (0, turn), va="top" if turn else "bottom", fontsize=8, color="#666666")
+axes[0].annotate("hanging", (seconds, 180), va="bottom", ha="right", fontsize=8, color="#666666")
+axes[0].set_yticks([0, 90, 180, 270, 360])
 for bound in (-limit, limit):
     axes[1].axhline(bound, color="#666666", linestyle=":", linewidth=1.2)
 axes[1].annotate("bound", (seconds, limit), va="bottom", ha="right", fontsize=8, color="#666666")
-axes[1].set(xlabel="time t (s)", ylabel="torque u", title="The torque, within its bounds", ylim=(-5, 5))
+axes[1].set(xlabel="time t (s)", ylabel="torque u", title="The torque, within its bounds", ylim=(-5, 6.5))
+axes[1].legend(frameon=False, loc="upper center", ncols=2, fontsize=8)
 for (name, curve), color in zip(curves.items(), COLORS, strict=False):
     axes[2].semilogy(*zip(*curve, strict=True), "o-", color=color, markersize=3, linewidth=1.2, label=name)
 axes[2].set(xlabel="CPU time (s)", ylabel="residual $\\|\\partial J/\\partial u\\|$, projected", title="One pendulum")
@@ -343,4 +348,5 @@ banks = mfoc.lq.LinearQuadratic.continuous(
     steps=10,
 )  # fmt: skip
 law = torch.tensor([0.3]), torch.tensor([[0.2]])
-print(f"banks: {float(mfoc.lq.equilibrium(banks, *law).value):.8f} in the game, {float(banks.value(*law)):.8f} in control")
+game, control = float(mfoc.lq.equilibrium(banks, *law).value), float(banks.value(*law))
+print(f"banks: {game:.8f} in the game, {control:.8f} in control")
