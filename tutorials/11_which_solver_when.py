@@ -233,11 +233,11 @@ for name, (solver, most) in budget.items():
 figure, axes = new_axes(12, 3.8, 3)
 when = torch.linspace(0, seconds, swings + 1)
 angles, turned = paths[:, :, 0] / math.pi * 180, paths[-1, :, 0] > math.pi
-for over, name, color in ((False, "backwards", COLORS[0]), (True, "forwards", COLORS[1])):
+for over, name, color in ((False, "0°", COLORS[0]), (True, "360°", COLORS[1])):
     some = (turned == over).nonzero()[:, 0]
     if len(some):
         axes[0].plot(when, angles[:, some], color=color, linewidth=0.9)
-        axes[1].step(when[:-1], torque[:, some[0]], where="post", color=color, label=f"one that ends {name}")
+        axes[1].step(when[:-1], torque[:, some[0]], where="post", color=color, label=f"one that ends at {name}")
 axes[0].set(xlabel="time t (s)", ylabel="angle (degrees)", title=f"{len(start)} pendulums swing up", ylim=(-60, 420))
 for turn in (0, 360):
     axes[0].axhline(turn, color="#666666", linestyle=":", linewidth=1.2)
@@ -247,8 +247,14 @@ axes[0].set_yticks([0, 90, 180, 270, 360])
 for bound in (-limit, limit):
     axes[1].axhline(bound, color="#666666", linestyle=":", linewidth=1.2)
 axes[1].annotate("bound", (seconds, limit), va="bottom", ha="right", fontsize=8, color="#666666")
-axes[1].set(xlabel="time t (s)", ylabel="torque u", title="The torque, within its bounds", ylim=(-5, 6.5))
-axes[1].legend(frameon=False, loc="upper center", ncols=2, fontsize=8)
+axes[1].set(
+    xlabel="time t (s)",
+    ylabel="torque u",
+    title="The torque, within its bounds",
+    ylim=(-5, 7.5),
+    yticks=[-4, -2, 0, 2, 4],
+)
+axes[1].legend(frameon=False, loc="upper center", fontsize=8)
 for (name, curve), color in zip(curves.items(), COLORS, strict=False):
     axes[2].semilogy(*zip(*curve, strict=True), "o-", color=color, markersize=3, linewidth=1.2, label=name)
 axes[2].set(xlabel="CPU time (s)", ylabel="residual $\\|\\partial J/\\partial u\\|$, projected", title="One pendulum")
