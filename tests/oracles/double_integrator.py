@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import casadi
+import numpy as np
 
 
 def ipopt(
@@ -33,7 +34,8 @@ def ipopt(
     force = opti.variable(stages)
     end = opti.variable() if free else 1.0
     h = end / stages
-    x, v = start
+    state: list[Any] = list(start)
+    x, v = state
     for k in range(stages):
         if ceiling is not None and k:
             opti.subject_to(x <= ceiling)
@@ -49,4 +51,8 @@ def ipopt(
     opti.minimize(cost(force, end))
     opti.solver("ipopt", {"print_time": False}, {"print_level": 0, "sb": "yes", "tol": 1e-10})
     found = opti.solve()
-    return float(found.value(opti.f)), [float(u) for u in found.value(force)], float(found.value(end))
+    return (
+        float(found.value(opti.f)),
+        [float(u) for u in np.asarray(found.value(force)).ravel()],
+        float(found.value(end)),
+    )
