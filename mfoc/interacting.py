@@ -91,7 +91,7 @@ def check_interaction(problem: Problem, controls: Tree, source: Population, part
         InvalidValue: the problem on this population is not the problem that was written down.
     """
     if problem.per_particle:
-        _check_own(problem, controls, particles)
+        check_own(problem, controls, particles)
     batched = source.size is None or (source.batch_size is not None and source.batch_size < source.size)
     own = problem.interacting == "batch"
     if own and batched:
@@ -118,8 +118,12 @@ def check_interaction(problem: Problem, controls: Tree, source: Population, part
 
 
 @torch.no_grad()
-def _check_own(problem: Problem, controls: Tree, particles: Particles) -> None:
-    """Refuses a control of one particle that moves what the problem says of another, not by a law that is named."""
+def check_own(problem: Problem, controls: Tree, particles: Particles) -> None:
+    """Refuses a control of one particle that moves what the problem says of another, not by a law that is named.
+
+    Raises:
+        InvalidValue: it does; says where.
+    """
     shaken = _shaken(controls) if problem.region is None else problem.region.project(_shaken(controls))
     x, z = particles.state, particles.data
     for t in range(problem.stages):

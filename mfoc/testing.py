@@ -12,6 +12,7 @@ from mfoc import tree
 from mfoc.checks import check_instance, kind_of
 from mfoc.derivatives import tree_gradients
 from mfoc.formulation import Formulation
+from mfoc.interacting import check_own
 from mfoc.particles import Particles
 from mfoc.pontryagin import adjoint, evaluate, rollout
 from mfoc.populations import as_particles
@@ -41,6 +42,8 @@ def check_problem(problem: Problem, particles: Any, *, interacting: bool | None 
     check_instance(Problem, "mfoc.Problem", problem=problem)
     particles = as_particles(particles)
     problem.validate(particles)
+    if problem.per_particle:
+        check_own(problem, problem.controls, particles)
     _check_purity(problem, particles)
     _check_symmetry(problem, particles, alone=interacting is False)
     _check_identity(problem, particles)

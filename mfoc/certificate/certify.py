@@ -27,6 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from mfoc import tree
+from mfoc.bounds.region import Bounds
 from mfoc.certificate.constrained import Constrained
 from mfoc.certificate.intervals import GROUPS, Measure
 from mfoc.certificate.lower import ALL, Search
@@ -267,6 +268,7 @@ def certify_module(
     *,
     stages: Sequence[str | Sequence[str]] | None = None,
     running_cost: RunningCost | None = None,
+    bounds: Bounds = None,
     **settings: Any,
 ) -> Certificate:
     """The certificate of a trained network, however it was trained.
@@ -282,11 +284,15 @@ def certify_module(
         data: what ``mfoc.population`` takes, a pair (inputs, targets) for example.
         stages: names of its stages.
         running_cost: ``mfoc.weight_decay(c)``, if it was trained with weight decay c.
+        bounds: where its weights had to lie; weights outside are refused.
         **settings: of ``certify``.
     """
     problem = from_module(net, loss, stages=stages, running_cost=running_cost)
+    weights = problem.controls
+    if bounds is not None:
+        problem = from_module(net, loss, stages=stages, running_cost=running_cost, bounds=bounds)
     names = [name for name, _ in named_stages(net, stages)]
-    return certify(problem, problem.controls, data, **{"names": names, **settings})
+    return certify(problem, weights, data, **{"names": names, **settings})
 
 
 def _check_names(names: Sequence[str] | None, stages: int) -> None:

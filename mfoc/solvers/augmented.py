@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from dataclasses import dataclass
 
@@ -17,7 +18,10 @@ from mfoc.problem import Problem
 from mfoc.solving import Info, Solver
 from mfoc.tree import Tree
 
+logger = logging.getLogger(__name__)
+
 _GROWTH, _ENOUGH = 10.0, 0.5  # of the penalty, where the violation has not fallen to that share
+_HOPELESS, _MOST = 1e8, 1e12  # penalties at which the constraints are doubted, and beyond which there are no digits
 _SHARE = 0.1  # of the residual, violation included, to which the solver minimises
 
 
@@ -93,16 +97,13 @@ class AugmentedLagrangian:
         after = held.updated(values)
         # Short of the minimum (few steps, rounding) a larger penalty would only make it harder to reach.
         grows = minimal and state["violation"] is not None and reached > _ENOUGH * violation
-        return (
-            moved,
-            {
-                "multipliers": after.multipliers,
-                "penalty": held.penalty * (_GROWTH if grows else 1.0),
-                "violation": reached,
-                "index": state["index"],
-            },
-            info,
-        )
+        penalty = held.penalty * (_GROWTH if grows else 1.0)
+        if grows and penalty >= _HOPELESS > held.penalty:
+            logger.warning(
+                "the penalty is %.0e and the violation still %.2g: can the constraints be met?", penalty, reached
+            )
+        kept = {"multipliers": after.multipliers, "penalty": min(penalty, _MOST), "violation": reached}
+        return moved, {**kept, "index": state["index"]}, info
 
     def evaluate(self, problem: Problem, controls: Tree, state: Tree, particles: Particles) -> Evaluation:
         """J, and the gradient of the Lagrangian."""

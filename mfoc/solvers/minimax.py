@@ -35,6 +35,8 @@ class Minimax:
     ``Free``) hands the optimiser the gradient it has collected. With another solver outside (``MSA``, ``EMSA``) the
     minimiser answers the adversary by minimising the Hamiltonian instead: the maximum principle for both players.
 
+    Class of control: that of the solver outside, which also says whether bounds on the minimiser's controls are kept.
+
     Attributes:
         inner: the adversary: ``mfoc.maximisers.PGD(...)``, ``YOPO(m, n)``, ``Free(replays)`` or any ``Maximiser``.
         outer: the minimiser: a function that makes a ``torch.optim`` optimiser from a list of tensors, or a solver.

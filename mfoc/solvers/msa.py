@@ -52,6 +52,9 @@ class MSA:
     optimal control need not minimise H: what is minimised there is H with Peng's second-order adjoint
     (``mfoc.second_order``), for states that are one tensor ``[N, d]`` of particles that do not interact.
 
+    Class of control: shared by the cloud, per stage or (by all of H at once) tied, or per particle; within bounds of
+    any kind.
+
     Attributes:
         inner: minimiser of the Hamiltonian: ``mfoc.minimisers.LBFGS(...)`` or ``mfoc.minimisers.Descent(...)``.
     """

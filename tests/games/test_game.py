@@ -1,6 +1,7 @@
 """A problem with an adversary: where the disturbance enters, and what the problem is then."""
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from mfoc.minimisers import Descent
 from tests.architectures import mlp_net
 from tests.oracles.adversaries import ascended, disturbed_cost, picked
 from tests.oracles.training import copied
-from tests.problems import CATALOGUE, distance, generator, labels, leaves, normal, same_bits
+from tests.problems import CATALOGUE, D, distance, generator, labels, leaves, normal, same_bits
 
 BOUNDS = (None, (-0.4, 0.9))
 
@@ -194,3 +195,20 @@ def test_who_has_an_adversary_says_so_and_who_has_none_is_refused_a_game():
     first = next(mfoc.iterate(game, gradient, particles, nominal=True))
     assert first.step == 1
     assert mfoc.certify(game, nominal, particles, nominal=True, lanczos=2).particles == 9
+
+
+@pytest.mark.parametrize("outer", [partial(torch.optim.Adam, lr=0.1), mfoc.EMSA()], ids=["adam", "emsa"])
+def test_the_minimiser_keeps_to_its_bounds(outer):
+    """min over u, max over eta of |x + eta + u - z|^2, with the control on its bound."""
+    problem = mfoc.Problem(
+        lambda t, x, u, z: x + u,
+        lambda x, z: (x - z).square().sum(1),
+        [torch.zeros(2, dtype=D)],
+        bounds=mfoc.Box(-0.5, 0.5),
+    )
+    own = mfoc.Game.of(problem, mfoc.Ball(0.1))
+    cloud = torch.zeros(4, 2, dtype=D), torch.full((4, 2), 2.0, dtype=D)
+    solution = mfoc.solve(own, mfoc.Minimax(mfoc.maximisers.PGD(5), outer), cloud, steps=30)
+    assert solution.controls[0].tolist() == [0.5, 0.5]
+    assert solution.residual == 0
+    assert solution.value == pytest.approx(2 * (1.5 + 0.1) ** 2)
