@@ -5,8 +5,8 @@
 8,000 digits to train on and 2,000 to test, 784-256-256-256-10 with batch norm after each layer, batches of 100, the
 same batches for all: straight-through (Courbariaux et al. 2016) by Adam on latent weights, Bop (Helwegen et al. 2019).
 Biases and batch norm by Adam everywhere, at one rate. Each method has three settings, and the one that is tested is the
-best of them after training on 7,000 of the 8,000 digits, on the other 1,000, with ReLU, over three seeds. Printed: that accuracy; test
-accuracy at the end, mean and range over fresh seeds; and the size of the packed networks.
+best of them after training on 7,000 of the 8,000 digits, on the other 1,000, with ReLU, over three seeds. Printed: that
+accuracy; test accuracy at the end, its mean and each of fresh seeds; and the size of the packed networks.
 """
 
 import argparse
