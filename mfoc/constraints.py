@@ -46,7 +46,9 @@ class Constraint:
         """
         value = self.function(*arguments)
         if not isinstance(value, Tensor) or not value.is_floating_point():
-            raise InvalidType(f"{name} returned {kind_of(value)}; expected a floating-point tensor [{n}] or [{n}, k]")
+            found = f"a {value.dtype} tensor" if isinstance(value, Tensor) else kind_of(value)
+            cure = ": c itself, not whether c <= 0" if found == "a torch.bool tensor" else ""
+            raise InvalidType(f"{name} returned {found}; expected a floating-point tensor [{n}] or [{n}, k]{cure}")
         if value.dim() not in (1, 2) or len(value) != n:
             raise InvalidValue(f"{name} returned shape {tuple(value.shape)}; expected one row per particle, [{n}, k]")
         value = value.reshape(n, -1)

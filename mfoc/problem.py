@@ -190,8 +190,14 @@ class Problem(HasControls[Controls]):
 
     def __repr__(self) -> str:
         control = "a control of its own each" if self.per_stage else "one control"
-        running = "" if self.running_cost is None else ", running cost"
-        return f"{type(self).__name__}({self.stages} stages, {control}: {printing.sizes(self.controls)}{running})"
+        said = {
+            "running cost": self.running_cost is not None,
+            "per particle": self.per_particle,
+            "bounds": self.region is not None,
+            "constraints": self.constrained,
+        }
+        parts = [printing.sizes(self.controls), *(name for name, holds in said.items() if holds)]
+        return f"{type(self).__name__}({self.stages} stages, {control}: {', '.join(parts)})"
 
     @property
     def stages(self) -> int:
@@ -435,7 +441,8 @@ def check_cost(cost: Any, n: int, name: str) -> None:
         what = f"a {cost.dtype} tensor" if isinstance(cost, Tensor) else kind_of(cost)
         raise InvalidType(f"{name} returned {what}; expected a floating-point tensor of shape ({n},)")
     if cost.shape != (n,):
-        hint = "; do not average over particles (reduction='none')" if cost.dim() == 0 else ""
+        cure = "do not average over particles (reduction='none'), and repeat what they share: .expand(len(x))"
+        hint = f"; {cure}" if cost.dim() == 0 else ""
         raise InvalidValue(f"{name} returned shape {tuple(cost.shape)}; expected one cost per particle, ({n},){hint}")
 
 

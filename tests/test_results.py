@@ -106,6 +106,11 @@ def test_what_a_problem_says():
     assert "running cost" in repr(interacting()[0])
     tied = mfoc.Problem(lambda t, x, u, z: x, lambda x, z: x[:, 0], torch.zeros(1), horizon=2, schedule=mfoc.tied)
     assert repr(tied) == "Problem(2 stages, one control: 1 number, float32 on cpu)"
+    goal = mfoc.Equality(lambda x, z: x)
+    own = dataclasses.replace(
+        tied, controls=torch.zeros(3, 1), per_particle=True, bounds=mfoc.Box(-1, 1), terminal=goal
+    )
+    assert repr(own) == ("Problem(2 stages, one control: 3 numbers, float32 on cpu, per particle, bounds, constraints)")
 
 
 def test_a_certificate_of_many_stages_prints_the_dozen_with_the_largest_residuals():

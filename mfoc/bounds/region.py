@@ -149,7 +149,9 @@ def _spread(bounds: Bounds, part: Tree, name: str) -> list[AdmissibleSet | None]
         return [own for key, value in part.items() for own in _spread(bounds.get(key), value, f"{name}[{key!r}]")]
     if isinstance(bounds, list | tuple) and isinstance(part, list | tuple):
         if len(bounds) != len(part):
-            raise InvalidValue(f"{name} has {len(bounds)} entries; the controls there have {len(part)}")
+            pair = len(bounds) == 2 and all(isinstance(bound, int | float) for bound in bounds)
+            cure = f"; for bounds of every control: mfoc.Box({bounds[0]}, {bounds[1]})" if pair else ""
+            raise InvalidValue(f"{name} has {len(bounds)} entries; the controls there have {len(part)}{cure}")
         return [
             own
             for k, (inner, value) in enumerate(zip(bounds, part, strict=True))

@@ -23,9 +23,10 @@ class Surroundings:
     """Slopes of J at, near and away from a control, along one random direction.
 
     Attributes:
-        reference: the control away: each number is moved by half to one and a half times the root mean square of the
-            stage's numbers (of 1 where they are zero), in a random direction; or less if J is not finite there. Equal
-            lengths would put equal controls on zero, where the slope of a product vanishes.
+        reference: the control away: each number is moved by half to one and a half times the root mean square of its
+            leaf's numbers, since leaves may differ in their units (of the stage's where those are zero, of 1 where
+            they all are), in a random direction; or less if J is not finite there. Equal lengths would put equal
+            controls on zero, where the slope of a product vanishes.
         far, near: norms of the slopes there (or as far on the other side, or at the control zero: the largest), and a
             thousandth of the way, by stage.
     """
@@ -73,8 +74,8 @@ def stage_norms(problem: Problem, like_controls: Tree) -> list[float]:
 
 def _random_step(problem: Problem, controls: Tree, generator: torch.Generator) -> Tree:
     def step(stage: Tree) -> Tree:
-        size = _size(stage)
-        return tree.map(lambda leaf: size * _signed(leaf, generator), stage)
+        whole = _size(stage) or 1.0
+        return tree.map(lambda leaf: (_size(leaf) or whole) * _signed(leaf, generator), stage)
 
     return [step(stage) for stage in controls] if problem.per_stage else step(controls)
 
@@ -85,10 +86,10 @@ def _signed(leaf: Tensor, generator: torch.Generator) -> Tensor:
     return (drawn + 0.5 * drawn.sign()).to(leaf)
 
 
-def _size(stage: Tree) -> float:
-    """The root mean square of the numbers; 1 where they are zero, or none."""
-    count = sum(leaf.numel() for leaf in tree.tensors(stage))
-    return float(tree.norm(stage)) / math.sqrt(count) if count and float(tree.norm(stage)) > 0 else 1.0
+def _size(part: Tree) -> float:
+    """The root mean square of the numbers; 0 where there are none."""
+    count = sum(leaf.numel() for leaf in tree.tensors(part))
+    return float(tree.norm(part)) / math.sqrt(count) if count else 0.0
 
 
 def _normal(leaf: Tensor, generator: torch.Generator) -> Tensor:

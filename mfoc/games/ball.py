@@ -23,14 +23,16 @@ _NORMS = ("linf", "l2")
 
 @dataclass(frozen=True)
 class Ball:
-    """What the adversary may do: ||eta|| <= epsilon per particle, and x + eta within bounds.
+    """A ball: what the adversary of a ``Game`` may do, or where the controls of a ``Problem`` may lie.
 
-    A disturbance is kept inside the norm ball; the state it produces, ``enter(x, eta)``, is clamped to the bounds.
+    As an adversary's, ||eta|| <= epsilon per particle: a disturbance is kept inside the norm ball, and the state it
+    produces, ``enter(x, eta)``, is clamped to the bounds. As a problem's, ``Problem(..., bounds=Ball(radius, "l2"))``,
+    ||u|| <= epsilon for each leaf of the controls ("linf" is ``Box(-epsilon, epsilon)``).
 
     Attributes:
-        epsilon: the radius, in units of the state.
-        norm: "linf" or "l2", over all axes of a particle's state.
-        bounds: least and largest value a disturbed state may have, or None.
+        epsilon: the radius, in units of the state (of the control).
+        norm: "linf" or "l2", over all axes of a particle's state (of a leaf).
+        bounds: least and largest value a disturbed state may have, or None; None for controls.
     """
 
     epsilon: float

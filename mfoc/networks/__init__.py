@@ -1,6 +1,6 @@
 """Networks as control problems: the layers are the stages, the weights are the controls."""
 
-from mfoc.networks import inspection
+from mfoc.networks import inspection, packed
 from mfoc.networks.losses import Loss, per_sample
 from mfoc.networks.modules import MaskedDropout, Residual
 from mfoc.networks.problem import from_module, place, refresh_averages, to_module, weight_decay
@@ -13,6 +13,7 @@ __all__ = [
     "from_module",
     "inspection",
     "named_stages",
+    "packed",
     "per_sample",
     "place",
     "refresh_averages",

@@ -18,7 +18,7 @@ from mfoc import tree
 from mfoc.bounds import region
 from mfoc.bounds.region import Bounds
 from mfoc.checks import check_instance, check_non_negative
-from mfoc.errors import InvalidValue
+from mfoc.errors import InvalidType, InvalidValue
 from mfoc.networks.inspection import is_affine, mixes, refuse_unfit, trainable, training_norms
 from mfoc.networks.losses import Loss, per_sample
 from mfoc.networks.stages import Stage, named_stages
@@ -93,7 +93,8 @@ def to_module(net: nn.Module, controls: Any, *, stages: Sequence[str | Sequence[
         stages: the ``stages`` given to ``from_module``.
 
     Returns:
-        A new module. Buffers are those of ``net``: ``refresh_averages`` estimates those of batch norm.
+        A new module. Buffers are those of ``net``: before ``.eval()``, ``mfoc.networks.refresh_averages(solved, [x])``
+        estimates the running averages of batch norm, which solving leaves as they were.
 
     Raises:
         InvalidType: no controls.
@@ -140,7 +141,12 @@ def refresh_averages(net: nn.Module, batches: Iterable[Any]) -> None:
     Args:
         net: a network of one's own: its buffers are written into.
         batches: the inputs ``[N, ...]``, batch by batch; read only where there are averages to estimate.
+
+    Raises:
+        InvalidType: ``batches`` is one tensor.
     """
+    if isinstance(batches, Tensor):
+        raise InvalidType("batches is a tensor; expected an iterable of batches, [x] for all inputs at once")
     norms = [norm for _, norm in training_norms(net) if norm.track_running_stats]
     if not norms:
         return

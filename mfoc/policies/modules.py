@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from mfoc.checks import check_callable, check_signature, kind_of
+from mfoc.checks import check_callable, check_integer, check_signature, kind_of
 from mfoc.errors import InvalidType, InvalidValue
 from mfoc.tree import Tree
 
@@ -27,8 +27,7 @@ class Policy(nn.Module):
 
     def forward(self, t: int, x: Tree) -> Tree:
         """The control ``[N, ...]`` at stage t of states x ``[N, ...]``."""
-        if not 0 <= t < self.stages:
-            raise InvalidValue(f"t is {t}; expected a stage from 0 to {self.stages - 1}")
+        check_integer(0, self.stages - 1, t=t)
         network = self.networks[t if len(self.networks) > 1 else 0]
         return network(t / self.stages, x) if takes_time(network) else network(x)
 

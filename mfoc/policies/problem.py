@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 
+from mfoc import printing, tree
 from mfoc import problem as problems
-from mfoc import tree
 from mfoc.checks import check_flag, check_instance, kind_of
 from mfoc.errors import InvalidType, InvalidValue
 from mfoc.networks.inspection import mixes, refuse_unfit
@@ -88,6 +88,7 @@ def feedback(problem: Problem, policy: nn.Module, *, per_stage: bool = False) ->
             f"bounds is {problem.bounds}, on u, and controls are now the policy's parameters: leave bounds out and let "
             "the policy end in what keeps them (nn.Hardtanh, nn.Sigmoid, nn.Softmax, ...)"
         )
+    check_instance(nn.Module, "a torch.nn.Module, mfoc.linear_policy(features, weight) for one", policy=policy)
     refuse_unfit(policy)
     run = _Run.of(policy, problem.stages)
     weights = run.parameters()
@@ -161,10 +162,13 @@ class _Run:
         return {key.removeprefix("net.") if self.timed else key: own for key, own in self.stage.controls().items()}
 
     def __call__(self, t: int, x: Tree, theta: dict[str, Tensor]) -> Tree:
-        if self.timed:
-            u = self.stage((t / self.stages, x), {f"net.{key}": own for key, own in theta.items()}, None)
-        else:
-            u = self.stage(x, theta, None)
+        try:
+            if self.timed:
+                u = self.stage((t / self.stages, x), {f"net.{key}": own for key, own in theta.items()}, None)
+            else:
+                u = self.stage(x, theta, None)
+        except RuntimeError as error:
+            raise InvalidValue(f"the policy failed on states {printing.short(x)}: {error}") from error
         n = len(tree.leaves(x)[0])
         for name, leaf in tree.named_leaves(u, "u"):
             if leaf.dim() == 0 or len(leaf) != n:

@@ -57,6 +57,7 @@ class FreeTime:
         per_particle, bounds = settings["per_particle"], settings["bounds"]
         if isinstance(bounds, Mapping) and schedule is per_stage:
             bounds = [bounds] * len(controls)
+        own = Box(self.least, self.limit)
         leaf = tree.tensors(controls)[0]
         length = torch.full(leaf.shape[:1] if per_particle else (), self.start, dtype=leaf.dtype, device=leaf.device)
         scheme, diffusion = settings["scheme"], settings["diffusion"]
@@ -70,7 +71,7 @@ class FreeTime:
             "scheme": scheme,
             "controls": {"controls": controls, "T": length},
             "schedule": _with_length(schedule),
-            "bounds": {"controls": bounds, "T": Box(self.least, self.limit)},
+            "bounds": _with_end(bounds, own) if callable(bounds) else {"controls": bounds, "T": own},
             "path": [
                 replace(each, function=_stretched(each.function, 0.0))
                 for each in listed(settings["path"], "path", STAGE)
@@ -82,6 +83,11 @@ class FreeTime:
 def _with_length(schedule: Schedule) -> Schedule:
     check_callable("a function", schedule=schedule)
     return lambda controls, t: {"controls": schedule(controls["controls"], t), "T": controls["T"]}
+
+
+def _with_end(rule: Any, end: Box) -> Any:
+    """A rule ``(name, leaf) -> set`` for the controls, and the set of the end time."""
+    return lambda name, leaf: end if name == "T" else rule(name.removeprefix("controls."), leaf)
 
 
 def _stretched(function: Any, power: float) -> Any:

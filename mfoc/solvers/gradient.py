@@ -155,7 +155,7 @@ class Gradient:
             if region is not None:
                 raise InvalidValue(
                     f"{type(optimizer).__name__} evaluates several times a step, at controls that the bounds may not "
-                    "admit; use one that evaluates once (SGD, Adam), or MSA(), EMSA()"
+                    "admit; use one that evaluates once (SGD, Adam), NewtonCG() within a Box, or EMSA()"
                 )
             return closure()[0]
 

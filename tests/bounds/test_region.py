@@ -41,6 +41,7 @@ def test_the_adversary_s_ball_is_a_set_of_controls():
     [
         ({"v": BOX}, mfoc.InvalidValue, "bounds has v"),
         ([BOX], mfoc.InvalidValue, "bounds has 1 entries"),
+        ([(-1, 1)] * 3, mfoc.InvalidType, r"bounds\[0\] is a tuple"),
         (3.0, mfoc.InvalidType, "expected Box"),
         (Box, mfoc.InvalidType, "expected Box"),
         ({"w": "small"}, mfoc.InvalidType, r"bounds\['w'\]"),
@@ -49,6 +50,11 @@ def test_the_adversary_s_ball_is_a_set_of_controls():
 def test_bounds_that_fit_no_leaf_are_refused(bounds, error, says):
     with pytest.raises(error, match=says):
         region(bounds, stages(), per_stage=True)
+
+
+def test_a_pair_of_numbers_is_no_box_but_the_box_is_named():
+    with pytest.raises(mfoc.InvalidValue, match=r"mfoc\.Box\(-1, 1\)"):
+        problem((-1, 1))
 
 
 def problem(bounds, controls=None, **more):

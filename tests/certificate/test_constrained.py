@@ -30,6 +30,23 @@ def test_controls_that_miss_their_goal_are_infeasible():
     assert certificate.violation > 0.1
 
 
+def test_a_leaf_of_other_units_does_not_hide_that_constraints_are_missed():
+    """The reference that says what is small is as far away in each leaf, not as the largest: T is not moved by 1e9."""
+    problem = mfoc.continuous(
+        lambda t, x, u, z: u.expand(len(x), 1),
+        lambda x, z: 0 * x[:, 0],
+        [torch.full((1,), -0.3, dtype=D) for _ in range(3)],
+        running_cost=lambda t, x, u, z: (1 + u.square()).expand(len(x)),
+        T=mfoc.FreeTime(2.0, least=0.1),
+        terminal=mfoc.Equality(lambda x, z: x),
+    )
+    start = torch.ones(1, 1, dtype=D)
+    last = mfoc.solve(problem, NEWTON, start, steps=1).last
+    thrown = {"controls": [torch.full((1,), 1e9, dtype=D)] * 3, "T": torch.tensor(0.1, dtype=D)}
+    certificate = mfoc.certify(problem, replace(last, controls=thrown), start)
+    assert certificate.verdict.standing is Standing.INFEASIBLE
+
+
 def test_a_constraint_in_mean_has_intervals():
     problem, cloud = integrator(4, terminal=mfoc.Equality(lambda x, z: x - GOAL, in_mean=True)), normal(24, 2, seed=1)
     certificate = mfoc.certify(problem, solved(problem, cloud=cloud), cloud)

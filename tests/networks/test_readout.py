@@ -93,3 +93,8 @@ def test_without_averages_to_refresh_no_batch_is_read():
         kept = copy.deepcopy(net.state_dict())
         mfoc.networks.refresh_averages(net, batches())
         assert same_bits(kept, net.state_dict())
+
+
+def test_inputs_that_are_not_dealt_out_in_batches_are_refused():
+    with pytest.raises(mfoc.InvalidType, match=r"batches is a tensor"):
+        mfoc.networks.refresh_averages(nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)), torch.ones(4, 2))

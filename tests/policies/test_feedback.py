@@ -194,7 +194,7 @@ REFUSED = {
     "lazy": (lambda: nn.LazyLinear(2), ValueError, "lazy"),
     "no parameter": (nn.Tanh, ValueError, "nothing to solve for"),
     "three arguments": (Nothing, TypeError, "3 arguments"),
-    "no module": (lambda: torch.tanh, TypeError, "Module"),
+    "no module": (lambda: torch.tanh, TypeError, r"policy is .*Module.*linear_policy"),
 }
 
 
@@ -215,6 +215,20 @@ def test_a_policy_without_a_row_for_each_particle_is_refused():
     problem = mfoc.feedback(lq_and_cloud()[0].problem(), mfoc.linear_policy(lambda x: x[:1], torch.ones(2, 2, dtype=D)))
     with pytest.raises(mfoc.InvalidValue, match="one row a particle"):
         mfoc.rollout(problem, problem, normal(5, 2))
+
+
+def test_a_policy_that_fails_is_named():
+    problem = mfoc.feedback(lq_and_cloud()[0].problem(), nn.Linear(3, 2).double())
+    with pytest.raises(mfoc.InvalidValue, match=r"the policy failed on states float64\[5, 2\]: .*mat1"):
+        mfoc.rollout(problem, problem, normal(5, 2))
+
+
+@pytest.mark.parametrize("per_stage", [False, True])
+@pytest.mark.parametrize("t", [0.5, 3, -1])
+def test_a_solved_policy_is_asked_at_a_stage(per_stage, t):
+    problem = mfoc.feedback(lq_and_cloud()[0].problem(), nn.Linear(2, 2).double(), per_stage=per_stage)
+    with pytest.raises(mfoc.MfocError, match=r"t is .*integer from 0 to 2"):
+        mfoc.policy_of(problem, problem)(t, normal(5, 2))
 
 
 def test_bad_features_and_weights_are_refused():

@@ -143,6 +143,20 @@ def test_the_shortest_time_is_found():
     assert distance(force, force.sign()) < 1e-3
 
 
+def test_a_rule_bounds_the_controls_of_a_free_end_time():
+    box = mfoc.Box(-1.0, 1.0)
+    problem = mfoc.continuous(
+        lambda t, x, u, z: u["w"].expand(len(x), 1),
+        nothing,
+        [{"w": torch.zeros(1, dtype=D), "b": torch.zeros(1, dtype=D)}] * 2,
+        bounds=lambda name, leaf: box if name in ("0.w", "1.w") else None,
+        T=mfoc.FreeTime(1.5, least=0.1, most=3.0),
+    )
+    *sets, end = problem.region.sets
+    assert sets == [box, None, box, None]
+    assert (end.low, end.high) == (0.1, 3.0)
+
+
 def test_each_particle_meets_its_own():
     cloud = normal(5, 2, seed=4)
     together = solved(integrator(n=5), cloud=cloud)

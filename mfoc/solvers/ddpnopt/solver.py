@@ -57,19 +57,20 @@ class DDPNOpt:
     For per-stage controls and particles that do not interact: what ``mfoc.from_module`` makes of a network. A step is a
     forward and a backward pass, a second backward pass to the weights, and a forward pass under the new controls.
     Stages that are not ``nn.Linear`` on vectors need the gradient of each particle, one stage at a time.
-    ``info.extra["clipped"]`` is the share of weights that were clipped.
+
+    The feedback gives the gradient of each particle a factor, 1 where the stages before have not moved its state, more
+    where they have raised its cost-to-go. ``info.extra["clipped"]`` is the share of factors that were clipped.
 
     Take the feedback with "identity": on small networks it made higher learning rates stable. With "rmsprop" it did
-    not, and losses ended higher (tests/benchmarks/bench_ddpnopt.py). There sqrt(v) is the size of a mean gradient, far
-    below that of a particle's, and g' Q_uu^-1 g is above one at useful rates: c is zero but at the last stages. Neither
-    a share of 1/N in it, nor the recursion of a shared control with its N x N couplings, was better there.
+    not, and losses ended higher (tests/benchmarks/bench_ddpnopt.py): at useful rates all factors are 1 but those of the
+    last stages, since the curvature there is the size of a mean gradient, far below that of a particle's.
 
     Attributes:
         lr: the learning rate; Q_uu is the curvature over it.
         curvature: "identity" (gradient descent), "rmsprop" (``torch.optim.RMSprop``) or "kronecker" (K-FAC with the
             gradients of the data, for networks whose stages with weights are all ``nn.Linear``).
         feedback: whether later stages answer what earlier ones have moved; without, it is the optimiser just named.
-        clip: the most by which a weight may differ from one; ``math.inf`` does not clip.
+        clip: the most by which a factor may differ from 1; ``math.inf`` does not clip.
         decay: of the running means in the curvature: 0.99 of RMSProp, 0.95 of K-FAC when None.
         damping: what is added to the curvature: 1e-8 of RMSProp (its ``eps``), 1e-2 of K-FAC when None.
     """
