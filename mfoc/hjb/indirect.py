@@ -141,7 +141,7 @@ class _Principle:
 
         def one(s: Any, x: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
             rate = x.new_zeros(1) if self.running_cost is None else self.running_cost(s, x[None], u, self.z)
-            return self.drift(s, x[None], u, self.z)[0], rate[0]
+            return self.drift(s, x[None], u, self.z).expand(1, len(x))[0], rate[0]  # u alone is [m]: a scheme adds it
 
         try:
             found: tuple[Tensor, Tensor] = torch.vmap(one)(t, x, u)

@@ -111,3 +111,16 @@ def test_refusals():
         hjb.solve_bvp(pendulum, fallen, torch.zeros(1), ZERO)
     with pytest.raises(mfoc.InvalidType, match="it is called as"):
         hjb.solve_bvp(lambda x, u, z: x, fallen, torch.zeros(2), ZERO)
+
+
+def test_a_drift_that_is_the_control_alone_is_spread_as_a_scheme_spreads_it():
+    """dx = u dt, cost int u^2 + x_T^2 from 1: u = -1/2 and the cost is 1/2."""
+    found = mfoc.hjb.solve_bvp(
+        lambda t, x, u, z: u,
+        lambda x, z: x.square().sum(1),
+        torch.ones(1),
+        torch.zeros(1),
+        running_cost=lambda t, x, u, z: u.square().expand(len(x)),
+    )
+    assert found.cost == pytest.approx(0.5, abs=1e-6)
+    assert float((found.controls + 0.5).abs().max()) < 1e-6
