@@ -68,7 +68,13 @@ class Constraint:
 
 
 class Equality(Constraint):
-    """c = 0; see ``Constraint``."""
+    """The constraint c = 0, of each entry of what the function returns.
+
+    Attributes:
+        function: ``c(x, z) -> [N]`` or ``[N, k]`` as ``Problem(terminal=...)``, ``c(t, x, u, z)`` as
+            ``Problem(path=...)``, which holds at every stage. ``mfoc.AugmentedLagrangian(solver)`` meets it.
+        in_mean: the population's mean E c is constrained, not each particle's c.
+    """
 
     def term(self, value: Tensor, multiplier: Tensor, penalty: float) -> Tensor:
         """See ``Constraint``."""
@@ -84,7 +90,13 @@ class Equality(Constraint):
 
 
 class Inequality(Constraint):
-    """c <= 0; see ``Constraint``."""
+    """The constraint c <= 0, of each entry of what the function returns.
+
+    Attributes:
+        function: ``c(x, z) -> [N]`` or ``[N, k]`` as ``Problem(terminal=...)``, ``c(t, x, u, z)`` as
+            ``Problem(path=...)``, which holds at every stage. ``mfoc.AugmentedLagrangian(solver)`` meets it.
+        in_mean: the population's mean E c is constrained, not each particle's c.
+    """
 
     def term(self, value: Tensor, multiplier: Tensor, penalty: float) -> Tensor:
         """See ``Constraint``."""

@@ -24,6 +24,8 @@ from mfoc.tree import Tree
 class FreeTime:
     """The end time of ``continuous(T=FreeTime(...))``, solved for together with the controls.
 
+    ``solution.controls["T"]`` is what was found.
+
     The problem's controls are ``{"controls": those given, "T": the end time}``, its stages share T, and T is bounded,
     since it may run away to zero or to infinity. Solvers see one control tied across the stages: a per-stage minimum
     principle does not apply. With ``per_particle`` each particle has an end time of its own, ``[N]``.

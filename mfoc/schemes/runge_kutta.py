@@ -61,7 +61,7 @@ def rk4(drift: Drift, s: float, x: Tree, u: Tree, z: Tree, h: float) -> Tree:
 
 
 def rk38(drift: Drift, s: float, x: Tree, u: Tree, z: Tree, h: float) -> Tree:
-    """Kutta's 3/8 rule, order 4: what torchdiffeq calls ``rk4``."""
+    """Kutta's 3/8 rule, order 4, ``continuous(scheme=mfoc.rk38)``: what torchdiffeq calls ``rk4``."""
     k1 = drift(s, x, u, z)
     k2 = drift(s + h / 3, advanced(x, h, (1 / 3, k1)), u, z)
     k3 = drift(s + 2 * h / 3, advanced(x, h, (-1 / 3, k1), (1.0, k2)), u, z)

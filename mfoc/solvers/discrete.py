@@ -62,6 +62,8 @@ class DiscreteMSA:
     H has to be affine in the discrete leaves, which is checked at the first step: an activation or a normalisation
     belongs in a stage of its own, after the layer's (``mfoc.from_module`` on a flat ``nn.Sequential`` cuts so).
 
+    ``mfoc.networks.packed.pack`` stores what is solved for in one or two bits a weight.
+
     Problems start from weights of the right kind: ``problem = solver.discretised(problem)``. Networks want a
     normalisation layer after each discrete one, as in the paper, since weights of +-1 carry no scale.
 
