@@ -154,10 +154,14 @@ class Box(_Convex):
 
     def _pressed(self, u: Tensor, slope: Tensor) -> Tensor:
         low, high = self.limits(u)
-        # How near counts as on a bound, which solvers that come from within leave: a share of what scale there is.
+        # How near counts as on a bound, which solvers that come from within leave: a share of what scale there is. A
+        # width that only stands for "large" is none.
         share, width = math.sqrt(torch.finfo(u.dtype).eps), high - low
         below, above = (
-            torch.where(width.isfinite(), width, bound.abs().nan_to_num(posinf=0.0)) for bound in (low, high)
+            torch.where(width.isfinite(), torch.minimum(width, bound.abs().clamp_min(1.0)), bound.abs()).nan_to_num(
+                posinf=0.0
+            )
+            for bound in (low, high)
         )
         pressed = ((u <= low + share * below) & (slope > 0)) | ((u >= high - share * above) & (slope < 0))
         return pressed | (width == 0)
@@ -203,7 +207,7 @@ class Simplex(_Convex):
     def land(self, u: Tensor, moved: Tensor, slope: Tensor, lead: int) -> Tensor:
         """As for every set; entries that are pressed against zero go there."""
         free = self._free(u, slope)
-        return self.project((u + self.face(u, slope, moved - u, lead)) * free, lead)
+        return self.project((u + self.face(u, slope, moved - u, lead)).masked_fill(free == 0, -torch.inf), lead)
 
     def dimension(self, u: Tensor, slope: Tensor, lead: int) -> Tensor:
         """The free entries, less one."""
@@ -212,7 +216,7 @@ class Simplex(_Convex):
 
     def _free(self, u: Tensor, slope: Tensor) -> Tensor:
         """Which entries move along -slope: of those at zero, those whose slope is below the mean of the free ones."""
-        positive = u > math.sqrt(torch.finfo(u.dtype).eps) * self.total
+        positive = u > math.sqrt(torch.finfo(u.dtype).eps) * self.total / u.shape[-1]
         # The projection of -slope on the cone: entries at zero join in the order of their slopes while they lower it.
         key = torch.where(positive, -torch.inf, slope)
         order = key.argsort(dim=-1, stable=True)
