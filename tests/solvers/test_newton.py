@@ -366,5 +366,5 @@ def test_newton_is_refused_where_j_is_not_what_is_minimised():
         lambda x, z: (x - mfoc.mean(x)).square().sum(1) + x.square().sum(1),
         [torch.zeros(2, dtype=D)],
     )
-    with pytest.raises(mfoc.InvalidValue, match="NewtonCG.s trust region compares"):
+    with pytest.raises(mfoc.InvalidValue, match="NewtonCG's trust region compares"):
         mfoc.solve(mfoc.Equilibrium(control), mfoc.NewtonCG(), normal(4, 2), steps=1)
