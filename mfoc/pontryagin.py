@@ -22,8 +22,9 @@ from mfoc.distributed import active, expectation
 from mfoc.particles import Particles
 from mfoc.populations import as_particles
 from mfoc.printing import by_identity, short
-from mfoc.problem import HasControls, Problem, check_cost, controls_of
+from mfoc.problem import HasControls, Problem, controls_of
 from mfoc.tree import Tree
+from mfoc.validation import check_cost
 
 
 @by_identity

@@ -10,11 +10,9 @@ in discrete time. The control is shared by the population; the population is car
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator
-from contextlib import AbstractContextManager, contextmanager
 from dataclasses import KW_ONLY, dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Generic
 
-import torch
 from torch import Tensor, nn
 
 from mfoc import printing, tree
@@ -30,11 +28,10 @@ from mfoc.checks import (
     kind_of,
 )
 from mfoc.constraints import Constraint, Terms, listed
-from mfoc.distributed import active
-from mfoc.errors import InvalidType, InvalidValue, MfocError
+from mfoc.errors import InvalidType, InvalidValue
 from mfoc.particles import Particles
-from mfoc.seeding import watched
 from mfoc.tree import Tree
+from mfoc.validation import check_cost, check_leaves, validate  # noqa: F401  (check_cost was public here)
 
 if TYPE_CHECKING:  # with a default, so that a bare ``Problem`` is one of any controls
     from typing_extensions import TypeVar
@@ -51,7 +48,6 @@ TerminalCost = Callable[[Tree, Tree], Tensor]
 Schedule = Callable[[Tree, int], Tree]
 
 STAGE = ("t", "x", "u", "z")  # what dynamics and running costs are called with
-_FEW = 4  # particles on which a stage is evaluated a second time
 
 
 def per_stage(controls: Tree, t: int) -> Tree:
@@ -245,25 +241,7 @@ class Problem(HasControls[Controls]):
         named = tree.named_leaves(controls, "controls")
         if not named:
             raise InvalidValue("controls holds no tensor; there is nothing to optimise")
-        first_name, first = named[0]
-        for name, leaf in named:
-            if not leaf.is_floating_point():
-                raise InvalidType(f"{name} has dtype {leaf.dtype}; controls must be floating point")
-            if self.per_particle and (not leaf.dim() or len(leaf) != len(first)):
-                raise InvalidValue(
-                    f"{name} has shape {tuple(leaf.shape)}; with per_particle=True row i of every leaf is particle i's"
-                    f", [{len(first) if first.dim() else 'N'}, ...]"
-                )
-            if leaf.device != first.device or leaf.dtype != first.dtype:
-                raise InvalidValue(
-                    f"{name} is {leaf.dtype} on {leaf.device} and {first_name} is {first.dtype} on {first.device}; "
-                    "all controls need one dtype and one device"
-                )
-        # One fused reduction over all leaves: only when it fails is the culprit looked for.
-        if not torch.stack([leaf.detach().sum() for _, leaf in named]).isfinite().all():
-            for name, leaf in named:
-                if not leaf.isfinite().all():
-                    raise InvalidValue(f"{name} holds NaN or infinite values; start from finite controls")
+        check_leaves(named, per_particle=self.per_particle)
         if self.region is not None:
             self.region.check(controls)
 
@@ -298,14 +276,7 @@ class Problem(HasControls[Controls]):
         check_instance(Particles, "mfoc.Particles", particles=particles)
         controls = self.controls if controls is None else controls_of(controls)
         self.check_controls(controls)
-        self._check_agreement(particles, controls)
-        with torch.no_grad():
-            drawn = watched()
-            self._run(particles, controls, _still)
-            if drawn():  # by which of them is asked only then: the state of a generator is large
-                self._run(particles, controls, _undrawn)
-                raise InvalidValue(_draws("one of dynamics and costs"))
-            on_few(lambda few: self._check_repeatable(few, controls), particles)
+        validate(self, particles, controls)
 
     def check_played(self, particles: Particles) -> None:
         """Refuses particles on which this problem's adversary, if it has one, does not play; see ``mfoc.Game``."""
@@ -319,6 +290,7 @@ class Problem(HasControls[Controls]):
         As ``problem.rebuilt(lambda own: dataclasses.replace(own, ...))``.
         """
         return change(self)
+<<<<<<< HEAD
 
     def _run(self, particles: Particles, controls: Tree, pure: Callable[..., AbstractContextManager[None]]) -> None:
         x, z, n = particles.state, particles.data, len(particles)
@@ -510,3 +482,5 @@ def _about_labels(words: str, x: Tree, z: Tree) -> str | None:
             f"torch.nn.functional.one_hot(z, {classes}), or a cost of class indices, such as F.cross_entropy"
         )
     return None
+=======
+>>>>>>> s2

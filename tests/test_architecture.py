@@ -24,7 +24,7 @@ LAYERS = [
     {"distributed", "derivatives", "particles", "bounds"},
     {"law"},
     {"constraints"},
-    {"problem", "populations"},
+    {"problem", "validation", "populations"},
     {"networks", "schemes", "pontryagin", "minimisers", "lq", "interacting", "policies"},
     {"games", "frozen", "lagrangian", "second_order", "analysis", "solving"},
     {"solvers", "certificate", "optim", "hjb", "meanfield", "hooks"},

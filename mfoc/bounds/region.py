@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from mfoc import tree
-from mfoc.bounds.sets import AdmissibleSet, Box
+from mfoc.bounds.protocol import AdmissibleSet
+from mfoc.bounds.sets import Box
 from mfoc.checks import kind_of
 from mfoc.errors import InvalidType, InvalidValue
 from mfoc.tree import Tree
@@ -41,7 +42,7 @@ class Region:
         return self._each(lambda own, g, u: own.stationary(u, g, self.lead), gradient, controls)
 
     def land(self, controls: Tree, moved: Tree, gradient: Tree) -> Tree:
-        """Where a step from the controls to ``moved`` lands; see ``mfoc.bounds.sets``."""
+        """Where a step from the controls to ``moved`` lands; see ``mfoc.bounds.protocol``."""
         return self._each(lambda own, v, u, g: own.land(u, v, g, self.lead), moved, controls, gradient)
 
     def penalty(self, controls: Tree) -> Tensor | None:

@@ -1,59 +1,17 @@
-"""Sets of admissible controls, and the l1 penalty: what solvers and the certificate ask of them.
-
-A set is applied to a leaf of the controls, a tensor ``[*lead, ...]``: each index into the ``lead`` first axes (stages
-that are stacked, particles) is a control of its own. With the gradient g of J at u,
-
-    stationary(u, g)   the projected gradient: minus the projection of -g on the tangent cone at u, which for a penalty
-                       is the element of least norm of g + its subdifferential; zero where u is stationary
-    face(u, g, v)      v without what leaves the face that strictly active constraints hold u to: a linear map of v
-    land(u, v, g)      where a step from u to v lands: along the face first, then at the nearest admissible control
-
-(Nocedal & Wright 2006, sec. 12.4 and 16.7; Andrew & Gao 2007, "Scalable training of L1-regularized log-linear models",
-for the penalty.) Fed the projected gradient and landed so, any optimiser that rests where its gradient vanishes rests
-at stationary controls alone, whatever its metric.
-"""
+"""Sets that controls must lie in: boxes, simplices, Euclidean balls."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
 from numbers import Real
-from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
+from mfoc.bounds.protocol import count
 from mfoc.checks import check_positive, kind_of
 from mfoc.errors import InvalidType, InvalidValue
-
-
-@runtime_checkable
-class AdmissibleSet(Protocol):
-    """A set that a leaf of the controls must lie in, or a penalty on it; see the top of the file."""
-
-    def check(self, u: Tensor, lead: int, name: str) -> None:
-        """Refuses a leaf that the set is not made for, with an ``InvalidValue``."""
-
-    def project(self, u: Tensor, lead: int) -> Tensor:
-        """The nearest admissible control."""
-
-    def stationary(self, u: Tensor, slope: Tensor, lead: int) -> Tensor:
-        """The projected gradient."""
-
-    def face(self, u: Tensor, slope: Tensor, v: Tensor, lead: int) -> Tensor:
-        """The part of v along the face that strictly active constraints hold u to."""
-
-    def dimension(self, u: Tensor, slope: Tensor, lead: int) -> Tensor:
-        """Of that face ``[*lead]``."""
-
-    def bend(self, u: Tensor, slope: Tensor, lead: int) -> Tensor | None:
-        """The boundary's curvature times its multiplier ``[*lead]``, which the Hessian gains; None where flat."""
-
-    def land(self, u: Tensor, moved: Tensor, slope: Tensor, lead: int) -> Tensor:
-        """The admissible control where a step from u to ``moved`` lands."""
-
-    def penalty(self, u: Tensor, lead: int) -> Tensor | None:
-        """What is added to J ``[*lead]``; None for a set."""
 
 
 class _Convex:
@@ -150,14 +108,18 @@ class Box(_Convex):
 
     def dimension(self, u: Tensor, slope: Tensor, lead: int) -> Tensor:
         """The entries that are not pressed."""
-        return _count(~self._pressed(u, slope), u, lead)
+        return count(~self._pressed(u, slope), u, lead)
 
     def _pressed(self, u: Tensor, slope: Tensor) -> Tensor:
         low, high = self.limits(u)
-        # How near counts as on a bound, which solvers that come from within leave: a share of what scale there is.
+        # How near counts as on a bound, which solvers that come from within leave: a share of what scale there is. A
+        # width that only stands for "large" is none.
         share, width = math.sqrt(torch.finfo(u.dtype).eps), high - low
         below, above = (
-            torch.where(width.isfinite(), width, bound.abs().nan_to_num(posinf=0.0)) for bound in (low, high)
+            torch.where(width.isfinite(), torch.minimum(width, bound.abs().clamp_min(1.0)), bound.abs()).nan_to_num(
+                posinf=0.0
+            )
+            for bound in (low, high)
         )
         pressed = ((u <= low + share * below) & (slope > 0)) | ((u >= high - share * above) & (slope < 0))
         return pressed | (width == 0)
@@ -185,8 +147,8 @@ class Simplex(_Convex):
         """Duchi et al. (2008), "Efficient projections onto the l1-ball", fig. 1."""
         held, _ = u.sort(dim=-1, descending=True)
         excess = held.cumsum(-1) - self.total
-        count = torch.arange(1, u.shape[-1] + 1, dtype=u.dtype, device=u.device)
-        last = (held * count > excess).sum(-1, keepdim=True)
+        ranks = torch.arange(1, u.shape[-1] + 1, dtype=u.dtype, device=u.device)
+        last = (held * ranks > excess).sum(-1, keepdim=True)
         shift = excess.gather(-1, last - 1) / last
         return (u - shift).clamp_min(0.0)
 
@@ -203,22 +165,22 @@ class Simplex(_Convex):
     def land(self, u: Tensor, moved: Tensor, slope: Tensor, lead: int) -> Tensor:
         """As for every set; entries that are pressed against zero go there."""
         free = self._free(u, slope)
-        return self.project((u + self.face(u, slope, moved - u, lead)) * free, lead)
+        return self.project((u + self.face(u, slope, moved - u, lead)).masked_fill(free == 0, -torch.inf), lead)
 
     def dimension(self, u: Tensor, slope: Tensor, lead: int) -> Tensor:
         """The free entries, less one."""
         free = self._free(u, slope)
-        return _count(free - free / free.sum(-1, keepdim=True), u, lead)
+        return count(free - free / free.sum(-1, keepdim=True), u, lead)
 
     def _free(self, u: Tensor, slope: Tensor) -> Tensor:
         """Which entries move along -slope: of those at zero, those whose slope is below the mean of the free ones."""
-        positive = u > math.sqrt(torch.finfo(u.dtype).eps) * self.total
+        positive = u > math.sqrt(torch.finfo(u.dtype).eps) * self.total / u.shape[-1]
         # The projection of -slope on the cone: entries at zero join in the order of their slopes while they lower it.
         key = torch.where(positive, -torch.inf, slope)
         order = key.argsort(dim=-1, stable=True)
         ordered = slope.gather(-1, order)
-        count = torch.arange(1, u.shape[-1] + 1, dtype=u.dtype, device=u.device)
-        means = ordered.cumsum(-1) / count
+        ranks = torch.arange(1, u.shape[-1] + 1, dtype=u.dtype, device=u.device)
+        means = ordered.cumsum(-1) / ranks
         before = torch.cat([torch.full_like(means[..., :1], torch.inf), means[..., :-1]], -1)
         joins = (positive.gather(-1, order) | (ordered < before)).to(u.dtype).cumprod(-1)
         return torch.zeros_like(u).scatter(-1, order, joins)
@@ -254,7 +216,7 @@ class EuclideanBall(_Convex):
     def dimension(self, u: Tensor, slope: Tensor, lead: int) -> Tensor:
         """All, less one where the slope presses against the sphere."""
         normal = self._normal(u, slope, lead)
-        return _count(torch.ones_like(u), u, lead) - _count(normal.square(), u, lead)
+        return count(torch.ones_like(u), u, lead) - count(normal.square(), u, lead)
 
     def bend(self, u: Tensor, slope: Tensor, lead: int) -> Tensor | None:
         """The multiplier over the radius: of the Lagrangian's Hessian."""
@@ -268,65 +230,10 @@ class EuclideanBall(_Convex):
         return torch.where(pressed, u / torch.where(size > 0, size, 1.0), 0.0)
 
 
-@dataclass(frozen=True)
-class L1:
-    """The penalty weight * ||u||_1 on J, met by its proximal map: entries that do not pay for themselves are zero.
-
-    It is part of J in ``evaluate``, in what a solve reports and in the certificate; ``rollout``'s cost per particle is
-    without it.
-
-    Attributes:
-        weight: what an entry pays for each unit of its size.
-    """
-
-    weight: float
-
-    def __post_init__(self) -> None:
-        check_positive(weight=self.weight)
-
-    def check(self, u: Tensor, lead: int, name: str) -> None:
-        """Any leaf will do."""
-
-    def project(self, u: Tensor, lead: int) -> Tensor:
-        """Every control is admissible."""
-        return u
-
-    def stationary(self, u: Tensor, slope: Tensor, lead: int) -> Tensor:
-        """The subgradient of least norm (Andrew & Gao 2007, eq. 4)."""
-        at_zero = slope - slope.clamp(-self.weight, self.weight)
-        return torch.where(u == 0, at_zero, slope + self.weight * u.sign())
-
-    def face(self, u: Tensor, slope: Tensor, v: Tensor, lead: int) -> Tensor:
-        """Zero in the entries that are held at zero."""
-        return v.masked_fill((u == 0) & (slope.abs() <= self.weight), 0.0)
-
-    def dimension(self, u: Tensor, slope: Tensor, lead: int) -> Tensor:
-        """The entries that are not held at zero."""
-        return _count((u != 0) | (slope.abs() > self.weight), u, lead)
-
-    def bend(self, u: Tensor, slope: Tensor, lead: int) -> Tensor | None:
-        """Flat where it is smooth."""
-        return None
-
-    def land(self, u: Tensor, moved: Tensor, slope: Tensor, lead: int) -> Tensor:
-        """Entries that would change their sign stop at zero; those at zero move against their subgradient only."""
-        orthant = torch.where(u == 0, -self.stationary(u, slope, lead).sign(), u.sign())
-        return torch.where(moved * orthant > 0, moved, 0.0)
-
-    def penalty(self, u: Tensor, lead: int) -> Tensor | None:
-        """The weighted norm."""
-        return self.weight * u.abs().reshape(*u.shape[:lead], -1).sum(-1)
-
-
 def _norm(u: Tensor, lead: int) -> Tensor:
     """Norms over all but the leading axes, which they broadcast against."""
     axes = tuple(range(lead, u.dim()))
     return torch.linalg.vector_norm(u, dim=axes, keepdim=True) if axes else u.abs()
-
-
-def _count(weights: Tensor, u: Tensor, lead: int) -> Tensor:
-    """Sums over all but the leading axes ``[*lead]``, in the dtype of u."""
-    return weights.to(u.dtype).reshape(*u.shape[:lead], -1).sum(-1).round()
 
 
 def _inner(a: Tensor, b: Tensor, lead: int) -> Tensor:

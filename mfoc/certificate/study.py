@@ -212,8 +212,13 @@ class Study:
         if lowest is not None:
             passes += 2 * lowest.products
             columns = (lowest.value, lowest.error, lowest.bound, lowest.largest)
-            for one, direction, *numbers in zip(found, lowest.vector, *columns, strict=True):
-                one.direction, one.low = direction, tuple(map(float, numbers))
+            barred = _barred(block, lowest)
+            for one, direction, no, *numbers in zip(found, lowest.vector, barred, *columns, strict=True):
+                one.direction = direction
+                if no:
+                    one.note = "curvature not known: its lowest direction crosses constraints that are barely active"
+                else:
+                    one.low = tuple(map(float, numbers))
         if self.inner is not None:
             passes += self._seek(block, found, self._starting(block, before, lowest))
         return found, passes
@@ -378,6 +383,22 @@ def _off_the_saddle(block: Block, lowest: Lowest) -> Tensor:
     length = 1e-3 * (1 + start.norm(dim=1, keepdim=True)) * (lowest.value < -lowest.error)[:, None]
     uphill = (block.evaluate(start)[1] * lowest.vector).sum(1, keepdim=True) > 0
     return start + torch.where(uphill, -length, length) * lowest.vector
+
+
+def _barred(block: Block, lowest: Lowest) -> list[bool]:
+    """Rows whose direction of negative curvature leaves the region either way.
+
+    A constraint that holds with equality and a multiplier of zero leaves the face whole, and admits one side of it:
+    where a direction goes to the wrong side of some, either way, a minimum may bend down along it.
+    """
+    if block.region is None:
+        return [False] * len(block.start)
+    eps = math.sqrt(torch.finfo(block.start.dtype).eps)
+    step = eps * (1 + block.start.norm(dim=1, keepdim=True)) * lowest.vector
+    kept = [block.region.project(moved) - moved for moved in (block.start + step, block.start - step)]
+    leaves = torch.stack(kept).norm(dim=2).amin(0) > 0.1 * step.norm(dim=1)
+    barred: list[bool] = (leaves & (lowest.value < -eps * lowest.largest.abs())).tolist()
+    return barred
 
 
 def _mirrored(block: Block) -> Tensor:

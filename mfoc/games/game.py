@@ -24,8 +24,9 @@ from mfoc.games.ball import Ball
 from mfoc.particles import Particles
 from mfoc.pontryagin import rollout_from
 from mfoc.printing import by_identity
-from mfoc.problem import Problem, controls_of, on_few
+from mfoc.problem import Problem, controls_of
 from mfoc.tree import Tree
+from mfoc.validation import on_few
 
 
 @by_identity

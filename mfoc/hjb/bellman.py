@@ -24,9 +24,10 @@ from mfoc.hjb.newton import lattice, minimise_from
 from mfoc.interacting import coupling
 from mfoc.particles import Particles
 from mfoc.printing import by_identity
-from mfoc.problem import Problem, check_cost, per_stage
+from mfoc.problem import Problem, per_stage
 from mfoc.schemes import brownian
 from mfoc.tree import Tree
+from mfoc.validation import check_cost
 
 Data = Tree | Callable[[Tensor], Tree]  # z for one particle [1, ...], or a function of normals [1, stages, k]
 After = Callable[[Tensor], Tensor]  # V_(t+1): states [P, n] -> values [P]

@@ -14,7 +14,7 @@ from mfoc import tree
 from mfoc.bounds import Box
 from mfoc.checks import check_callable, check_positive
 from mfoc.constraints import listed
-from mfoc.errors import InvalidValue
+from mfoc.errors import InvalidType, InvalidValue
 from mfoc.problem import STAGE, Schedule, per_stage
 from mfoc.schemes.noise import euler_maruyama
 from mfoc.tree import Tree
@@ -28,7 +28,9 @@ class FreeTime:
 
     The problem's controls are ``{"controls": those given, "T": the end time}``, its stages share T, and T is bounded,
     since it may run away to zero or to infinity. Solvers see one control tied across the stages: a per-stage minimum
-    principle does not apply. With ``per_particle`` each particle has an end time of its own, ``[N]``.
+    principle does not apply. With ``per_particle`` each particle has an end time of its own, ``[N]``. Functions receive
+    the time as a tensor: ``torch.sin(t)``; ``math.sin(t)`` would hide from J's gradient that t depends on T, and is
+    refused.
 
     Attributes:
         start: the first guess.
@@ -87,9 +89,24 @@ def _with_length(schedule: Schedule) -> Schedule:
     return lambda controls, t: {"controls": schedule(controls["controls"], t), "T": controls["T"]}
 
 
+<<<<<<< HEAD
 def _with_end(rule: Any, end: Box) -> Any:
     """A rule ``(name, leaf) -> set`` for the controls, and the set of the end time."""
     return lambda name, leaf: end if name == "T" else rule(name.removeprefix("controls."), leaf)
+=======
+class _Time(Tensor):
+    """A time that depends on T; to make a number of it, a constant, is refused. What is computed of it is a Tensor."""
+
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]  # noqa: SLF001  as Parameter
+
+    def __float__(self) -> float:
+        raise InvalidType(
+            "a function makes a number of the time t, as math.sin(t), float(t) and t.item() do; with T=FreeTime(...) t "
+            "depends on what is solved for: torch.sin(t)"
+        )
+
+    item = __float__
+>>>>>>> s2
 
 
 def _stretched(function: Any, power: float) -> Any:
@@ -101,7 +118,7 @@ def _stretched(function: Any, power: float) -> Any:
         scale = u["T"] ** power
         if not callable(function):
             return _scaled(torch.full_like(x, 1.0) * function, scale)
-        value = function(u["T"] * s, x, u["controls"], z)
+        value = function((u["T"] * s).as_subclass(_Time), x, u["controls"], z)
         return tree.map(lambda leaf: _scaled(leaf, scale) if tree.differentiable(leaf) else leaf, value)
 
     return stretched

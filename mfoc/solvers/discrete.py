@@ -30,10 +30,11 @@ from mfoc.distributed import any_rank
 from mfoc.errors import InvalidValue
 from mfoc.particles import Particles
 from mfoc.pontryagin import value_and_slopes
-from mfoc.problem import Controls, Problem, on_few
+from mfoc.problem import Controls, Problem
 from mfoc.solvers.gradient import Gradient
 from mfoc.solving import Info
 from mfoc.tree import Tree
+from mfoc.validation import on_few
 
 _LEVELS = {"binary": (-1.0, 1.0), "ternary": (-1.0, 0.0, 1.0)}
 

@@ -52,12 +52,11 @@ class Boxed:
         while at.products < products:
             here, slope = self.landed(at.step), self.slope + at.image
             free = (here > self.low) & (here < self.high)
-            inside = slope * free
-            size = float(inside.norm())
+            size = float((slope * free).norm())
             if size <= goal or size == 0 or (face is not None and torch.equal(free, face)):
                 break
             left = products - at.products
-            found = steihaug(inside, lambda v: self.product(v) * free, radius, share=goal / size, products=left)  # noqa: B023
+            found = steihaug(slope, self.product, radius, share=goal / size, products=left, free=free)
             curved, face = curved or found.curved, free
             at = self._searched(at, found)
             if found.bounded or found.curved:

@@ -35,7 +35,13 @@ class Descent(NamedTuple):
 
 
 def steihaug(
-    slope: Tensor, product: Callable[[Tensor], Tensor], radius: float, *, share: float, products: int
+    slope: Tensor,
+    product: Callable[[Tensor], Tensor],
+    radius: float,
+    *,
+    share: float,
+    products: int,
+    free: Tensor | None = None,
 ) -> Descent:
     """A step s, ||s|| <= radius, that makes <slope, s> + <s, H s> / 2 at least as small as the best along -slope.
 
@@ -48,10 +54,12 @@ def steihaug(
         radius: of the ball; infinite for none, and a direction of negative curvature is then not followed.
         share: of the slope's norm.
         products: most products.
+        free: the entries that s may have ``[n]``, boolean; all when None. The slope is then meant on those.
     """
     step, image = torch.zeros_like(slope), torch.zeros_like(slope)
-    residual, direction = slope, -slope
-    square = float(slope @ slope)
+    residual = slope if free is None else slope * free
+    direction = -residual
+    square = float(residual @ residual)
     goal = share**2 * square
     for k in range(products):
         if square <= goal:
@@ -67,7 +75,7 @@ def steihaug(
             length = _to_boundary(step, direction, radius)
             return Descent(step + length * direction, image + length * moved, k + 1, curvature <= 0, True)
         step, image = step + length * direction, image + length * moved
-        residual = residual + length * moved
+        residual = residual + length * (moved if free is None else moved * free)
         before, square = square, float(residual @ residual)
         direction = (square / before) * direction - residual
     return Descent(step, image, products, False, False)

@@ -25,11 +25,12 @@ from mfoc.particles import Particles
 from mfoc.pontryagin import evaluate, rollout
 from mfoc.populations import Population
 from mfoc.populations import population as as_population
-from mfoc.problem import Controls, Problem, on_few
+from mfoc.problem import Controls, Problem
 from mfoc.solving.calls import all_called, check_hooks, closing, says_stop
 from mfoc.solving.records import Hook, Iterate, Past, Solution, Solver, Status
 from mfoc.solving.watch import Watch, find_nonfinite
 from mfoc.tree import Tree
+from mfoc.validation import on_few
 
 logger = logging.getLogger(__name__)
 

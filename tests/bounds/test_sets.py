@@ -98,6 +98,30 @@ def test_any_metric_rests_at_the_minimum_alone(name):
     torch.testing.assert_close(u, exact, atol=1e-6, rtol=1e-6)
 
 
+@pytest.mark.parametrize(("dtype", "high"), [(torch.float32, 1e5), (D, 1e10)])
+def test_a_bound_far_away_does_not_widen_the_one_nearby(dtype, high):
+    """A width that stands for "large" is no scale: what is on a bound does not change with it."""
+    u, slope = torch.tensor([0.0, 3.0], dtype=dtype), torch.ones(2, dtype=dtype)
+    for own in (Box(0.0, high), Box(-high, 0.0), Box(0.0, math.inf)):
+        side = -1.0 if own.high == 0 else 1.0
+        torch.testing.assert_close(own.stationary(side * u, side * slope, 0), side * slope * (u != 0))
+        torch.testing.assert_close(own.land(side * u, side * 0.9 * u, side * slope, 0), side * 0.9 * u)
+
+
+@pytest.mark.parametrize(("dtype", "k"), [(torch.bfloat16, 16), (torch.float32, 5000)])
+def test_many_small_probabilities_are_not_taken_for_zero(dtype, k):
+    u, slope = torch.full((k,), 1 / k, dtype=dtype), normal(k, seed=16).to(dtype)
+    torch.testing.assert_close(Simplex().stationary(u, slope, 0), slope - slope.mean(), atol=0.02, rtol=0.02)
+
+
+def test_what_the_slope_presses_to_zero_on_a_simplex_is_zero_to_the_bit():
+    own, u, slope = Simplex(), inside(Simplex(), 17, rows=200), normal(200, 5, seed=18)
+    landed = own.land(u, u - 0.01 * normal(200, 5, seed=19), slope, 1)
+    still = (u == 0) & (own.stationary(u, slope, 1) == 0)
+    assert bool(still.any())
+    assert bool((landed[still] == 0).all())
+
+
 def test_leading_axes_are_controls_of_their_own():
     for own in SETS.values():
         u, slope = inside(own, 13), normal(6, 5, seed=14)

@@ -133,3 +133,20 @@ def test_an_unbounded_problem_is_certified_as_one_with_bounds_far_away():
     near = [certified(problem, at(1.9, 0.3)) for problem in (far, replace(far, bounds=None))]
     assert near[0].residual == pytest.approx(near[1].residual)
     assert near[0].hessian.value == pytest.approx(near[1].hessian.value)
+
+
+def test_a_direction_that_constraints_without_a_multiplier_bar_either_way_is_no_saddle():
+    """J = (u1^2 + 4 u1 u2 + u2^2) / 2 bends down along (1, -1), and is nowhere lower where both are non-negative."""
+    H = torch.tensor([[1.0, 2.0], [2.0, 1.0]], dtype=D)
+
+    def verdict(H):
+        def cost(x, z):
+            return (x @ H * x).sum(1) / 2
+
+        problem = mfoc.Problem(lambda t, x, u, z: x + u, cost, at(0.0, 0.0), bounds=mfoc.Box(0.0, 5.0))
+        return certified(problem, problem.controls).verdict
+
+    assert verdict(H).sample is Standing.CANNOT_TELL
+    assert "barely active" in str(verdict(H))
+    assert verdict(-H).sample is Standing.SADDLE  # its direction leads inwards
+    assert verdict(H + 2 * torch.eye(2, dtype=D)).sample is Standing.MINIMUM

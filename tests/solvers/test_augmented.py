@@ -1,5 +1,6 @@
 """AugmentedLagrangian: closed forms and ipopt, complementarity, bounds, free end times; what is refused."""
 
+import math
 from dataclasses import replace
 from functools import partial
 
@@ -9,6 +10,7 @@ import torch
 
 import mfoc
 from mfoc import hooks
+from mfoc.pontryagin import evaluate
 from mfoc.testing import check_solver
 from tests.oracles.double_integrator import ipopt
 from tests.problems import D, distance, normal, same_bits
@@ -225,3 +227,26 @@ def test_rounding_does_not_blow_up_the_penalty():
     solution = mfoc.solve(integrator(4), NEWTON, REST, steps=40)
     assert solution.residual < 1e-12
     assert solution.last.state["penalty"] <= 1e4
+
+
+def test_a_free_end_time_is_no_constant():
+    """A slope with which t moves is seen by J's gradient, and a function that would hide it is refused."""
+
+    def problem(sine):
+        def drift(t, x, u, z):
+            return u * sine(t) - x
+
+        controls = [torch.full((2,), 0.3, dtype=D) for _ in range(8)]
+        return mfoc.continuous(drift, lambda x, z: x.square().sum(1), controls, T=mfoc.FreeTime(1.3, 0.1, 5.0))
+
+    cloud = mfoc.Particles(normal(5, 2, seed=7))
+    own = problem(torch.sin)
+
+    def cost(T):
+        moved = {**own.controls, "T": torch.tensor(T, dtype=D)}
+        return float(mfoc.rollout(own, moved, cloud).cost.mean())
+
+    slope = float(evaluate(own, own.controls, cloud).gradient["T"])
+    assert slope == pytest.approx((cost(1.3 + 1e-6) - cost(1.3 - 1e-6)) / 2e-6, rel=1e-6)
+    with pytest.raises(mfoc.InvalidType, match=r"torch\.sin"):
+        problem(math.sin).validate(cloud)

@@ -1,5 +1,6 @@
 """NewtonCG: its products against dense matrices, its steps against scipy and Riccati, its laws."""
 
+import math
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise
@@ -122,6 +123,16 @@ def test_steihaug_solves_the_system_where_the_ball_is_large():
     assert (found.step + torch.linalg.solve(matrix, slope)).abs().max() < 1e-9
     assert (found.image - matrix @ found.step).abs().max() < 1e-9
     assert (found.curved, found.bounded) == (False, False)
+
+
+def test_the_image_of_a_step_counts_what_the_cauchy_point_has_put_on_bounds():
+    """What the model promises is read from it, and wrong promises cost steps."""
+    for seed in range(10):
+        root, slope, reach = normal(6, 6, seed=seed), 3 * normal(6, seed=30 + seed), torch.full((6,), 0.4, dtype=D)
+        matrix = root @ root.mT + torch.eye(6, dtype=D)
+        model = Boxed(torch.zeros(6, dtype=D), slope, matrix.mv, -reach, reach)
+        found = model.descend(math.inf, share=1e-10, products=100)
+        assert (found.image - matrix @ found.step).abs().max() < 1e-12
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -355,5 +366,5 @@ def test_newton_is_refused_where_j_is_not_what_is_minimised():
         lambda x, z: (x - mfoc.mean(x)).square().sum(1) + x.square().sum(1),
         [torch.zeros(2, dtype=D)],
     )
-    with pytest.raises(mfoc.InvalidValue, match="NewtonCG compares"):
+    with pytest.raises(mfoc.InvalidValue, match="NewtonCG's trust region compares"):
         mfoc.solve(mfoc.Equilibrium(control), mfoc.NewtonCG(), normal(4, 2), steps=1)

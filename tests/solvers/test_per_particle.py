@@ -72,6 +72,6 @@ def test_controls_of_particles_stay_on_one_rank(monkeypatch):
     problem = mfoc.Problem(
         lambda t, x, u, z: x + u, lambda x, z: x.square().sum(1), [torch.zeros(4, 2, dtype=D)], per_particle=True
     )
-    monkeypatch.setattr("mfoc.problem.active", lambda: True)
+    monkeypatch.setattr("mfoc.validation.active", lambda: True)
     with pytest.raises(mfoc.InvalidValue, match="one rank"):
         problem.validate(mfoc.Particles(normal(4, 2)))
