@@ -183,7 +183,8 @@ def check_cost(cost: Any, n: int, name: str) -> None:
         what = f"a {cost.dtype} tensor" if isinstance(cost, Tensor) else kind_of(cost)
         raise InvalidType(f"{name} returned {what}; expected a floating-point tensor of shape ({n},)")
     if cost.shape != (n,):
-        hint = "; do not average over particles (reduction='none')" if cost.dim() == 0 else ""
+        cure = "do not average over particles (reduction='none'), and repeat what they share: .expand(len(x))"
+        hint = f"; {cure}" if cost.dim() == 0 else ""
         raise InvalidValue(f"{name} returned shape {tuple(cost.shape)}; expected one cost per particle, ({n},){hint}")
 
 

@@ -89,11 +89,11 @@ def _with_length(schedule: Schedule) -> Schedule:
     return lambda controls, t: {"controls": schedule(controls["controls"], t), "T": controls["T"]}
 
 
-<<<<<<< HEAD
 def _with_end(rule: Any, end: Box) -> Any:
     """A rule ``(name, leaf) -> set`` for the controls, and the set of the end time."""
     return lambda name, leaf: end if name == "T" else rule(name.removeprefix("controls."), leaf)
-=======
+
+
 class _Time(Tensor):
     """A time that depends on T; to make a number of it, a constant, is refused. What is computed of it is a Tensor."""
 
@@ -106,7 +106,6 @@ class _Time(Tensor):
         )
 
     item = __float__
->>>>>>> s2
 
 
 def _stretched(function: Any, power: float) -> Any:
