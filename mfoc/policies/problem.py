@@ -83,6 +83,10 @@ def feedback(problem: Problem, policy: nn.Module, *, per_stage: bool = False) ->
             f"problem is {kind_of(problem)}; expected a plain mfoc.Problem: take the feedback of that "
             "one first, and make the richer problem of what mfoc.feedback returns"
         )
+    if isinstance(problem.controls, dict) and problem.controls.keys() == {"controls", "T"}:
+        raise InvalidValue(
+            "the end time of problem is solved for (FreeTime), and a policy gives controls alone: fix it, T=..."
+        )
     if problem.bounds is not None:
         raise InvalidValue(
             f"bounds is {problem.bounds}, on u, and controls are now the policy's parameters: leave bounds out and let "

@@ -28,9 +28,9 @@ class FreeTime:
 
     The problem's controls are ``{"controls": those given, "T": the end time}``, its stages share T, and T is bounded,
     since it may run away to zero or to infinity. Solvers see one control tied across the stages: a per-stage minimum
-    principle does not apply. With ``per_particle`` each particle has an end time of its own, ``[N]``. Functions receive
-    the time as a tensor: ``torch.sin(t)``; ``math.sin(t)`` would hide from J's gradient that t depends on T, and is
-    refused.
+    principle does not apply. With ``per_particle`` each particle has an end time of its own, and functions receive the
+    times ``[N]`` (``t[:, None] * x``). They receive the time as a tensor: ``torch.sin(t)``; ``math.sin(t)`` would hide
+    from J's gradient that t depends on T, and is refused.
 
     Attributes:
         start: the first guess.

@@ -250,3 +250,14 @@ def test_a_policy_is_read_back_from_its_own_problem_only():
     loop = mfoc.feedback(lq_and_cloud()[0].problem(), nn.Linear(2, 2).double())
     with pytest.raises(mfoc.InvalidValue, match="another structure"):
         mfoc.policy_of(loop, [torch.zeros(2)])
+
+
+def test_a_free_end_time_is_refused():
+    problem = mfoc.continuous(
+        lambda t, x, u, z: u.expand(len(x), 1),
+        lambda x, z: x[:, 0].square(),
+        [torch.zeros(1, dtype=D) for _ in range(3)],
+        T=mfoc.FreeTime(1.0, 0.1),
+    )
+    with pytest.raises(mfoc.InvalidValue, match="the end time of problem is solved for"):
+        mfoc.feedback(problem, mfoc.linear_policy(lambda x: x, torch.zeros(1, 1, dtype=D)))
