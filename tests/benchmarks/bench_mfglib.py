@@ -8,13 +8,18 @@ in a simplex for each place; the crowd is ``mfoc.mean`` of the one row, which a 
 exploitability of the last policy, and thread-CPU seconds.
 """
 
+import sys
 import time
 from functools import partial
 
 import torch
-from mfglib.alg import FictitiousPlay, OnlineMirrorDescent
-from mfglib.env import Environment
-from mfglib.scoring import exploitability_score
+
+try:
+    from mfglib.alg import FictitiousPlay, OnlineMirrorDescent
+    from mfglib.env import Environment
+    from mfglib.scoring import exploitability_score
+except ImportError as error:
+    sys.exit(print(f"MFGLib cannot be imported ({error}): not compared"))
 
 import mfoc
 from tests.problems import D
