@@ -71,7 +71,7 @@ class DiscreteMSA:
     Attributes:
         levels: "binary", {-1, 1}, or "ternary", {-1, 0, 1}.
         rho: share of max |M| below which no wrong entry changes, at least 0 and less than 1; None with ``threshold``.
-        a: of the average M.
+        a: of the average M; nearer to 1 for longer runs (``tests/benchmarks/bench_discrete.py`` compares three).
         decay: 1 - a is multiplied by this after each ``per`` steps.
         per: steps in an epoch, for ``decay``; None leaves a as it is.
         sparsity: weight of |theta| in the ternary step, in units of max |M| (an absolute weight would exceed every M as
