@@ -6,11 +6,9 @@
 Solvers are compared within a class only: one control for the cloud ("shared"), one for each particle, feedback, the
 weights of a network. Thread-CPU seconds on one thread, the first call of each solver left out on the small problems;
 "calls" are those of the dynamics (a solver that batches stages makes fewer, and Newton's products are none). Steps stop
-at a residual of 1e-8, or at the budget in ``tests/agreement.py``. Where crocoddyl can be imported its version is
-printed, as its models are not those of the problems here.
+at a residual of 1e-8, or at the budget in ``tests/agreement.py``.
 """
 
-import importlib
 import logging
 import sys
 
@@ -48,10 +46,6 @@ def main():
     for solver in (mfoc.DDP(), mfoc.NewtonCG()):  # what is imported at the first derivative takes seconds
         mfoc.solve(problem, solver, cloud, steps=1)
     table(sys.argv[1:] or ENTRIES)
-    try:
-        print(f"crocoddyl {importlib.import_module('crocoddyl').__version__} is here")
-    except ImportError:
-        print("crocoddyl cannot be imported: not compared")
 
 
 if __name__ == "__main__":

@@ -3,11 +3,9 @@
     python tests/benchmarks/bench_ddp.py
 
 Thread-CPU seconds on one thread, in float64. One problem and the batch are timed an iteration each in turn, over the
-iterations that the one problem takes; then the batch is run until every problem of it is done. Where crocoddyl can be
-imported its version is printed, as its models are not those of the problems here.
+iterations that the one problem takes; then the batch is run until every problem of it is done.
 """
 
-import importlib
 import statistics
 import time
 
@@ -59,10 +57,6 @@ def main():
     for name in ROBOTS:
         for bounded in (False, True):
             compared(name, bounded=bounded)
-    try:
-        print(f"crocoddyl {importlib.import_module('crocoddyl').__version__} is here")
-    except ImportError:
-        print("crocoddyl cannot be imported: not compared")
 
 
 if __name__ == "__main__":
