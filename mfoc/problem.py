@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import KW_ONLY, dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Generic
 
 from torch import Tensor, nn
@@ -206,12 +207,12 @@ class Problem(HasControls[Controls]):
         """Whether each stage has a control of its own: ``controls`` is then a list of T pytrees."""
         return self.schedule is per_stage
 
-    @property
+    @cached_property
     def terminal_constraints(self) -> tuple[Constraint, ...]:
         """The constraints on the last state."""
         return listed(self.terminal, "terminal", ("x", "z"))
 
-    @property
+    @cached_property
     def path_constraints(self) -> tuple[Constraint, ...]:
         """The constraints at every stage."""
         return listed(self.path, "path", STAGE)
@@ -244,6 +245,10 @@ class Problem(HasControls[Controls]):
         check_leaves(named, per_particle=self.per_particle)
         if self.region is not None:
             self.region.check(controls)
+
+    def projected(self, controls: Tree, gradient: Tree) -> Tree:
+        """The gradient; the projected one where controls are bounded. Zero where the controls are stationary."""
+        return gradient if self.region is None else self.region.stationary(controls, gradient)
 
     def limits(self, t: int) -> tuple[Tensor, Tensor]:
         """Lower and upper bounds of the flattened control of stage t ``[m]`` (``[N, m]`` per particle), of a ``Box``.

@@ -16,9 +16,8 @@ from mfoc.checks import kind_of
 from mfoc.errors import InvalidType, InvalidValue
 from mfoc.tree import Tree
 
-Bounds = (
-    Any  # a set, a tree of sets and None whose nodes stand for all leaves below them, or a rule (name, leaf) -> set
-)
+# A set, a tree of sets and None whose nodes stand for all leaves below them, or a rule (name, leaf) -> set.
+Bounds = Any
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,8 +54,8 @@ class Region:
         costs = [cost.mean() for cost in found if cost is not None]
         return torch.stack(costs).sum() if costs else None
 
-    def check(self, controls: Tree, *, admissible: bool = True) -> None:
-        """Refuses controls that the sets are not made for, and (unless told not to) those outside.
+    def check(self, controls: Tree) -> None:
+        """Refuses controls that the sets are not made for, and those outside.
 
         Raises:
             InvalidValue: says which leaf.
@@ -66,7 +65,7 @@ class Region:
             if own is None:
                 continue
             own.check(leaf, self.lead, name)
-            away = float((own.project(leaf, self.lead) - leaf).abs().max()) if admissible and leaf.numel() else 0.0
+            away = float((own.project(leaf, self.lead) - leaf).abs().max()) if leaf.numel() else 0.0
             if away > 1e2 * torch.finfo(leaf.dtype).eps * (1 + float(leaf.abs().max() if leaf.numel() else 0.0)):
                 raise InvalidValue(
                     f"{name} is not admissible: it lies {away:.3g} outside {own}; start inside "

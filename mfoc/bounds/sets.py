@@ -20,6 +20,11 @@ class _Convex:
     def check(self, u: Tensor, lead: int, name: str) -> None:
         """Any leaf will do."""
 
+    def stationary(self, u: Tensor, slope: Tensor, lead: int) -> Tensor:
+        """What the slope has along the face: what presses against the boundary is held."""
+        along: Tensor = self.face(u, slope, slope, lead)  # type: ignore[attr-defined]
+        return along
+
     def bend(self, u: Tensor, slope: Tensor, lead: int) -> Tensor | None:
         """Faces are flat."""
         return None
@@ -93,10 +98,6 @@ class Box(_Convex):
         """Clamped."""
         return torch.clamp(u, *self.limits(u))
 
-    def stationary(self, u: Tensor, slope: Tensor, lead: int) -> Tensor:
-        """The slope, but where it presses a control against its bound."""
-        return self.face(u, slope, slope, lead)
-
     def face(self, u: Tensor, slope: Tensor, v: Tensor, lead: int) -> Tensor:
         """Zero in the entries that the slope presses against their bound."""
         return v.masked_fill(self._pressed(u, slope), 0.0)
@@ -152,10 +153,6 @@ class Simplex(_Convex):
         shift = excess.gather(-1, last - 1) / last
         return (u - shift).clamp_min(0.0)
 
-    def stationary(self, u: Tensor, slope: Tensor, lead: int) -> Tensor:
-        """The slope less its mean over the entries that are free, zero in those it presses against zero."""
-        return self.face(u, slope, slope, lead)
-
     def face(self, u: Tensor, slope: Tensor, v: Tensor, lead: int) -> Tensor:
         """Centred over the entries that are positive, or that the slope would make so."""
         free = self._free(u, slope)
@@ -203,10 +200,6 @@ class EuclideanBall(_Convex):
         """Scaled down to the radius."""
         size = _norm(u, lead)
         return torch.where(size > self.radius, u * (self.radius / torch.where(size > 0, size, 1.0)), u)
-
-    def stationary(self, u: Tensor, slope: Tensor, lead: int) -> Tensor:
-        """The slope without its part along u, where it presses outwards."""
-        return self.face(u, slope, slope, lead)
 
     def face(self, u: Tensor, slope: Tensor, v: Tensor, lead: int) -> Tensor:
         """The tangential part, where the slope presses against the sphere."""

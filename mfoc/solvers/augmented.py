@@ -132,10 +132,7 @@ class AugmentedLagrangian:
         state = self.solver.init(problem, controls)
         for k in range(self.steps):
             moved, state, info = self.solver.step(problem, controls, state, cloud)
-            if problem.region is None:
-                residual = info.residual
-            else:
-                residual = float(tree.norm(problem.region.stationary(controls, info.gradient)))
+            residual = float(tree.norm(problem.projected(controls, info.gradient)))
             if not math.isfinite(float(info.value)) or not math.isfinite(residual):
                 return controls, k, False  # the loop looks for what is not finite, and says where
             if residual <= tol:

@@ -311,15 +311,9 @@ class _Run:
             value, gradient = self.solver.evaluate(self.problem, self.at.controls, self.at.state, particles)
         else:
             value, gradient = evaluate(self.problem, self.at.controls, particles)
-        residual = _residual(self.problem, self.at.controls, gradient)
+        residual = float(tree.norm(self.problem.projected(self.at.controls, gradient)))
         if hasattr(self.solver, "violation"):
             residual = math.hypot(
                 residual, self.solver.violation(self.problem, self.at.controls, self.at.state, particles)
             )
         return float(value), residual
-
-
-def _residual(problem: Problem, controls: Tree, gradient: Tree) -> float:
-    """The norm of the gradient, projected where controls are bounded."""
-    region = problem.region
-    return float(tree.norm(gradient if region is None else region.stationary(controls, gradient)))
