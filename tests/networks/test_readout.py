@@ -180,7 +180,7 @@ def test_spectral_norm_holds_along_the_path(dim):
     net, x, y = seeded(lambda: Spectral(dim=dim)), 3 * normal(8, 2, 4), 20 * normal(8, 2, seed=1)
     problem = mfoc.from_module(net, F.mse_loss)
     solution = mfoc.solve(problem, mfoc.Gradient(SGD), (x, y), steps=12)
-    twin = seeded(lambda: Spectral(iterations=400, dim=dim))
+    twin = seeded(lambda: Spectral(iterations=1000, dim=dim))
     sgd = SGD(twin.parameters())
     for _ in range(12):
         sgd.zero_grad()
@@ -188,9 +188,9 @@ def test_spectral_norm_holds_along_the_path(dim):
         sgd.step()
     solved = problem.readout(solution)
     for mode in (True, False):
-        torch.testing.assert_close(solved.train(mode)(x), twin.train(mode)(x), rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(solved.train(mode)(x), twin.train(mode)(x), rtol=1e-8, atol=1e-8)
     solved.eval()
-    assert torch.linalg.matrix_norm(solved.line.weight, 2) == pytest.approx(1.0, rel=1e-12)
+    assert torch.linalg.matrix_norm(solved.line.weight, 2).item() == pytest.approx(1.0, rel=1e-12)
     assert torch.linalg.matrix_norm(solved.line.parametrizations.weight.original, 2) > 2
 
 
