@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from mfoc import printing
 from mfoc.checks import check_instance, check_integer, check_non_negative
-from mfoc.derivatives import gradients
+from mfoc.derivatives import gradients, twice_differentiable
 from mfoc.errors import InvalidType, InvalidValue
 from mfoc.hjb.bellman import Bellman, bellman, check_controls
 from mfoc.hjb.paths import costs_to_go, open_loop, per_particle
@@ -204,7 +204,7 @@ def _above_terminal(made: Bellman, at: Paths) -> Paths:
 
 def _errors(value: FittedValue, at: Paths, scales: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
     """Mean squares of what is wrong with the values and with their gradients, in units of ``scales``."""
-    with torch.enable_grad():
+    with torch.enable_grad(), twice_differentiable():
         x = at.state.detach().requires_grad_()
         found = value.above_terminal(at.stage, x)
         (slope,) = gradients(found, [x], create_graph=True)

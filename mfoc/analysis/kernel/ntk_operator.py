@@ -16,7 +16,7 @@ from mfoc.analysis.kernel.empirical import Source
 from mfoc.analysis.kernel.products import squares
 from mfoc.analysis.kernel.taps import normal_like, plainly
 from mfoc.checks import check_instance, check_integer, check_positive
-from mfoc.derivatives import gradients
+from mfoc.derivatives import gradients, no_derivative
 from mfoc.errors import InvalidValue
 from mfoc.networks.inspection import trainable
 from mfoc.printing import by_identity
@@ -144,7 +144,7 @@ class NTKOperator:
             raise
         except RuntimeError as error:  # as of nn.EmbeddingBag
             raise InvalidValue(
-                f"net has neither forward-mode nor second derivatives, which products with its kernel need: {error} "
+                f"net has neither forward-mode nor second derivatives, which products with its kernel need: {no_derivative(error) or error} "
                 "(empirical_ntk needs first derivatives only)"
             ) from error
 
