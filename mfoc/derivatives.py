@@ -82,7 +82,7 @@ def once_differentiable(output: Tensor) -> str:
     return ""
 
 
-def _marked(made: Any) -> str:
+def _marked(made: Any, above: tuple[Any, ...] = ()) -> str:
     """The name of an ``autograd.Function`` that is marked; empty if it is not.
 
     Under ``torch.func.vmap`` torch makes another function of it, whose backward holds the first one.
@@ -92,7 +92,8 @@ def _marked(made: Any) -> str:
         return str(made.__name__)
     for cell in getattr(backward, "__closure__", None) or ():
         held = cell.cell_contents
-        if isinstance(held, type) and issubclass(held, torch.autograd.Function) and (found := _marked(held)):
+        inside = isinstance(held, type) and issubclass(held, torch.autograd.Function) and held not in (*above, made)
+        if inside and (found := _marked(held, (*above, made))):
             return found
     return ""
 
@@ -102,13 +103,23 @@ def twice_differentiable() -> Iterator[None]:
     """Within it attention runs by its plain formula, the only way of it that has second derivatives.
 
     Enter it around the forward pass whose graph is differentiated twice; where one derivative is enough, the fast
-    kernels are right. Encoder layers in evaluation mode leave out their fast path, which has no derivative at all.
+    kernels are right.
+    """
+    with without_fast_path(), sdpa_kernel(SDPBackend.MATH):
+        yield
+
+
+@contextmanager
+def without_fast_path() -> Iterator[None]:
+    """Within it ``nn.TransformerEncoderLayer`` and its kin in evaluation mode run as in training mode.
+
+    Their fast path has no derivative. They leave it where they see that one is wanted, which under ``torch.func.vmap``
+    they do not see.
     """
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with sdpa_kernel(SDPBackend.MATH):
-            yield
+        yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
 
@@ -165,7 +176,8 @@ def refuse_once_differentiable(output: Tensor, what: str, cure: str) -> None:
         InvalidValue: one is marked ``once_differentiable``.
     """
     if once := once_differentiable(output):
-        raise InvalidValue(f"{what} needs second derivatives, and {once} is marked once_differentiable; {cure}")
+        why = f"{once} is marked once_differentiable, so that it has no second derivative"
+        raise InvalidValue(f"{what} needs second derivatives, and {why}; {cure}")
 
 
 def no_derivative(error: RuntimeError) -> str:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from mfoc import tree
 from mfoc.bounds import RowRegion
-from mfoc.derivatives import gradients, refuse_once_differentiable, second_order
+from mfoc.derivatives import gradients, refuse_once_differentiable, second_order, without_fast_path
 from mfoc.distributed import expectation
 from mfoc.minimisers import Minimiser, Minimum
 from mfoc.particles import Particles
@@ -209,7 +209,8 @@ class Sweep:
 
         def together(rows: Tensor, leaves: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
             try:
-                value, moved = torch.func.vmap(one)(rows, leaves)
+                with without_fast_path():
+                    value, moved = torch.func.vmap(one)(rows, leaves)
             except Exception as error:  # whatever the user's functions say to tensors that vmap hands them
                 raise _NoStack(str(error)) from error
             return value, moved

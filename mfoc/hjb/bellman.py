@@ -18,6 +18,7 @@ from torch import Tensor
 
 from mfoc import tree
 from mfoc.checks import check_instance
+from mfoc.derivatives import without_fast_path
 from mfoc.errors import InvalidType, InvalidValue, MfocError
 from mfoc.games import Game
 from mfoc.hjb.newton import lattice, minimise_from
@@ -104,7 +105,8 @@ class Bellman:
                 check_cost(cost, 1, f"stage {t}: running_cost")
             return moved[0], cost[0]
 
-        found: tuple[Tensor, Tensor] = torch.vmap(one)(x, u, x if normals is None else normals)
+        with without_fast_path():
+            found: tuple[Tensor, Tensor] = torch.vmap(one)(x, u, x if normals is None else normals)
         return found
 
     def terminal(self, x: Tensor) -> Tensor:

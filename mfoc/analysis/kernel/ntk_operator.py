@@ -143,8 +143,9 @@ class NTKOperator:
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:  # as of nn.EmbeddingBag
+            why = no_derivative(error) or error
             raise InvalidValue(
-                f"net has neither forward-mode nor second derivatives, which products with its kernel need: {no_derivative(error) or error} "
+                f"net has neither forward-mode nor second derivatives, which products with its kernel need: {why} "
                 "(empirical_ntk needs first derivatives only)"
             ) from error
 

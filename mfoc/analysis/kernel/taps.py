@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from mfoc.analysis.kernel.layers import has_sample_axis, is_known
+from mfoc.derivatives import twice_differentiable
 
 logger = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mfoc import InvalidType, InvalidValue, tree
-from mfoc.derivatives import twice_differentiable
+from mfoc.derivatives import twice_differentiable, without_fast_path
 from paradigms.bayesian.density.traced import Traced
 from paradigms.bayesian.laws.normal import shape_or_type, unvalidated
 
@@ -183,7 +183,7 @@ def vectorised(
 
     def ready(function: Callable[..., Any]) -> Callable[..., Any]:
         def guarded(*args: Tensor) -> Any:
-            with around():
+            with around(), without_fast_path():
                 return function(*args)
 
         return Traced(guarded) if traced else guarded
