@@ -135,9 +135,11 @@ def _check(problem: Any, head: Any, control: Any) -> None:
         )
     if problem.terminal_constraints:
         raise InvalidValue(
-            "terminal constraints are on the last state, which is now the head's output: leave terminal= out of "
-            "problem, and say dataclasses.replace(mfoc.with_head(...), terminal=mfoc.Inequality(c)), c(y, z) of the output"
+            "terminal constraints are on the last state, which is now the head's output: leave terminal= out, and "
+            "dataclasses.replace(mfoc.with_head(...), terminal=mfoc.Inequality(c)) constrains the output, c(y, z)"
         )
+    if isinstance(head, type):
+        raise InvalidType(f"head is the class {head.__name__}; make an instance, {head.__name__}(...)")
     if not isinstance(head, nn.Module):
         check_callable("a module, or a function head(x, v, z)", head=head)
         check_signature(("x", "u", "z"), synonyms={"v": "u"}, head=head)

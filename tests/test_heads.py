@@ -234,13 +234,13 @@ def test_a_terminal_constraint_of_the_output():
         running_cost=lambda t, x, u, z: u.square().sum().expand(len(x)),
         terminal=mfoc.Equality(lambda y, z: y - 1),
     )
-    with pytest.raises(mfoc.InvalidValue, match="dataclasses.replace"):
+    with pytest.raises(mfoc.InvalidValue, match=r"c\(y, z\)"):
         mfoc.with_head(base, lambda x, v, z: v * x, torch.ones(1, dtype=D))
     problem = mfoc.with_head(dataclasses.replace(base, terminal=None), lambda x, v, z: v * x, torch.ones(1, dtype=D))
     problem = dataclasses.replace(problem, terminal=base.terminal)
     x = torch.ones(2, 1, dtype=D)
-    solution = mfoc.solve(problem, mfoc.AugmentedLagrangian(mfoc.NewtonCG()), x, steps=40)
-    torch.testing.assert_close(mfoc.rollout(problem, solution, x).states[-1], x, rtol=0, atol=1e-6)
+    solution = mfoc.solve(problem, mfoc.AugmentedLagrangian(mfoc.NewtonCG()), x, steps=12)
+    torch.testing.assert_close(mfoc.rollout(problem, solution, x).states[-1], x, rtol=0, atol=1e-4)
 
 
 def test_each_particle_with_a_head_of_its_own():
@@ -330,7 +330,7 @@ def test_batch_norm_in_a_head_makes_each_batch_a_population():
         (readout, {}, mfoc.InvalidValue, "control is missing"),
         (lambda x, v: x, {"control": torch.ones(1)}, mfoc.InvalidType, r"called as head\(x, u, z\)"),
         ("linear", {}, mfoc.InvalidType, "head is"),
-        (nn.Linear, {}, mfoc.InvalidType, "head"),
+        (nn.Linear, {}, mfoc.InvalidType, "make an instance"),
         (nn.Linear(3, 2), {"control": torch.ones(1)}, mfoc.InvalidValue, "leave it out"),
         (nn.Dropout(0.5), {}, mfoc.InvalidValue, "ropout"),
         (nn.LazyLinear(2), {}, mfoc.InvalidValue, "azy"),
