@@ -299,3 +299,65 @@ def test_stages_of_encoders_in_evaluation_mode_are_stacked(solver):
         found.append(mfoc.solve(problem, solver, sample(), steps=1).controls)
     for a, b in zip(*map(tree.leaves, found), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+@pytest.mark.parametrize("maximiser", [mfoc.maximisers.PGD(steps=2), mfoc.maximisers.YOPO(2, 1)], ids=["pgd", "yopo"])
+def test_games_are_of_first_order(block, maximiser):
+    """Whatever kernel runs, the step is that of the plain formula; nothing is differentiated twice."""
+    net, data = network(BLOCKS[block]), sample()
+    game = mfoc.Game.of(mfoc.from_module(net, F.mse_loss), mfoc.Ball(0.1))
+    solver = mfoc.Minimax(maximiser, lambda p: torch.optim.SGD(p, lr=0.1))
+    fast = mfoc.solve(game, solver, data, steps=1).controls
+    with sdpa_kernel(SDPBackend.MATH):
+        plain = mfoc.solve(game, solver, data, steps=1).controls
+    for a, b in zip(*map(tree.leaves, (fast, plain)), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("name", ONCE)
+def test_games_need_no_second_derivative(name):
+    net, data = once_network(name)
+    game = mfoc.Game.of(mfoc.from_module(net, F.mse_loss), mfoc.Ball(0.1))
+    for maximiser in (mfoc.maximisers.PGD(steps=2), mfoc.maximisers.YOPO(2, 1)):
+        solver = mfoc.Minimax(maximiser, lambda p: torch.optim.SGD(p, lr=0.01))
+        found = mfoc.solve(game, solver, data, steps=2)
+        assert found.history[-1]["value"] < found.history[0]["value"]
+
+
+def state_and_control(bend):
+    """Two stages of a scalar state whose running cost bends the control."""
+    return mfoc.Problem(
+        lambda t, x, u, z: x + u,
+        lambda x, z: x[:, 0].square(),
+        [torch.zeros(1)] * 2,
+        running_cost=lambda t, x, u, z: bend(u[None]).square().sum().expand(len(x)),
+    )
+
+
+@pytest.mark.parametrize("name", ["Doubled", "hardsigmoid"])
+def test_dynamic_programming_refuses_what_is_differentiable_once(name):
+    with pytest.raises(mfoc.InvalidValue, match=f"{name}.*second derivative"):
+        mfoc.hjb.solve(state_and_control(ONCE[name]()), [torch.linspace(-1, 1, 5)])
+
+
+@pytest.mark.parametrize("name", ["Doubled", "hardsigmoid"])
+def test_a_fit_of_slopes_refuses_a_network_that_is_differentiable_once(name):
+    net = nn.Sequential(nn.Linear(2, 4), ONCE[name](), nn.Linear(4, 1))
+    with pytest.raises(mfoc.InvalidValue, match=f"{name}.*gradient_weight=0"):
+        mfoc.hjb.fit(state_and_control(nn.Identity()), torch.linspace(-1, 1, 9)[:, None], net=net)
+
+
+def test_rates_are_refused_for_a_loss_that_is_differentiable_once():
+    net, (x, y) = once_network("hardsigmoid")
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    control = mfoc.optim.LearningRateControl(optimizer)
+    F.mse_loss(net(x), y).backward()
+    with pytest.raises(mfoc.InvalidValue, match="torch's hardsigmoid has no second derivative"):
+        control.step(lambda: F.mse_loss(net(x), y))
+
+
+def test_sharpness_is_refused_for_a_loss_that_is_differentiable_once():
+    net, data = once_network("hardsigmoid")
+    with pytest.raises(mfoc.InvalidValue, match="torch's hardsigmoid has no second derivative"):
+        mfoc.analysis.noise.sharpness(net, F.mse_loss, data)

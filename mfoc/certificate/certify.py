@@ -77,6 +77,9 @@ def certify(
     of the bias of a norm, what a search finds without a fifth of the particles is judged on that fifth, Student's t.
     Where particles interact, the cloud is rolled out again without each group (a jackknife).
 
+    Of an operation without a second derivative (``F.hardsigmoid``, ``F.embedding_bag``) there is no curvature: it is
+    left out, and the certificate says why; residuals and gaps stay.
+
     Args:
         problem: the control problem.
         controls: the controls to certify; or a solution or iterate that has them. Of a problem with constraints on

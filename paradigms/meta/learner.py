@@ -130,8 +130,8 @@ class Learner(nn.Module):
         The flags are those of ``Learner``; as the clone has them when None.
 
         Raises:
-            InvalidType, InvalidValue: no scalar tensor, a loss that does not depend on the weights, or a learner that
-                is no clone.
+            InvalidType, InvalidValue: no scalar tensor, a loss that does not depend on the weights, a learner that is
+                no clone; or, not of first order, an operation that has no second derivative.
         """
         if not self._cloned:
             raise InvalidValue("adapt was called on the learner itself; call clone() first, and adapt the clone")

@@ -60,7 +60,8 @@ class DDP:
 
     Raises:
         InvalidType, InvalidValue: a field is not as said. ``step`` raises them for stages that share a control, bounds
-            other than ``Box``, particles that interact under controls of their own, a state too large, several ranks.
+            other than ``Box``, particles that interact under controls of their own, a state too large, several ranks,
+            costs (with ``second_order`` dynamics, too) without second derivatives.
     """
 
     second_order: bool = True
