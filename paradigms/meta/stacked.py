@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from mfoc import InvalidType, InvalidValue
 from mfoc.checks import kind_of
+from mfoc.derivatives import without_fast_path
 from mfoc.networks import inspection
 from mfoc.networks.inspection import has_aliases, hooked, pure_copy, trainable
 from mfoc.seeding import watched
@@ -143,7 +144,8 @@ class StackedNetwork:
 
         if not self.looped:
             try:
-                out: Tensor = torch.func.vmap(one)(weights, x)
+                with without_fast_path():
+                    out: Tensor = torch.func.vmap(one)(weights, x)
                 return out
             except (RuntimeError, NotImplementedError):
                 pass  # a forward that branches on values, has an operation that vmap lacks, or draws random numbers

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from mfoc import InvalidType, InvalidValue, tree
+from mfoc.derivatives import twice_differentiable, without_fast_path
 from paradigms.bayesian.density.traced import Traced
 from paradigms.bayesian.laws.normal import shape_or_type, unvalidated
 
@@ -81,7 +82,7 @@ class LogDensity:
             self._check_points(x)
             with torch.no_grad():  # the data may ask for gradients
                 return self.fused(x.detach())
-        with torch.enable_grad():
+        with torch.enable_grad(), twice_differentiable() if recorded else nullcontext():
             point = x if recorded else x.detach().requires_grad_()
             if index is None:
                 value = self(point)
@@ -182,7 +183,7 @@ def vectorised(
 
     def ready(function: Callable[..., Any]) -> Callable[..., Any]:
         def guarded(*args: Tensor) -> Any:
-            with around():
+            with around(), without_fast_path():
                 return function(*args)
 
         return Traced(guarded) if traced else guarded

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mfoc import InvalidValue, tree
+from mfoc.derivatives import without_fast_path
 from mfoc.networks.inspection import ELEMENTWISE, hooked
 
 Weights = dict[str, Tensor]
@@ -90,7 +91,7 @@ class RandomStage:
     def __call__(self, x: Any, u: Any, noise: Weights) -> Any:
         """The next states ``[S, B, ...]``."""
         if not self.random:
-            return self._run(x, {}) if self._elementwise else torch.func.vmap(self._run)(x, {})
+            return self._run(x, {}) if self._elementwise else self._mapped(x, {})
         if self.estimator == "local":
             if self._convolution or x.dim() != 3:
                 raise InvalidValue(
@@ -107,10 +108,14 @@ class RandomStage:
             return torch.addcmul(mean, spread, noise["out"])
         return self.at(x, drawn(u, noise["weights"]))
 
+    def _mapped(self, x: Any, weights: Weights) -> Any:
+        with without_fast_path():
+            return torch.func.vmap(self._run)(x, weights)
+
     def at(self, x: Any, weights: Tensor) -> Any:
         """The next states at given weights ``[S, n]``."""
         if not self._linear:
-            return torch.func.vmap(self._run)(x, self.split(weights))
+            return self._mapped(x, self.split(weights))
         if x.dim() == 3 and len(weights) > 1 and shared(x):
             return self._product(x[0], weights)
         # Products are made as W x^T, so that activations lie in memory as [S, features, B] on the way there and back:
