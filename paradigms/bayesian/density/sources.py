@@ -20,6 +20,7 @@ import mfoc
 from mfoc import InvalidType, InvalidValue, tree
 from mfoc.checks import check_flag, check_instance, check_integer, check_positive, kind_of
 from mfoc.networks.inspection import trainable
+from mfoc.vectorisation import called, misled
 from paradigms.bayesian.density.density import LogDensity, flat, split, vectorised
 from paradigms.bayesian.laws.likelihoods import NOISE, Gaussian, likelihood_of, says_its_sign
 from paradigms.bayesian.laws.normal import normal_log_prob
@@ -194,7 +195,7 @@ def _of_network(net: nn.Module, data: Any, likelihood: Any, noise: Any, prior: A
     def joint(x: Tensor, xs: Tensor, ys: Tensor) -> Tensor:
         parameters = split(x, shapes)
         spread = parameters.pop(NOISE) if learned else None
-        out = torch.func.functional_call(net, parameters, (_cast(xs, x),))
+        out = called(net, parameters, _cast(xs, x))
         output = tree.map(lambda leaf: leaf[None], out)
         if spread is not None:
             output = output, spread.exp().view(1, *[1] * (out.dim() - 1))
@@ -223,6 +224,7 @@ def _of_network(net: nn.Module, data: Any, likelihood: Any, noise: Any, prior: A
         draw=draw,
         constrain=constrain,
         size=total,
+        unfit=misled(net),
     )
 
 

@@ -6,6 +6,7 @@ import copy
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from mfoc import InvalidType, InvalidValue
 from mfoc.checks import check_instance, kind_of
 from mfoc.networks.inspection import trainable
+from mfoc.vectorisation import Mapper, called
 from paradigms.bayesian.laws.likelihoods import NOISE, Gaussian, Likelihood, likelihood_of
 
 
@@ -59,12 +61,17 @@ class Ensemble:
             chosen = order[:samples].to(next(iter(self.weights.values())).device)  # type: ignore[assignment]
         some = {name: value[chosen] for name, value in self.weights.items()}
         with torch.no_grad():
-            found = torch.func.vmap(lambda weights: torch.func.functional_call(self.net, weights, (x,)))(some)
+            x = _cast(x, next(iter(some.values())))
+            found = self._mapper(lambda weights: called(self.net, weights, x), some)
         if self.noise is None:
             return found
         scale = self.noise[chosen]
         axes = found.dim() - 1 - scale.dim()  # those of an observation that the scale does not have
         return found, scale.view(*scale.shape, *[1] * axes)
+
+    @cached_property
+    def _mapper(self) -> Mapper:
+        return Mapper("net", "draw")
 
 
 def ensemble(net: nn.Module, draws: Mapping[str, Tensor], *, likelihood: Any, noise: Any = None) -> Ensemble:
@@ -154,6 +161,11 @@ def of_numbers(means: Tensor, variances: Tensor | None, log_probs: Callable[[Any
     """The prediction of numbers from the mean and, where it is known, the variance of each draw ``[S, B, ...]``."""
     epistemic = means.var(0, correction=1 if len(means) > 1 else 0)
     return Prediction(means.mean(0), epistemic, None if variances is None else variances.mean(0), log_probs, False)
+
+
+def _cast(x: Tensor, like: Tensor) -> Tensor:
+    """Inputs where the weights are, in their dtype; integers stay integers."""
+    return x.to(like) if x.is_floating_point() else x.to(like.device)
 
 
 def _entropy(probabilities: Tensor) -> Tensor:
