@@ -254,22 +254,23 @@ def called(module: nn.Module, weights: Mapping[str, Tensor], *args: Any) -> Any:
 
     It is ``torch.func.functional_call``, right where the backward pass runs parts of the module again
     (``torch.utils.checkpoint``), too: that one lends the module its weights for the length of the call, and
-    recomputation would meet the module's own.
+    recomputation would meet the module's own. Buffers that are not given start from the module's at every call.
 
     Args:
         module: the module; not changed.
-        weights: by name.
+        weights: parameters and buffers by name.
         *args: its inputs.
     """
+    given = {**{name: b.clone() for name, b in module.named_buffers() if name not in weights}, **weights}
     try:
         with torch.autograd.graph.disable_saved_tensors_hooks(_HOOKED):
-            return torch.func.functional_call(module, dict(weights), args)
+            return torch.func.functional_call(module, given, args)
     except RuntimeError as error:
         if _HOOKED not in str(error):
             raise
     own = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     # A copy that holds the given tensors for good, wherever the module refers to its own.
-    return copy.deepcopy(module, {id(own[name]): value for name, value in weights.items()})(*args)
+    return copy.deepcopy(module, {id(own[name]): value for name, value in given.items()})(*args)
 
 
 def misled(module: nn.Module) -> str:

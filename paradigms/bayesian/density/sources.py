@@ -19,7 +19,7 @@ from torch import Tensor, nn
 import mfoc
 from mfoc import InvalidType, InvalidValue, tree
 from mfoc.checks import check_flag, check_instance, check_integer, check_positive, kind_of
-from mfoc.networks.inspection import trainable
+from mfoc.networks.inspection import trainable, without_inplace
 from mfoc.vectorisation import called, misled
 from paradigms.bayesian.density.density import LogDensity, flat, split, vectorised
 from paradigms.bayesian.laws.likelihoods import NOISE, Gaussian, likelihood_of, says_its_sign
@@ -172,7 +172,7 @@ def _of_network(net: nn.Module, data: Any, likelihood: Any, noise: Any, prior: A
         raise InvalidValue(
             f"data holds {len(inputs)} inputs and {len(targets)} targets; expected as many, at least one"
         )
-    net, total, fit = copy.deepcopy(net).eval(), len(inputs), likelihood_of(likelihood, noise)
+    net, total, fit = without_inplace(copy.deepcopy(net).eval()), len(inputs), likelihood_of(likelihood, noise)
     example = {name: p.detach() for name, p in trainable(net).items()}
     if not example:
         raise InvalidValue("net has no parameter that requires grad; there is nothing to sample")
@@ -181,9 +181,13 @@ def _of_network(net: nn.Module, data: Any, likelihood: Any, noise: Any, prior: A
     like = next(iter(example.values()))
     with torch.no_grad():
         try:
-            output = net(_cast(inputs, like))
-        except RuntimeError as error:
-            raise InvalidValue(f"the network cannot take inputs of shape {tuple(inputs.shape)}: {error}") from error
+            output = called(net, {}, _cast(inputs, like))
+        except (InvalidType, InvalidValue):
+            raise
+        except Exception as error:  # whatever the user's forward pass raises
+            raise InvalidValue(
+                f"the network cannot take inputs of shape {tuple(inputs.shape)} ({inputs.dtype}): {error}"
+            ) from error
         fit.check(output, _cast(targets, like))
     learned = isinstance(fit, Gaussian) and fit.noise is None
     if learned:
