@@ -12,7 +12,7 @@ import copy
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -49,8 +49,9 @@ class Mapper:
 
     def __init__(self, what: str, each: str, *, unfit: str = "") -> None:
         self.looped, self._unfit = bool(unfit), unfit
-        self._what, self._each, self._told = what, each, False
+        self._what, self._each, self._told = what, each, set[str]()
         self._seen: set[str] = set()  # ways in which vmap and the loop have been compared
+        self._quiet = False  # silencing costs as much as a small layer
 
     def __call__(self, function: Function, *trees: Tree) -> Tree:
         """The values of a function on each element, stacked: ``[n, ...]``.
@@ -76,6 +77,12 @@ class Mapper:
         found: tuple[Tensor, Tensor] = self._run(_Gradients(), function, (x.detach(),))
         return found
 
+    def beside(self, *, unfit: str = "") -> Mapper:
+        """One for other functions of the same network: what one of them has said the other does not repeat."""
+        other = Mapper(self._what, self._each, unfit=unfit)
+        other._told = self._told
+        return other
+
     def _run(self, way: _Way, function: Function, trees: Sequence[Tree]) -> Tree:
         with without_fast_paths():
             count = len(tree.leaves(trees)[0])
@@ -90,7 +97,8 @@ class Mapper:
                 self._seen.add(way.name)
             if reason is None:
                 try:
-                    return way.vmap(function, trees)
+                    with _quiet() if self._quiet else nullcontext():
+                        return way.vmap(function, trees)
                 except torch.OutOfMemoryError:
                     raise
                 except Exception as error:  # whatever the user's functions say to tensors that vmap hands them
@@ -112,8 +120,11 @@ class Mapper:
             except RuntimeError as error:
                 raise InvalidValue(f"{self._what} cannot be differentiated by torch.autograd.grad: {error}") from error
             try:
-                values, slopes = way.evidence(way.vmap, function, few)
-                mapped = values, slopes()
+                with warnings.catch_warnings(record=True) as said:
+                    warnings.simplefilter("always")
+                    values, slopes = way.evidence(way.vmap, function, few)
+                    mapped = values, slopes()
+                self._quiet = self._quiet or any("performance drop" in str(each.message) for each in said)
             except torch.OutOfMemoryError:
                 raise
             except Exception as error:  # as above
@@ -129,7 +140,7 @@ class Mapper:
     def _tell(self, count: int, reason: Any) -> None:
         if self._told or count < 2:
             return
-        self._told = True
+        self._told.add(self._what)
         said = str(reason).strip().split("\n")[0].split(". ")[0][:160] or kind_of(reason)
         logger.warning(
             "%s runs once for each %s, one after another, and so takes about as many times as long: torch.func.vmap "
@@ -145,7 +156,7 @@ class _Values:
 
     def vmap(self, function: Function, trees: Sequence[Tree]) -> Tree:
         """All elements at once."""
-        return _vmapped(function)(*trees)
+        return torch.func.vmap(function)(*trees)
 
     def loop(self, function: Function, trees: Sequence[Tree]) -> Tree:
         """One after another, stacked."""
@@ -171,7 +182,7 @@ class _Gradients:
 
     def vmap(self, function: Function, trees: Sequence[Tree]) -> Tree:
         """All elements at once."""
-        return _vmapped(torch.func.grad_and_value(function))(*trees)
+        return torch.func.vmap(torch.func.grad_and_value(function))(*trees)
 
     def loop(self, function: Function, trees: Sequence[Tree]) -> Tree:
         """By plain autograd: torch.func's gradients know no checkpointing, for one."""
@@ -190,13 +201,12 @@ _Way = _Values | _Gradients
 _Evidence = tuple[list[Tensor], Callable[[], list[Tensor]]]
 
 
-def _vmapped(function: Function) -> Function:
-    def run(*trees: Tree) -> Tree:
-        with warnings.catch_warnings():  # an operation that vmap runs in a loop is no worse than all of them in one
-            warnings.filterwarnings("ignore", message=".*performance drop.*")
-            return torch.func.vmap(function)(*trees)
-
-    return run
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the warning that vmap runs one operation in a loop: that is no worse than all of them in one."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*performance drop.*")
+        yield
 
 
 def _first(leaf: Tensor) -> Tensor:

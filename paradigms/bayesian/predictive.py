@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import mfoc
-from mfoc import InvalidType, InvalidValue, require, tree
+from mfoc import InvalidType, InvalidValue, MfocError, require, tree
 from mfoc.checks import check_instance, check_integer, kind_of
 from paradigms.bayesian.laws.likelihoods import Categorical, Gaussian
 from paradigms.bayesian.laws.prediction import Drawable, Prediction, of_classes, of_numbers, tree_of_numbers
@@ -63,7 +63,9 @@ def _of_networks(posterior: Drawable, x: Any, samples: int, seed: int, batch_siz
     with torch.no_grad():
         try:
             parts = [posterior.outputs(part, samples, seed=seed) for part in x.split(batch_size)]
-        except (RuntimeError, IndexError) as error:
+        except MfocError:
+            raise
+        except Exception as error:  # whatever the user's forward pass raises
             raise InvalidValue(
                 f"the network cannot take inputs x of shape {tuple(x.shape)}; expected {_inputs(posterior)}: {error}"
             ) from error

@@ -191,7 +191,7 @@ def vectorised(
         return Traced(guarded) if traced else guarded
 
     whole = Mapper("the log density", "particle")
-    parts = Mapper("the log density of a batch", "particle", unfit=unfit) if unfit else whole
+    parts = whole.beside(unfit=unfit)
     return LogDensity(
         ready(partial(whole, one)),
         shapes,

@@ -182,7 +182,7 @@ def _of_network(net: nn.Module, data: Any, likelihood: Any, noise: Any, prior: A
     with torch.no_grad():
         try:
             output = called(net, {}, _cast(inputs, like))
-        except (InvalidType, InvalidValue):
+        except mfoc.MfocError:
             raise
         except Exception as error:  # whatever the user's forward pass raises
             raise InvalidValue(

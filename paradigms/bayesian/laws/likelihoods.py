@@ -151,7 +151,12 @@ class OfFunction:
 
     def check(self, output: Any, y: Any) -> None:
         """Refuses a function that is not one number for each observation."""
-        found, n = shape_or_type(self._each(output, y)), len(tree.leaves(output)[0])
+        leaves = tree.leaves(output)
+        if not leaves or not all(isinstance(leaf, Tensor) and leaf.dim() for leaf in leaves):
+            raise InvalidType(
+                f"the network returns {kind_of(output)}; expected a tensor [N, ...], or tuples, lists or dicts of them"
+            )
+        found, n = shape_or_type(self._each(output, y)), len(leaves[0])
         if found != (n,):
             raise InvalidValue(f"likelihood returned {found}; expected one number for each observation, ({n},)")
 
