@@ -42,16 +42,19 @@ class Mapper:
         what: what the functions are, for messages: "net".
         each: what an element is, for messages: "draw".
         unfit: why vmap is not to be tried, if it is not; see ``misled``.
-
-    Attributes:
-        looped: elements are evaluated one after another.
     """
 
     def __init__(self, what: str, each: str, *, unfit: str = "") -> None:
-        self.looped, self._unfit = bool(unfit), unfit
+        self._unfit = unfit
         self._what, self._each, self._told = what, each, set[str]()
-        self._seen: set[str] = set()  # ways in which vmap and the loop have been compared
+        self._seen: set[str] = set()  # ways in which vmap and the loop have been compared,
+        self._loops: set[str] = set()  # and those that need the loop: gradients may not where values do
         self._quiet = False  # silencing costs as much as a small layer
+
+    @property
+    def looped(self) -> bool:
+        """Whether elements have been evaluated one after another."""
+        return bool(self._unfit or self._loops)
 
     def __call__(self, function: Function, *trees: Tree) -> Tree:
         """The values of a function on each element, stacked: ``[n, ...]``.
@@ -86,7 +89,7 @@ class Mapper:
     def _run(self, way: _Way, function: Function, trees: Sequence[Tree]) -> Tree:
         with without_fast_paths():
             count = len(tree.leaves(trees)[0])
-            if self.looped:
+            if self._unfit or way.name in self._loops:
                 found = way.loop(function, trees)
                 self._tell(count, self._unfit)
                 return found
@@ -105,7 +108,7 @@ class Mapper:
                     reason = error
             found = way.loop(function, trees)  # its errors are the user's own
             if not nested:  # what fails within another transform may be right outside of it
-                self.looped = True
+                self._loops.add(way.name)
                 self._tell(count, reason)
             return found
 
@@ -271,16 +274,21 @@ def called(module: nn.Module, weights: Mapping[str, Tensor], *args: Any) -> Any:
         weights: parameters and buffers by name.
         *args: its inputs.
     """
-    given = {**{name: b.clone() for name, b in module.named_buffers() if name not in weights}, **weights}
+    buffers = dict(module.named_buffers())
+
+    def given() -> dict[str, Tensor]:
+        """Buffers are copied, as the call may write into them and be made twice."""
+        return {**weights, **{name: weights.get(name, own).clone() for name, own in buffers.items()}}
+
     try:
         with torch.autograd.graph.disable_saved_tensors_hooks(_HOOKED):
-            return torch.func.functional_call(module, given, args)
+            return torch.func.functional_call(module, given(), args)
     except RuntimeError as error:
         if _HOOKED not in str(error):
             raise
-    own = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     # A copy that holds the given tensors for good, wherever the module refers to its own.
-    return copy.deepcopy(module, {id(own[name]): value for name, value in given.items()})(*args)
+    own = {**dict(module.named_parameters()), **buffers}
+    return copy.deepcopy(module, {id(own[name]): value for name, value in given().items()})(*args)
 
 
 def misled(module: nn.Module) -> str:

@@ -136,10 +136,7 @@ class StackedNetwork:
         like = next(iter(weights.values()))
 
         def one(weights: Weights, x: Tensor) -> Any:
-            # Copies, as a forward may write into its buffers: each evaluation starts from the network's.
-            buffers = {
-                name: b.to(like, copy=True) if b.is_floating_point() else b.clone() for name, b in self._buffers.items()
-            }
+            buffers = {name: b.to(like) if b.is_floating_point() else b for name, b in self._buffers.items()}
             return called(self._module, {**weights, **buffers}, x)
 
         return self._mapper(one, weights, x)

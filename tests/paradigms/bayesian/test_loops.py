@@ -96,10 +96,11 @@ def test_prediction_of_a_posterior(name):
 
 
 def test_a_loop_is_said_once(caplog):
-    net, x, y = made("lstm")
+    net, x, y = made("branch on values")
     density = log_density(net, (x, y), likelihood="categorical")
     for _ in range(3):
         density.score(density.initial(4))
+        density(density.initial(4))
     (record,) = caplog.records
     assert record.levelno == logging.WARNING
     assert "once for each particle" in record.getMessage()
