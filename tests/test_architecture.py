@@ -21,7 +21,7 @@ OPTIONAL = {"matplotlib", "rich", "sklearn", "scipy", "torchvision", "curvlinops
 LAYERS = [
     {"errors"},
     {"deprecation", "tree", "checks", "seeding", "printing", "statistics", "streams", "figures"},
-    {"distributed", "derivatives", "particles", "bounds"},
+    {"distributed", "derivatives", "particles", "bounds", "vectorisation"},
     {"law"},
     {"constraints"},
     {"problem", "validation", "populations"},

@@ -100,11 +100,10 @@ class TaskObjective:
             total = self.loss.total(self.network({**free, **body}, pair[0], start=self.start), pair[1])
         check_twice(total, list(free.values()), "the derivative of an inner step", cure)
 
-    def outputs(self, fast: Weights, body: Weights, x: Tensor) -> Tensor:
-        """Outputs ``[tasks, shots, ...]``."""
-        return torch.cat(
-            [self.network({**f, **b}, x, start=self.start) for f, b, (x,) in self._parts(fast, body, (x,))]
-        )
+    def outputs(self, fast: Weights, body: Weights, x: Tensor) -> Any:
+        """Outputs ``[tasks, shots, ...]``, a tree of them where the network returns one."""
+        parts = [self.network({**f, **b}, x, start=self.start) for f, b, (x,) in self._parts(fast, body, (x,))]
+        return tree.map(lambda *leaves: torch.cat(leaves), *parts)
 
     def value(self, fast: Weights, body: Weights, pair: Pair) -> Tensor:
         """The loss of each task ``[tasks]``."""
@@ -258,7 +257,7 @@ class Loop:
         """The loss on the query ``[tasks]``."""
         return self.objective.value(x["fast"], x.get("body", {}), self.pair(x, z, "query"))
 
-    def outputs(self, x: State, z: Any) -> Tensor:
+    def outputs(self, x: State, z: Any) -> Any:
         """The network's outputs on the query ``[tasks, shots, ...]``."""
         return self.objective.outputs(x["fast"], x.get("body", {}), self.pair(x, z, "query")[0])
 
