@@ -222,7 +222,7 @@ def pure_copy(module: Module, name: str = "") -> Module:
 def refuse_lazy(net: nn.Module) -> None:
     """Refuses parameters and buffers that have no shape yet."""
     for name, leaf in (*net.named_parameters(), *net.named_buffers()):
-        if isinstance(leaf, nn.parameter.UninitializedTensorMixin):
+        if isinstance(leaf, nn.parameter.UninitializedParameter | nn.parameter.UninitializedBuffer):
             kind = "parameter" if isinstance(leaf, nn.Parameter) else "buffer"
             raise InvalidValue(f"{kind} {name!r} is lazy and has no shape yet; run the network once on a batch")
 

@@ -51,7 +51,10 @@ def named_stages(net: nn.Module, stages: Sequence[str | Sequence[str]] | None) -
     if isinstance(stages, str) or (stages is not None and not isinstance(stages, Sequence)):
         raise InvalidType(f"stages is {stages!r}; expected a list of submodule names")
     kind, chain = type(net).__name__, is_chain(net)
-    if stages is None and not (chain and not hooked(net)):
+    if chain and not has_own_pass(net):
+        layers = _unrolled(net)
+        return layers if stages is None else _grouped(net, stages)
+    if stages is None:
         if any(True for _ in net.children()):
             logger.info(
                 "net, %s, is one stage; solvers that hold the states between layers have more to hold on to where "
@@ -65,9 +68,6 @@ def named_stages(net: nn.Module, stages: Sequence[str | Sequence[str]] | None) -
             f"net, {with_article(kind)}, has hooks of its own, which run around all of its stages and so would be left "
             "out; register them on its layers, or leave stages out: one stage, with its hooks"
         )
-    if chain:
-        layers = _unrolled(net)
-        return layers if stages is None else _grouped(net, stages)
     for stage in stages:
         if not isinstance(stage, str):
             raise InvalidType(f"stages holds {stage!r}; for a module that is no nn.Sequential each stage is one name")
