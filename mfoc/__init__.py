@@ -30,6 +30,7 @@ from mfoc import (
     seeding,
     testing,
     tree,
+    vectorisation,
 )
 from mfoc.bounds import L1, Box, Simplex
 from mfoc.certificate import Certificate, Measure, certify, certify_module
@@ -63,7 +64,7 @@ __all__ = [
     "kernel_mean", "lagrangian", "law", "linear_policy", "lq", "maximisers", "mean", "meanfield", "minimisers",
     "networks", "optim", "particles", "per_stage", "plot", "policies", "policy_of", "population",
     "price_of_anarchy", "printing", "require", "rk4", "rk38", "rollout", "schemes", "seeding", "solve", "testing",
-    "tied", "to_module", "tree", "variance", "weight_decay",
+    "tied", "to_module", "tree", "variance", "vectorisation", "weight_decay",
 ]  # fmt: skip
 
 deprecation.moved(

@@ -222,8 +222,8 @@ def _stacked(found: Sequence[Tree]) -> Tree:
     for leaf in tree.leaves(found):
         if not isinstance(leaf, Tensor):
             raise InvalidType(
-                f"a forward pass returned {kind_of(found[0])} that holds {kind_of(leaf)}; expected a tensor, or tuples, "
-                "lists or dicts of tensors"
+                f"a forward pass returned {kind_of(found[0])} that holds {kind_of(leaf)}; expected a tensor, or "
+                "tuples, lists or dicts of tensors"
             )
     shapes = [[leaf.shape for leaf in tree.leaves(each)] for each in found]
     for other in shapes:
