@@ -181,7 +181,7 @@ def vectorised(
     """A density ``[d]`` to a scalar (``on_batch``: with an index ``[B]``) as one of a cloud.
 
     The functions run within ``around``, where checks of values are off; with ``traced`` they are recorded once and
-    replayed, without surroundings. ``unfit`` says why batches are not to be evaluated by vmap: ``mfoc.vectorisation``.
+    replayed, without surroundings. ``unfit`` is why vmap cannot be used on batches; see ``mfoc.vectorisation``.
     """
 
     def ready(function: Callable[..., Any]) -> Callable[..., Any]:
