@@ -20,6 +20,7 @@ import mfoc
 from mfoc import InvalidType, InvalidValue, tree
 from mfoc.checks import check_flag, check_instance, check_integer, check_positive, kind_of
 from mfoc.networks.inspection import trainable
+from mfoc.seeding import seeded
 from paradigms.bayesian.density.density import LogDensity, flat, split, vectorised
 from paradigms.bayesian.laws.likelihoods import NOISE, Gaussian, likelihood_of, says_its_sign
 from paradigms.bayesian.laws.normal import normal_log_prob
@@ -150,7 +151,8 @@ def _of_problem(problem: mfoc.Problem, data: Any, prior: Any, temperature: float
     check_positive(temperature=temperature, finite=False)
     example = {name or "u": leaf for name, leaf in tree.dotted(problem.controls).items()}
     shapes = {name: leaf.shape for name, leaf in example.items()}
-    laws = {} if prior is None else {name: log_prob_of(prior_of(prior, name, u)) for name, u in example.items()}
+    priors = {} if prior is None else {name: prior_of(prior, name, u) for name, u in example.items()}
+    laws = {name: log_prob_of(law) for name, law in priors.items()}
     problem.validate(data)
 
     def one(x: Tensor) -> Tensor:
@@ -159,7 +161,13 @@ def _of_problem(problem: mfoc.Problem, data: Any, prior: Any, temperature: float
         gibbs = -mfoc.rollout(problem, controls, data).cost.sum() / temperature
         return gibbs + sum(law(named[name]).sum() for name, law in laws.items())
 
-    return vectorised(one, shapes, flat(example), traced=traced)
+    def draw(n: int, seed: int) -> Tensor:
+        with seeded(seed, vector.device):
+            points = [law.expand(shapes[name]).sample((n,)).reshape(n, -1) for name, law in priors.items()]
+        return torch.cat([point.to(vector) for point in points], dim=1)
+
+    vector = flat(example)
+    return vectorised(one, shapes, vector, traced=traced, prior=draw if priors else None)
 
 
 def _of_network(net: nn.Module, data: Any, likelihood: Any, noise: Any, prior: Any) -> LogDensity:
@@ -221,6 +229,7 @@ def _of_network(net: nn.Module, data: Any, likelihood: Any, noise: Any, prior: A
         vector,
         on_batch=lambda x, index: joint(x, inputs[index], targets[index]),
         draw=draw,
+        prior=draw,
         constrain=constrain,
         size=total,
     )
@@ -250,8 +259,19 @@ def _of_model(model: Callable[..., Any], data: Any, size: int | None, traced: bo
             found: dict[str, Tensor] = torch.func.vmap(lambda point: joint(point).values)(x)
         return found
 
+    def draw(n: int, seed: int) -> Tensor:
+        runs = pyro_trace.prior_draws(model, arguments, params, n, seed)
+        return torch.stack([flat(run) for run in runs])
+
     make = partial(
-        vectorised, one, shapes, flat(example), constrain=constrain, around=pyro_trace.quietly, traced=traced
+        vectorised,
+        one,
+        shapes,
+        flat(example),
+        constrain=constrain,
+        prior=draw,
+        around=pyro_trace.quietly,
+        traced=traced,
     )
     if size is None:
         return make()

@@ -148,6 +148,21 @@ def unconstrained(trace: Any) -> dict[str, Tensor]:
     }
 
 
+def prior_draws(
+    model: Callable[..., Any], arguments: Arguments, params: Mapping[str, Tensor], n: int, seed: int
+) -> list[dict[str, Tensor]]:
+    """The latents of n runs of a model on the line: draws of its prior, whatever was observed. A run for each."""
+    poutine = require("pyro", "bayes").poutine
+    devices = {value.device for value in arguments.values.values() if isinstance(value, Tensor) and value.is_cuda}
+    drawn = []
+    with quietly(), torch.no_grad(), seeded(seed, next(iter(devices), None)):
+        for _ in range(n):
+            with poutine.block(), poutine.trace() as tracer, _placed({}, params):
+                arguments.call(model)
+            drawn.append(unconstrained(poutine.util.prune_subsample_sites(tracer.trace)))
+    return drawn
+
+
 def check_batch(whole: Any, part: Any, *, instead: str) -> None:
     """Refuses a model whose observations on a batch do not stand for all of them, times N / B, from traces on both.
 
