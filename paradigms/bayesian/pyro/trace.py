@@ -209,14 +209,16 @@ def evaluate(
     *,
     rows: Mapping[Any, Tensor] | None = None,
     params: Mapping[str, Tensor] | None = None,
+    jacobian: bool = True,
 ) -> Joint:
     """The log joint density of a model at unconstrained latents ``free``, with some rows of its arguments.
 
-    Each latent is mapped to the support its site has in this very run, so supports may depend on other latents.
+    Each latent is mapped to the support its site has in this very run, so supports may depend on other latents. Without
+    ``jacobian`` by ``transform_to``, as parameters are, which need not be one to one, and the volume is zero.
     ``params`` are values of ``pyro.param``; the store is not asked for them.
     """
     poutine = require("pyro", "bayes").poutine
-    with poutine.block(), poutine.trace() as tracer, _placed(free, params or {}) as placed:
+    with poutine.block(), poutine.trace() as tracer, _placed(free, params or {}, jacobian) as placed:
         arguments.call(model, rows)
     trace = tracer.trace
     trace.compute_log_prob(lambda name, site: not _subsample(site))
@@ -231,7 +233,7 @@ def evaluate(
     return Joint(prior, observed, sum(placed.volumes, start=like.new_zeros(())), placed.values)
 
 
-def _placed(free: Mapping[str, Tensor], params: Mapping[str, Tensor]) -> Any:
+def _placed(free: Mapping[str, Tensor], params: Mapping[str, Tensor], jacobian: bool = True) -> Any:
     """A Pyro messenger that puts transformed values at the latent sites, and values at the parameters."""
 
     class Placed(require("pyro", "bayes").poutine.messenger.Messenger):  # type: ignore[misc]
@@ -244,9 +246,11 @@ def _placed(free: Mapping[str, Tensor], params: Mapping[str, Tensor]) -> Any:
             name = msg["name"]
             if name not in free or msg["is_observed"]:
                 return
-            transform = torch.distributions.biject_to(msg["fn"].support)
+            to = torch.distributions.biject_to if jacobian else torch.distributions.transform_to
+            transform = to(msg["fn"].support)
             value = transform(free[name])
-            self.volumes.append(transform.log_abs_det_jacobian(free[name], value).sum())
+            if jacobian:
+                self.volumes.append(transform.log_abs_det_jacobian(free[name], value).sum())
             self.values[name] = msg["value"] = value
             msg["done"] = True
 
