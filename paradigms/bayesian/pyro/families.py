@@ -116,18 +116,24 @@ class LowRank:
         return self.log_prob(u, self.draw(u, eps))
 
     def log_prob(self, u: Parameters, z: Tensor) -> Tensor:
-        """See ``Family``."""
-        return self._law(u).log_prob(z)
+        """See ``Family``; with Woodbury's identity, after the scale is divided out."""
+        v, root = (z - u["loc"]) / self.scale(u["scale_unconstrained"]), self._root(u)
+        inside = torch.linalg.solve_triangular(root, (v @ u["cov_factor"]).mT, upper=False)
+        return -0.5 * (v.square().sum(1) - inside.square().sum(0)) - self._volume(u, root)
 
     def entropy(self, u: Parameters) -> Tensor:
         """See ``Family``."""
-        return self._law(u).entropy()
+        return 0.5 * self.dimension + self._volume(u, self._root(u))
 
-    def _law(self, u: Parameters) -> Any:
-        scale = self.scale(u["scale_unconstrained"])
-        return torch.distributions.LowRankMultivariateNormal(
-            u["loc"], u["cov_factor"] * scale[:, None], scale.square(), validate_args=False
-        )
+    def _root(self, u: Parameters) -> Tensor:
+        """The triangle C of C C' = I + W' W; not a number, and no error, where W is none."""
+        factor = u["cov_factor"]
+        root: Tensor = torch.linalg.cholesky_ex(torch.eye(self.rank).to(factor) + factor.mT @ factor).L
+        return root
+
+    def _volume(self, u: Parameters, root: Tensor) -> Tensor:
+        logs = self.scale(u["scale_unconstrained"]).log().sum() + root.diagonal().log().sum()
+        return logs + self.dimension * HALF_LOG_2PI
 
 
 @dataclass(frozen=True)
