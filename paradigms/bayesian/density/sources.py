@@ -25,6 +25,7 @@ from paradigms.bayesian.density.density import LogDensity, flat, split, vectoris
 from paradigms.bayesian.laws.likelihoods import NOISE, Gaussian, likelihood_of, says_its_sign
 from paradigms.bayesian.laws.normal import normal_log_prob
 from paradigms.bayesian.laws.priors import law_of, log_prob_of, placed, prior_of
+from paradigms.bayesian.pyro import enumeration
 from paradigms.bayesian.pyro import trace as pyro_trace
 
 _SIGN = (
@@ -245,10 +246,11 @@ def _of_model(model: Callable[..., Any], data: Any, size: int | None, traced: bo
     arguments = pyro_trace.Arguments(data)
     trace = pyro_trace.prototype(model, arguments)
     example, params = pyro_trace.unconstrained(trace), pyro_trace.parameters(trace)
+    nesting = enumeration.nesting_of(trace)
     shapes = {name: leaf.shape for name, leaf in example.items()}
 
     def joint(x: Tensor, rows: Mapping[Any, Tensor] | None = None) -> pyro_trace.Joint:
-        return pyro_trace.evaluate(model, arguments, split(x, shapes), rows=rows, params=params)
+        return pyro_trace.evaluate(model, arguments, split(x, shapes), rows=rows, params=params, nesting=nesting)
 
     def one(x: Tensor) -> Tensor:
         found = joint(x)

@@ -15,8 +15,10 @@ from torch import Tensor
 from mfoc import InvalidType, InvalidValue, require
 from mfoc.checks import kind_of
 from mfoc.seeding import seeded
+from paradigms.bayesian.pyro import enumeration
 from paradigms.bayesian.pyro.families import Family, family_of
-from paradigms.bayesian.pyro.trace import Arguments, parameters, prototype, same_support, unconstrained
+from paradigms.bayesian.pyro.supports import same_support
+from paradigms.bayesian.pyro.trace import Arguments, parameters, prototype, unconstrained
 
 _KNOWN = (
     "AutoNormal",
@@ -36,6 +38,7 @@ class ReadGuide:
     family: Family
     shapes: dict[str, torch.Size]  # latent name -> its shape among the free latents
     remake: Callable[[], Any]  # makes a guide of the same kind anew
+    nesting: int | None = None  # of the plates of a model whose discrete latents are summed out
 
     def controls(self) -> dict[str, Tensor]:
         """The guide's unconstrained parameters, by their names in it."""
@@ -70,6 +73,8 @@ def guide_of(model: Callable[..., Any], guide: Any, arguments: Arguments) -> Rea
     if given is None and not callable(guide):
         raise InvalidType(f"guide is {kind_of(guide)}; expected one of {', '.join(_KNOWN)}")
     trace = _fixed(model, arguments)
+    if hidden := list(enumeration.summed(trace)):  # no guide has them
+        model = require("pyro", "bayes").poutine.block(model, hide=hidden)
     make = guide if given is None else _again(given, trace, arguments)
 
     def remake() -> Any:
@@ -88,13 +93,18 @@ def guide_of(model: Callable[..., Any], guide: Any, arguments: Arguments) -> Rea
         made = remake()
     except NotImplementedError as error:  # what Pyro says of supports it cannot unconstrain, and of sequential plates
         raise InvalidValue(f"the guide cannot be made for this model: {error}") from error
+    if hidden and isinstance(made, guides.AutoLaplaceApproximation):
+        raise InvalidValue(
+            f"guide is an AutoLaplaceApproximation, and Pyro takes its curvature with {hidden} drawn, not summed out; "
+            "use AutoMultivariateNormal, or AutoDelta for the point alone"
+        )
     check_match(made.prototype_trace, trace)
     if given is None:
         _check_model(made, trace, arguments)
     elif given.prototype_trace is not None:  # an instance in use: start where it is
         _start_at(made, given)
     family, shapes = family_of(made, {name: value.shape for name, value in unconstrained(made.prototype_trace).items()})
-    return ReadGuide(made, family, shapes, remake)
+    return ReadGuide(made, family, shapes, remake, enumeration.nesting_of(trace))
 
 
 def _fixed(model: Callable[..., Any], arguments: Arguments) -> Any:
@@ -106,10 +116,10 @@ def _fixed(model: Callable[..., Any], arguments: Arguments) -> Any:
         )
     if arguments.lengths and not trace.observation_nodes:
         raise InvalidValue(
-            f"the model observes nothing at these data: all of {sorted(dict(trace.iter_stochastic_nodes()))} are "
+            f"the model observes nothing at these data: all of {sorted(enumeration.latents(trace))} are "
             "latent; pass the observations, too (obs=y)"
         )
-    latents, others = (dict(one.iter_stochastic_nodes()) for one in (trace, other))
+    latents, others = (enumeration.latents(one) for one in (trace, other))
     if latents.keys() != others.keys():
         raise InvalidValue(
             f"which latents the model has depends on their values ({sorted(latents.keys() ^ others.keys())}); a guide "
@@ -133,7 +143,7 @@ def _again(given: Any, trace: Any, arguments: Arguments) -> Callable[..., Any]:
     own_settings = {"init_scale": "_init_scale", "rank": "rank"}
     settings: dict[str, Any] = {key: getattr(given, name) for key, name in own_settings.items() if hasattr(given, name)}
     if own is not None:
-        values = {name: site["value"] for name, site in own.iter_stochastic_nodes()}
+        values = {name: site["value"] for name, site in enumeration.latents(own).items()}
         settings["init_loc_fn"] = require("pyro", "bayes").infer.autoguide.init_to_value(values=values)
     if getattr(given, "create_plates", None) is not None:
         settings["create_plates"] = given.create_plates
@@ -187,7 +197,7 @@ def _start_at(made: Any, given: Any) -> None:
 
 def check_match(own: Any, model: Any) -> None:
     """Refuses a guide whose latents are not the model's: names, shapes, supports and plates, from traces of both."""
-    mine, theirs = (dict(trace.iter_stochastic_nodes()) for trace in (own, model))
+    mine, theirs = (enumeration.latents(trace) for trace in (own, model))
     what = "the guide does not match the model"
     for kind, names in (("does not cover", theirs.keys() - mine.keys()), ("has also", mine.keys() - theirs.keys())):
         if names:

@@ -72,7 +72,8 @@ def of_model(model: Callable[..., Any], data: Any, guide: Any, settings: Setting
         """The log density of unconstrained latents ``[S, D]``, and of the observations given them, each ``[S]``."""
 
         def one(z: Tensor) -> tuple[Tensor, Tensor]:
-            found = evaluate(model, arguments, split(z, law.shapes), rows=rows, jacobian=family.jacobian)
+            latents = split(z, law.shapes)
+            found = evaluate(model, arguments, latents, rows=rows, jacobian=family.jacobian, nesting=law.nesting)
             return found.prior + found.volume, found.observed
 
         try:
