@@ -53,8 +53,8 @@ def refusal(name: str, law: Any) -> str:
     if not getattr(law, "has_enumerate_support", False):
         return f"{what}, and its values cannot be listed to sum it out: integrate it by hand, or use a law that is not"
     return (
-        f'{what}: sum it out, with infer={{"enumerate": "parallel"}} at its site, or pyro.infer.config_enumerate(model), '
-        "and it is marginalised exactly"
+        f'{what}: sum it out, with infer={{"enumerate": "parallel"}} at its site, or with '
+        "pyro.infer.config_enumerate(model), and it is marginalised exactly"
     )
 
 
@@ -66,8 +66,8 @@ def check(call: Callable[[Callable[..., Any]], Any], model: Callable[..., Any], 
     for name, site in latents(trace).items():
         if site["infer"].get("enumerate") == "parallel":
             raise InvalidValue(
-                f"the latent {name!r} ({type(site['fn']).__name__}) is marked to be enumerated, and it is continuous and "
-                "inferred; leave the mark out"
+                f"the latent {name!r} ({type(site['fn']).__name__}) is marked to be enumerated, and it is continuous; "
+                "leave the mark out"
             )
     pyro = require("pyro", "bayes")
     elbo = pyro.infer.TraceEnum_ELBO(max_plate_nesting=nesting, strict_enumeration_warning=False)
@@ -126,9 +126,9 @@ def marginal(trace: Any, inferred: Collection[str]) -> tuple[Tensor, Tensor]:
     sites = {name: site for name, site in trace.nodes.items() if site["type"] == "sample"}
     plates = set(trace.plate_to_symbol.values())
     hidden = [name for name, site in sites.items() if site["infer"].get("_enumerate_dim") is not None]
-    axes = {axis for name in hidden for axis in sites[name]["packed"]["log_prob"]._pyro_dims} - plates
+    axes = {axis for name in hidden for axis in _axes(sites[name]["packed"]["log_prob"])} - plates
     others = [name for name in sites if name not in hidden]
-    moved = [name for name in others if not axes.isdisjoint(sites[name]["packed"]["log_prob"]._pyro_dims)]
+    moved = [name for name in others if not axes.isdisjoint(_axes(sites[name]["packed"]["log_prob"]))]
     plain = [sites[name] for name in others if name not in moved]
     zero = sites[next(iter(inferred))]["log_prob_sum"].new_zeros(())
     prior = sum((site["log_prob_sum"] for site in plain if not site["is_observed"]), start=zero)
@@ -150,10 +150,16 @@ def _contracted(trace: Any, sites: list[Any], axes: set[str]) -> Any:
         log: Any = packed["unscaled_log_prob"]
         if site["infer"].get("_enumerate_dim") is None:  # what is summed over adds up to one, masked or not
             log = ops.packed.scale_and_mask(log, mask=packed["mask"])
-        sizes.update(zip(log._pyro_dims, log.shape, strict=True))
+        sizes.update(zip(_axes(log), log.shape, strict=True))
         tensors.setdefault(plates, []).append(log)
     tree = ops.contract.contract_tensor_tree(tensors, axes, ring=_ring()(dim_to_size=sizes))
     return sites[0]["scale"] * sum(term.sum() for terms in tree.values() for term in terms)
+
+
+def _axes(packed: Any) -> str:
+    """The names of the axes of a tensor of Pyro's packing."""
+    axes: str = packed._pyro_dims  # noqa: SLF001  # Pyro has no other name for it
+    return axes
 
 
 @functools.cache

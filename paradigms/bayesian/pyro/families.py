@@ -108,7 +108,7 @@ class LowRank:
 
     def draw(self, u: Parameters, eps: Tensor) -> Tensor:
         """See ``Family``."""
-        common, own = eps.split((self.rank, self.dimension), dim=1)
+        common, own = eps[:, : self.rank], eps[:, self.rank :]
         return torch.addcmul(u["loc"], self.scale(u["scale_unconstrained"]), common @ u["cov_factor"].mT + own)
 
     def log_q(self, u: Parameters, eps: Tensor) -> Tensor:
@@ -119,7 +119,8 @@ class LowRank:
         """See ``Family``; with Woodbury's identity, after the scale is divided out."""
         v, root = (z - u["loc"]) / self.scale(u["scale_unconstrained"]), self._root(u)
         inside = torch.linalg.solve_triangular(root, (v @ u["cov_factor"]).mT, upper=False)
-        return -0.5 * (v.square().sum(1) - inside.square().sum(0)) - self._volume(u, root)
+        log: Tensor = -0.5 * (v.square().sum(1) - inside.square().sum(0)) - self._volume(u, root)
+        return log
 
     def entropy(self, u: Parameters) -> Tensor:
         """See ``Family``."""

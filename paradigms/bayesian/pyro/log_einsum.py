@@ -18,7 +18,7 @@ def transpose(x: Tensor, axes: Sequence[int]) -> Tensor:
 
 
 def einsum(equation: str, *logs: Tensor) -> Tensor:
-    """log sum exp in place of sum: an einsum of exp(logs), taken to the log.
+    """An einsum of exp(logs), taken to the log: log sum exp in place of sum.
 
     Each factor is divided by its largest entry over the axes summed, which is constant and so has no derivative. A sum
     that is zero is -inf, of derivative zero.

@@ -22,6 +22,7 @@ from paradigms.bayesian.laws.normal import unvalidated
 from paradigms.bayesian.pyro import enumeration
 from paradigms.bayesian.pyro.supports import same_support
 
+
 class Arguments:
     """A tuple of arguments, a dict of keyword arguments or a single tensor, by place or name: ``values``.
 
@@ -106,13 +107,12 @@ def prototype(model: Callable[..., Any], arguments: Arguments, *, seed: int = 0)
                     f"plate {name!r} draws a subsample, so the log density is random; leave that out, give all data, "
                     "and batches with batch_size (variational) or size (log_density)"
                 )
-        elif site["type"] == "sample" and not site["is_observed"]:
-            if not enumeration.is_summed(site):
-                _check_latent(name, site["fn"])
+        elif site["type"] == "sample" and not site["is_observed"] and not enumeration.is_summed(site):
+            _check_latent(name, site["fn"])
+    trace = poutine.util.prune_subsample_sites(trace)
     if not enumeration.latents(trace):
         others = f" but {sorted(enumeration.summed(trace))}, summed out" if enumeration.summed(trace) else ""
         raise InvalidValue(f"the Pyro model has no latent variable{others}; there is nothing to infer{hint}")
-    trace = poutine.util.prune_subsample_sites(trace)
     if (nesting := enumeration.nesting_of(trace)) is not None:
         with store_kept(), seeded(mixed_seed(seed, 6)), torch.no_grad():
             enumeration.check(arguments.call, model, trace, nesting)

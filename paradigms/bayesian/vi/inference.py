@@ -44,7 +44,8 @@ def variational(
 
     Args:
         model: a network as ``mfoc.from_module`` takes it, whose weights become random; or a Pyro model, a function of
-            the data (a PyroModule counts as one).
+            the data (a PyroModule counts as one). Discrete latents that are marked ``infer={"enumerate": "parallel"}``
+            (``pyro.infer.config_enumerate`` marks all) are summed out, as Pyro's TraceEnum_ELBO does.
         data: for a network what ``mfoc.population`` takes, inputs and observations; for a Pyro model the tuple of its
             arguments (a dict: its keyword arguments), in which tensors of leading axis N hold the observations.
         likelihood: of a network: "gaussian", "categorical", or a function (output, y) -> the negative log likelihood of
@@ -84,7 +85,7 @@ def variational(
 
     Raises:
         InvalidType, InvalidValue: arguments that do not fit each other or the data, N that is not known, discrete
-            latents, a log density that is not finite.
+            latents that are not summed out, a log density that is not finite.
         MissingExtra: a Pyro model, and Pyro is not installed.
     """
     check_integer(1, samples=samples)
@@ -104,8 +105,8 @@ def variational(
             raise InvalidValue("likelihood is missing; a network needs 'gaussian', 'categorical' or a function")
         if stl:
             raise InvalidValue(
-                "stl=True is for Pyro models; of a network kl='exact' has no score to drop where the KL is known. Leave "
-                "it out, or write the network as a Pyro model"
+                "stl=True is for Pyro models; of a network kl='exact' has no score to drop where the KL is known. "
+                "Leave it out, or write the network as a Pyro model"
             )
         name = guide if isinstance(guide, str) else getattr(guide, "__name__", type(guide).__name__)
         if guide is not None and name not in ("AutoNormal", "AutoDiagonalNormal"):

@@ -57,7 +57,6 @@ def of_model(model: Callable[..., Any], data: Any, guide: Any, settings: Setting
         check_batch(prototype(model, arguments), part, instead="solve without batch_size")
     temperature, exact = 1 / n if settings.tau is None else settings.tau, settings.kl == "exact"
 
-
     def dynamics(t: int, x: Tensor, u: Any, z: Any) -> Tensor:
         return family.draw(u, x)
 
@@ -65,7 +64,7 @@ def of_model(model: Callable[..., Any], data: Any, guide: Any, settings: Setting
         return (-temperature * family.entropy(u)).expand(len(x)) if exact else temperature * family.log_q(u, x)
 
     def along_draws(t: int, x: Tensor, u: Any, z: Any) -> Tensor:
-        """log q without the score: its parameters are held, and their draw moves (Roeder et al. 2017, alg. 1)."""
+        """The same without the score of log q: its parameters are held, their draw moves (Roeder et al. 2017)."""
         return temperature * family.log_prob({name: value.detach() for name, value in u.items()}, family.draw(u, x))
 
     def joint(z: Tensor, rows: dict[Any, Tensor] | None) -> tuple[Tensor, Tensor]:

@@ -53,8 +53,12 @@ def test_parameters_are_those_the_density_was_made_with():
 
 def test_networks_and_problems_start_from_the_prior_they_were_given():
     x = normal(5, 3)
-    network = log_density(nn.Linear(3, 1), (x, x.sum(1)), likelihood="gaussian", noise=1.0, prior=dist.Normal(9.0, 1e-3))
-    problem = mfoc.Problem(lambda t, x, u, z: x + u["a"], lambda x, z: x.square().sum(1), [{"a": torch.zeros(3, dtype=D)}])
+    network = log_density(
+        nn.Linear(3, 1), (x, x.sum(1)), likelihood="gaussian", noise=1.0, prior=dist.Normal(9.0, 1e-3)
+    )
+    problem = mfoc.Problem(
+        lambda t, x, u, z: x + u["a"], lambda x, z: x.square().sum(1), [{"a": torch.zeros(3, dtype=D)}]
+    )
     gibbs = log_density(problem, mfoc.Particles(x), prior=torch.distributions.Normal(9.0, 1e-3))
     for density in (network, gibbs):
         start = svgd(density, step=0.1, particles=3, init="prior").start

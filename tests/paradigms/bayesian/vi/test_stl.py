@@ -45,10 +45,8 @@ def test_j_is_the_same_and_the_gradient_is_that_without_the_score(guide, data):
     torch.testing.assert_close(a, b, rtol=1e-13, atol=0)
     made = plain.readout(plain.problem)
     own = dict(made.named_parameters())
-    if guide is guides.AutoNormal:
-        law = dist.Normal(made.locs.w, made.scales.w).to_event(1)
-    else:
-        law = made.get_posterior()
+    by_site = guide is guides.AutoNormal
+    law = dist.Normal(made.locs.w, made.scales.w).to_event(1) if by_site else made.get_posterior()
     z = mfoc.rollout(plain.problem, controls, cloud).states[-1].detach()
     score = torch.autograd.grad(law.log_prob(z).mean() / 20, list(own.values()))
     for (name, _), each in zip(own.items(), score, strict=True):
