@@ -25,7 +25,7 @@ from mfoc.seeding import watched
 from mfoc.tree import Tree
 
 logger = logging.getLogger(__name__)
-_transforms: Any = torch._C._functorch  # noqa: SLF001  there is no public way to ask
+_transforms: Any = torch._C._functorch
 
 Function = Callable[..., Tree]
 
