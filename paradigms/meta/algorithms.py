@@ -36,7 +36,7 @@ def maml(
     Args:
         net: any module from inputs ``[shots, ...]`` to outputs ``[shots, ...]``. It is copied, never changed. A chain
             (``nn.Sequential``) of common layers is several times faster than other modules; ``paradigms.meta.stacked``
-            says which they are.
+            says which they are. A submodule or a parameter in several places is one weight.
         loss: ``loss(output, target) -> scalar`` for one task, or a torch loss.
         tasks: a population of tasks (``sinusoids``, ``few_shot``, ``from_taskset``), particles made with ``tasks``, or
             a function of the step that returns them.
@@ -51,8 +51,8 @@ def maml(
         ``net``).
 
     Raises:
-        InvalidType, InvalidValue: wrong arguments, a network with active dropout or a parameter that two submodules
-            share (one submodule may run several times), a loss that is not a scalar for each task, empty tasks.
+        InvalidType, InvalidValue: wrong arguments, a network with active dropout, a loss that is not a scalar for each
+            task, empty tasks.
     """
     check_positive(inner_lr=inner_lr)
     rule = Rule(lambda k, u: inner_lr)

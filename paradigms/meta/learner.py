@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mfoc import InvalidType, InvalidValue, tree
-from mfoc.checks import check_instance
+from mfoc.checks import check_flag, check_instance
 from mfoc.networks.inspection import BOOKKEEPING, without_inplace
 from paradigms.meta.formulations import MetaFormulation, checked_controls, to_module
 
@@ -28,13 +28,20 @@ class Learner(nn.Module):
     and do not reach the learner. And parameters that require no grad are left alone without being asked. Save a learner
     by its ``state_dict``: the formulation in it cannot be pickled.
 
+    With ``copy=False`` the network is the one given to ``maml(...)`` itself, as ``learn2learn.algorithms.MAML(net)``
+    holds it: its parameters are the learner's, an optimiser over either moves both, and ``loss.backward()`` through
+    clones fills their ``.grad``. Its buffers stay as they are. What else is in the control (step sizes, a rule) is the
+    learner's own.
+
     Args:
         formulation: an inner loop of steps: what ``maml``, ``meta_sgd``, ``anil``, ``learned_update`` or ``reptile``
             returned.
-        solution: where the controls are taken from; the initial guess when None.
+        solution: where the controls are taken from; when None, the initial guess (with ``copy=False`` the network as
+            it is now). With ``copy=False`` a solution is written into the network.
         first_order: treat the slopes as constants; as the formulation has it when None.
         allow_unused: a loss need not depend on every adapted weight; what ``allow_nograd`` is when None.
         allow_nograd: parameters may require no grad; whether the network has such ones when None.
+        copy: the learner has a network of its own; else it is the user's.
 
     Attributes:
         module: the network.
@@ -43,7 +50,8 @@ class Learner(nn.Module):
 
     Raises:
         InvalidType: an equilibrium (iMAML), which has no steps.
-        InvalidValue: a solution of another formulation.
+        InvalidValue: a solution of another formulation; with ``copy=False`` a network that has changed its parameters'
+            names or shapes since.
     """
 
     def __init__(
@@ -54,17 +62,30 @@ class Learner(nn.Module):
         first_order: bool | None = None,
         allow_unused: bool | None = None,
         allow_nograd: bool | None = None,
+        copy: bool = True,
     ) -> None:
         super().__init__()
+        check_flag(copy=copy)
         if not isinstance(formulation, MetaFormulation) or formulation.loop.move is None:
             raise InvalidType("formulation has no inner steps; expected what paradigms.meta.maml(...) returns")
-        controls = checked_controls(formulation, formulation.problem if solution is None else solution)
+        own = dict(formulation.net.named_parameters())
+        controls: Any = formulation.problem.controls if solution is None else solution
+        if solution is None and not copy:  # the network as it is
+            controls = {**controls, "phi": {name: own[name] for name in controls["phi"] if name in own}}
+        controls = checked_controls(formulation, controls)
         self._formulation = formulation
-        self.module = without_inplace(to_module(formulation.net, controls["phi"]))
+        if copy:
+            self.module = without_inplace(to_module(formulation.net, controls["phi"]))
+        else:
+            self.module = formulation.net
+            if solution is not None:
+                with torch.no_grad():
+                    for name, leaf in controls["phi"].items():
+                        own[name].copy_(leaf)
         self._others = {key: like for key, like in formulation.problem.controls.items() if key != "phi"}
         for key, like in self._others.items():
-            own = tree.map(lambda _, leaf: leaf, like, controls[key])  # in the order of the formulation
-            owned = nn.ParameterList([nn.Parameter(leaf) for leaf in tree.leaves(tree.copy(own))])
+            ordered = tree.map(lambda _, leaf: leaf, like, controls[key])  # as the formulation has them
+            owned = nn.ParameterList([nn.Parameter(leaf) for leaf in tree.leaves(tree.copy(ordered))])
             setattr(self, _NAMES.get(key, key), owned)
         if formulation.inner_lr is not None:
             self.lr: Any = formulation.inner_lr
@@ -100,7 +121,7 @@ class Learner(nn.Module):
         nn.Module.__init__(twin)
         twin.train(self.training)
         twin.__dict__.update({key: value for key, value in self.__dict__.items() if key not in BOOKKEEPING})
-        twin.module = _twin(self.module)
+        twin.module = without_inplace(_twin(self.module))  # a network that is shared may write over its inputs
         for key in self._others:  # a plain list: step sizes are no parameters of a task
             name = _NAMES.get(key, key)
             twin.__dict__[name] = [leaf.clone() for leaf in getattr(self, name)]
@@ -204,11 +225,13 @@ def _twin(module: nn.Module, known: dict[int, Any] | None = None) -> Any:
 
 
 def _place(module: nn.Module, weights: dict[str, Tensor]) -> None:
-    """Puts weights into a twin."""
-    for name, leaf in weights.items():
-        path, _, last = name.rpartition(".")
-        part = module.get_submodule(path)
-        part._parameters[last] = leaf  # type: ignore[assignment]  # assignment would ask for an nn.Parameter
+    """Puts weights into a twin, each in all its places."""
+    own = dict(module.named_parameters())
+    new = {id(own[name]): leaf for name, leaf in weights.items()}
+    for part in module.modules():
+        for key, leaf in part._parameters.items():
+            if id(leaf) in new:
+                part._parameters[key] = new[id(leaf)]  # type: ignore[assignment]  # which would ask for an nn.Parameter
         _refer(part)
 
 

@@ -4,7 +4,7 @@ The fast weights are stacked: each parameter is ``[tasks, ...]``, the inputs ``[
 layers is evaluated directly: linear layers as batched matrix products, convolutions as grouped ones. Known are linear
 layers, convolutions (padded with zeros, by numbers), batch, group and layer norm, max, average and adaptive average
 pools, ``Flatten()``, elementwise activations and dropout that is off, in nested ``nn.Sequential`` without hooks. One
-layer of another kind, a layer with weights that runs twice, or a module with a forward of its own, sends the whole
+layer of another kind, weights that are used twice, or a module with a forward of its own, sends the whole
 network through ``torch.func.vmap``, which is exact too and slower; where vmap cannot follow (a forward that branches on
 values, recurrent layers, embeddings with a ``padding_idx``) tasks run one after another.
 
@@ -24,9 +24,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mfoc import InvalidType, InvalidValue
-from mfoc.checks import kind_of
+from mfoc.checks import check_instance, kind_of
 from mfoc.networks import inspection
-from mfoc.networks.inspection import has_aliases, hooked, pure_copy, trainable
+from mfoc.networks.inspection import has_aliases, hooked, pure_copy, shared_parameters, trainable
 from mfoc.seeding import watched
 from paradigms.meta.layers import Window, convolve, normalise
 
@@ -76,7 +76,8 @@ class StackedNetwork:
     """A network evaluated with stacked weights.
 
     Args:
-        net: the network. It is copied. A submodule may have several names, and run several times.
+        net: the network. It is copied. A submodule may have several names, and run several times; a parameter that
+            several submodules share is one weight, under its first name.
 
     Attributes:
         net: the network itself.
@@ -86,11 +87,13 @@ class StackedNetwork:
 
     Raises:
         InvalidType: no module.
-        InvalidValue: active dropout, lazy parameters, a parameter that two submodules share, nothing to train.
+        InvalidValue: active dropout, lazy parameters, nothing to train.
     """
 
     def __init__(self, net: nn.Module) -> None:
-        inspection.refuse_unfit(net, aliases=False)
+        check_instance(nn.Module, "a torch.nn.Module", net=net)
+        inspection.refuse_lazy(net)
+        inspection.refuse_randomness(net)
         if not trainable(net):
             raise InvalidValue("net has no parameter that requires grad; there is nothing to train")
         self.net, self._module = net, pure_copy(net)
@@ -100,7 +103,8 @@ class StackedNetwork:
         chain = list(_chain(self._module, ""))
         made = [_layer(name, module) for name, module in chain]
         direct = [layer for layer in made if layer is not None]
-        self._direct = direct if len(direct) == len(made) and not has_aliases(self._module) else []
+        once = not has_aliases(self._module) and not any(shared_parameters(self._module, aliases=False))
+        self._direct = direct if len(direct) == len(made) and once else []
         self.layers = [name for name, _ in chain] if self._direct else []
         self._largest: dict[Any, int] = {}
         embeddings = [part for part in self._module.modules() if isinstance(part, nn.Embedding | nn.EmbeddingBag)]
