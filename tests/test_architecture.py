@@ -41,6 +41,7 @@ PARADIGM_LAYERS = {
     "meta": [
         {"layers", "losses", "task_laws"},
         {"stacked", "classification"},
+        {"update_rules"},
         {"loop"},
         {"formulations"},
         {"algorithms", "implicit", "learner", "evaluation"},

@@ -13,9 +13,10 @@ from mfoc import InvalidType, InvalidValue
 from mfoc.checks import check_flag, check_instance, check_integer, check_positive, kind_of
 from mfoc.networks.inspection import shared_parameters, trainable, training_norms
 from paradigms.meta.formulations import MetaFormulation, assemble, build
-from paradigms.meta.loop import Loop, Rule, TaskObjective
+from paradigms.meta.loop import Loop, TaskObjective
 from paradigms.meta.losses import Loss, TaskLoss
 from paradigms.meta.stacked import StackedNetwork, Weights
+from paradigms.meta.update_rules import AdaptedRule, Rule
 
 
 def maml(
@@ -127,6 +128,7 @@ def learned_update(
     rule: nn.Module,
     inner_steps: int,
     inner_lr: float = 1.0,
+    adapt_rule: bool = False,
     first_order: bool = False,
     step_losses: Sequence[float] | None = None,
 ) -> MetaFormulation:
@@ -139,6 +141,10 @@ def learned_update(
             must keep their shape and treat tasks alike (``Coordinatewise`` does). An ``nn.ModuleDict`` has a rule for
             each parameter, by its name with "." written as "_".
         inner_lr: what directions are multiplied by.
+        adapt_rule: the rule's weights are adapted, too: the control is where they start, and from the second step on
+            each step first descends the task's loss in them, through the step before (``update_rules.AdaptedRule`` has
+            the formulas). With ``first_order`` slopes in the rule's weights are constants, in the network's they are
+            not.
 
     Returns:
         A formulation; controls are {"phi": weights, "rule": the rule's weights}, the readout is the network.
@@ -156,11 +162,29 @@ def learned_update(
     if not weights:
         raise InvalidValue("rule has no parameter that requires grad; there is nothing to learn in it")
 
+    check_flag(adapt_rule=adapt_rule, first_order=first_order)
+
     def direction(slopes: Weights, phi: Weights, u: Any) -> Weights:
         return {name: _apply(own, u["rule"], name, slope, phi[name]) for name, slope in slopes.items()}
 
-    made, model = Rule(lambda k, u: inner_lr, direction), StackedNetwork(net)
-    return build(model, loss, tasks, made, inner_steps, first_order, step_losses, extra={"rule": weights})
+    def of_each(slopes: Weights, phi: Weights, u: Any) -> Weights:
+        def one(rule: Weights, slopes: Weights, phi: Weights) -> Weights:
+            wide = {name: leaf[None] for name, leaf in slopes.items()}, {name: leaf[None] for name, leaf in phi.items()}
+            return {name: leaf[0] for name, leaf in direction(*wide, {"rule": rule}).items()}
+
+        try:
+            found: Weights = torch.func.vmap(one)(u["rule"], slopes, phi)
+        except RuntimeError as error:
+            raise InvalidValue(
+                f"rule cannot be evaluated for all tasks at once, by torch.func.vmap: {error}"
+            ) from error
+        return found
+
+    made: Rule = Rule(lambda k, u: inner_lr, direction)
+    if adapt_rule:
+        made = AdaptedRule(made.alpha, of_each, first_order)
+    model, constant = StackedNetwork(net), first_order and not adapt_rule
+    return build(model, loss, tasks, made, inner_steps, constant, step_losses, extra={"rule": weights})
 
 
 class Coordinatewise(nn.Module):

@@ -57,8 +57,8 @@ class MetaFormulation(Formulation):
 
     @property
     def first_order(self) -> bool:
-        """Whether the inner slopes are constants for the adjoint."""
-        return self.loop.objective.first_order
+        """Whether the inner slopes are constants for the adjoint (those in the rule's weights, where it is adapted)."""
+        return self.loop.objective.first_order or bool(getattr(self.loop.move, "first_order", False))
 
 
 def build(

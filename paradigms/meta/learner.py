@@ -12,6 +12,7 @@ from mfoc import InvalidType, InvalidValue, tree
 from mfoc.checks import check_flag, check_instance
 from mfoc.networks.inspection import BOOKKEEPING, without_inplace
 from paradigms.meta.formulations import MetaFormulation, checked_controls, to_module
+from paradigms.meta.update_rules import AdaptedRule, Rule
 
 _NAMES = {"alpha": "lrs"}  # a control's name where learn2learn has another
 
@@ -94,6 +95,7 @@ class Learner(nn.Module):
         self.allow_nograd = frozen if allow_nograd is None else allow_nograd
         self.allow_unused = self.allow_nograd if allow_unused is None else allow_unused
         self._cloned, self._step = False, 0
+        self._memory: dict[str, Any] = {}
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -129,6 +131,7 @@ class Learner(nn.Module):
             twin.lr = self.lr
         flags = {
             "_cloned": True,
+            "_memory": {},  # of the rule: its first step is from where it stands
             "first_order": first_order,
             "allow_unused": allow_unused,
             "allow_nograd": allow_nograd,
@@ -155,7 +158,10 @@ class Learner(nn.Module):
             raise InvalidValue("adapt was called on the learner itself; call clone() first, and adapt the clone")
         _check_loss(loss)
         unused = self.allow_unused if allow_unused is None else allow_unused
-        onward = not (self.first_order if first_order is None else first_order)
+        first = self.first_order if first_order is None else first_order
+        move, onward = self._rule(), not first
+        if isinstance(move, AdaptedRule):
+            move, onward = replace(move, first_order=first), True
         fast = self._free(self.allow_nograd if allow_nograd is None else allow_nograd)
         slopes = torch.autograd.grad(loss, list(fast.values()), create_graph=onward, allow_unused=True)
         missing = [name for name, slope in zip(fast, slopes, strict=True) if slope is None]
@@ -168,8 +174,12 @@ class Learner(nn.Module):
             name: (torch.zeros_like(leaf) if slope is None else slope)[None]
             for (name, leaf), slope in zip(fast.items(), slopes, strict=True)
         }
-        moved = self._rule()(self._step, {name: leaf[None] for name, leaf in fast.items()}, wide, self.controls())
+        controls = self.controls()
+        memory = self._memory or move.begin(controls, 1)
+        moved, self._memory = move.step(self._step, {n: leaf[None] for n, leaf in fast.items()}, wide, controls, memory)
         _place(self.module, {name: leaf[0] for name, leaf in moved.items()})
+        for key in self._memory.keys() & self._others.keys():  # fast weights of the rule
+            self.__dict__[_NAMES.get(key, key)] = [leaf[0] for leaf in tree.leaves(self._memory[key])]
         self._step += 1
 
     def forward(self, *inputs: Any, **options: Any) -> Any:
@@ -187,7 +197,7 @@ class Learner(nn.Module):
             raise InvalidValue("no adapted weight requires grad; there is nothing to adapt")
         return fast
 
-    def _rule(self) -> Any:
+    def _rule(self) -> Rule:
         move, lr = self._formulation.loop.move, self.__dict__.get("lr", self._parameters.get("lr"))
         assert move is not None
         return move if lr is None else replace(move, alpha=lambda k, u: lr)
