@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -93,7 +94,9 @@ def meta_sgd(
         rates: Weights = u["alpha"]
         return {name: a[min(k, len(a) - 1)] for name, a in rates.items()} if per_step else rates
 
-    return build(model, loss, tasks, Rule(at), inner_steps, first_order, step_losses, extra={"alpha": alpha})
+    made = build(model, loss, tasks, Rule(at), inner_steps, first_order, step_losses, extra={"alpha": alpha})
+    own = [] if per_step else _own_rates(inner_lr, phi)
+    return replace(made, shared={"alpha": own}) if own else made
 
 
 def anil(
@@ -184,7 +187,8 @@ def learned_update(
     if adapt_rule:
         made = AdaptedRule(made.alpha, of_each, first_order)
     model, constant = StackedNetwork(net), first_order and not adapt_rule
-    return build(model, loss, tasks, made, inner_steps, constant, step_losses, extra={"rule": weights})
+    built = build(model, loss, tasks, made, inner_steps, constant, step_losses, extra={"rule": weights})
+    return replace(built, shared={"rule": list(trainable(rule).values())})
 
 
 class Coordinatewise(nn.Module):
@@ -271,6 +275,14 @@ def _initial_rates(inner_lr: Any, phi: Weights) -> Weights:
         if not rates[name].isfinite().all():
             raise InvalidValue(f"inner_lr of {name!r} holds NaN or infinite values")
     return {name: rates[name].detach().clone().to(leaf) for name, leaf in phi.items()}
+
+
+def _own_rates(inner_lr: Any, phi: Weights) -> list[nn.Parameter]:
+    """Step sizes that are parameters of the user's, if all of them are."""
+    if not isinstance(inner_lr, Iterable):
+        return []
+    rates = [inner_lr[name] for name in phi] if isinstance(inner_lr, dict) else list(inner_lr)
+    return rates if all(isinstance(rate, nn.Parameter) for rate in rates) else []
 
 
 def _apply(rule: nn.Module, weights: Weights, name: str, slope: Tensor, value: Tensor) -> Tensor:

@@ -42,7 +42,7 @@ def from_learn2learn(
         return maml(algorithm.module, loss, tasks, inner_lr=float(algorithm.lr), **settings)
     if isinstance(algorithm, known.MetaSGD):
         rates = {
-            name: rate.detach()
+            name: rate
             for (name, p), rate in zip(algorithm.module.named_parameters(), algorithm.lrs, strict=True)
             if p.requires_grad
         }

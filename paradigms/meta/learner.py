@@ -31,8 +31,8 @@ class Learner(nn.Module):
 
     With ``copy=False`` the network is the one given to ``maml(...)`` itself, as ``learn2learn.algorithms.MAML(net)``
     holds it: its parameters are the learner's, an optimiser over either moves both, and ``loss.backward()`` through
-    clones fills their ``.grad``. Its buffers stay as they are. What else is in the control (step sizes, a rule) is the
-    learner's own.
+    clones fills their ``.grad``. Its buffers stay as they are. So are the rule that ``learned_update`` was given, step
+    sizes that ``meta_sgd`` was given as parameters, and with ``from_learn2learn`` those of the algorithm.
 
     Args:
         formulation: an inner loop of steps: what ``maml``, ``meta_sgd``, ``anil``, ``learned_update`` or ``reptile``
@@ -69,25 +69,22 @@ class Learner(nn.Module):
         check_flag(copy=copy)
         if not isinstance(formulation, MetaFormulation) or formulation.loop.move is None:
             raise InvalidType("formulation has no inner steps; expected what paradigms.meta.maml(...) returns")
-        own = dict(formulation.net.named_parameters())
         controls: Any = formulation.problem.controls if solution is None else solution
         if solution is None and not copy:  # the network as it is
+            own = dict(formulation.net.named_parameters())
             controls = {**controls, "phi": {name: own[name] for name in controls["phi"] if name in own}}
         controls = checked_controls(formulation, controls)
         self._formulation = formulation
-        if copy:
-            self.module = without_inplace(to_module(formulation.net, controls["phi"]))
-        else:
-            self.module = formulation.net
-            if solution is not None:
-                with torch.no_grad():
-                    for name, leaf in controls["phi"].items():
-                        own[name].copy_(leaf)
         self._others = {key: like for key, like in formulation.problem.controls.items() if key != "phi"}
+        self.module = without_inplace(to_module(formulation.net, controls["phi"])) if copy else formulation.net
         for key, like in self._others.items():
             ordered = tree.map(lambda _, leaf: leaf, like, controls[key])  # as the formulation has them
-            owned = nn.ParameterList([nn.Parameter(leaf) for leaf in tree.leaves(tree.copy(ordered))])
+            fresh = [nn.Parameter(leaf) for leaf in tree.leaves(tree.copy(ordered))]
+            owned = nn.ParameterList(fresh if copy else formulation.shared.get(key, fresh))
             setattr(self, _NAMES.get(key, key), owned)
+        if solution is not None and not copy:
+            with torch.no_grad():
+                tree.map(lambda mine, leaf: mine.copy_(leaf), self.controls(), controls)
         if formulation.inner_lr is not None:
             self.lr: Any = formulation.inner_lr
         frozen = not all(p.requires_grad for p in self.module.parameters())

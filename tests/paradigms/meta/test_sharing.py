@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import mfoc
-from paradigms.meta import Learner, anil, maml, meta_sgd, sinusoids
+from paradigms.meta import Coordinatewise, Learner, anil, from_learn2learn, learned_update, maml, meta_sgd, sinusoids
 from tests.problems import D, seeded
 
 learn2learn = pytest.importorskip("learn2learn")
@@ -168,7 +168,7 @@ def test_buffers_stay():
 
 
 def test_meta_sgd_and_a_head():
-    """Step sizes are the learner's own; weights that are not adapted are the model's, too, and are trained."""
+    """Step sizes given as a number are the learner's own; weights that are not adapted are the model's, too."""
     model = seeded(NETS["chain"])
     twin = copy.deepcopy(model)
     ours, theirs = shared(model, meta_sgd), algorithms.MetaSGD(twin, lr=LR)
@@ -179,6 +179,55 @@ def test_meta_sgd_and_a_head():
     model = seeded(NETS["chain"])
     task_loss(shared(model, anil)).backward()
     assert all(float(p.grad.abs().sum()) > 0 for p in model.parameters())
+
+
+ALGORITHMS = {
+    "MAML": lambda net: algorithms.MAML(net, lr=LR),
+    "FOMAML": lambda net: algorithms.MAML(net, lr=LR, first_order=True),
+    "MetaSGD": lambda net: algorithms.MetaSGD(net, lr=LR),
+    "GBML": lambda net: algorithms.GBML(net, learn2learn.optim.MetaCurvatureTransform, lr=LR),
+    "adapted": lambda net: algorithms.GBML(
+        net, learn2learn.optim.MetaCurvatureTransform, lr=LR, adapt_transform=True
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_their_algorithm_is_trained(name):
+    """All parameters of the object of learn2learn: an optimiser over it goes on, whichever learner computes."""
+    theirs = ALGORITHMS[name](seeded(NETS["chain"])).to(D)
+    twin = copy.deepcopy(theirs)
+    made = from_learn2learn(theirs, LAW, F.mse_loss, inner_steps=2)
+    ours = Learner(made, copy=False)
+    assert {id(p) for p in ours.parameters()} == {id(p) for p in theirs.parameters()}
+    optimisers = [torch.optim.Adam(each.parameters(), lr=0.02) for each in (theirs, twin)]
+    for step in range(3):
+        for learner, optimiser in zip((ours, twin), optimisers, strict=True):
+            optimiser.zero_grad()
+            task_loss(learner, step).backward()
+            optimiser.step()
+        close([p.grad for p in theirs.parameters()], [p.grad for p in twin.parameters()])
+        close(theirs.parameters(), twin.parameters())
+    solution = made.solve(mfoc.Gradient(partial(torch.optim.SGD, lr=0.1)), steps=2)
+    learner = Learner(made, solution, copy=False)
+    close(mfoc.tree.leaves(learner.controls()), mfoc.tree.leaves(solution.controls))
+    assert {id(p) for p in learner.parameters()} == {id(p) for p in theirs.parameters()}
+
+
+def test_step_sizes_and_rules_of_the_user():
+    net, rule = seeded(NETS["chain"]), Coordinatewise(nn.Linear(2, 1)).to(D)
+    rates = {name: nn.Parameter(torch.full_like(p, LR)) for name, p in reversed(list(net.named_parameters()))}
+    settings = {"inner_steps": 2}
+    ours = Learner(meta_sgd(net, F.mse_loss, LAW, inner_lr=rates, **settings), copy=False)
+    assert all(mine is rates[name] for mine, (name, _) in zip(ours.lrs, net.named_parameters(), strict=True))
+    assert not any(mine is rates[name] for mine, name in zip(
+        Learner(meta_sgd(net, F.mse_loss, LAW, inner_lr=rates, **settings)).lrs, reversed(rates), strict=True
+    ))  # fmt: skip
+    own = Learner(meta_sgd(net, F.mse_loss, LAW, inner_lr=rates, per_step=True, **settings), copy=False)
+    assert own.lrs[0].shape == (2, *net[0].weight.shape)
+    ours = Learner(learned_update(net, F.mse_loss, LAW, rule=rule, **settings), copy=False)
+    task_loss(ours).backward()
+    assert all(p.grad is not None for p in [*rule.parameters(), *net.parameters()])
 
 
 @pytest.mark.parametrize("name", NETS)
