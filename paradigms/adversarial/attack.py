@@ -41,6 +41,8 @@ def attack_class(
     cloud: Callable[[Tensor, Any], mfoc.Particles],
     maximiser: Maximiser,
     untargeted: str | None = None,
+    *,
+    labelled: bool = True,
 ) -> type:
     """The class of attacks ``attack(net)``; see ``as_attack``. torchattacks is imported when it is made.
 
@@ -51,6 +53,7 @@ def attack_class(
         cloud: images and labels to its particles.
         maximiser: the adversary.
         untargeted: why there is no targeted mode, where there is none.
+        labelled: what the adversary raises depends on the labels; if not, they need not be given.
 
     Raises:
         MissingExtra: torchattacks is not installed.
@@ -72,8 +75,10 @@ def attack_class(
                     self._set_normalization_applied(applied)
 
         def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
-            if labels is None:
+            if labels is None and labelled:
                 raise InvalidValue("labels are missing; the game's loss needs them")
+            if labels is None:  # any will do, such as those that the network gives
+                labels = self.get_output_with_eval_nograd(images.to(self.device)).argmax(1)
             check_instance(Tensor, "the labels, a tensor [N]", labels=labels)
             if any(inspection.random_parts(self.model)):
                 raise InvalidValue(
@@ -81,6 +86,8 @@ def attack_class(
                     "dropout_training=False in set_model_training_mode"
                 )
             images, labels = images.detach().to(self.device), labels.detach().to(self.device)
+            if not len(images):
+                return images.clone()
             if self.targeted:
                 labels = self._target(images, labels)
             attacked = remake(self.model)

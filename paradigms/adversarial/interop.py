@@ -183,7 +183,7 @@ def as_attack(formulation: GameFormulation, maximiser: Maximiser, net: nn.Module
     formulation, and draws from torch's global generator. Modes and averages of the network are as before the call.
 
     After ``set_normalization_used(mean, std)`` images are taken and returned normalised; epsilon and the bounds are of
-    images that are not. A targeted mode lowers the game's cost at the target label.
+    images that are not. A targeted mode lowers the game's cost at the target label. For TRADES labels may be left out.
 
     Args:
         formulation: what ``game`` returned for a network; its bounds must be (0, 1), the range of torchattacks.
@@ -219,5 +219,6 @@ def as_attack(formulation: GameFormulation, maximiser: Maximiser, net: nn.Module
             "the maximiser is an attack of torchattacks, which has modes of its own and does not see the game's loss; "
             "set the mode on that attack, where it is made"
         )
-    attack = attack_class(formulation.remake, formulation.cloud, maximiser, untargeted)
+    labelled = not formulation.pairs
+    attack = attack_class(formulation.remake, formulation.cloud, maximiser, untargeted, labelled=labelled)
     return attack(formulation.net if net is None else net)

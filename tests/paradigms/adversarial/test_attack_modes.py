@@ -14,7 +14,7 @@ from mfoc.games.maximisers import FGSM, PGD, YOPO
 from paradigms.adversarial import TRADES, FromTorchattacks, as_attack, game
 from tests.oracles.adversaries import their_start
 from tests.paradigms.adversarial.images import EPSILON, STEP, STEPS, Y, batch_norm_net, uniform
-from tests.problems import D, distance, seeded
+from tests.problems import D, distance, generator, seeded
 
 torchattacks = pytest.importorskip("torchattacks")
 
@@ -103,6 +103,28 @@ def test_normalisation_is_a_first_layer(maximiser, loss):
     attack.set_normalization_used(MEAN, STD)
     whole = as_attack(made(nn.Sequential(nn.Sequential(first, model[0]), *model[1:]), loss), maximiser)
     assert distance(attack.inverse_normalize(found(attack, SHOWN)), found(whole)) < 1e-5
+
+
+@pytest.mark.parametrize("normalise", [False, True], ids=["plain", "normalised"])
+def test_trades_is_their_tpgd(normalise, monkeypatch):
+    """From one start; labels take no part in it and may be left out."""
+    model, noise, x = colours(), 0.001 * torch.randn(X.shape, generator=generator(4), dtype=D), X
+    monkeypatch.setattr(mfoc.Ball, "sample", lambda *args, **options: noise)
+    monkeypatch.setattr(torch, "randn_like", lambda images: noise / 0.001)
+    attacks = as_attack(made(model, TRADES()), KINDS["random start"][0]), torchattacks.TPGD(model, **SIGNED)
+    if normalise:
+        x = SHOWN
+        for attack in attacks:
+            attack.set_normalization_used(MEAN, STD)
+    ours, theirs = (attack(x, Y) for attack in attacks)
+    assert distance(ours, theirs) < 1e-6
+    assert distance(theirs, x) > EPSILON / 4
+    assert torch.equal(attacks[0](x), ours)
+
+
+def test_no_images_are_attacked_at_once():
+    """As when nothing is left to attack, in a combination of one's own."""
+    assert all(attack(X[:0], Y[:0]).shape == (0, 2, 5, 5) for attack in both("PGD", colours()))
 
 
 def test_a_running_cost_sees_what_the_network_sees():
