@@ -145,7 +145,7 @@ class Loop:
     shots_per_step: int | None = None
 
     def lift(self, phi: Weights, z: Any, control: Any = None) -> State:
-        """The state after stage 0; a rule that carries something begins with the control."""
+        """The state after stage 0, with what a rule carries on from the control, where the control is given."""
         wide = {name: leaf.expand(len(z["support"][0]), *leaf.shape) for name, leaf in phi.items()}
         if self.toward:
             return {"fast": {name: leaf.detach() for name, leaf in wide.items()}, "start": wide}
@@ -156,8 +156,9 @@ class Loop:
                 state[part] = self.objective.before(body, z[part][0])
         elif body:
             state["body"] = body
-        if self.move is not None and (memory := self.move.begin(control, len(z["support"][0]))):
-            state["memory"] = memory
+        if self.move is not None and control is not None:
+            memory = self.move.begin(control, len(z["support"][0]))
+            state |= {"memory": memory} if memory else {}
         return state
 
     def check(self, controls: Any, z: Any) -> None:
