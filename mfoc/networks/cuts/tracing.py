@@ -1,0 +1,89 @@
+"""The forward pass of a network as a graph, by symbolic tracing, with the modules it is cut at kept whole."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from torch import fx, nn
+
+from mfoc.errors import InvalidValue
+from mfoc.networks.cuts.transformers import plain_forward
+from mfoc.networks.inspection import has_own_pass
+from mfoc.seeding import watched
+
+
+@dataclass(frozen=True, eq=False)
+class Traced:
+    """A forward pass.
+
+    Attributes:
+        graph: its operations.
+        constants: tensors that the trace made, by the name its nodes read them by.
+    """
+
+    graph: fx.Graph
+    constants: dict[str, Any]
+
+
+class _Tracer(fx.Tracer):
+    """Opens the modules that named ones lie in; ``opened`` says whether others, of the user's making, are, too."""
+
+    def __init__(self, net: nn.Module, names: Sequence[str], given: Sequence[str], *, opened: bool) -> None:
+        super().__init__()
+        self.proxy_buffer_attributes = True  # what is computed of buffers is computed again, not frozen
+        self.given, self.opened = given, opened
+        self.whole = {id(net.get_submodule(name)) for name in names}
+        self.around = {
+            id(net.get_submodule(".".join(parts[:n])))
+            for parts in (name.split(".") for name in names)
+            for n in range(len(parts))
+        }
+
+    def is_leaf_module(self, module: nn.Module, name: str) -> bool:
+        if id(module) in self.whole:
+            return True
+        if id(module) in self.around:
+            return False
+        return not self.opened or has_own_pass(module) or super().is_leaf_module(module, name)
+
+    def call_module(self, module: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        plain = plain_forward(module)
+        if plain is not None and id(module) in self.around and not has_own_pass(module):
+            forward = partial(plain, module)
+        return super().call_module(module, forward, args, kwargs)
+
+    def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> Any:
+        """The arguments that are given are open; the others keep their defaults, which control flow may depend on."""
+        proxies = {name: self.create_proxy("placeholder", name, (), {}) for name in self.given}
+        plain = plain_forward(self.root)
+        return (lambda root: (plain or root_fn)(root, **proxies)), [self.root]
+
+
+def trace(net: nn.Module, names: Sequence[str], given: Sequence[str], *, opened: bool) -> Traced:
+    """The forward pass of ``net`` when the arguments ``given`` are; the network is left as it was.
+
+    Args:
+        net: the network.
+        names: modules to keep whole.
+        given: names of arguments.
+        opened: whether to trace through modules of the user's making that hold none of these; whole, they may do
+            whatever they like.
+
+    Raises:
+        InvalidValue: it draws random numbers, which a trace would freeze.
+        Exception: whatever the forward pass says to tracing.
+    """
+    before, drawn = set(net.__dict__), watched()
+    tracer = _Tracer(net, names, given, opened=opened)
+    try:
+        graph = tracer.trace(net)
+        made = {key: net.__dict__[key] for key in net.__dict__ if key not in before}
+    finally:  # the tracer puts constants into the network
+        for key in [key for key in net.__dict__ if key not in before]:
+            del net.__dict__[key]
+    if drawn():
+        raise InvalidValue("it draws random numbers")
+    return Traced(graph, made)
