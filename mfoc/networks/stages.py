@@ -116,11 +116,12 @@ class Stage:
 
     def __init__(self, name: str, module: nn.Module) -> None:
         self.name, self.module = name, over_population(pure_copy(module, name))
+        own = {id(parameter) for parameter in self.module.parameters()}  # a stage may hold others, which it does not train
         self.slots = [
             (key, owner, leaf)
             for prefix, owner in self.module.named_modules()
             for leaf, value in owner._parameters.items()
-            if value is not None and value.requires_grad
+            if value is not None and value.requires_grad and id(value) in own
             for key in [f"{prefix}.{leaf}" if prefix else leaf]
         ]
         self.hooked = hooked(self.module)

@@ -16,6 +16,7 @@ from torch import fx, nn
 from mfoc.errors import InvalidValue
 from mfoc.networks.cuts.arguments import Arguments
 from mfoc.networks.cuts.operations import is_count, is_getitem, is_metadata, is_needless, is_view, written
+from mfoc.networks.cuts.tracing import Untraceable
 
 
 class Flow:
@@ -53,6 +54,17 @@ class Flow:
     def stages(self) -> int:
         """How many there are."""
         return len(self.ends)
+
+    def check(self) -> None:
+        """Refuses cuts that hand on nothing, and says where writing in place stands in the way.
+
+        Raises:
+            InvalidValue: nothing is alive at a cut.
+            Untraceable: see ``overwritten``.
+        """
+        for stage in range(self.stages):
+            self.entering(stage)
+            self.overwritten(stage)
 
     # ---- who shares memory with whom
 
@@ -184,11 +196,11 @@ class Flow:
         """The values entering a stage that it writes into: it has to work on copies.
 
         Raises:
-            InvalidValue: two of them share memory, so that writing into one would change the other.
+            Untraceable: two of them share memory, so that writing into one would change the other.
         """
         bases = [self.base[node] for node in self.entering(stage)]
         hit = {self.base[t] for node in self.runs[stage] if (t := written(node)) is not None}
         for base in hit:
             if bases.count(base) > 1:
-                raise InvalidValue(f"it writes into {base.name!r}, of which two views cross a cut")
+                raise Untraceable(f"it writes into {base.name!r}, of which two views cross a cut")
         return {node for node in self.entering(stage) if self.base[node] in hit}

@@ -11,8 +11,9 @@ from torch import nn
 from mfoc.errors import InvalidValue
 from mfoc.networks.cuts.alive import Flow
 from mfoc.networks.cuts.arguments import Arguments
+from mfoc.networks.cuts.hooked import hooked_stages
 from mfoc.networks.cuts.segments import Segment, segments
-from mfoc.networks.cuts.tracing import trace
+from mfoc.networks.cuts.tracing import Untraceable, trace
 from mfoc.networks.inspection import trainable
 
 logger = logging.getLogger(__name__)
@@ -45,16 +46,51 @@ def cut(net: nn.Module, names: Sequence[str]) -> Named:
             raise InvalidValue(f"stages names {name!r}, which is no submodule of the network; it has {children}")
     if not names or len({id(known[name]) for name in names}) != len(names):
         raise InvalidValue(f"stages is {list(names)}; expected distinct submodule names")
-    return list(zip(names, _traced(net, names), strict=True))
+    for name in names:
+        around = [other for other in names if name.startswith(f"{other}.")]
+        if around:
+            raise InvalidValue(f"stages names {name!r} and {around[0]!r}, which holds it; name its last part in its place")
+    return list(zip(names, _parts(net, names), strict=True))
 
 
-def _traced(net: nn.Module, names: Sequence[str]) -> list[Segment]:
+def _parts(net: nn.Module, names: Sequence[str]) -> Sequence[nn.Module]:
+    kind, said = type(net).__name__, ""
+    for opened in (True, False):
+        try:
+            parts = _traced(net, names, opened=opened)
+        except Untraceable as error:
+            said = str(error)
+        else:
+            logger.info("%s was traced and cut into %d stages", kind, len(parts))
+            return parts
+    logger.info(
+        "%s cannot be traced (%s): each of its %d stages runs it from the input on, without the blocks of other stages",
+        kind,
+        said,
+        len(names),
+    )
+    return hooked_stages(net, names)
+
+
+def _traced(net: nn.Module, names: Sequence[str], *, opened: bool) -> list[Segment]:
+    """The stages by tracing; a choice of optional arguments that cannot be traced is left out, unless it is none.
+
+    Raises:
+        InvalidValue: the modules do not run once in this order, or nothing is handed on.
+        Untraceable: the forward pass cannot be read.
+    """
     arguments, modules = Arguments.of(net), dict(net.named_modules(remove_duplicate=False))
     flows, constants = {}, {}
     for given in _choices(arguments):
-        traced = trace(net, names, [*arguments.main, *given], opened=True)
-        flows[frozenset(given)] = Flow(traced.graph, modules, names, arguments, given)
-        constants[frozenset(given)] = traced.constants
+        try:
+            traced = trace(net, names, [*arguments.main, *given], opened=opened)
+            flow = Flow(traced.graph, modules, names, arguments, given)
+            flow.check()
+        except (Untraceable, InvalidValue):
+            if not given:
+                raise
+        else:
+            flows[frozenset(given)], constants[frozenset(given)] = flow, traced.constants
     return segments(net, flows, constants, arguments)
 
 

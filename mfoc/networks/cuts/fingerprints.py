@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mfoc.networks.cuts.hooked import Hooked
 from mfoc.networks.cuts.segments import Program, Segment, Step
 from mfoc.networks.inspection import BOOKKEEPING, hooked
 
@@ -24,6 +25,8 @@ def fingerprint(module: nn.Module) -> Hashable | None:
     """
     if isinstance(module, Segment):
         return _of_segment(module)
+    if isinstance(module, Hooked):
+        return None
     found: list[Hashable] = []
     for prefix, part in module.named_modules():
         plain = _plain_attributes(part)

@@ -9,10 +9,13 @@ from typing import Any
 
 from torch import fx, nn
 
-from mfoc.errors import InvalidValue
 from mfoc.networks.cuts.transformers import plain_forward
 from mfoc.networks.inspection import has_own_pass
 from mfoc.seeding import watched
+
+
+class Untraceable(Exception):
+    """Why a forward pass cannot be read: never seen by a user, whose network is then cut in another way."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,17 +76,20 @@ def trace(net: nn.Module, names: Sequence[str], given: Sequence[str], *, opened:
             whatever they like.
 
     Raises:
-        InvalidValue: it draws random numbers, which a trace would freeze.
-        Exception: whatever the forward pass says to tracing.
+        Untraceable: the forward pass cannot be traced, or draws random numbers, which a trace would freeze.
     """
     before, drawn = set(net.__dict__), watched()
     tracer = _Tracer(net, names, given, opened=opened)
     try:
+        if not given:
+            raise Untraceable("its arguments have no names")
         graph = tracer.trace(net)
         made = {key: net.__dict__[key] for key in net.__dict__ if key not in before}
+    except Exception as error:  # whatever the forward pass says to tracing
+        raise Untraceable(str(error)) from error
     finally:  # the tracer puts constants into the network
         for key in [key for key in net.__dict__ if key not in before]:
             del net.__dict__[key]
     if drawn():
-        raise InvalidValue("it draws random numbers")
+        raise Untraceable("it draws random numbers")
     return Traced(graph, made)

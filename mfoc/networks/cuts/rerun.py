@@ -1,0 +1,169 @@
+"""A network run piece by piece: from its input up to the next cut, without the blocks whose outputs are known."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mfoc import tree
+from mfoc.errors import InvalidValue
+from mfoc.networks.cuts.arguments import Arguments
+from mfoc.networks.cuts.owners import owners
+from mfoc.tree import Tree
+
+Call = Callable[..., Any]
+
+
+class _Reached(BaseException):
+    """The network has come to the end of a stage; not an ``Exception``, which a forward pass might catch."""
+
+
+class Rerun:
+    """A network that is run piece by piece: what its stages share.
+
+    Attributes:
+        net: the network.
+        names: the blocks at which it is cut.
+        trained: names of the parameters that require grad, also where a control stands in their place.
+        owner: the stage of each parameter.
+        needed: for each cut the blocks whose outputs later stages need; None until it is known: all are carried.
+        shapes: an example of each block's output, from when that was found.
+    """
+
+    def __init__(self, net: nn.Module, names: Sequence[str]) -> None:
+        self.net, self.names = net, list(names)
+        self.arguments = Arguments.of(net)
+        self.trained = {key for key, parameter in net.named_parameters() if parameter.requires_grad}
+        self.owner = owners(net, names)
+        self.needed: list[set[int]] | None = None
+        self.shapes: list[Tree] = []
+        self._private: Rerun | None = None
+
+    def private(self) -> Rerun:
+        """The same on a copy of the network, one for all stages: a stage lends it its weights while it runs."""
+        if self._private is None:
+            self._private = Rerun(copy.deepcopy(self.net), self.names)
+        return self._private
+
+    @contextmanager
+    def fresh_parameters(self) -> Iterator[dict[str, Tensor]]:
+        """The parameters that are trained, for the time being as new leaves that require grad."""
+        slots = [(part, leaf) for part in self.net.modules() for leaf, p in part._parameters.items() if p is not None]
+        before = [part._parameters[leaf] for part, leaf in slots]
+        held = {id(p): p.detach().requires_grad_() for k, p in self.net.named_parameters() if k in self.trained}
+        names = {key: held[id(p)] for key, p in self.net.named_parameters() if key in self.trained}
+        try:
+            for part, leaf in slots:
+                part._parameters[leaf] = held.get(id(part._parameters[leaf]), part._parameters[leaf])  # type: ignore
+            yield names
+        finally:
+            for (part, leaf), value in zip(slots, before, strict=True):
+                part._parameters[leaf] = value
+
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """The blocks."""
+        return [self.net.get_submodule(name) for name in self.names]
+
+    def label(self, block: int, stage: int) -> str:
+        """What a block's output is called in the state that leaves a stage."""
+        name = self.names[block]
+        return "value" if block == stage else f"{name}:" if name in ("input", "value") else name
+
+    # ---- running
+
+    def run(self, x: Tree, instead: Call) -> Any:
+        """The network's output on what enters it; ``instead(block, own, args, kwargs)`` stands for its blocks."""
+        x = _cloned(x)
+        with _replaced(self.blocks, instead), _plain_attention():
+            arguments = self.arguments
+            return self.net(**arguments.named(x)) if arguments.main else self.net(x)
+
+    def stage(self, stage: int, state: Tree) -> Tree:
+        """The next state: the network's output after the last stage."""
+        x = state["input"] if stage else state
+        held = {k: state[self.label(k, stage - 1)] for k in range(stage) if self.label(k, stage - 1) in state}
+        particles = len(tree.leaves(x)[0])
+        ran: list[int] = []
+        reached: list[Any] = []
+        last = stage == len(self.names) - 1
+
+        def instead(block: int, own: Call, args: Any, kwargs: Any) -> Any:
+            ran.append(block)
+            if block < stage:
+                return _cloned(held[block]) if block in held else _like(self.shapes[block], particles, x)
+            found = own(*args, **kwargs)
+            if not last:
+                reached.append(found)
+                raise _Reached
+            return found
+
+        output = None
+        try:
+            output = self.run(x, instead)
+        except _Reached:
+            pass
+        if ran != list(range(stage + 1)) or (not last and not reached):
+            self.refuse_order(ran)
+        if last:
+            return output
+        held[stage] = reached[0]
+        kept = range(stage + 1) if self.needed is None else sorted(self.needed[stage])
+        return {"input": x} | {self.label(k, stage): held[k] for k in kept if k in held}
+
+    def refuse_order(self, ran: Sequence[int]) -> None:
+        """Refuses blocks that ran in another order, or not through a call."""
+        order = [self.names[k] for k in ran]
+        raise InvalidValue(
+            f"stages is {self.names}; in the forward pass these modules run as {order}. Each has to be called once, in "
+            "this order"
+        )
+
+
+@contextmanager
+def _replaced(blocks: Sequence[nn.Module], instead: Call) -> Iterator[None]:
+    """Calls of the blocks, their hooks included, go to ``instead``."""
+
+    def taking(block: int, own: Call) -> Call:
+        return lambda *args, **kwargs: instead(block, own, args, kwargs)
+
+    for k, block in enumerate(blocks):
+        block.__dict__["_call_impl"] = taking(k, block._call_impl)
+    try:
+        yield
+    finally:
+        for block in blocks:
+            block.__dict__.pop("_call_impl", None)
+
+
+@contextmanager
+def _plain_attention() -> Iterator[None]:
+    """Without torch's fast path for attention, which packs and unpacks around all layers together."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+
+
+def _cloned(x: Tree) -> Tree:
+    """A copy that a forward pass may write into."""
+    return tree.map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, x)
+
+
+def _like(example: Tree, particles: int, x: Tree) -> Tree:
+    """Zeros in place of an output that nothing needs."""
+    device = tree.leaves(x)[0].device
+
+    def made(leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor) or not leaf.dim():
+            return leaf
+        return torch.zeros((particles, *leaf.shape[1:]), dtype=leaf.dtype, device=device)
+
+    return tree.map(made, example)
