@@ -7,8 +7,10 @@ needed.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
+from itertools import chain, count
 from typing import Any
 
 from torch import fx, nn
@@ -176,21 +178,27 @@ class Flow:
         return alive[0] if len(alive) == 1 else dict(zip(self.labels(alive, stage), alive, strict=True))
 
     def labels(self, nodes: Sequence[fx.Node], stage: int) -> list[str]:
-        """Names of values after a stage: "value" is the output of its module, others are called as what made them."""
-        found = [self._label(node, stage) for node in nodes]
-        pairs = zip(found, nodes, strict=True)
-        return [label if found.count(label) == 1 or n.op == "placeholder" else f"{label}:{n.name}" for label, n in pairs]
+        """Names of values after a stage: "value" is the output of its module, others are called as what made them.
+
+        They are the same after each of several equal blocks.
+        """
+        found: list[str] = []
+        for node in nodes:
+            label = self._label(node, stage)
+            taken = (*self.arguments.main, *self.arguments.free, *found) if node.op != "placeholder" else ()
+            found.append(next(name for name in chain([label], map(f"{label}.{{}}".format, count(1))) if name not in taken))
+        return found
 
     def _label(self, node: fx.Node, stage: int) -> str:
         if node.op == "placeholder":
             return str(node.target)
         if stage >= 0 and node is self.ends[stage]:
-            label = "value"
-        elif is_getitem(node):
-            label = f"{self._label(node.args[0], stage)}.{node.args[1]}"  # type: ignore[arg-type]
-        else:
-            label = str(node.target) if node.op == "call_module" else node.name
-        return f"{label}:" if label in (*self.arguments.main, *self.arguments.free) else label
+            return "value"
+        if is_getitem(node):
+            return f"{self._label(node.args[0], stage)}.{node.args[1]}"  # type: ignore[arg-type]
+        if node.op == "call_module":
+            return next((part for part in reversed(str(node.target).split(".")) if not part.isdigit()), "layer")
+        return re.sub(r"_\d+$", "", node.name)
 
     def overwritten(self, stage: int) -> set[fx.Node]:
         """The values entering a stage that it writes into: it has to work on copies.

@@ -80,7 +80,7 @@ class Rerun:
     def run(self, x: Tree, instead: Call) -> Any:
         """The network's output on what enters it; ``instead(block, own, args, kwargs)`` stands for its blocks."""
         x = _cloned(x)
-        with _replaced(self.blocks, instead), _plain_attention():
+        with _replaced(self.blocks, instead), _plain_attention(), _own_buffers(self.net):
             arguments = self.arguments
             return self.net(**arguments.named(x)) if arguments.main else self.net(x)
 
@@ -150,6 +150,20 @@ def _plain_attention() -> Iterator[None]:
         yield
     finally:
         torch.backends.mha.set_fastpath_enabled(before)
+
+
+@contextmanager
+def _own_buffers(net: nn.Module) -> Iterator[None]:
+    """With copies of the buffers, which a forward pass may advance."""
+    slots = [(part._buffers, key) for part in net.modules() for key, value in part._buffers.items() if value is not None]
+    before = [held[key] for held, key in slots]
+    for (held, key), value in zip(slots, before, strict=True):
+        held[key] = value.clone()  # type: ignore[union-attr]
+    try:
+        yield
+    finally:
+        for (held, key), value in zip(slots, before, strict=True):
+            held[key] = value
 
 
 def _cloned(x: Tree) -> Tree:

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import torch
 from torch import fx, nn
 
 from mfoc.networks.cuts.transformers import plain_forward
 from mfoc.networks.inspection import has_own_pass
 from mfoc.seeding import watched
+
+
+# What makes tensors of a size, which torch alone does not record where the size is of what is traced.
+_FACTORIES: tuple[Any, ...] = tuple(
+    getattr(torch, name)
+    for name in "ones zeros full empty eye arange linspace logspace tril_indices triu_indices tensor as_tensor "
+    "rand randn randint randperm".split()
+)
 
 
 class Untraceable(Exception):
@@ -35,7 +45,8 @@ class _Tracer(fx.Tracer):
     """Opens the modules that named ones lie in; ``opened`` says whether others, of the user's making, are, too."""
 
     def __init__(self, net: nn.Module, names: Sequence[str], given: Sequence[str], *, opened: bool) -> None:
-        super().__init__()
+        super().__init__(autowrap_functions=_FACTORIES)
+        self._autowrap_search.append(torch)
         self.proxy_buffer_attributes = True  # what is computed of buffers is computed again, not frozen
         self.given, self.opened = given, opened
         self.whole = {id(net.get_submodule(name)) for name in names}
@@ -78,18 +89,44 @@ def trace(net: nn.Module, names: Sequence[str], given: Sequence[str], *, opened:
     Raises:
         Untraceable: the forward pass cannot be traced, or draws random numbers, which a trace would freeze.
     """
-    before, drawn = set(net.__dict__), watched()
     tracer = _Tracer(net, names, given, opened=opened)
-    try:
-        if not given:
-            raise Untraceable("its arguments have no names")
-        graph = tracer.trace(net)
-        made = {key: net.__dict__[key] for key in net.__dict__ if key not in before}
-    except Exception as error:  # whatever the forward pass says to tracing
-        raise Untraceable(str(error)) from error
-    finally:  # the tracer puts constants into the network
-        for key in [key for key in net.__dict__ if key not in before]:
-            del net.__dict__[key]
-    if drawn():
-        raise Untraceable("it draws random numbers")
+    if not given:
+        raise Untraceable("its arguments have no names")
+    drawn = watched()
+    with _restored(net) as changed:
+        try:
+            graph = tracer.trace(net)
+        except Exception as error:  # whatever the forward pass says to tracing
+            raise Untraceable(str(error)) from error
+        new = {(part, key) for part in net.modules() for key in changed(part)}
+        made = {key: net.__dict__[key] for key in tracer.tensor_attrs.values() if (net, key) in new}
+        if drawn():
+            raise Untraceable("it draws random numbers")
+        if len(new) > len(made):
+            raise Untraceable("it changes its own attributes")
     return Traced(graph, made)
+
+
+_SLOTS = ("_parameters", "_buffers", "_modules")
+
+
+@contextmanager
+def _restored(net: nn.Module) -> Iterator[Callable[[nn.Module], list[str]]]:
+    """Puts the attributes of a network back; what it gives names those that a module has got in the meantime."""
+    kept = [(part, dict(part.__dict__), [dict(part.__dict__[slot]) for slot in _SLOTS]) for part in net.modules()]
+    before = {id(part): (own, slots) for part, own, slots in kept}
+
+    def changed(part: nn.Module) -> list[str]:
+        own, slots = before[id(part)]
+        pairs = [(part.__dict__, own), *((part.__dict__[name], held) for name, held in zip(_SLOTS, slots, strict=True))]
+        return [key for now, then in pairs for key in now if now[key] is not then.get(key, now)]
+
+    try:
+        yield changed
+    finally:
+        for part, own, slots in kept:
+            part.__dict__.clear()
+            part.__dict__.update(own)
+            for name, held in zip(_SLOTS, slots, strict=True):
+                part.__dict__[name].clear()
+                part.__dict__[name].update(held)
