@@ -116,7 +116,9 @@ class Stage:
 
     def __init__(self, name: str, module: nn.Module) -> None:
         self.name, self.module = name, over_population(pure_copy(module, name))
-        own = {id(parameter) for parameter in self.module.parameters()}  # a stage may hold others, which it does not train
+        own = {
+            id(parameter) for parameter in self.module.parameters()
+        }  # a stage may hold others, which it does not train
         self.slots = [
             (key, owner, leaf)
             for prefix, owner in self.module.named_modules()

@@ -186,7 +186,9 @@ class Flow:
         for node in nodes:
             label = self._label(node, stage)
             taken = (*self.arguments.main, *self.arguments.free, *found) if node.op != "placeholder" else ()
-            found.append(next(name for name in chain([label], map(f"{label}.{{}}".format, count(1))) if name not in taken))
+            found.append(
+                next(name for name in chain([label], map(f"{label}.{{}}".format, count(1))) if name not in taken)
+            )
         return found
 
     def _label(self, node: fx.Node, stage: int) -> str:

@@ -49,7 +49,9 @@ def cut(net: nn.Module, names: Sequence[str]) -> Named:
     for name in names:
         around = [other for other in names if name.startswith(f"{other}.")]
         if around:
-            raise InvalidValue(f"stages names {name!r} and {around[0]!r}, which holds it; name its last part in its place")
+            raise InvalidValue(
+                f"stages names {name!r} and {around[0]!r}, which holds it; name its last part in its place"
+            )
     return list(zip(names, _parts(net, names), strict=True))
 
 

@@ -22,6 +22,9 @@ class Hooked(nn.Module):
     Its submodules are the network's, under the same names, so that the weights of a control can be put in.
     """
 
+    _rerun: Rerun
+    _index: int
+
     def __init__(self, rerun: Rerun, index: int) -> None:
         super().__init__()
         self.training = rerun.net.training
@@ -44,10 +47,9 @@ class Hooked(nn.Module):
 
     def forward(self, x: Tree) -> Tree:
         """The state that enters to the one that leaves."""
-        rerun: Rerun = self._rerun
-        if not self._index and rerun.needed is None:
-            verify(rerun, x)
-        return rerun.stage(self._index, x)
+        if not self._index and self._rerun.needed is None:
+            verify(self._rerun, x)
+        return self._rerun.step(self._index, x)
 
 
 def hooked_stages(net: nn.Module, names: Sequence[str]) -> list[Hooked]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from mfoc import tree
 from mfoc.errors import InvalidValue
 from mfoc.networks.cuts.arguments import Arguments
+from mfoc.networks.cuts.axes import Axes
 from mfoc.networks.cuts.owners import owners
 from mfoc.tree import Tree
 
@@ -33,6 +35,8 @@ class Rerun:
         owner: the stage of each parameter.
         needed: for each cut the blocks whose outputs later stages need; None until it is known: all are carried.
         shapes: an example of each block's output, from when that was found.
+        along: the axis of the particles of each leaf of these.
+        axes: where the particles lie in what is carried.
     """
 
     def __init__(self, net: nn.Module, names: Sequence[str]) -> None:
@@ -42,6 +46,8 @@ class Rerun:
         self.owner = owners(net, names)
         self.needed: list[set[int]] | None = None
         self.shapes: list[Tree] = []
+        self.along: list[list[int]] = []
+        self.axes = Axes()
         self._private: Rerun | None = None
 
     def private(self) -> Rerun:
@@ -84,11 +90,14 @@ class Rerun:
             arguments = self.arguments
             return self.net(**arguments.named(x)) if arguments.main else self.net(x)
 
-    def stage(self, stage: int, state: Tree) -> Tree:
+    def step(self, stage: int, state: Tree) -> Tree:
         """The next state: the network's output after the last stage."""
+        key = None if self.needed is None else tuple(map(frozenset, self.needed))
+        return self.axes.step(stage, key, partial(self._step, stage), state, last=stage == len(self.names) - 1)
+
+    def _step(self, stage: int, state: Tree, particles: int) -> Tree:
         x = state["input"] if stage else state
         held = {k: state[self.label(k, stage - 1)] for k in range(stage) if self.label(k, stage - 1) in state}
-        particles = len(tree.leaves(x)[0])
         ran: list[int] = []
         reached: list[Any] = []
         last = stage == len(self.names) - 1
@@ -96,7 +105,7 @@ class Rerun:
         def instead(block: int, own: Call, args: Any, kwargs: Any) -> Any:
             ran.append(block)
             if block < stage:
-                return _cloned(held[block]) if block in held else _like(self.shapes[block], particles, x)
+                return _cloned(held[block]) if block in held else _like(self.shapes[block], self.along[block], particles)
             found = own(*args, **kwargs)
             if not last:
                 reached.append(found)
@@ -104,10 +113,8 @@ class Rerun:
             return found
 
         output = None
-        try:
+        with suppress(_Reached):
             output = self.run(x, instead)
-        except _Reached:
-            pass
         if ran != list(range(stage + 1)) or (not last and not reached):
             self.refuse_order(ran)
         if last:
@@ -155,7 +162,9 @@ def _plain_attention() -> Iterator[None]:
 @contextmanager
 def _own_buffers(net: nn.Module) -> Iterator[None]:
     """With copies of the buffers, which a forward pass may advance."""
-    slots = [(part._buffers, key) for part in net.modules() for key, value in part._buffers.items() if value is not None]
+    slots = [
+        (part._buffers, key) for part in net.modules() for key, value in part._buffers.items() if value is not None
+    ]
     before = [held[key] for held, key in slots]
     for (held, key), value in zip(slots, before, strict=True):
         held[key] = value.clone()  # type: ignore[union-attr]
@@ -171,13 +180,12 @@ def _cloned(x: Tree) -> Tree:
     return tree.map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, x)
 
 
-def _like(example: Tree, particles: int, x: Tree) -> Tree:
+def _like(example: Tree, along: Sequence[int], particles: int) -> Tree:
     """Zeros in place of an output that nothing needs."""
-    device = tree.leaves(x)[0].device
 
-    def made(leaf: Any) -> Any:
+    def made(leaf: Any, axis: int) -> Any:
         if not isinstance(leaf, Tensor) or not leaf.dim():
             return leaf
-        return torch.zeros((particles, *leaf.shape[1:]), dtype=leaf.dtype, device=device)
+        return leaf.new_zeros([particles if k == axis else size for k, size in enumerate(leaf.shape)])
 
-    return tree.map(made, example)
+    return tree.rebuild(example, map(made, tree.leaves(example), along))

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 
 from mfoc import tree
 from mfoc.errors import InvalidValue
 from mfoc.networks.cuts.alive import Flow
 from mfoc.networks.cuts.arguments import Arguments
+from mfoc.networks.cuts.axes import Axes
 from mfoc.networks.cuts.operations import is_count
 from mfoc.tree import Tree
 
@@ -34,6 +38,7 @@ class Step:
     kwargs: dict[str, Any]
     place: int
     last: tuple[int, ...]  # places that nothing later needs
+    grad: bool = True  # whether derivatives go through it
 
 
 @dataclass(frozen=True)
@@ -46,6 +51,7 @@ class Program:
         copied: places of those it writes into.
         steps: its operations in order.
         result: the state that leaves, a tree whose leaves are places.
+        last: whether that is the network's output.
     """
 
     given: frozenset[str]
@@ -53,6 +59,7 @@ class Program:
     copied: tuple[int, ...]
     steps: tuple[Step, ...]
     result: Tree
+    last: bool
 
 
 def filled(value: Any, change: Callable[[Any], Any], kind: type) -> Any:
@@ -78,9 +85,12 @@ class Segment(nn.Module):
     are, at every stage.
     """
 
-    def __init__(self, net: nn.Module, programs: Mapping[frozenset[str], Program], first: Arguments | None) -> None:
+    def __init__(
+        self, net: nn.Module, programs: Mapping[frozenset[str], Program], arguments: Arguments, axes: Axes, index: int
+    ) -> None:
         super().__init__()
-        self._programs, self._first = dict(programs), first
+        self._programs, self._axes, self._index = dict(programs), axes, index
+        self._first = None if index else arguments
         self.training = net.training
 
     def program(self, x: Tree) -> Program:
@@ -91,7 +101,9 @@ class Segment(nn.Module):
         """
         if self._first is None:
             keys = set(x) if isinstance(x, dict) else set()
-            return next((own for own in self._programs.values() if own.given and set(own.entering) == keys), self._plain)
+            return next(
+                (own for own in self._programs.values() if own.given and set(own.entering) == keys), self._plain
+            )
         given = frozenset(self._first.named(x)) - set(self._first.main)
         if given not in self._programs:
             raise InvalidValue(
@@ -117,6 +129,10 @@ class Segment(nn.Module):
     def forward(self, x: Tree) -> Tree:
         """The state that enters to the one that leaves."""
         program = self.program(x)
+        move = partial(self._moved, program)
+        return self._axes.step(self._index, program.given, move, x, last=program.last)
+
+    def _moved(self, program: Program, x: Tree, particles: int) -> Tree:
         if self._first is not None:
             held = self._first.named(x)
             values = {k: held[name] for k, name in enumerate(program.entering)}
@@ -127,14 +143,15 @@ class Segment(nn.Module):
         for place in program.copied:
             values[place] = tree.map(Tensor.clone, values[place])
         for step in program.steps:
-            values[step.place] = self._outcome(step, values, x)
+            with nullcontext() if step.grad else torch.no_grad():
+                values[step.place] = self._outcome(step, values, particles)
             for place in step.last:
                 del values[place]
         return filled(program.result, lambda ref: values[ref.place], Ref)
 
-    def _outcome(self, step: Step, values: Mapping[int, Any], x: Tree) -> Any:
+    def _outcome(self, step: Step, values: Mapping[int, Any], particles: int) -> Any:
         if step.op == "count":
-            return len(tree.leaves(x)[0])
+            return particles
         if step.op == "get_attr":
             return operator.attrgetter(step.target)(self)
         args = filled(step.args, lambda ref: values[ref.place], Ref)
@@ -154,21 +171,21 @@ def segments(
     """The stages of a network, given its forward pass for each set of optional arguments; the first is for none.
 
     Raises:
-        InvalidValue: a stage hands on nothing, or in-place operations stand in the way.
     """
     stages = next(iter(flows.values())).stages
     programs = {given: [_program(flow, k) for k in range(stages)] for given, flow in flows.items()}
+    axes = Axes()
     parts: dict[frozenset[str], list[Segment]] = {}
     for given, own in programs.items():
         parts[given] = [
-            _attached(Segment(net, {given: program}, None), net, [program], constants[given]) for program in own
+            _attached(Segment(net, {given: program}, arguments, axes, 0), net, [program], constants[given]) for program in own
         ]
     plain = next(iter(parts))
     fit = [given for given in flows if all(map(_same_parameters, parts[given], parts[plain]))]
     made = []
     for k in range(stages):
         chosen = {given: programs[given][k] for given in fit}
-        segment = Segment(net, chosen, None if k else arguments)
+        segment = Segment(net, chosen, arguments, axes, k)
         for given in fit:
             _attached(segment, net, [chosen[given]], constants[given])
         made.append(segment)
@@ -197,6 +214,7 @@ def _program(flow: Flow, stage: int) -> Program:
         tuple(place[node] for node in entering if node in copied),
         tuple(_step(node, place, tuple(spent[node])) for node in run),
         filled(result, lambda node: Ref(place[node]), fx.Node),
+        stage == flow.stages - 1,
     )
 
 
@@ -204,7 +222,7 @@ def _step(node: fx.Node, place: Mapping[fx.Node, int], spent: tuple[int, ...]) -
     if is_count(node):
         return Step("count", None, (), {}, place[node], spent)
     args, kwargs = (filled(part, lambda n: Ref(place[n]), fx.Node) for part in (node.args, node.kwargs))
-    return Step(node.op, node.target, tuple(args), kwargs, place[node], spent)
+    return Step(node.op, node.target, tuple(args), kwargs, place[node], spent, not node.meta.get("no_grad"))
 
 
 def _sources(node: fx.Node) -> list[fx.Node]:

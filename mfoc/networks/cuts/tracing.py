@@ -48,7 +48,7 @@ class _Tracer(fx.Tracer):
         super().__init__(autowrap_functions=_FACTORIES)
         self._autowrap_search.append(torch)
         self.proxy_buffer_attributes = True  # what is computed of buffers is computed again, not frozen
-        self.given, self.opened = given, opened
+        self.given, self.opened, self.modes = given, opened, _modes()
         self.whole = {id(net.get_submodule(name)) for name in names}
         self.around = {
             id(net.get_submodule(".".join(parts[:n])))
@@ -69,11 +69,42 @@ class _Tracer(fx.Tracer):
             forward = partial(plain, module)
         return super().call_module(module, forward, args, kwargs)
 
+    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
+        """A node that says whether it was made where gradients are off."""
+        node = super().create_node(*args, **kwargs)
+        if _modes() != self.modes:
+            raise Untraceable("it changes a mode of torch (autocast, inference)")
+        if not torch.is_grad_enabled():
+            node.meta["no_grad"] = True
+        return node
+
     def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> Any:
         """The arguments that are given are open; the others keep their defaults, which control flow may depend on."""
         proxies = {name: self.create_proxy("placeholder", name, (), {}) for name in self.given}
         plain = plain_forward(self.root)
         return (lambda root: (plain or root_fn)(root, **proxies)), [self.root]
+
+
+def _modes() -> tuple[bool, ...]:
+    devices = ("cpu", "cuda")
+    return torch.is_inference_mode_enabled(), *(torch.is_autocast_enabled(device) for device in devices)
+
+
+@contextmanager
+def _whole_functions() -> Iterator[None]:
+    """Refuses functions with a backward pass of their own (checkpoints are some), which a trace would lose."""
+    kept = torch.autograd.Function.__dict__["apply"]
+
+    def apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
+        if any(isinstance(item, fx.Proxy) for item in (*args, *kwargs.values())):
+            raise Untraceable(f"{cls.__name__} has a backward pass of its own")
+        return kept.__get__(None, cls)(*args, **kwargs)
+
+    torch.autograd.Function.apply = classmethod(apply)  # type: ignore[assignment, method-assign]
+    try:
+        yield
+    finally:
+        torch.autograd.Function.apply = kept  # type: ignore[method-assign]
 
 
 def trace(net: nn.Module, names: Sequence[str], given: Sequence[str], *, opened: bool) -> Traced:
@@ -93,7 +124,7 @@ def trace(net: nn.Module, names: Sequence[str], given: Sequence[str], *, opened:
     if not given:
         raise Untraceable("its arguments have no names")
     drawn = watched()
-    with _restored(net) as changed:
+    with _restored(net) as changed, _whole_functions(), torch.enable_grad():
         try:
             graph = tracer.trace(net)
         except Exception as error:  # whatever the forward pass says to tracing

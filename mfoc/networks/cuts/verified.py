@@ -12,6 +12,7 @@ from torch import Tensor
 from mfoc import tree
 from mfoc.derivatives import reached
 from mfoc.errors import InvalidValue
+from mfoc.networks.cuts.axes import axes_of, hidden, particles_first
 from mfoc.networks.cuts.rerun import Call, Rerun
 from mfoc.tree import Tree
 
@@ -27,17 +28,20 @@ def verify(rerun: Rerun, x: Tree) -> None:
         InvalidValue: blocks run in another order or not once, parameters outside of them are used in two stages or
             belong to another one than was thought, or the stages are another function than the network.
     """
-    if any(_hidden(leaf) for leaf in tree.leaves(x)):
+    if any(map(hidden, (*tree.leaves(x), *rerun.net.parameters()))):
         return
     x = tree.detached(x)
     with torch.no_grad():
         expected, outputs = _recorded(rerun, x)
     with torch.enable_grad():
         uses = _uses(rerun, x, outputs)
-    rerun.shapes = outputs
+    along = iter(axes_of(lambda few: _recorded(rerun, few)[1], x))
+    rerun.shapes, rerun.along = outputs, [[next(along, 0) for _ in tree.leaves(output)] for output in outputs]
     last = len(rerun.names) - 1
     everything = [set(range(k + 1)) for k in range(last)]
-    found = [{j for j in range(k + 1) if j == k or any(j in uses[c] for c in range(k + 1, last + 1))} for k in range(last)]
+    found = [
+        {j for j in range(k + 1) if j == k or any(j in uses[c] for c in range(k + 1, last + 1))} for k in range(last)
+    ]
     for needed in (found, everything):
         rerun.needed = needed
         with torch.no_grad():
@@ -51,10 +55,6 @@ def verify(rerun: Rerun, x: Tree) -> None:
         "gives another value (it changes itself, draws random numbers, or its blocks hand something on in another way "
         "than by what they return). Leave this block out of stages, or make the network an nn.Sequential of stages"
     )
-
-
-def _hidden(leaf: Any) -> bool:
-    return not isinstance(leaf, Tensor) or leaf.is_meta or torch._C._functorch.is_functorch_wrapped_tensor(leaf)
 
 
 def _recorded(rerun: Rerun, x: Tree) -> tuple[Any, list[Tree]]:
@@ -97,7 +97,9 @@ def _uses(rerun: Rerun, x: Tree, outputs: Sequence[Tree]) -> list[set[int]]:
     _refuse_strangers(rerun, users)
     uses = []
     for tensors in received:
-        met = [any(reached(tensors, own)) or len(own) < len(tree.leaves(s)) for own, s in zip(leaves, stubs, strict=True)]
+        met = [
+            any(reached(tensors, own)) or len(own) < len(tree.leaves(s)) for own, s in zip(leaves, stubs, strict=True)
+        ]
         uses.append({block for block, used in enumerate(met) if used})
     return uses
 
@@ -119,9 +121,10 @@ def _culprit(rerun: Rerun, x: Tree, outputs: Sequence[Tree], expected: Any) -> s
     """The first block at which the stages part from the network; None where they do not."""
     state = x
     for stage, name in enumerate(rerun.names):
-        state = rerun.stage(stage, state)
+        state = rerun.step(stage, state)
         last = stage == len(rerun.names) - 1
-        if not _close(state if last else state["value"], expected if last else outputs[stage]):
+        found = state if last else state["value"]
+        if not _close(found, expected if last else particles_first(outputs[stage], rerun.along[stage])):
             return name
     return None
 

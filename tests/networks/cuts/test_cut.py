@@ -28,7 +28,13 @@ def names(state):
 
 def test_a_state_is_a_value_or_a_dict_of_what_is_alive():
     u_net = states(seeded(UNet), ["down1", "down2", "middle", "up2", "up1"], normal(2, 1, 8, 8))
-    assert [names(state) for state in u_net] == [None, ["tanh", "value"], ["tanh", "tanh.1", "value"], ["tanh", "value"], None]
+    assert [names(state) for state in u_net] == [
+        None,
+        ["tanh", "value"],
+        ["tanh", "tanh.1", "value"],
+        ["tanh", "value"],
+        None,
+    ]
     dense = states(seeded(Dense), ["layers.0", "layers.1", "head"], normal(2, 3))
     assert [names(state) for state in dense] == [["x", "value"], ["x", "tanh", "value"], None]
     gpt = states(seeded(GPT), [*LAYERS, "head"], tokens(2, 4))
@@ -206,7 +212,11 @@ def test_an_optional_argument_that_decides():
     ("make", "stages", "size"),
     [
         ("resnet18", ["conv1", "layer1.0.conv1", "layer1.0.bn2", "layer2.0.conv2", "layer3", "fc"], 32),
-        ("mobilenet_v3_small", ["features.0", "features.3.block.0", "features.5.block.1", "features.12", "classifier"], 32),
+        (
+            "mobilenet_v3_small",
+            ["features.0", "features.3.block.0", "features.5.block.1", "features.12", "classifier"],
+            32,
+        ),
         ("vit", ["conv_proj", "encoder.layers.encoder_layer_0.ln_1", "encoder.layers.encoder_layer_1", "heads"], 8),
     ],
 )

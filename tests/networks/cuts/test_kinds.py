@@ -16,7 +16,6 @@ from tests.networks.cuts.networks import GPT, LAYERS, padding, tokens
 from tests.problems import distance, normal
 
 
-
 def kinds(net, stages):
     """The kinds of a network's stages, as small numbers in the order in which they are met."""
     problem = mfoc.from_module(net, F.mse_loss, stages=stages)
