@@ -12,18 +12,101 @@ from torch import fx, nn
 
 # What says nothing of a tensor's values: its size, its kind, new tensors of either.
 _METADATA = frozenset(
-    "shape size dim ndim ndimension numel nelement stride dtype device is_cuda get_device is_floating_point is_complex "
-    "element_size layout requires_grad new_zeros new_ones new_full new_empty new_tensor".split()
+    [
+        "shape",
+        "size",
+        "dim",
+        "ndim",
+        "ndimension",
+        "numel",
+        "nelement",
+        "stride",
+        "dtype",
+        "device",
+        "is_cuda",
+        "get_device",
+        "is_floating_point",
+        "is_complex",
+        "element_size",
+        "layout",
+        "requires_grad",
+        "new_zeros",
+        "new_ones",
+        "new_full",
+        "new_empty",
+        "new_tensor",
+    ]
 )
 _VIEWS = frozenset(
-    "view view_as reshape reshape_as flatten unflatten squeeze unsqueeze transpose permute t T mT H mH swapaxes "
-    "swapdims movedim expand expand_as broadcast_to narrow select chunk split tensor_split hsplit vsplit unbind unfold "
-    "diagonal getitem detach contiguous to type type_as float double half bfloat16 real imag data dropout alias "
-    "positive requires_grad_".split()
+    [
+        "view",
+        "view_as",
+        "reshape",
+        "reshape_as",
+        "flatten",
+        "unflatten",
+        "squeeze",
+        "unsqueeze",
+        "transpose",
+        "permute",
+        "t",
+        "T",
+        "mT",
+        "H",
+        "mH",
+        "swapaxes",
+        "swapdims",
+        "movedim",
+        "expand",
+        "expand_as",
+        "broadcast_to",
+        "narrow",
+        "select",
+        "chunk",
+        "split",
+        "tensor_split",
+        "hsplit",
+        "vsplit",
+        "unbind",
+        "unfold",
+        "diagonal",
+        "getitem",
+        "detach",
+        "contiguous",
+        "to",
+        "type",
+        "type_as",
+        "float",
+        "double",
+        "half",
+        "bfloat16",
+        "real",
+        "imag",
+        "data",
+        "dropout",
+        "alias",
+        "positive",
+        "requires_grad_",
+    ]
 )
 _WRITERS = frozenset(
     getattr(operator, f"i{name}")
-    for name in "add sub mul truediv floordiv mod pow matmul and or xor lshift rshift concat".split()
+    for name in [
+        "add",
+        "sub",
+        "mul",
+        "truediv",
+        "floordiv",
+        "mod",
+        "pow",
+        "matmul",
+        "and",
+        "or",
+        "xor",
+        "lshift",
+        "rshift",
+        "concat",
+    ]
 ) | {operator.setitem}
 _PASSED_ON = (nn.Identity, nn.modules.dropout._DropoutNd, nn.Flatten, nn.Unflatten)
 

@@ -105,7 +105,9 @@ class Rerun:
         def instead(block: int, own: Call, args: Any, kwargs: Any) -> Any:
             ran.append(block)
             if block < stage:
-                return _cloned(held[block]) if block in held else _like(self.shapes[block], self.along[block], particles)
+                return (
+                    _cloned(held[block]) if block in held else _like(self.shapes[block], self.along[block], particles)
+                )
             found = own(*args, **kwargs)
             if not last:
                 reached.append(found)

@@ -178,7 +178,8 @@ def segments(
     parts: dict[frozenset[str], list[Segment]] = {}
     for given, own in programs.items():
         parts[given] = [
-            _attached(Segment(net, {given: program}, arguments, axes, 0), net, [program], constants[given]) for program in own
+            _attached(Segment(net, {given: program}, arguments, axes, 0), net, [program], constants[given])
+            for program in own
         ]
     plain = next(iter(parts))
     fit = [given for given in flows if all(map(_same_parameters, parts[given], parts[plain]))]

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dis
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from types import FrameType
 from typing import Any
 
 import torch
@@ -15,12 +18,27 @@ from mfoc.networks.cuts.transformers import plain_forward
 from mfoc.networks.inspection import has_own_pass
 from mfoc.seeding import watched
 
-
 # What makes tensors of a size, which torch alone does not record where the size is of what is traced.
 _FACTORIES: tuple[Any, ...] = tuple(
     getattr(torch, name)
-    for name in "ones zeros full empty eye arange linspace logspace tril_indices triu_indices tensor as_tensor "
-    "rand randn randint randperm".split()
+    for name in [
+        "ones",
+        "zeros",
+        "full",
+        "empty",
+        "eye",
+        "arange",
+        "linspace",
+        "logspace",
+        "tril_indices",
+        "triu_indices",
+        "tensor",
+        "as_tensor",
+        "rand",
+        "randn",
+        "randint",
+        "randperm",
+    ]
 )
 
 
@@ -69,6 +87,17 @@ class _Tracer(fx.Tracer):
             forward = partial(plain, module)
         return super().call_module(module, forward, args, kwargs)
 
+    def to_bool(self, obj: fx.Proxy) -> bool:
+        """A condition is asserted when the stage runs; any other cannot be decided now."""
+        frame = inspect.currentframe()
+        while frame is not None and frame.f_code.co_name in ("to_bool", "__bool__"):
+            frame = frame.f_back
+        if frame is None or not _asserts(frame):
+            return super().to_bool(obj)
+        where = f"{frame.f_code.co_filename}:{frame.f_lineno}"
+        self.create_proxy("call_function", torch._assert, (obj, f"the assertion at {where} does not hold"), {})
+        return True
+
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         """A node that says whether it was made where gradients are off."""
         node = super().create_node(*args, **kwargs)
@@ -83,6 +112,16 @@ class _Tracer(fx.Tracer):
         proxies = {name: self.create_proxy("placeholder", name, (), {}) for name in self.given}
         plain = plain_forward(self.root)
         return (lambda root: (plain or root_fn)(root, **proxies)), [self.root]
+
+
+def _asserts(frame: FrameType) -> bool:
+    """Whether the value that a frame is asking for decides an ``assert``: if it is true, a jump over the raising."""
+    code = [step for step in dis.get_instructions(frame.f_code) if step.offset >= frame.f_lasti and step.opname != "CACHE"]
+    jump = next((k for k, step in enumerate(code[:3]) if "JUMP" in step.opname), None)
+    if jump is None or "IF_TRUE" not in code[jump].opname:
+        return False
+    after = [step for step in code[jump + 1 : jump + 3] if step.opname != "NOT_TAKEN"][0]
+    return after.opname == "LOAD_ASSERTION_ERROR" or after.argval in ("AssertionError", AssertionError)
 
 
 def _modes() -> tuple[bool, ...]:
