@@ -1,7 +1,7 @@
 """A network cut into stages at named submodules: the state at a cut is whatever is alive there.
 
-``cut`` reads the forward pass by symbolic tracing where it can (``tracing``, ``alive``, ``segments``) and otherwise runs
-the network itself up to the next cut (``hooked``).
+``cut`` reads the forward pass by symbolic tracing where it can (``tracing``, ``alive``, ``segments``) and otherwise
+runs the network itself up to the next cut (``hooked``).
 """
 
 from mfoc.networks.cuts.cutting import cut, shared_between

@@ -48,8 +48,8 @@ class Flow:
         for node, name in zip(self.ends, names, strict=True):
             if node not in self.carried:
                 raise InvalidValue(
-                    f"stages names {name!r}, which is given nothing that depends on the input; leave it out: it belongs "
-                    "to the stage that uses it"
+                    f"stages names {name!r}, which is given nothing that depends on the input; leave it out: it "
+                    "belongs to the stage that uses it"
                 )
 
     @property
@@ -118,7 +118,7 @@ class Flow:
         stage = 0
         for node in self.nodes:
             taken = is_getitem(node) and node.args[0] in self.carried
-            found[node] = found[node.args[0]] if taken else stage  # type: ignore[index]
+            found[node] = found[node.args[0]] if taken else stage
             if node in self.ends:
                 stage = min(stage + 1, self.stages - 1)
         return found

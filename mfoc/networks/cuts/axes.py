@@ -1,4 +1,4 @@
-"""Along which axis the particles lie in a value that crosses a cut: recurrent layers and transformers may have it second.
+"""Along which axis the particles lie in a value that crosses a cut: recurrent layers may have them second.
 
 A state has the particles first. A value that has them elsewhere is turned when it leaves a stage, and back when it
 enters the next one.

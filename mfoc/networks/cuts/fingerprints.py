@@ -86,20 +86,22 @@ def _digest(value: Tensor) -> tuple[Hashable, ...]:
 
 
 def _of_segment(segment: Segment) -> Hashable | None:
-    programs = list(segment._programs.values())
+    if hooked(segment):
+        return None
+    programs = list(segment._programs.values())  # noqa: SLF001  (public names are the network's)
     called = list(dict.fromkeys(step.target for step in _steps(programs) if step.op in ("call_module", "get_attr")))
     prints = []
     for path in called:
         held = _at(segment, path)
         own = fingerprint(held) if isinstance(held, nn.Module) else _of_tensor(held)
-        if own is None or any(hooked(part) for part in segment.modules() if part is segment):
+        if own is None:
             return None
         prints.append(own)
     names = {path: f"#{k}" for k, path in enumerate(called)}
     steps = [_of_program(program, names) for program in programs]
     if any(step is None for step in steps):
         return None
-    first = segment._first
+    first = segment._first  # noqa: SLF001
     return Segment, segment.training, first, tuple(prints), tuple(steps), _weights(segment, names)
 
 

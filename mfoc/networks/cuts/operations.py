@@ -7,7 +7,6 @@ import operator
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import fx, nn
 
 # What says nothing of a tensor's values: its size, its kind, new tensors of either.
@@ -111,6 +110,16 @@ _WRITERS = frozenset(
 _PASSED_ON = (nn.Identity, nn.modules.dropout._DropoutNd, nn.Flatten, nn.Unflatten)
 
 
+def asserted(condition: Any, message: str) -> None:
+    """An ``assert`` of a forward pass.
+
+    Raises:
+        AssertionError: the condition does not hold.
+    """
+    if not condition:
+        raise AssertionError(message)
+
+
 def name_of(node: fx.Node) -> str:
     """What a call or an attribute is called."""
     if node.op == "call_function" and node.target is getattr:
@@ -180,6 +189,6 @@ def _argument(node: fx.Node, name: str) -> Any:
 
 def is_needless(node: fx.Node) -> bool:
     """Whether nothing is lost without it: no module is called, nothing is asserted, nothing is written."""
-    asserts = node.target in (torch._assert, getattr(torch, "_assert_async", None))
+    asserts = name_of(node) in ("asserted", "_assert", "_assert_async")
     plain = node.op in ("call_function", "call_method", "get_attr")
     return plain and not node.users and not asserts and written(node) is None

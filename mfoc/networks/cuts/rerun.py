@@ -142,7 +142,8 @@ def _replaced(blocks: Sequence[nn.Module], instead: Call) -> Iterator[None]:
         return lambda *args, **kwargs: instead(block, own, args, kwargs)
 
     for k, block in enumerate(blocks):
-        block.__dict__["_call_impl"] = taking(k, block._call_impl)
+        # It is what a call of a module looks up on the instance, and what runs its hooks.
+        block.__dict__["_call_impl"] = taking(k, getattr(block, "_call_impl"))  # noqa: B009
     try:
         yield
     finally:

@@ -82,7 +82,7 @@ class Segment(nn.Module):
     """One stage of a network: it shares the network's modules, under their names there.
 
     A network with optional arguments has a program for each set of them that may be given; the state holds those that
-    are, at every stage.
+    are, at every stage. Attributes are private, as those of the network have their names here.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class Segment(nn.Module):
         self._first = None if index else arguments
         self.training = net.training
 
-    def program(self, x: Tree) -> Program:
+    def _chosen(self, x: Tree) -> Program:
         """What this stage does with a state.
 
         Raises:
@@ -128,7 +128,7 @@ class Segment(nn.Module):
 
     def forward(self, x: Tree) -> Tree:
         """The state that enters to the one that leaves."""
-        program = self.program(x)
+        program = self._chosen(x)
         move = partial(self._moved, program)
         return self._axes.step(self._index, program.given, move, x, last=program.last)
 
@@ -168,10 +168,7 @@ def segments(
     constants: Mapping[frozenset[str], Mapping[str, Any]],
     arguments: Arguments,
 ) -> list[Segment]:
-    """The stages of a network, given its forward pass for each set of optional arguments; the first is for none.
-
-    Raises:
-    """
+    """The stages of a network, given its forward pass for each set of optional arguments; the first is for none."""
     stages = next(iter(flows.values())).stages
     programs = {given: [_program(flow, k) for k in range(stages)] for given, flow in flows.items()}
     axes = Axes()

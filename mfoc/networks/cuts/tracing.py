@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from mfoc.networks.cuts.operations import asserted
 from mfoc.networks.cuts.transformers import plain_forward
 from mfoc.networks.inspection import has_own_pass
 from mfoc.seeding import watched
@@ -95,7 +96,7 @@ class _Tracer(fx.Tracer):
         if frame is None or not _asserts(frame):
             return super().to_bool(obj)
         where = f"{frame.f_code.co_filename}:{frame.f_lineno}"
-        self.create_proxy("call_function", torch._assert, (obj, f"the assertion at {where} does not hold"), {})
+        self.create_proxy("call_function", asserted, (obj, f"the assertion at {where} does not hold"), {})
         return True
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
@@ -116,11 +117,13 @@ class _Tracer(fx.Tracer):
 
 def _asserts(frame: FrameType) -> bool:
     """Whether the value that a frame is asking for decides an ``assert``: if it is true, a jump over the raising."""
-    code = [step for step in dis.get_instructions(frame.f_code) if step.offset >= frame.f_lasti and step.opname != "CACHE"]
+    code = [
+        step for step in dis.get_instructions(frame.f_code) if step.offset >= frame.f_lasti and step.opname != "CACHE"
+    ]
     jump = next((k for k, step in enumerate(code[:3]) if "JUMP" in step.opname), None)
     if jump is None or "IF_TRUE" not in code[jump].opname:
         return False
-    after = [step for step in code[jump + 1 : jump + 3] if step.opname != "NOT_TAKEN"][0]
+    after = next(step for step in code[jump + 1 :] if step.opname != "NOT_TAKEN")
     return after.opname == "LOAD_ASSERTION_ERROR" or after.argval in ("AssertionError", AssertionError)
 
 
@@ -139,11 +142,11 @@ def _whole_functions() -> Iterator[None]:
             raise Untraceable(f"{cls.__name__} has a backward pass of its own")
         return kept.__get__(None, cls)(*args, **kwargs)
 
-    torch.autograd.Function.apply = classmethod(apply)  # type: ignore[assignment, method-assign]
+    torch.autograd.Function.apply = classmethod(apply)
     try:
         yield
     finally:
-        torch.autograd.Function.apply = kept  # type: ignore[method-assign]
+        torch.autograd.Function.apply = kept
 
 
 def trace(net: nn.Module, names: Sequence[str], given: Sequence[str], *, opened: bool) -> Traced:

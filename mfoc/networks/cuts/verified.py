@@ -83,7 +83,7 @@ def _uses(rerun: Rerun, x: Tree, outputs: Sequence[Tree]) -> list[set[int]]:
     leaves = [tree.tensors(stub) for stub in stubs]
     received: list[list[Tensor]] = [[] for _ in stubs]
 
-    def instead(block: int, own: Call, args: Any, kwargs: Any) -> Any:
+    def instead(block: int, _own: Call, args: Any, kwargs: Any) -> Any:
         received[block] += tree.tensors([args, kwargs])
         return tree.map(_kept, stubs[block])
 
@@ -112,8 +112,8 @@ def _refuse_strangers(rerun: Rerun, users: dict[str, list[int]]) -> None:
             layer = key.rpartition(".")[0]
             cure = f"name {layer!r} in stages, too" if layer and len(stages) == 1 else "leave cuts out"
             raise InvalidValue(
-                f"parameter {key!r}, which stands outside of the blocks, was counted to stage {rerun.names[own]!r} and is "
-                f"used in {strangers}: it cannot be the control of one stage; {cure}"
+                f"parameter {key!r}, which stands outside of the blocks, was counted to stage {rerun.names[own]!r} and "
+                f"is used in {strangers}: it cannot be the control of one stage; {cure}"
             )
 
 

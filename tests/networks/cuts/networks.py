@@ -119,8 +119,8 @@ class Recurrent(nn.Module):
         self.head = nn.Linear(4, 2)
 
     def forward(self, x: Tensor) -> Tensor:
-        out, (h, c) = self.first(x)
-        out, last = self.second(out)
+        out, (_, _) = self.first(x)
+        out, _ = self.second(out)
         found: Tensor = self.head(out[:, -1])
         return found
 
@@ -168,6 +168,61 @@ class Vision(nn.Module):
         return out
 
 
+class Rotating(nn.Module):
+    """Angles of the length that every block takes, and a part of a buffer of the block's as its mask."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.angles = nn.Embedding(7, 4), Angles()
+        self.blocks, self.head = nn.ModuleList(Rotated() for _ in range(3)), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.embed(x)
+        cos, sin = self.angles(h)
+        for block in self.blocks:
+            h = block(h, cos, sin)
+        out: Tensor = self.head(h).mean(1)
+        return out
+
+
+class Angles(nn.Module):
+    """Cosines and sines ``[length, 1]``: they have nothing to do with the particles."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        angle = torch.arange(x.shape[1], device=x.device, dtype=x.dtype)[:, None]
+        return angle.cos(), angle.sin()
+
+
+class Rotated(nn.Module):
+    """A causal mean of the places, turned."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+        self.register_buffer("mask", torch.ones(1, 9, 9).tril())
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        n, length, width = x.size()
+        seen = self.mask[:, :length, :length].expand(n, -1, -1) @ x
+        return x + self.layer(seen * cos + x.flip(-1) * sin).view(n, length, width).tanh()
+
+
+class Careful(nn.Module):
+    """Asserts something of sizes before and after its first layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(3, 3), nn.Linear(3, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, width = x.shape
+        assert n <= 4, "a small cloud"
+        y = self.a(x)
+        assert y.shape[1] == width
+        out: Tensor = self.b(y)
+        return out
+
+
 def tokens(n: int, length: int) -> Tensor:
     """Tokens ``[n, length]``, the same in every run."""
     return torch.arange(n * length).reshape(n, length) * 3 % 7
@@ -199,6 +254,7 @@ NETWORKS: dict[str, Case] = {
         (normal(3, 4, 4), normal(3, 5, 4, seed=1)),
         ["body.encoder.layers.0", "body.encoder.norm", "body.decoder.layers.0", "body.decoder.layers.1"],
     ),
+    "rotating": (Rotating, tokens(3, 5), ["blocks.0", "blocks.1", "blocks.2.layer"]),
     "recurrent": (Recurrent, normal(3, 5, 3), ["first", "second", "head"]),
     "vision": (Vision, normal(3, 1, 4, 4), ["patch", "blocks.0", "blocks.1", "head"]),
 }

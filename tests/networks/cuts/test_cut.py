@@ -10,7 +10,7 @@ from torch import Tensor, nn
 import mfoc
 from mfoc.networks.cuts import cut, shared_between
 from tests.architectures import Reused, seeded
-from tests.networks.cuts.networks import GPT, LAYERS, Dense, Masked, UNet, made, padding, tokens
+from tests.networks.cuts.networks import GPT, LAYERS, Careful, Dense, Masked, UNet, made, padding, tokens
 from tests.networks.cuts.test_alive import agrees
 from tests.problems import normal
 
@@ -53,7 +53,7 @@ def test_of_a_tuple_only_what_is_used_is_carried():
             self.first, self.last = nn.LSTM(3, 4, batch_first=True), nn.Linear(4, 2)
 
         def forward(self, x):
-            out, (h, c) = self.first(x)
+            out, (_, c) = self.first(x)
             return self.last(out[:, -1] + c.sum(0))
 
     assert names(states(seeded(Both), ["first", "last"], normal(2, 5, 3))[0]) == ["value.0", "value.1.1"]
@@ -147,6 +147,27 @@ def test_modules_that_decide_as_they_run_are_kept_whole():
     net = seeded(Net)
     problem = agrees(net, normal(4, 3), ["b", "c"])
     assert problem.kind(0) != (0,)
+
+
+def test_layers_may_be_called_as_they_like():
+    class Named(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.programs, self.first, self.axes, self.value = (nn.Linear(3, 3) for _ in range(4))
+            self.input, self.stage = nn.Linear(3, 3), nn.Linear(3, 3)
+
+        def forward(self, input):  # noqa: A002
+            y = self.first(self.programs(input)) + self.value(input)
+            return self.stage(self.input(self.axes(y)) + y) + input
+
+    agrees(seeded(Named), normal(4, 3), ["programs", "value", "axes", "input", "stage"])
+
+
+def test_assertions_hold_in_the_stage_where_they_stand():
+    net = seeded(Careful)
+    problem = agrees(net, normal(4, 3), ["a", "b"])
+    with pytest.raises(AssertionError, match="does not hold"):
+        problem.dynamics(0, normal(5, 3), problem.controls[0], None)
 
 
 def test_a_shared_parameter_is_in_both_stages():
