@@ -28,7 +28,7 @@ class Ref:
     place: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Step:
     """One operation: ``op`` and ``target`` as in torch.fx, or "count", the number of particles."""
 
@@ -41,7 +41,7 @@ class Step:
     grad: bool = True  # whether derivatives go through it
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Program:
     """What a stage does.
 

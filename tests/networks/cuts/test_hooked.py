@@ -99,6 +99,33 @@ def test_refusals(kind, stages, message):
         problem.validate(mfoc.Particles(normal(4, 3), normal(4, 2)))
 
 
+def test_many_weights_at_once():
+    """Under ``torch.func`` values cannot be looked at: all is carried then, and the outcome is the same."""
+    problem = mfoc.from_module(made(Quiet), F.mse_loss, stages=BLOCKS)
+    x, scales = normal(4, 3), torch.tensor([0.5, 1.0, 2.0], dtype=torch.float64)
+
+    def at(scale):
+        controls = mfoc.tree.map(lambda leaf: scale * leaf, problem.controls)
+        return output(problem, x, controls=controls)
+
+    early = torch.func.vmap(at)(scales)  # before anything was verified
+    alone = torch.stack([at(scale) for scale in scales])
+    torch.testing.assert_close(early, alone, rtol=1e-12, atol=1e-13)
+    torch.testing.assert_close(torch.func.vmap(at)(scales), alone, rtol=1e-12, atol=1e-13)
+
+
+class Quiet(branching.Stacked):
+    """Decides by what is no tensor."""
+
+    def forward(self, x, scale=None):
+        h = self.embed(x)
+        kept = []
+        for layer in self.blocks if len(x) else []:
+            h = layer(h)
+            kept.append(h)
+        return self.finish(h + kept[0] + x)
+
+
 def test_a_whole_encoder_in_evaluation_mode():
     """Its own fast path, which packs what is not padding, is left."""
     layer = nn.TransformerEncoderLayer(4, 2, 6, dropout=0.0, batch_first=True)
