@@ -15,6 +15,8 @@ from mfoc import tree
 from mfoc.errors import InvalidValue
 from mfoc.tree import Tree
 
+_functorch: Any = torch._C._functorch  # noqa: SLF001  there is no public way to ask
+
 
 def gradients(
     outputs: Tensor | Sequence[Tensor],
@@ -96,6 +98,11 @@ def _marked(made: Any, above: tuple[Any, ...] = ()) -> str:
         if inside and (found := _marked(held, (*above, made))):
             return found
     return ""
+
+
+def transforming() -> bool:
+    """Whether a ``torch.func`` transform is active, in which values cannot be compared."""
+    return _functorch.maybe_current_level() is not None
 
 
 @contextmanager

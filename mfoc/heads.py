@@ -20,6 +20,7 @@ from mfoc.checks import check_callable, check_instance, check_signature, kind_of
 from mfoc.constraints import Constraint, Equality
 from mfoc.errors import InvalidType, InvalidValue
 from mfoc.networks.inspection import is_affine, mixes, refuse_unfit
+from mfoc.networks.problem import NetworkProblem
 from mfoc.networks.stages import Stage
 from mfoc.particles import Particles
 from mfoc.policies.problem import Feedback
@@ -128,7 +129,7 @@ def with_head(
 
 def _check(problem: Any, head: Any, control: Any) -> None:
     check_instance(Problem, "mfoc.Problem", problem=problem)
-    if type(problem) not in (Problem, WithHead, Feedback):
+    if type(problem) not in (Problem, NetworkProblem, WithHead, Feedback):
         raise InvalidType(
             f"problem is {kind_of(problem)}; expected a plain mfoc.Problem: give that one its head first, and make the "
             "richer problem of what mfoc.with_head returns"

@@ -19,13 +19,12 @@ from torch import Tensor, nn
 
 from mfoc import tree
 from mfoc.checks import kind_of
-from mfoc.derivatives import gradients, without_fast_path
+from mfoc.derivatives import gradients, transforming, without_fast_path
 from mfoc.errors import InvalidType, InvalidValue
 from mfoc.seeding import watched
 from mfoc.tree import Tree
 
 logger = logging.getLogger(__name__)
-_transforms: Any = torch._C._functorch
 
 Function = Callable[..., Tree]
 
@@ -92,7 +91,7 @@ class Mapper:
                 found = way.loop(function, trees)
                 self._tell(count, self._unfit)
                 return found
-            nested = _transforms.maybe_current_level() is not None
+            nested = transforming()
             reason: Any = None
             if not nested and count and way.name not in self._seen:
                 reason = self._distrust(way, function, trees)

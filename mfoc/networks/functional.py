@@ -16,10 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mfoc import tree
 from mfoc.networks.inspection import copied, hooked, pure_copy
 from mfoc.networks.recomputation import without_reentry
 from mfoc.networks.references import attributes, refers, refuse_captured, tensors
-from mfoc.tree import registered
+from mfoc.tree import Tree, registered
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,6 +48,7 @@ class FunctionalModule:
         names: of the weights, the parameters that require grad, in the order of the module. One that is met several
             times has its first name.
         plain: all parts are torch's own, and none has hooks.
+        writes: it may write into its inputs, and is given copies; see ``settle``.
         constant: plain, and nothing is given and nothing in it can change.
     """
 
@@ -65,6 +67,7 @@ class FunctionalModule:
         self._copied = {place for place, part in enumerate(self._parts) if part.buffers and moving[place]}
         self.constant = self.plain and not self.names and not any(p.training and p._buffers for p in self._modules)
         self._hooked = hooked(self.module)
+        self.writes = not self.plain or any(getattr(part, "inplace", False) for part in self._modules)
         own = next((p for p in self.module.parameters() if p.requires_grad), None)
         self._home = None if own is None else (own.device, own.dtype)
         self._elsewhere: dict[tuple[torch.device, torch.dtype], FunctionalModule] = {}
@@ -77,6 +80,8 @@ class FunctionalModule:
     def __call__(self, weights: Mapping[str, Tensor], *args: Any, **kwargs: Any) -> Any:
         """The module's output at given weights."""
         own = self.on(weights)
+        if self.writes:
+            args, kwargs = tree.map(_clone, [args, kwargs])
         return registered(own.run(own.at(weights), *args, **kwargs))
 
     def on(self, weights: Mapping[str, Tensor]) -> FunctionalModule:
@@ -120,8 +125,12 @@ class FunctionalModule:
             self._link(made, weights, buffers)
         return made[0]
 
-    def settle(self, module: nn.Module) -> None:
-        """Copies from now on only those buffers that may change: in training mode, or written in this evaluation."""
+    def settle(self, module: nn.Module, inputs: Tree) -> None:
+        """Copies from now on only what may change, seen after an evaluation of a module on inputs of its own.
+
+        These are the buffers in training mode, or that were written, and the inputs if they were.
+        """
+        self.writes = any(isinstance(leaf, Tensor) and leaf._version for leaf in tree.leaves(inputs))
         for place, part in enumerate(module.modules()):
             own = self._parts[place].buffers
             kept = part._buffers.keys() == own.keys() and all(_same(part._buffers[key], own[key]) for key in own)
@@ -165,6 +174,10 @@ def functional(module: nn.Module, name: str = "") -> FunctionalModule:
     """
     refuse_captured(module, name)
     return FunctionalModule(pure_copy(module, name))
+
+
+def _clone(leaf: Any) -> Any:
+    return leaf.clone() if isinstance(leaf, Tensor) else leaf
 
 
 def _same(left: Tensor | None, right: Tensor | None) -> bool:

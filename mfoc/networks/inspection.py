@@ -197,7 +197,7 @@ def copied(module: Module, name: str = "") -> Module:
 
 
 def pure_copy(module: Module, name: str = "") -> Module:
-    """A private copy that writes neither into its inputs nor into itself, and changes no value.
+    """A private copy that advances no statistics and changes no value. It may write into its inputs, as the module does.
 
     In training mode batch norm uses the statistics of the cloud: without running averages there is none to advance; and
     spectral norm is exact. An error calls the module by ``name``.
@@ -213,7 +213,10 @@ def pure_copy(module: Module, name: str = "") -> Module:
     for _, norm in training_norms(private):
         norm.running_mean = norm.running_var = norm.num_batches_tracked = None
     made_exact(private)
-    return without_inplace(private)
+    # A layer by itself need not write into its input; within others it may be meant to.
+    if type(private) in ELEMENTWISE and getattr(private, "inplace", False):
+        private.inplace = False  # type: ignore[assignment]
+    return private
 
 
 # ---- what is refused, with an InvalidValue that says which part it is

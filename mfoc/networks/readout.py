@@ -13,7 +13,7 @@ from mfoc import tree
 from mfoc.checks import check_instance
 from mfoc.errors import InvalidType, InvalidValue
 from mfoc.networks.inputs import Inputs
-from mfoc.networks.inspection import Norm, copied, trainable, training_norms
+from mfoc.networks.inspection import Norm, copied, is_chain, trainable, training_norms
 from mfoc.networks.spectral import settle
 from mfoc.networks.stages import Named, named_stages, shared_names
 from mfoc.particles import Particles
@@ -80,8 +80,10 @@ def refresh(solved: nn.Module, parts: Named, source: Any) -> None:
             stacklevel=3,
         )
         return
+    # Layer by layer where each is called as it stands, for those that ask for the data; else the network itself.
+    chain = parts if is_chain(solved) else [("net", solved)]
     modules = [
-        (module, Inputs(module, name, takes_data=_asks(module), several=module is solved)) for name, module in parts
+        (module, Inputs(module, name, takes_data=_asks(module), several=module is solved)) for name, module in chain
     ]
 
     def run(cloud: Particles) -> None:

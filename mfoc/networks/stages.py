@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from mfoc import tree
 from mfoc.checks import with_article
+from mfoc.derivatives import transforming
 from mfoc.errors import InvalidType, InvalidValue
 from mfoc.networks.cuts import cut, fingerprint
 from mfoc.networks.functional import FunctionalModule
@@ -24,7 +25,6 @@ from mfoc.tree import Tree, registered
 from mfoc.validation import same_values
 
 logger = logging.getLogger(__name__)
-_functorch: Any = torch._C._functorch  # noqa: SLF001  there is no public way to ask
 
 Named = list[tuple[str, nn.Module]]
 
@@ -138,7 +138,7 @@ class Stage:
         self.direct = None if self.hooked or constants else _DIRECT.get(type(self.module))
         self.takes_data = getattr(self.module, "takes_data", False) is True  # data are given where they are asked for
         self.inputs = Inputs(self.module, name, takes_data=self.takes_data, several=whole)
-        self.checked = self.function.plain
+        self.checked = self.function.plain and not self.function.writes
 
     def controls(self) -> dict[str, Tensor]:
         """The weights of the user's module, by name."""
@@ -158,17 +158,21 @@ class Stage:
     @torch.no_grad()
     def _check(self, x: Tree, u: dict[str, Tensor], z: Tree) -> None:
         """Refuses, at the first call, a module whose output depends on what its own forward pass has changed in it."""
-        if any(map(in_transform, (*tree.leaves(x), *u.values()))):
-            return  # values cannot be compared there
-        function, (args, kwargs) = self.function.on(u), self.inputs(x)
-        module = function.at(u)
-        kwargs = {**kwargs, "z": z} if self.takes_data else kwargs
-        drawn = watched()
-        first = registered(function.run(module, *args, **kwargs))
-        function.settle(module)
+        if transforming():
+            return
+        function = self.function.on(u)
+        module, drawn = function.at(u), watched()
+
+        def run() -> tuple[Tree, Tree]:
+            args, kwargs = self.inputs(tree.copy(x))
+            kwargs = {**kwargs, "z": tree.copy(z)} if self.takes_data else kwargs
+            return tree.copy(registered(function.run(module, *args, **kwargs))), [args, kwargs]
+
+        first, inputs = run()
+        function.settle(module, inputs)
         self.checked = True
         try:
-            same = same_values(first, registered(function.run(module, *args, **kwargs)))
+            same = same_values(first, run()[0])
         except (RuntimeError, ValueError, LookupError, AttributeError):
             same = False
         if not same and not drawn():  # random numbers are another matter
@@ -181,11 +185,6 @@ class Stage:
     def kind(self) -> Hashable:
         """A fingerprint: stages with the same one compute the same function of (x, u, z). None when not sure."""
         return fingerprint(self.module)
-
-
-def in_transform(leaf: Any) -> bool:
-    """Whether a leaf is a tensor within a ``torch.func`` transform, where values cannot be compared."""
-    return isinstance(leaf, Tensor) and _functorch.is_functorch_wrapped_tensor(leaf)
 
 
 @cache

@@ -269,3 +269,33 @@ def test_a_network_is_left_alone():
         mfoc.solve(problem, mfoc.Gradient(functools.partial(torch.optim.SGD, lr=0.1)), (x, normal(5, 2)), steps=2)
         assert same_bits(before, net.state_dict())
         assert all(p.grad is None for p in net.parameters())
+
+
+class InPlace(nn.Module):
+    """What its layer writes into is used again, and it is the input itself where ``first``."""
+
+    def __init__(self, first, layer):
+        super().__init__()
+        self.linear, self.first, self.layer = nn.Linear(3, 3), first, layer
+
+    def forward(self, x):
+        h = x if self.first else self.linear(x)
+        h = h + 0 if not self.first and not isinstance(self.layer, nn.Module) else h
+        y = self.layer(h)
+        return self.linear(y) + h
+
+
+@pytest.mark.parametrize("layer", [nn.ReLU(inplace=True), F.relu_, lambda h: h.mul_(2)], ids=["layer", "relu_", "mul_"])
+@pytest.mark.parametrize("first", [True, False])
+def test_what_is_written_in_place_is_what_torch_computes(first, layer):
+    """The state that enters is left alone."""
+    net, x, y = seeded(lambda: InPlace(first, layer)), normal(5, 3), normal(5, 3, seed=1)
+    twin, kept = seeded(lambda: InPlace(first, layer)), x.clone()
+    problem = mfoc.from_module(net, F.mse_loss)
+    for _ in range(2):
+        value, gradient = mfoc.evaluate(problem, problem, (x, y))
+        expected = F.mse_loss(twin(x.clone()), y)
+        assert value == pytest.approx(expected.item(), rel=1e-12)
+        torch.testing.assert_close(list(gradient[0].values()), list(torch.autograd.grad(expected, twin.parameters())))
+    mfoc.costates(problem, problem, mfoc.rollout(problem, problem, (x, y)), (x, y))
+    assert torch.equal(x, kept)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from mfoc import tree
+from mfoc.derivatives import transforming
 from mfoc.tree import Tree
 
 Turn = Callable[[Tensor, int], Tensor]
@@ -47,15 +48,13 @@ class Axes:
 
         if last:
             return run(x)
-        if (cut, key) not in self.found and not any(map(hidden, tree.leaves(x))):
+        if (cut, key) not in self.found and not transforming() and all(map(_has_values, tree.leaves(x))):
             self.found[cut, key] = axes_of(run, x)
         return particles_first(run(x), self.found.get((cut, key)))
 
 
-def hidden(leaf: Any) -> bool:
-    """Whether the values of a leaf cannot be looked at: it is no tensor, has no values, or stands for many."""
-    functional = torch._C._functorch  # noqa: SLF001  (there is no public way to ask)
-    return not isinstance(leaf, Tensor) or leaf.is_meta or functional.is_functorch_wrapped_tensor(leaf)
+def _has_values(leaf: Any) -> bool:
+    return isinstance(leaf, Tensor) and not leaf.is_meta
 
 
 @torch.no_grad()

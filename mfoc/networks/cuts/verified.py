@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from mfoc import tree
-from mfoc.derivatives import reached
+from mfoc.derivatives import reached, transforming
 from mfoc.errors import InvalidValue
-from mfoc.networks.cuts.axes import axes_of, hidden, particles_first
+from mfoc.networks.cuts.axes import axes_of, particles_first
 from mfoc.networks.cuts.rerun import Call, Rerun
 from mfoc.tree import Tree
 
@@ -28,7 +28,7 @@ def verify(rerun: Rerun, x: Tree) -> None:
         InvalidValue: blocks run in another order or not once, parameters outside of them are used in two stages or
             belong to another one than was thought, or the stages are another function than the network.
     """
-    if any(map(hidden, (*tree.leaves(x), *rerun.net.parameters()))):
+    if transforming():
         return
     x = tree.detached(x)
     with torch.no_grad():
