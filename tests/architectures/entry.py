@@ -47,6 +47,7 @@ class Architecture:
         refused: door -> a regular expression of the message, cure included; every other door is equal to torch.
         held: the buffers that its own forward pass advances in training mode are held: each step starts from those of
             the network that was given.
+        second: torch has second derivatives of it.
         rtol: how near to torch.
         slow: marks its tests.
     """
@@ -60,6 +61,7 @@ class Architecture:
     at: int = 0
     refused: Mapping[str, str] = field(default_factory=dict)
     held: bool = False
+    second: bool = True
     rtol: float = 1e-9
     slow: bool = False
 

@@ -179,9 +179,7 @@ LAYERS = [
     ),
     spectral(True),
     spectral(False),
-    Architecture(
-        "weight norm", lambda: Plain(nn.utils.parametrizations.weight_norm(nn.Linear(3, 4))), TABULAR
-    ),
+    Architecture("weight norm", lambda: Plain(nn.utils.parametrizations.weight_norm(nn.Linear(3, 4))), TABULAR),
     Architecture("old weight norm", lambda: Plain(nn.utils.weight_norm(nn.Linear(3, 4))), TABULAR),
     Architecture("pruned", pruned, TABULAR),
     Architecture("frozen backbone, chain", frozen, TABULAR),

@@ -16,7 +16,9 @@ _IMAGES = numbers(1, 4, 4, classes=2)
 
 
 def chain() -> nn.Module:
-    return nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), nn.ReLU(inplace=True), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(8, 2))
+    return nn.Sequential(
+        nn.Conv2d(1, 2, 3, padding=1), nn.ReLU(inplace=True), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(8, 2)
+    )
 
 
 class ResNet(nn.Module):

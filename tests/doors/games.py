@@ -25,16 +25,20 @@ def pgd(entry: Architecture) -> None:
     robust = made.readout(solution)
 
     torchs = Network(entry)
-    before, _, _ = torchs.pieces()
+    before, first, after = torchs.pieces()
+
+    def rest(point: Any) -> Any:
+        return torchs(torchs(point, first), after)
+
     length = 2.5 * EPSILON / STEPS
-    entered = before(x).detach()
+    entered = torchs(x, before).detach()
     eta = torch.zeros_like(entered)
     for _ in range(STEPS):
         point = (entered + eta).requires_grad_()
-        mean(entry.loss, _rest(torchs, point), z).backward()  # type: ignore[no-untyped-call]
+        mean(entry.loss, rest(point), z).backward()  # type: ignore[no-untyped-call]
         assert point.grad is not None
         eta = (eta + length * point.grad.sign()).clamp(-EPSILON, EPSILON)
-    torchs.step(mean(entry.loss, _rest(torchs, before(x) + eta), z))
+    torchs.step(mean(entry.loss, rest(torchs(x, before) + eta), z))
     near(dict(named(robust)), named(torchs.net), entry.rtol)
     assert not robust.training
     near(values(called(robust, x)), values(called(averaged(torchs.net, x), x)), entry.rtol)
@@ -46,32 +50,28 @@ def yopo(entry: Architecture) -> None:
     made = game(net, entry.loss, (x, z), epsilon=EPSILON, bounds=None, at=entry.at)
     torchs = Network(entry)
     before, first, after = torchs.pieces()
-    entered = before(x).detach()
+    entered = torchs(x, before).detach()
     eta = 0.05 * torch.randn(entered.shape, generator=torch.Generator().manual_seed(3)).to(entered)
     problem, length = made.problem, 0.02
-    play = mfoc.maximisers.YOPO(2, 2, length).play(problem, problem.controls, mfoc.Particles(x, z), eta)
+    play = mfoc.maximisers.YOPO(2, 2, length).play(problem, problem.controls, mfoc.Particles(x, z), eta.clone())
 
     parts = [before, first, after] if entry.at else [first, after]
-    weights = [_weights(part) for part in parts]
+    weights: list[list[Any]] = [list(named(part).values()) for part in parts]
     expected, slopes = adversaries.yopo(
-        [lambda h, part=part: _listed(part(h)) for part in parts],
-        weights, lambda h: shares(entry.loss, h, z), x, problem.ball, eta, 2, 2, length, s=entry.at,
+        [lambda h, part=part: _listed(torchs(_copied(h), part)) for part in parts],
+        weights, lambda h: shares(entry.loss, h, z), x, problem.ball, eta.requires_grad_(), 2, 2, length, s=entry.at,
     )  # fmt: skip
     near([play.disturbance], [expected], entry.rtol)
-    of = {id(p): slope for part, found in zip(weights, slopes, strict=True) for p, slope in zip(part, found, strict=True)}
+    of = {
+        id(p): slope for part, found in zip(weights, slopes, strict=True) for p, slope in zip(part, found, strict=True)
+    }
     gradient = mfoc.to_module(net, play.gradient)
     near(dict(named(gradient)), {name: of[id(p)] for name, p in named(torchs.net).items()}, entry.rtol)
 
 
-def _rest(torchs: Network, point: Any) -> Any:
-    """The output from the disturbed state on."""
-    _, first, after = torchs.pieces()
-    return after(first(point))
-
-
-def _weights(part: Any) -> list[Any]:
-    net = part.net if isinstance(part, Network) else part
-    return [p for p in net.parameters() if p.requires_grad] if isinstance(net, torch.nn.Module) else []
+def _copied(h: Any) -> Any:
+    """A state that layers in place may write over."""
+    return mfoc.tree.map(torch.clone, h)
 
 
 def _listed(output: Any) -> Any:

@@ -31,11 +31,11 @@ def train(entry: Architecture) -> None:
     for _ in range(3):
         losses.append(mean(entry.loss, torchs(x), z))
         torchs.step(losses[-1])
-    near([torch.as_tensor(record["value"], dtype=losses[0].dtype) for record in _records(solution)], losses, entry.rtol)
+    near([torch.as_tensor(record["value"], dtype=losses[0].dtype) for record in solution.history], losses, entry.rtol)
     near(dict(named(solved)), named(torchs.net), entry.rtol)
     near(values(called(solved, x)), values(called(torchs.net, x)), entry.rtol)
-    mine = _refreshed(mfoc.to_module(net, solution), x)
-    near(values(called(mine, x)), values(called(averaged(torchs.net, x), x)), entry.rtol)
+    mfoc.networks.refresh_averages(solved, [x])
+    near(values(called(solved.eval(), x)), values(called(averaged(torchs.net, x), x)), entry.rtol)
     _untouched(net, before, entry)
 
 
@@ -65,13 +65,16 @@ def certify(entry: Architecture) -> None:
     problem = mfoc.from_module(net, entry.loss)
     small = sum(p.numel() for p in named(net).values()) <= FEW
     inner = mfoc.minimisers.LBFGS(steps=2)
-    found = mfoc.certify(problem, problem.controls, (x, z), inner=inner, starts=1, groups=2, lanczos=30 if small else 2)
+    found = mfoc.certify(problem, problem.controls, (x, z), inner=inner, starts=1, groups=2, lanczos=1)
 
     torchs = Network(entry)
     slopes = torchs.slopes(mean(entry.loss, torchs(x), z)).values()
     norm = math.sqrt(sum(float(slope.abs().square().sum()) for slope in slopes))
     assert found.residual == _about(norm, entry)
-    if small:
+    if not entry.second:
+        assert math.isnan(found.hessian.value)
+        assert found.hessian_note
+    elif small:
         assert found.hessian.value == _about(_least_eigenvalue(entry, x, z), entry, 1e-6)
 
 
@@ -95,22 +98,15 @@ def _least_eigenvalue(entry: Architecture, x: Any, z: Any) -> float:
             else torch.zeros_like(slope)
             for entry_of in slope
         ]
-    return float(torch.linalg.eigvalsh(torch.stack(rows).detach().double())[0])
+    hessian = torch.stack(rows).detach().double()
+    torch.testing.assert_close(hessian, hessian.mT, rtol=entry.rtol, atol=entry.rtol)
+    return float(torch.linalg.eigvalsh(hessian)[0])
 
 
 def _flat(parts: tuple[Tensor | None, ...], like: list[nn.Parameter]) -> Tensor:
     """One vector of real numbers."""
     filled = [torch.zeros_like(p) if part is None else part for part, p in zip(parts, like, strict=True)]
     return torch.cat([(torch.view_as_real(g.conj()) if g.is_complex() else g).flatten() for g in filled])
-
-
-def _records(solution: Any) -> Any:
-    return solution.history
-
-
-def _refreshed(solved: nn.Module, x: Any) -> nn.Module:
-    mfoc.networks.refresh_averages(solved, [x])
-    return solved.eval()
 
 
 def _state(net: nn.Module) -> Any:

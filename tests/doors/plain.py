@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -78,20 +78,20 @@ class Network:
     def __init__(self, entry: Architecture) -> None:
         self.entry, self.net, self.loss = entry, entry.make(), entry.loss
 
-    def __call__(self, x: Any, piece: Callable[[Any], Any] | None = None) -> Any:
-        """Its output; ``piece`` is a part of it. Buffers are put back where the entry says that they are held."""
+    def __call__(self, x: Any, piece: nn.Module | None = None) -> Any:
+        """Its output, or that of a piece. Buffers are put back where the entry says that they are held."""
         kept = [buffer.clone() for buffer in self.net.buffers()] if self.entry.held else []
         output = called(self.net, x) if piece is None else piece(x)
         for buffer, value in zip(self.net.buffers(), kept, strict=self.entry.held):
             buffer.data = value  # not in place: the graph holds what was there
         return output
 
-    def pieces(self) -> tuple[Callable[[Any], Any], Callable[[Any], Any], Callable[[Any], Any]]:
+    def pieces(self) -> list[nn.Module]:
         """What comes before the disturbed stage, that stage, and what follows."""
         if not isinstance(self.net, nn.Sequential):
-            return lambda x: x, self, lambda x: x
+            return [nn.Identity(), self.net, nn.Identity()]
         s = self.entry.at
-        return self.net[:s], self.net[s], self.net[s + 1 :]
+        return [self.net[:s], self.net[s], self.net[s + 1 :]]
 
     def slopes(self, value: Tensor) -> dict[str, Tensor]:
         """The gradient in the weights."""
@@ -124,8 +124,11 @@ def averaged(net: nn.Module, x: Any) -> nn.Module:
         norm.reset_running_stats()
         if norm.track_running_stats and not isinstance(norm, nn.modules.batchnorm._BatchNorm):
             norm.momentum = 1.0  # update_bn leaves instance norms alone
-    if norms:
+    if any(isinstance(norm, nn.modules.batchnorm._BatchNorm) for norm in norms):
         torch.optim.swa_utils.update_bn([x], net)
+    elif norms:
+        with torch.no_grad():
+            called(net, x)
     return net.eval()
 
 
@@ -143,6 +146,15 @@ def near(found: Any, expected: Any, rtol: float, floor: float = 0.0) -> None:
 
 @contextmanager
 def twice_differentiable() -> Iterator[None]:
-    """Attention by the kernel that has second derivatives."""
-    with sdpa_kernel(SDPBackend.MATH):
-        yield
+    """Attention by the kernel that has second derivatives, and weight norm by its formula.
+
+    The second derivative of torch's fused weight norm is wrong (seen in 2.15, on a CPU): the Hessian is not symmetric,
+    and differs from differences of gradients.
+    """
+    fused: Any = torch._weight_norm
+    torch._weight_norm = lambda v, g, dim: v * (g / torch.norm_except_dim(v, 2, dim))  # type: ignore[attr-defined]
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch._weight_norm = fused  # type: ignore[attr-defined]
