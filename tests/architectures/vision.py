@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tests.architectures.entry import Architecture, everywhere, numbers
+from tests.architectures.entry import Architecture, numbers
 from tests.architectures.layers import _pair
 from tests.architectures.small import Tiny
 

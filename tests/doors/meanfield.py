@@ -43,19 +43,17 @@ def emsa(entry: Architecture) -> None:
     """With one gradient step inside, whose penalties have no slope yet, a step of SGD; as it stands, J falls."""
     net, (x, z) = entry.make(), entry.batch()
     before = _state(net)
-    problem, particles = mfoc.from_module(net, entry.loss), mfoc.population((x, z)).cloud()
-    inner = mfoc.minimisers.Descent(lr=LR)
-    solver = mfoc.EMSA(rho=1.0, adaptive=False, inner=inner)
-    controls, _, _ = solver.step(problem, problem.controls, solver.init(problem, problem.controls), particles)
+    problem = mfoc.from_module(net, entry.loss)
+    plain = mfoc.EMSA(rho=1.0, adaptive=False, inner=mfoc.minimisers.Descent(lr=LR))
+    solution = mfoc.solve(problem, plain, (x, z), steps=1)
 
     torchs = Network(entry)
     torchs.step(mean(entry.loss, torchs(x), z))
-    near(dict(named(mfoc.to_module(net, controls))), named(torchs.net), entry.rtol)
+    near(dict(named(mfoc.to_module(net, solution))), named(torchs.net), entry.rtol)
 
-    adaptive = mfoc.EMSA()
-    moved, _, info = adaptive.step(problem, problem.controls, adaptive.init(problem, problem.controls), particles)
-    assert all(leaf.isfinite().all() for leaf in mfoc.tree.leaves(moved))
-    assert float(mfoc.evaluate(problem, moved, particles).value) < float(info.value)
+    found = mfoc.solve(problem, mfoc.EMSA(), (x, z), steps=1)
+    assert all(leaf.isfinite().all() for leaf in mfoc.tree.leaves(found.controls))
+    assert float(found.value) < float(solution.history[0]["value"])
     _untouched(net, before, entry)
 
 
