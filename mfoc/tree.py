@@ -6,6 +6,7 @@ floating point (labels, tokens) carry no gradient and no costate; the helpers he
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -100,6 +101,40 @@ def _in_order(like: Tree, tree: Tree) -> Tree:
     if type(like) in (list, tuple) and isinstance(tree, list | tuple) and len(like) == len(tree):
         return [_in_order(a, b) for a, b in zip(like, tree, strict=True)]
     return tree
+
+
+def registered(tree: Tree) -> Tree:
+    """The tree itself, once the dataclasses in it are known to be nodes, to torch as well.
+
+    Their fields are their entries; what holds no tensor (None, a flag) is part of the structure.
+    """
+    for leaf in leaves(tree):
+        if dataclasses.is_dataclass(leaf) and not isinstance(leaf, type):
+            _register(type(leaf))
+            return registered(tree)  # it may hold others
+    return tree
+
+
+def _register(kind: type[Any]) -> None:
+    names = [field.name for field in dataclasses.fields(kind)]
+
+    def flatten(node: Any) -> tuple[list[Any], Any]:
+        values = {name: getattr(node, name) for name in names}
+        held = {name: any(isinstance(leaf, Tensor) for leaf in leaves(registered(v))) for name, v in values.items()}
+        rest = {name: value for name, value in values.items() if not held[name]}
+        return [values[name] for name in names if held[name]], ([name for name in names if held[name]], rest)
+
+    def unflatten(entries: Iterable[Any], context: Any) -> Any:
+        node = object.__new__(kind)
+        for name, value in {**context[1], **dict(zip(context[0], entries, strict=True))}.items():
+            object.__setattr__(node, name, value)  # it may be frozen
+        return node
+
+    def with_keys(node: Any) -> tuple[list[Any], Any]:
+        entries, context = flatten(node)
+        return [(general.GetAttrKey(name), e) for name, e in zip(context[0], entries, strict=True)], context
+
+    general.register_pytree_node(kind, flatten, unflatten, flatten_with_keys_fn=with_keys)
 
 
 def is_leaf(tree: Tree) -> bool:

@@ -158,7 +158,15 @@ def _draws(what: str) -> str:
 
 
 def _check_same(first: Tree, second: Tree, what: str) -> None:
-    """Refuses two values of one function that differ by more than the order of its sums, which a GPU may change."""
+    if not same_values(first, second):
+        raise InvalidValue(
+            f"{what} gives another value when it is called again (a random generator of its own, a counter?); it "
+            "must be pure: take the randomness from the data z"
+        )
+
+
+def same_values(first: Tree, second: Tree) -> bool:
+    """Whether two values of one function differ by no more than the order of its sums, which a GPU may change."""
     for a, b in zip(tree.leaves(first), tree.leaves(second), strict=True):
         if not isinstance(a, Tensor) or a.is_meta:
             continue
@@ -167,10 +175,8 @@ def _check_same(first: Tree, second: Tree, what: str) -> None:
             slack = torch.finfo(a.dtype).eps ** 0.5
             same = torch.allclose(a, b, rtol=slack, atol=slack * float(a.abs().nan_to_num().max()), equal_nan=True)
         if not same:
-            raise InvalidValue(
-                f"{what} gives another value when it is called again (a random generator of its own, a counter?); it "
-                "must be pure: take the randomness from the data z"
-            )
+            return False
+    return True
 
 
 def _versions(tensors: list[Tensor]) -> list[int]:

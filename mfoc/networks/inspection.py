@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from torch import fx, nn
+import torch
+from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize
 from torch.nn.utils.spectral_norm import SpectralNorm
-from torch.nn.utils.weight_norm import WeightNorm
 
 from mfoc.checks import check_instance
 from mfoc.errors import InvalidValue
+from mfoc.networks.spectral import made_exact
 
 Module = TypeVar("Module", bound=nn.Module)
 Norm = nn.modules.batchnorm._NormBase
@@ -34,7 +35,7 @@ ELEMENTWISE: tuple[type[nn.Module], ...] = (
 # Layers that are affine in their input, whatever their settings. A Sequential of them is, too.
 _POOLS, _CONVOLUTIONS = nn.modules.pooling._AvgPoolNd, nn.modules.conv._ConvNd
 _AFFINE = (nn.Linear, _CONVOLUTIONS, _POOLS, nn.Identity, nn.Flatten, nn.Unflatten)
-_OLD = {WeightNorm: "weight_norm", SpectralNorm: "spectral_norm"}  # hooks whose weights are no leaves
+_SPREAD = ("DistributedDataParallel", "FullyShardedDataParallel", "FSDPModule")
 _STOCHASTIC = ("StochasticDepth", "DropPath", "FractionalMaxPool2d", "RReLU")
 
 
@@ -141,6 +142,33 @@ def random_parts(net: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 # ---- private copies
 
 
+def unwrapped(net: Module) -> Module:
+    """The network itself, where it is compiled (``torch.compile``) or spread over devices (``nn.DataParallel``)."""
+    while _wraps(net):
+        net = next(iter(net._modules.values()))  # type: ignore[assignment]
+    return net
+
+
+def _wraps(part: nn.Module | None) -> bool:
+    compiled = type(part).__module__.startswith("torch._dynamo")  # not imported to be asked: it takes seconds
+    return isinstance(part, nn.DataParallel) or (compiled and isinstance(part, nn.Module) and len(part._modules) == 1)
+
+
+class _Through(nn.Module):
+    """Stands for a wrapper: the names of the parameters in it stay."""
+
+    def __init__(self, wrapper: nn.Module) -> None:
+        super().__init__()
+        self.training = wrapper.training
+        self._modules = dict(wrapper._modules)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """What is wrapped."""
+        (inner,) = self._modules.values()
+        assert inner is not None
+        return inner(*args, **kwargs)
+
+
 def without_inplace(module: Module) -> Module:
     """The same module, whose layers write over their inputs no more: those may be a user's tensors."""
     for part in module.modules():
@@ -149,43 +177,70 @@ def without_inplace(module: Module) -> Module:
     return module
 
 
-def pure_copy(module: Module, name: str = "") -> Module:
-    """A private copy that writes neither into its inputs nor into itself, and changes no value.
+def copied(module: Module, name: str = "") -> Module:
+    """A copy, by ``copy.deepcopy``. An error calls the module by ``name``.
 
-    In training mode batch norm uses the statistics of the cloud: without running averages there is none to advance.
-    An error calls the module by ``name``.
+    Tensors that were computed and kept (a pruned weight, the last activations) are copied as values.
 
     Raises:
         InvalidValue: it cannot be copied.
     """
+    held = (value for part in module.modules() for value in part.__dict__.values() if isinstance(value, Tensor))
+    computed = {id(value): value.detach().clone() for value in held if not value.is_leaf}
+    computed |= {id(b): b.detach().clone() for b in module.buffers() if not b.is_leaf}
     try:
-        private = copy.deepcopy(module)
+        return copy.deepcopy(module, dict(computed))
     except Exception as error:  # whatever the module's parts raise
         called = f"module {name!r}" if name else "net"
-        for inner, part in module.named_modules():
-            old = next(
-                (old for hook in part.__dict__["_forward_pre_hooks"].values() if (old := _OLD.get(type(hook)))), ""
-            )
-            if old:
-                user = f"its layer {inner!r}" if inner else "it"
-                raise InvalidValue(
-                    f"{called} cannot be copied: {user} uses torch.nn.utils.{old}; use "
-                    f"torch.nn.utils.parametrizations.{old}, which can"
-                ) from error
         raise InvalidValue(f"{called} cannot be copied, and has to be, by copy.deepcopy: {error}") from error
+
+
+def pure_copy(module: Module, name: str = "") -> Module:
+    """A private copy that writes neither into its inputs nor into itself, and changes no value.
+
+    In training mode batch norm uses the statistics of the cloud: without running averages there is none to advance; and
+    spectral norm is exact. Attention takes none of the shortcuts for inference, which have no derivatives. An error
+    calls the module by ``name``.
+
+    Raises:
+        InvalidValue: it cannot be copied.
+    """
+    private = copied(module, name)
+    for part in list(private.modules()):
+        for key, child in part._modules.items():
+            if child is not None and _wraps(child):
+                part._modules[key] = _Through(child)
     for _, norm in training_norms(private):
         norm.running_mean = norm.running_var = norm.num_batches_tracked = None
-    return without_inplace(private)
+    made_exact(private)
+    return without_shortcuts(without_inplace(private))
+
+
+def without_shortcuts(module: Module) -> Module:
+    """The same module, whose attention computes in evaluation mode what it does in training mode.
+
+    The fused kernels that torch has for inference are taken where no gradient is seen to be asked for, as within
+    ``torch.func`` transforms, and have none.
+    """
+    for part in module.modules():
+        if isinstance(part, nn.TransformerEncoder):
+            part.enable_nested_tensor = part.use_nested_tensor = False
+        elif isinstance(part, nn.TransformerEncoderLayer):
+            part.activation_relu_or_gelu = 0  # what the layer asks before it takes the fused kernel
+        elif isinstance(part, nn.MultiheadAttention) and not part.training:
+            part.dropout, part.training = 0.0, True  # the one thing that training changes is dropout
+    return module
 
 
 # ---- what is refused, with an InvalidValue that says which part it is
 
 
 def refuse_lazy(net: nn.Module) -> None:
-    """Refuses parameters that have no shape yet."""
-    for name, parameter in net.named_parameters():
-        if isinstance(parameter, nn.parameter.UninitializedParameter):
-            raise InvalidValue(f"parameter {name!r} is lazy and has no shape yet; run the network once on a batch")
+    """Refuses parameters and buffers that have no shape yet."""
+    for name, leaf in (*net.named_parameters(), *net.named_buffers()):
+        if isinstance(leaf, nn.parameter.UninitializedTensorMixin):
+            kind = "parameter" if isinstance(leaf, nn.Parameter) else "buffer"
+            raise InvalidValue(f"{kind} {name!r} is lazy and has no shape yet; run the network once on a batch")
 
 
 def refuse_sharing(net: nn.Module, *, aliases: bool = True) -> None:
@@ -206,9 +261,39 @@ def refuse_randomness(net: nn.Module) -> None:
         )
 
 
-def refuse_unfit(net: nn.Module, *, aliases: bool = True) -> None:
+def refuse_foreign(net: nn.Module) -> None:
+    """Refuses parts that weights cannot be given to from outside, and weights that are no real numbers."""
+    for name, part in net.named_modules():
+        called = f"module {name!r}" if name else "net"
+        kind = type(part).__name__
+        if isinstance(part, torch.jit.ScriptModule):
+            raise InvalidValue(f"{called} is compiled by TorchScript ({kind}); give the module that it was made from")
+        if kind in _SPREAD:
+            raise InvalidValue(
+                f"{called} is {kind}; give the module in it, net.module: expectations are taken over all ranks by "
+                "the library itself (see mfoc.distributed)"
+            )
+        hooks = part.__dict__["_forward_pre_hooks"].values()
+        if part.training and any(isinstance(hook, SpectralNorm) for hook in hooks):
+            raise InvalidValue(
+                f"{called} uses torch.nn.utils.spectral_norm in training mode, which remembers the weights before; use "
+                "torch.nn.utils.parametrizations.spectral_norm, or call .eval() on it"
+            )
+    for name, parameter in trainable(net).items():
+        if parameter.is_complex():
+            raise InvalidValue(
+                f"parameter {name!r} is {parameter.dtype} and controls are real numbers; hold its real and imaginary "
+                "parts, torch.view_as_real(w), and join them in the forward pass by torch.view_as_complex"
+            )
+        if not parameter.is_leaf:
+            raise InvalidValue(
+                f"parameter {name!r} is computed from others (it is no leaf); give the module they are of"
+            )
+
+
+def refuse_unfit(net: nn.Module) -> None:
     """Refuses what cannot be trained as a control: what is no module (``InvalidType``), or has one of those parts."""
     check_instance(nn.Module, "a torch.nn.Module", net=net)
     refuse_lazy(net)
-    refuse_sharing(net, aliases=aliases)
+    refuse_foreign(net)
     refuse_randomness(net)

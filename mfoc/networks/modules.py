@@ -54,6 +54,8 @@ class MaskedDropout(nn.Module):
             raise InvalidValue(f"p is {p!r}; expected a probability in [0, 1)")
         self.p, self.key = p, key
 
+    takes_data = True  # as a stage it is handed the data
+
     def forward(self, x: Tensor, z: Tree) -> Tensor:
         """``[N, ...]`` and the data to ``[N, ...]``; the identity in evaluation mode."""
         if not self.training:

@@ -7,8 +7,8 @@ interacting problem) and does not advance its running averages.
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,13 +17,77 @@ from torch import Tensor, nn
 from mfoc import tree
 from mfoc.bounds import region
 from mfoc.bounds.region import Bounds
-from mfoc.checks import check_instance, check_non_negative
-from mfoc.errors import InvalidType, InvalidValue
-from mfoc.networks.inspection import is_affine, mixes, refuse_unfit, trainable, training_norms
+from mfoc.checks import check_flag, check_instance, check_non_negative
+from mfoc.errors import InvalidValue
+from mfoc.networks.inspection import is_affine, mixes, refuse_unfit, unwrapped
 from mfoc.networks.losses import Loss, per_sample
-from mfoc.networks.stages import Stage, named_stages
-from mfoc.problem import Problem, RunningCost, controls_of
+from mfoc.networks.readout import read_out, refresh
+from mfoc.networks.stages import Named, Stage, named_stages, shared_names
+from mfoc.problem import Problem, RunningCost, controls_of, per_stage
 from mfoc.tree import Tree
+
+
+@dataclass(frozen=True, eq=False)
+class _Shared:
+    """The schedule of controls ``{name: tensor}`` of a whole network: each stage has those of its own parameters.
+
+    ``names[t]`` is {the name in stage t: the name in the network}.
+    """
+
+    names: tuple[dict[str, str], ...]
+
+    def __call__(self, controls: Mapping[str, Tensor], t: int) -> dict[str, Tensor]:
+        return {own: controls[full] for own, full in self.names[t].items()}
+
+    def once(self, cost: RunningCost) -> RunningCost:
+        """A running cost that sees each weight at the first stage that has it: what is shared is not counted twice."""
+        seen: set[str] = set()
+        first = []
+        for names in self.names:
+            first.append({own for own, full in names.items() if full not in seen})
+            seen |= set(names.values())
+        return lambda t, x, u, z: cost(t, x, {own: u[own] for own in u if own in first[t]}, z)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class NetworkProblem(Problem[Any]):
+    """Training a network, as ``from_module`` writes it.
+
+    Attributes:
+        net: the network that it was made from.
+        cut: the ``stages`` it was given.
+        names: of the stages.
+    """
+
+    net: nn.Module | None = None
+    cut: Sequence[str | Sequence[str]] | None = None
+    names: tuple[str, ...] = ()
+
+    def readout(self, solution: Any, population: Any = None) -> nn.Module:
+        """The solved network: a copy of the network with the controls as its parameters, an ordinary module.
+
+        What a forward pass in training mode advances, and solving does not, agrees with the weights: the running
+        averages of batch and instance norm are estimated in one pass over the population, as by
+        ``torch.optim.swa_utils.update_bn``, so that ``.eval()`` is the network that was solved for; spectral norm is
+        set to the norm of its weight. Nothing is estimated in evaluation mode.
+
+        Args:
+            solution: a solution or iterate of this problem, or controls.
+            population: what averages are estimated on, anything that ``mfoc.population`` takes; what the solution was
+                found on when None.
+
+        Returns:
+            A new module, in the mode of the network.
+
+        Raises:
+            InvalidType: no controls.
+            InvalidValue: controls of another problem, or a population that the network cannot run on.
+        """
+        assert self.net is not None
+        solved, parts = read_out(self.net, self.cut, controls_of(solution))
+        source = getattr(solution, "population", None) if population is None else population
+        refresh(solved, parts, source)
+        return solved
 
 
 def from_module(
@@ -33,131 +97,128 @@ def from_module(
     stages: Sequence[str | Sequence[str]] | None = None,
     running_cost: RunningCost | None = None,
     bounds: Bounds = None,
-) -> Problem:
+    tied: bool = False,
+) -> NetworkProblem:
     """Training a network as a control problem: x_(t+1) = layer_t(x_t; u_t), Phi = loss.
 
     Args:
-        net: an ``nn.Sequential`` (nested ones are unrolled: each layer is a stage), or any module that symbolic tracing
-            can read when ``stages`` names the children at which its forward pass is cut. It is copied, never changed;
-            its training mode is kept.
+        net: any module. An ``nn.Sequential`` has a stage for each layer (nested ones are unrolled); another module is
+            one stage, or has several where ``stages`` names submodules at which its forward pass is cut. It is copied,
+            never changed; its training mode is kept. One that is compiled, or in ``nn.DataParallel``, is unwrapped.
         loss: ``loss(output, z) -> [N]``, or a torch loss (``F.cross_entropy``, ``nn.MSELoss()``), with which J on a
-            cloud is the number that torch gives, ignored targets and class weights included; see ``per_sample``.
+            cloud is the number that torch gives, ignored targets and class weights included; see ``per_sample``. It
+            gets the output as the network returns it: a tensor, tuple, dict, named tuple or dataclass of tensors.
         stages: names of submodules in the order they run; a stage ends with the named module, operations after the
-            last one belong to the last stage. For an ``nn.Sequential`` a stage may be a list of consecutive names.
+            last one belong to the last stage. Where more than one value is used after a cut the state is a dict of
+            them. For an ``nn.Sequential`` a stage may be a list of consecutive names.
         running_cost: ``L(t, x, u, z) -> [N]``, for example ``mfoc.weight_decay(1e-4)``.
         bounds: where weights may lie, as ``mfoc.Box(-1, 1)``, ``{"weight": mfoc.L1(1e-4)}`` for sparse ones, or a rule
             ``(name, leaf) -> set or None``; see ``mfoc.Problem``. Weights outside start from the nearest ones inside.
+        tied: weights may be used in several stages (an embedding and the head it is tied to): the controls are then
+            one dict {parameter name: tensor} of the whole network, of which each stage takes its own. A running cost
+            sees a weight at the first stage that has it.
 
     Returns:
         A per-stage problem whose controls are a list of dicts {parameter name: tensor}; a layer without parameters
-        has an empty one. Parameters that do not require grad are constants. With batch norm in training mode each
-        batch of particles is a population of its own, ``interacting="batch"``: the batch size is part of the problem.
+        has an empty one. Parameters that do not require grad, and buffers, are constants. With batch norm in training
+        mode each batch of particles is a population of its own, ``interacting="batch"``: the batch size is part of the
+        problem. ``problem.readout(solution)`` is the solved network.
+
+        The state that enters a network of several inputs is a dict by the names of its arguments, or a tuple in their
+        order. The data z (targets, masks) reach a module only where it says so, by an attribute ``takes_data = True``.
 
     Raises:
         InvalidType: ``net`` is not a module, or ``loss`` not a function.
-        InvalidValue: shared parameters, dropout in training mode, unknown or unordered stages, nothing to train.
+        InvalidValue: a parameter in two stages without ``tied``, complex or lazy parameters, dropout in training mode,
+            TorchScript, a module that cannot be copied, unknown or unordered stages, nothing to train.
     """
+    check_instance(nn.Module, "a torch.nn.Module", net=net)
+    check_flag(tied=tied)
+    net = unwrapped(net)
     refuse_unfit(net)
-    layers = [Stage(name, module) for name, module in named_stages(net, stages)]
+    parts = named_stages(net, stages)
+    names = shared_names(net, parts)
+    if not tied:
+        _refuse_shared(parts, names)
+    layers = [Stage(name, module, whole=module is net) for name, module in parts]
     kind = [stage.kind() or (t,) for t, stage in enumerate(layers)].__getitem__
     affine = [is_affine(stage.module) for stage in layers].__getitem__
 
     def dynamics(t: int, x: Tree, u: Tree, z: Tree) -> Tree:
         return layers[t](x, u, z)
 
-    controls = [stage.controls() for stage in layers]
+    controls: Any = [stage.controls() for stage in layers]
     if not any(controls):
         raise InvalidValue("net has no parameter that requires grad; there is nothing to train")
+    shared = _Shared(names) if tied else None
+    if shared is not None:
+        controls = {full: u[own] for u, found in zip(controls, names, strict=True) for own, full in found.items()}
+        running_cost = None if running_cost is None else shared.once(running_cost)
     if bounds is not None:
-        controls = region(bounds, controls, per_stage=True).project(controls)
+        controls = region(bounds, controls, per_stage=not tied).project(controls)
     # Training with batch norm on minibatches is to normalise each batch by itself.
     interacting = "batch" if any(mixes(part) for part in net.modules()) else None
-    return Problem(
+    return NetworkProblem(
         dynamics,
         per_sample(loss),
         controls,
         running_cost=running_cost,
+        horizon=len(layers),
+        schedule=per_stage if shared is None else shared,
         kind=kind,
         affine=affine,
         interacting=interacting,
         bounds=bounds,
+        net=net,
+        cut=stages,
+        names=tuple(name for name, _ in parts),
     )
 
 
-def to_module(net: nn.Module, controls: Any, *, stages: Sequence[str | Sequence[str]] | None = None) -> nn.Module:
+def _refuse_shared(parts: Named, names: Sequence[Mapping[str, str]]) -> None:
+    """Refuses a parameter that is used in two stages."""
+    seen: dict[str, str] = {}
+    for (stage, _), own in zip(parts, names, strict=True):
+        for full in own.values():
+            if seen.setdefault(full, stage) != stage:
+                raise InvalidValue(
+                    f"parameter {full!r} is used in stages {seen[full]!r} and {stage!r}; a per-stage control cannot be "
+                    "shared: pass tied=True, which makes one control of it, or choose stages that keep its uses in one"
+                )
+
+
+def to_module(
+    net: nn.Module,
+    controls: Any,
+    *,
+    stages: Sequence[str | Sequence[str]] | None = None,
+    population: Any = None,
+) -> nn.Module:
     """The solved network: a copy of ``net`` with the controls as its parameters, an ordinary module.
+
+    As ``problem.readout(solution)``, for whom has the controls and not the problem: see there what agrees with the
+    weights. A solution knows its stages and its population; for an iterate, or controls, give them.
 
     Args:
         net: the network given to ``from_module``.
         controls: controls of that problem, or a solution or iterate that has them.
         stages: the ``stages`` given to ``from_module``.
+        population: what running averages are estimated on; what a solution was found on when None. Without one the
+            averages are those of ``net``, and a warning says so.
 
     Returns:
-        A new module. Buffers are those of ``net``: before ``.eval()``, ``mfoc.networks.refresh_averages(solved, [x])``
-        estimates the running averages of batch norm, which solving leaves as they were.
+        A new module, in the mode of ``net``.
 
     Raises:
         InvalidType: no controls.
         InvalidValue: the controls are not of this network.
     """
-    solved, controls = copy.deepcopy(net), controls_of(controls)
-    parts = named_stages(solved, stages)
-    check_instance(list | tuple, f"controls of this network, a list of {len(parts)} stages", controls=controls)
-    if len(controls) != len(parts):
-        raise InvalidValue(f"controls do not belong to this network: expected a list of {len(parts)} stages")
-    for (name, module), weights in zip(parts, controls, strict=True):
-        own = trainable(module)
-        held = {key: value.shape for key, value in weights.items()} if isinstance(weights, Mapping) else {}
-        if held != {key: value.shape for key, value in own.items()}:
-            given = sorted(held) or tree.describe(weights)
-            raise InvalidValue(
-                f"stage {name!r} has parameters {sorted(own)}; the controls hold {given} "
-                "(or the shapes differ): were they solved for this network?"
-            )
-        place(module, weights)
+    known = getattr(controls, "problem", None)
+    if stages is None and isinstance(known, NetworkProblem):
+        stages = known.cut
+    solved, parts = read_out(unwrapped(net), stages, controls_of(controls))
+    refresh(solved, parts, getattr(controls, "population", None) if population is None else population)
     return solved
-
-
-def place(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Gives the parameters of a module copies of these values, by name; those that are not named stay.
-
-    Raises:
-        InvalidValue: a name or a shape that is not the module's.
-    """
-    own = dict(module.named_parameters())
-    for name, value in weights.items():
-        if name not in own or own[name].shape != value.shape:
-            raise InvalidValue(f"weights of {name!r} {tuple(value.shape)} do not belong to this network")
-        own[name].data = value.detach().clone()
-
-
-@torch.no_grad()
-def refresh_averages(net: nn.Module, batches: Iterable[Any]) -> None:
-    """Estimates the running averages of the normalisation layers in training mode, in one pass of a population.
-
-    The averages are those over the batches, each weighed alike, as ``torch.optim.swa_utils.update_bn`` takes them;
-    layers in evaluation mode keep theirs, and every layer keeps its mode.
-
-    Args:
-        net: a network of one's own: its buffers are written into.
-        batches: the inputs ``[N, ...]``, batch by batch; read only where there are averages to estimate.
-
-    Raises:
-        InvalidType: ``batches`` is one tensor.
-    """
-    if isinstance(batches, Tensor):
-        raise InvalidType("batches is a tensor; expected an iterable of batches, [x] for all inputs at once")
-    norms = [norm for _, norm in training_norms(net) if norm.track_running_stats]
-    if not norms:
-        return
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # the plain average of all batches
-    for x in batches:
-        net(x)
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
 
 
 def weight_decay(coefficient: float) -> RunningCost:

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
-import inspect
+import logging
 from collections.abc import Callable, Hashable, Sequence
 from functools import cache
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from mfoc import tree
 from mfoc.checks import with_article
 from mfoc.errors import InvalidType, InvalidValue
+from mfoc.networks.functional import FunctionalModule
+from mfoc.networks.inputs import Inputs
 from mfoc.networks.inspection import BOOKKEEPING, has_own_pass, hooked, is_chain, pure_copy, trainable
 from mfoc.networks.modules import over_population
-from mfoc.tree import Tree
+from mfoc.networks.references import refuse_captured
+from mfoc.seeding import watched
+from mfoc.tree import Tree, registered
+from mfoc.validation import same_values
+
+logger = logging.getLogger(__name__)
+_functorch: Any = torch._C._functorch  # noqa: SLF001  there is no public way to ask
 
 Named = list[tuple[str, nn.Module]]
 
@@ -41,22 +51,24 @@ def named_stages(net: nn.Module, stages: Sequence[str | Sequence[str]] | None) -
     """
     if isinstance(stages, str) or (stages is not None and not isinstance(stages, Sequence)):
         raise InvalidType(f"stages is {stages!r}; expected a list of submodule names")
-    kind = type(net).__name__
+    kind, chain = type(net).__name__, is_chain(net)
+    if stages is None and not (chain and not hooked(net)):
+        if any(True for _ in net.children()):
+            logger.info(
+                "net, %s, is one stage; solvers that hold the states between layers have more to hold on to where "
+                "stages=[...] names submodules at which it is cut, out of %s",
+                with_article(kind),
+                list(dict(net.named_children())),
+            )
+        return [(kind, net)]
     if has_own_pass(net):
         raise InvalidValue(
             f"net, {with_article(kind)}, has hooks of its own, which run around all of its stages and so would be left "
-            "out; register them on its layers, or wrap it, nn.Sequential(net): one stage, with its hooks"
+            "out; register them on its layers, or leave stages out: one stage, with its hooks"
         )
-    if not any(True for _ in net.children()) and not is_chain(net):
-        raise InvalidValue(f"net is {with_article(kind)}, a single layer; wrap it, nn.Sequential(net): one stage")
-    if is_chain(net):
+    if chain:
         layers = _unrolled(net)
         return layers if stages is None else _grouped(net, stages)
-    if stages is None:
-        raise InvalidValue(
-            f"net is {with_article(kind)}, whose order of execution is not declared; name the stages, "
-            f"stages=[...], out of {list(dict(net.named_children()))}"
-        )
     for stage in stages:
         if not isinstance(stage, str):
             raise InvalidType(f"stages holds {stage!r}; for a module that is no nn.Sequential each stage is one name")
@@ -133,16 +145,7 @@ def _cut(net: nn.Module, names: list[str]) -> Named:
     output = next(node for node in graph.nodes if node.op == "output")
     _refuse_crossings(graph, names, pieces, output)
     results = [*(piece[-1] for piece in pieces[:-1]), output.args[0]]
-    parts = [(name, _segment(net, *cut)) for name, *cut in zip(names, pieces, results, strict=True)]
-    seen: dict[int, str] = {}
-    for stage, module in parts:
-        for name, parameter in trainable(module).items():
-            if seen.setdefault(id(parameter), stage) != stage:
-                raise InvalidValue(
-                    f"parameter {name!r} is used in stages {seen[id(parameter)]!r} and {stage!r}; a per-stage control "
-                    "cannot be shared. Choose cuts that keep its uses in one stage"
-                )
-    return parts
+    return [(name, _segment(net, *cut)) for name, *cut in zip(names, pieces, results, strict=True)]
 
 
 def _segments(graph: fx.Graph, names: list[str]) -> list[list[fx.Node]]:
@@ -187,60 +190,70 @@ def _segment(net: nn.Module, nodes: list[fx.Node], result: Any) -> nn.Module:
     return fx.GraphModule(net, graph)
 
 
-class Stage:
-    """One stage: a private copy of a module, run with weights given from outside."""
+def shared_names(net: nn.Module, parts: Named) -> tuple[dict[str, str], ...]:
+    """For each stage, the name in the network of each of its weights, by its name there."""
+    full = {id(parameter): name for name, parameter in net.named_parameters()}
+    return tuple({own: full[id(parameter)] for own, parameter in trainable(part).items()} for _, part in parts)
 
-    def __init__(self, name: str, module: nn.Module) -> None:
+
+class Stage:
+    """One stage: a module as a function of the state, of weights given from outside and of the data.
+
+    Args:
+        name: what errors call it.
+        module: the module; a copy is run. The data reach it as ``z=`` where it says ``takes_data = True``.
+        whole: the module is the network itself, which several inputs may enter: a dict by the names of the arguments,
+            or a tuple in their order.
+    """
+
+    def __init__(self, name: str, module: nn.Module, *, whole: bool = False) -> None:
+        refuse_captured(module, name)
         self.name, self.module = name, over_population(pure_copy(module, name))
-        self.slots = [
-            (key, owner, leaf)
-            for prefix, owner in self.module.named_modules()
-            for leaf, value in owner._parameters.items()
-            if value is not None and value.requires_grad
-            for key in [f"{prefix}.{leaf}" if prefix else leaf]
-        ]
-        self.hooked = hooked(self.module)
+        self.function = FunctionalModule(self.module)
         constants = any(not p.requires_grad for p in self.module.parameters())
+        self.hooked = hooked(self.module)
         self.direct = None if self.hooked or constants else _DIRECT.get(type(self.module))
-        # Buffers that a training forward pass may advance (spectral norm, counters): it gets copies.
-        self.buffers = [
-            (owner, key)
-            for owner in self.module.modules()
-            for key, value in owner._buffers.items()
-            if value is not None and self.module.training
-        ]
-        # The data is a second argument named z; a first one of that name is the state.
-        self.takes_data = "z" in list(inspect.signature(self.module.forward).parameters)[1:]
+        self.takes_data = getattr(self.module, "takes_data", False) is True  # data are given where they are asked for
+        self.inputs = Inputs(self.module, name, takes_data=self.takes_data, several=whole)
+        self.checked = self.function.plain
 
     def controls(self) -> dict[str, Tensor]:
         """The weights of the user's module, by name."""
-        return {key: owner._parameters[leaf].detach().clone() for key, owner, leaf in self.slots}
+        return self.function.initial()
 
     def __call__(self, x: Tree, u: dict[str, Tensor], z: Tree) -> Tree:
         """The next state at given weights."""
         if self.direct is not None:
             return self.direct(self.module, x, u)
-        if not self.slots and not self.buffers:
-            return self._run(x, z)
-        # What torch.func.functional_call does, without its bookkeeping: the slots of a private copy are lent the
-        # control's tensors for the length of the call.
-        own = [owner._parameters[leaf] for _, owner, leaf in self.slots]
-        kept = [owner._buffers[key] for owner, key in self.buffers]
-        try:
-            for owner, key in self.buffers:
-                owner._buffers[key] = owner._buffers[key].clone()  # type: ignore[union-attr]
-            for key, owner, leaf in self.slots:
-                owner._parameters[leaf] = u[key]
-            return self._run(x, z)
-        finally:
-            for (_, owner, leaf), value in zip(self.slots, own, strict=True):
-                owner._parameters[leaf] = value
-            for (owner, key), buffer in zip(self.buffers, kept, strict=True):
-                owner._buffers[key] = buffer
+        if not self.checked:
+            self._check(x, u, z)
+        args, kwargs = self.inputs(x)
+        if self.takes_data:
+            kwargs = {**kwargs, "z": z}
+        moved = self.function(u, *args, **kwargs)
+        return moved if isinstance(moved, Tensor) else registered(moved)
 
-    def _run(self, x: Tree, z: Tree) -> Tree:
-        forward = self.module if self.hooked else self.module.forward
-        return forward(x, z=z) if self.takes_data else forward(x)
+    @torch.no_grad()
+    def _check(self, x: Tree, u: dict[str, Tensor], z: Tree) -> None:
+        """Refuses, at the first call, a module whose output depends on what its own forward pass has changed in it."""
+        if any(map(in_transform, (*tree.leaves(x), *u.values()))):
+            return  # values cannot be compared there
+        module, (args, kwargs) = self.function.at(u), self.inputs(x)
+        kwargs = {**kwargs, "z": z} if self.takes_data else kwargs
+        drawn = watched()
+        first = registered(self.function.run(module, *args, **kwargs))
+        self.function.settle(module)
+        self.checked = True
+        try:
+            same = same_values(first, registered(self.function.run(module, *args, **kwargs)))
+        except (RuntimeError, ValueError, LookupError, AttributeError):
+            same = False
+        if not same and not drawn():  # random numbers are another matter
+            raise InvalidValue(
+                f"stage {self.name!r} is another function after it has run: its output depends on a buffer or an "
+                "attribute that its forward pass changes (a counter, a running average it normalises by, a cache), and "
+                "dynamics must be pure; call .eval() on that part, or take what changes from the data"
+            )
 
     def kind(self) -> Hashable:
         """A fingerprint: stages with the same one compute the same function of (x, u, z). None when not sure."""
@@ -255,6 +268,11 @@ class Stage:
             shapes = tuple((k, None if v is None else tuple(v.shape)) for k, v in module._parameters.items())
             parts.append((prefix, type(module), module.training, plain, shapes))
         return tuple(parts)
+
+
+def in_transform(leaf: Any) -> bool:
+    """Whether a leaf is a tensor within a ``torch.func`` transform, where values cannot be compared."""
+    return isinstance(leaf, Tensor) and _functorch.is_functorch_wrapped_tensor(leaf)
 
 
 @cache

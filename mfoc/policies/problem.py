@@ -13,7 +13,7 @@ from mfoc import problem as problems
 from mfoc.checks import check_flag, check_instance, kind_of
 from mfoc.errors import InvalidType, InvalidValue
 from mfoc.networks.inspection import mixes, refuse_unfit
-from mfoc.networks.problem import place
+from mfoc.networks.readout import place
 from mfoc.networks.stages import Stage
 from mfoc.particles import Particles
 from mfoc.policies.modules import Policy, Timed, takes_time

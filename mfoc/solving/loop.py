@@ -289,7 +289,8 @@ class _Run:
         elif status is Status.MAX_STEPS and self.watch.diverged(value, final=True):
             status, message = self._diverged(value, self.at.step)
             value, residual = self._judged()
-        return Solution(self.at.controls, value, residual, status, self.history, self.at, message)
+        at = self.at
+        return Solution(at.controls, value, residual, status, self.history, at, message, self.problem, self.source)
 
     def _diverged(self, value: float, step: int) -> tuple[Status, str]:
         """Back to the best iterate: why, and in words."""

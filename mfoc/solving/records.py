@@ -13,6 +13,7 @@ from torch import Tensor
 
 from mfoc import printing, tree
 from mfoc.particles import Particles
+from mfoc.populations import Population
 from mfoc.problem import Controls, HasControls, Problem
 from mfoc.tree import Tree
 
@@ -136,6 +137,8 @@ class Solution(HasControls[Controls]):
             A resumed solve carries on the records, and their clock, of what it started from.
         last: the iterate to resume from, with ``start=``.
         message: the status in words; for NONFINITE, the stage and the step.
+        problem: what was solved, and
+        population: on what. None in a copy that was pickled: functions and streams of data stay behind.
     """
 
     controls: Controls
@@ -145,6 +148,11 @@ class Solution(HasControls[Controls]):
     history: list[dict[str, float]]
     last: Iterate[Controls]
     message: str
+    problem: Problem[Controls] | None = field(default=None, repr=False)
+    population: Population | None = field(default=None, repr=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "problem": None, "population": None}
 
     def __repr__(self) -> str:
         return "\n".join(f"{name:9s} {what}" for name, what in self._lines())

@@ -17,7 +17,7 @@ import mfoc
 from mfoc import InvalidType, InvalidValue
 from mfoc.checks import check_callable, check_instance, check_positive, kind_of
 from mfoc.formulation import Formulation
-from mfoc.networks import refresh_averages
+from mfoc.networks import NetworkProblem
 from mfoc.networks.inspection import training_norms
 from mfoc.problem import RunningCost, controls_of
 from paradigms.adversarial.certificate import GameCertificate, certify, check_inside
@@ -164,20 +164,26 @@ def game(
     if loss is None:
         raise InvalidType("loss is None; expected a function loss(output, z) -> [N], a torch loss or TRADES(beta)")
 
-    def remake(module: nn.Module) -> mfoc.Game:
+    def trained(module: nn.Module) -> mfoc.Problem:
         if any(parameter.requires_grad for parameter in module.parameters()):
-            base = mfoc.from_module(module, plain, stages=stages, running_cost=running_cost)  # type: ignore[arg-type]
-        else:
-            base = frozen(module, plain)  # type: ignore[arg-type]
-        problem = trades.over(base) if trades else base
+            return mfoc.from_module(module, plain, stages=stages, running_cost=running_cost)  # type: ignore[arg-type]
+        return frozen(module, plain)  # type: ignore[arg-type]
+
+    def played(problem: mfoc.Problem) -> mfoc.Game:
+        problem = trades.over(problem) if trades else problem
         return mfoc.Game.of(problem, ball, stage=at, part=1 if trades else None)
 
-    def readout(solution: Any) -> nn.Module:
-        solved = mfoc.to_module(net, controls_of(solution), stages=stages)
-        refresh_averages(solved, (b.state[0] if isinstance(b.state, tuple) else b.state for b in source.epoch()))
-        return solved.eval()
+    def remake(module: nn.Module) -> mfoc.Game:
+        return played(trained(module))
 
-    made = remake(net)
+    own = trained(net)
+
+    def readout(solution: Any) -> nn.Module:
+        if isinstance(own, NetworkProblem):
+            return own.readout(controls_of(solution), population=drawn).eval()
+        return copy.deepcopy(net).eval()
+
+    made = played(own)
     _check_batches(net, source)
     _check_data(made, source, data)
     return GameFormulation(made, source, readout, net, trades is not None, remake)

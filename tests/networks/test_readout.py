@@ -38,7 +38,7 @@ def test_a_solution_is_read_out_as_the_network_it_is(name):
 def test_to_module_refuses_other_controls():
     net = mlp_net()
     problem = mfoc.from_module(net, F.mse_loss)
-    with pytest.raises(mfoc.InvalidValue, match="5 stages"):
+    with pytest.raises(mfoc.InvalidValue, match="it has 5; pass the stages"):
         mfoc.to_module(net, problem.controls[:-1])
     other = [*problem.controls[:-1], {"weight": normal(3, 5), "bias": normal(3)}]
     with pytest.raises(mfoc.InvalidValue, match="stage '4'"):

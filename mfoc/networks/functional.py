@@ -1,0 +1,156 @@
+"""Modules called with weights given from outside, whenever their code runs.
+
+``torch.func.functional_call`` lends a module its weights for the length of a call, so that what runs later, in the
+backward pass, reads others: the recomputation of ``torch.utils.checkpoint``, a hook on a gradient, a custom autograd
+function that holds its module. Here each call has a module of its own: a new shell of every part, over the same
+attributes, that holds the weights of the call for good.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mfoc.networks.inspection import hooked, pure_copy
+from mfoc.networks.recomputation import without_reentry
+from mfoc.networks.references import attributes, refers, refuse_captured, tensors
+
+
+@dataclass(frozen=True, eq=False)
+class _Part:
+    """What a part of a module is made of, beside its weights."""
+
+    kind: type[nn.Module]
+    attributes: dict[str, Any]
+    parameters: dict[str, str | Tensor | None]  # the name of a weight that is given, or a constant
+    buffers: dict[str, Tensor | None]
+    children: dict[str, int | None]  # places of the parts
+    linked: dict[str, Any]  # attributes that refer to parts or weights: lists of layers, bound methods
+
+
+class FunctionalModule:
+    """A module called with weights given from outside: a pure function of weights and inputs.
+
+    Each call starts from the module's own buffers and attributes.
+
+    Args:
+        module: a module of one's own, such as ``functional`` makes of a user's.
+
+    Attributes:
+        module: the module.
+        names: of the weights, the parameters that require grad, in the order of the module. One that is met several
+            times has its first name.
+        plain: all parts are torch's own, and none has hooks.
+        constant: plain, and nothing is given and nothing in it can change.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        # A module may say itself which parameters are its own.
+        self._first = {id(p): key for key, p in self.module.named_parameters() if p.requires_grad}
+        self.names = list(self._first.values())
+        self._modules = list(self.module.modules())
+        places = {id(part): place for place, part in enumerate(self._modules)}
+        self._own = {id(leaf): leaf for part in self._modules for leaf in tensors(part)}
+        self._parts = [self._part(part, places) for part in self._modules]
+        self._links = any(part.linked for part in self._parts)
+        self.plain = all(type(part).__module__.startswith("torch.nn.") and not hooked(part) for part in self._modules)
+        moving = [part.training or not self.plain for part in self._modules]  # torch's own write in training mode only
+        self._copied = {place for place, part in enumerate(self._parts) if part.buffers and moving[place]}
+        self.constant = self.plain and not self.names and not any(p.training and p._buffers for p in self._modules)
+        self._hooked = hooked(self.module)
+
+    def initial(self) -> dict[str, Tensor]:
+        """Copies of the module's own weights, by name."""
+        own = dict(self.module.named_parameters())
+        return {key: own[key].detach().clone() for key in self.names}
+
+    def __call__(self, weights: Mapping[str, Tensor], *args: Any, **kwargs: Any) -> Any:
+        """The module's output at given weights."""
+        return self.run(self.at(weights), *args, **kwargs)
+
+    def run(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        """The output of a module that ``at`` has made."""
+        call = module if self._hooked else module.forward
+        if self.plain:
+            return call(*args, **kwargs)
+        with without_reentry():
+            return call(*args, **kwargs)
+
+    def at(self, weights: Mapping[str, Tensor]) -> nn.Module:
+        """A module with these weights, over the same constants: for one evaluation, which may advance its buffers."""
+        if self.constant:
+            return self.module
+        made: list[nn.Module] = [object.__new__(part.kind) for part in self._parts]
+        buffers: dict[int, Tensor] = {}
+        for place, (part, new) in enumerate(zip(self._parts, made, strict=True)):
+            held = new.__dict__
+            held.update(part.attributes)
+            held["_parameters"] = {
+                leaf: weights[value] if isinstance(value, str) else value for leaf, value in part.parameters.items()
+            }
+            held["_buffers"] = dict(part.buffers)
+            if place in self._copied:
+                held["_buffers"] = {
+                    leaf: None if value is None else buffers.setdefault(id(value), value.clone())
+                    for leaf, value in part.buffers.items()
+                }
+            held["_modules"] = {name: None if c is None else made[c] for name, c in part.children.items()}
+        if self._links:
+            self._link(made, weights, buffers)
+        return made[0]
+
+    def settle(self, module: nn.Module) -> None:
+        """Copies from now on only those buffers that may change: in training mode, or written in this evaluation."""
+        for place, part in enumerate(module.modules()):
+            own = self._parts[place].buffers
+            kept = part._buffers.keys() == own.keys() and all(_same(part._buffers[key], own[key]) for key in own)
+            if kept and not part.training:
+                self._copied.discard(place)
+
+    def _part(self, part: nn.Module, places: Mapping[int, int]) -> _Part:
+        held = attributes(part)
+        known = {*places, *self._own}
+        return _Part(
+            type(part),
+            held,
+            {leaf: None if p is None else self._first.get(id(p), p) for leaf, p in part._parameters.items()},
+            dict(part._buffers),
+            {name: None if child is None else places[id(child)] for name, child in part._modules.items()},
+            {key: value for key, value in held.items() if refers(value, known)},
+        )
+
+    def _link(self, made: list[nn.Module], weights: Mapping[str, Tensor], buffers: Mapping[int, Tensor]) -> None:
+        """Attributes that refer to parts or weights refer to the new ones."""
+        memo: dict[int, Any] = {key: buffers.get(key, leaf) for key, leaf in self._own.items()}
+        memo |= {key: weights[name] for key, name in self._first.items()}
+        memo |= {id(old): new for old, new in zip(self._modules, made, strict=True)}
+        for part, new in zip(self._parts, made, strict=True):
+            for key, value in part.linked.items():
+                new.__dict__[key] = copy.deepcopy(value, memo)
+
+
+def functional(module: nn.Module, name: str = "") -> FunctionalModule:
+    """A module as a pure function of its weights and inputs.
+
+    Batch norm in training mode uses the statistics of what it is given and has no running averages to advance; spectral
+    norm in training mode is exact.
+
+    Args:
+        module: the module; it is copied, never changed.
+        name: what an error calls it.
+
+    Raises:
+        InvalidValue: it cannot be copied, or a function in it holds one of its parts (a lambda, a hook).
+    """
+    refuse_captured(module, name)
+    return FunctionalModule(pure_copy(module, name))
+
+
+def _same(left: Tensor | None, right: Tensor | None) -> bool:
+    return left is right or (left is not None and right is not None and torch.equal(left, right))
