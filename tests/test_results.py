@@ -102,7 +102,9 @@ def test_a_solution_of_many_parameters_prints_five_lines():
 
 
 def test_what_a_problem_says():
-    assert repr(mlp()[0]) == "NetworkProblem(5 stages, a control of its own each: 62 numbers in 6 tensors, float64 on cpu)"
+    assert (
+        repr(mlp()[0]) == "NetworkProblem(5 stages, a control of its own each: 62 numbers in 6 tensors, float64 on cpu)"
+    )
     assert "running cost" in repr(interacting()[0])
     tied = mfoc.Problem(lambda t, x, u, z: x, lambda x, z: x[:, 0], torch.zeros(1), horizon=2, schedule=mfoc.tied)
     assert repr(tied) == "Problem(2 stages, one control: 1 number, float32 on cpu)"

@@ -24,8 +24,6 @@ DOORS = {
 }
 
 GAMES = ("pgd", "yopo")
-MEANFIELD = ("train", "emsa", "certify")
-BAYES = ("variational", "density")
 
 Data = Callable[[int, int], tuple[Any, Any]]  # (how many, seed) -> inputs and targets
 
@@ -45,9 +43,9 @@ class Architecture:
         train: its mode.
         at: the stage whose incoming state an adversary disturbs.
         refused: door -> a regular expression of the message, cure included; every other door is equal to torch.
-        held: the buffers that its own forward pass advances in training mode are held: each step starts from those of
-            the network that was given.
         second: torch has second derivatives of it.
+        stand_in: what plain torch is asked for where ``torch.autograd.grad`` cannot follow the network: one of the same
+            weights that computes the same.
         rtol: how near to torch.
         slow: marks its tests.
     """
@@ -60,16 +58,23 @@ class Architecture:
     train: bool = True
     at: int = 0
     refused: Mapping[str, str] = field(default_factory=dict)
-    held: bool = False
     second: bool = True
+    stand_in: Callable[[], nn.Module] | None = None
     rtol: float = 1e-9
     slow: bool = False
 
     def make(self) -> nn.Module:
         """The network, its weights the same in every run."""
+        return self._seeded(self.build)
+
+    def plain(self) -> nn.Module:
+        """The network that plain torch is asked for."""
+        return self._seeded(self.stand_in or self.build)
+
+    def _seeded(self, build: Callable[[], nn.Module]) -> nn.Module:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(zlib.crc32(self.name.encode()))
-            net = self.build()
+            net = build()
         for tensor in [*net.parameters(), *net.buffers()]:
             if tensor.is_floating_point() and not isinstance(tensor, nn.parameter.UninitializedTensorMixin):
                 tensor.data = tensor.data.to(self.dtype)  # complex ones stay
@@ -93,6 +98,14 @@ def everywhere(message: str, *doors: str) -> dict[str, str]:
     """The same refusal at these doors; at all of them when none is named."""
     return dict.fromkeys(doors or DOORS, message)
 
+
+# Networks of several inputs: what may be disturbed, stacked to tasks or shared by draws is one tensor.
+SEVERAL_INPUTS = {
+    **everywhere(r"expected a floating-point tensor", *GAMES),
+    "variational": r"must be one tensor",
+    "density": r"pair of tensors",
+    "maml": r"expected a tensor|stack them",
+}
 
 # ---- data
 

@@ -8,12 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tests.architectures.entry import GAMES, Architecture, everywhere, numbers, tokens
+from tests.architectures.entry import GAMES, SEVERAL_INPUTS, Architecture, everywhere, numbers, tokens
 
 _SERIES = numbers(3, 4, classes=2)
 INTEGERS = everywhere(r"integer|int64.*at=1", *GAMES)
 NO_SECOND = everywhere(r"embedding_bag.*first_order=True", "maml")
-SEVERAL = everywhere(r"expected.*tensor", *GAMES)
 
 
 class Recurrent(nn.Module):
@@ -124,8 +123,10 @@ SEQUENCES = [
     Architecture("LSTM of two layers", lambda: Recurrent(nn.LSTM, num_layers=2), _SERIES),
     Architecture("TransformerEncoder, training", Transformer, _SERIES),
     Architecture("TransformerEncoder, eval", Transformer, _SERIES, train=False),
-    Architecture("TransformerEncoder with a mask as input", Masked, padded, refused=SEVERAL),
-    Architecture("TransformerEncoder with a mask by name, eval", Masked, padded_by_name, train=False, refused=SEVERAL),
+    Architecture("TransformerEncoder with a mask as input", Masked, padded, refused=SEVERAL_INPUTS),
+    Architecture(
+        "TransformerEncoder with a mask by name, eval", Masked, padded_by_name, train=False, refused=SEVERAL_INPUTS
+    ),
     Architecture("GPT with a tied embedding", GPT, next_tokens, refused=INTEGERS),
     Architecture("Embedding", lambda: Text(bag=False), _WORDS, refused=INTEGERS),
     Architecture("EmbeddingBag", lambda: Text(bag=True), _WORDS, refused=INTEGERS | NO_SECOND, second=False),

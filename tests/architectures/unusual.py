@@ -15,6 +15,7 @@ from tests.architectures.layers import TABULAR, Plain, mlp
 
 _NUMBERS = numbers(3, width=2)
 
+_SCRIPT = r"TorchScript.*give the module that it was made from"
 # The log density is that of the network in evaluation mode.
 _RANDOM = everywhere(r"random in training mode.*\.eval\(\)", *(door for door in DOORS if door != "density"))
 
@@ -253,13 +254,13 @@ UNUSUAL = [
     Architecture("mixture of experts, branching on data", Experts, TABULAR),
     Architecture("equilibrium by iteration", Equilibrium, TABULAR),
     Architecture("checkpointed", lambda: Checkpointed(False), TABULAR),
-    Architecture("checkpointed, reentrant", lambda: Checkpointed(True), TABULAR),
+    Architecture("checkpointed, reentrant", lambda: Checkpointed(True), TABULAR, stand_in=lambda: Checkpointed(False)),
     Architecture("optional second argument", Optional, _NUMBERS, F.mse_loss),
     Architecture("dropout, training", Dropped, TABULAR, refused=_RANDOM),
     Architecture("dropout, eval", Dropped, TABULAR, train=False),
     Architecture("float32", Plain, TABULAR, dtype=torch.float32, rtol=1e-4),
     Architecture("bfloat16", Plain, TABULAR, dtype=torch.bfloat16, rtol=3e-2),
-    Architecture("complex weights", ComplexWeights, TABULAR),
+    Architecture("complex weights", ComplexWeights, TABULAR, refused=everywhere(r"complex.*view_as_real")),
     Architecture("complex on the way", Spectrum, TABULAR),
     Architecture(
         "chain with a complex state", lambda: nn.Sequential(ToSpectrum(), RealOut(), nn.Linear(3, 2)), TABULAR
@@ -275,6 +276,6 @@ UNUSUAL = [
     Architecture("lazy", lazy, TABULAR, refused=everywhere(r"lazy.*run the network once")),
     Architecture("lazy, run once", materialised, TABULAR),
     Architecture("DataParallel", lambda: nn.DataParallel(Plain()), TABULAR),
-    Architecture("TorchScript, scripted", scripted, TABULAR),
-    Architecture("TorchScript, traced", traced, TABULAR),
+    Architecture("TorchScript, scripted", scripted, TABULAR, refused=everywhere(_SCRIPT)),
+    Architecture("TorchScript, traced", traced, TABULAR, refused=everywhere(_SCRIPT)),
 ]

@@ -33,8 +33,7 @@ this table, and says what the doors are asked.
 """
 
 _NOTES = """\
-(1) Buffers that a forward pass advances in training mode, as the vectors of spectral norm, are held while solving.
-(2) torch has no second derivative of it: the certificate has no Hessian, and says so.
+(1) torch has no second derivative of it: the certificate has no Hessian, and says so.
 """
 
 
@@ -42,15 +41,14 @@ def table() -> str:
     """The table in Markdown."""
     rows = [f"| {' | '.join(['network', *DOORS.values()])} |", f"|{'---|' * (1 + len(DOORS))}"]
     for entry in CATALOGUE.values():
-        name = entry.name + (" (1)" if entry.held else "")
-        rows.append(f"| {' | '.join([name, *(_cell(entry, door) for door in DOORS)])} |")
+        rows.append(f"| {' | '.join([entry.name, *(_cell(entry, door) for door in DOORS)])} |")
     return "\n".join([_HEAD, *rows, "", _NOTES])
 
 
 def _cell(entry: Architecture, door: str) -> str:
     if door in entry.refused:
         return "refused"
-    return "equal (2)" if door == "certify" and not entry.second else "equal"
+    return "equal (1)" if door == "certify" and not entry.second else "equal"
 
 
 if __name__ == "__main__":

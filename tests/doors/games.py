@@ -28,17 +28,17 @@ def pgd(entry: Architecture) -> None:
     before, first, after = torchs.pieces()
 
     def rest(point: Any) -> Any:
-        return torchs(torchs(point, first), after)
+        return after(first(point))
 
     length = 2.5 * EPSILON / STEPS
-    entered = torchs(x, before).detach()
+    entered = before(x).detach()
     eta = torch.zeros_like(entered)
     for _ in range(STEPS):
         point = (entered + eta).requires_grad_()
         mean(entry.loss, rest(point), z).backward()  # type: ignore[no-untyped-call]
         assert point.grad is not None
         eta = (eta + length * point.grad.sign()).clamp(-EPSILON, EPSILON)
-    torchs.step(mean(entry.loss, rest(torchs(x, before) + eta), z))
+    torchs.step(mean(entry.loss, rest(before(x) + eta), z))
     near(dict(named(robust)), named(torchs.net), entry.rtol)
     assert not robust.training
     near(values(called(robust, x)), values(called(averaged(torchs.net, x), x)), entry.rtol)
@@ -50,7 +50,7 @@ def yopo(entry: Architecture) -> None:
     made = game(net, entry.loss, (x, z), epsilon=EPSILON, bounds=None, at=entry.at)
     torchs = Network(entry)
     before, first, after = torchs.pieces()
-    entered = torchs(x, before).detach()
+    entered = before(x).detach()
     eta = 0.05 * torch.randn(entered.shape, generator=torch.Generator().manual_seed(3)).to(entered)
     problem, length = made.problem, 0.02
     play = mfoc.maximisers.YOPO(2, 2, length).play(problem, problem.controls, mfoc.Particles(x, z), eta.clone())
@@ -58,7 +58,7 @@ def yopo(entry: Architecture) -> None:
     parts = [before, first, after] if entry.at else [first, after]
     weights: list[list[Any]] = [list(named(part).values()) for part in parts]
     expected, slopes = adversaries.yopo(
-        [lambda h, part=part: _listed(torchs(_copied(h), part)) for part in parts],
+        [lambda h, part=part: _listed(part(_copied(h))) for part in parts],
         weights, lambda h: shares(entry.loss, h, z), x, problem.ball, eta.requires_grad_(), 2, 2, length, s=entry.at,
     )  # fmt: skip
     near([play.disturbance], [expected], entry.rtol)

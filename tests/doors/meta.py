@@ -33,7 +33,7 @@ def maml(entry: Architecture) -> None:
             total = total + mean(own, called(placed(entry, fast), a), b) / TASKS
         expected = torch.autograd.grad(total, list(phi.values()), materialize_grads=True)
     near([found.value], [total], entry.rtol)
-    near(dict(found.gradient["phi"]), dict(zip(phi, expected, strict=True)), entry.rtol)
+    near(list(found.gradient["phi"].values()), list(expected), entry.rtol)
 
 
 def _is_scalar(loss: Any) -> bool:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.utils.parametrizations import _SpectralNorm
 
 from tests.architectures import Architecture
 
@@ -35,8 +36,9 @@ def values(output: Any) -> list[Tensor]:
 
 
 def named(net: nn.Module) -> dict[str, nn.Parameter]:
-    """The parameters that are trained."""
-    return {name: p for name, p in net.named_parameters() if p.requires_grad}
+    """The parameters that are trained, by their names without what wraps the network."""
+    found = {name: p for name, p in net.named_parameters() if p.requires_grad}
+    return {name.removeprefix("_orig_mod.").removeprefix("module."): p for name, p in found.items()}
 
 
 def is_torchs(loss: Any) -> bool:
@@ -76,15 +78,10 @@ class Network:
     """The network of an entry as torch trains it."""
 
     def __init__(self, entry: Architecture) -> None:
-        self.entry, self.net, self.loss = entry, entry.make(), entry.loss
+        self.entry, self.net, self.loss = entry, entry.plain(), entry.loss
 
-    def __call__(self, x: Any, piece: nn.Module | None = None) -> Any:
-        """Its output, or that of a piece. Buffers are put back where the entry says that they are held."""
-        kept = [buffer.clone() for buffer in self.net.buffers()] if self.entry.held else []
-        output = called(self.net, x) if piece is None else piece(x)
-        for buffer, value in zip(self.net.buffers(), kept, strict=self.entry.held):
-            buffer.data = value  # not in place: the graph holds what was there
-        return output
+    def __call__(self, x: Any) -> Any:
+        return called(self.net, x)
 
     def pieces(self) -> list[nn.Module]:
         """What comes before the disturbed stage, that stage, and what follows."""
@@ -107,7 +104,7 @@ class Network:
 
 def placed(entry: Architecture, weights: dict[str, Tensor]) -> nn.Module:
     """The network with these tensors in the place of its parameters, for good: what recomputes finds them, too."""
-    net = entry.make()
+    net = entry.plain()
     replaced = {id(p): weights[name] for name, p in named(net).items()}
     for owner in net.modules():
         for leaf, parameter in list(owner._parameters.items()):
@@ -118,7 +115,9 @@ def placed(entry: Architecture, weights: dict[str, Tensor]) -> nn.Module:
 
 
 def averaged(net: nn.Module, x: Any) -> nn.Module:
-    """The network in evaluation mode; the averages of norms in training mode are those of a batch."""
+    """The network in evaluation mode, after a pass in its own; averages of norms in training mode are of the batch."""
+    with torch.no_grad():
+        called(net, x)
     norms = [part for part in net.modules() if isinstance(part, nn.modules.batchnorm._NormBase) and part.training]
     for norm in norms:
         norm.reset_running_stats()
@@ -146,15 +145,30 @@ def near(found: Any, expected: Any, rtol: float, floor: float = 0.0) -> None:
 
 @contextmanager
 def twice_differentiable() -> Iterator[None]:
-    """Attention by the kernel that has second derivatives, and weight norm by its formula.
+    """Attention by the kernel that has second derivatives, weight norm and spectral norm by their formulas.
 
     The second derivative of torch's fused weight norm is wrong (seen in 2.15, on a CPU): the Hessian is not symmetric,
-    and differs from differences of gradients.
+    and differs from differences of gradients. Torch's spectral norm takes its singular vectors for constants, which
+    makes no difference to first derivatives alone.
     """
+
+    def weight_norm(v: Tensor, g: Tensor, dim: int) -> Tensor:
+        return v * (g / torch.norm_except_dim(v, 2, dim))
+
+    def spectral_norm(self: Any, weight: Tensor) -> Tensor:
+        if not self.training:
+            found: Tensor = power_method(self, weight)
+            return found
+        return weight / torch.linalg.matrix_norm(weight.flatten(1), 2)
+
+    power_method = _SpectralNorm.forward
     fused: Any = torch._weight_norm
-    torch._weight_norm = lambda v, g, dim: v * (g / torch.norm_except_dim(v, 2, dim))  # type: ignore[attr-defined]
+    old: Any = torch.nn.utils.weight_norm.__globals__
     try:
+        torch._weight_norm = old["_weight_norm"] = weight_norm  # type: ignore[attr-defined]
+        _SpectralNorm.forward = spectral_norm  # type: ignore[method-assign]
         with sdpa_kernel(SDPBackend.MATH):
             yield
     finally:
-        torch._weight_norm = fused  # type: ignore[attr-defined]
+        torch._weight_norm = old["_weight_norm"] = fused  # type: ignore[attr-defined]
+        _SpectralNorm.forward = power_method  # type: ignore[method-assign]
