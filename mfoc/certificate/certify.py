@@ -21,6 +21,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -40,7 +41,7 @@ from mfoc.checks import check_between, check_flag, check_instance, check_integer
 from mfoc.deprecation import warn
 from mfoc.errors import InvalidType, InvalidValue
 from mfoc.minimisers import LBFGS, Minimiser, check_minimiser
-from mfoc.networks import Loss, from_module, named_stages
+from mfoc.networks import Loss, from_module
 from mfoc.particles import Particles
 from mfoc.pontryagin import penalised, rollout
 from mfoc.populations import population as as_population
@@ -269,6 +270,7 @@ def certify_module(
     stages: Sequence[str | Sequence[str]] | None = None,
     running_cost: RunningCost | None = None,
     bounds: Bounds = None,
+    tied: bool = False,
     **settings: Any,
 ) -> Certificate:
     """The certificate of a trained network, however it was trained.
@@ -285,14 +287,15 @@ def certify_module(
         stages: names of its stages.
         running_cost: ``mfoc.weight_decay(c)``, if it was trained with weight decay c.
         bounds: where its weights had to lie; weights outside are refused.
+        tied: its stages share weights, as an embedding and the head it is tied to.
         **settings: of ``certify``.
     """
-    problem = from_module(net, loss, stages=stages, running_cost=running_cost)
+    make = partial(from_module, net, loss, stages=stages, running_cost=running_cost, tied=tied)
+    problem = make()
     weights = problem.controls
     if bounds is not None:
-        problem = from_module(net, loss, stages=stages, running_cost=running_cost, bounds=bounds)
-    names = [name for name, _ in named_stages(net, stages)]
-    return certify(problem, weights, data, **{"names": names, **settings})
+        problem = make(bounds=bounds)
+    return certify(problem, weights, data, **{"names": list(problem.names), **settings})
 
 
 def _check_names(names: Sequence[str] | None, stages: int) -> None:

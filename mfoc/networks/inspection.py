@@ -17,6 +17,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 
 from mfoc.checks import check_instance
 from mfoc.errors import InvalidValue
+from mfoc.networks.references import refuse_captured
 from mfoc.networks.spectral import made_exact
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -296,4 +297,5 @@ def refuse_unfit(net: nn.Module) -> None:
     check_instance(nn.Module, "a torch.nn.Module", net=net)
     refuse_lazy(net)
     refuse_foreign(net)
+    refuse_captured(net)
     refuse_randomness(net)

@@ -22,6 +22,7 @@ from mfoc.errors import InvalidValue
 from mfoc.networks.inspection import is_affine, mixes, refuse_unfit, unwrapped
 from mfoc.networks.losses import Loss, per_sample
 from mfoc.networks.readout import read_out, refresh
+from mfoc.networks.references import refuse_reaching
 from mfoc.networks.stages import Named, Stage, named_stages, shared_names
 from mfoc.problem import Problem, RunningCost, controls_of, per_stage
 from mfoc.tree import Tree
@@ -140,6 +141,8 @@ def from_module(
     names = shared_names(net, parts)
     if not tied:
         _refuse_shared(parts, names)
+    for name, module in parts:
+        refuse_reaching(net, name, module)
     layers = [Stage(name, module, whole=module is net) for name, module in parts]
     kind = [stage.kind() or (t,) for t, stage in enumerate(layers)].__getitem__
     affine = [is_affine(stage.module) for stage in layers].__getitem__

@@ -1,8 +1,8 @@
 """Activation checkpointing with reentry, of modules that are differentiated by ``torch.autograd.grad``.
 
 ``torch.utils.checkpoint`` with ``use_reentrant=True`` runs a backward pass in a backward pass, which only
-``.backward()`` allows, and only where an input requires grad; without reentry it gives the same numbers, and derivatives
-of any order. Here the calls that a module makes are turned into such ones.
+``.backward()`` allows, and only where an input requires grad; without reentry it gives the same numbers, and
+derivatives of any order. Here the calls that a module makes are turned into such ones.
 """
 
 from __future__ import annotations

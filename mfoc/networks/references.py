@@ -56,6 +56,24 @@ def refuse_captured(module: nn.Module, name: str = "") -> None:
                     )
 
 
+def refuse_reaching(net: nn.Module, name: str, part: nn.Module) -> None:
+    """Refuses a stage that refers to what belongs to another: its copy would hold a copy of that, too.
+
+    Raises:
+        InvalidValue: says by which attribute.
+    """
+    own = {id(x) for inner in part.modules() for x in (inner, *tensors(inner))}
+    weighted = [inner for inner in net.modules() if any(True for _ in inner.parameters())]
+    others = {id(x) for inner in weighted for x in (inner, *tensors(inner))} - own
+    for inner in part.modules():
+        for key, value in attributes(inner).items():
+            if refers(value, others):
+                raise InvalidValue(
+                    f"stage {name!r} refers, by its attribute {key!r}, to a part of the network that belongs to "
+                    "another stage; make them one stage"
+                )
+
+
 def _captured(function: types.FunctionType) -> Iterator[Any]:
     """What a function holds: the variables around it, and its default arguments."""
     for cell in function.__closure__ or ():

@@ -18,7 +18,6 @@ from mfoc.networks.functional import FunctionalModule
 from mfoc.networks.inputs import Inputs
 from mfoc.networks.inspection import BOOKKEEPING, has_own_pass, hooked, is_chain, pure_copy, trainable
 from mfoc.networks.modules import over_population
-from mfoc.networks.references import refuse_captured
 from mfoc.seeding import watched
 from mfoc.tree import Tree, registered
 from mfoc.validation import same_values
@@ -207,7 +206,6 @@ class Stage:
     """
 
     def __init__(self, name: str, module: nn.Module, *, whole: bool = False) -> None:
-        refuse_captured(module, name)
         self.name, self.module = name, over_population(pure_copy(module, name))
         self.function = FunctionalModule(self.module)
         constants = any(not p.requires_grad for p in self.module.parameters())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import math
 import time
@@ -20,6 +19,7 @@ from mfoc import InvalidType, InvalidValue, require
 from mfoc.checks import check_between, check_instance, check_integer, kind_of
 from mfoc.games.maximisers import FGSM, PGD, Maximiser
 from mfoc.networks import per_sample
+from mfoc.networks.inspection import copied
 from mfoc.printing import table
 from mfoc.seeding import mixed_seed
 from paradigms.adversarial.games import GameFormulation, Loss, frozen, game
@@ -141,7 +141,7 @@ def evaluate(
     batched = isinstance(data, mfoc.Population | torch.utils.data.DataLoader) or callable(data)
     size = None if batched else batch_size
     verdict = _Verdict(loss)
-    problem = frozen(copy.deepcopy(net).eval(), verdict.cost)
+    problem = frozen(copied(net).eval(), verdict.cost)
     formulation = game(problem, None, data, epsilon=epsilon, norm=norm, bounds=bounds, batch_size=size)
     batches = list(formulation.population.epoch())
     chosen = _defaults(formulation, batches[0], seed) if attacks is None else _checked(attacks)

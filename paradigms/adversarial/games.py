@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from mfoc import InvalidType, InvalidValue
 from mfoc.checks import check_callable, check_instance, check_positive, kind_of
 from mfoc.formulation import Formulation
 from mfoc.networks import NetworkProblem
-from mfoc.networks.inspection import training_norms
+from mfoc.networks.inspection import copied, training_norms
 from mfoc.problem import RunningCost, controls_of
 from paradigms.adversarial.certificate import GameCertificate, certify, check_inside
 
@@ -181,7 +180,7 @@ def game(
     def readout(solution: Any) -> nn.Module:
         if isinstance(own, NetworkProblem):
             return own.readout(controls_of(solution), population=drawn).eval()
-        return copy.deepcopy(net).eval()
+        return copied(net).eval()
 
     made = played(own)
     _check_batches(net, source)
@@ -191,10 +190,10 @@ def game(
 
 def frozen(net: nn.Module, loss: Loss | nn.Module) -> mfoc.Problem:
     """A network to be attacked, not trained: one stage, whose control does nothing. It is copied."""
-    fixed = copy.deepcopy(net).requires_grad_(False)
+    fixed = mfoc.networks.functional(copied(net).requires_grad_(False))
     weights = [leaf for leaf in [*net.parameters(), *net.buffers()] if leaf.is_floating_point()]
     control = weights[0].new_zeros(1) if weights else torch.zeros(1)
-    return mfoc.Problem(lambda t, x, u, z: fixed(x), mfoc.networks.per_sample(loss), [control])
+    return mfoc.Problem(lambda t, x, u, z: fixed({}, x), mfoc.networks.per_sample(loss), [control])
 
 
 class _Pairs(mfoc.Population):

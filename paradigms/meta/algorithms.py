@@ -47,8 +47,8 @@ def maml(
             Storkey 2019, sec. 4): the first K - 1 are a running cost; None is all weight on the last.
 
     Returns:
-        A formulation whose ``readout(solution)`` is the network with the solved initial weights (and the buffers of
-        ``net``).
+        A formulation whose ``readout(solution)`` is the network with the solved initial weights; running averages are
+        those of one pass over the tasks, other buffers those of ``net``.
 
     Raises:
         InvalidType, InvalidValue: wrong arguments, a network with active dropout or a parameter that two submodules

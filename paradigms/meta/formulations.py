@@ -10,9 +10,9 @@ Abbeel, Levine 2017, arXiv:1703.03400), and dJ/dphi_0 = E p_1. First-order MAML 
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -21,7 +21,9 @@ import mfoc
 from mfoc import InvalidType, InvalidValue, tree
 from mfoc.checks import check_flag, check_instance, check_integer, check_non_negative, kind_of
 from mfoc.formulation import Formulation
-from mfoc.networks import place
+from mfoc.networks import place, refresh_averages
+from mfoc.networks.inspection import copied
+from mfoc.networks.spectral import settle
 from mfoc.problem import controls_of
 from paradigms.meta.loop import Loop, Rule, TaskObjective
 from paradigms.meta.losses import Loss, TaskLoss
@@ -106,7 +108,7 @@ def assemble(
     return MetaFormulation(
         problem,
         source,
-        lambda solution: to_module(net, controls_of(solution)["phi"]),
+        partial(_readout, net, source),
         net=net,
         loop=loop,
         inner_steps=inner_steps,
@@ -156,8 +158,19 @@ def _shapes(controls: Any) -> dict[str, tuple[int, ...]]:
 
 def to_module(net: nn.Module, weights: Weights) -> nn.Module:
     """A copy of a network with these weights; parameters that are not named stay."""
-    solved = copy.deepcopy(net)
+    solved = copied(net)
     place(solved, weights)
+    settle(solved)
+    return solved
+
+
+def _readout(net: nn.Module, source: mfoc.Population, solution: Any) -> nn.Module:
+    """The network with the initial weights of a solution, its running averages those of one pass over the tasks.
+
+    Support and query of each task are batches of their own, as they are in the solve.
+    """
+    solved = to_module(net, controls_of(solution)["phi"])
+    refresh_averages(solved, (x for b in source.epoch() for part in ("support", "query") for x in b.data[part][0]))
     return solved
 
 
