@@ -46,6 +46,7 @@ class Architecture:
         second: torch has second derivatives of it.
         stand_in: what plain torch is asked for where ``torch.autograd.grad`` cannot follow the network: one of the same
             weights that computes the same.
+        lr: of a step of SGD.
         rtol: how near to torch.
         slow: marks its tests.
     """
@@ -60,6 +61,7 @@ class Architecture:
     refused: Mapping[str, str] = field(default_factory=dict)
     second: bool = True
     stand_in: Callable[[], nn.Module] | None = None
+    lr: float = 0.1
     rtol: float = 1e-9
     slow: bool = False
 

@@ -82,11 +82,11 @@ def _run_in(net: nn.Module) -> nn.Module:
     for norm in norms:
         norm.momentum = 1.0
     with torch.no_grad():
-        net(torch.randn(4, 3, 16, 16))
+        net(torch.randn(4, 3, 8, 8))
     for norm in norms:
         norm.momentum = 0.1
     for parameter in net.parameters():
-        parameter.requires_grad_(parameter.numel() < 2000)
+        parameter.requires_grad_(parameter.numel() < 1000)
     return net
 
 
@@ -113,7 +113,7 @@ def vit() -> nn.Module:
 
 
 _PIXELS = nn.CrossEntropyLoss(ignore_index=255)
-_PHOTOS = numbers(3, 16, 16, classes=2)
+_PHOTOS = numbers(3, 8, 8, classes=2)
 
 VISION = [
     Architecture("chain of convolutions", chain, _IMAGES),
@@ -121,7 +121,7 @@ VISION = [
     *_pair("ResNet", ResNet, _IMAGES),
     Architecture("U-Net, segmentation with ignore_index", UNet, masks, _PIXELS),
     Architecture("DenseNet block", DenseBlock, _IMAGES),
-    *_pair("torchvision resnet18, fine-tuned", resnet18, _PHOTOS, slow=True),
-    *_pair("torchvision mobilenet_v3_small, fine-tuned", mobilenet, _PHOTOS, slow=True),
+    *_pair("torchvision resnet18, fine-tuned", resnet18, _PHOTOS, slow=True, lr=1e-3),
+    *_pair("torchvision mobilenet_v3_small, fine-tuned", mobilenet, _PHOTOS, slow=True, lr=1e-3),
     Architecture("torchvision VisionTransformer", vit, numbers(3, 8, 8, classes=2)),
 ]

@@ -10,7 +10,7 @@ import torch
 import mfoc
 from paradigms.adversarial import game
 from tests.architectures import Architecture
-from tests.doors.plain import LR, Network, averaged, called, mean, named, near, shares, values
+from tests.doors.plain import Network, averaged, called, mean, named, near, shares, values
 from tests.oracles import adversaries
 
 EPSILON, STEPS = 0.1, 2
@@ -21,7 +21,7 @@ def pgd(entry: Architecture) -> None:
     net, (x, z) = entry.make(), entry.batch()
     made = game(net, entry.loss, (x, z), epsilon=EPSILON, bounds=None, at=entry.at)
     inner = mfoc.maximisers.PGD(STEPS, random_start=False)
-    solution = made.solve(mfoc.Minimax(inner=inner, outer=partial(torch.optim.SGD, lr=LR)), steps=1)
+    solution = made.solve(mfoc.Minimax(inner=inner, outer=partial(torch.optim.SGD, lr=entry.lr)), steps=1)
     robust = made.readout(solution)
 
     torchs = Network(entry)

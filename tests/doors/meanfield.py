@@ -12,10 +12,9 @@ from torch import Tensor, nn
 
 import mfoc
 from tests.architectures import Architecture
-from tests.doors.plain import LR, Network, averaged, called, mean, named, near, twice_differentiable, values
+from tests.doors.plain import Network, averaged, called, mean, named, near, twice_differentiable, values
 from tests.problems import same_bits
 
-SGD = partial(torch.optim.SGD, lr=LR)
 FEW = 100  # so many weights have their Hessian compared
 
 
@@ -24,7 +23,7 @@ def train(entry: Architecture) -> None:
     net, (x, z) = entry.make(), entry.batch()
     before = _state(net)
     problem = mfoc.from_module(net, entry.loss)
-    solution = mfoc.solve(problem, mfoc.Gradient(SGD), (x, z), steps=3)
+    solution = mfoc.solve(problem, mfoc.Gradient(partial(torch.optim.SGD, lr=entry.lr)), (x, z), steps=3)
     solved = mfoc.to_module(net, solution)
 
     torchs, losses = Network(entry), []
@@ -44,7 +43,7 @@ def emsa(entry: Architecture) -> None:
     net, (x, z) = entry.make(), entry.batch()
     before = _state(net)
     problem = mfoc.from_module(net, entry.loss)
-    plain = mfoc.EMSA(rho=1.0, adaptive=False, inner=mfoc.minimisers.Descent(lr=LR))
+    plain = mfoc.EMSA(rho=1.0, adaptive=False, inner=mfoc.minimisers.Descent(lr=entry.lr))
     solution = mfoc.solve(problem, plain, (x, z), steps=1)
 
     torchs = Network(entry)

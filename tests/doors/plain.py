@@ -15,7 +15,6 @@ from torch.nn.utils.parametrizations import _SpectralNorm
 
 from tests.architectures import Architecture
 
-LR = 0.1
 IGNORED = 255
 
 
@@ -99,7 +98,7 @@ class Network:
     def step(self, value: Tensor) -> None:
         """A step of SGD."""
         for name, slope in self.slopes(value).items():
-            named(self.net)[name].data -= LR * slope
+            named(self.net)[name].data -= self.entry.lr * slope
 
 
 def placed(entry: Architecture, weights: dict[str, Tensor]) -> nn.Module:
