@@ -11,6 +11,7 @@ from mfoc import (
     distributed,
     errors,
     games,
+    heads,
     hjb,
     hooks,
     interacting,
@@ -37,6 +38,7 @@ from mfoc.constraints import Equality, Inequality
 from mfoc.errors import InvalidType, InvalidValue, MfocError, MissingExtra, NonFiniteError, require
 from mfoc.formulation import Formulation
 from mfoc.games import Ball, Game
+from mfoc.heads import with_head
 from mfoc.law import covariance, kernel_mean, mean, variance
 from mfoc.meanfield import Equilibrium, best_response, exploitability, price_of_anarchy
 from mfoc.networks import from_module, to_module, weight_decay
@@ -59,11 +61,11 @@ __all__ = [
     "Solver", "Status", "Trajectory", "analysis", "best_response", "bounds", "certificate", "certify",
     "certify_module", "checks", "constraints", "continuous", "controls_of", "costates", "covariance", "deprecation",
     "derivatives", "distributed", "dopri5", "errors", "euler", "euler_maruyama", "evaluate", "exploitability",
-    "feedback", "from_module", "games", "hamiltonian", "heun", "hjb", "hooks", "interacting", "iterate",
+    "feedback", "from_module", "games", "hamiltonian", "heads", "heun", "hjb", "hooks", "interacting", "iterate",
     "kernel_mean", "lagrangian", "law", "linear_policy", "lq", "maximisers", "mean", "meanfield", "minimisers",
     "networks", "optim", "particles", "per_stage", "plot", "policies", "policy_of", "population",
     "price_of_anarchy", "printing", "require", "rk4", "rk38", "rollout", "schemes", "seeding", "solve", "testing",
-    "tied", "to_module", "tree", "variance", "weight_decay",
+    "tied", "to_module", "tree", "variance", "weight_decay", "with_head",
 ]  # fmt: skip
 
 deprecation.moved(

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from mfoc import tree
+from mfoc.errors import InvalidValue
 from mfoc.tree import Tree
 
 
@@ -73,11 +77,135 @@ def once_differentiable(output: Tensor) -> str:
     its second derivative is zero without an error.
     """
     for node in _nodes([output]):
-        made: Any = getattr(node, "_forward_cls", None)  # of functions written in Python
-        code = getattr(getattr(made, "backward", None), "__code__", None)
-        if code is not None and code is _MARKED:
-            return str(made.__name__)
+        if found := _marked(getattr(node, "_forward_cls", None)):  # of functions written in Python
+            return found
     return ""
+
+
+def _marked(made: Any, above: tuple[Any, ...] = ()) -> str:
+    """The name of an ``autograd.Function`` that is marked; empty if it is not.
+
+    Under ``torch.func.vmap`` torch makes another function of it, whose backward holds the first one.
+    """
+    backward = getattr(made, "backward", None)
+    if getattr(backward, "__code__", None) is _MARKED:
+        return str(made.__name__)
+    for cell in getattr(backward, "__closure__", None) or ():
+        held = cell.cell_contents
+        inside = isinstance(held, type) and issubclass(held, torch.autograd.Function) and held not in (*above, made)
+        if inside and (found := _marked(held, (*above, made))):
+            return found
+    return ""
+
+
+@contextmanager
+def twice_differentiable() -> Iterator[None]:
+    """Within it attention runs by its plain formula, the only way of it that has second derivatives.
+
+    Enter it around the forward pass whose graph is differentiated twice; where one derivative is enough, the fast
+    kernels are right.
+    """
+    with without_fast_path(), sdpa_kernel(SDPBackend.MATH):
+        yield
+
+
+@contextmanager
+def without_fast_path() -> Iterator[None]:
+    """Within it ``nn.TransformerEncoderLayer`` and its kin in evaluation mode run as in training mode.
+
+    Their fast path has no derivative. They leave it where they see that one is wanted, which under ``torch.func.vmap``
+    they do not see.
+    """
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+
+
+@contextmanager
+def second_order(what: str, cure: str) -> Iterator[None]:
+    """Within it second derivatives are taken: ``twice_differentiable``, and what has none is refused by name.
+
+    Args:
+        what: what needs second derivatives.
+        cure: what to do where there are none.
+
+    Raises:
+        InvalidValue: an operation has none; other errors are as they were.
+    """
+    try:
+        with twice_differentiable():
+            yield
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        if not (found := no_derivative(error)):
+            raise
+        raise InvalidValue(f"{what} needs second derivatives, and {found}; {cure}") from error
+
+
+def check_twice(output: Tensor, inputs: Sequence[Tensor], what: str, cure: str) -> None:
+    """Refuses an output that cannot be differentiated twice, by trying it along one direction; its graph is kept.
+
+    Args:
+        output: a tensor, computed within ``twice_differentiable()``.
+        inputs: what it is to be differentiated in.
+        what: what needs second derivatives.
+        cure: what to do where there are none.
+
+    Raises:
+        InvalidValue: an operation has no second derivative, or is marked ``once_differentiable``.
+    """
+    refuse_once_differentiable(output, what, cure)
+    with torch.enable_grad(), second_order(what, cure):
+        slopes = gradients(output, inputs, create_graph=True)
+        gradients(slopes, inputs, retain_graph=True)
+
+
+def refuse_once_differentiable(output: Tensor, what: str, cure: str) -> None:
+    """Refuses a function in the graph of ``output`` whose second derivative would be zero in silence.
+
+    Args:
+        output: a tensor.
+        what: what needs second derivatives.
+        cure: what to do where there are none.
+
+    Raises:
+        InvalidValue: one is marked ``once_differentiable``.
+    """
+    if once := once_differentiable(output):
+        why = f"{once} is marked once_differentiable, so that it has no second derivative"
+        raise InvalidValue(f"{what} needs second derivatives, and {why}; {cure}")
+
+
+def no_derivative(error: RuntimeError) -> str:
+    """What an error of autograd says has no (second) derivative, in words; empty where it says something else.
+
+    The sentence ends with a way round, where there is one.
+    """
+    words = str(error)
+    if found := re.search(r"derivative for '?(?:aten::)?_*(\w+)(: \w+)?'? is not implemented", words):
+        name = found[1].removesuffix("_backward")
+        order = "second derivative" if name != found[1] else "derivative"
+        round_it = next((way for known, way in _WAYS.items() if name.startswith(known)), "")
+        return f"torch's {name}{found[2] or ''} has no {order}{round_it and f' ({round_it})'}"
+    if "double backward" in words or "differentiate twice" in words:
+        compiled = "compile" in words
+        return "what torch.compile made has none (give the module itself)" if compiled else words.splitlines()[0]
+    return ""
+
+
+# Operations without a second derivative, and what is the same and has one.
+_WAYS = {
+    "hardsigmoid": "F.relu6(x + 3) / 6 is the same function and has one",
+    "embedding_bag": "F.embedding(indices, weight).sum(1), or .mean(1) or .amax(1), is the same and has one",
+    "segment_reduce": "torch.zeros(...).index_add(0, segment, x) is a sum by segments and has one",
+    "multi_margin_loss": "written out, (1 - x[y] + x).clamp_min(0) over the other classes, it has one",
+    "cudnn_rnn": "within torch.backends.cudnn.flags(enabled=False) recurrent layers have one",
+    "scaled_dot_product": "within torch.nn.attention.sdpa_kernel(SDPBackend.MATH) attention has one",
+}
 
 
 def _nodes(outputs: Sequence[Tensor]) -> Iterator[Any]:

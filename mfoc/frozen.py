@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Hashable, Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from mfoc import tree
 from mfoc.bounds import RowRegion
-from mfoc.derivatives import gradients
+from mfoc.derivatives import gradients, refuse_once_differentiable, second_order, without_fast_path
 from mfoc.distributed import expectation
 from mfoc.minimisers import Minimiser, Minimum
 from mfoc.particles import Particles
@@ -27,6 +28,9 @@ from mfoc.tree import Tree
 logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
+
+
+_NEEDS = "the penalty on costates", "leave it out, EMSA(costate_rho=0), or use Gradient"
 
 
 class _NoStack(Exception):
@@ -40,6 +44,14 @@ class Penalty:
     state: float  # weight rho of rho/2 ||x_(t+1) - f_t(x_t, u)||^2, per particle
     costate: float  # weight of .../2 ||p_t - dH_t/dx(x_t, p_(t+1), u)||^2, per particle
     proximal: float = 0.0  # weight of .../2 ||u - u_now||^2, of each stage
+
+    def derivatives(self) -> AbstractContextManager[None]:
+        """Within it the augmented Hamiltonian is evaluated and differentiated: the costate's term holds a derivative.
+
+        Raises:
+            InvalidValue: that has no derivative in its turn.
+        """
+        return second_order(*_NEEDS) if self.costate > 0 else nullcontext()
 
     @property
     def infeasible(self) -> bool:
@@ -58,6 +70,7 @@ class Block:
     restore: Callable[[Tensor], Tree]  # a row [n] as a tree of controls
     proximal: float = 0.0  # weight of .../2 ||u - start||^2, which belongs to no particle
     region: RowRegion | None = None  # where the rows may lie; None where they are free
+    within: Callable[[], AbstractContextManager[None]] = nullcontext  # how ``per_particle`` is differentiated
 
     def minimised(self, inner: Minimiser, start: Tensor | None = None) -> Minimum:
         """The minimum that ``inner`` finds, from the start of the block or another ``[G, n]``."""
@@ -73,7 +86,7 @@ class Block:
 
     def evaluate(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """E H ``[G]`` and dE H/du ``[G, n]`` over all ranks; the rows do not interact."""
-        with torch.enable_grad():
+        with torch.enable_grad(), self.within():
             free = rows.detach().requires_grad_()
             value, (slope,) = mean_and_slopes(self.per_particle(free), [free])
         value, slope = expectation([value.detach(), slope], self.particles)
@@ -196,7 +209,8 @@ class Sweep:
 
         def together(rows: Tensor, leaves: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
             try:
-                value, moved = torch.func.vmap(one)(rows, leaves)
+                with without_fast_path():
+                    value, moved = torch.func.vmap(one)(rows, leaves)
             except Exception as error:  # whatever the user's functions say to tensors that vmap hands them
                 raise _NoStack(str(error)) from error
             return value, moved
@@ -215,7 +229,8 @@ class Sweep:
                 return _penalised(value, moved, free, infeasible)
 
         start = torch.stack([tree.ravel(self.controls[t]).detach() for t in stages])
-        return Block(stages, start, per_particle, len(self.cost), restore, proximal, self.region(stages))
+        within = nullcontext if infeasible is None else infeasible.derivatives
+        return Block(stages, start, per_particle, len(self.cost), restore, proximal, self.region(stages), within)
 
     def region(self, stages: tuple[int, ...]) -> RowRegion | None:
         """Where the controls of these stages may lie, each a row; None where they are free."""
@@ -245,7 +260,8 @@ class Sweep:
         start = tree.ravel(self.controls).detach()[None]
         stages, region = tuple(range(problem.stages)), problem.region
         rows = None if region is None else region.rows([0], tree.leaves(self.controls))
-        return Block(stages, start, per_particle, len(self.cost), restore, proximal, rows)
+        within = nullcontext if infeasible is None else infeasible.derivatives
+        return Block(stages, start, per_particle, len(self.cost), restore, proximal, rows, within)
 
 
 def _restorer(like: Tree) -> Callable[[Tensor], Tree]:
@@ -263,6 +279,8 @@ def _parts(penalty: Penalty | None) -> tuple[Penalty | None, float]:
 def _penalised(value: Tensor, moved: list[Tensor], at: _Frozen, penalty: Penalty) -> Tensor:
     """The augmented Hamiltonian, of the shape of ``value`` (``[N]`` or ``[G, N]``)."""
     # The costate's term costs a derivative of a derivative: only where it counts.
+    if penalty.costate:
+        refuse_once_differentiable(value, *_NEEDS)
     slope = gradients(value, tree.tensors(at.x), create_graph=True) if penalty.costate else []
     for weight, targets, found in (
         (penalty.state, tree.leaves(at.target_x), moved),

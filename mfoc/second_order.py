@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from mfoc import tree
-from mfoc.derivatives import gradients, once_differentiable
+from mfoc.derivatives import gradients, no_derivative, once_differentiable, twice_differentiable
 from mfoc.frozen import Block, Sweep
 from mfoc.particles import Particles
 from mfoc.pontryagin import hamiltonian_and_next
@@ -57,6 +57,11 @@ def second_adjoints(sweep: Sweep) -> list[Tensor]:
     Raises:
         NoSecondDerivative: there are none, and autograd says of which operation.
     """
+    with twice_differentiable():
+        return _second_adjoints(sweep)
+
+
+def _second_adjoints(sweep: Sweep) -> list[Tensor]:
     problem, z = sweep.problem, sweep.data
     x = sweep.states[-1].detach().requires_grad_()
     value = problem.terminal_cost(x, z)
@@ -86,7 +91,7 @@ def _rows(output: Tensor, x: Tensor) -> Tensor:
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:
-        raise NoSecondDerivative(str(error).splitlines()[0]) from error
+        raise NoSecondDerivative(no_derivative(error) or str(error).splitlines()[0]) from error
     return torch.stack(rows, 1).detach()
 
 

@@ -108,6 +108,8 @@ def registered(tree: Tree) -> Tree:
 
     Their fields are their entries; what holds no tensor (None, a flag) is part of the structure.
     """
+    if isinstance(tree, Tensor):
+        return tree
     for leaf in leaves(tree):
         if dataclasses.is_dataclass(leaf) and not isinstance(leaf, type):
             _register(type(leaf))

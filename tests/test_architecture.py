@@ -21,11 +21,11 @@ OPTIONAL = {"matplotlib", "rich", "sklearn", "scipy", "torchvision", "curvlinops
 LAYERS = [
     {"errors"},
     {"deprecation", "tree", "checks", "seeding", "printing", "statistics", "streams", "figures"},
-    {"distributed", "derivatives", "particles", "bounds"},
+    {"distributed", "derivatives", "particles", "bounds", "vectorisation"},
     {"law"},
     {"constraints"},
     {"problem", "validation", "populations"},
-    {"networks", "schemes", "pontryagin", "minimisers", "lq", "interacting", "policies"},
+    {"networks", "schemes", "pontryagin", "minimisers", "lq", "interacting", "policies", "heads"},
     {"games", "frozen", "lagrangian", "second_order", "analysis", "solving"},
     {"solvers", "certificate", "optim", "hjb", "meanfield", "hooks"},
     {"formulation"},

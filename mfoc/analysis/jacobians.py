@@ -13,17 +13,16 @@ which every layer has, also attention and what is marked once-differentiable.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import CheckpointError
 
 from mfoc import tree
 from mfoc.checks import check_instance, check_integer
-from mfoc.derivatives import gradients
+from mfoc.derivatives import gradients, twice_differentiable  # noqa: F401  (twice_differentiable was public here)
 from mfoc.errors import InvalidValue
 from mfoc.printing import by_identity
 from mfoc.tree import Tree
@@ -71,12 +70,6 @@ def push(outputs: Several, inputs: Several, tangents: Several) -> list[Tensor]:
     with torch.enable_grad():
         pulled = gradients(outputs, _several(inputs), dummies, create_graph=True)
     return gradients(pulled, dummies, _several(tangents), retain_graph=True)
-
-
-def twice_differentiable() -> AbstractContextManager[None]:
-    """Within it attention runs by its plain formula, the only way of it that has second derivatives."""
-    kernel: AbstractContextManager[None] = sdpa_kernel(SDPBackend.MATH)
-    return kernel
 
 
 def random_like(tensors: Several, generator: torch.Generator) -> list[Tensor]:

@@ -18,8 +18,7 @@ What it cannot see: a lower minimum that is reached neither from the starts of t
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -39,6 +38,7 @@ from mfoc.certificate.surroundings import Surroundings, search_starts
 from mfoc.certificate.verdict import FLAT, Evidence
 from mfoc.checks import check_between, check_flag, check_instance, check_integer, check_non_negative
 from mfoc.deprecation import warn
+from mfoc.derivatives import twice_differentiable
 from mfoc.errors import InvalidType, InvalidValue
 from mfoc.minimisers import LBFGS, Minimiser, check_minimiser
 from mfoc.networks import Loss, from_module
@@ -77,6 +77,9 @@ def certify(
     Intervals are about the population that the particles are a sample of, not about the sample: the residual is freed
     of the bias of a norm, what a search finds without a fifth of the particles is judged on that fifth, Student's t.
     Where particles interact, the cloud is rolled out again without each group (a jackknife).
+
+    Of an operation without a second derivative (``F.hardsigmoid``, ``F.embedding_bag``) there is no curvature: it is
+    left out, and the certificate says why; residuals and gaps stay.
 
     Args:
         problem: the control problem.
@@ -132,18 +135,9 @@ def certify(
             complete or held.complete,
         )
     made = _Certifying(problem, controls, cloud, inner, starts, lanczos, groups, confidence, tol, seed, names, complete)
-    with _twice_differentiable_attention():
+    with twice_differentiable():
         found = made.certificate(value)
     return found if held is None else held.judged(found, tol)
-
-
-@contextmanager
-def _twice_differentiable_attention() -> Iterator[None]:
-    """The kernel of attention that has second derivatives."""
-    from torch.nn.attention import SDPBackend, sdpa_kernel
-
-    with sdpa_kernel(SDPBackend.MATH):
-        yield
 
 
 @dataclass(frozen=True, eq=False)

@@ -20,7 +20,7 @@ from mfoc.bounds import RowRegion
 from mfoc.certificate.intervals import Measure, eigenvalue_interval, gap_interval, residual_interval
 from mfoc.certificate.lanczos import Lowest, lowest_eigenpair
 from mfoc.certificate.split import Split
-from mfoc.derivatives import gradients, once_differentiable
+from mfoc.derivatives import gradients, no_derivative, once_differentiable
 from mfoc.frozen import Block, Sweep
 from mfoc.minimisers import LBFGS, Minimiser
 from mfoc.particles import Particles
@@ -422,4 +422,4 @@ def second_derivative_missing(error: RuntimeError) -> str:
     """
     if isinstance(error, torch.OutOfMemoryError):
         raise error
-    return str(error).splitlines()[0]
+    return no_derivative(error) or str(error).splitlines()[0]

@@ -18,8 +18,10 @@ from torch import Tensor
 
 from mfoc import tree
 from mfoc.checks import check_instance
+from mfoc.derivatives import without_fast_path
 from mfoc.errors import InvalidType, InvalidValue, MfocError
 from mfoc.games import Game
+from mfoc.heads import WithHead
 from mfoc.hjb.newton import lattice, minimise_from
 from mfoc.interacting import coupling
 from mfoc.particles import Particles
@@ -104,7 +106,8 @@ class Bellman:
                 check_cost(cost, 1, f"stage {t}: running_cost")
             return moved[0], cost[0]
 
-        found: tuple[Tensor, Tensor] = torch.vmap(one)(x, u, x if normals is None else normals)
+        with without_fast_path():
+            found: tuple[Tensor, Tensor] = torch.vmap(one)(x, u, x if normals is None else normals)
         return found
 
     def terminal(self, x: Tensor) -> Tensor:
@@ -208,6 +211,11 @@ def check_controls(problem: Problem) -> None:
     if isinstance(problem, Game):
         raise InvalidType(
             "problem is a Game; its value is a minimax, which mfoc.hjb does not solve; pass the problem it was made of"
+        )
+    if isinstance(problem, WithHead):
+        raise InvalidType(
+            "problem has a head, whose control all particles share, and dynamic programming finds one for each state; "
+            "pass the problem it was made of, with a terminal cost in which the head is fixed"
         )
     problem.check_potential("dynamic programming")
     if problem.terminal is not None or problem.path is not None:

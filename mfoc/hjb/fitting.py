@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from mfoc import printing
 from mfoc.checks import check_instance, check_integer, check_non_negative
-from mfoc.derivatives import gradients
+from mfoc.derivatives import check_twice, gradients, twice_differentiable
 from mfoc.errors import InvalidType, InvalidValue
 from mfoc.hjb.bellman import Bellman, bellman, check_controls
 from mfoc.hjb.paths import costs_to_go, open_loop, per_particle
@@ -99,7 +99,7 @@ def fit(
     check_controls(problem)
     if (own := problem.schedule(problem.controls, 0)).dtype != x.dtype or own.device != x.device:
         raise InvalidValue(f"the state is {x.dtype} on {x.device}, the control {own.dtype} on {own.device}: make one")
-    _check_net(net, x)
+    _check_net(net, x, twice=gradient_weight > 0)
     made = bellman(problem, x, z, None, 2, candidates)
     found, converged = optimal_paths(made, x)
     if len(found.state) < 5:
@@ -110,8 +110,8 @@ def fit(
     return _fitted(made, found, net, steps, gradient_weight, seed, converged)
 
 
-def _check_net(net: nn.Module | None, x: Tensor) -> None:
-    """Refuses a network that does not take ``[N, 1 + n]`` to ``[N, 1]``, or has nothing to fit."""
+def _check_net(net: nn.Module | None, x: Tensor, *, twice: bool) -> None:
+    """Refuses a network that does not take ``[N, 1 + n]`` to ``[N, 1]``, or has nothing to fit; or no second derivative."""
     if net is None:
         return
     n, trained = x.shape[1], copy.deepcopy(net).to(x)
@@ -125,6 +125,11 @@ def _check_net(net: nn.Module | None, x: Tensor) -> None:
         raise InvalidValue(f"net fails on [N, {1 + n}], the stage and the {n} numbers of a state: {error}") from error
     if not isinstance(found, Tensor) or found.shape != (2, 1):
         raise InvalidValue(f"net returned {printing.short(found)} for [2, {1 + n}]; expected one value each, [2, 1]")
+    if twice:  # slopes in the state are fitted, by derivatives of them in the parameters
+        with torch.enable_grad(), twice_differentiable():
+            value = trained(given.requires_grad_())
+        own = [p for p in trained.parameters() if p.requires_grad]
+        check_twice(value, [given, *own], "the fit of costates", "gradient_weight=0 does without")
 
 
 def optimal_paths(made: Bellman, x: Tensor) -> tuple[Paths, float]:
@@ -204,7 +209,7 @@ def _above_terminal(made: Bellman, at: Paths) -> Paths:
 
 def _errors(value: FittedValue, at: Paths, scales: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
     """Mean squares of what is wrong with the values and with their gradients, in units of ``scales``."""
-    with torch.enable_grad():
+    with torch.enable_grad(), twice_differentiable():
         x = at.state.detach().requires_grad_()
         found = value.above_terminal(at.stage, x)
         (slope,) = gradients(found, [x], create_graph=True)

@@ -12,11 +12,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from mfoc.derivatives import gradients
+from mfoc.derivatives import gradients, refuse_once_differentiable, second_order
 from mfoc.errors import InvalidValue
 
 Objective = Callable[[Tensor, Tensor], Tensor]  # (rows [G], controls [G, m]) -> values [G], differentiable in controls
 
+_NEEDS = "Newton's method, of the Hamiltonian in the control,", "write the costs and dynamics in others that have them"
 _GRID = 5  # values of a bounded control that are tried
 _MOST_STARTS = 1000
 _STEPS = 30
@@ -117,9 +118,11 @@ def _descend(
 
 def _derivatives(function: Callable[[Tensor], Tensor], point: Tensor) -> tuple[Tensor, Tensor]:
     """Slopes ``[G, m]`` and Hessians ``[G, m, m]``: rows do not depend on one another."""
-    with torch.enable_grad():
+    with torch.enable_grad(), second_order(*_NEEDS):
         u = point.detach().requires_grad_()
-        (slope,) = gradients(function(u), [u], create_graph=True)
+        value = function(u)
+        refuse_once_differentiable(value, *_NEEDS)
+        (slope,) = gradients(value, [u], create_graph=True)
         rows = [gradients(slope[:, k], [u], retain_graph=True)[0] for k in range(u.shape[1])]
     hessian = torch.stack(rows, 1)
     return slope.detach(), (hessian + hessian.mT) / 2

@@ -16,9 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mfoc.networks.inspection import hooked, pure_copy
+from mfoc.networks.inspection import copied, hooked, pure_copy
 from mfoc.networks.recomputation import without_reentry
 from mfoc.networks.references import attributes, refers, refuse_captured, tensors
+from mfoc.tree import registered
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,6 +65,9 @@ class FunctionalModule:
         self._copied = {place for place, part in enumerate(self._parts) if part.buffers and moving[place]}
         self.constant = self.plain and not self.names and not any(p.training and p._buffers for p in self._modules)
         self._hooked = hooked(self.module)
+        own = next((p for p in self.module.parameters() if p.requires_grad), None)
+        self._home = None if own is None else (own.device, own.dtype)
+        self._elsewhere: dict[tuple[torch.device, torch.dtype], FunctionalModule] = {}
 
     def initial(self) -> dict[str, Tensor]:
         """Copies of the module's own weights, by name."""
@@ -72,7 +76,18 @@ class FunctionalModule:
 
     def __call__(self, weights: Mapping[str, Tensor], *args: Any, **kwargs: Any) -> Any:
         """The module's output at given weights."""
-        return self.run(self.at(weights), *args, **kwargs)
+        own = self.on(weights)
+        return registered(own.run(own.at(weights), *args, **kwargs))
+
+    def on(self, weights: Mapping[str, Tensor]) -> FunctionalModule:
+        """This function where the weights are: with constants and buffers on their device, in their dtype."""
+        like = next(iter(weights.values()), None)
+        if like is None or self._home is None or (like.device, like.dtype) == self._home:
+            return self
+        place = like.device, like.dtype
+        if place not in self._elsewhere:
+            self._elsewhere[place] = FunctionalModule(copied(self.module).to(device=place[0], dtype=place[1]))
+        return self._elsewhere[place]
 
     def run(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         """The output of a module that ``at`` has made."""

@@ -200,8 +200,7 @@ def pure_copy(module: Module, name: str = "") -> Module:
     """A private copy that writes neither into its inputs nor into itself, and changes no value.
 
     In training mode batch norm uses the statistics of the cloud: without running averages there is none to advance; and
-    spectral norm is exact. Attention takes none of the shortcuts for inference, which have no derivatives. An error
-    calls the module by ``name``.
+    spectral norm is exact. An error calls the module by ``name``.
 
     Raises:
         InvalidValue: it cannot be copied.
@@ -214,23 +213,7 @@ def pure_copy(module: Module, name: str = "") -> Module:
     for _, norm in training_norms(private):
         norm.running_mean = norm.running_var = norm.num_batches_tracked = None
     made_exact(private)
-    return without_shortcuts(without_inplace(private))
-
-
-def without_shortcuts(module: Module) -> Module:
-    """The same module, whose attention computes in evaluation mode what it does in training mode.
-
-    The fused kernels that torch has for inference are taken where no gradient is seen to be asked for, as within
-    ``torch.func`` transforms, and have none.
-    """
-    for part in module.modules():
-        if isinstance(part, nn.TransformerEncoder):
-            part.enable_nested_tensor = part.use_nested_tensor = False
-        elif isinstance(part, nn.TransformerEncoderLayer):
-            part.activation_relu_or_gelu = 0  # what the layer asks before it takes the fused kernel
-        elif isinstance(part, nn.MultiheadAttention) and not part.training:
-            part.dropout, part.training = 0.0, True  # the one thing that training changes is dropout
-    return module
+    return without_inplace(private)
 
 
 # ---- what is refused, with an InvalidValue that says which part it is

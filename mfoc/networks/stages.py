@@ -228,22 +228,22 @@ class Stage:
         args, kwargs = self.inputs(x)
         if self.takes_data:
             kwargs = {**kwargs, "z": z}
-        moved = self.function(u, *args, **kwargs)
-        return moved if isinstance(moved, Tensor) else registered(moved)
+        return self.function(u, *args, **kwargs)
 
     @torch.no_grad()
     def _check(self, x: Tree, u: dict[str, Tensor], z: Tree) -> None:
         """Refuses, at the first call, a module whose output depends on what its own forward pass has changed in it."""
         if any(map(in_transform, (*tree.leaves(x), *u.values()))):
             return  # values cannot be compared there
-        module, (args, kwargs) = self.function.at(u), self.inputs(x)
+        function, (args, kwargs) = self.function.on(u), self.inputs(x)
+        module = function.at(u)
         kwargs = {**kwargs, "z": z} if self.takes_data else kwargs
         drawn = watched()
-        first = registered(self.function.run(module, *args, **kwargs))
-        self.function.settle(module)
+        first = registered(function.run(module, *args, **kwargs))
+        function.settle(module)
         self.checked = True
         try:
-            same = same_values(first, registered(self.function.run(module, *args, **kwargs)))
+            same = same_values(first, registered(function.run(module, *args, **kwargs)))
         except (RuntimeError, ValueError, LookupError, AttributeError):
             same = False
         if not same and not drawn():  # random numbers are another matter

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from mfoc.checks import (
     check_between,
@@ -20,7 +19,7 @@ from mfoc.checks import (
     check_positive,
     kind_of,
 )
-from mfoc.derivatives import gradients, once_differentiable
+from mfoc.derivatives import gradients, refuse_once_differentiable, second_order
 from mfoc.distributed import expectation
 from mfoc.errors import InvalidType, InvalidValue
 
@@ -28,6 +27,7 @@ logger = logging.getLogger(__name__)
 
 _ENOUGH = 0.1  # of the fall of the loss to first order, which a step must reach (Armijo 1966)
 _ROUNDING = 4.0  # ulps of the loss, by which two evaluations may differ at the same place
+_WHAT, _CURE = "LearningRateControl, of the loss,", "fresh may return a smooth loss in its place"
 _HALVINGS = 30  # of the very first step, whose rate nothing is known about
 
 
@@ -152,7 +152,7 @@ class LearningRateControl:
 
         try:
             go(0.0)
-            with sdpa_kernel(SDPBackend.MATH):  # the other kernels of attention have no second derivatives
+            with second_order(_WHAT, _CURE):
                 loss, slack, descent, curvature = _measured(fresh, parameters, moves)
                 if math.isfinite(loss) and math.isfinite(descent) and math.isfinite(curvature):
                     wanted, least = self._wanted(descent, curvature)
@@ -219,9 +219,7 @@ def _measured(fresh: Callable[[], Tensor], parameters: Sequence[Tensor], moves: 
     """The loss and what it is rounded by, its slope along the moves (which are subtracted) and second derivative."""
     with torch.enable_grad():
         loss = _loss(fresh)
-        marked = once_differentiable(loss)
-        if marked:
-            raise InvalidValue(f"{marked} is marked once_differentiable: the loss has no second derivative")
+        refuse_once_differentiable(loss, _WHAT, _CURE)
         if not loss.requires_grad:
             raise InvalidValue("fresh() returned a loss without a graph; expected one that depends on the parameters")
         slopes = gradients(loss, parameters, create_graph=True)

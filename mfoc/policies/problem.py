@@ -42,6 +42,14 @@ class Feedback(Problem):
                 that all particles share than of equal rows for all of them.
         """
         super().validate(particles, controls)
+        self.check_rows(particles)
+
+    def check_rows(self, particles: Particles) -> None:
+        """Refuses a problem in u that does not treat its control row by row.
+
+        Raises:
+            InvalidValue: it does not.
+        """
         if self.open_loop is not None and not self.open_loop.per_particle:
             check_rows(self.open_loop, particles)
 

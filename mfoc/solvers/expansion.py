@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from mfoc import tree
-from mfoc.analysis.jacobians import pull, push, twice_differentiable
-from mfoc.derivatives import gradients, once_differentiable
+from mfoc.analysis.jacobians import pull, push
+from mfoc.derivatives import gradients, refuse_once_differentiable, second_order
 from mfoc.distributed import expectation
-from mfoc.errors import InvalidValue
 from mfoc.particles import Particles
 from mfoc.pontryagin import Trajectory, rollout
 from mfoc.problem import Problem
 from mfoc.tree import Tree
 
 Product = Callable[[Tensor], Tensor]
+
+_NEEDS = "NewtonCG, of J,", "use Gradient, EMSA or MSA"
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,12 +49,11 @@ def expand(problem: Problem, controls: Tree, particles: Particles, *, gauss_newt
     """
     point = tree.ravel(controls).detach().requires_grad_()
     n = len(particles)
-    with torch.enable_grad(), twice_differentiable(), _explained():
+    with torch.enable_grad(), second_order(*_NEEDS):
         whole = tree.rebuild(controls, tree.pieces(point, tree.leaves(controls)))
         trajectory = rollout(problem, whole, particles)
         cost = trajectory.cost
-        if once := once_differentiable(cost):
-            raise InvalidValue(_refusal(f"{once} is marked once_differentiable"))
+        refuse_once_differentiable(cost, *_NEEDS)
         # The sum over particles, not the mean, is differentiated: through the law gradients flow between ranks.
         slope = gradients(cost, [point], create_graph=not gauss_newton, retain_graph=True)[0]
         value, size, gradient = expectation([cost.detach().mean(), cost.detach().abs().mean(), slope.detach() / n], n)
@@ -63,7 +62,7 @@ def expand(problem: Problem, controls: Tree, particles: Particles, *, gauss_newt
     wide = torch.promote_types(point.dtype, torch.float32)
 
     def product(v: Tensor) -> Tensor:
-        with torch.enable_grad(), twice_differentiable(), _explained():
+        with torch.enable_grad(), second_order(*_NEEDS):
             return expectation([summed(v.to(point.dtype)).detach() / n], n)[0].to(wide)
 
     return Expansion(value, float(size), gradient.to(wide), product)
@@ -98,19 +97,3 @@ def _gauss_newton(
         return pull(outputs, point, gradients(slopes, moved, tangents, retain_graph=True))[0]
 
     return product
-
-
-@contextmanager
-def _explained() -> Iterator[None]:
-    try:
-        yield
-    except torch.OutOfMemoryError:
-        raise
-    except RuntimeError as error:
-        if "derivative" not in str(error):  # anything else is an error of the problem's functions
-            raise
-        raise InvalidValue(_refusal(str(error).splitlines()[0])) from error
-
-
-def _refusal(why: str) -> str:
-    return f"NewtonCG needs second derivatives of J, and there are none ({why}); use Gradient, EMSA or MSA"

@@ -92,6 +92,8 @@ def rmse(prediction: Prediction | Tensor, y: Tensor) -> float:
     if isinstance(prediction, Prediction) and prediction.classes:
         raise InvalidValue("prediction is of classes; rmse is for numbers")
     mean = prediction.mean if isinstance(prediction, Prediction) else prediction
+    if isinstance(prediction, Prediction) and not isinstance(mean, Tensor):
+        raise InvalidType(f"prediction is of several outputs; give one of them, as prediction.mean[0]: {prediction!r}")
     if not isinstance(mean, Tensor) or not isinstance(y, Tensor):
         raise InvalidType(f"expected tensors; prediction is {kind_of(prediction)} and y {kind_of(y)}")
     return float((mean - aligned(y, mean)).double().square().mean().sqrt())

@@ -69,10 +69,13 @@ def band(
         y_label: with its unit.
 
     Raises:
+        InvalidType: a prediction of several outputs.
         InvalidValue: classes, or inputs of more than one variable.
     """
     if prediction.classes:
         raise InvalidValue("prediction is of classes; a band is for numbers")
+    if not isinstance(prediction.mean, Tensor):
+        raise InvalidType(f"prediction is of several outputs, and a band is for one: {prediction!r}")
     if x.numel() != len(prediction.mean):
         raise InvalidValue(
             f"x has shape {tuple(x.shape)}; expected one number for each of {len(prediction.mean)} inputs"

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 import mfoc
-from mfoc import InvalidType, InvalidValue, require, tree
+from mfoc import InvalidType, InvalidValue, MfocError, require, tree
 from mfoc.checks import check_instance, check_integer, kind_of
 from paradigms.bayesian.laws.likelihoods import Categorical, Gaussian
-from paradigms.bayesian.laws.prediction import Drawable, Prediction, of_classes, of_numbers
+from paradigms.bayesian.laws.prediction import Drawable, Prediction, of_classes, of_numbers, tree_of_numbers
 from paradigms.bayesian.pyro.guides import model_of
 from paradigms.bayesian.pyro.trace import Arguments, store_kept
 
@@ -63,17 +63,21 @@ def _of_networks(posterior: Drawable, x: Any, samples: int, seed: int, batch_siz
     with torch.no_grad():
         try:
             parts = [posterior.outputs(part, samples, seed=seed) for part in x.split(batch_size)]
-        except (RuntimeError, IndexError) as error:
+        except MfocError:
+            raise
+        except Exception as error:  # whatever the user's forward pass raises
             raise InvalidValue(
                 f"the network cannot take inputs x of shape {tuple(x.shape)}; expected {_inputs(posterior)}: {error}"
             ) from error
-    likelihood, pairs = posterior.likelihood, isinstance(parts[0], tuple)  # of outputs and a learned noise
-    first = torch.cat([part[0] if pairs else part for part in parts], 1)
-    outputs: Any = (first, parts[0][1]) if pairs else first
-    likelihood.check_output(first[0])
+    likelihood = posterior.likelihood
+    noisy = isinstance(likelihood, Gaussian) and likelihood.noise is None  # pairs of an output and a learned noise
+    made = tree.map(lambda *leaves: torch.cat(leaves, 1), *(part[0] if noisy else part for part in parts))
+    outputs: Any = (made, parts[0][1]) if noisy else made
+    first = tree.map(lambda leaf: leaf[0], made)
+    likelihood.check_output(first)
 
     def log_probs(y: Any) -> Tensor:
-        likelihood.check(first[0], y)
+        likelihood.check(first, y)
         return likelihood.log_prob(outputs, tree.map(lambda leaf: leaf[None], y))
 
     if isinstance(likelihood, Categorical):
@@ -81,7 +85,7 @@ def _of_networks(posterior: Drawable, x: Any, samples: int, seed: int, batch_siz
     if isinstance(likelihood, Gaussian):
         mean, noise = likelihood.split(outputs)
         return of_numbers(mean, noise.square().expand(mean.shape), log_probs)
-    return of_numbers(outputs, None, log_probs)
+    return tree_of_numbers(outputs, log_probs)
 
 
 def _inputs(posterior: Any) -> str:

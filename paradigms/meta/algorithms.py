@@ -52,7 +52,8 @@ def maml(
 
     Raises:
         InvalidType, InvalidValue: wrong arguments, a network with active dropout or a parameter that two submodules
-            share (one submodule may run several times), a loss that is not a scalar for each task, empty tasks.
+            share (one submodule may run several times), a loss that is not a scalar for each task, empty tasks; without
+            ``first_order`` an operation that has no second derivative, which is named.
     """
     check_positive(inner_lr=inner_lr)
     rule = Rule(lambda k, u: inner_lr)

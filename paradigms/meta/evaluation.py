@@ -161,9 +161,11 @@ def _new(tasks: Particles, counted: set[int]) -> Particles:
     return tasks if len(new) == len(numbers) else tasks[torch.tensor(new, device=tasks.indices().device)]
 
 
-def _right(output: Tensor, target: Tensor, loss: TaskLoss) -> Tensor | None:
+def _right(output: Any, target: Tensor, loss: TaskLoss) -> Tensor | None:
     """The share of right answers of each task ``[tasks]``, where targets are classes."""
-    if loss.elementwise or target.is_floating_point() or output.dim() != 3 or target.dim() != 2:
+    if not isinstance(output, Tensor) or output.dim() != 3:
+        return None
+    if loss.elementwise or target.is_floating_point() or target.dim() != 2:
         return None
     counted = loss.counted(target)
     if not loss.classes and bool((target[counted] < 0).any()):

@@ -105,6 +105,7 @@ def assemble(
     problem = loop.problem(controls, inner_steps, step_losses)  # which refuses weights that are not finite, say
     loop.check(controls, first.data)
     problem.validate(first)
+    loop.check_twice(controls, first.data)
     return MetaFormulation(
         problem,
         source,

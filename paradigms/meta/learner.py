@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from mfoc import InvalidType, InvalidValue, tree
 from mfoc.checks import check_instance
+from mfoc.derivatives import check_twice, twice_differentiable
 from mfoc.networks.inspection import BOOKKEEPING, without_inplace
 from paradigms.meta.formulations import MetaFormulation, checked_controls, to_module
 
@@ -73,6 +75,7 @@ class Learner(nn.Module):
         self.allow_nograd = frozen if allow_nograd is None else allow_nograd
         self.allow_unused = self.allow_nograd if allow_unused is None else allow_unused
         self._cloned, self._step = False, 0
+        self._proved: list[bool] = []  # a memo that clones share: whether a loss has had second derivatives
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -127,8 +130,8 @@ class Learner(nn.Module):
         The flags are those of ``Learner``; as the clone has them when None.
 
         Raises:
-            InvalidType, InvalidValue: no scalar tensor, a loss that does not depend on the weights, or a learner that
-                is no clone.
+            InvalidType, InvalidValue: no scalar tensor, a loss that does not depend on the weights, a learner that is
+                no clone; or, not of first order, an operation that has no second derivative.
         """
         if not self._cloned:
             raise InvalidValue("adapt was called on the learner itself; call clone() first, and adapt the clone")
@@ -136,6 +139,9 @@ class Learner(nn.Module):
         unused = self.allow_unused if allow_unused is None else allow_unused
         onward = not (self.first_order if first_order is None else first_order)
         fast = self._free(self.allow_nograd if allow_nograd is None else allow_nograd)
+        if onward and not self._proved:  # for the learner and all its clones: once
+            check_twice(loss, list(fast.values()), "the derivative of adapt", "first_order=True does without")
+            self._proved.append(True)
         slopes = torch.autograd.grad(loss, list(fast.values()), create_graph=onward, allow_unused=True)
         missing = [name for name, slope in zip(fast, slopes, strict=True) if slope is None]
         if missing and (not unused or len(missing) == len(fast)):
@@ -153,7 +159,9 @@ class Learner(nn.Module):
 
     def forward(self, *inputs: Any, **options: Any) -> Any:
         """The network with the present weights."""
-        return self.module(*inputs, **options)
+        onward = self._cloned and not self.first_order  # a loss of it is differentiated by adapt, and that once more
+        with twice_differentiable() if onward else nullcontext():
+            return self.module(*inputs, **options)
 
     def _free(self, allow_nograd: bool) -> dict[str, Tensor]:
         """The weights that move."""

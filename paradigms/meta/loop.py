@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor
 
 import mfoc
 from mfoc import InvalidType, InvalidValue, deprecation, tree
-from mfoc.derivatives import gradients
+from mfoc.derivatives import check_twice, gradients, twice_differentiable
 from paradigms.meta.losses import TaskLoss
 from paradigms.meta.stacked import StackedNetwork, Weights
 
@@ -88,11 +89,21 @@ class TaskObjective:
             ) from error
         self.loss.check(output, y, name)
 
-    def outputs(self, fast: Weights, body: Weights, x: Tensor) -> Tensor:
-        """Outputs ``[tasks, shots, ...]``."""
-        return torch.cat(
-            [self.network({**f, **b}, x, start=self.start) for f, b, (x,) in self._parts(fast, body, (x,))]
-        )
+    def check_twice(self, fast: Weights, body: Weights, pair: Pair, cure: str) -> None:
+        """Refuses a loss of the fast weights that cannot be differentiated twice, which its slopes are, by trying it.
+
+        Raises:
+            InvalidValue: an operation of the network or the loss has no second derivative.
+        """
+        with torch.enable_grad(), twice_differentiable():
+            free = {name: leaf.detach().requires_grad_() for name, leaf in fast.items()}
+            total = self.loss.total(self.network({**free, **body}, pair[0], start=self.start), pair[1])
+        check_twice(total, list(free.values()), "the derivative of an inner step", cure)
+
+    def outputs(self, fast: Weights, body: Weights, x: Tensor) -> Any:
+        """Outputs ``[tasks, shots, ...]``, a tree of them where the network returns one."""
+        parts = [self.network({**f, **b}, x, start=self.start) for f, b, (x,) in self._parts(fast, body, (x,))]
+        return tree.map(lambda *leaves: torch.cat(leaves), *parts)
 
     def value(self, fast: Weights, body: Weights, pair: Pair) -> Tensor:
         """The loss of each task ``[tasks]``."""
@@ -122,7 +133,8 @@ class TaskObjective:
             if not onward:
                 body = {name: leaf.detach() for name, leaf in body.items()}
                 pair = tuple(leaf.detach() for leaf in pair)
-            total = self.loss.total(self.network({**free, **body}, pair[0], start=self.start), pair[1])
+            with twice_differentiable() if onward else nullcontext():  # one derivative has faster attention
+                total = self.loss.total(self.network({**free, **body}, pair[0], start=self.start), pair[1])
             leaves = list(free.values())
             found = gradients(total, leaves, create_graph=onward)
         return dict(zip(fast, found, strict=True))
@@ -187,6 +199,22 @@ class Loop:
         for part in ("support", "query"):
             self.objective.check(controls["phi"], z[part], part)
 
+    def check_twice(self, controls: Any, z: Any) -> None:
+        """Refuses a support loss without second derivatives where an inner step is differentiated.
+
+        The first task is asked, once: what the derivative of one step needs, that of all of them does.
+
+        Raises:
+            InvalidValue: an operation of the network or the loss has none.
+        """
+        if self.objective.first_order:
+            return
+        one = {part: tuple(leaf[:1].detach() for leaf in z[part]) for part in ("support", "query")}
+        with torch.no_grad():
+            x = self.lift(controls["phi"], one)
+        steps = "first_order=True does without" if self.settle is None else "use maml(first_order=True)"
+        self.objective.check_twice(x["fast"], x.get("body", {}), self.pair(x, one, "support"), steps)
+
     def pair(self, x: State, z: Any, part: str) -> Pair:
         """What the layers that are left run on, and the targets."""
         own, y = z[part]
@@ -229,7 +257,7 @@ class Loop:
         """The loss on the query ``[tasks]``."""
         return self.objective.value(x["fast"], x.get("body", {}), self.pair(x, z, "query"))
 
-    def outputs(self, x: State, z: Any) -> Tensor:
+    def outputs(self, x: State, z: Any) -> Any:
         """The network's outputs on the query ``[tasks, shots, ...]``."""
         return self.objective.outputs(x["fast"], x.get("body", {}), self.pair(x, z, "query")[0])
 

@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mfoc import InvalidType, InvalidValue
+from mfoc import InvalidType, InvalidValue, tree
 from mfoc.checks import check_callable, kind_of
-from mfoc.seeding import watched
+from mfoc.vectorisation import Mapper
 
 Loss = Callable[..., Tensor]
 
@@ -51,14 +51,14 @@ class TaskLoss:
             raise InvalidValue(f"loss has reduction={reduction!r}; expected one number a task: 'mean' or 'sum'")
         given = getattr(loss, "keywords", {})  # of a partial
         self.ignored = int(getattr(loss, "ignore_index", given.get("ignore_index", -100)))
-        self._looped = False
+        self._mapper = Mapper("loss", "task")
         self._answered: tuple[weakref.ref[Tensor] | None, int, bool] = (None, 0, False)
         self._each, self._all = self._reduced("none"), self._reduced("sum")
 
-    def __call__(self, output: Tensor, target: Tensor) -> Tensor:
-        """Outputs and targets ``[tasks, shots, ...]`` to losses ``[tasks]``."""
+    def __call__(self, output: Any, target: Tensor) -> Tensor:
+        """Outputs (of a function of one's own also trees of them) and targets ``[tasks, shots, ...]`` to losses ``[tasks]``."""
         if self._each is None:
-            value = self._apart(output, target)
+            value: Tensor = self._mapper(self._loss, output, target)
             if value.dim() != 1:
                 raise InvalidValue(
                     f"loss returned shape {tuple(value.shape[1:])} for one task; expected a scalar (its mean, say)"
@@ -71,29 +71,16 @@ class TaskLoss:
             return each.sum(1)
         return each.sum(1) / self.counted(target).flatten(1).sum(1) if self._masked(target) else each.mean(1)
 
-    def _apart(self, output: Tensor, target: Tensor) -> Tensor:
-        """The loss of each task on its own: through vmap, or in a loop where vmap cannot follow it."""
-        if not self._looped:
-            try:
-                value: Tensor = torch.func.vmap(self._loss)(output, target)
-                return value
-            except RuntimeError:
-                pass  # a loss that branches on values, or draws random numbers
-        drawn = watched()
-        value = torch.stack([self._loss(a, b) for a, b in zip(output, target, strict=True)])
-        if not self._looped and drawn():
-            raise InvalidValue("loss draws random numbers; costs must be pure")
-        self._looped = True  # a memo
-        return value
-
-    def total(self, output: Tensor, target: Tensor) -> Tensor:
+    def total(self, output: Any, target: Tensor) -> Tensor:
         """The sum over tasks: the same number as ``self(output, target).sum()``, in fewer operations."""
+        if self._all is None:
+            return self(output, target).sum()
         if self.classes:  # of class probabilities the mean is over shots, not over the elements of the target
             plain = not target.is_floating_point() and target.shape == output.shape[: target.dim()]
             plain = plain and (self._sum or not self._masked(target))
         else:
             plain = target.shape == output.shape
-        if self._all is None or not plain:
+        if not plain:
             return self(output, target).sum()
         value: Tensor = self._all(output.flatten(0, 1), target.flatten(0, 1))
         return value if self._sum else value * (len(target) / target.numel())
@@ -125,16 +112,19 @@ class TaskLoss:
         """Refuses targets that cannot be right: ``output`` is of one task at least, ``target`` of all tasks.
 
         Raises:
-            InvalidType: an output that is no tensor.
+            InvalidType: an output that is no tensor, where the loss is one of torch's.
             InvalidValue: shots were lost, targets of another shape, labels that no output stands for.
         """
-        if not isinstance(output, Tensor):
-            raise InvalidType(f"net returns {kind_of(output)}; expected one tensor: wrap it in a module")
-        if output.dim() < 2 or output.shape[1] != target.shape[1]:
-            raise InvalidValue(
-                f"net returns shape {tuple(output.shape[1:])} for the {target.shape[1]} shots of a {name}; "
-                "expected [shots, ...]"
+        if not isinstance(output, Tensor) and (self._each is not None or self.classes):
+            raise InvalidType(
+                f"net returns {kind_of(output)}; a loss of torch takes one tensor: give a function of (output, target)"
             )
+        for leaf in tree.leaves(output):
+            if leaf.dim() < 2 or leaf.shape[1] != target.shape[1]:
+                raise InvalidValue(
+                    f"net returns shape {tuple(leaf.shape[1:])} for the {target.shape[1]} shots of a {name}; "
+                    "expected [shots, ...]"
+                )
         if (self.elementwise or self.classes) and target.is_floating_point() and not bool(target.isfinite().all()):
             raise InvalidValue(f"{name} y holds NaN or infinite values")
         if self.elementwise and target.shape[1:] != output.shape[1:]:

@@ -6,7 +6,7 @@ layers, convolutions (padded with zeros, by numbers), batch, group and layer nor
 pools, ``Flatten()``, elementwise activations and dropout that is off, in nested ``nn.Sequential`` without hooks. One
 layer of another kind, a layer with weights that runs twice, or a module with a forward of its own, sends the whole
 network through ``torch.func.vmap``, which is exact too and slower; where vmap cannot follow (a forward that branches on
-values, recurrent layers, embeddings with a ``padding_idx``) tasks run one after another.
+values, recurrent layers, embeddings with a ``padding_idx``; see ``mfoc.vectorisation``) tasks run one after another.
 
 Two layouts are used on the way. Rows: ``[tasks, shots, ...]``. Planes: ``[shots, tasks * channels, ...]``, in which a
 channel of one task is a channel of its own, so that convolutions, pools and batch norm run natively and batch norm in
@@ -23,11 +23,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mfoc import InvalidType, InvalidValue
-from mfoc.checks import kind_of
-from mfoc.networks import inspection
-from mfoc.networks.inspection import has_aliases, hooked, pure_copy, trainable
-from mfoc.seeding import watched
+from mfoc import InvalidValue
+from mfoc.networks import functional, inspection
+from mfoc.networks.inspection import hooked, shared_parameters, trainable
+from mfoc.vectorisation import Mapper, misled
 from paradigms.meta.layers import Window, convolve, normalise
 
 Weights = dict[str, Tensor]
@@ -82,37 +81,40 @@ class StackedNetwork:
         net: the network itself.
         names: names of the parameters that require grad, in the order of the module.
         layers: names of the layers of a chain, in order; empty when the network is no chain of known layers.
-        looped: tasks run one after another, as vmap could not follow the network.
 
     Raises:
         InvalidType: no module.
-        InvalidValue: active dropout, lazy parameters, a parameter that two submodules share, nothing to train.
+        InvalidValue: active dropout, lazy or complex parameters, what cannot be copied, nothing to train.
     """
 
     def __init__(self, net: nn.Module) -> None:
-        inspection.refuse_unfit(net, aliases=False)
+        inspection.refuse_unfit(net)
         if not trainable(net):
             raise InvalidValue("net has no parameter that requires grad; there is nothing to train")
-        self.net, self._module = net, pure_copy(net)
+        net = inspection.unwrapped(net)
+        self.net, self._function = net, functional(net)
+        self._module = self._function.module
         self.names = list(trainable(self._module))
         self._constants = {n: p.detach() for n, p in self._module.named_parameters() if not p.requires_grad}
-        self._buffers = dict(self._module.named_buffers())
         chain = list(_chain(self._module, ""))
         made = [_layer(name, module) for name, module in chain]
         direct = [layer for layer in made if layer is not None]
-        self._direct = direct if len(direct) == len(made) and not has_aliases(self._module) else []
+        self._direct = direct if len(direct) == len(made) and not any(shared_parameters(self._module)) else []
         self.layers = [name for name, _ in chain] if self._direct else []
         self._largest: dict[Any, int] = {}
-        embeddings = [part for part in self._module.modules() if isinstance(part, nn.Embedding | nn.EmbeddingBag)]
-        # A padding row of an embedding is never trained: vmap's embedding forgets which.
-        self.looped = any(part.padding_idx is not None for part in embeddings)
+        self._mapper = Mapper("net", "task", unfit=misled(self._module))
+
+    @property
+    def looped(self) -> bool:
+        """Whether tasks run one after another, as vmap cannot follow the network."""
+        return self._mapper.looped
 
     def initial(self) -> Weights:
         """Copies of the network's own weights, not stacked."""
         return {name: p.detach().clone() for name, p in trainable(self._module).items()}
 
-    def __call__(self, weights: Weights, x: Tensor, *, start: int = 0, stop: int | None = None) -> Tensor:
-        """Outputs ``[tasks, shots, ...]``.
+    def __call__(self, weights: Weights, x: Tensor, *, start: int = 0, stop: int | None = None) -> Any:
+        """Outputs ``[tasks, shots, ...]``: a tensor, or a tree of them where the network returns one.
 
         Args:
             weights: each parameter ``[tasks, ...]``.
@@ -130,33 +132,9 @@ class StackedNetwork:
 
         return self._called(weights, x)
 
-    def _called(self, weights: Weights, x: Tensor) -> Tensor:
+    def _called(self, weights: Weights, x: Tensor) -> Any:
         """The module's own forward on each task: through vmap, or in a loop where vmap cannot follow it."""
-        like = next(iter(weights.values()))
-
-        def one(weights: Weights, x: Tensor) -> Any:
-            # Copies, as a forward may write into its buffers: each evaluation starts from the network's.
-            buffers = {
-                name: b.to(like, copy=True) if b.is_floating_point() else b.clone() for name, b in self._buffers.items()
-            }
-            return torch.func.functional_call(self._module, (weights, buffers), (x,))
-
-        if not self.looped:
-            try:
-                out: Tensor = torch.func.vmap(one)(weights, x)
-                return out
-            except (RuntimeError, NotImplementedError):
-                pass  # a forward that branches on values, has an operation that vmap lacks, or draws random numbers
-        drawn = watched()
-        found = [one({name: leaf[i] for name, leaf in weights.items()}, x[i]) for i in range(len(x))]
-        if not self.looped and drawn():
-            raise InvalidValue(
-                "net draws random numbers in its forward pass (dropout?); costs must be pure: switch it off"
-            )
-        if not all(isinstance(part, Tensor) for part in found):
-            raise InvalidType(f"net returns {kind_of(found[0])}; expected one tensor: wrap it in a module")
-        self.looped = True  # a memo
-        return torch.stack(found)
+        return self._mapper(self._function, weights, x)
 
     def _complete(self, weights: Weights, tasks: int) -> Weights:
         """With the constants: parameters that do not require grad."""

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from mfoc.analysis.kernel.doors import check_fits
 from mfoc.analysis.kernel.taps import normal_like
 from mfoc.checks import kind_of
+from mfoc.derivatives import refuse_once_differentiable, second_order
 from mfoc.errors import InvalidType, InvalidValue
 from mfoc.networks.losses import Loss, per_sample
 
@@ -73,9 +74,12 @@ class Outputs:
 
     def hessian(self) -> Tensor:
         """d^2 L / df^2 at the start, ``[N C, N C]``."""
-        with torch.enable_grad():
+        needs = "a Hessian of the loss in the outputs", "use a loss that has one, such as F.mse_loss"
+        with torch.enable_grad(), second_order(*needs):
             f = self.start.detach().requires_grad_()
-            slope = torch.autograd.grad(self(f), f, create_graph=True)[0]
+            value = self(f)
+            refuse_once_differentiable(value, *needs)
+            slope = torch.autograd.grad(value, f, create_graph=True)[0]
             if not slope.requires_grad:  # a loss that is linear in the outputs
                 return torch.zeros(len(f), len(f), dtype=f.dtype, device=f.device)
             eye = torch.eye(len(f), dtype=f.dtype, device=f.device)

@@ -16,7 +16,7 @@ from mfoc.analysis.kernel.empirical import Source
 from mfoc.analysis.kernel.products import squares
 from mfoc.analysis.kernel.taps import normal_like, plainly
 from mfoc.checks import check_instance, check_integer, check_positive
-from mfoc.derivatives import gradients
+from mfoc.derivatives import gradients, no_derivative
 from mfoc.errors import InvalidValue
 from mfoc.networks.inspection import trainable
 from mfoc.printing import by_identity
@@ -143,8 +143,9 @@ class NTKOperator:
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:  # as of nn.EmbeddingBag
+            why = no_derivative(error) or error
             raise InvalidValue(
-                f"net has neither forward-mode nor second derivatives, which products with its kernel need: {error} "
+                f"net has neither forward-mode nor second derivatives, which products with its kernel need: {why} "
                 "(empirical_ntk needs first derivatives only)"
             ) from error
 

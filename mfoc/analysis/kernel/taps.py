@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from mfoc.analysis.kernel.layers import has_sample_axis, is_known
+from mfoc.derivatives import twice_differentiable
 
 logger = logging.getLogger(__name__)
 
@@ -24,13 +24,8 @@ PROBED = 3  # samples by which it is seen how a layer treats them
 @contextmanager
 def plainly() -> Iterator[None]:
     """Attention without the fast paths that have no derivative, or none under ``vmap``."""
-    fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with sdpa_kernel(SDPBackend.MATH), torch.enable_grad():
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
+    with twice_differentiable(), torch.enable_grad():
+        yield
 
 
 @dataclass(eq=False)

@@ -21,7 +21,7 @@ from mfoc.analysis.jacobians import refusing_checkpoints
 from mfoc.analysis.kernel.taps import plainly
 from mfoc.analysis.noise.doors import Cost, of_network, of_problem
 from mfoc.checks import check_integer
-from mfoc.derivatives import gradients, once_differentiable
+from mfoc.derivatives import gradients, refuse_once_differentiable, second_order
 from mfoc.errors import InvalidValue
 from mfoc.particles import Particles, concatenated
 from mfoc.populations import as_particles
@@ -32,6 +32,7 @@ logger = logging.getLogger(__name__)
 
 _BUDGET = 2**27  # bytes that the gradients of the samples of one chunk may take
 _CHUNK = 256  # samples whose activations are held at once
+_CURE = "leave out what is made of it (see the arguments of the function that was called)"
 _PROBES = 4  # random vectors for tr(H_k Sigma), which only the width of an interval depends on
 
 
@@ -185,11 +186,9 @@ class Samples:
         cloud = self.cloud if cloud is None else cloud
         total = torch.zeros(vectors.shape, dtype=self.wide, device=self.device)
         for part in self.chunks(cloud):
-            with plainly(), refusing_checkpoints("a second derivative"):
+            with plainly(), refusing_checkpoints("a second derivative"), second_order("a Hessian of the loss", _CURE):
                 cost = self.cost(self.parameters, part)
-                marked = once_differentiable(cost)
-                if marked:
-                    raise InvalidValue(f"{marked} is marked once_differentiable: the loss has no Hessian")
+                refuse_once_differentiable(cost, "a Hessian of the loss", _CURE)
                 slope = gradients(cost.sum(), self.leaves, create_graph=True)
                 for k, vector in enumerate(vectors):
                     seeds = tree.pieces(vector.to(self.leaves[0]), self.leaves)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mfoc.derivatives import gradients
+from mfoc.derivatives import check_twice, gradients, twice_differentiable
 from mfoc.solvers.ddp.lanes import Lanes
 
 _CHUNK = 2**14  # copies of lanes in one pass: what they leave behind stays in the cache
@@ -108,6 +108,35 @@ def slopes(lanes: Lanes, xs: list[Tensor], us: list[Tensor]) -> Slopes:
     return Slopes([x.shape[1] for x in xs[:-1]], moved, jacobian, gradient, terminal[:, 0], total + last[:, 0])
 
 
+def check_curved(lanes: Lanes, xs: list[Tensor], us: list[Tensor], *, exact: bool) -> None:
+    """Refuses costs, and with ``exact`` dynamics, without second derivatives: the first problem is asked.
+
+    Those of the dynamics are taken near the optimum alone, so that a solve would fail at its end.
+
+    Raises:
+        InvalidValue: an operation has none.
+    """
+    first = torch.zeros(1, dtype=torch.long, device=xs[0].device)
+    asked: list[tuple[Function, Tensor]] = [(_terminal(lanes), xs[-1][first])]
+    dynamics = []
+    for group in lanes.groups():
+        f, running = _joined(lanes, group[0])
+        y = _gathered(xs, us, group[:1], first)[0]
+        asked.append((running, y))
+        dynamics.append((f, y))
+    _check_curved(asked, "DDP, of the costs,", "use Gradient, EMSA or MSA", first)
+    if exact:
+        _check_curved(dynamics, "DDP, of the dynamics,", "DDP(second_order=False) does without", first)
+
+
+def _check_curved(asked: list[tuple[Function, Tensor]], what: str, cure: str, index: Tensor) -> None:
+    for function, y in asked:
+        with torch.enable_grad(), twice_differentiable():
+            free = y.detach().requires_grad_()
+            out = function(free, index)
+        check_twice(out, [free], what, cure)
+
+
 def curvatures(lanes: Lanes, xs: list[Tensor], us: list[Tensor], some: Tensor, exact: Tensor) -> Curvatures:
     """Second derivatives for some of the problems; those of f for the ones among them that are ``exact`` ``[A]``."""
     stages, a, chosen = lanes.problem.stages, len(some), exact.nonzero()[:, 0]
@@ -156,7 +185,7 @@ def _second(function: Function, y: Tensor, index: Tensor, k: int) -> list[Tensor
     for part, i in _chunks(y, index, k * d):
         n = len(part)
         many = part.repeat(k * d, 1).requires_grad_()
-        with torch.enable_grad():
+        with torch.enable_grad(), twice_differentiable():
             out = function(many, i.repeat(k * d)).reshape(k, d * n, k).diagonal(dim1=0, dim2=2)
             (slope,) = gradients(out, [many], create_graph=True)
             row = slope.reshape(k, d, n, d).diagonal(dim1=1, dim2=3)

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.func import vmap
 
 from mfoc import tree
+from mfoc.derivatives import without_fast_path
 from mfoc.errors import InvalidType, InvalidValue
 from mfoc.particles import Particles
 from mfoc.problem import Problem
@@ -137,7 +138,8 @@ class Lanes:
                 raise InvalidValue(_CUT.format(f"an error ({str(error).splitlines()[0]})", len(x))) from error
         if len(x) > 1:
             try:
-                mapped: Tensor = vmap(lambda x, u: function(x[None], u[None], z)[0])(x, u)
+                with without_fast_path():
+                    mapped: Tensor = vmap(lambda x, u: function(x[None], u[None], z)[0])(x, u)
                 return mapped
             except RuntimeError as error:  # control flow that depends on values, an operation without a batching rule
                 logger.info("clouds cannot be evaluated in one batch (%s); one by one", str(error).splitlines()[0])

@@ -18,7 +18,7 @@ from mfoc.particles import Particles
 from mfoc.pontryagin import evaluate, rollout
 from mfoc.problem import Problem
 from mfoc.solvers.ddp.backward import Limits, Policy, best_policy, control_slopes
-from mfoc.solvers.ddp.expansion import Slopes, curvatures, slopes
+from mfoc.solvers.ddp.expansion import Slopes, check_curved, curvatures, slopes
 from mfoc.solvers.ddp.forward import Nominal, Step, gap_size, search
 from mfoc.solvers.ddp.lanes import Lanes
 from mfoc.solvers.ddp.pace import Pace
@@ -60,7 +60,8 @@ class DDP:
 
     Raises:
         InvalidType, InvalidValue: a field is not as said. ``step`` raises them for stages that share a control, bounds
-            other than ``Box``, particles that interact under controls of their own, a state too large, several ranks.
+            other than ``Box``, particles that interact under controls of their own, a state too large, several ranks,
+            costs (with ``second_order`` dynamics, too) without second derivatives.
     """
 
     second_order: bool = True
@@ -84,9 +85,12 @@ class DDP:
     @torch.no_grad()
     def step(self, problem: Problem, controls: Tree, state: Tree, particles: Particles) -> tuple[Tree, Tree, Info]:
         """One iteration; see ``mfoc.Solver``."""
-        if state["regularisation"] is None:
+        first = state["regularisation"] is None
+        if first:
             _check(problem, controls, particles)
         lanes, at, found = self._look(problem, controls, state, particles)
+        if first:
+            check_curved(lanes, at.states, at.controls, exact=self.second_order)
         own = control_slopes(found)
         limits, pace = _limits(problem, at), Pace.of(state, at)
         info = _seen(problem, controls, particles, lanes, at, own)

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from mfoc import InvalidType, InvalidValue, tree
+from mfoc.derivatives import twice_differentiable, without_fast_path
+from mfoc.vectorisation import Mapper
 from paradigms.bayesian.density.traced import Traced
 from paradigms.bayesian.laws.normal import shape_or_type, unvalidated
 
@@ -81,7 +84,7 @@ class LogDensity:
             self._check_points(x)
             with torch.no_grad():  # the data may ask for gradients
                 return self.fused(x.detach())
-        with torch.enable_grad():
+        with torch.enable_grad(), twice_differentiable() if recorded else nullcontext():
             point = x if recorded else x.detach().requires_grad_()
             if index is None:
                 value = self(point)
@@ -172,29 +175,31 @@ def vectorised(
     on_batch: Callable[[Tensor, Tensor], Tensor] | None = None,
     around: Callable[[], AbstractContextManager[None]] = unvalidated,
     traced: bool = False,
+    unfit: str = "",
     **known: Any,
 ) -> LogDensity:
     """A density ``[d]`` to a scalar (``on_batch``: with an index ``[B]``) as one of a cloud.
 
     The functions run within ``around``, where checks of values are off; with ``traced`` they are recorded once and
-    replayed, without surroundings.
+    replayed, without surroundings. ``unfit`` is why batches are not to be evaluated by vmap; see ``mfoc.vectorisation``.
     """
 
     def ready(function: Callable[..., Any]) -> Callable[..., Any]:
         def guarded(*args: Tensor) -> Any:
-            with around():
+            with around(), without_fast_path():
                 return function(*args)
 
         return Traced(guarded) if traced else guarded
 
-    both = torch.func.vmap(torch.func.grad_and_value(one))
+    whole = Mapper("the log density", "particle")
+    parts = whole.beside(unfit=unfit)
     return LogDensity(
-        ready(torch.func.vmap(one)),
+        ready(partial(whole, one)),
         shapes,
         like,
-        minibatch=None if on_batch is None else ready(torch.func.vmap(on_batch)),
-        fused=ready(lambda x: both(x)[::-1]),
-        slope=ready(torch.func.vmap(torch.func.grad(one))),
+        minibatch=None if on_batch is None else ready(partial(parts, on_batch)),
+        fused=ready(lambda x: whole.gradient_and_value(one, x)[::-1]),
+        slope=ready(lambda x: whole.gradient_and_value(one, x)[0]),
         **known,
     )
 

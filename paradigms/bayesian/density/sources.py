@@ -7,7 +7,6 @@ prior, or from a control problem (the Gibbs law of its controls). Whatever it ca
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -19,7 +18,9 @@ from torch import Tensor, nn
 import mfoc
 from mfoc import InvalidType, InvalidValue, tree
 from mfoc.checks import check_flag, check_instance, check_integer, check_positive, kind_of
-from mfoc.networks.inspection import trainable
+from mfoc.networks import functional
+from mfoc.networks.inspection import copied, refuse_unfit, trainable, unwrapped
+from mfoc.vectorisation import misled
 from paradigms.bayesian.density.density import LogDensity, flat, split, vectorised
 from paradigms.bayesian.laws.likelihoods import NOISE, Gaussian, likelihood_of, says_its_sign
 from paradigms.bayesian.laws.normal import normal_log_prob
@@ -171,7 +172,10 @@ def _of_network(net: nn.Module, data: Any, likelihood: Any, noise: Any, prior: A
         raise InvalidValue(
             f"data holds {len(inputs)} inputs and {len(targets)} targets; expected as many, at least one"
         )
-    net, total, fit = copy.deepcopy(net).eval(), len(inputs), likelihood_of(likelihood, noise)
+    own = copied(unwrapped(net)).eval()
+    refuse_unfit(own)
+    run = functional(own)
+    net, total, fit = run.module, len(inputs), likelihood_of(likelihood, noise)
     example = {name: p.detach() for name, p in trainable(net).items()}
     if not example:
         raise InvalidValue("net has no parameter that requires grad; there is nothing to sample")
@@ -180,9 +184,13 @@ def _of_network(net: nn.Module, data: Any, likelihood: Any, noise: Any, prior: A
     like = next(iter(example.values()))
     with torch.no_grad():
         try:
-            output = net(_cast(inputs, like))
-        except RuntimeError as error:
-            raise InvalidValue(f"the network cannot take inputs of shape {tuple(inputs.shape)}: {error}") from error
+            output = run(example, _cast(inputs, like))
+        except mfoc.MfocError:
+            raise
+        except Exception as error:  # whatever the user's forward pass raises
+            raise InvalidValue(
+                f"the network cannot take inputs of shape {tuple(inputs.shape)} ({inputs.dtype}): {error}"
+            ) from error
         fit.check(output, _cast(targets, like))
     learned = isinstance(fit, Gaussian) and fit.noise is None
     if learned:
@@ -194,7 +202,7 @@ def _of_network(net: nn.Module, data: Any, likelihood: Any, noise: Any, prior: A
     def joint(x: Tensor, xs: Tensor, ys: Tensor) -> Tensor:
         parameters = split(x, shapes)
         spread = parameters.pop(NOISE) if learned else None
-        out = torch.func.functional_call(net, parameters, (_cast(xs, x),))
+        out = run(parameters, _cast(xs, x))
         output = tree.map(lambda leaf: leaf[None], out)
         if spread is not None:
             output = output, spread.exp().view(1, *[1] * (out.dim() - 1))
@@ -223,6 +231,7 @@ def _of_network(net: nn.Module, data: Any, likelihood: Any, noise: Any, prior: A
         draw=draw,
         constrain=constrain,
         size=total,
+        unfit=misled(net),
     )
 
 

@@ -66,7 +66,8 @@ class Gaussian:
         return each.flatten(2).sum(2) if each.dim() > 2 else each
 
     def check_output(self, output: Any) -> None:
-        """Refuses outputs ``[B, ...]`` that the noise does not fit."""
+        """Refuses outputs that are no numbers ``[B, ...]``, or that the noise does not fit."""
+        _check_tensor(output, "Gaussian")
         if self.noise is not None and not broadcasts(self.noise.shape, output.shape[1:]):
             raise InvalidValue(
                 f"noise has shape {tuple(self.noise.shape)}; expected a number or the shape of an output, "
@@ -77,6 +78,7 @@ class Gaussian:
         """Refuses observations that do not fit the outputs ``[B, ...]``."""
         if not isinstance(y, Tensor) or y.is_complex() or y.dtype == torch.bool:
             raise InvalidType(f"y is {_described(y)}; a Gaussian likelihood needs a tensor of real numbers")
+        _check_tensor(output, "Gaussian")
         aligned(y, output)
         if not y.isfinite().all():
             bad = (~y.isfinite()).reshape(len(y), -1).any(1)
@@ -100,6 +102,7 @@ class Categorical:
 
     def check_output(self, output: Any) -> None:
         """Refuses outputs that are no logits ``[B, C]``."""
+        _check_tensor(output, "categorical")
         if output.dim() != 2:
             raise InvalidValue(f"the network's output has shape {tuple(output.shape)}; expected logits [N, classes]")
 
@@ -148,7 +151,12 @@ class OfFunction:
 
     def check(self, output: Any, y: Any) -> None:
         """Refuses a function that is not one number for each observation."""
-        found, n = shape_or_type(self._each(output, y)), len(tree.leaves(output)[0])
+        leaves = tree.leaves(output)
+        if not leaves or not all(isinstance(leaf, Tensor) and leaf.dim() for leaf in leaves):
+            raise InvalidType(
+                f"the network returns {kind_of(output)}; expected a tensor [N, ...], or tuples, lists or dicts of them"
+            )
+        found, n = shape_or_type(self._each(output, y)), len(leaves[0])
         if found != (n,):
             raise InvalidValue(f"likelihood returned {found}; expected one number for each observation, ({n},)")
 
@@ -219,6 +227,14 @@ def aligned(y: Tensor, output: Tensor, lead: int = 0) -> Tensor:
     if (*own, 1) == wanted:
         return y.unsqueeze(-1)
     raise InvalidValue(f"y has shape {tuple(own)} and the network's output {tuple(wanted)}; they must agree")
+
+
+def _check_tensor(output: Any, name: str) -> None:
+    if not isinstance(output, Tensor):
+        raise InvalidType(
+            f"the network returns {kind_of(output)}; a {name} likelihood needs one tensor. Give the likelihood as a "
+            "function (output, y) -> the negative log likelihood of each observation, [N]"
+        )
 
 
 def _described(y: Any) -> str:

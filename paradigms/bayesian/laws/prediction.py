@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
-from mfoc import InvalidType, InvalidValue
+from mfoc import InvalidType, InvalidValue, tree
 from mfoc.checks import check_instance, kind_of
-from mfoc.networks.inspection import trainable
+from mfoc.networks import FunctionalModule, functional
+from mfoc.networks.inspection import copied, trainable, unwrapped
+from mfoc.vectorisation import Mapper
 from paradigms.bayesian.laws.likelihoods import NOISE, Gaussian, Likelihood, likelihood_of
 
 
@@ -59,12 +61,21 @@ class Ensemble:
             chosen = order[:samples].to(next(iter(self.weights.values())).device)  # type: ignore[assignment]
         some = {name: value[chosen] for name, value in self.weights.items()}
         with torch.no_grad():
-            found = torch.func.vmap(lambda weights: torch.func.functional_call(self.net, weights, (x,)))(some)
+            x = _cast(x, next(iter(some.values())))
+            found = self._mapper(lambda weights: self._function(weights, x), some)
         if self.noise is None:
             return found
         scale = self.noise[chosen]
         axes = found.dim() - 1 - scale.dim()  # those of an observation that the scale does not have
         return found, scale.view(*scale.shape, *[1] * axes)
+
+    @cached_property
+    def _function(self) -> FunctionalModule:
+        return functional(self.net)
+
+    @cached_property
+    def _mapper(self) -> Mapper:
+        return Mapper("net", "draw")
 
 
 def ensemble(net: nn.Module, draws: Mapping[str, Tensor], *, likelihood: Any, noise: Any = None) -> Ensemble:
@@ -100,7 +111,7 @@ def ensemble(net: nn.Module, draws: Mapping[str, Tensor], *, likelihood: Any, no
         raise InvalidValue("draws holds no draw; expected values [n, ...] with n of at least 1")
     scale = draws[NOISE].detach().clone() if learned else None
     weights = {name: draws[name].detach().clone() for name in own}
-    return Ensemble(copy.deepcopy(net).eval(), weights, made, scale)
+    return Ensemble(copied(unwrapped(net)).eval(), weights, made, scale)
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,7 +119,8 @@ class Prediction:
     """The posterior predictive law at B inputs, from S draws.
 
     Attributes:
-        mean: its mean ``[B, ...]``; for classes, the probabilities ``[B, C]``.
+        mean: its mean ``[B, ...]``; for classes, the probabilities ``[B, C]``. Where a likelihood given as a function
+            takes a tree of outputs, as (mean, log variance), the mean of each of its leaves, and so is ``epistemic``.
         epistemic: what more data would remove. For numbers the variance of the draws' means ``[B, ...]``; for classes
             the mutual information of label and weights, in nats ``[B]`` (Houlsby et al. 2011, arXiv:1112.5745, eq. 2).
         aleatoric: what it would not. For numbers the mean of the draws' variances (the two sum to the predictive
@@ -118,8 +130,8 @@ class Prediction:
         classes: whether ``mean`` holds the probabilities of classes.
     """
 
-    mean: Tensor
-    epistemic: Tensor
+    mean: Any
+    epistemic: Any
     aleatoric: Tensor | None
     log_probs: Callable[[Any], Tensor]
     classes: bool
@@ -129,11 +141,14 @@ class Prediction:
         """Epistemic and aleatoric part together: the predictive variance, or entropy."""
         if self.aleatoric is None:
             raise InvalidValue("the likelihood is a function, which does not say what the spread of an observation is")
-        return self.epistemic + self.aleatoric
+        total: Tensor = self.epistemic + self.aleatoric
+        return total
 
     def __repr__(self) -> str:
         what, unit = ("classes", "nats") if self.classes else ("numbers", "variance")
         parts = {"epistemic": self.epistemic, "aleatoric": self.aleatoric}
+        if not isinstance(self.mean, Tensor):
+            return f"Prediction(mean of each output {tree.describe(self.mean)})"
         means = [f"{name} {float(part.mean()):.3g}" for name, part in parts.items() if part is not None]
         return f"Prediction(mean of {what} {tuple(self.mean.shape)}, {' and '.join(means)} {unit} on average)"
 
@@ -154,6 +169,22 @@ def of_numbers(means: Tensor, variances: Tensor | None, log_probs: Callable[[Any
     """The prediction of numbers from the mean and, where it is known, the variance of each draw ``[S, B, ...]``."""
     epistemic = means.var(0, correction=1 if len(means) > 1 else 0)
     return Prediction(means.mean(0), epistemic, None if variances is None else variances.mean(0), log_probs, False)
+
+
+def tree_of_numbers(outputs: Any, log_probs: Callable[[Any], Tensor]) -> Prediction:
+    """The prediction of a tree of outputs ``[S, B, ...]`` whose law only its likelihood knows, leaf by leaf."""
+
+    def each(leaf: Tensor) -> Prediction:
+        numbers = leaf if tree.differentiable(leaf) else leaf.to(torch.get_default_dtype())
+        return of_numbers(numbers, None, log_probs)
+
+    mean, epistemic = (tree.map(lambda leaf: getattr(each(leaf), name), outputs) for name in ("mean", "epistemic"))
+    return Prediction(mean, epistemic, None, log_probs, False)
+
+
+def _cast(x: Tensor, like: Tensor) -> Tensor:
+    """Inputs where the weights are, in their dtype; integers stay integers."""
+    return x.to(like) if x.is_floating_point() else x.to(like.device)
 
 
 def _entropy(probabilities: Tensor) -> Tensor:

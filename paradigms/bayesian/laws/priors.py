@@ -128,6 +128,6 @@ def _term(prior: Distribution, exact: bool) -> tuple[Callable[..., Tensor], bool
     log_prior = log_prob_of(prior)
 
     def sampled(loc: Tensor, scale: Tensor, w: Tensor) -> Tensor:
-        return (normal_log_prob(w, loc, scale) - log_prior(w)).flatten(1).sum(1)
+        return (normal_log_prob(w, loc, scale) - log_prior(w)).reshape(len(w), -1).sum(1)
 
     return sampled, True

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 import mfoc
 from mfoc import InvalidValue
 from mfoc.checks import check_integer
+from mfoc.derivatives import without_fast_path
 from mfoc.networks.inspection import mixes, random_parts, trainable
 from mfoc.problem import controls_of
 from mfoc.seeding import mixed_seed
@@ -118,7 +119,8 @@ class Diffusion:
         def one(time: Tensor, x: Tensor, *score: Tensor) -> Tensor:
             return self._at(controls, time, x[None], score[0][None] if score else None)[0]
 
-        u: Tensor = torch.vmap(one)(times, x, *(() if score is None else (score,)))
+        with without_fast_path():
+            u: Tensor = torch.vmap(one)(times, x, *(() if score is None else (score,)))
         return u
 
     def advance(self, t: int, state: Any, controls: Any, xi: Tensor) -> dict[str, Tensor]:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 import mfoc
 from mfoc import InvalidValue
+from mfoc.derivatives import without_fast_path
 from mfoc.formulation import Formulation
 from paradigms.bayesian.density.density import split
 from paradigms.bayesian.laws.normal import HALF_LOG_2PI
@@ -73,7 +74,7 @@ def of_model(model: Callable[..., Any], data: Any, guide: Any, settings: Setting
             return found.prior + found.volume, found.observed
 
         try:
-            with quietly():
+            with quietly(), without_fast_path():
                 prior, observed = torch.func.vmap(one)(z)
         except RuntimeError as error:
             raise InvalidValue(

@@ -59,7 +59,8 @@ class NetworkDraws(LatentDraws):
     def _plan(self, x: Tensor) -> list[tuple[dict[str, Any], dict[str, Any]]]:
         """The shapes of the noise of each stage, for a batch of this shape."""
         if x.shape not in self._plans:
-            shapes = [tuple(state.shape) for state in self._network.states(x)]
+            states = self._network.states(x)  # trees have no shape, and no layer that would ask for it
+            shapes = [tuple(state.shape) if isinstance(state, Tensor) else () for state in states]
             self._plans[x.shape] = [
                 stage.noise(self._samples, shapes[t], shapes[t + 1]) for t, stage in enumerate(self._network.stages)
             ]
@@ -114,6 +115,8 @@ def problem_of(network: RandomNetwork, controls: list[Any], tau: float, exact: b
                 "prior with kl='exact', or estimator='flipout'"
             )
 
+    like = first([u for u in controls if u])
+
     def dynamics(t: int, x: Any, u: Any, z: Any) -> Any:
         return observed(x, u) if t == len(stages) else stages[t](x, u, z["noise"][t])
 
@@ -121,7 +124,7 @@ def problem_of(network: RandomNetwork, controls: list[Any], tau: float, exact: b
         leaf = first(x)
         penalty = penalties[t] if t < len(stages) else None
         if penalty is None:
-            return leaf.new_zeros(len(leaf))
+            return leaf.new_zeros(len(leaf), dtype=like.dtype)  # inputs may be integers
         measure, looks = penalty
         draw = drawn(u, z["noise"][t]["weights"]) if looks else None
         return (tau * measure(u["loc"], F.softplus(u["scale"]), draw)).expand(len(leaf))

@@ -18,6 +18,7 @@ from torch.distributions import Distribution
 import mfoc
 from mfoc import require
 from mfoc.checks import check_integer
+from mfoc.derivatives import without_fast_path
 from mfoc.networks import named_stages
 from mfoc.networks.inspection import trainable
 from paradigms.bayesian.laws.likelihoods import Gaussian, Likelihood
@@ -90,8 +91,9 @@ class RandomNetwork:
     def states(self, x: Any) -> list[Any]:
         """The states ``[B, ...]`` of the network at its own weights, from the inputs to the output."""
         found = [x]
-        for t, weights in enumerate(self.base.controls):
-            found.append(self._run(t, found[-1], weights))
+        with without_fast_path():  # as the stages run
+            for t, weights in enumerate(self.base.controls):
+                found.append(self._run(t, found[-1], weights))
         return found
 
     def outputs(self, controls: Any, x: Tensor, noise: Sequence[Any]) -> Any:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from mfoc import InvalidValue, tree
 from mfoc.networks.inspection import ELEMENTWISE, hooked
+from mfoc.vectorisation import Mapper, misled
 
 Weights = dict[str, Tensor]
 Run = Callable[[Any, Weights], Any]
@@ -34,6 +35,7 @@ class RandomStage:
 
     def __init__(self, run: Run, module: nn.Module, weights: Weights, estimator: str) -> None:
         self._run, self._module = run, module
+        self._mapper = Mapper(f"a {type(module).__name__} of the network", "draw", unfit=misled(module))
         self._shapes = {key: tuple(value.shape) for key, value in weights.items()}
         self._sizes = [value.numel() for value in weights.values()]
         plain = not hooked(module) and all(parameter.requires_grad for parameter in module.parameters())
@@ -68,7 +70,7 @@ class RandomStage:
             w, b = torch.split(flat.view(*lead, out, width + 1), [width, 1], -1)
             return {"weight": w, "bias": b.squeeze(-1)}
         parts = torch.split(flat, self._sizes, -1)
-        return {key: part.view(*lead, *shape) for (key, shape), part in zip(self._shapes.items(), parts, strict=True)}
+        return {key: part.view((*lead, *shape)) for (key, shape), part in zip(self._shapes.items(), parts, strict=True)}
 
     def noise(self, samples: int, entering: tuple[int, ...], leaving: tuple[int, ...]) -> tuple[Any, Any]:
         """Shapes of the normals and of the signs it wants, each by name, for states of these shapes ``[B, ...]``."""
@@ -90,7 +92,7 @@ class RandomStage:
     def __call__(self, x: Any, u: Any, noise: Weights) -> Any:
         """The next states ``[S, B, ...]``."""
         if not self.random:
-            return self._run(x, {}) if self._elementwise else torch.func.vmap(self._run)(x, {})
+            return self._run(x, {}) if self._elementwise else self._mapper(self._run, x, {})
         if self.estimator == "local":
             if self._convolution or x.dim() != 3:
                 raise InvalidValue(
@@ -110,7 +112,7 @@ class RandomStage:
     def at(self, x: Any, weights: Tensor) -> Any:
         """The next states at given weights ``[S, n]``."""
         if not self._linear:
-            return torch.func.vmap(self._run)(x, self.split(weights))
+            return self._mapper(self._run, x, self.split(weights))
         if x.dim() == 3 and len(weights) > 1 and shared(x):
             return self._product(x[0], weights)
         # Products are made as W x^T, so that activations lie in memory as [S, features, B] on the way there and back:

@@ -334,6 +334,8 @@ def test_an_infinite_slope_breaks_nothing_by_itself(norm, attack):
 def test_an_answer_of_nan_is_no_class(one):
     """Where an attack leads there, the particle is lost; where there is no attack, it never was right."""
     net = nn.Sequential(Roots(), *([nn.Linear(2, 1)] if one else []))
+    if one:
+        net[1].load_state_dict({"weight": torch.tensor([[1.0, -1.0]]), "bias": torch.zeros(1)})
     x = torch.tensor([[0.5, 0.0], [0.01, 0.0], [-0.5, 0.0]])
     settings = {"loss": BCE} if one else {}
     for label in (0, 1):

@@ -10,6 +10,7 @@ from paradigms.meta import adapt, evaluate, few_shot, maml, tasks
 from paradigms.meta.layers import Window, convolve, normalise
 from paradigms.meta.stacked import StackedNetwork
 from tests.oracles import meta as oracles
+from tests.paradigms import unmapped
 
 TASKS, SHOTS = 3, 4
 
@@ -235,6 +236,48 @@ def test_inputs_that_are_integers(dtype):
             assert float(found.value) == pytest.approx(
                 sum(s * row.loss.value for s, row in zip(share, table.rows, strict=True)), rel=1e-5
             )
+
+
+@pytest.mark.parametrize("name", sorted(unmapped.NETS))
+def test_networks_that_vmap_cannot_follow(name):
+    """First order, as attention and bags of embeddings have no second derivative."""
+    net, x, y = unmapped.made(name)
+    pairs = [(x[a:].reshape(2, -1, *x.shape[1:]), y[a:].reshape(2, -1)) for a in (0, 2)]
+    formulation = maml(net, F.cross_entropy, tasks(*pairs), inner_steps=1, inner_lr=0.3, first_order=True)
+    found = mfoc.evaluate(formulation.problem, formulation.problem.controls, formulation.population(0))
+    value, gradient = 0.0, {key: torch.zeros_like(p) for key, p in net.named_parameters()}
+    for (a, b), (c, d) in zip(*(zip(*pair, strict=True) for pair in pairs), strict=True):
+        plain = unmapped.at(net, dict(net.named_parameters()))
+        steps = unmapped.slopes(F.cross_entropy(plain(a), b), plain)
+        adapted = unmapped.at(net, {key: p.detach() - 0.3 * steps[key] for key, p in net.named_parameters()})
+        cost = F.cross_entropy(adapted(c), d) / 2
+        value += float(cost.detach())
+        slopes = unmapped.slopes(cost, adapted)
+        gradient = {key: total + slopes[key] for key, total in gradient.items()}
+    assert float(found.value) == pytest.approx(value, rel=1e-10)
+    torch.testing.assert_close({**found.gradient["phi"]}, gradient, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "wrap", [lambda a, b: (a, b), lambda a, b: [a, b], lambda a, b: {"mean": a, "log_variance": b}]
+)
+def test_outputs_of_more_than_one_tensor(wrap):
+    """A loss of one's own takes them as the network returns them."""
+    torch.manual_seed(0)
+    net = Own(lambda net, x: wrap(net.layer(x)[:, 0], net.layer(x)[:, 1])).double()
+
+    def cost(out, y):
+        mean, log_variance = out.values() if isinstance(out, dict) else out
+        return ((y - mean).square() * (-log_variance).exp() + log_variance).mean()
+
+    x, y = task_batch().data["support"]
+    cloud = tasks((x, y.double()), (x.flip(0), y.double()))
+    formulation = maml(net, cost, cloud, inner_steps=2, inner_lr=0.1)
+    found = mfoc.evaluate(formulation.problem, formulation.problem.controls, cloud)
+    value, *gradient = oracles.maml(net, cost, cloud, steps=2, lr=0.1)
+    torch.testing.assert_close(found.value, value, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(list(found.gradient["phi"].values()), gradient, rtol=1e-8, atol=1e-11)
+    assert evaluate(formulation, formulation.problem, steps=(1,), progress=False).rows[0].accuracy is None
 
 
 def test_one_shot_of_batch_norm_is_refused():
