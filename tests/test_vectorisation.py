@@ -61,7 +61,9 @@ def test_values_and_slopes(name, caplog):
     found, plain = mfoc.tree.leaves(mapper(function, x)), [mfoc.tree.leaves(function(row)) for row in alone]
     columns = [torch.stack(column) for column in zip(*plain, strict=True)]
     torch.testing.assert_close(found, columns)
-    slopes = [torch.autograd.grad(sum(leaf.sin().sum() for leaf in each), x) for each, x in ((found, x), (columns, alone))]
+    slopes = [
+        torch.autograd.grad(sum(leaf.sin().sum() for leaf in each), x) for each, x in ((found, x), (columns, alone))
+    ]
     torch.testing.assert_close(*slopes)
     assert mapper.looped == (name in NOT_FOLLOWED)
     mapper(function, x)
