@@ -143,11 +143,14 @@ def spectral() -> nn.Module:
     return Plain(nn.utils.parametrizations.spectral_norm(nn.Linear(3, 4), n_power_iterations=100))
 
 
-def _pair(name: str, build: Any, data: Any, loss: Any = F.cross_entropy, **more: Any) -> list[Architecture]:
+def _pair(
+    name: str, build: Any, data: Any, loss: Any = F.cross_entropy, refused: Any = None, **more: Any
+) -> list[Architecture]:
     """A network with batch norm, in both modes."""
+    refused = refused or {}
     return [
-        Architecture(f"{name}, training", build, data, loss, refused=_TRAINING_NORM, **more),
-        Architecture(f"{name}, eval", build, data, loss, train=False, **more),
+        Architecture(f"{name}, training", build, data, loss, refused=_TRAINING_NORM | refused, **more),
+        Architecture(f"{name}, eval", build, data, loss, train=False, refused=refused, **more),
     ]
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from tests.architectures.entry import GAMES, SEVERAL_INPUTS, Architecture, everywhere, numbers, tokens
 
 _SERIES = numbers(3, 4, classes=2)
-INTEGERS = everywhere(r"integer|int64.*at=1", *GAMES)
+INTEGERS = everywhere(r"(integer|int64).*at=1", *GAMES)
 NO_SECOND = everywhere(r"embedding_bag.*first_order=True", "maml")
 
 

@@ -65,7 +65,7 @@ def yopo(entry: Architecture) -> None:
     of = {
         id(p): slope for part, found in zip(weights, slopes, strict=True) for p, slope in zip(part, found, strict=True)
     }
-    gradient = mfoc.to_module(net, play.gradient)
+    gradient = mfoc.to_module(net, play.gradient, population=(x, z))
     near(dict(named(gradient)), {name: of[id(p)] for name, p in named(torchs.net).items()}, entry.rtol)
 
 
