@@ -31,6 +31,7 @@ from mfoc import (
     seeding,
     testing,
     tree,
+    vectorisation,
 )
 from mfoc.bounds import L1, Box, Simplex
 from mfoc.certificate import Certificate, Measure, certify, certify_module
@@ -65,7 +66,8 @@ __all__ = [
     "kernel_mean", "lagrangian", "law", "linear_policy", "lq", "maximisers", "mean", "meanfield", "minimisers",
     "networks", "optim", "particles", "per_stage", "plot", "policies", "policy_of", "population",
     "price_of_anarchy", "printing", "require", "rk4", "rk38", "rollout", "schemes", "seeding", "solve", "testing",
-    "tied", "to_module", "tree", "variance", "weight_decay", "with_head",
+    "tied", "to_module", "tree", "variance", "vectorisation", "weight_decay",
+    "with_head",
 ]  # fmt: skip
 
 deprecation.moved(

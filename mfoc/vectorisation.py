@@ -25,6 +25,7 @@ from mfoc.seeding import watched
 from mfoc.tree import Tree
 
 logger = logging.getLogger(__name__)
+_transforms: Any = torch._C._functorch
 
 Function = Callable[..., Tree]
 
@@ -91,7 +92,7 @@ class Mapper:
                 found = way.loop(function, trees)
                 self._tell(count, self._unfit)
                 return found
-            nested = torch._C._are_functorch_transforms_active()
+            nested = _transforms.maybe_current_level() is not None
             reason: Any = None
             if not nested and count and way.name not in self._seen:
                 reason = self._distrust(way, function, trees)
@@ -220,8 +221,8 @@ def _stacked(found: Sequence[Tree]) -> Tree:
     for leaf in tree.leaves(found):
         if not isinstance(leaf, Tensor):
             raise InvalidType(
-                f"a forward pass returned {kind_of(found[0])} that holds {kind_of(leaf)}; expected a tensor, or tuples, "
-                "lists or dicts of tensors"
+                f"a forward pass returned {kind_of(found[0])} that holds {kind_of(leaf)}; expected a tensor, or "
+                "tuples, lists or dicts of tensors"
             )
     shapes = [[leaf.shape for leaf in tree.leaves(each)] for each in found]
     for other in shapes:

@@ -36,11 +36,12 @@ LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 
 # The same for the paradigms, which import no other paradigm: files and folders from the ground up.
 PARADIGM_LAYERS = {
-    "adversarial": [{"certificate"}, {"games"}, {"interop"}, {"evaluation"}],
+    "adversarial": [{"certificate", "views"}, {"games", "attack"}, {"interop"}, {"evaluation"}],
     "bayesian": [{"laws"}, {"pyro"}, {"density"}, {"vi", "samplers"}, {"predictive"}, {"metrics"}, {"plots"}],
     "meta": [
         {"layers", "losses", "task_laws"},
         {"stacked", "classification"},
+        {"update_rules"},
         {"loop"},
         {"formulations"},
         {"algorithms", "implicit", "learner", "evaluation"},

@@ -111,7 +111,7 @@ def fit(
 
 
 def _check_net(net: nn.Module | None, x: Tensor, *, twice: bool) -> None:
-    """Refuses a network that does not take ``[N, 1 + n]`` to ``[N, 1]``, or has nothing to fit; or no second derivative."""
+    """Refuses a network that is no map of ``[N, 1 + n]`` to ``[N, 1]``, has nothing to fit or no second derivative."""
     if net is None:
         return
     n, trained = x.shape[1], copy.deepcopy(net).to(x)

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.nn.utils.spectral_norm import SpectralNorm
 
@@ -64,9 +64,9 @@ def is_affine(module: nn.Module) -> bool:
         return False
     if type(module) is nn.Sequential:
         return all(is_affine(part) for part in module)
-    if isinstance(module, fx.GraphModule):  # a stage cut from a larger module
-        steps = [node for node in module.graph.nodes if node.op not in ("placeholder", "output")]
-        return all(n.op == "call_module" and is_affine(module.get_submodule(str(n.target))) for n in steps)
+    called = getattr(module, "_called", None)  # a stage cut from a larger module, where it is a chain of calls
+    if called is not None:
+        return all(is_affine(module.get_submodule(name)) for name in called)
     known = type(module).__module__.startswith("torch.nn.")  # a subclass may have a forward pass of its own
     return known and isinstance(module, _AFFINE)
 
@@ -222,7 +222,7 @@ def pure_copy(module: Module, name: str = "") -> Module:
 def refuse_lazy(net: nn.Module) -> None:
     """Refuses parameters and buffers that have no shape yet."""
     for name, leaf in (*net.named_parameters(), *net.named_buffers()):
-        if isinstance(leaf, nn.parameter.UninitializedTensorMixin):
+        if isinstance(leaf, nn.parameter.UninitializedParameter | nn.parameter.UninitializedBuffer):
             kind = "parameter" if isinstance(leaf, nn.Parameter) else "buffer"
             raise InvalidValue(f"{kind} {name!r} is lazy and has no shape yet; run the network once on a batch")
 

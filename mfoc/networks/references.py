@@ -89,9 +89,11 @@ def _reached(value: Any, seen: set[int]) -> Iterator[Any]:
     """A value and what can be reached from it: entries, attributes, the object of a method; not through functions."""
     if isinstance(value, _PLAIN) or id(value) in seen or type(value).__module__.startswith("torch.fx"):
         return
+    if type(value).__module__.startswith("mfoc.networks.cuts"):  # what the stages of a network share
+        return
     seen.add(id(value))
     yield value
-    if isinstance(value, Tensor | nn.Module | types.FunctionType):
+    if isinstance(value, Tensor | types.FunctionType):
         return
     inside: Any = ()
     if isinstance(value, Mapping):

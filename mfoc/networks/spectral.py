@@ -8,6 +8,8 @@ the value is the exact one, to which the estimate tends.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
@@ -22,7 +24,8 @@ class ExactSpectralNorm(_SpectralNorm):
         if weight.ndim == 1 or not self.training:
             found: Tensor = super().forward(weight)
             return found
-        return weight / torch.linalg.matrix_norm(self._reshape_weight_to_matrix(weight), 2)
+        normal: Tensor = weight / torch.linalg.matrix_norm(self._reshape_weight_to_matrix(weight), 2)
+        return normal
 
 
 def made_exact(module: nn.Module) -> None:
@@ -36,9 +39,10 @@ def made_exact(module: nn.Module) -> None:
 def settle(module: nn.Module) -> None:
     """Sets the power method of every spectral norm in training mode to its limit at the module's weights."""
     for part in module.modules():
-        chains = part.parametrizations.values() if parametrize.is_parametrized(part) else ()  # type: ignore[operator, union-attr]
+        chains = part.parametrizations.values() if parametrize.is_parametrized(part) else ()  # type: ignore[operator]
         for chain in chains:
-            steps, weight = list(chain), getattr(chain, "original", None)
+            steps: list[nn.Module] = list(chain)
+            weight: Any = getattr(chain, "original", None)
             if not any(isinstance(step, _SpectralNorm) and step.training for step in steps):
                 continue
             for step in steps:

@@ -9,14 +9,15 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from mfoc import tree
 from mfoc.checks import with_article
 from mfoc.errors import InvalidType, InvalidValue
+from mfoc.networks.cuts import cut, fingerprint
 from mfoc.networks.functional import FunctionalModule
 from mfoc.networks.inputs import Inputs
-from mfoc.networks.inspection import BOOKKEEPING, has_own_pass, hooked, is_chain, pure_copy, trainable
+from mfoc.networks.inspection import has_own_pass, hooked, is_chain, pure_copy, trainable
 from mfoc.networks.modules import over_population
 from mfoc.seeding import watched
 from mfoc.tree import Tree, registered
@@ -51,7 +52,10 @@ def named_stages(net: nn.Module, stages: Sequence[str | Sequence[str]] | None) -
     if isinstance(stages, str) or (stages is not None and not isinstance(stages, Sequence)):
         raise InvalidType(f"stages is {stages!r}; expected a list of submodule names")
     kind, chain = type(net).__name__, is_chain(net)
-    if stages is None and not (chain and not hooked(net)):
+    if chain and not has_own_pass(net):
+        layers = _unrolled(net)
+        return layers if stages is None else _grouped(net, stages)
+    if stages is None:
         if any(True for _ in net.children()):
             logger.info(
                 "net, %s, is one stage; solvers that hold the states between layers have more to hold on to where "
@@ -65,13 +69,10 @@ def named_stages(net: nn.Module, stages: Sequence[str | Sequence[str]] | None) -
             f"net, {with_article(kind)}, has hooks of its own, which run around all of its stages and so would be left "
             "out; register them on its layers, or leave stages out: one stage, with its hooks"
         )
-    if chain:
-        layers = _unrolled(net)
-        return layers if stages is None else _grouped(net, stages)
     for stage in stages:
         if not isinstance(stage, str):
             raise InvalidType(f"stages holds {stage!r}; for a module that is no nn.Sequential each stage is one name")
-    return _cut(net, [str(stage) for stage in stages])
+    return cut(net, [str(stage) for stage in stages])
 
 
 def _children(net: nn.Module) -> Named:
@@ -111,82 +112,6 @@ def _grouped(net: nn.Module, stages: Sequence[str | Sequence[str]]) -> Named:
         else ("+".join(stage), nn.Sequential(*(children[name] for name in stage)))
         for stage in stages
     ]
-
-
-class _Tracer(fx.Tracer):  # keeps the named modules whole
-    def __init__(self, whole: Sequence[str]) -> None:
-        super().__init__()
-        self.whole = set(whole)
-
-    def is_leaf_module(self, module: nn.Module, name: str) -> bool:
-        return name in self.whole or super().is_leaf_module(module, name)
-
-
-def _cut(net: nn.Module, names: list[str]) -> Named:
-    """Stages of any traceable module: each ends at the output of a named submodule."""
-    known = dict(net.named_modules())
-    for name in names:
-        if name not in known:
-            children = list(dict(net.named_children()))
-            raise InvalidValue(f"stages names {name!r}, which is no submodule of the network; it has {children}")
-    if not names or len(set(names)) != len(names):
-        raise InvalidValue(f"stages is {names}; expected distinct submodule names")
-    try:
-        graph = _Tracer(names).trace(net)
-    except Exception as error:  # fx raises whatever the traced forward raises
-        raise InvalidValue(
-            f"the forward pass of {type(net).__name__} cannot be traced ({error}); make it an nn.Sequential of stages"
-        ) from error
-    order = [node.target for node in graph.nodes if node.op == "call_module" and node.target in names]
-    if order != names:
-        raise InvalidValue(f"stages is {names}; in the forward pass these modules run as {order}")
-    pieces = _segments(graph, names)
-    output = next(node for node in graph.nodes if node.op == "output")
-    _refuse_crossings(graph, names, pieces, output)
-    results = [*(piece[-1] for piece in pieces[:-1]), output.args[0]]
-    return [(name, _segment(net, *cut)) for name, *cut in zip(names, pieces, results, strict=True)]
-
-
-def _segments(graph: fx.Graph, names: list[str]) -> list[list[fx.Node]]:
-    """The nodes of each stage, which ends with the module of its name."""
-    pieces: list[list[fx.Node]] = [[]]
-    for node in (node for node in graph.nodes if node.op not in ("placeholder", "output", "get_attr")):
-        # Weights read directly in the forward pass belong to the piece that uses them.
-        pieces[-1] += [s for s in node.all_input_nodes if s.op == "get_attr" and s not in pieces[-1]]
-        pieces[-1].append(node)
-        if node.op == "call_module" and node.target in names and node.target != names[-1]:
-            pieces.append([])
-    return pieces
-
-
-def _refuse_crossings(graph: fx.Graph, names: list[str], pieces: list[list[fx.Node]], output: fx.Node) -> None:
-    """Refuses stages that need more than the state that enters them."""
-    carried = next(node for node in graph.nodes if node.op == "placeholder")
-    for name, piece in zip(names, pieces, strict=True):
-        inside = {carried, *piece}
-        for source in (source for node in piece for source in node.all_input_nodes):
-            if source not in inside:
-                raise InvalidValue(
-                    f"stage {name!r} also needs {source.name!r}, computed before the previous cut; a stage may use "
-                    "only the state that enters it. Choose other cuts"
-                )
-        carried = piece[-1]
-    for source in output.all_input_nodes:
-        if source not in pieces[-1]:
-            raise InvalidValue(
-                f"the output needs {source.name!r}, computed before the last stage, {names[-1]!r}. Choose other cuts"
-            )
-
-
-def _segment(net: nn.Module, nodes: list[fx.Node], result: Any) -> nn.Module:
-    """A module that runs the nodes of one stage and returns ``result``, its parameters at their paths in ``net``."""
-    graph = fx.Graph()
-    state = graph.placeholder("x")
-    copied = {source: state for node in nodes for source in node.all_input_nodes}  # those inside are replaced below
-    for node in nodes:
-        copied[node] = graph.node_copy(node, lambda source: copied[source])
-    graph.output(fx.map_arg(result, lambda source: copied[source]))
-    return fx.GraphModule(net, graph)
 
 
 def shared_names(net: nn.Module, parts: Named) -> tuple[dict[str, str], ...]:
@@ -255,17 +180,7 @@ class Stage:
 
     def kind(self) -> Hashable:
         """A fingerprint: stages with the same one compute the same function of (x, u, z). None when not sure."""
-        if any(True for _ in self.module.buffers()):
-            return None
-        parts: list[Hashable] = []
-        for prefix, module in self.module.named_modules():
-            plain = _plain_attributes(module)
-            constant = any(v is not None and not v.requires_grad for v in module._parameters.values())
-            if plain is None or constant or type(module).__module__.startswith("torch.fx"):
-                return None
-            shapes = tuple((k, None if v is None else tuple(v.shape)) for k, v in module._parameters.items())
-            parts.append((prefix, type(module), module.training, plain, shapes))
-        return tuple(parts)
+        return fingerprint(self.module)
 
 
 def in_transform(leaf: Any) -> bool:
@@ -278,13 +193,3 @@ def linear_kinds(outputs: int, inputs: int, *, bias: bool) -> frozenset[Hashable
     """The fingerprints of an ``nn.Linear`` of this size, in training and in evaluation mode."""
     layer = nn.Linear(inputs, outputs, bias, device="meta")
     return frozenset(Stage("", layer.train(mode)).kind() for mode in (True, False))
-
-
-def _plain_attributes(module: nn.Module) -> Hashable | None:
-    """The module's own attributes, or None when one of them cannot be compared."""
-    plain = tuple((k, v) for k, v in sorted(module.__dict__.items()) if k not in BOOKKEEPING)
-    try:
-        hash(plain)
-    except TypeError:
-        return None
-    return None if hooked(module) or any(isinstance(value, Tensor) for _, value in plain) else plain

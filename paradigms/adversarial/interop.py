@@ -18,6 +18,7 @@ from mfoc.checks import check_callable, check_instance, kind_of
 from mfoc.games import entering, undisturbed, with_target
 from mfoc.games.maximisers import Maximiser
 from mfoc.seeding import mixed_seed, seeded
+from paradigms.adversarial.attack import as_two, attack_class
 from paradigms.adversarial.games import GameFormulation
 
 _ROUNDING = 1e-4  # relative: attacks project in the input's precision
@@ -94,7 +95,23 @@ class FromTorchattacks:
             if not isinstance(attack, require("torchattacks", "adversarial").attack.Attack):
                 raise InvalidType(f"attack(net) returned {kind_of(attack)}; expected a torchattacks attack")
             self._made[device] = (logits, attack)
+        _check_mode(self._made[device][1])
         return self._made[device]
+
+
+def _check_mode(attack: Any) -> None:
+    """Refuses what means something else within a game; it may be set between two calls."""
+    for part in (attack, *attack._attacks.values()):  # noqa: SLF001  torchattacks has no other door
+        if part._normalization_applied is not None:  # noqa: SLF001
+            raise InvalidValue(
+                f"{_name(part)} has a normalisation of its own, which would change the inputs that the game's bounds "
+                "scale to [0, 1]: make it without set_normalization_used, and put the normalisation into the network"
+            )
+        if part.targeted and part.attack_mode == "targeted(label)":
+            raise InvalidValue(
+                f"{_name(part)} goes towards the labels, and those of a game are the true ones: choose the targets "
+                "with set_mode_targeted_by_function, for example"
+            )
 
 
 def _name(attack: Any) -> str:
@@ -112,10 +129,7 @@ def _labels(z: Any) -> Tensor:
 
 
 class _Logits(nn.Module):
-    """The network of a game from its disturbed stage on, on inputs scaled to [0, 1].
-
-    One logit l becomes the two logits (0, l): their cross-entropy is the binary cross-entropy of l.
-    """
+    """The network of a game from its disturbed stage on, on inputs scaled to [0, 1]; see ``as_two`` for one logit."""
 
     def __init__(self, device: torch.device) -> None:
         super().__init__()
@@ -136,10 +150,7 @@ class _Logits(nn.Module):
             for t in range(game.stage, game.stages):
                 last = game.dynamics(t, last, game.schedule(controls, t), data)
             out: Tensor = last if game.part is None else last[game.part]
-            if out.dim() == 1 or (out.dim() == 2 and out.shape[1] == 1):
-                out = out.reshape(-1, 1)
-                out = torch.cat([torch.zeros_like(out), out], 1)
-            return out
+            return as_two(out)
 
         self._play = play
         try:
@@ -167,8 +178,12 @@ def _randomness(generator: torch.Generator | None, device: torch.device, number:
 def as_attack(formulation: GameFormulation, maximiser: Maximiser, net: nn.Module | None = None) -> Any:
     """A maximiser as an attack of torchattacks, which can be used wherever one can (in ``MultiAttack`` for example).
 
-    It attacks ``attack.model`` as it is at the time of the call, in evaluation mode as torchattacks has it, with the
-    loss, the ball and the disturbed stage of the formulation, and draws from torch's global generator.
+    It attacks ``attack.model`` as it is at the time of the call, in the mode that torchattacks has it in (evaluation,
+    unless ``set_model_training_mode`` asks for another), with the loss, the ball and the disturbed stage of the
+    formulation, and draws from torch's global generator. Modes and averages of the network are as before the call.
+
+    After ``set_normalization_used(mean, std)`` images are taken and returned normalised; epsilon and the bounds are of
+    images that are not. A targeted mode lowers the game's cost at the target label. For TRADES labels may be left out.
 
     Args:
         formulation: what ``game`` returned for a network; its bounds must be (0, 1), the range of torchattacks.
@@ -177,7 +192,8 @@ def as_attack(formulation: GameFormulation, maximiser: Maximiser, net: nn.Module
             same network.
 
     Raises:
-        InvalidType, InvalidValue: a formulation of a problem, or other bounds.
+        InvalidType, InvalidValue: a formulation of a problem, or other bounds. The attack raises them, too: in a
+            targeted mode for TRADES or an attack of torchattacks, and for images that a normalisation does not fit.
         MissingExtra: torchattacks is not installed.
     """
     if not isinstance(formulation, GameFormulation) or formulation.remake is None:
@@ -192,15 +208,17 @@ def as_attack(formulation: GameFormulation, maximiser: Maximiser, net: nn.Module
         )
     if made.stage != 0:
         raise InvalidValue(f"the game disturbs stage {made.stage}; an attack changes the input, stage 0")
-    remake, cloud = formulation.remake, formulation.cloud
-
-    class _Attack(require("torchattacks", "adversarial").attack.Attack):  # type: ignore[misc]
-        def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
-            if labels is None:
-                raise InvalidValue("labels are missing; the game's loss needs them")
-            images, labels = images.detach().to(self.device), labels.detach().to(self.device)
-            attacked = remake(self.model)
-            eta = maximiser.maximise(attacked, attacked.controls, cloud(images, labels))
-            return attacked.ball.enter(images, eta).detach()
-
-    return _Attack(repr(maximiser), formulation.net if net is None else net)
+    untargeted = None
+    if formulation.pairs:
+        untargeted = (
+            "a TRADES game has no target: its adversary raises a divergence in which no label enters. Attack with a "
+            "game of the loss alone, game(net, F.cross_entropy, ...)"
+        )
+    elif isinstance(maximiser, FromTorchattacks):
+        untargeted = (
+            "the maximiser is an attack of torchattacks, which has modes of its own and does not see the game's loss; "
+            "set the mode on that attack, where it is made"
+        )
+    labelled = not formulation.pairs
+    attack = attack_class(formulation.remake, formulation.cloud, maximiser, untargeted, labelled=labelled)
+    return attack(formulation.net if net is None else net)

@@ -20,7 +20,7 @@ from paradigms.bayesian.samplers.bridges import CrossEntropy, bridge_matching
 from paradigms.bayesian.samplers.diffusion import PathProblem
 from paradigms.bayesian.samplers.drifts import Drift, GaussianDrift
 from paradigms.bayesian.samplers.follmer import Evidence, Follmer, follmer
-from paradigms.bayesian.samplers.kernels import RBF, PyroRBF, discrepancy
+from paradigms.bayesian.samplers.kernels import IMQ, RBF, PyroIMQ, PyroRBF, discrepancy
 from paradigms.bayesian.samplers.langevin import MALA, SGLD, ULA, langevin
 from paradigms.bayesian.samplers.runs import Draws, Sampler, sample
 from paradigms.bayesian.samplers.svgd import AdaGradRule, AdamRule, PlainRule, Stein, svgd
@@ -28,11 +28,11 @@ from paradigms.bayesian.vi.inference import variational
 from paradigms.bayesian.vi.posterior import NetworkPosterior
 
 __all__ = [
-    "MALA", "RBF", "SGLD", "ULA", "AdaGradRule", "AdamRule", "CrossEntropy", "Draws", "Drift", "Ensemble", "Evidence",
-    "Follmer", "GaussianDrift", "LogDensity", "LogLikelihood", "NegativeLogLikelihood", "NetworkPosterior",
-    "PathProblem", "PlainRule", "Potential", "Prediction", "PyroRBF", "Reliability", "Sampler", "Stein", "accuracy",
-    "as_model", "band", "bridge_matching", "calibration", "discrepancy", "ece", "ensemble", "follmer", "langevin",
-    "log_density", "nll", "predict", "reliability", "rmse", "sample", "svgd", "to_potential", "variational",
+    "IMQ", "MALA", "RBF", "SGLD", "ULA", "AdaGradRule", "AdamRule", "CrossEntropy", "Draws", "Drift", "Ensemble",
+    "Evidence", "Follmer", "GaussianDrift", "LogDensity", "LogLikelihood", "NegativeLogLikelihood", "NetworkPosterior",
+    "PathProblem", "PlainRule", "Potential", "Prediction", "PyroIMQ", "PyroRBF", "Reliability", "Sampler", "Stein",
+    "accuracy", "as_model", "band", "bridge_matching", "calibration", "discrepancy", "ece", "ensemble", "follmer",
+    "langevin", "log_density", "nll", "predict", "reliability", "rmse", "sample", "svgd", "to_potential", "variational",
 ]  # fmt: skip
 
 __getattr__ = deprecation.aliases("paradigms.bayesian")

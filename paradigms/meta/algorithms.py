@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,9 +14,10 @@ from mfoc import InvalidType, InvalidValue
 from mfoc.checks import check_flag, check_instance, check_integer, check_positive, kind_of
 from mfoc.networks.inspection import shared_parameters, trainable, training_norms
 from paradigms.meta.formulations import MetaFormulation, assemble, build
-from paradigms.meta.loop import Loop, Rule, TaskObjective
+from paradigms.meta.loop import Loop, TaskObjective
 from paradigms.meta.losses import Loss, TaskLoss
 from paradigms.meta.stacked import StackedNetwork, Weights
+from paradigms.meta.update_rules import AdaptedRule, Rule
 
 
 def maml(
@@ -36,7 +38,7 @@ def maml(
     Args:
         net: any module from inputs ``[shots, ...]`` to outputs ``[shots, ...]``. It is copied, never changed. A chain
             (``nn.Sequential``) of common layers is several times faster than other modules; ``paradigms.meta.stacked``
-            says which they are.
+            says which they are. A submodule or a parameter in several places is one weight.
         loss: ``loss(output, target) -> scalar`` for one task, or a torch loss.
         tasks: a population of tasks (``sinusoids``, ``few_shot``, ``from_taskset``), particles made with ``tasks``, or
             a function of the step that returns them.
@@ -51,9 +53,8 @@ def maml(
         those of one pass over the tasks, other buffers those of ``net``.
 
     Raises:
-        InvalidType, InvalidValue: wrong arguments, a network with active dropout or a parameter that two submodules
-            share (one submodule may run several times), a loss that is not a scalar for each task, empty tasks; without
-            ``first_order`` an operation that has no second derivative, which is named.
+        InvalidType, InvalidValue: wrong arguments, a network with active dropout, a loss that is not a scalar for
+            each task, empty tasks; without ``first_order`` an operation without a second derivative, which is named.
     """
     check_positive(inner_lr=inner_lr)
     rule = Rule(lambda k, u: inner_lr)
@@ -93,7 +94,9 @@ def meta_sgd(
         rates: Weights = u["alpha"]
         return {name: a[min(k, len(a) - 1)] for name, a in rates.items()} if per_step else rates
 
-    return build(model, loss, tasks, Rule(at), inner_steps, first_order, step_losses, extra={"alpha": alpha})
+    made = build(model, loss, tasks, Rule(at), inner_steps, first_order, step_losses, extra={"alpha": alpha})
+    own = [] if per_step else _own_rates(inner_lr, phi)
+    return replace(made, shared={"alpha": own}) if own else made
 
 
 def anil(
@@ -128,6 +131,7 @@ def learned_update(
     rule: nn.Module,
     inner_steps: int,
     inner_lr: float = 1.0,
+    adapt_rule: bool = False,
     first_order: bool = False,
     step_losses: Sequence[float] | None = None,
 ) -> MetaFormulation:
@@ -140,6 +144,10 @@ def learned_update(
             must keep their shape and treat tasks alike (``Coordinatewise`` does). An ``nn.ModuleDict`` has a rule for
             each parameter, by its name with "." written as "_".
         inner_lr: what directions are multiplied by.
+        adapt_rule: the rule's weights are adapted, too: the control is where they start, and from the second step on
+            each step first descends the task's loss in them, through the step before (``update_rules.AdaptedRule`` has
+            the formulas). With ``first_order`` slopes in the rule's weights are constants, in the network's they are
+            not.
 
     Returns:
         A formulation; controls are {"phi": weights, "rule": the rule's weights}, the readout is the network.
@@ -157,11 +165,30 @@ def learned_update(
     if not weights:
         raise InvalidValue("rule has no parameter that requires grad; there is nothing to learn in it")
 
+    check_flag(adapt_rule=adapt_rule, first_order=first_order)
+
     def direction(slopes: Weights, phi: Weights, u: Any) -> Weights:
         return {name: _apply(own, u["rule"], name, slope, phi[name]) for name, slope in slopes.items()}
 
-    made, model = Rule(lambda k, u: inner_lr, direction), StackedNetwork(net)
-    return build(model, loss, tasks, made, inner_steps, first_order, step_losses, extra={"rule": weights})
+    def of_each(slopes: Weights, phi: Weights, u: Any) -> Weights:
+        def one(rule: Weights, slopes: Weights, phi: Weights) -> Weights:
+            wide = {name: leaf[None] for name, leaf in slopes.items()}, {name: leaf[None] for name, leaf in phi.items()}
+            return {name: leaf[0] for name, leaf in direction(*wide, {"rule": rule}).items()}
+
+        try:
+            found: Weights = torch.func.vmap(one)(u["rule"], slopes, phi)
+        except RuntimeError as error:
+            raise InvalidValue(
+                f"rule cannot be evaluated for all tasks at once, by torch.func.vmap: {error}"
+            ) from error
+        return found
+
+    made: Rule = Rule(lambda k, u: inner_lr, direction)
+    if adapt_rule:
+        made = AdaptedRule(made.alpha, of_each, first_order)
+    model, constant = StackedNetwork(net), first_order and not adapt_rule
+    built = build(model, loss, tasks, made, inner_steps, constant, step_losses, extra={"rule": weights})
+    return replace(built, shared={"rule": list(trainable(rule).values())})
 
 
 class Coordinatewise(nn.Module):
@@ -248,6 +275,14 @@ def _initial_rates(inner_lr: Any, phi: Weights) -> Weights:
         if not rates[name].isfinite().all():
             raise InvalidValue(f"inner_lr of {name!r} holds NaN or infinite values")
     return {name: rates[name].detach().clone().to(leaf) for name, leaf in phi.items()}
+
+
+def _own_rates(inner_lr: Any, phi: Weights) -> list[nn.Parameter]:
+    """Step sizes that are parameters of the user's, if all of them are."""
+    if not isinstance(inner_lr, Iterable):
+        return []
+    rates = [inner_lr[name] for name in phi] if isinstance(inner_lr, dict) else list(inner_lr)
+    return rates if all(isinstance(rate, nn.Parameter) for rate in rates) else []
 
 
 def _apply(rule: nn.Module, weights: Weights, name: str, slope: Tensor, value: Tensor) -> Tensor:

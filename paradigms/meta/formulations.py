@@ -43,6 +43,8 @@ class MetaFormulation(Formulation):
         inner_lr: the step size where it is a constant; None where it is a control.
         remake: the same problem with another number of inner steps, all weight on the last.
         origin: the object it was read from, where it was; see ``from_learn2learn``.
+        shared: the user's own parameters of the controls beside "phi", in the order of their leaves, where there are
+            such: step sizes that are parameters, a rule; see ``Learner(copy=False)``.
     """
 
     net: nn.Module = field(kw_only=True)
@@ -52,6 +54,7 @@ class MetaFormulation(Formulation):
     inner_lr: float | None = field(kw_only=True)
     remake: Callable[[int], mfoc.Problem] = field(kw_only=True)
     origin: Any = field(default=None, kw_only=True)
+    shared: dict[str, list[nn.Parameter]] = field(default_factory=dict, kw_only=True)
 
     def __repr__(self) -> str:
         size = sum(leaf.numel() for leaf in tree.leaves(self.problem.controls))
@@ -59,8 +62,8 @@ class MetaFormulation(Formulation):
 
     @property
     def first_order(self) -> bool:
-        """Whether the inner slopes are constants for the adjoint."""
-        return self.loop.objective.first_order
+        """Whether the inner slopes are constants for the adjoint (those in the rule's weights, where it is adapted)."""
+        return self.loop.objective.first_order or bool(getattr(self.loop.move, "first_order", False))
 
 
 def build(

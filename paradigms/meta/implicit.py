@@ -189,8 +189,8 @@ def imaml(
         cg_tol: relative residual at which they end.
 
     Raises:
-        InvalidType, InvalidValue: see ``maml``; an operation without a second derivative; steps that diverge: inner_lr *
-            strength of 2 and more, or a first batch on which they raise the regularised loss.
+        InvalidType, InvalidValue: see ``maml``; an operation without a second derivative; steps that diverge:
+            inner_lr * strength of 2 and more, or a first batch on which they raise the regularised loss.
     """
     check_positive(inner_lr=inner_lr, strength=strength)
     if inner_lr * strength >= 2:

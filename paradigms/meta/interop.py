@@ -24,13 +24,16 @@ def from_learn2learn(
     """A learn2learn algorithm as a formulation: module, step sizes and ``first_order`` are read, nothing is changed.
 
     Args beside those of ``maml``:
-        algorithm: ``learn2learn.algorithms.MAML``, ``MetaSGD`` or ``GBML`` (whose transforms are shared by the steps).
+        algorithm: ``learn2learn.algorithms.MAML``, ``MetaSGD`` or ``GBML``, whose transforms are a rule that the steps
+            share, or adapt where it has ``adapt_transform=True``. With ``first_order=True`` as well its own ``adapt``
+            fails from the second step on (it frees a graph that it needs again); here it means what it says there: the
+            derivatives in the transforms are constants, and those in the network are not.
         inner_steps: how often ``adapt`` is called.
         **options: of ``maml``, ``meta_sgd`` or ``learned_update``, such as ``step_losses``.
 
     Raises:
         InvalidType: another object.
-        InvalidValue: a GBML that adapts its transforms, which is another law of the inner loop.
+        InvalidValue: transforms that share parameters, or mix tasks by batch norm.
         MissingExtra: learn2learn is not installed.
     """
     known = require("learn2learn", "meta").algorithms  # takes seconds and prints a banner of gym
@@ -39,16 +42,17 @@ def from_learn2learn(
         return maml(algorithm.module, loss, tasks, inner_lr=float(algorithm.lr), **settings)
     if isinstance(algorithm, known.MetaSGD):
         rates = {
-            name: rate.detach()
+            name: rate
             for (name, p), rate in zip(algorithm.module.named_parameters(), algorithm.lrs, strict=True)
             if p.requires_grad
         }
         return meta_sgd(algorithm.module, loss, tasks, inner_lr=rates, **settings)
     if isinstance(algorithm, known.GBML):
-        if algorithm.adapt_transform:
-            raise InvalidValue("algorithm adapts its transform in the inner loop; only adapt_transform=False is a rule")
-        rule = _transforms(algorithm)
-        made = learned_update(algorithm.module, loss, tasks, rule=rule, inner_lr=float(algorithm.lr), **settings)
+        rule, adapt = _transforms(algorithm), bool(algorithm.adapt_transform)
+        lr = float(algorithm.lr)
+        made = learned_update(
+            algorithm.module, loss, tasks, **{"rule": rule, "inner_lr": lr, "adapt_rule": adapt, **settings}
+        )
         return replace(made, origin=algorithm)
     raise InvalidType(f"algorithm is {kind_of(algorithm)}; expected learn2learn's MAML, MetaSGD or GBML")
 

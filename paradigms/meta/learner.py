@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from mfoc import InvalidType, InvalidValue, tree
-from mfoc.checks import check_instance
+from mfoc.checks import check_flag, check_instance
 from mfoc.derivatives import check_twice, twice_differentiable
 from mfoc.networks.inspection import BOOKKEEPING, without_inplace
 from paradigms.meta.formulations import MetaFormulation, checked_controls, to_module
+from paradigms.meta.update_rules import AdaptedRule, Rule
 
 _NAMES = {"alpha": "lrs"}  # a control's name where learn2learn has another
 
@@ -30,13 +31,20 @@ class Learner(nn.Module):
     and do not reach the learner. And parameters that require no grad are left alone without being asked. Save a learner
     by its ``state_dict``: the formulation in it cannot be pickled.
 
+    With ``copy=False`` the network is the one given to ``maml(...)`` itself, as ``learn2learn.algorithms.MAML(net)``
+    holds it: its parameters are the learner's, an optimiser over either moves both, and ``loss.backward()`` through
+    clones fills their ``.grad``. Its buffers stay as they are. So are the rule that ``learned_update`` was given, step
+    sizes that ``meta_sgd`` was given as parameters, and with ``from_learn2learn`` those of the algorithm.
+
     Args:
         formulation: an inner loop of steps: what ``maml``, ``meta_sgd``, ``anil``, ``learned_update`` or ``reptile``
             returned.
-        solution: where the controls are taken from; the initial guess when None.
+        solution: where the controls are taken from; when None, the initial guess (with ``copy=False`` the network as
+            it is now). With ``copy=False`` a solution is written into the network.
         first_order: treat the slopes as constants; as the formulation has it when None.
         allow_unused: a loss need not depend on every adapted weight; what ``allow_nograd`` is when None.
         allow_nograd: parameters may require no grad; whether the network has such ones when None.
+        copy: the learner has a network of its own; else it is the user's.
 
     Attributes:
         module: the network.
@@ -45,7 +53,8 @@ class Learner(nn.Module):
 
     Raises:
         InvalidType: an equilibrium (iMAML), which has no steps.
-        InvalidValue: a solution of another formulation.
+        InvalidValue: a solution of another formulation; with ``copy=False`` a network that has changed its parameters'
+            names or shapes since.
     """
 
     def __init__(
@@ -56,18 +65,28 @@ class Learner(nn.Module):
         first_order: bool | None = None,
         allow_unused: bool | None = None,
         allow_nograd: bool | None = None,
+        copy: bool = True,
     ) -> None:
         super().__init__()
+        check_flag(copy=copy)
         if not isinstance(formulation, MetaFormulation) or formulation.loop.move is None:
             raise InvalidType("formulation has no inner steps; expected what paradigms.meta.maml(...) returns")
-        controls = checked_controls(formulation, formulation.problem if solution is None else solution)
+        controls: Any = formulation.problem.controls if solution is None else solution
+        if solution is None and not copy:  # the network as it is
+            own = dict(formulation.net.named_parameters())
+            controls = {**controls, "phi": {name: own[name] for name in controls["phi"] if name in own}}
+        controls = checked_controls(formulation, controls)
         self._formulation = formulation
-        self.module = without_inplace(to_module(formulation.net, controls["phi"]))
         self._others = {key: like for key, like in formulation.problem.controls.items() if key != "phi"}
+        self.module = without_inplace(to_module(formulation.net, controls["phi"])) if copy else formulation.net
         for key, like in self._others.items():
-            own = tree.map(lambda _, leaf: leaf, like, controls[key])  # in the order of the formulation
-            owned = nn.ParameterList([nn.Parameter(leaf) for leaf in tree.leaves(tree.copy(own))])
+            ordered = tree.map(lambda _, leaf: leaf, like, controls[key])  # as the formulation has them
+            fresh = [nn.Parameter(leaf) for leaf in tree.leaves(tree.copy(ordered))]
+            owned = nn.ParameterList(fresh if copy else formulation.shared.get(key, fresh))
             setattr(self, _NAMES.get(key, key), owned)
+        if solution is not None and not copy:
+            with torch.no_grad():
+                tree.map(lambda mine, leaf: mine.copy_(leaf), self.controls(), controls)
         if formulation.inner_lr is not None:
             self.lr: Any = formulation.inner_lr
         frozen = not all(p.requires_grad for p in self.module.parameters())
@@ -76,6 +95,7 @@ class Learner(nn.Module):
         self.allow_unused = self.allow_nograd if allow_unused is None else allow_unused
         self._cloned, self._step = False, 0
         self._proved: list[bool] = []  # a memo that clones share: whether a loss has had second derivatives
+        self._memory: dict[str, Any] = {}
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -103,7 +123,7 @@ class Learner(nn.Module):
         nn.Module.__init__(twin)
         twin.train(self.training)
         twin.__dict__.update({key: value for key, value in self.__dict__.items() if key not in BOOKKEEPING})
-        twin.module = _twin(self.module)
+        twin.module = without_inplace(_twin(self.module))  # a network that is shared may write over its inputs
         for key in self._others:  # a plain list: step sizes are no parameters of a task
             name = _NAMES.get(key, key)
             twin.__dict__[name] = [leaf.clone() for leaf in getattr(self, name)]
@@ -111,6 +131,7 @@ class Learner(nn.Module):
             twin.lr = self.lr
         flags = {
             "_cloned": True,
+            "_memory": {},  # of the rule: its first step is from where it stands
             "first_order": first_order,
             "allow_unused": allow_unused,
             "allow_nograd": allow_nograd,
@@ -137,7 +158,10 @@ class Learner(nn.Module):
             raise InvalidValue("adapt was called on the learner itself; call clone() first, and adapt the clone")
         _check_loss(loss)
         unused = self.allow_unused if allow_unused is None else allow_unused
-        onward = not (self.first_order if first_order is None else first_order)
+        first = self.first_order if first_order is None else first_order
+        move, onward = self._rule(), not first
+        if isinstance(move, AdaptedRule):
+            move, onward = replace(move, first_order=first), True
         fast = self._free(self.allow_nograd if allow_nograd is None else allow_nograd)
         if onward and not self._proved:  # for the learner and all its clones: once
             check_twice(loss, list(fast.values()), "the derivative of adapt", "first_order=True does without")
@@ -153,8 +177,12 @@ class Learner(nn.Module):
             name: (torch.zeros_like(leaf) if slope is None else slope)[None]
             for (name, leaf), slope in zip(fast.items(), slopes, strict=True)
         }
-        moved = self._rule()(self._step, {name: leaf[None] for name, leaf in fast.items()}, wide, self.controls())
+        controls = self.controls()
+        memory = self._memory or move.begin(controls, 1)
+        moved, self._memory = move.step(self._step, {n: leaf[None] for n, leaf in fast.items()}, wide, controls, memory)
         _place(self.module, {name: leaf[0] for name, leaf in moved.items()})
+        for key in self._memory.keys() & self._others.keys():  # fast weights of the rule
+            self.__dict__[_NAMES.get(key, key)] = [leaf[0] for leaf in tree.leaves(self._memory[key])]
         self._step += 1
 
     def forward(self, *inputs: Any, **options: Any) -> Any:
@@ -174,7 +202,7 @@ class Learner(nn.Module):
             raise InvalidValue("no adapted weight requires grad; there is nothing to adapt")
         return fast
 
-    def _rule(self) -> Any:
+    def _rule(self) -> Rule:
         move, lr = self._formulation.loop.move, self.__dict__.get("lr", self._parameters.get("lr"))
         assert move is not None
         return move if lr is None else replace(move, alpha=lambda k, u: lr)
@@ -212,11 +240,13 @@ def _twin(module: nn.Module, known: dict[int, Any] | None = None) -> Any:
 
 
 def _place(module: nn.Module, weights: dict[str, Tensor]) -> None:
-    """Puts weights into a twin."""
-    for name, leaf in weights.items():
-        path, _, last = name.rpartition(".")
-        part = module.get_submodule(path)
-        part._parameters[last] = leaf  # type: ignore[assignment]  # assignment would ask for an nn.Parameter
+    """Puts weights into a twin, each in all its places."""
+    own = dict(module.named_parameters())
+    new = {id(own[name]): leaf for name, leaf in weights.items()}
+    for part in module.modules():
+        for key, leaf in part._parameters.items():
+            if id(leaf) in new:
+                part._parameters[key] = new[id(leaf)]  # type: ignore[assignment]  # which would ask for an nn.Parameter
         _refer(part)
 
 

@@ -15,33 +15,10 @@ from mfoc import InvalidType, InvalidValue, deprecation, tree
 from mfoc.derivatives import check_twice, gradients, twice_differentiable
 from paradigms.meta.losses import TaskLoss
 from paradigms.meta.stacked import StackedNetwork, Weights
+from paradigms.meta.update_rules import Rule as Rule
 
 State = dict[str, Any]
 Pair = tuple[Tensor, Tensor]
-
-
-@dataclass(frozen=True)
-class Rule:
-    """How a slope moves the fast weights: phi <- phi - alpha * direction(slope, phi).
-
-    Attributes:
-        alpha: step ``k`` and the control to the step sizes: a number, or {name: tensor} that broadcasts over tasks.
-        direction: slopes, fast weights and the control to the directions {name: ``[tasks, ...]``}; None: the slopes.
-    """
-
-    alpha: Callable[[int, Any], Any]
-    direction: Callable[[Weights, Weights, Any], Weights] | None = None
-
-    def __call__(self, k: int, phi: Weights, slopes: Weights, control: Any) -> Weights:
-        """The fast weights after step ``k``, counted from 0."""
-        alpha = self.alpha(k, control)
-        directions = slopes if self.direction is None else self.direction(slopes, phi, control)
-        if isinstance(alpha, int | float):
-            moved = torch._foreach_add(list(phi.values()), [directions[name] for name in phi], alpha=-alpha)
-            return dict(zip(phi, moved, strict=True))
-        if isinstance(alpha, Tensor):
-            return {name: phi[name] - alpha * directions[name] for name in phi}
-        return {name: torch.addcmul(phi[name], alpha[name], directions[name], value=-1) for name in phi}
 
 
 @dataclass(frozen=True)
@@ -160,13 +137,12 @@ class Loop:
 
     A state is a dict: "fast", the adapted weights ``[tasks, ...]``; "body", those that are not, where there are any;
     or, when all layers before the first adapted one can be run once and for all, their outputs "support" and "query"
-    ``[tasks, shots, ...]``.
+    ``[tasks, shots, ...]``; "memory", what a rule carries, where it does.
 
     Attributes:
         objective: losses and slopes.
         adapted: names of the weights that are adapted.
-        move: ``move(k, fast, slopes, control)`` to the fast weights after inner step k; see ``Rule``. For an
-            equilibrium: None.
+        move: the rule of the inner steps. For an equilibrium: None.
         settle: the jump ``settle(fast, body, support, steps)`` to the equilibrium, in so many steps towards it or in as
             many as it takes by itself when they are None. For steps of a rule: None.
         toward: the gradient is set to E[phi - phi_K], Reptile's; phi is carried as "start".
@@ -180,8 +156,8 @@ class Loop:
     toward: bool = False
     shots_per_step: int | None = None
 
-    def lift(self, phi: Weights, z: Any) -> State:
-        """The state after stage 0."""
+    def lift(self, phi: Weights, z: Any, control: Any = None) -> State:
+        """The state after stage 0, with what a rule carries on from the control, where the control is given."""
         wide = {name: leaf.expand(len(z["support"][0]), *leaf.shape) for name, leaf in phi.items()}
         if self.toward:
             return {"fast": {name: leaf.detach() for name, leaf in wide.items()}, "start": wide}
@@ -192,6 +168,9 @@ class Loop:
                 state[part] = self.objective.before(body, z[part][0])
         elif body:
             state["body"] = body
+        if self.move is not None and control is not None:
+            memory = self.move.begin(control, len(z["support"][0]))
+            state |= {"memory": memory} if memory else {}
         return state
 
     def check(self, controls: Any, z: Any) -> None:
@@ -229,7 +208,9 @@ class Loop:
         if (shots := self.shots_per_step) is not None:  # those whose turn it is
             rows = (torch.arange(shots, device=support[0].device) + k * shots) % support[0].shape[1]
             support = support[0][:, rows], support[1][:, rows]
-        return {**x, "fast": self.move(k, fast, self.objective.slopes(fast, body, support), u)}
+        slopes = self.objective.slopes(fast, body, support)
+        fast, memory = self.move.step(k, fast, slopes, u, x.get("memory", {}))
+        return {**x, "fast": fast, **({"memory": memory} if memory else {})}
 
     def cost(self, x: State, z: Any) -> Tensor:
         """The cost of the last fast weights ``[tasks]``: the loss on the query."""
@@ -242,7 +223,7 @@ class Loop:
 
     def states(self, controls: Any, z: Any, steps: Sequence[int]) -> Iterator[tuple[int, State]]:
         """The states after these numbers of inner steps, in order."""
-        x = self.lift(controls["phi"], z)
+        x = self.lift(controls["phi"], z, controls)
         if self.settle is not None:
             for k in sorted(steps):
                 yield k, x if k == 0 else self.step(0, x, controls, z, k)
@@ -266,7 +247,7 @@ class Loop:
         last = 1.0 if weights is None else weights[-1]
 
         def dynamics(t: int, x: Any, u: Any, z: Any) -> State:
-            return self.lift(u["phi"], z) if t == 0 else self.step(t - 1, x, u, z)
+            return self.lift(u["phi"], z, u) if t == 0 else self.step(t - 1, x, u, z)
 
         def terminal_cost(x: Any, z: Any) -> Tensor:
             value = self.cost(x, z)

@@ -56,7 +56,7 @@ class TaskLoss:
         self._each, self._all = self._reduced("none"), self._reduced("sum")
 
     def __call__(self, output: Any, target: Tensor) -> Tensor:
-        """Outputs (of a function of one's own also trees of them) and targets ``[tasks, shots, ...]`` to losses ``[tasks]``."""
+        """Outputs and targets ``[tasks, shots, ...]`` to losses ``[tasks]``; one's own loss takes trees of outputs."""
         if self._each is None:
             value: Tensor = self._mapper(self._loss, output, target)
             if value.dim() != 1:

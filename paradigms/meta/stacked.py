@@ -4,7 +4,7 @@ The fast weights are stacked: each parameter is ``[tasks, ...]``, the inputs ``[
 layers is evaluated directly: linear layers as batched matrix products, convolutions as grouped ones. Known are linear
 layers, convolutions (padded with zeros, by numbers), batch, group and layer norm, max, average and adaptive average
 pools, ``Flatten()``, elementwise activations and dropout that is off, in nested ``nn.Sequential`` without hooks. One
-layer of another kind, a layer with weights that runs twice, or a module with a forward of its own, sends the whole
+layer of another kind, weights that are used twice, or a module with a forward of its own, sends the whole
 network through ``torch.func.vmap``, which is exact too and slower; where vmap cannot follow (a forward that branches on
 values, recurrent layers, embeddings with a ``padding_idx``; see ``mfoc.vectorisation``) tasks run one after another.
 
@@ -75,7 +75,8 @@ class StackedNetwork:
     """A network evaluated with stacked weights.
 
     Args:
-        net: the network. It is copied. A submodule may have several names, and run several times.
+        net: the network. It is copied. A submodule may have several names, and run several times; a parameter that
+            several submodules share is one weight, under its first name.
 
     Attributes:
         net: the network itself.

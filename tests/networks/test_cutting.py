@@ -64,21 +64,6 @@ def test_a_layer_that_runs_twice_belongs_to_one_stage():
         mfoc.from_module(Straddling(), F.mse_loss, stages=["first", "last"])
 
 
-def test_a_cut_across_a_skip_is_refused():
-    class Skip(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.a, self.b = nn.Linear(3, 3), nn.Linear(3, 3)
-
-        def forward(self, x):
-            return self.b(self.a(x)) + x
-
-    with pytest.raises(mfoc.InvalidValue, match="'b' also needs 'x'"):
-        mfoc.from_module(Skip(), F.mse_loss, stages=["a", "b"])
-    net, x = Skip(), torch.randn(4, 3)
-    assert torch.equal(output(mfoc.from_module(net, F.mse_loss, stages=["b"]), x), net(x))
-
-
 def test_an_output_that_is_a_tree():
     class Branching(nn.Module):
         def __init__(self):

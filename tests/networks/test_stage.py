@@ -41,6 +41,17 @@ def block(*modules):
     return Residual(nn.Sequential(*modules))
 
 
+def shifted(norm):
+    norm.running_mean += 1
+    return norm
+
+
+def frozen(layer, value=1.0):
+    """A layer whose weight is a constant."""
+    layer.weight.requires_grad_(False).fill_(value)
+    return layer
+
+
 @pytest.mark.parametrize(
     ("left", "right"),
     [
@@ -54,13 +65,15 @@ def block(*modules):
         (nn.Conv1d(2, 2, 3), nn.Conv1d(2, 2, 3, dilation=2)),
         (nn.LayerNorm(4, eps=1e-5), nn.LayerNorm(4, eps=1e-3)),
         (nn.BatchNorm1d(4, eps=1e-5), nn.BatchNorm1d(4, eps=1e-3)),
-        (nn.BatchNorm1d(4).eval(), nn.BatchNorm1d(4).eval()),
+        (nn.BatchNorm1d(4).eval(), shifted(nn.BatchNorm1d(4).eval())),
         (nn.BatchNorm1d(4), nn.BatchNorm1d(4).eval()),
         (Scaled(1.0), Scaled(2.0)),
         (Scaled([1.0]), Scaled([1.0])),
         (Scaled(torch.ones(())), Scaled(torch.ones(()))),
         (Moody(), Moody().eval()),
         (nn.Linear(4, 4), nn.Linear(4, 4).requires_grad_(False)),
+        (frozen(nn.Linear(4, 4)), frozen(nn.Linear(4, 4), 2.0)),
+        (Scaled(1), Scaled(True)),
     ],
 )
 def test_different_stages_have_different_kinds(left, right):
@@ -77,6 +90,8 @@ def test_different_stages_have_different_kinds(left, right):
         lambda: Scaled(2.0),
         lambda: nn.LayerNorm(4),
         lambda: nn.BatchNorm1d(4),
+        lambda: nn.BatchNorm1d(4).eval(),
+        lambda: frozen(nn.Linear(4, 4)),
     ],
 )
 def test_equal_stages_share_their_kind(make):

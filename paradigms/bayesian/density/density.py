@@ -36,6 +36,7 @@ class LogDensity:
             of its own, times N / B. Its expectation over batches is ``function``.
         fused: ``x -> (log density [n], score [n, d])`` without a graph; None differentiates ``function``.
         slope: ``x -> score [n, d]`` without a graph; None differentiates ``function``.
+        prior: ``prior(n, seed) -> [n, d]``, draws of the prior in unconstrained coordinates; None where there is none.
     """
 
     function: Function
@@ -47,6 +48,7 @@ class LogDensity:
     minibatch: Callable[[Tensor, Tensor], Tensor] | None = None
     fused: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None
     slope: Function | None = None
+    prior: Callable[[int, int], Tensor] | None = None
 
     def __repr__(self) -> str:
         parameters = ", ".join(f"{name} {tuple(shape)}" for name, shape in self.shapes.items())
@@ -181,7 +183,7 @@ def vectorised(
     """A density ``[d]`` to a scalar (``on_batch``: with an index ``[B]``) as one of a cloud.
 
     The functions run within ``around``, where checks of values are off; with ``traced`` they are recorded once and
-    replayed, without surroundings. ``unfit`` is why batches are not to be evaluated by vmap; see ``mfoc.vectorisation``.
+    replayed, without surroundings. ``unfit`` is why vmap cannot be used on batches; see ``mfoc.vectorisation``.
     """
 
     def ready(function: Callable[..., Any]) -> Callable[..., Any]:

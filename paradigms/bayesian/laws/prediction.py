@@ -178,8 +178,8 @@ def tree_of_numbers(outputs: Any, log_probs: Callable[[Any], Tensor]) -> Predict
         numbers = leaf if tree.differentiable(leaf) else leaf.to(torch.get_default_dtype())
         return of_numbers(numbers, None, log_probs)
 
-    mean, epistemic = (tree.map(lambda leaf: getattr(each(leaf), name), outputs) for name in ("mean", "epistemic"))
-    return Prediction(mean, epistemic, None, log_probs, False)
+    mean = tree.map(lambda leaf: each(leaf).mean, outputs)
+    return Prediction(mean, tree.map(lambda leaf: each(leaf).epistemic, outputs), None, log_probs, False)
 
 
 def _cast(x: Tensor, like: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The Gaussian guides of Pyro, read as laws of the unconstrained latents, and whether they fit a model."""
+"""The guides of Pyro, read as laws of a model's latents, and whether they fit it."""
 
 from __future__ import annotations
 
@@ -15,37 +15,34 @@ from torch import Tensor
 from mfoc import InvalidType, InvalidValue, require
 from mfoc.checks import kind_of
 from mfoc.seeding import seeded
-from paradigms.bayesian.pyro.trace import Arguments, parameters, prototype, same_support, unconstrained
+from paradigms.bayesian.pyro import enumeration
+from paradigms.bayesian.pyro.families import Family, family_of
+from paradigms.bayesian.pyro.supports import same_support
+from paradigms.bayesian.pyro.trace import Arguments, parameters, prototype, unconstrained
 
-_KNOWN = ("AutoNormal", "AutoDiagonalNormal", "AutoMultivariateNormal")
+_KNOWN = (
+    "AutoNormal",
+    "AutoDiagonalNormal",
+    "AutoMultivariateNormal",
+    "AutoLowRankMultivariateNormal",
+    "AutoDelta",
+    "AutoLaplaceApproximation",
+)
 
 
 @dataclass(frozen=True, eq=False)
-class GaussianGuide:
-    """An AutoGuide read as z = loc + L eps on the unconstrained latents ``[D]``."""
+class ReadGuide:
+    """An AutoGuide read as a law of free latents ``[D]``, whose parameters are the control."""
 
     guide: Any  # its parameters made
-    shapes: dict[str, torch.Size]  # latent name -> its unconstrained shape
+    family: Family
+    shapes: dict[str, torch.Size]  # latent name -> its shape among the free latents
     remake: Callable[[], Any]  # makes a guide of the same kind anew
-
-    @property
-    def dimension(self) -> int:
-        """The number D of unconstrained latents."""
-        return sum(shape.numel() for shape in self.shapes.values())
+    nesting: int | None = None  # of the plates of a model whose discrete latents are summed out
 
     def controls(self) -> dict[str, Tensor]:
         """The guide's unconstrained parameters, by their names in it."""
         return {name: value.detach().clone() for name, value in self.guide.named_parameters()}
-
-    def law(self, u: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor | None]:
-        """The mean ``[D]``, scale ``[D]`` and, for a full covariance, the unit triangle ``[D, D]``: L = scale * it."""
-        kind, to = type(self.guide), torch.distributions.transform_to
-        if issubclass(kind, require("pyro", "bayes").infer.autoguide.AutoNormal):
-            loc = torch.cat([u[f"locs.{name}_unconstrained"].reshape(-1) for name in self.shapes])
-            rho = torch.cat([u[f"scales.{name}_unconstrained"].reshape(-1) for name in self.shapes])
-            return loc, to(kind.scale_constraint)(rho), None
-        scale, triangle = to(kind.scale_constraint)(u["scale_unconstrained"]), u.get("scale_tril_unconstrained")
-        return u["loc"], scale, None if triangle is None else to(kind.scale_tril_constraint)(triangle)
 
     def solved(self, u: dict[str, Tensor]) -> Any:
         """A new guide of this class at other parameters."""
@@ -60,8 +57,11 @@ class GaussianGuide:
         return guide
 
 
-def guide_of(model: Callable[..., Any], guide: Any, arguments: Arguments) -> GaussianGuide:
-    """Reads one of the three Gaussian guides: a class, a function of the model, an instance, or None: ``AutoNormal``.
+GaussianGuide = ReadGuide  # its name in version 0.1, when all were Gaussian
+
+
+def guide_of(model: Callable[..., Any], guide: Any, arguments: Arguments) -> ReadGuide:
+    """Reads one of the known guides: a class, a function of the model, an instance, or None: ``AutoNormal``.
 
     Of an instance the class, the settings and, once it is set up, the parameters are taken. Refuses latents that are
     not the model's, and a model that has parameters or supports that move.
@@ -73,6 +73,8 @@ def guide_of(model: Callable[..., Any], guide: Any, arguments: Arguments) -> Gau
     if given is None and not callable(guide):
         raise InvalidType(f"guide is {kind_of(guide)}; expected one of {', '.join(_KNOWN)}")
     trace = _fixed(model, arguments)
+    if hidden := list(enumeration.summed(trace)):  # no guide has them
+        model = require("pyro", "bayes").poutine.block(model, hide=hidden)
     make = guide if given is None else _again(given, trace, arguments)
 
     def remake() -> Any:
@@ -91,13 +93,18 @@ def guide_of(model: Callable[..., Any], guide: Any, arguments: Arguments) -> Gau
         made = remake()
     except NotImplementedError as error:  # what Pyro says of supports it cannot unconstrain, and of sequential plates
         raise InvalidValue(f"the guide cannot be made for this model: {error}") from error
+    if hidden and isinstance(made, guides.AutoLaplaceApproximation):
+        raise InvalidValue(
+            f"guide is an AutoLaplaceApproximation, and Pyro takes its curvature with {hidden} drawn, not summed out; "
+            "use AutoMultivariateNormal, or AutoDelta for the point alone"
+        )
     check_match(made.prototype_trace, trace)
     if given is None:
         _check_model(made, trace, arguments)
     elif given.prototype_trace is not None:  # an instance in use: start where it is
         _start_at(made, given)
-    shapes = {name: value.shape for name, value in unconstrained(made.prototype_trace).items()}
-    return GaussianGuide(made, shapes, remake)
+    family, shapes = family_of(made, {name: value.shape for name, value in unconstrained(made.prototype_trace).items()})
+    return ReadGuide(made, family, shapes, remake, enumeration.nesting_of(trace))
 
 
 def _fixed(model: Callable[..., Any], arguments: Arguments) -> Any:
@@ -109,10 +116,10 @@ def _fixed(model: Callable[..., Any], arguments: Arguments) -> Any:
         )
     if arguments.lengths and not trace.observation_nodes:
         raise InvalidValue(
-            f"the model observes nothing at these data: all of {sorted(dict(trace.iter_stochastic_nodes()))} are "
+            f"the model observes nothing at these data: all of {sorted(enumeration.latents(trace))} are "
             "latent; pass the observations, too (obs=y)"
         )
-    latents, others = (dict(one.iter_stochastic_nodes()) for one in (trace, other))
+    latents, others = (enumeration.latents(one) for one in (trace, other))
     if latents.keys() != others.keys():
         raise InvalidValue(
             f"which latents the model has depends on their values ({sorted(latents.keys() ^ others.keys())}); a guide "
@@ -133,9 +140,10 @@ def _again(given: Any, trace: Any, arguments: Arguments) -> Callable[..., Any]:
     own = _check_model(given, trace, arguments)
     if given.prototype_trace is not None:
         check_match(given.prototype_trace, trace)
-    settings: dict[str, Any] = {"init_scale": given._init_scale}
+    own_settings = {"init_scale": "_init_scale", "rank": "rank"}
+    settings: dict[str, Any] = {key: getattr(given, name) for key, name in own_settings.items() if hasattr(given, name)}
     if own is not None:
-        values = {name: site["value"] for name, site in own.iter_stochastic_nodes()}
+        values = {name: site["value"] for name, site in enumeration.latents(own).items()}
         settings["init_loc_fn"] = require("pyro", "bayes").infer.autoguide.init_to_value(values=values)
     if getattr(given, "create_plates", None) is not None:
         settings["create_plates"] = given.create_plates
@@ -189,7 +197,7 @@ def _start_at(made: Any, given: Any) -> None:
 
 def check_match(own: Any, model: Any) -> None:
     """Refuses a guide whose latents are not the model's: names, shapes, supports and plates, from traces of both."""
-    mine, theirs = (dict(trace.iter_stochastic_nodes()) for trace in (own, model))
+    mine, theirs = (enumeration.latents(trace) for trace in (own, model))
     what = "the guide does not match the model"
     for kind, names in (("does not cover", theirs.keys() - mine.keys()), ("has also", mine.keys() - theirs.keys())):
         if names:

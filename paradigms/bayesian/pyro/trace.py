@@ -13,16 +13,14 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.distributions.constraints import Constraint
 
 from mfoc import InvalidType, InvalidValue, require
 from mfoc.checks import kind_of
 from mfoc.printing import by_identity
 from mfoc.seeding import mixed_seed, seeded
 from paradigms.bayesian.laws.normal import unvalidated
-
-# Of these an open and a closed one have the same map from the line.
-_ALIKE = {"_GreaterThanEq": "_GreaterThan", "_HalfOpenInterval": "_Interval"}
+from paradigms.bayesian.pyro import enumeration
+from paradigms.bayesian.pyro.supports import same_support
 
 
 class Arguments:
@@ -90,8 +88,8 @@ def store_kept() -> Iterator[None]:
 def prototype(model: Callable[..., Any], arguments: Arguments, *, seed: int = 0) -> Any:
     """One trace of a model, with its own random numbers and the parameters that are in the store.
 
-    Refuses a model that fails, has no latent, discrete latents or ones that cannot be unconstrained, or draws a
-    subsample.
+    Refuses a model that fails, has no latent but those that are summed out, other discrete latents or ones that cannot
+    be unconstrained, or draws a subsample.
     """
     poutine = require("pyro", "bayes").poutine
     hint = "; a network needs likelihood=" if isinstance(model, torch.nn.Module) else ""
@@ -109,11 +107,16 @@ def prototype(model: Callable[..., Any], arguments: Arguments, *, seed: int = 0)
                     f"plate {name!r} draws a subsample, so the log density is random; leave that out, give all data, "
                     "and batches with batch_size (variational) or size (log_density)"
                 )
-        elif site["type"] == "sample" and not site["is_observed"]:
+        elif site["type"] == "sample" and not site["is_observed"] and not enumeration.is_summed(site):
             _check_latent(name, site["fn"])
-    if not dict(trace.iter_stochastic_nodes()):
-        raise InvalidValue(f"the Pyro model has no latent variable; there is nothing to infer{hint}")
-    return require("pyro", "bayes").poutine.util.prune_subsample_sites(trace)
+    trace = poutine.util.prune_subsample_sites(trace)
+    if not enumeration.latents(trace):
+        others = f" but {sorted(enumeration.summed(trace))}, summed out" if enumeration.summed(trace) else ""
+        raise InvalidValue(f"the Pyro model has no latent variable{others}; there is nothing to infer{hint}")
+    if (nesting := enumeration.nesting_of(trace)) is not None:
+        with store_kept(), seeded(mixed_seed(seed, 6)), torch.no_grad():
+            enumeration.check(arguments.call, model, trace, nesting)
+    return trace
 
 
 def _subsample(site: Mapping[str, Any]) -> bool:
@@ -122,10 +125,7 @@ def _subsample(site: Mapping[str, Any]) -> bool:
 
 def _check_latent(name: str, law: Any) -> None:
     if law.has_enumerate_support or law.support.is_discrete:
-        raise InvalidValue(
-            f"the latent {name!r} is discrete ({type(law).__name__}) and has no gradient: sum it out "
-            "(pyro.infer.config_enumerate does it for pyro's own samplers)"
-        )
+        raise InvalidValue(enumeration.refusal(name, law))
     try:
         torch.distributions.biject_to(law.support)
     except NotImplementedError as error:
@@ -144,8 +144,23 @@ def unconstrained(trace: Any) -> dict[str, Tensor]:
     """The latents of a trace on the line, in order."""
     return {
         name: torch.distributions.biject_to(site["fn"].support).inv(site["value"]).detach()
-        for name, site in trace.iter_stochastic_nodes()
+        for name, site in enumeration.latents(trace).items()
     }
+
+
+def prior_draws(
+    model: Callable[..., Any], arguments: Arguments, params: Mapping[str, Tensor], n: int, seed: int
+) -> list[dict[str, Tensor]]:
+    """The latents of n runs of a model on the line: draws of its prior, whatever was observed. A run for each."""
+    poutine = require("pyro", "bayes").poutine
+    devices = {value.device for value in arguments.values.values() if isinstance(value, Tensor) and value.is_cuda}
+    drawn = []
+    with quietly(), torch.no_grad(), seeded(seed, next(iter(devices), None)):
+        for _ in range(n):
+            with poutine.block(), poutine.trace() as tracer, _placed({}, params):
+                arguments.call(model)
+            drawn.append(unconstrained(poutine.util.prune_subsample_sites(tracer.trace)))
+    return drawn
 
 
 def check_batch(whole: Any, part: Any, *, instead: str) -> None:
@@ -154,8 +169,9 @@ def check_batch(whole: Any, part: Any, *, instead: str) -> None:
     Its latents grow with the data, their supports move with them, its observations are the same in every batch, or are
     scaled already. ``instead`` is what the user can do.
     """
-    own = dict(whole.iter_stochastic_nodes())
-    for name, site in part.iter_stochastic_nodes():
+    enumeration.check_batch(whole, part, instead=instead)
+    own = enumeration.latents(whole)
+    for name, site in enumeration.latents(part).items():
         if name not in own or site["value"].shape != own[name]["value"].shape:
             raise InvalidValue(
                 f"latent {name!r} has one entry for each observation, so a batch has other latents; {instead}"
@@ -194,29 +210,36 @@ def evaluate(
     *,
     rows: Mapping[Any, Tensor] | None = None,
     params: Mapping[str, Tensor] | None = None,
+    jacobian: bool = True,
+    nesting: int | None = None,
 ) -> Joint:
     """The log joint density of a model at unconstrained latents ``free``, with some rows of its arguments.
 
-    Each latent is mapped to the support its site has in this very run, so supports may depend on other latents.
-    ``params`` are values of ``pyro.param``; the store is not asked for them.
+    Each latent is mapped to the support its site has in this very run, so supports may depend on other latents. Without
+    ``jacobian`` by ``transform_to``, as parameters are, which need not be one to one, and the volume is zero.
+    ``params`` are values of ``pyro.param``; the store is not asked for them. With ``nesting``, how deep the plates are
+    nested, the latents that are marked for it are summed out.
     """
     poutine = require("pyro", "bayes").poutine
-    with poutine.block(), poutine.trace() as tracer, _placed(free, params or {}) as placed:
+    placing, summing = _placed(free, params or {}, jacobian), enumeration.enumerating(nesting)
+    with poutine.block(), poutine.trace() as tracer, placing as placed, summing:  # the last is asked first
         arguments.call(model, rows)
-    trace = tracer.trace
-    trace.compute_log_prob(lambda name, site: not _subsample(site))
+    trace = poutine.util.prune_subsample_sites(tracer.trace)
+    trace.compute_log_prob()
     like = next(iter(free.values()))
     prior, observed = like.new_zeros(()), like.new_zeros(())
-    for name, site in trace.nodes.items():
-        if site["type"] == "sample" and "log_prob_sum" in site:
-            if name in free:
+    if nesting is not None:
+        prior, observed = enumeration.marginal(trace, free.keys())
+    else:
+        for name, site in trace.nodes.items():
+            if site["type"] == "sample" and name in free:
                 prior = prior + site["log_prob_sum"]
-            elif site["is_observed"]:
+            elif site["type"] == "sample" and site["is_observed"]:
                 observed = observed + site["log_prob_sum"]
     return Joint(prior, observed, sum(placed.volumes, start=like.new_zeros(())), placed.values)
 
 
-def _placed(free: Mapping[str, Tensor], params: Mapping[str, Tensor]) -> Any:
+def _placed(free: Mapping[str, Tensor], params: Mapping[str, Tensor], jacobian: bool = True) -> Any:
     """A Pyro messenger that puts transformed values at the latent sites, and values at the parameters."""
 
     class Placed(require("pyro", "bayes").poutine.messenger.Messenger):  # type: ignore[misc]
@@ -229,9 +252,11 @@ def _placed(free: Mapping[str, Tensor], params: Mapping[str, Tensor]) -> Any:
             name = msg["name"]
             if name not in free or msg["is_observed"]:
                 return
-            transform = torch.distributions.biject_to(msg["fn"].support)
+            to = torch.distributions.biject_to if jacobian else torch.distributions.transform_to
+            transform = to(msg["fn"].support)
             value = transform(free[name])
-            self.volumes.append(transform.log_abs_det_jacobian(free[name], value).sum())
+            if jacobian:
+                self.volumes.append(transform.log_abs_det_jacobian(free[name], value).sum())
             self.values[name] = msg["value"] = value
             msg["done"] = True
 
@@ -241,19 +266,3 @@ def _placed(free: Mapping[str, Tensor], params: Mapping[str, Tensor]) -> Any:
                 msg["done"] = True
 
     return Placed()
-
-
-def same_support(left: Any, right: Any) -> bool:
-    """Whether two constraints are one: of one kind, with equal bounds."""
-    if not isinstance(left, Constraint):
-        if isinstance(left, list | tuple):
-            return len(left) == len(right) and all(same_support(a, b) for a, b in zip(left, right, strict=True))
-        try:
-            equal = left == right
-            return bool(equal.all()) if isinstance(equal, Tensor) else bool(equal)
-        except RuntimeError:  # bounds of shapes that do not broadcast
-            return False
-    kinds = [_ALIKE.get(name, name) for name in (type(left).__name__, type(right).__name__)]
-    if kinds[0] != kinds[1] or vars(left).keys() != vars(right).keys():
-        return False
-    return all(same_support(value, vars(right)[key]) for key, value in vars(left).items())

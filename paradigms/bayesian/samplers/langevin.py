@@ -105,6 +105,7 @@ def langevin(
     particles: int | Tensor = 64,
     method: str = "ula",
     batch_size: int | None = None,
+    init: str | None = None,
     seed: int = 0,
 ) -> Sampler:
     """Langevin dynamics towards a target by particles.
@@ -114,9 +115,12 @@ def langevin(
         step: the step size h: a number, a tensor ``[d]`` (diagonal preconditioning), or a schedule: a sequence of
             numbers, or a function of the step such as ``lambda t: a * (b + t) ** -0.55``.
         steps: the horizon T.
-        particles: how many, started at ``target.initial(n, seed)``, or where they start ``[n, d]``.
+        particles: how many, or where they start ``[n, d]``.
         method: "ula", "mala" or "sgld".
         batch_size: observations in a batch, for "sgld".
+        init: where that many particles start: "prior", draws of it (of a Pyro model, a network, or a problem with one);
+            "uniform", on (-2, 2) in each unconstrained coordinate, as Stan does; or ``target.initial(n, seed)`` when
+            None, which is the prior for a network and uniform for the others.
         seed: of the noise and the starting points.
 
     Raises:
@@ -133,4 +137,4 @@ def langevin(
             )
         check_integer(1, density.size, batch_size=batch_size)
         flow = SGLD(batch_size)
-    return sampler(density, flow, step, steps, particles, seed)
+    return sampler(density, flow, step, steps, particles, seed, init)

@@ -13,6 +13,7 @@ gradient of KL(rho || p) in Stein's geometry, which vanishes only at p.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -22,7 +23,7 @@ from torch import Tensor
 
 import mfoc
 from mfoc import InvalidType, InvalidValue, tree
-from mfoc.checks import check_instance, check_integer, kind_of
+from mfoc.checks import check_choice, check_instance, check_integer, kind_of
 from mfoc.formulation import Formulation
 from mfoc.problem import controls_of
 from mfoc.seeding import mixed_seed
@@ -86,11 +87,19 @@ def as_density(target: Any, particles: Any) -> LogDensity:
     )
 
 
-def sampler(density: LogDensity, flow: Flow, step: Steps, steps: int, particles: int | Tensor, seed: int) -> Sampler:
+def sampler(
+    density: LogDensity,
+    flow: Flow,
+    step: Steps,
+    steps: int,
+    particles: int | Tensor,
+    seed: int,
+    init: str | None = None,
+) -> Sampler:
     """A formulation from any ``Flow``. The other arguments are those of ``langevin``."""
     check_integer(1, steps=steps)
     check_integer(0, seed=seed)
-    start = _start(density, particles, seed)
+    start = _start(density, particles, seed, init)
     controls, schedule = _schedule(density, step, steps)
 
     def dynamics(t: int, x: Any, u: Any, z: Any) -> Any:
@@ -117,7 +126,11 @@ def sampler(density: LogDensity, flow: Flow, step: Steps, steps: int, particles:
     return made
 
 
-def _start(density: LogDensity, particles: Any, seed: int) -> Tensor:
+def _start(density: LogDensity, particles: Any, seed: int, init: str | None) -> Tensor:
+    if init is not None:
+        check_choice("prior", "uniform", init=init)
+    if isinstance(particles, Tensor) and init is not None:
+        raise InvalidValue(f"init is {init!r}, and particles says where they start; leave one of them out")
     if isinstance(particles, Tensor):
         if particles.dim() != 2 or not len(particles):
             raise InvalidValue(
@@ -125,6 +138,14 @@ def _start(density: LogDensity, particles: Any, seed: int) -> Tensor:
             )
         return density.check(particles.detach().to(density.like).clone())
     check_integer(1, particles=particles)
+    if init == "prior":
+        if density.prior is None:
+            raise InvalidValue(
+                f"init is 'prior', and {density!r} has none that can be drawn from; pass particles=, points [n, d]"
+            )
+        return density.check(density.prior(particles, seed))
+    if init == "uniform":
+        density = dataclasses.replace(density, draw=None)
     return density.check(density.initial(particles, seed))
 
 

@@ -142,6 +142,7 @@ def svgd(
     rule: Rule | None = None,
     steps: int = 100,
     particles: int | Tensor = 50,
+    init: str | None = None,
     seed: int = 0,
 ) -> Sampler:
     """Stein variational gradient descent: Liu & Wang (2016), arXiv:1608.04471, alg. 1.
@@ -149,10 +150,11 @@ def svgd(
     Args:
         target: a ``LogDensity``, or a function of ``[n, d]`` when ``particles`` are given as a tensor.
         step: the step size or its schedule; see ``langevin``.
-        kernel: ``RBF()`` with the median heuristic when None; ``PyroRBF()`` is Pyro's.
+        kernel: ``RBF()`` with the median heuristic when None, or ``IMQ()``; ``PyroRBF()`` and ``PyroIMQ()`` are Pyro's.
         rule: ``PlainRule()`` when None; ``AdamRule()`` and ``AdaGradRule()`` scale the direction by coordinate.
         steps: the horizon T.
-        particles: how many, started at ``target.initial(n, seed)``, or where they start ``[n, d]``.
+        particles: how many, or where they start ``[n, d]``.
+        init: where that many start; see ``langevin``.
         seed: of the starting points.
 
     Returns:
@@ -165,7 +167,7 @@ def svgd(
     kernel, rule = RBF() if kernel is None else kernel, PlainRule() if rule is None else rule
     check_instance(Kernel, "a kernel such as RBF()", kernel=kernel)
     check_instance(Rule, "a rule such as AdamRule()", rule=rule)
-    made = sampler(as_density(target, particles), Stein(kernel, rule), step, steps, particles, seed)
+    made = sampler(as_density(target, particles), Stein(kernel, rule), step, steps, particles, seed, init)
     if len(made.start) < 2:
         raise InvalidValue("SVGD needs at least two particles: they find the mode alone")
     if bool((made.start == made.start[0]).all()):

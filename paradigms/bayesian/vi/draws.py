@@ -25,6 +25,7 @@ class Settings:
     tau: float | None
     size: int | None
     kl: str | None
+    stl: bool
     seed: int
 
 
@@ -54,8 +55,28 @@ class LatentDraws(mfoc.Population):
         raise NotImplementedError
 
 
-def formulated(problem: mfoc.Problem, draws: LatentDraws, read: Callable[[Any], Any]) -> Formulation:
-    """A problem with its draws, checked on the first of them; ``read`` reads its controls."""
+@dataclass(frozen=True, eq=False)
+class StoppedFormulation(Formulation):
+    """A formulation whose gradient leaves out a part of mean zero, so that its second derivatives are not those of J.
+
+    Attributes:
+        whole: the problem with that part, of the same cost, on which ``certify`` measures.
+    """
+
+    whole: mfoc.Problem
+
+    def certify(self, controls: Any, **settings: Any) -> mfoc.Certificate:
+        """See ``mfoc.Formulation``."""
+        return mfoc.certify(self.whole, controls, self.population, **settings)
+
+
+def formulated(
+    problem: mfoc.Problem, draws: LatentDraws, read: Callable[[Any], Any], *, whole: mfoc.Problem | None = None
+) -> Formulation:
+    """A problem with its draws, checked on the first of them; ``read`` reads its controls.
+
+    ``whole``: see ``StoppedFormulation``.
+    """
     problem.validate(draws(0))
     check_finite(problem, draws(0))
 
@@ -64,7 +85,7 @@ def formulated(problem: mfoc.Problem, draws: LatentDraws, read: Callable[[Any], 
         problem.check_controls(controls)
         return read(controls)
 
-    return Formulation(problem, draws, readout)
+    return Formulation(problem, draws, readout) if whole is None else StoppedFormulation(problem, draws, readout, whole)
 
 
 def check_finite(problem: mfoc.Problem, particles: mfoc.Particles) -> None:

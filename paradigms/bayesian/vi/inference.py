@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from mfoc import InvalidValue
-from mfoc.checks import check_callable, check_choice, check_integer, check_positive
+from mfoc.checks import check_callable, check_choice, check_flag, check_integer, check_positive
 from mfoc.formulation import Formulation
 from paradigms.bayesian.laws.likelihoods import likelihood_of
 from paradigms.bayesian.vi.draws import Settings
@@ -31,6 +31,7 @@ def variational(
     size: int | None = None,
     estimator: str = "weights",
     kl: str | None = None,
+    stl: bool = False,
     init_scale: float = 0.1,
     stages: Stages | None = None,
     seed: int = 0,
@@ -43,7 +44,8 @@ def variational(
 
     Args:
         model: a network as ``mfoc.from_module`` takes it, whose weights become random; or a Pyro model, a function of
-            the data (a PyroModule counts as one).
+            the data (a PyroModule counts as one). Discrete latents that are marked ``infer={"enumerate": "parallel"}``
+            (``pyro.infer.config_enumerate`` marks all) are summed out, as Pyro's TraceEnum_ELBO does.
         data: for a network what ``mfoc.population`` takes, inputs and observations; for a Pyro model the tuple of its
             arguments (a dict: its keyword arguments), in which tensors of leading axis N hold the observations.
         likelihood: of a network: "gaussian", "categorical", or a function (output, y) -> the negative log likelihood of
@@ -53,8 +55,12 @@ def variational(
         prior: of the weights of a network: a distribution (of Pyro or torch) for each weight, or a function
             (name, parameter) -> distribution; standard normal when None.
         guide: for a network only the mean-field Gaussian, ``AutoNormal`` (or None). For a Pyro model ``AutoNormal``
-            (when None), ``AutoDiagonalNormal``, ``AutoMultivariateNormal``, a function model -> one of them, or one of
-            them made for this model, whose settings are kept, and its parameters if it has been in use.
+            (when None), ``AutoDiagonalNormal``, ``AutoMultivariateNormal``, ``AutoLowRankMultivariateNormal``; or a
+            point, without entropy: ``AutoDelta``, the mode of the density in the latents' own supports (MAP; as in
+            Pyro, without the Jacobian of their coordinates), or ``AutoLaplaceApproximation``, the mode in unconstrained
+            coordinates, at which ``readout(solution).laplace_approximation(*data)`` is the Gaussian with the curvature
+            there. A class, a function model -> one of them, or one made for this model, whose settings are kept, and
+            its parameters if it has been in use.
         samples: draws S in a step.
         batch_size: observations in a step; all of them when None.
         tau: the temperature; 1/N when None.
@@ -64,6 +70,10 @@ def variational(
         kl: "exact", in closed form where it is known (as Pyro's TraceMeanField_ELBO; the default for networks), or
             "sampled", log q - log p at the draw (as Pyro's Trace_ELBO; the default for Pyro models, where "exact" means
             the entropy of q).
+        stl: "sticking the landing", for Pyro models: log q is differentiated along the draw only, not in its
+            parameters, whose score has mean zero (Roeder, Wu & Duvenaud 2017, arXiv:1703.09194). J is the same and the
+            gradient's mean, too; its variance vanishes where q is the posterior. For solvers that use gradients alone:
+            second derivatives are not those of J, and ``formulation.certify`` takes them without ``stl``.
         init_scale: initial standard deviation of the weights of a network. A Pyro guide has its own.
         stages: of a network: see ``mfoc.from_module``.
         seed: of the batches and of the draws.
@@ -75,7 +85,7 @@ def variational(
 
     Raises:
         InvalidType, InvalidValue: arguments that do not fit each other or the data, N that is not known, discrete
-            latents, a log density that is not finite.
+            latents that are not summed out, a log density that is not finite.
         MissingExtra: a Pyro model, and Pyro is not installed.
     """
     check_integer(1, samples=samples)
@@ -84,12 +94,20 @@ def variational(
     check_positive(tau=tau, optional=True)
     check_positive(init_scale=init_scale)
     check_choice(*ESTIMATORS, estimator=estimator)
+    check_flag(stl=stl)
+    if stl and kl == "exact":
+        raise InvalidValue("stl=True drops the score of the sampled log q, and kl='exact' samples none; leave one out")
     if kl is not None:
         check_choice("exact", "sampled", kl=kl)
-    settings = Settings(samples=samples, batch_size=batch_size, tau=tau, size=size, kl=kl, seed=seed)
+    settings = Settings(samples=samples, batch_size=batch_size, tau=tau, size=size, kl=kl, stl=stl, seed=seed)
     if isinstance(model, nn.Module) and not _is_pyro(model):
         if likelihood is None:
             raise InvalidValue("likelihood is missing; a network needs 'gaussian', 'categorical' or a function")
+        if stl:
+            raise InvalidValue(
+                "stl=True is for Pyro models; of a network kl='exact' has no score to drop where the KL is known. "
+                "Leave it out, or write the network as a Pyro model"
+            )
         name = guide if isinstance(guide, str) else getattr(guide, "__name__", type(guide).__name__)
         if guide is not None and name not in ("AutoNormal", "AutoDiagonalNormal"):
             raise InvalidValue(

@@ -1,12 +1,14 @@
-"""Variational inference on a Pyro model with one of its Gaussian guides, as a control problem.
+"""Variational inference on a Pyro model with one of its guides, as a control problem.
 
-The control holds the guide's unconstrained parameters, a particle is a standard normal vector eps ``[D]``, and the one
-stage makes it the unconstrained latents z = loc + L eps (Kucukelbir et al. 2017, arXiv:1603.00788, eq. 9). The stage's
-running cost is tau log q(z); the terminal cost is - log p(y | T(z)) / N - tau log (p(T(z)) |dT/dz|).
+The control holds the guide's unconstrained parameters, a particle is a standard normal vector eps, and the one stage
+makes it the free latents z, loc + L eps for a Gaussian (Kucukelbir et al. 2017, arXiv:1603.00788, eq. 9). The stage's
+running cost is tau log q(z); the terminal cost is - log p(y | T(z)) / N - tau log (p(T(z)) |dT/dz|). A point has no
+noise and no entropy, and what is left is the MAP objective.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -18,7 +20,6 @@ from mfoc import InvalidValue
 from mfoc.derivatives import without_fast_path
 from mfoc.formulation import Formulation
 from paradigms.bayesian.density.density import split
-from paradigms.bayesian.laws.normal import HALF_LOG_2PI
 from paradigms.bayesian.pyro.guides import guide_of
 from paradigms.bayesian.pyro.trace import Arguments, check_batch, evaluate, prototype, quietly
 from paradigms.bayesian.vi.draws import LatentDraws, Settings, formulated
@@ -50,27 +51,29 @@ def of_model(model: Callable[..., Any], data: Any, guide: Any, settings: Setting
         if not rows:
             raise InvalidValue("batch_size was given, and no argument of the model is a tensor with leading axis N")
         source = mfoc.population(mfoc.Particles(rows), batch_size=settings.batch_size, seed=settings.seed)
-    draws = ModelDraws(source, settings, next(iter(controls.values())), law.dimension)
+    family = law.family
+    draws = ModelDraws(source, settings, next(iter(controls.values())), family.noise)
     if source is not None and source.batches_per_epoch > 1:
         part = prototype(model, arguments.take(source(0).state))
         check_batch(prototype(model, arguments), part, instead="solve without batch_size")
     temperature, exact = 1 / n if settings.tau is None else settings.tau, settings.kl == "exact"
 
     def dynamics(t: int, x: Tensor, u: Any, z: Any) -> Tensor:
-        loc, scale, triangle = law.law(u)
-        return torch.addcmul(loc, scale, x if triangle is None else x @ triangle.mT)
+        return family.draw(u, x)
 
     def running_cost(t: int, x: Tensor, u: Any, z: Any) -> Tensor:
-        logs = law.law(u)[1].log().sum()
-        constant = law.dimension * HALF_LOG_2PI
-        spread = 0.5 * law.dimension if exact else 0.5 * x.square().sum(1)
-        return (-temperature * (spread + logs + constant)).expand(len(x))
+        return (-temperature * family.entropy(u)).expand(len(x)) if exact else temperature * family.log_q(u, x)
+
+    def along_draws(t: int, x: Tensor, u: Any, z: Any) -> Tensor:
+        """The same without the score of log q: its parameters are held, their draw moves (Roeder et al. 2017)."""
+        return temperature * family.log_prob({name: value.detach() for name, value in u.items()}, family.draw(u, x))
 
     def joint(z: Tensor, rows: dict[Any, Tensor] | None) -> tuple[Tensor, Tensor]:
         """The log density of unconstrained latents ``[S, D]``, and of the observations given them, each ``[S]``."""
 
         def one(z: Tensor) -> tuple[Tensor, Tensor]:
-            found = evaluate(model, arguments, split(z, law.shapes), rows=rows)
+            latents = split(z, law.shapes)
+            found = evaluate(model, arguments, latents, rows=rows, jacobian=family.jacobian, nesting=law.nesting)
             return found.prior + found.volume, found.observed
 
         try:
@@ -90,7 +93,10 @@ def of_model(model: Callable[..., Any], data: Any, guide: Any, settings: Setting
         return cost
 
     problem = mfoc.Problem(dynamics, terminal_cost, [controls], running_cost=running_cost)
-    return formulated(problem, draws, lambda solved: law.solved(solved[0]))
+    whole = problem if settings.stl else None
+    if settings.stl:
+        problem = dataclasses.replace(problem, running_cost=along_draws)
+    return formulated(problem, draws, lambda solved: law.solved(solved[0]), whole=whole)
 
 
 def _by_batch(joint: Callable[..., tuple[Tensor, Tensor]], z: Tensor, rows: dict[Any, Tensor] | None) -> Any:

@@ -7,6 +7,7 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 import mfoc
 from paradigms.meta import (
@@ -14,16 +15,23 @@ from paradigms.meta import (
     anil,
     evaluate,
     imaml,
+    learned_update,
     maml,
     meta_sgd,
     reptile,
 )
+from paradigms.meta.algorithms import Coordinatewise
 from paradigms.meta.loop import Loop, TaskObjective
 from tests.oracles.meta import each_task
 from tests.paradigms.meta.nets import batch, mlp
+from tests.problems import D, seeded
 
 LR = 0.05
 ADAM = mfoc.Gradient(partial(torch.optim.Adam, lr=1e-2))
+
+
+def own_rule():
+    return Coordinatewise(seeded(lambda: nn.Linear(2, 1))).to(D)
 
 
 FORMULATIONS = {
@@ -33,6 +41,9 @@ FORMULATIONS = {
     "meta_sgd": lambda net, law: meta_sgd(net, F.mse_loss, law, inner_steps=2, inner_lr=LR),
     "anil": lambda net, law: anil(net, F.mse_loss, law, inner_steps=2, inner_lr=LR),
     "reptile": lambda net, law: reptile(net, F.mse_loss, law, inner_steps=2, inner_lr=LR),
+    "adapted rule": lambda net, law: learned_update(
+        net, F.mse_loss, law, rule=own_rule(), inner_steps=2, inner_lr=LR, adapt_rule=True
+    ),
     "imaml": lambda net, law: imaml(net, F.mse_loss, law, inner_steps=9, inner_lr=LR, strength=1.0),
 }
 

@@ -175,9 +175,6 @@ def test_what_learn2learn_has_no_name_for():
             to_learn2learn(formulation, formulation.problem)
     with pytest.raises(mfoc.InvalidType, match="MAML, MetaSGD or GBML"):
         from_learn2learn(mlp(), LAW, F.mse_loss, inner_steps=1)
-    adapting = algorithms.GBML(mlp(), on_matrices, lr=LR, adapt_transform=True)
-    with pytest.raises(mfoc.InvalidValue, match="adapt_transform"):
-        from_learn2learn(adapting, LAW, F.mse_loss, inner_steps=1)
 
 
 def test_reptile_reads_out_as_maml():

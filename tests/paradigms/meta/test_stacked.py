@@ -147,11 +147,37 @@ def test_forwards_that_are_refused(forward, message):
         maml(Own(forward).double(), F.cross_entropy, task_batch(), inner_steps=1, inner_lr=0.1)
 
 
-def test_tied_weights_are_refused():
-    net = nn.Sequential(nn.Flatten(), nn.Linear(72, 72), nn.Linear(72, 72), nn.Linear(72, 3)).double()
-    net[2].weight = net[1].weight
-    with pytest.raises(mfoc.InvalidValue, match="shared"):
-        maml(net, F.cross_entropy, task_batch(), inner_steps=1, inner_lr=0.1)
+def tied_layers(act=nn.Tanh):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(72, 8), act(), nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 3))
+    net[4].weight = net[3].weight
+    return net.double()
+
+
+class Autoencoder(nn.Module):
+    """A weight that is used the other way round, too: no layer has it."""
+
+    def __init__(self):
+        super().__init__()
+        self.down, self.out = nn.Linear(72, 5), nn.Linear(72, 3, bias=False)
+        self.twice = nn.ParameterList([self.down.weight])
+
+    def forward(self, x):
+        return self.out(self.down(x.flatten(1)).tanh() @ self.twice[0])
+
+
+@pytest.mark.parametrize("make", [tied_layers, lambda: tied_layers(nn.GELU), lambda: Autoencoder().double()])
+def test_tied_weights_are_one_weight(make):
+    net, cloud = make(), task_batch()
+    made = maml(net, F.cross_entropy, cloud, inner_steps=2, inner_lr=0.1)
+    found = mfoc.evaluate(made.problem, made.problem.controls, cloud)
+    assert list(found.gradient["phi"]) == [name for name, _ in net.named_parameters()]
+    value, *slopes = oracles.maml(net, F.cross_entropy, cloud, steps=2, lr=0.1)
+    torch.testing.assert_close(found.value, value, rtol=1e-12, atol=0)
+    for mine, plain in zip(mfoc.tree.leaves(found.gradient), mfoc.tree.leaves(slopes), strict=True):
+        torch.testing.assert_close(mine, plain, rtol=1e-10, atol=1e-13)
+    solved = made.readout(made.problem)
+    assert len(list(solved.parameters())) == len(list(net.parameters()))  # still tied
 
 
 def test_a_layer_of_several_names():

@@ -10,7 +10,9 @@ from tests.problems import D, normal
 pyro = pytest.importorskip("pyro")
 dist = pyro.distributions
 guides = pyro.infer.autoguide
-GUIDES = (guides.AutoNormal, guides.AutoDiagonalNormal, guides.AutoMultivariateNormal)
+GAUSSIAN = (guides.AutoNormal, guides.AutoDiagonalNormal, guides.AutoMultivariateNormal)
+POINTS = (guides.AutoDelta, guides.AutoLaplaceApproximation)
+GUIDES = (*GAUSSIAN, guides.AutoLowRankMultivariateNormal, *POINTS)
 X = normal(10, 3, seed=1)
 Y = X.sum(1) + 0.1 * normal(10, seed=2)
 ONE = torch.ones((), dtype=D)
@@ -87,7 +89,7 @@ def test_bounds_that_are_the_same_are_the_same_support():
         assert f.readout(f.problem).median()["w"].shape == (3,)
 
 
-@pytest.mark.parametrize("guide", GUIDES)
+@pytest.mark.parametrize("guide", GAUSSIAN)
 def test_an_instance_keeps_its_settings(guide):
     start = torch.tensor([1.0, 2.0, 3.0])
     mine = guide(model, init_scale=0.7, init_loc_fn=guides.init_to_value(values={"w": start}))
@@ -97,6 +99,26 @@ def test_an_instance_keeps_its_settings(guide):
     scale = made.scales.w if guide is guides.AutoNormal else made.scale
     torch.testing.assert_close(scale.detach(), torch.full((3,), 0.7))
     assert mine.prototype_trace is None  # the user's own is not touched
+
+
+@pytest.mark.parametrize("guide", POINTS)
+def test_a_point_starts_where_it_was_told_to(guide):
+    start = torch.tensor([1.0, 2.0, 3.0])
+    f = variational(model, (X, Y), guide=guide(model, init_loc_fn=guides.init_to_value(values={"w": start})))
+    (found,) = f.readout(f.problem).parameters()
+    torch.testing.assert_close(found.detach(), start)
+
+
+@pytest.mark.parametrize("used", [False, True])
+def test_a_low_rank_keeps_its_rank(used):
+    mine = guides.AutoLowRankMultivariateNormal(model, rank=3, init_scale=0.7)
+    if used:
+        mine(X, Y)
+    made = (f := variational(model, (X, Y), guide=mine)).readout(f.problem)
+    assert made.cov_factor.shape == (3, 3)
+    torch.testing.assert_close(made.scale.detach(), torch.full((3,), 0.7 * 0.5**0.5))
+    if used:
+        assert torch.equal(made.cov_factor, mine.cov_factor)
 
 
 def test_a_guide_that_was_set_up_on_other_data_is_refused():

@@ -1,13 +1,14 @@
 """Kernels of Stein's method: their directions and the discrepancy, against loops, derivatives and Pyro."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
-from pyro.infer import RBFSteinKernel
+from pyro.infer import IMQSteinKernel, RBFSteinKernel
 
 import mfoc
-from paradigms.bayesian import RBF, PyroRBF, discrepancy
+from paradigms.bayesian import IMQ, RBF, PyroIMQ, PyroRBF, discrepancy
 from tests.oracles import bayesian as oracles
 from tests.paradigms.bayesian.targets import centred
 from tests.problems import D, normal
@@ -25,13 +26,49 @@ def test_the_direction_is_that_of_a_double_loop():
 
 @pytest.mark.parametrize("mode", ["univariate", "multivariate"])
 @pytest.mark.parametrize(("n", "factor"), [(2, None), (5, None), (20, 2.0)])
-def test_the_kernel_of_pyro(mode, n, factor):
+@pytest.mark.parametrize(
+    ("theirs", "own"),
+    [
+        (lambda factor: RBFSteinKernel(factor), PyroRBF),
+        (lambda factor: IMQSteinKernel(bandwidth_factor=factor), partial(PyroIMQ, 0.5, -0.5)),
+        (lambda factor: IMQSteinKernel(1.3, -0.2, factor), partial(PyroIMQ, 1.3, -0.2)),
+    ],
+)
+def test_the_kernels_of_pyro(theirs, own, mode, n, factor):
     x, score = normal(n, 4), normal(n, 4, seed=1)
-    log_kernel, slope = RBFSteinKernel(factor).log_kernel_and_grad(x)
+    log_kernel, slope = theirs(factor).log_kernel_and_grad(x)
     k = log_kernel.sum(-1, keepdim=True).exp() if mode == "multivariate" else log_kernel.exp()
     # Pyro's second factor is that of the loss, minus the log density.
     expected = ((k * score[None]).sum(1) - (k * slope).sum(1)) / n
-    torch.testing.assert_close(PyroRBF(factor, mode).direction(x, score), expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(own(factor, mode).direction(x, score), expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("h", [None, 1.7])
+def test_the_direction_of_the_multiquadric_is_made_of_its_kernel_and_derivatives(h):
+    x, score = normal(7, 3) + 5, normal(7, 3, seed=1)
+    pairs = torch.stack([(x[i] - x[j]).square().sum() for i in range(7) for j in range(i)])
+    scale = h or pairs.median() / math.log(8)
+
+    def k(a, b):
+        return (0.8 + (a - b).square().sum() / scale) ** -0.3
+
+    slope = torch.func.grad(k, argnums=1)
+    pulls = [torch.stack([k(a, b) * s + slope(a, b) for b, s in zip(x, score, strict=True)]).mean(0) for a in x]
+    found = IMQ(h, alpha=0.8, beta=-0.3).direction(x, score)
+    torch.testing.assert_close(found, torch.stack(pulls), rtol=1e-12, atol=1e-12)
+
+
+def test_in_one_dimension_the_multiquadric_is_that_of_pyro():
+    x, score = normal(9, 1), normal(9, 1, seed=1)
+    torch.testing.assert_close(IMQ().direction(x, score), PyroIMQ().direction(x, score), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("kernel", [IMQ(), PyroIMQ(), PyroIMQ(mode="multivariate")])
+def test_particles_in_one_place_are_not_driven_apart_and_nothing_is_divided_by_zero(kernel):
+    """The kernel is then alpha^beta for all pairs, in each of two coordinates for a product."""
+    x, score = torch.ones(5, 2, dtype=D), torch.full((5, 2), 3.0, dtype=D)
+    factor = 0.5 ** (-1.0 if getattr(kernel, "mode", "") == "multivariate" else -0.5)
+    torch.testing.assert_close(kernel.direction(x, score), factor * score)
 
 
 def test_the_discrepancy_against_derivatives_of_the_kernel():
@@ -95,6 +132,11 @@ def test_rounding_of_points_that_coincide_is_no_distance():
         (lambda: discrepancy(torch.eye(2), torch.eye(2), length="a"), mfoc.InvalidType, "length is 'a'"),
         (lambda: discrepancy(torch.eye(2), torch.eye(2), beta=0.5), mfoc.InvalidValue, "beta is 0.5"),
         (lambda: PyroRBF(mode="both"), mfoc.InvalidValue, "'both'"),
+        (lambda: IMQ(bandwidth=0.0), mfoc.InvalidValue, "bandwidth"),
+        (lambda: IMQ(alpha=0), mfoc.InvalidValue, "alpha"),
+        (lambda: IMQ(beta=0.5), mfoc.InvalidValue, "beta is 0.5"),
+        (lambda: PyroIMQ(beta=None), mfoc.InvalidType, "beta is None"),
+        (lambda: PyroIMQ(mode="both"), mfoc.InvalidValue, "'both'"),
     ],
 )
 def test_bad_input_is_refused_with_a_reason(call, error, words):

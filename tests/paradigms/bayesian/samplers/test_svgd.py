@@ -3,27 +3,28 @@
 import pyro
 import pytest
 import torch
-from pyro.infer import SVGD, RBFSteinKernel
+from pyro.infer import SVGD, IMQSteinKernel, RBFSteinKernel
 
 import mfoc
-from paradigms.bayesian import RBF, AdaGradRule, AdamRule, PlainRule, PyroRBF, log_density, sample, svgd
+from paradigms.bayesian import RBF, AdaGradRule, AdamRule, PlainRule, PyroIMQ, PyroRBF, log_density, sample, svgd
 from tests.paradigms.bayesian.targets import X, Y, conjugate, quartic
 from tests.problems import normal
 
 
 @pytest.mark.parametrize("mode", ["univariate", "multivariate"])
+@pytest.mark.parametrize(("kernel", "own"), [(RBFSteinKernel, PyroRBF), (IMQSteinKernel, PyroIMQ)])
 @pytest.mark.parametrize(
     ("theirs", "rule", "step"),
     [(pyro.optim.SGD({"lr": 1e-3}), PlainRule(), 1e-3), (pyro.optim.Adam({"lr": 1e-2}), AdamRule(), 1e-2)],
 )
-def test_steps_are_those_of_pyro(mode, theirs, rule, step):
+def test_steps_are_those_of_pyro(kernel, own, mode, theirs, rule, step):
     pyro.clear_param_store()
     pyro.set_rng_seed(0)
-    engine = SVGD(conjugate, RBFSteinKernel(), theirs, num_particles=20, max_plate_nesting=1, mode=mode)
+    engine = SVGD(conjugate, kernel(), theirs, num_particles=20, max_plate_nesting=1, mode=mode)
     engine.guide(X, Y)
     start = pyro.param("svgd_particles").detach().reshape(20, -1).clone()
     x = sample(
-        svgd(log_density(conjugate, (X, Y)), step=step, kernel=PyroRBF(mode=mode), rule=rule, particles=start, steps=10)
+        svgd(log_density(conjugate, (X, Y)), step=step, kernel=own(mode=mode), rule=rule, particles=start, steps=10)
     ).x
     for k in range(10):
         engine.step(X, Y)

@@ -1,0 +1,65 @@
+"""The arguments of a network's forward pass, out of the state that enters its first stage."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+
+from torch import nn
+
+from mfoc.errors import InvalidValue
+from mfoc.tree import Tree, describe
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """What a forward pass takes.
+
+    Attributes:
+        required: names without a default, in order.
+        optional: names that have one; they keep it unless the state names them.
+    """
+
+    required: tuple[str, ...]
+    optional: tuple[str, ...]
+
+    @classmethod
+    def of(cls, net: nn.Module) -> Arguments:
+        """Those of a module, read off its signature; of ``forward(*args)`` there is none that has a name."""
+        named = [
+            part
+            for part in inspect.signature(net.forward).parameters.values()
+            if part.kind in (part.POSITIONAL_OR_KEYWORD, part.KEYWORD_ONLY)
+        ]
+        return cls(
+            tuple(part.name for part in named if part.default is part.empty),
+            tuple(part.name for part in named if part.default is not part.empty),
+        )
+
+    @property
+    def main(self) -> tuple[str, ...]:
+        """Those that are always given: the required ones, or the first where none is."""
+        return self.required or self.optional[:1]
+
+    @property
+    def free(self) -> tuple[str, ...]:
+        """Those that may be given or not."""
+        return tuple(name for name in self.optional if name not in self.main)
+
+    def named(self, x: Tree) -> dict[str, Tree]:
+        """The arguments by name: a dict of names is what it says, a tuple is that of the required ones in order.
+
+        Raises:
+            InvalidValue: there are several required arguments, and the state is neither.
+        """
+        main = self.main
+        if isinstance(x, dict) and x.keys() <= {*main, *self.free} and x.keys() >= set(main) != set():
+            return dict(x)
+        if len(main) == 1:
+            return {main[0]: x}
+        if main and isinstance(x, tuple | list) and len(x) == len(main):
+            return dict(zip(main, x, strict=True))
+        raise InvalidValue(
+            f"the network takes {list(main)} and the state that enters is {describe(x)}; expected a tuple in "
+            "this order, or a dict by these names"
+        )
