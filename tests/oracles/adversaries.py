@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import mfoc
 from mfoc.tree import leaves
-from tests.oracles.training import cost_from, floats
+from tests.oracles.training import cost_from
 
 
 def size(v: Tensor) -> Tensor:
@@ -55,6 +55,11 @@ def picked(part: Any, x: Any) -> Tensor:
     """The entry of a state that is disturbed."""
     found: Tensor = x if part is None else x[part]
     return found
+
+
+def differentiable(state: Any) -> list[Tensor]:
+    """The leaves that have a gradient, complex ones included."""
+    return [leaf for leaf in leaves(state) if leaf.is_floating_point() or leaf.is_complex()]
 
 
 def disturbed_cost(
@@ -129,7 +134,8 @@ def yopo(
             total += 0 if slope is None else slope
 
     def hamiltonian(x: Any, p: list[Tensor]) -> Tensor:
-        product: Any = sum((q * y).flatten(1).sum(1) for q, y in zip(p, floats(stages[s](x)), strict=True))
+        moved = zip(p, differentiable(stages[s](x)), strict=True)
+        product: Any = sum((q.conj() * y).real.reshape(len(y), -1).sum(1) for q, y in moved)
         mean: Tensor = (product + cost(s, x)).mean()
         return mean
 
@@ -141,7 +147,7 @@ def yopo(
         clean = picked(part, entry)
         h = placed(part, h, entered(ball, picked(part, h), eta))
         value, h = value + cost(s, h), stages[s](h)
-        after = floats(h)
+        after = differentiable(h)
         for t in range(s + 1, len(stages)):
             value, h = value + cost(t, h), stages[t](h)
         others = [t for t in range(len(stages)) if t != s]

@@ -1,0 +1,1 @@
+"""Every architecture of the catalogue at every door of the library, against plain torch."""
