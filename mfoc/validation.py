@@ -200,7 +200,10 @@ def _check_state(state: Tree, n: int, name: str) -> None:
         raise InvalidValue(f"{name} returned an empty state")
     for label, leaf in leaves:
         if leaf.dim() == 0 or len(leaf) != n:
-            raise InvalidValue(f"{label} of shape {tuple(leaf.shape)}; expected {n} particles on the leading axis")
+            raise InvalidValue(
+                f"{label} of shape {tuple(leaf.shape)}; expected {n} particles on the leading axis (in a network, what "
+                "has none stays within a stage: join its layers by stages=[...])"
+            )
 
 
 def _call(what: str, function: Callable[..., Any], *args: Any) -> Any:

@@ -17,10 +17,13 @@ import torch
 from torch import Tensor, nn
 
 from mfoc import tree
+from mfoc.errors import InvalidValue
 from mfoc.networks.inspection import copied, hooked, pure_copy
 from mfoc.networks.recomputation import without_reentry
 from mfoc.networks.references import attributes, refers, refuse_captured, tensors
+from mfoc.seeding import watched
 from mfoc.tree import Tree, registered
+from mfoc.validation import same_values
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +51,7 @@ class FunctionalModule:
         names: of the weights, the parameters that require grad, in the order of the module. One that is met several
             times has its first name.
         plain: all parts are torch's own, and none has hooks.
-        writes: it may write into its inputs, and is given copies; see ``settle``.
+        writes: it may write into its inputs, and is given copies; see ``check``.
         constant: plain, and nothing is given and nothing in it can change.
     """
 
@@ -125,12 +128,38 @@ class FunctionalModule:
             self._link(made, weights, buffers)
         return made[0]
 
-    def settle(self, module: nn.Module, inputs: Tree) -> None:
-        """Copies from now on only what may change, seen after an evaluation of a module on inputs of its own.
+    @torch.no_grad()
+    def check(self, name: str, weights: Mapping[str, Tensor], *args: Any, **kwargs: Any) -> None:
+        """Refuses a module whose output depends on what its own forward pass has changed in it; ``name`` is for errors.
 
-        These are the buffers in training mode, or that were written, and the inputs if they were.
+        From now on only what may change is copied: buffers in training mode or written here, and inputs if they were.
+
+        Raises:
+            InvalidValue: it is another function after it has run.
         """
+        own, drawn = self.on(weights), watched()
+        module = own.at(weights)
+
+        def run() -> tuple[Tree, Tree]:
+            inputs: Any = tree.copy([args, kwargs])
+            return tree.copy(registered(own.run(module, *inputs[0], **inputs[1]))), inputs
+
+        first, inputs = run()
         self.writes = any(isinstance(leaf, Tensor) and leaf._version for leaf in tree.leaves(inputs))
+        own.settle(module)
+        try:
+            same = same_values(first, run()[0])
+        except (RuntimeError, ValueError, LookupError, AttributeError):
+            same = False
+        if not same and not drawn():  # random numbers are another matter
+            raise InvalidValue(
+                f"{name} is another function after it has run: its output depends on a buffer or an attribute that its "
+                "forward pass changes (a counter, a running average it normalises by, a cache), and it must be pure; "
+                "call .eval() on that part, or take what changes from the data"
+            )
+
+    def settle(self, module: nn.Module) -> None:
+        """Copies from now on only those buffers that may change, seen after an evaluation of a module."""
         for place, part in enumerate(module.modules()):
             own = self._parts[place].buffers
             kept = part._buffers.keys() == own.keys() and all(_same(part._buffers[key], own[key]) for key in own)

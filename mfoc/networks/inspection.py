@@ -18,7 +18,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from mfoc.checks import check_instance
 from mfoc.errors import InvalidValue
 from mfoc.networks.references import refuse_captured
-from mfoc.networks.spectral import made_exact
+from mfoc.networks.reparametrised import made_exact
 
 Module = TypeVar("Module", bound=nn.Module)
 Norm = nn.modules.batchnorm._NormBase
@@ -37,6 +37,7 @@ ELEMENTWISE: tuple[type[nn.Module], ...] = (
 _POOLS, _CONVOLUTIONS = nn.modules.pooling._AvgPoolNd, nn.modules.conv._ConvNd
 _AFFINE = (nn.Linear, _CONVOLUTIONS, _POOLS, nn.Identity, nn.Flatten, nn.Unflatten)
 _SPREAD = ("DistributedDataParallel", "FullyShardedDataParallel", "FSDPModule")
+_PARAMETER_HOOKS = ("_backward_hooks", "_post_accumulate_grad_hooks")
 _STOCHASTIC = ("StochasticDepth", "DropPath", "FractionalMaxPool2d", "RReLU")
 
 
@@ -197,7 +198,7 @@ def copied(module: Module, name: str = "") -> Module:
 
 
 def pure_copy(module: Module, name: str = "") -> Module:
-    """A private copy that advances no statistics and changes no value. It may write into its inputs, as the module does.
+    """A private copy that advances no statistics and changes no value; it may write into its inputs, as the module.
 
     In training mode batch norm uses the statistics of the cloud: without running averages there is none to advance; and
     spectral norm is exact. An error calls the module by ``name``.
@@ -271,6 +272,11 @@ def refuse_foreign(net: nn.Module) -> None:
             raise InvalidValue(
                 f"parameter {name!r} is {parameter.dtype} and controls are real numbers; hold its real and imaginary "
                 "parts, torch.view_as_real(w), and join them in the forward pass by torch.view_as_complex"
+            )
+        if any(getattr(parameter, kind, None) for kind in _PARAMETER_HOOKS):
+            raise InvalidValue(
+                f"parameter {name!r} has a hook on its gradient, and a control in its place has none; "
+                "remove the hook, and change the gradient in the forward pass, by a hook on an activation, or in a solver"
             )
         if not parameter.is_leaf:
             raise InvalidValue(

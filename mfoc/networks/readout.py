@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from mfoc import tree
 from mfoc.checks import check_instance
 from mfoc.errors import InvalidType, InvalidValue
-from mfoc.networks.inputs import Inputs
+from mfoc.networks.arguments import Arguments
 from mfoc.networks.inspection import Norm, copied, is_chain, trainable, training_norms
-from mfoc.networks.spectral import settle
+from mfoc.networks.reparametrised import settle
 from mfoc.networks.stages import Named, named_stages, shared_names
 from mfoc.particles import Particles
 from mfoc.populations import population as population_of
@@ -81,16 +81,15 @@ def refresh(solved: nn.Module, parts: Named, source: Any) -> None:
         )
         return
     # Layer by layer where each is called as it stands, for those that ask for the data; else the network itself.
-    chain = parts if is_chain(solved) else [("net", solved)]
-    modules = [
-        (module, Inputs(module, name, takes_data=_asks(module), several=module is solved)) for name, module in chain
-    ]
+    chain = [module for _, module in parts] if is_chain(solved) else [solved]
+    several = Arguments.of(solved, without="z" if _asks(solved) else "")
 
     def run(cloud: Particles) -> None:
-        x, z = cloud.state, cloud.data
-        for module, inputs in modules:
-            args, kwargs = inputs(x)
-            x = module(*args, **({**kwargs, "z": z} if _asks(module) else kwargs))
+        x = cloud.state
+        for module in chain:
+            data = {"z": cloud.data} if _asks(module) else {}
+            own = module is solved and len(several.required) + len(several.optional) > 1
+            x = module(**several.named(x), **data) if own else module(x, **data)
 
     try:
         _average(solved, run, population_of(source).epoch())

@@ -7,22 +7,18 @@ from collections.abc import Callable, Hashable, Sequence
 from functools import cache
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mfoc import tree
 from mfoc.checks import with_article
 from mfoc.derivatives import transforming
 from mfoc.errors import InvalidType, InvalidValue
+from mfoc.networks.arguments import DATA, Arguments
 from mfoc.networks.cuts import cut, fingerprint
 from mfoc.networks.functional import FunctionalModule
-from mfoc.networks.inputs import Inputs
 from mfoc.networks.inspection import has_own_pass, hooked, is_chain, pure_copy, trainable
 from mfoc.networks.modules import over_population
-from mfoc.seeding import watched
-from mfoc.tree import Tree, registered
-from mfoc.validation import same_values
+from mfoc.tree import Tree
 
 logger = logging.getLogger(__name__)
 
@@ -137,8 +133,19 @@ class Stage:
         self.hooked = hooked(self.module)
         self.direct = None if self.hooked or constants else _DIRECT.get(type(self.module))
         self.takes_data = getattr(self.module, "takes_data", False) is True  # data are given where they are asked for
-        self.inputs = Inputs(self.module, name, takes_data=self.takes_data, several=whole)
+        self.arguments = self._several() if whole else None
         self.checked = self.function.plain and not self.function.writes
+        if not whole and len(needed := self._own_arguments().required) > 1:
+            raise InvalidValue(
+                f"stage {name!r}: its forward pass needs {', '.join(needed)}, and a stage is given its state. {DATA}"
+            )
+
+    def _own_arguments(self) -> Arguments:
+        return Arguments.of(self.module, without="z" if self.takes_data else "")
+
+    def _several(self) -> Arguments | None:
+        found = self._own_arguments()
+        return found if len(found.required) + len(found.optional) > 1 else None
 
     def controls(self) -> dict[str, Tensor]:
         """The weights of the user's module, by name."""
@@ -148,39 +155,14 @@ class Stage:
         """The next state at given weights."""
         if self.direct is not None:
             return self.direct(self.module, x, u)
-        if not self.checked:
-            self._check(x, u, z)
-        args, kwargs = self.inputs(x)
-        if self.takes_data:
-            kwargs = {**kwargs, "z": z}
+        kwargs = {"z": z} if self.takes_data else {}
+        args = (x,)
+        if self.arguments is not None:
+            args, kwargs = (), {**self.arguments.named(x), **kwargs}
+        if not self.checked and not transforming():
+            self.function.check(f"stage {self.name!r}", u, *args, **kwargs)
+            self.checked = True
         return self.function(u, *args, **kwargs)
-
-    @torch.no_grad()
-    def _check(self, x: Tree, u: dict[str, Tensor], z: Tree) -> None:
-        """Refuses, at the first call, a module whose output depends on what its own forward pass has changed in it."""
-        if transforming():
-            return
-        function = self.function.on(u)
-        module, drawn = function.at(u), watched()
-
-        def run() -> tuple[Tree, Tree]:
-            args, kwargs = self.inputs(tree.copy(x))
-            kwargs = {**kwargs, "z": tree.copy(z)} if self.takes_data else kwargs
-            return tree.copy(registered(function.run(module, *args, **kwargs))), [args, kwargs]
-
-        first, inputs = run()
-        function.settle(module, inputs)
-        self.checked = True
-        try:
-            same = same_values(first, run()[0])
-        except (RuntimeError, ValueError, LookupError, AttributeError):
-            same = False
-        if not same and not drawn():  # random numbers are another matter
-            raise InvalidValue(
-                f"stage {self.name!r} is another function after it has run: its output depends on a buffer or an "
-                "attribute that its forward pass changes (a counter, a running average it normalises by, a cache), and "
-                "dynamics must be pure; call .eval() on that part, or take what changes from the data"
-            )
 
     def kind(self) -> Hashable:
         """A fingerprint: stages with the same one compute the same function of (x, u, z). None when not sure."""

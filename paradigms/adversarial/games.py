@@ -219,9 +219,12 @@ def _check_data(made: mfoc.Game, source: mfoc.Population, data: Any) -> None:
     first = source(0)
     few = first[:2]
     inputs = few.state[0] if made.part is not None else few.state
-    if not isinstance(inputs, Tensor) or not inputs.is_floating_point():
+    if made.stage == 0 and (not isinstance(inputs, Tensor) or not inputs.is_floating_point()):
         what = f"a {inputs.dtype} tensor" if isinstance(inputs, Tensor) else kind_of(inputs)
-        raise InvalidType(f"the input of the network is {what}; expected a floating-point tensor [N, ...]")
+        raise InvalidType(
+            f"the input of the network is {what}; expected a floating-point tensor [N, ...]. Cut the network where its "
+            "states are one (after an embedding) and disturb that: stages=[...], at=1, bounds=None"
+        )
     made.validate(few)
     with torch.no_grad():
         made.target(mfoc.rollout(made, made.controls, few).states[made.stage])

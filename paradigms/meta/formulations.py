@@ -23,7 +23,7 @@ from mfoc.checks import check_flag, check_instance, check_integer, check_non_neg
 from mfoc.formulation import Formulation
 from mfoc.networks import place, refresh_averages
 from mfoc.networks.inspection import copied
-from mfoc.networks.spectral import settle
+from mfoc.networks.reparametrised import settle
 from mfoc.problem import controls_of
 from paradigms.meta.loop import Loop, Rule, TaskObjective
 from paradigms.meta.losses import Loss, TaskLoss

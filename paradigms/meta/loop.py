@@ -54,6 +54,7 @@ class TaskObjective:
             raise InvalidValue(f"{name} x holds NaN or infinite values")
         wide = {key: leaf.detach()[None] for key, leaf in weights.items()}
         try:
+            self.network.check(x[0])
             with torch.no_grad():
                 output = self.network(wide, x[:1])
         except (InvalidType, InvalidValue):

@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mfoc import InvalidValue
+from mfoc.checks import check_instance
 from mfoc.networks import functional, inspection
 from mfoc.networks.inspection import hooked, shared_parameters, trainable
 from mfoc.vectorisation import Mapper, misled
@@ -89,10 +90,11 @@ class StackedNetwork:
     """
 
     def __init__(self, net: nn.Module) -> None:
+        check_instance(nn.Module, "a torch.nn.Module", net=net)
+        net = inspection.unwrapped(net)
         inspection.refuse_unfit(net)
         if not trainable(net):
             raise InvalidValue("net has no parameter that requires grad; there is nothing to train")
-        net = inspection.unwrapped(net)
         self.net, self._function = net, functional(net)
         self._module = self._function.module
         self.names = list(trainable(self._module))
@@ -109,6 +111,11 @@ class StackedNetwork:
     def looped(self) -> bool:
         """Whether tasks run one after another, as vmap cannot follow the network."""
         return self._mapper.looped
+
+    def check(self, x: Tensor) -> None:
+        """Refuses a network that is another function after it has run, on the inputs of a task ``[shots, ...]``."""
+        if not self._direct:
+            self._function.check("net", self.initial(), x)
 
     def initial(self) -> Weights:
         """Copies of the network's own weights, not stacked."""

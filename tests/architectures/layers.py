@@ -12,7 +12,7 @@ from torch.nn.utils import prune
 from tests.architectures.entry import Architecture, everywhere, numbers
 from tests.architectures.small import Reused
 
-_TRAINING_NORM = everywhere(r"batch norm in training mode.*\.eval\(\)", "variational")
+_TRAINING_NORM = everywhere(r"(batch|instance) norm in training mode.*\.eval\(\)", "variational")
 TABULAR = numbers(3, classes=2)
 
 
@@ -175,6 +175,7 @@ LAYERS = [
             lambda: Normalised(nn.InstanceNorm1d(2, affine=True, track_running_stats=True)),
             _SERIES,
             train=train,
+            refused=_TRAINING_NORM if train else {},
         )
         for train in (True, False)
     ),

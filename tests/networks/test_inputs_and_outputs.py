@@ -91,7 +91,7 @@ def test_several_inputs_are_a_dict_by_name_or_a_tuple_in_order(named):
         F.mse_loss(twin(tokens, mask), y).backward()
         sgd.step()
     assert torch.equal(problem.readout(solution)(tokens, mask), twin(tokens, mask))
-    with pytest.raises(mfoc.InvalidType, match="tokens, mask; give a state that is a dict of them, or a tuple"):
+    with pytest.raises(mfoc.InvalidType, match=r"needs tokens, mask and the state.*a tuple in this order, or a dict"):
         problem.validate(mfoc.Particles(tokens, y))
 
 

@@ -16,7 +16,7 @@ from typing import Any
 from torch import fx, nn
 
 from mfoc.errors import InvalidValue
-from mfoc.networks.cuts.arguments import Arguments
+from mfoc.networks.arguments import Arguments
 from mfoc.networks.cuts.operations import is_count, is_getitem, is_metadata, is_needless, is_view, written
 from mfoc.networks.cuts.tracing import Untraceable
 

@@ -9,8 +9,8 @@ from itertools import combinations
 from torch import nn
 
 from mfoc.errors import InvalidValue
+from mfoc.networks.arguments import Arguments
 from mfoc.networks.cuts.alive import Flow
-from mfoc.networks.cuts.arguments import Arguments
 from mfoc.networks.cuts.hooked import hooked_stages
 from mfoc.networks.cuts.segments import Segment, segments
 from mfoc.networks.cuts.tracing import Untraceable, trace

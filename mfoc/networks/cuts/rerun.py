@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from mfoc import tree
 from mfoc.derivatives import without_fast_path
 from mfoc.errors import InvalidValue
-from mfoc.networks.cuts.arguments import Arguments
+from mfoc.networks.arguments import Arguments
 from mfoc.networks.cuts.axes import Axes
 from mfoc.networks.cuts.owners import owners
 from mfoc.networks.inspection import copied

@@ -14,8 +14,8 @@ from torch import Tensor, fx, nn
 
 from mfoc import tree
 from mfoc.errors import InvalidValue
+from mfoc.networks.arguments import Arguments
 from mfoc.networks.cuts.alive import Flow
-from mfoc.networks.cuts.arguments import Arguments
 from mfoc.networks.cuts.axes import Axes
 from mfoc.networks.cuts.operations import is_count
 from mfoc.tree import Tree

@@ -19,7 +19,7 @@ import mfoc
 from mfoc import InvalidType, InvalidValue, tree
 from mfoc.checks import check_flag, check_instance, check_integer, check_positive, kind_of
 from mfoc.networks import functional
-from mfoc.networks.inspection import copied, refuse_unfit, trainable, unwrapped
+from mfoc.networks.inspection import copied, refuse_foreign, refuse_unfit, trainable, unwrapped
 from mfoc.seeding import seeded
 from mfoc.vectorisation import misled
 from paradigms.bayesian.density.density import LogDensity, flat, split, vectorised
@@ -186,6 +186,7 @@ def _of_network(net: nn.Module, data: Any, likelihood: Any, noise: Any, prior: A
         raise InvalidValue(
             f"data holds {len(inputs)} inputs and {len(targets)} targets; expected as many, at least one"
         )
+    refuse_foreign(unwrapped(net))
     own = copied(unwrapped(net)).eval()
     refuse_unfit(own)
     run = functional(own)
@@ -198,6 +199,7 @@ def _of_network(net: nn.Module, data: Any, likelihood: Any, noise: Any, prior: A
     like = next(iter(example.values()))
     with torch.no_grad():
         try:
+            run.check("net", example, _cast(inputs, like))
             output = run(example, _cast(inputs, like))
         except mfoc.MfocError:
             raise

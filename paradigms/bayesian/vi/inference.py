@@ -9,6 +9,7 @@ from torch import nn
 from mfoc import InvalidValue
 from mfoc.checks import check_callable, check_choice, check_flag, check_integer, check_positive
 from mfoc.formulation import Formulation
+from mfoc.networks.inspection import unwrapped
 from paradigms.bayesian.laws.likelihoods import likelihood_of
 from paradigms.bayesian.vi.draws import Settings
 from paradigms.bayesian.vi.of_model import of_model
@@ -114,7 +115,7 @@ def variational(
                 f"guide is {name}; the weights of a network have a mean-field Gaussian law (AutoNormal). For another "
                 "guide write the network as a Pyro model"
             )
-        network = RandomNetwork(model, likelihood_of(likelihood, noise), prior, estimator, stages)
+        network = RandomNetwork(unwrapped(model), likelihood_of(likelihood, noise), prior, estimator, stages)
         return of_network(network, data, init_scale, settings)
     check_callable("a torch.nn.Module or a Pyro model", model=model)
     for name, value in {"likelihood": likelihood, "noise": noise, "prior": prior, "stages": stages}.items():

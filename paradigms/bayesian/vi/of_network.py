@@ -18,7 +18,7 @@ from torch import Tensor
 import mfoc
 from mfoc import InvalidType, InvalidValue, tree
 from mfoc.formulation import Formulation
-from mfoc.networks.inspection import training_norms
+from mfoc.networks.inspection import mixes, training_norms
 from paradigms.bayesian.laws.likelihoods import Categorical, Gaussian, aligned
 from paradigms.bayesian.laws.priors import divergence
 from paradigms.bayesian.vi.draws import LatentDraws, Settings, formulated
@@ -154,11 +154,13 @@ def check_data(network: RandomNetwork, batch: mfoc.Particles, observations: Tens
         raise InvalidType("data: the state must be one tensor, the inputs [N, ...]")
     if batch.data is None:
         raise InvalidValue("data holds inputs only; expected a pair (x, y), inputs and observations")
-    for name, _ in training_norms(network.net, instance=False):
-        raise InvalidValue(
-            f"module {name!r} is batch norm in training mode, whose draws have no averages to predict with; call "
-            ".eval() on it, or use a layer or group norm"
-        )
+    for name, norm in training_norms(network.net):
+        if mixes(norm) or norm.track_running_stats:
+            kind = "batch" if mixes(norm) else "instance"
+            raise InvalidValue(
+                f"module {name!r} is {kind} norm in training mode, whose draws have no averages to predict with; call "
+                ".eval() on it, or use a layer or group norm"
+            )
     nothing = dataclasses.replace(network.base, terminal_cost=lambda x, z: first(x).new_zeros(len(first(x))))
     nothing.validate(batch)
     with torch.no_grad():

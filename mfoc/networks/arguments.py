@@ -7,8 +7,10 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from mfoc.errors import InvalidValue
+from mfoc.errors import InvalidType
 from mfoc.tree import Tree, describe
+
+DATA = "A module that is to see the data z says so by an attribute, takes_data = True, and has an argument z"
 
 
 @dataclass(frozen=True)
@@ -24,13 +26,17 @@ class Arguments:
     optional: tuple[str, ...]
 
     @classmethod
-    def of(cls, net: nn.Module) -> Arguments:
-        """Those of a module, read off its signature; of ``forward(*args)`` there is none that has a name."""
-        named = [
-            part
-            for part in inspect.signature(net.forward).parameters.values()
-            if part.kind in (part.POSITIONAL_OR_KEYWORD, part.KEYWORD_ONLY)
-        ]
+    def of(cls, net: nn.Module, *, without: str = "") -> Arguments:
+        """Those of a module, read off its signature; of ``forward(*args)`` there is none that has a name.
+
+        ``without`` is one that is for something else than the state.
+        """
+        try:
+            found = list(inspect.signature(net.forward).parameters.values())
+        except (ValueError, TypeError):  # it does not say
+            found = []
+        kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+        named = [part for part in found if part.kind in kinds and part.name != without]
         return cls(
             tuple(part.name for part in named if part.default is part.empty),
             tuple(part.name for part in named if part.default is not part.empty),
@@ -50,7 +56,7 @@ class Arguments:
         """The arguments by name: a dict of names is what it says, a tuple is that of the required ones in order.
 
         Raises:
-            InvalidValue: there are several required arguments, and the state is neither.
+            InvalidType: there are several required arguments, and the state is neither.
         """
         main = self.main
         if isinstance(x, dict) and x.keys() <= {*main, *self.free} and x.keys() >= set(main) != set():
@@ -59,7 +65,7 @@ class Arguments:
             return {main[0]: x}
         if main and isinstance(x, tuple | list) and len(x) == len(main):
             return dict(zip(main, x, strict=True))
-        raise InvalidValue(
-            f"the network takes {list(main)} and the state that enters is {describe(x)}; expected a tuple in "
-            "this order, or a dict by these names"
+        raise InvalidType(
+            f"the forward pass needs {', '.join(main)} and the state that enters is {describe(x)}; expected a tuple in "
+            f"this order, or a dict by these names. {DATA}"
         )

@@ -1,9 +1,12 @@
-"""Spectral norm of a weight that moves, without a memory of the weights before it.
+"""Weights that are computed from others, in private copies: without a memory, and twice differentiable.
 
 ``torch.nn.utils.parametrizations.spectral_norm`` divides by an estimate of the largest singular value, which each
 forward pass in training mode improves by one step of the power method (Miyato et al. 2018, arXiv:1802.05957, sec. 2.1).
 Where a forward pass must not advance anything the estimate would stay that of the first weights. In the private copies
 the value is the exact one, to which the estimate tends.
+
+Weight norm is g v / |v| (Salimans & Kingma 2016, arXiv:1602.07868, eq. 2). torch computes it by one fused operation
+whose second derivative is not that of the function; in private copies it is written out.
 """
 
 from __future__ import annotations
@@ -13,7 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
-from torch.nn.utils.parametrizations import _SpectralNorm
+from torch.nn.utils.parametrizations import _SpectralNorm, _WeightNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
 
 class ExactSpectralNorm(_SpectralNorm):
@@ -28,11 +32,37 @@ class ExactSpectralNorm(_SpectralNorm):
         return normal
 
 
+class PlainWeightNorm(_WeightNorm):
+    """Weight norm written out."""
+
+    def forward(self, weight_g: Tensor, weight_v: Tensor) -> Tensor:
+        """The length ``g`` along one axis, and the direction ``[...]``, to the weight ``[...]``."""
+        return _scaled(weight_g, weight_v, self.dim)
+
+
+class PlainWeightNormHook(WeightNorm):
+    """The same for ``torch.nn.utils.weight_norm``."""
+
+    def compute_weight(self, module: nn.Module) -> Any:
+        """The weight of a layer."""
+        return _scaled(getattr(module, f"{self.name}_g"), getattr(module, f"{self.name}_v"), self.dim)
+
+
+def _scaled(g: Tensor, v: Tensor, dim: int) -> Tensor:
+    return v * (g / torch.norm_except_dim(v, 2, dim))
+
+
+_OWN: dict[type, type] = {
+    _SpectralNorm: ExactSpectralNorm, _WeightNorm: PlainWeightNorm, WeightNorm: PlainWeightNormHook
+}  # fmt: skip
+
+
 def made_exact(module: nn.Module) -> None:
-    """Makes every spectral norm of a private copy the exact one."""
+    """Makes every spectral norm of a private copy the exact one, and every weight norm twice differentiable."""
     for part in module.modules():
-        if type(part) is _SpectralNorm:
-            part.__class__ = ExactSpectralNorm
+        for held in (part, *part.__dict__["_forward_pre_hooks"].values()):
+            if type(held) in _OWN:
+                held.__class__ = _OWN[type(held)]
 
 
 @torch.no_grad()
