@@ -273,14 +273,19 @@ def refuse_foreign(net: nn.Module) -> None:
                 f"parameter {name!r} is {parameter.dtype} and controls are real numbers; hold its real and imaginary "
                 "parts, torch.view_as_real(w), and join them in the forward pass by torch.view_as_complex"
             )
-        if any(getattr(parameter, kind, None) for kind in _PARAMETER_HOOKS):
-            raise InvalidValue(
-                f"parameter {name!r} has a hook on its gradient, and a control in its place has none; "
-                "remove the hook, and change the gradient in the forward pass, by a hook on an activation, or in a solver"
-            )
         if not parameter.is_leaf:
             raise InvalidValue(
                 f"parameter {name!r} is computed from others (it is no leaf); give the module they are of"
+            )
+
+
+def refuse_parameter_hooks(net: nn.Module) -> None:
+    """Refuses hooks on the gradients of parameters, which a control that stands in their place does not have."""
+    for name, parameter in trainable(net).items():
+        if any(getattr(parameter, kind, None) for kind in _PARAMETER_HOOKS):
+            raise InvalidValue(
+                f"parameter {name!r} has a hook on its gradient, and a control in its place has none; remove the hook, "
+                "and change the gradient in the forward pass, by a hook on an activation, or in a solver"
             )
 
 
@@ -289,5 +294,6 @@ def refuse_unfit(net: nn.Module) -> None:
     check_instance(nn.Module, "a torch.nn.Module", net=net)
     refuse_lazy(net)
     refuse_foreign(net)
+    refuse_parameter_hooks(net)
     refuse_captured(net)
     refuse_randomness(net)

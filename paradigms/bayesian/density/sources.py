@@ -19,7 +19,7 @@ import mfoc
 from mfoc import InvalidType, InvalidValue, tree
 from mfoc.checks import check_flag, check_instance, check_integer, check_positive, kind_of
 from mfoc.networks import functional
-from mfoc.networks.inspection import copied, refuse_foreign, refuse_unfit, trainable, unwrapped
+from mfoc.networks.inspection import copied, refuse_parameter_hooks, refuse_unfit, trainable, unwrapped
 from mfoc.seeding import seeded
 from mfoc.vectorisation import misled
 from paradigms.bayesian.density.density import LogDensity, flat, split, vectorised
@@ -186,7 +186,7 @@ def _of_network(net: nn.Module, data: Any, likelihood: Any, noise: Any, prior: A
         raise InvalidValue(
             f"data holds {len(inputs)} inputs and {len(targets)} targets; expected as many, at least one"
         )
-    refuse_foreign(unwrapped(net))
+    refuse_parameter_hooks(unwrapped(net))
     own = copied(unwrapped(net)).eval()
     refuse_unfit(own)
     run = functional(own)
