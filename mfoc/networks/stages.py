@@ -155,8 +155,8 @@ class Stage:
         """The next state at given weights."""
         if self.direct is not None:
             return self.direct(self.module, x, u)
-        kwargs = {"z": z} if self.takes_data else {}
-        args = (x,)
+        kwargs: dict[str, Tree] = {"z": z} if self.takes_data else {}
+        args: tuple[Tree, ...] = (x,)
         if self.arguments is not None:
             args, kwargs = (), {**self.arguments.named(x), **kwargs}
         if not self.checked and not transforming():
