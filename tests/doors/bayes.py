@@ -29,7 +29,7 @@ def variational(entry: Architecture) -> None:
 
     torchs = Network(entry)
     tau = 1 / len(z)
-    value = torch.zeros((), dtype=torch.float64)
+    value = torch.zeros((), dtype=torch.float64, device=entry.device)
     gradient = [mfoc.tree.map(torch.zeros_like, u) for u in controls]
     for s in range(SAMPLES):
         for u, part, noise in _random(torchs.net, controls, particles.data["noise"]):
@@ -61,7 +61,8 @@ def density(entry: Architecture) -> None:
     sizes = {name: p.shape for name, p in named(torchs.net).items()}
     assert list(made.shapes.values()) == list(sizes.values())
     drawn = torch.Generator().manual_seed(5)
-    points = torch.randn(2, sum(map(math.prod, sizes.values())), generator=drawn, dtype=torch.float64).to(entry.dtype)
+    points = torch.randn(2, sum(map(math.prod, sizes.values())), generator=drawn, dtype=torch.float64)
+    points = entry.cast(points)
     value, score = made.value_and_score(points)
 
     expected, slopes = [], []
