@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from mfoc import tree
 from mfoc.errors import InvalidValue
 from mfoc.tree import Tree
 
+_twice = ContextVar("twice", default=False)
 _functorch: Any = torch._C._functorch  # noqa: SLF001  there is no public way to ask
 
 
@@ -109,10 +111,30 @@ def transforming() -> bool:
 def twice_differentiable() -> Iterator[None]:
     """Within it attention runs by its plain formula, the only way of it that has second derivatives.
 
-    Enter it around the forward pass whose graph is differentiated twice; where one derivative is enough, the fast
-    kernels are right.
+    So do recurrent layers on a GPU, see ``recurrent_kernels``. Enter it around the forward pass whose graph is
+    differentiated twice; where one derivative is enough, the fast kernels are right.
     """
-    with without_fast_path(), sdpa_kernel(SDPBackend.MATH):
+    token = _twice.set(True)
+    try:
+        with without_fast_path(), sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        _twice.reset(token)
+
+
+@contextmanager
+def recurrent_kernels(training: bool) -> Iterator[None]:
+    """Within it recurrent layers on a GPU have the derivatives that are wanted: around their forward pass.
+
+    Those of cuDNN have no second derivative, and in evaluation mode none at all; they are left where these are wanted.
+
+    Args:
+        training: the mode of the layers.
+    """
+    if not torch.is_grad_enabled() or (training and not _twice.get()):
+        yield
+        return
+    with torch.backends.cudnn.flags(enabled=False):
         yield
 
 

@@ -11,6 +11,21 @@ settings.register_profile("mfoc", deadline=None, derandomize=True)  # no test is
 settings.load_profile("mfoc")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """``--device cuda`` runs the doors of every architecture there: ``python -m pytest tests/doors --device cuda``."""
+    parser.addoption("--device", default="cpu", help="where the networks of tests/doors are: cpu, cuda, ...")
+
+
+@pytest.fixture(scope="session")
+def device(request: pytest.FixtureRequest) -> str:
+    """The device that is asked for; its tests are skipped where this machine has none."""
+    found = str(request.config.getoption("--device"))
+    kind = torch.device(found).type
+    if kind != "cpu" and not getattr(torch, kind).is_available():
+        pytest.skip(f"this machine has no {found}")
+    return found
+
+
 @pytest.fixture
 def double() -> Iterator[None]:
     """float64 by default, an empty parameter store of Pyro, and a known state of torch's generator."""

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import ast
 import inspect
+import re
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -99,6 +101,16 @@ def test_imports_go_downward(path):
         if name.split(".")[0] == "mfoc" and used != own:
             assert used in LEVEL, f"{path.name} imports {name}; expected a module that has a layer"
             assert LEVEL[used] <= LEVEL[own], f"{path.name} imports {name}, which lies above it"
+
+
+def test_the_layers_in_the_documentation_are_these():
+    """CONTRIBUTING.md joins some of them to a line."""
+    lines = re.findall(r"^\| (`.*?) \|", (ROOT / "CONTRIBUTING.md").read_text(), re.MULTILINE)
+    written = [re.findall(r"`(\w+)/?`", line) for line in lines if set(re.findall(r"\w+", line)) & LEVEL.keys()]
+    written = [names for names in written if set(names) <= LEVEL.keys()]
+    assert sorted(name for names in written for name in names) == sorted(LEVEL)
+    levels = [{LEVEL[name] for name in names} for names in written]
+    assert all(max(above) < min(below) for above, below in pairwise(levels)), "another order than that of LAYERS"
 
 
 @pytest.mark.parametrize("paradigm", PARADIGM_LAYERS)

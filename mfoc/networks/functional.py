@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from mfoc import tree
+from mfoc.derivatives import recurrent_kernels
 from mfoc.errors import InvalidValue
 from mfoc.networks.inspection import copied, hooked, pure_copy
 from mfoc.networks.recomputation import without_reentry
@@ -69,6 +71,8 @@ class FunctionalModule:
         moving = [part.training or not self.plain for part in self._modules]  # torch's own write in training mode only
         self._copied = {place for place, part in enumerate(self._parts) if part.buffers and moving[place]}
         self.constant = self.plain and not self.names and not any(p.training and p._buffers for p in self._modules)
+        recurrent = [part.training for part in self._modules if isinstance(part, nn.RNNBase)]
+        self._recurrent, self._modes = bool(recurrent), all(recurrent)
         self._hooked = hooked(self.module)
         self.writes = not self.plain or any(getattr(part, "inplace", False) for part in self._modules)
         own = next((p for p in self.module.parameters() if p.requires_grad), None)
@@ -100,9 +104,9 @@ class FunctionalModule:
     def run(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         """The output of a module that ``at`` has made."""
         call = module if self._hooked else module.forward
-        if self.plain:
+        if self.plain and not self._recurrent:
             return call(*args, **kwargs)
-        with without_reentry():
+        with without_reentry(), recurrent_kernels(self._modes) if self._recurrent else nullcontext():
             return call(*args, **kwargs)
 
     def at(self, weights: Mapping[str, Tensor]) -> nn.Module:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -49,6 +49,7 @@ class Architecture:
         lr: of a step of SGD.
         rtol: how near to torch.
         slow: marks its tests.
+        device: where its tensors are.
     """
 
     name: str
@@ -64,6 +65,11 @@ class Architecture:
     lr: float = 0.1
     rtol: float = 1e-9
     slow: bool = False
+    device: str = "cpu"
+
+    def on(self, device: str) -> Architecture:
+        """The same on another device."""
+        return replace(self, device=device)
 
     def make(self) -> nn.Module:
         """The network, its weights the same in every run."""
@@ -80,20 +86,24 @@ class Architecture:
         for tensor in [*net.parameters(), *net.buffers()]:
             if tensor.is_floating_point() and not isinstance(tensor, nn.parameter.UninitializedTensorMixin):
                 tensor.data = tensor.data.to(self.dtype)  # complex ones stay
-        return net.train(self.train)
+        if self.device == "cpu":
+            for part in net.modules():  # which takes every accelerator of the machine
+                if isinstance(part, nn.DataParallel):
+                    part.device_ids = []
+        return net.to(self.device).train(self.train)
 
     def batch(self, n: int = 4, seed: int = 0) -> tuple[Any, Any]:
-        """Inputs and targets in its dtype."""
+        """Inputs and targets in its dtype, on its device."""
         x, z = self.data(n, seed)
-        return _cast(x, self.dtype), _cast(z, self.dtype)
+        return self.cast(x), self.cast(z)
 
-
-def _cast(leaf: Any, dtype: torch.dtype) -> Any:
-    if isinstance(leaf, dict):
-        return {key: _cast(value, dtype) for key, value in leaf.items()}
-    if isinstance(leaf, tuple):
-        return tuple(_cast(value, dtype) for value in leaf)
-    return leaf.to(dtype) if leaf.is_floating_point() else leaf
+    def cast(self, leaf: Any) -> Any:
+        """Tensors on its device, floats in its dtype."""
+        if isinstance(leaf, dict):
+            return {key: self.cast(value) for key, value in leaf.items()}
+        if isinstance(leaf, tuple):
+            return tuple(self.cast(value) for value in leaf)
+        return leaf.to(self.device, self.dtype if leaf.is_floating_point() else None)
 
 
 def everywhere(message: str, *doors: str) -> dict[str, str]:

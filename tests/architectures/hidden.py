@@ -115,7 +115,7 @@ class Autocast(nn.Module):
         self.first, self.last = nn.Linear(3, 4), nn.Linear(4, 2)
 
     def forward(self, x: Tensor) -> Tensor:
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast(x.device.type, torch.bfloat16):
             out: Tensor = self.last(torch.tanh(self.first(x)))
         return out.float()
 
@@ -164,7 +164,7 @@ class Warped(nn.Module):
         self.where, self.head = nn.Linear(16, 6), nn.Linear(16, 2)
 
     def forward(self, x: Tensor) -> Tensor:
-        theta = 0.1 * self.where(x.flatten(1)).view(-1, 2, 3) + torch.eye(2, 3, dtype=x.dtype)
+        theta = 0.1 * self.where(x.flatten(1)).view(-1, 2, 3) + torch.eye(2, 3, dtype=x.dtype, device=x.device)
         grid = F.affine_grid(theta, list(x.shape), align_corners=False)
         out: Tensor = self.head(F.grid_sample(x, grid, align_corners=False).flatten(1))
         return out

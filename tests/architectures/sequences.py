@@ -27,6 +27,52 @@ class Recurrent(nn.Module):
         return out
 
 
+class _Once(torch.autograd.Function):
+    """The identity, whose derivative has none."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, slope: Tensor) -> Tensor:  # type: ignore[override]
+        raise RuntimeError("the derivative for '_cudnn_rnn_backward' is not implemented")
+
+
+class _Kernel(torch.autograd.Function):
+    """The identity, whose derivative is that of recurrent layers of cuDNN: once, and in training mode only."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, training: bool) -> Tensor:
+        ctx.training = training
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, slope: Tensor) -> Any:  # type: ignore[override]
+        if not ctx.training:
+            raise RuntimeError("cudnn RNN backward can only be called in training mode")
+        return _Once.apply(slope), None  # type: ignore[no-untyped-call]
+
+
+class OfKernels(nn.GRU):
+    """A recurrent layer as it is on a GPU, where cuDNN is not switched off."""
+
+    def forward(self, x: Tensor, *state: Any) -> tuple[Tensor, Tensor]:
+        out, last = super().forward(x, *state)
+        if torch.backends.cudnn.enabled:
+            out = _Kernel.apply(out, self.training)  # type: ignore[no-untyped-call]
+        return out, last
+
+
+class Native(nn.GRU):
+    """The same without cuDNN."""
+
+    def forward(self, x: Tensor, *state: Any) -> tuple[Tensor, Tensor]:
+        with torch.backends.cudnn.flags(enabled=False):
+            found: tuple[Tensor, Tensor] = super().forward(x, *state)
+        return found
+
+
 def encoder() -> nn.Module:
     layer = nn.TransformerEncoderLayer(4, 2, 6, dropout=0.0, batch_first=True)
     return nn.TransformerEncoder(layer, 1)
@@ -121,6 +167,16 @@ SEQUENCES = [
     Architecture("GRU", lambda: Recurrent(nn.GRU), _SERIES),
     Architecture("LSTM", lambda: Recurrent(nn.LSTM), _SERIES),
     Architecture("LSTM of two layers", lambda: Recurrent(nn.LSTM, num_layers=2), _SERIES),
+    *(
+        Architecture(
+            f"GRU by kernels as of cuDNN, {'training' if train else 'eval'}",
+            lambda: Recurrent(OfKernels),
+            _SERIES,
+            train=train,
+            stand_in=lambda: Recurrent(Native),
+        )
+        for train in (True, False)
+    ),
     Architecture("TransformerEncoder, training", Transformer, _SERIES),
     Architecture("TransformerEncoder, eval", Transformer, _SERIES, train=False),
     Architecture("TransformerEncoder with a mask as input", Masked, padded, refused=SEVERAL_INPUTS),

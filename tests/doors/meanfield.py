@@ -30,7 +30,8 @@ def train(entry: Architecture) -> None:
     for _ in range(3):
         losses.append(mean(entry.loss, torchs(x), z))
         torchs.step(losses[-1])
-    near([torch.as_tensor(record["value"], dtype=losses[0].dtype) for record in solution.history], losses, entry.rtol)
+    found = [losses[0].new_tensor(record["value"]) for record in solution.history]
+    near(found, losses, entry.rtol)
     near(dict(named(solved)), named(torchs.net), entry.rtol)
     near(values(called(solved, x)), values(called(torchs.net, x)), entry.rtol)
     mfoc.networks.refresh_averages(solved, [x])

@@ -138,13 +138,13 @@ def near(found: Any, expected: Any, rtol: float, floor: float = 0.0) -> None:
     assert scale > floor, "the reference is zero everywhere"
     for name in names:
         mine, other = found[name].detach(), expected[name].detach()
-        assert mine.dtype == other.dtype
+        assert (mine.dtype, mine.device) == (other.dtype, other.device)
         torch.testing.assert_close(mine, other, rtol=rtol, atol=rtol * scale, msg=lambda m, n=name: f"{n}: {m}")
 
 
 @contextmanager
 def twice_differentiable() -> Iterator[None]:
-    """Attention by the kernel that has second derivatives, weight norm and spectral norm by their formulas.
+    """Attention and recurrent layers by the kernels that have second derivatives, weight and spectral norm by formulas.
 
     The second derivative of torch's fused weight norm is wrong (seen in 2.15, on a CPU): the Hessian is not symmetric,
     and differs from differences of gradients. Torch's spectral norm takes its singular vectors for constants, which
@@ -166,7 +166,7 @@ def twice_differentiable() -> Iterator[None]:
     try:
         torch._weight_norm = old["_weight_norm"] = weight_norm  # type: ignore[attr-defined]
         _SpectralNorm.forward = spectral_norm  # type: ignore[method-assign]
-        with sdpa_kernel(SDPBackend.MATH):
+        with sdpa_kernel(SDPBackend.MATH), torch.backends.cudnn.flags(enabled=False):
             yield
     finally:
         torch._weight_norm = old["_weight_norm"] = fused  # type: ignore[attr-defined]

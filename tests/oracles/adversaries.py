@@ -126,7 +126,7 @@ def yopo(
     Returns:
         The last disturbance, and the gradient in the weights of each stage, added up over the passes.
     """
-    cost = running or (lambda t, x: torch.zeros(len(leaves(x)[0]), dtype=torch.float64))
+    cost = running or (lambda t, x: leaves(x)[0].new_zeros(len(leaves(x)[0]), dtype=torch.float64))
     totals = [[torch.zeros_like(w) for w in ws] for ws in weights]
 
     def add(t: int, slopes: Sequence[Tensor | None]) -> None:
