@@ -22,6 +22,7 @@ from mfoc.networks import Residual, from_module, to_module, weight_decay
 from mfoc.particles import Particles
 from mfoc.pontryagin import evaluate, rollout
 from mfoc.populations import population
+from mfoc.seeding import seeded
 from mfoc.solvers import EMSA, MSA, Gradient
 from mfoc.solving import Solution, Solver, solve
 
@@ -76,8 +77,7 @@ class _Layer(nn.Sequential):
 
 def network(seed: int) -> nn.Sequential:
     """A residual network of one lifting layer, four Euler steps and a linear read-out."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         blocks = [Residual(_Layer(nn.Linear(_WIDTH, _WIDTH), nn.Tanh()), _STEP) for _ in range(_DEPTH)]
         return nn.Sequential(_Layer(nn.Linear(64, _WIDTH), nn.Tanh()), *blocks, nn.Linear(_WIDTH, 10))
 

@@ -1,6 +1,7 @@
 """Global generators watched: what draws from them is found by what it leaves behind."""
 
 import random
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import torch
 from torch import nn
 
 import mfoc
+import paradigms
 from mfoc.seeding import seeded, watched
 
 
@@ -29,6 +31,13 @@ def test_a_seeded_block_leaves_no_trace():
     assert not drawn()
     with seeded(3):
         assert torch.equal(torch.rand(4), first)
+
+
+@pytest.mark.parametrize("package", [mfoc, paradigms], ids=lambda package: package.__name__)
+def test_nobody_seeds_the_generators_of_all_devices(package):
+    """``torch.manual_seed`` seeds those of GPUs as well, and who puts that of the CPU back leaves them so."""
+    for path in Path(package.__path__[0]).rglob("*.py"):
+        assert "torch.manual_seed(" not in path.read_text(encoding="utf-8"), path
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from mfoc.checks import kind_of
 from mfoc.errors import InvalidType, InvalidValue
 from mfoc.printing import by_identity
+from mfoc.seeding import seeded
 
 Family = Literal["homogeneous", "erf", "gelu", "other"]
 ActivationLike: TypeAlias = "str | Callable[[Tensor], Tensor] | nn.Module | Activation"
@@ -171,8 +172,7 @@ def _check_elementwise(function: Callable[[Tensor], Tensor], name: str) -> Calla
     u = torch.linspace(-2.3, 2.9, 12, dtype=torch.float64)
     kept = u.clone()
     try:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
+        with seeded(0):
             whole, again = function(u.clone()), function(u.clone())
             some = function(kept[4:].flip(0).reshape(2, 4))
     except Exception as error:  # whatever the user's function raises

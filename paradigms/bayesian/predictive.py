@@ -11,6 +11,7 @@ from torch import Tensor, nn
 import mfoc
 from mfoc import InvalidType, InvalidValue, MfocError, require, tree
 from mfoc.checks import check_instance, check_integer, kind_of
+from mfoc.seeding import seeded
 from paradigms.bayesian.laws.likelihoods import Categorical, Gaussian
 from paradigms.bayesian.laws.prediction import Drawable, Prediction, of_classes, of_numbers, tree_of_numbers
 from paradigms.bayesian.pyro.guides import model_of
@@ -142,8 +143,7 @@ def _laws(guide: Any, call: Callable[..., Any], samples: int, seed: int, site: s
     """The law of an observation in each of the drawn models."""
     poutine, model = require("pyro", "bayes").poutine, model_of(guide)
     devices = [p.device for p in getattr(guide, "parameters", list)() if p.device.type == "cuda"][:1]
-    with torch.no_grad(), torch.random.fork_rng(devices=devices), store_kept():
-        torch.manual_seed(seed)
+    with torch.no_grad(), seeded(seed, devices[0] if devices else None), store_kept():
         for _ in range(samples):
             try:
                 with poutine.block():

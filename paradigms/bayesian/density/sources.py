@@ -227,8 +227,7 @@ def _of_network(net: nn.Module, data: Any, likelihood: Any, noise: Any, prior: A
         return fitted + weights + (0 if spread is None else normal_log_prob(spread, 0.0, 1.0))
 
     def draw(n: int, seed: int) -> Tensor:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with seeded(seed):
             points = [law.expand(shapes[name]).sample((n,)).reshape(n, -1) for name, law in laws.items()]
             if learned:
                 next(reversed(laws.values())).sample((n,))  # so that a seed starts where it always has

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from mfoc import InvalidType, InvalidValue
 from mfoc.checks import check_flag, check_instance, check_integer, check_positive, kind_of
+from mfoc.seeding import seeded
 
 
 class Drift(nn.Module):
@@ -54,8 +55,7 @@ class Drift(nn.Module):
         if base is not None:
             check_instance(nn.Module, "a torch.nn.Module of (t, x)", base=base)
         self.clip, self.T, self.takes_score, self.base = clip, T, score, base
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with seeded(seed):
             self.time = nn.Sequential(nn.Linear(18, hidden), nn.GELU(), nn.Linear(hidden, hidden))
             self.state = nn.Linear(3 * dim if score else 2 * dim, hidden)
             self.trunk = nn.Sequential(
