@@ -185,8 +185,9 @@ def copied(module: Module, name: str = "") -> Module:
     Tensors that were computed and kept (a pruned weight, the last activations) are copied as values.
 
     Raises:
-        InvalidValue: it cannot be copied.
+        InvalidValue: it cannot be copied, or a function in it holds one of its parts: that of the original, in a copy.
     """
+    refuse_captured(module, name)
     held = (value for part in module.modules() for value in part.__dict__.values() if isinstance(value, Tensor))
     computed = {id(value): value.detach().clone() for value in held if not value.is_leaf}
     computed |= {id(b): b.detach().clone() for b in module.buffers() if not b.is_leaf}

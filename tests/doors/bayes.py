@@ -14,7 +14,7 @@ import mfoc
 from paradigms.bayesian import NegativeLogLikelihood, log_density
 from paradigms.bayesian import variational as variational_inference
 from tests.architectures import Architecture
-from tests.doors.plain import Network, each, named, near, twice_differentiable
+from tests.doors.plain import Network, each, is_chain, named, near, twice_differentiable
 
 SAMPLES = 2
 
@@ -80,7 +80,7 @@ def density(entry: Architecture) -> None:
 
 def _random(net: nn.Module, controls: Any, noise: Any) -> Iterator[tuple[Any, nn.Module, Any]]:
     """Stages with weights: their control, the module and its noise."""
-    parts = list(net) if isinstance(net, nn.Sequential) else [net]
+    parts = list(net.children()) if is_chain(net) else [net]
     return ((u, part, e) for u, part, e in zip(controls, parts, noise, strict=True) if u)
 
 

@@ -51,7 +51,8 @@ def yopo(entry: Architecture) -> None:
     torchs = Network(entry)
     before, first, after = torchs.pieces()
     entered = before(x).detach()
-    eta = 0.05 * torch.randn(entered.shape, generator=torch.Generator().manual_seed(3)).to(entered)
+    drawn = 0.05 * torch.randn(entered.shape, generator=torch.Generator().manual_seed(3)).to(entered)
+    eta = drawn.clamp(-EPSILON, EPSILON)
     problem, length = made.problem, 0.02
     play = mfoc.maximisers.YOPO(2, 2, length).play(problem, problem.controls, mfoc.Particles(x, z), eta.clone())
 

@@ -6,7 +6,7 @@ import dataclasses
 import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -31,13 +31,19 @@ def values(output: Any) -> list[Tensor]:
         return [output]
     if dataclasses.is_dataclass(output):
         return [getattr(output, entry.name) for entry in dataclasses.fields(output)]
-    return list(output.values() if isinstance(output, dict) else output)
+    entries = output.values() if isinstance(output, dict) else output
+    return [tensor for entry in entries for tensor in values(entry)]
 
 
 def named(net: nn.Module) -> dict[str, nn.Parameter]:
     """The parameters that are trained, by their names without what wraps the network."""
     found = {name: p for name, p in net.named_parameters() if p.requires_grad}
     return {name.removeprefix("_orig_mod.").removeprefix("module."): p for name, p in found.items()}
+
+
+def is_chain(net: nn.Module) -> bool:
+    """Whether its layers are its forward pass."""
+    return isinstance(net, nn.Sequential) and type(net).forward is nn.Sequential.forward
 
 
 def is_torchs(loss: Any) -> bool:
@@ -84,10 +90,10 @@ class Network:
 
     def pieces(self) -> list[nn.Module]:
         """What comes before the disturbed stage, that stage, and what follows."""
-        if not isinstance(self.net, nn.Sequential):
+        if not is_chain(self.net):
             return [nn.Identity(), self.net, nn.Identity()]
-        s = self.entry.at
-        return [self.net[:s], self.net[s], self.net[s + 1 :]]
+        s, net = self.entry.at, cast(nn.Sequential, self.net)
+        return [net[:s], net[s], net[s + 1 :]]
 
     def slopes(self, value: Tensor) -> dict[str, Tensor]:
         """The gradient in the weights."""
