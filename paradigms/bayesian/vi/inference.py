@@ -70,11 +70,12 @@ def variational(
             ``[N, d]``) or "flipout" (linear and convolutional layers).
         kl: "exact", in closed form where it is known (as Pyro's TraceMeanField_ELBO; the default for networks), or
             "sampled", log q - log p at the draw (as Pyro's Trace_ELBO; the default for Pyro models, where "exact" means
-            the entropy of q).
-        stl: "sticking the landing", for Pyro models: log q is differentiated along the draw only, not in its
-            parameters, whose score has mean zero (Roeder, Wu & Duvenaud 2017, arXiv:1703.09194). J is the same and the
-            gradient's mean, too; its variance vanishes where q is the posterior. For solvers that use gradients alone:
-            second derivatives are not those of J, and ``formulation.certify`` takes them without ``stl``.
+            the entropy of q, and with ``stl``).
+        stl: "sticking the landing": log q is sampled, and differentiated along the draw only, not in its parameters,
+            whose score has mean zero (Roeder, Wu & Duvenaud 2017, arXiv:1703.09194). J is that of ``kl="sampled"`` and
+            the gradient's mean, too; its variance vanishes where q is the posterior (but with "flipout", which takes
+            log q at other draws than the likelihood). For solvers that use gradients alone: second derivatives are not
+            those of J, and ``formulation.certify`` takes them without ``stl``.
         init_scale: initial standard deviation of the weights of a network. A Pyro guide has its own.
         stages: of a network: see ``mfoc.from_module``.
         seed: of the batches and of the draws.
@@ -98,17 +99,17 @@ def variational(
     check_flag(stl=stl)
     if stl and kl == "exact":
         raise InvalidValue("stl=True drops the score of the sampled log q, and kl='exact' samples none; leave one out")
+    if stl and estimator == "local":
+        raise InvalidValue(
+            "stl=True follows log q along a draw of the weights, and estimator='local' draws none: use 'weights' or "
+            "'flipout', or leave stl out"
+        )
     if kl is not None:
         check_choice("exact", "sampled", kl=kl)
     settings = Settings(samples=samples, batch_size=batch_size, tau=tau, size=size, kl=kl, stl=stl, seed=seed)
     if isinstance(model, nn.Module) and not _is_pyro(model):
         if likelihood is None:
             raise InvalidValue("likelihood is missing; a network needs 'gaussian', 'categorical' or a function")
-        if stl:
-            raise InvalidValue(
-                "stl=True is for Pyro models; of a network kl='exact' has no score to drop where the KL is known. "
-                "Leave it out, or write the network as a Pyro model"
-            )
         name = guide if isinstance(guide, str) else getattr(guide, "__name__", type(guide).__name__)
         if guide is not None and name not in ("AutoNormal", "AutoDiagonalNormal"):
             raise InvalidValue(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -81,10 +82,12 @@ def of_network(network: RandomNetwork, data: Any, init_scale: float, settings: S
     batch = source(0)
     check_data(network, batch, None if settings.batch_size is None else _observations(data))
     controls = with_noise(network, network.controls(init_scale), batch.state, batch.data)
-    problem = problem_of(network, controls, 1 / n if settings.tau is None else settings.tau, settings.kl != "sampled")
+    made = partial(problem_of, network, controls, 1 / n if settings.tau is None else settings.tau)
+    exact = settings.kl != "sampled" and not settings.stl  # of a KL in closed form there is no score to leave out
+    problem, whole = made(exact, stopped=settings.stl), made(False) if settings.stl else None
     example = (batch.state[:1], tree.map(lambda leaf: leaf[:1], batch.data))
     draws = NetworkDraws(source, settings, network)
-    return formulated(problem, draws, lambda solved: NetworkPosterior(network, solved, n, example))
+    return formulated(problem, draws, lambda solved: NetworkPosterior(network, solved, n, example), whole=whole)
 
 
 def _observations(data: Any) -> Tensor | None:
@@ -98,10 +101,13 @@ def _observations(data: Any) -> Tensor | None:
     return found
 
 
-def problem_of(network: RandomNetwork, controls: list[Any], tau: float, exact: bool) -> mfoc.Problem:
+def problem_of(
+    network: RandomNetwork, controls: list[Any], tau: float, exact: bool, *, stopped: bool = False
+) -> mfoc.Problem:
     """Least over laws: E[mean negative log likelihood] + tau KL(q || prior), in closed form where known and ``exact``.
 
-    The controls are the initial laws; with learned noise one more, of the noise.
+    The controls are the initial laws; with learned noise one more, of the noise. With ``stopped`` the parameters of
+    log q are held, and its draw moves (Roeder et al. 2017, eq. 6).
     """
     stages = network.stages
     penalties = [
@@ -127,6 +133,8 @@ def problem_of(network: RandomNetwork, controls: list[Any], tau: float, exact: b
             return leaf.new_zeros(len(leaf), dtype=like.dtype)  # inputs may be integers
         measure, looks = penalty
         draw = drawn(u, z["noise"][t]["weights"]) if looks else None
+        if stopped:
+            u = {name: value.detach() for name, value in u.items()}
         return (tau * measure(u["loc"], F.softplus(u["scale"]), draw)).expand(len(leaf))
 
     def terminal_cost(x: Any, z: Any) -> Tensor:
