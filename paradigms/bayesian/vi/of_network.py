@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import mfoc
-from mfoc import InvalidType, InvalidValue, tree
+from mfoc import InvalidValue, tree
 from mfoc.formulation import Formulation
 from mfoc.networks.inspection import mixes, training_norms
 from paradigms.bayesian.laws.likelihoods import Categorical, Gaussian, aligned
@@ -42,9 +42,10 @@ class NetworkDraws(LatentDraws):
         s, batch = self._samples, self._source.cloud() if batch is None else batch
         y = tree.map(lambda leaf: leaf.expand(s, *leaf.shape), batch.data)
         noise = self._noise(batch.state, key)
-        return mfoc.Particles(batch.state.expand(s, *batch.state.shape), {"y": y, "noise": noise})
+        x = tree.map(lambda leaf: leaf.expand(s, *leaf.shape), batch.state)
+        return mfoc.Particles(x, {"y": y, "noise": noise})
 
-    def _noise(self, x: Tensor, key: int) -> list[Weights]:
+    def _noise(self, x: Any, key: int) -> list[Weights]:
         generator, plan, like = torch.Generator().manual_seed(key), self._plan(x), self._like
         normals = [shape for stage in plan for shape in stage[0].values()]
         signs = [shape for stage in plan for shape in stage[1].values()]
@@ -57,15 +58,16 @@ class NetworkDraws(LatentDraws):
         found = [{name: next(made) for name in stage[0]} for stage in plan]
         return [{**entry, **{name: next(made) for name in stage[1]}} for entry, stage in zip(found, plan, strict=True)]
 
-    def _plan(self, x: Tensor) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    def _plan(self, x: Any) -> list[tuple[dict[str, Any], dict[str, Any]]]:
         """The shapes of the noise of each stage, for a batch of this shape."""
-        if x.shape not in self._plans:
+        known = tuple(leaf.shape for leaf in tree.leaves(x))
+        if known not in self._plans:
             states = self._network.states(x)  # trees have no shape, and no layer that would ask for it
             shapes = [tuple(state.shape) if isinstance(state, Tensor) else () for state in states]
-            self._plans[x.shape] = [
+            self._plans[known] = [
                 stage.noise(self._samples, shapes[t], shapes[t + 1]) for t, stage in enumerate(self._network.stages)
             ]
-        return self._plans[x.shape]  # type: ignore[no-any-return]
+        return self._plans[known]  # type: ignore[no-any-return]
 
 
 def _blocks(flat: Tensor, shapes: list[tuple[int, ...]], like: Tensor) -> list[Tensor]:
@@ -85,7 +87,7 @@ def of_network(network: RandomNetwork, data: Any, init_scale: float, settings: S
     made = partial(problem_of, network, controls, 1 / n if settings.tau is None else settings.tau)
     exact = settings.kl != "sampled" and not settings.stl  # of a KL in closed form there is no score to leave out
     problem, whole = made(exact, stopped=settings.stl), made(False) if settings.stl else None
-    example = (batch.state[:1], tree.map(lambda leaf: leaf[:1], batch.data))
+    example = tree.map(lambda leaf: leaf[:1], (batch.state, batch.data))
     draws = NetworkDraws(source, settings, network)
     return formulated(problem, draws, lambda solved: NetworkPosterior(network, solved, n, example), whole=whole)
 
@@ -146,7 +148,7 @@ def problem_of(
     return mfoc.Problem(dynamics, terminal_cost, controls, running_cost=running_cost, affine=affine)
 
 
-def with_noise(network: RandomNetwork, controls: list[Any], x: Tensor, y: Tensor) -> list[Any]:
+def with_noise(network: RandomNetwork, controls: list[Any], x: Any, y: Tensor) -> list[Any]:
     """The controls with one more stage for a learned noise, which starts at the size of the initial residuals."""
     if not network.learns_noise:
         return controls
@@ -158,8 +160,6 @@ def with_noise(network: RandomNetwork, controls: list[Any], x: Tensor, y: Tensor
 
 def check_data(network: RandomNetwork, batch: mfoc.Particles, observations: Tensor | None = None) -> None:
     """Refuses data that do not fit: the first batch, and the observations of all where they lie in memory."""
-    if not isinstance(batch.state, Tensor):
-        raise InvalidType("data: the state must be one tensor, the inputs [N, ...]")
     if batch.data is None:
         raise InvalidValue("data holds inputs only; expected a pair (x, y), inputs and observations")
     for name, norm in training_norms(network.net):
