@@ -14,11 +14,13 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 import mfoc
 from mfoc import InvalidValue, tree
 from mfoc.formulation import Formulation
+from mfoc.networks import MaskedDropout
+from mfoc.networks.arguments import Arguments
 from mfoc.networks.inspection import mixes, training_norms
 from paradigms.bayesian.laws.likelihoods import Categorical, Gaussian, aligned
 from paradigms.bayesian.laws.priors import divergence
@@ -158,6 +160,12 @@ def with_noise(network: RandomNetwork, controls: list[Any], x: Any, y: Tensor) -
         return [*controls, {"noise": size + torch.log(-torch.expm1(-size))}]
 
 
+def _asks(part: nn.Module) -> bool:
+    """Whether a stage cannot run without the data."""
+    resting = isinstance(part, MaskedDropout) and not part.training
+    return getattr(part, "takes_data", False) is True and "z" in Arguments.of(part).required and not resting
+
+
 def check_data(network: RandomNetwork, batch: mfoc.Particles, observations: Tensor | None = None) -> None:
     """Refuses data that do not fit: the first batch, and the observations of all where they lie in memory."""
     if batch.data is None:
@@ -168,6 +176,13 @@ def check_data(network: RandomNetwork, batch: mfoc.Particles, observations: Tens
             raise InvalidValue(
                 f"module {name!r} is {kind} norm in training mode, whose draws have no averages to predict with; call "
                 ".eval() on it, or use a layer or group norm"
+            )
+    for name, part in network.parts:
+        if _asks(part):
+            raise InvalidValue(
+                f"stage {name!r} ({type(part).__name__}) takes the data z, and draws predict from the inputs alone: "
+                "give what it takes as one more input of the network (a tuple or dict), or call .eval() on a "
+                "MaskedDropout"
             )
     nothing = dataclasses.replace(network.base, terminal_cost=lambda x, z: first(x).new_zeros(len(first(x))))
     nothing.validate(batch)

@@ -55,7 +55,7 @@ class RandomNetwork:
     def _refuse_tied(self, error: InvalidValue) -> None:
         """Refuses a weight of two stages, each of which has a law of its own, with what can be done here."""
         seen: dict[str, str] = {}
-        for names, (stage, _) in zip(self.names, self._named, strict=True):
+        for names, (stage, _) in zip(self.names, self.parts, strict=True):
             for full in names.values():
                 if seen.setdefault(full, stage) != stage:
                     raise InvalidValue(
@@ -87,21 +87,22 @@ class RandomNetwork:
         """The stages with random weights."""
         return [
             RandomStage(partial(self._run, t), module, weights, self.estimator)
-            for t, (weights, (_, module)) in enumerate(zip(self.base.controls, self._named, strict=True))
+            for t, (weights, (_, module)) in enumerate(zip(self.base.controls, self.parts, strict=True))
         ]
 
     def _run(self, t: int, x: Any, weights: Weights) -> Any:
         return self.base.dynamics(t, x, weights, None)
 
     @cached_property
-    def _named(self) -> list[tuple[str, nn.Module]]:
+    def parts(self) -> list[tuple[str, nn.Module]]:
+        """Names and modules of the stages, over the network's own parameters."""
         return named_stages(self.net, self.cut)
 
     @cached_property
     def names(self) -> list[dict[str, str]]:
         """For each stage, the full name in the network of each of its parameters."""
         full = {id(parameter): name for name, parameter in self.net.named_parameters()}
-        return [{key: full[id(p)] for key, p in trainable(module).items()} for _, module in self._named]
+        return [{key: full[id(p)] for key, p in trainable(module).items()} for _, module in self.parts]
 
     @cached_property
     def priors(self) -> list[dict[str, Distribution]]:

@@ -12,6 +12,7 @@ from torch.distributions import Normal, kl_divergence
 from torch.nn.utils import parametrizations
 
 import mfoc
+from mfoc.testing import check_formulation
 from paradigms.bayesian import variational
 from tests.paradigms.unmapped import at
 from tests.problems import normal, seeded
@@ -244,3 +245,24 @@ def test_inputs_that_are_not_the_networks_are_refused():
     for x in (ROWS, (ROWS, ROWS, ROWS), {"words": WORDS}):
         with pytest.raises(mfoc.InvalidType, match="needs words, rows"):
             variational(Two(), (x, LABELS), likelihood="categorical")
+
+
+def test_what_the_data_reach_is_refused():
+    class Shifted(nn.Linear):
+        takes_data = True
+
+        def forward(self, x, z):
+            return super().forward(x) + z["shift"]
+
+    for layer in (Shifted(3, 2), nn.Sequential(nn.Linear(3, 2), mfoc.networks.MaskedDropout(0.5, "mask"))):
+        with pytest.raises(mfoc.InvalidValue, match="takes the data z, and draws predict from the inputs alone"):
+            variational(layer, (ROWS, LABELS), likelihood="categorical")
+    variational(layer.eval(), (ROWS, LABELS), likelihood="categorical")
+
+
+@pytest.mark.parametrize("estimator", ["weights", "flipout"])
+@pytest.mark.parametrize("stages", [None, ["words", "rows", "head"]])
+def test_several_inputs_conform(stages, estimator):
+    options = {"likelihood": "categorical", "samples": 2, "estimator": estimator, "stages": stages}
+    f = variational(seeded(Two), ({"rows": ROWS, "words": WORDS}, LABELS), **options)
+    check_formulation(f, mfoc.Gradient(partial(torch.optim.Adam, lr=1e-2)))
