@@ -48,7 +48,8 @@ def variational(
             the data (a PyroModule counts as one). Discrete latents that are marked ``infer={"enumerate": "parallel"}``
             (``pyro.infer.config_enumerate`` marks all) are summed out, as Pyro's TraceEnum_ELBO does.
         data: for a network what ``mfoc.population`` takes, inputs (of a network of several a tuple in their order, or a
-            dict by their names) and observations; for a Pyro model the tuple of its arguments (a dict: its keyword arguments), in which tensors of leading axis N hold the observations.
+            dict by their names) and observations; for a Pyro model the tuple of its arguments (a dict: its keyword
+            arguments), in which tensors of leading axis N hold the observations.
         likelihood: of a network: "gaussian", "categorical", or a function (output, y) -> the negative log likelihood of
             each observation ``[N]``, as torch's losses are (``LogLikelihood(function)`` takes its log).
         noise: known standard deviation of a Gaussian likelihood, a number or a tensor ``[...]`` that broadcasts to an
@@ -77,7 +78,7 @@ def variational(
             log q at other draws than the likelihood). For solvers that use gradients alone: second derivatives are not
             those of J, and ``formulation.certify`` takes them without ``stl``.
         init_scale: initial standard deviation of the weights of a network. A Pyro guide has its own.
-        stages: of a network: see ``mfoc.from_module``. A weight that is tied to another has one law, and its uses lie in
+        stages: of a network: see ``mfoc.from_module``. A weight that is used twice has one law, and both uses are in
             one stage.
         seed: of the batches and of the draws.
 
