@@ -13,7 +13,7 @@ from torch.nn.utils import parametrizations
 
 import mfoc
 from mfoc.testing import check_formulation
-from paradigms.bayesian import variational
+from paradigms.bayesian import predict, variational
 from tests.paradigms.unmapped import at
 from tests.problems import normal, seeded
 
@@ -230,6 +230,19 @@ def test_batches_and_learned_noise_of_several_inputs():
     mean, noise = posterior.outputs((WORDS, ROWS), 4)
     assert mean.shape == (4, N, 2)
     assert noise.shape == (4, 2)
+
+
+@pytest.mark.parametrize("x", [(WORDS, ROWS), {"rows": ROWS, "words": WORDS}])
+def test_prediction_from_several_inputs(x):
+    f = variational(seeded(Two), (x, LABELS), likelihood="categorical")
+    posterior = f.readout(f.problem)
+    found = predict(posterior, x, samples=3, batch_size=4)
+    torch.testing.assert_close(found.mean, posterior.outputs(x, 3).softmax(-1).mean(0))
+    assert found.log_prob(LABELS).shape == (N,)
+    with pytest.raises(mfoc.InvalidValue, match="cannot take inputs x of shape"):
+        predict(posterior, (WORDS, ROWS[:, :2]))
+    with pytest.raises(mfoc.InvalidValue, match="expected inputs"):
+        predict(posterior, (WORDS, ROWS[:2]))
 
 
 def test_a_weight_of_two_stages_is_refused_with_what_can_be_done_here():
