@@ -71,7 +71,7 @@ def variational(
             ``[N, d]``) or "flipout" (linear and convolutional layers).
         kl: "exact", in closed form where it is known (as Pyro's TraceMeanField_ELBO; the default for networks), or
             "sampled", log q - log p at the draw (as Pyro's Trace_ELBO; the default for Pyro models, where "exact" means
-            the entropy of q, and with ``stl``).
+            the entropy of q; and with ``stl``).
         stl: "sticking the landing": log q is sampled, and differentiated along the draw only, not in its parameters,
             whose score has mean zero (Roeder, Wu & Duvenaud 2017, arXiv:1703.09194). J is that of ``kl="sampled"`` and
             the gradient's mean, too; its variance vanishes where q is the posterior (but with "flipout", which takes
