@@ -26,9 +26,10 @@ def predict(
     Args:
         posterior: what the readout of ``variational`` returned, a ``NetworkPosterior`` or a Pyro guide; for draws of a
             sampler ``ensemble(net, draws, likelihood=...)``; or anything else with ``outputs`` and ``likelihood``.
-        x: inputs ``[B, ...]``; for a Pyro guide the tuple (or dict) of the model's arguments, observations included
-            where the model needs them (they do not enter). A Pyro guide takes its parameters, and the model's, from
-            the parameter store, as it does whenever it is called; the store is left as it was.
+        x: inputs ``[B, ...]``, of a network of several a tuple or dict of them; for a Pyro guide the tuple (or dict) of
+            the model's arguments, observations included where the model needs them (they do not enter). A Pyro guide
+            takes its parameters, and the model's, from the parameter store, as it does whenever it is called; the store
+            is left as it was.
         samples: draws S.
         seed: of the draws.
         batch_size: inputs that a network sees at once.
@@ -53,22 +54,16 @@ def predict(
 
 
 def _of_networks(posterior: Drawable, x: Any, samples: int, seed: int, batch_size: int) -> Prediction:
-    try:
-        x = torch.as_tensor(x)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise InvalidType(f"x is {kind_of(x)}; expected a tensor of inputs [B, ...]") from error
-    if x.dim() == 0 or not len(x):
-        raise InvalidValue(f"x has shape {tuple(x.shape)}; expected inputs [B, ...]")
-    if not x.isfinite().all():
-        raise InvalidValue("x holds NaN or infinite values")
+    x = _checked_inputs(x)
+    batches = zip(*(leaf.split(batch_size) for leaf in tree.leaves(x)), strict=True)
     with torch.no_grad():
         try:
-            parts = [posterior.outputs(part, samples, seed=seed) for part in x.split(batch_size)]
+            parts = [posterior.outputs(tree.rebuild(x, batch), samples, seed=seed) for batch in batches]
         except MfocError:
             raise
         except Exception as error:  # whatever the user's forward pass raises
             raise InvalidValue(
-                f"the network cannot take inputs x of shape {tuple(x.shape)}; expected {_inputs(posterior)}: {error}"
+                f"the network cannot take inputs x of shape {_shape(x)}; expected {_inputs(posterior)}: {error}"
             ) from error
     likelihood = posterior.likelihood
     noisy = isinstance(likelihood, Gaussian) and likelihood.noise is None  # pairs of an output and a learned noise
@@ -89,9 +84,33 @@ def _of_networks(posterior: Drawable, x: Any, samples: int, seed: int, batch_siz
     return tree_of_numbers(outputs, log_probs)
 
 
+def _checked_inputs(x: Any) -> Any:
+    """Inputs ``[B, ...]``: a tensor, or a tuple or dict of tensors of one length."""
+    several = isinstance(x, tuple | dict) and bool(x) and all(isinstance(leaf, Tensor) for leaf in tree.leaves(x))
+    if not several:
+        try:
+            x = torch.as_tensor(x)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise InvalidType(
+                f"x is {kind_of(x)}; expected a tensor of inputs [B, ...], or a tuple or dict of tensors"
+            ) from error
+    leaves: list[Tensor] = tree.leaves(x)
+    if any(leaf.dim() == 0 or not len(leaf) for leaf in leaves) or len({len(leaf) for leaf in leaves}) != 1:
+        raise InvalidValue(f"x has shape {_shape(x)}; expected inputs [B, ...]")
+    if not all(leaf.isfinite().all() for leaf in leaves):
+        raise InvalidValue("x holds NaN or infinite values")
+    return x
+
+
+def _shape(x: Any) -> str:
+    return str(tuple(x.shape)) if isinstance(x, Tensor) else tree.describe(x)
+
+
 def _inputs(posterior: Any) -> str:
     """What a law over networks takes, in words."""
     example = getattr(posterior, "example", None)
+    if example is not None and not isinstance(example[0], Tensor):
+        return f"{tree.describe(example[0])}, as in its data but for their number"
     if example is not None:
         return f"[B, {', '.join(map(str, example[0].shape[1:]))}], as in its data".replace("[B, ]", "[B]")
     layers = posterior.net.modules() if isinstance(getattr(posterior, "net", None), nn.Module) else ()

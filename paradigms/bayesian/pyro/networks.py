@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -12,7 +12,9 @@ from torch.distributions import Distribution
 
 from mfoc import InvalidValue, require, tree
 from mfoc.checks import check_instance
-from mfoc.networks.inspection import trainable
+from mfoc.derivatives import without_fast_path
+from mfoc.networks import functional
+from mfoc.networks.inspection import copied, refuse_parameter_hooks, refuse_unfit, trainable, unwrapped
 from paradigms.bayesian.laws import likelihoods
 from paradigms.bayesian.laws.likelihoods import NOISE, Gaussian, Likelihood, likelihood_of
 from paradigms.bayesian.laws.priors import prior_of
@@ -40,13 +42,17 @@ def as_model(net: nn.Module, *, likelihood: Any, noise: Any = None, prior: Any =
     ppl = require("pyro", "bayes")
     check_instance(nn.Module, "a torch.nn.Module", net=net)
     law = likelihood_of(likelihood, noise)
-    net = copy.deepcopy(net).eval()
-    free = trainable(net)
+    refuse_parameter_hooks(unwrapped(net))  # a copy has none
+    own = copied(unwrapped(net)).eval()
+    refuse_unfit(own)
+    function = functional(own)
+    free = trainable(function.module)
     priors = {name: of_weights(prior_of(prior, name, p), p.shape) for name, p in free.items()}
 
     def model(inputs: Tensor, targets: Tensor | None = None) -> Tensor:
         weights = {name: ppl.sample(name, each) for name, each in priors.items()}
-        out: Tensor = torch.func.functional_call(net, weights, (inputs,))
+        with without_fast_path():  # it has no derivatives
+            out: Tensor = function(weights, inputs)
         law.check_output(out)
         scale = None
         if isinstance(law, Gaussian) and law.noise is None:
@@ -63,37 +69,55 @@ def pyro_model(posterior: Any) -> Any:
     """The network of a ``NetworkPosterior`` with its prior and likelihood as a Pyro module ``model(x, y=None)``.
 
     A batch of y counts for all N observations, as in the objective. A learned noise is a constant, at its solved value.
+    Every weight is a site, "net." and its name in the network, whether or not these inputs meet it.
     """
-    pyro, lifted = require("pyro", "bayes"), posterior.at_mean()
-    pnn = pyro.nn
-    pnn.module.to_pyro_module_(lifted)
-    modules = dict(lifted.named_modules())
-    for names, priors in zip(posterior.network.names, posterior.network.priors, strict=True):
-        for key, full in names.items():
-            owner, _, leaf = full.rpartition(".")
-            setattr(modules[owner], leaf, pnn.PyroSample(of_weights(priors[key], posterior.mean[full].shape)))
-    likelihood, size = posterior.likelihood, posterior.size
-    learned = posterior.network.learns_noise
+    pyro = require("pyro", "bayes")
+    network, likelihood, size = posterior.network, posterior.likelihood, posterior.size
+    learned = network.learns_noise
 
-    class BayesianNetwork(pnn.PyroModule):  # type: ignore[misc, name-defined]
-        """A network with random weights."""
+    class BayesianNetwork(pyro.nn.PyroModule):  # type: ignore[misc, name-defined]
+        """A network with random weights, which it runs as the posterior does."""
 
         def __init__(self) -> None:
             super().__init__()
-            self.net = lifted
+            self.net = _weights(network, {name: value.shape for name, value in posterior.mean.items()})
             if learned:
                 # A buffer, not a parameter: Pyro's store has one name for the parameters of all such models.
                 self.register_buffer("noise", posterior.observation_noise)
 
-        def forward(self, x: Tensor, y: Any = None) -> Any:
+        def forward(self, x: Any, y: Any = None) -> Any:
             """The output; y is observed where it is given."""
-            output = self.net(x)
-            scale = 1.0 if y is None else size / len(x)
-            with pyro.poutine.scale(scale=scale), pyro.plate("data", len(x), dim=-1):
+            drawn = [{key: self._drawn(full) for key, full in names.items()} for names in network.names]
+            output = network.evaluated.states_at(drawn, x)[-1]
+            count = len(tree.leaves(x)[0])
+            scale = 1.0 if y is None else size / count
+            with pyro.poutine.scale(scale=scale), pyro.plate("data", count, dim=-1):
                 observe("obs", likelihood, output, y, self.noise if learned else None)
             return output
 
+        def _drawn(self, name: str) -> Tensor:
+            """The weight of this name, a sample: anew in each call."""
+            *path, leaf = name.split(".")
+            found: Tensor = getattr(functools.reduce(getattr, path, self.net), leaf)
+            return found
+
     return BayesianNetwork()
+
+
+def _weights(network: Any, shapes: Mapping[str, torch.Size]) -> Any:
+    """Pyro modules that lie as the parts of a network do, and hold the priors of its weights."""
+    pnn = require("pyro", "bayes").nn
+    root = pnn.PyroModule()
+    for names, priors in zip(network.names, network.priors, strict=True):
+        for key, full in names.items():
+            *path, leaf = full.split(".")
+            owner = root
+            for part in path:
+                if part not in owner._modules:
+                    owner.add_module(part, pnn.PyroModule())
+                owner = owner._modules[part]
+            setattr(owner, leaf, pnn.PyroSample(of_weights(priors[key], shapes[full])))
+    return root
 
 
 def observe(site: str, likelihood: Likelihood, output: Any, y: Any, learned: Tensor | None) -> None:

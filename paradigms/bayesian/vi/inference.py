@@ -47,8 +47,9 @@ def variational(
         model: a network as ``mfoc.from_module`` takes it, whose weights become random; or a Pyro model, a function of
             the data (a PyroModule counts as one). Discrete latents that are marked ``infer={"enumerate": "parallel"}``
             (``pyro.infer.config_enumerate`` marks all) are summed out, as Pyro's TraceEnum_ELBO does.
-        data: for a network what ``mfoc.population`` takes, inputs and observations; for a Pyro model the tuple of its
-            arguments (a dict: its keyword arguments), in which tensors of leading axis N hold the observations.
+        data: for a network what ``mfoc.population`` takes, inputs (of a network of several a tuple in their order, or a
+            dict by their names) and observations; for a Pyro model the tuple of its arguments (a dict: its keyword
+            arguments), in which tensors of leading axis N hold the observations.
         likelihood: of a network: "gaussian", "categorical", or a function (output, y) -> the negative log likelihood of
             each observation ``[N]``, as torch's losses are (``LogLikelihood(function)`` takes its log).
         noise: known standard deviation of a Gaussian likelihood, a number or a tensor ``[...]`` that broadcasts to an
@@ -70,13 +71,15 @@ def variational(
             ``[N, d]``) or "flipout" (linear and convolutional layers).
         kl: "exact", in closed form where it is known (as Pyro's TraceMeanField_ELBO; the default for networks), or
             "sampled", log q - log p at the draw (as Pyro's Trace_ELBO; the default for Pyro models, where "exact" means
-            the entropy of q).
-        stl: "sticking the landing", for Pyro models: log q is differentiated along the draw only, not in its
-            parameters, whose score has mean zero (Roeder, Wu & Duvenaud 2017, arXiv:1703.09194). J is the same and the
-            gradient's mean, too; its variance vanishes where q is the posterior. For solvers that use gradients alone:
-            second derivatives are not those of J, and ``formulation.certify`` takes them without ``stl``.
+            the entropy of q; and with ``stl``).
+        stl: "sticking the landing": log q is sampled, and differentiated along the draw only, not in its parameters,
+            whose score has mean zero (Roeder, Wu & Duvenaud 2017, arXiv:1703.09194). J is that of ``kl="sampled"`` and
+            the gradient's mean, too; its variance vanishes where q is the posterior (but with "flipout", which takes
+            log q at other draws than the likelihood). For solvers that use gradients alone: second derivatives are not
+            those of J, and ``formulation.certify`` takes them without ``stl``.
         init_scale: initial standard deviation of the weights of a network. A Pyro guide has its own.
-        stages: of a network: see ``mfoc.from_module``.
+        stages: of a network: see ``mfoc.from_module``. A weight that is used twice has one law, and both uses are in
+            one stage.
         seed: of the batches and of the draws.
 
     Returns:
@@ -98,17 +101,17 @@ def variational(
     check_flag(stl=stl)
     if stl and kl == "exact":
         raise InvalidValue("stl=True drops the score of the sampled log q, and kl='exact' samples none; leave one out")
+    if stl and estimator == "local":
+        raise InvalidValue(
+            "stl=True follows log q along a draw of the weights, and estimator='local' draws none: use 'weights' or "
+            "'flipout', or leave stl out"
+        )
     if kl is not None:
         check_choice("exact", "sampled", kl=kl)
     settings = Settings(samples=samples, batch_size=batch_size, tau=tau, size=size, kl=kl, stl=stl, seed=seed)
     if isinstance(model, nn.Module) and not _is_pyro(model):
         if likelihood is None:
             raise InvalidValue("likelihood is missing; a network needs 'gaussian', 'categorical' or a function")
-        if stl:
-            raise InvalidValue(
-                "stl=True is for Pyro models; of a network kl='exact' has no score to drop where the KL is known. "
-                "Leave it out, or write the network as a Pyro model"
-            )
         name = guide if isinstance(guide, str) else getattr(guide, "__name__", type(guide).__name__)
         if guide is not None and name not in ("AutoNormal", "AutoDiagonalNormal"):
             raise InvalidValue(

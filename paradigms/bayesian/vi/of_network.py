@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 import mfoc
-from mfoc import InvalidType, InvalidValue, tree
+from mfoc import InvalidValue, tree
 from mfoc.formulation import Formulation
+from mfoc.networks import MaskedDropout
+from mfoc.networks.arguments import Arguments
 from mfoc.networks.inspection import mixes, training_norms
 from paradigms.bayesian.laws.likelihoods import Categorical, Gaussian, aligned
 from paradigms.bayesian.laws.priors import divergence
@@ -41,9 +44,10 @@ class NetworkDraws(LatentDraws):
         s, batch = self._samples, self._source.cloud() if batch is None else batch
         y = tree.map(lambda leaf: leaf.expand(s, *leaf.shape), batch.data)
         noise = self._noise(batch.state, key)
-        return mfoc.Particles(batch.state.expand(s, *batch.state.shape), {"y": y, "noise": noise})
+        x = tree.map(lambda leaf: leaf.expand(s, *leaf.shape), batch.state)
+        return mfoc.Particles(x, {"y": y, "noise": noise})
 
-    def _noise(self, x: Tensor, key: int) -> list[Weights]:
+    def _noise(self, x: Any, key: int) -> list[Weights]:
         generator, plan, like = torch.Generator().manual_seed(key), self._plan(x), self._like
         normals = [shape for stage in plan for shape in stage[0].values()]
         signs = [shape for stage in plan for shape in stage[1].values()]
@@ -56,15 +60,16 @@ class NetworkDraws(LatentDraws):
         found = [{name: next(made) for name in stage[0]} for stage in plan]
         return [{**entry, **{name: next(made) for name in stage[1]}} for entry, stage in zip(found, plan, strict=True)]
 
-    def _plan(self, x: Tensor) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    def _plan(self, x: Any) -> list[tuple[dict[str, Any], dict[str, Any]]]:
         """The shapes of the noise of each stage, for a batch of this shape."""
-        if x.shape not in self._plans:
+        known = tuple(leaf.shape for leaf in tree.leaves(x))
+        if known not in self._plans:
             states = self._network.states(x)  # trees have no shape, and no layer that would ask for it
             shapes = [tuple(state.shape) if isinstance(state, Tensor) else () for state in states]
-            self._plans[x.shape] = [
+            self._plans[known] = [
                 stage.noise(self._samples, shapes[t], shapes[t + 1]) for t, stage in enumerate(self._network.stages)
             ]
-        return self._plans[x.shape]  # type: ignore[no-any-return]
+        return self._plans[known]  # type: ignore[no-any-return]
 
 
 def _blocks(flat: Tensor, shapes: list[tuple[int, ...]], like: Tensor) -> list[Tensor]:
@@ -81,10 +86,12 @@ def of_network(network: RandomNetwork, data: Any, init_scale: float, settings: S
     batch = source(0)
     check_data(network, batch, None if settings.batch_size is None else _observations(data))
     controls = with_noise(network, network.controls(init_scale), batch.state, batch.data)
-    problem = problem_of(network, controls, 1 / n if settings.tau is None else settings.tau, settings.kl != "sampled")
-    example = (batch.state[:1], tree.map(lambda leaf: leaf[:1], batch.data))
+    made = partial(problem_of, network, controls, 1 / n if settings.tau is None else settings.tau)
+    exact = settings.kl != "sampled" and not settings.stl  # of a KL in closed form there is no score to leave out
+    problem, whole = made(exact, stopped=settings.stl), made(False) if settings.stl else None
+    example = tree.map(lambda leaf: leaf[:1], (batch.state, batch.data))
     draws = NetworkDraws(source, settings, network)
-    return formulated(problem, draws, lambda solved: NetworkPosterior(network, solved, n, example))
+    return formulated(problem, draws, lambda solved: NetworkPosterior(network, solved, n, example), whole=whole)
 
 
 def _observations(data: Any) -> Tensor | None:
@@ -98,10 +105,13 @@ def _observations(data: Any) -> Tensor | None:
     return found
 
 
-def problem_of(network: RandomNetwork, controls: list[Any], tau: float, exact: bool) -> mfoc.Problem:
+def problem_of(
+    network: RandomNetwork, controls: list[Any], tau: float, exact: bool, *, stopped: bool = False
+) -> mfoc.Problem:
     """Least over laws: E[mean negative log likelihood] + tau KL(q || prior), in closed form where known and ``exact``.
 
-    The controls are the initial laws; with learned noise one more, of the noise.
+    The controls are the initial laws; with learned noise one more, of the noise. With ``stopped`` the parameters of
+    log q are held, and its draw moves (Roeder et al. 2017, eq. 6).
     """
     stages = network.stages
     penalties = [
@@ -127,6 +137,8 @@ def problem_of(network: RandomNetwork, controls: list[Any], tau: float, exact: b
             return leaf.new_zeros(len(leaf), dtype=like.dtype)  # inputs may be integers
         measure, looks = penalty
         draw = drawn(u, z["noise"][t]["weights"]) if looks else None
+        if stopped:
+            u = {name: value.detach() for name, value in u.items()}
         return (tau * measure(u["loc"], F.softplus(u["scale"]), draw)).expand(len(leaf))
 
     def terminal_cost(x: Any, z: Any) -> Tensor:
@@ -138,7 +150,7 @@ def problem_of(network: RandomNetwork, controls: list[Any], tau: float, exact: b
     return mfoc.Problem(dynamics, terminal_cost, controls, running_cost=running_cost, affine=affine)
 
 
-def with_noise(network: RandomNetwork, controls: list[Any], x: Tensor, y: Tensor) -> list[Any]:
+def with_noise(network: RandomNetwork, controls: list[Any], x: Any, y: Tensor) -> list[Any]:
     """The controls with one more stage for a learned noise, which starts at the size of the initial residuals."""
     if not network.learns_noise:
         return controls
@@ -148,10 +160,14 @@ def with_noise(network: RandomNetwork, controls: list[Any], x: Tensor, y: Tensor
         return [*controls, {"noise": size + torch.log(-torch.expm1(-size))}]
 
 
+def _asks(part: nn.Module) -> bool:
+    """Whether a stage cannot run without the data."""
+    resting = isinstance(part, MaskedDropout) and not part.training
+    return getattr(part, "takes_data", False) is True and "z" in Arguments.of(part).required and not resting
+
+
 def check_data(network: RandomNetwork, batch: mfoc.Particles, observations: Tensor | None = None) -> None:
     """Refuses data that do not fit: the first batch, and the observations of all where they lie in memory."""
-    if not isinstance(batch.state, Tensor):
-        raise InvalidType("data: the state must be one tensor, the inputs [N, ...]")
     if batch.data is None:
         raise InvalidValue("data holds inputs only; expected a pair (x, y), inputs and observations")
     for name, norm in training_norms(network.net):
@@ -160,6 +176,13 @@ def check_data(network: RandomNetwork, batch: mfoc.Particles, observations: Tens
             raise InvalidValue(
                 f"module {name!r} is {kind} norm in training mode, whose draws have no averages to predict with; call "
                 ".eval() on it, or use a layer or group norm"
+            )
+    for name, part in network.parts:
+        if _asks(part):
+            raise InvalidValue(
+                f"stage {name!r} ({type(part).__name__}) takes the data z, and draws predict from the inputs alone: "
+                "give what it takes as one more input of the network (a tuple or dict), or call .eval() on a "
+                "MaskedDropout"
             )
     nothing = dataclasses.replace(network.base, terminal_cost=lambda x, z: first(x).new_zeros(len(first(x))))
     nothing.validate(batch)

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -14,13 +15,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributions import Distribution
+from torch.nn.utils.parametrizations import _SpectralNorm
 
 import mfoc
-from mfoc import require
+from mfoc import InvalidValue, require, tree
 from mfoc.checks import check_integer
 from mfoc.derivatives import without_fast_path
 from mfoc.networks import named_stages
-from mfoc.networks.inspection import trainable
+from mfoc.networks.inspection import copied, trainable
 from paradigms.bayesian.laws.likelihoods import Gaussian, Likelihood
 from paradigms.bayesian.laws.priors import prior_of
 from paradigms.bayesian.pyro.guides import name_apart, set_up
@@ -44,28 +46,63 @@ class RandomNetwork:
     @cached_property
     def base(self) -> mfoc.Problem:
         """Training one network, as ``mfoc.from_module`` writes it; its terminal cost is not used."""
-        return mfoc.from_module(self.net, lambda output, y: output, stages=self.cut)
+        try:
+            return mfoc.from_module(self.net, lambda output, y: output, stages=self.cut)
+        except InvalidValue as error:
+            self._refuse_tied(error)
+            raise
+
+    def _refuse_tied(self, error: InvalidValue) -> None:
+        """Refuses a weight of two stages, each of which has a law of its own, with what can be done here."""
+        seen: dict[str, str] = {}
+        for names, (stage, _) in zip(self.names, self.parts, strict=True):
+            for full in names.values():
+                if seen.setdefault(full, stage) != stage:
+                    raise InvalidValue(
+                        f"parameter {full!r} is used in stages {seen[full]!r} and {stage!r}, and the law of a weight "
+                        "is that of one stage: choose stages that keep its uses in one (of an nn.Sequential "
+                        "stages=[['0', '1', ...]] makes one of several), or leave stages out"
+                    ) from error
+
+    @cached_property
+    def evaluated(self) -> RandomNetwork:
+        """The network as it predicts, in evaluation mode.
+
+        A spectral norm that was in training mode stays exact: the estimate that it would use is that of other weights.
+        """
+        if not any(part.training for part in self.net.modules()):
+            return self
+        net = copied(self.net)
+        norms = [part for part in net.modules() if isinstance(part, _SpectralNorm) and part.training]
+        net.eval()
+        for part in norms:
+            part.train()
+        made = dataclasses.replace(self, net=net)
+        for stage, own in zip(made.stages, self.stages, strict=True):
+            stage.quieted(own)
+        return made
 
     @cached_property
     def stages(self) -> list[RandomStage]:
         """The stages with random weights."""
         return [
             RandomStage(partial(self._run, t), module, weights, self.estimator)
-            for t, (weights, (_, module)) in enumerate(zip(self.base.controls, self._named, strict=True))
+            for t, (weights, (_, module)) in enumerate(zip(self.base.controls, self.parts, strict=True))
         ]
 
     def _run(self, t: int, x: Any, weights: Weights) -> Any:
         return self.base.dynamics(t, x, weights, None)
 
     @cached_property
-    def _named(self) -> list[tuple[str, nn.Module]]:
+    def parts(self) -> list[tuple[str, nn.Module]]:
+        """Names and modules of the stages, over the network's own parameters."""
         return named_stages(self.net, self.cut)
 
     @cached_property
     def names(self) -> list[dict[str, str]]:
         """For each stage, the full name in the network of each of its parameters."""
         full = {id(parameter): name for name, parameter in self.net.named_parameters()}
-        return [{key: full[id(p)] for key, p in trainable(module).items()} for _, module in self._named]
+        return [{key: full[id(p)] for key, p in trainable(module).items()} for _, module in self.parts]
 
     @cached_property
     def priors(self) -> list[dict[str, Distribution]]:
@@ -90,13 +127,17 @@ class RandomNetwork:
     @torch.no_grad()
     def states(self, x: Any) -> list[Any]:
         """The states ``[B, ...]`` of the network at its own weights, from the inputs to the output."""
+        return self.states_at(self.base.controls, x)
+
+    def states_at(self, weights: Sequence[Weights], x: Any) -> list[Any]:
+        """The same at other weights, those of each stage by name."""
         found = [x]
         with without_fast_path():  # as the stages run
-            for t, weights in enumerate(self.base.controls):
-                found.append(self._run(t, found[-1], weights))
+            for t, own in enumerate(weights):
+                found.append(self._run(t, found[-1], own))
         return found
 
-    def outputs(self, controls: Any, x: Tensor, noise: Sequence[Any]) -> Any:
+    def outputs(self, controls: Any, x: Any, noise: Sequence[Any]) -> Any:
         """The outputs ``[S, B, ...]`` of drawn networks, from normals ``[S, n]`` for the weights of each stage.
 
         With learned noise, the pair of them and of the noise ``[S, ...]``.
@@ -124,13 +165,13 @@ class NetworkPosterior:
         network: the random network.
         controls: the laws of the stages, and of a learned noise.
         size: number of observations N behind the posterior.
-        example: one input and observation, ``[1, ...]``.
+        example: one input (a tuple or dict where the network has several) and observation, ``[1, ...]``.
     """
 
     network: RandomNetwork
     controls: Sequence[Any]
     size: int
-    example: tuple[Tensor, Any]
+    example: tuple[Any, Any]
 
     def __repr__(self) -> str:
         net, count = type(self.network.net).__name__, sum(stage.size for stage in self.network.stages)
@@ -199,15 +240,20 @@ class NetworkPosterior:
         controls = [{key: values[full] for key, full in names.items()} for names in self.network.names]
         return mfoc.to_module(self.network.net, controls, stages=self.network.cut).eval()
 
-    def outputs(self, x: Tensor, samples: int = 100, *, seed: int = 0) -> Any:
+    def outputs(self, x: Any, samples: int = 100, *, seed: int = 0) -> Any:
         """The outputs of drawn networks ``[samples, B, ...]``; with learned noise, the pair of them and of the noise.
 
-        The networks are those of ``weights(samples, seed=seed)``.
+        The networks are those of ``weights(samples, seed=seed)``, in evaluation mode. ``x`` are inputs ``[B, ...]``; a
+        tuple or dict of them where the network has several.
         """
         noise = self._normals(samples, seed)
+
+        def shared(leaf: Tensor) -> Tensor:
+            leaf = leaf.to(noise[0]) if leaf.is_floating_point() else leaf.to(noise[0].device)
+            return leaf.expand(samples, *leaf.shape)
+
         with torch.no_grad():
-            x = x.to(noise[0]) if x.is_floating_point() else x.to(noise[0].device)
-            return self.network.outputs(self.controls, x.expand(samples, *x.shape), noise)
+            return self.network.evaluated.outputs(self.controls, tree.map(shared, x), noise)
 
     @cached_property
     def model(self) -> Any:
@@ -217,7 +263,10 @@ class NetworkPosterior:
     @cached_property
     def guide(self) -> Any:
         """The posterior as an ``AutoNormal`` of ``model``."""
-        guide = require("pyro", "bayes").infer.autoguide.AutoNormal(self.model)
+        guides, mean = require("pyro", "bayes").infer.autoguide, self.mean
+        # Where it is, and not at zero, at which weight norm, for one, is no number.
+        start = guides.init_to_value(values={f"net.{name}": value for name, value in mean.items()})
+        guide = guides.AutoNormal(self.model, init_loc_fn=start)
         set_up(guide, Arguments(self.example))
         own = dict(guide.named_parameters())
         with torch.no_grad():

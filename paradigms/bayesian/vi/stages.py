@@ -46,6 +46,11 @@ class RandomStage:
         layered = self._linear or self._convolution
         self.estimator = estimator if layered else "weights"
 
+    def quieted(self, other: RandomStage) -> RandomStage:
+        """This stage, which does not say again what another of the same layer has said."""
+        self._mapper = other._mapper.beside(unfit=misled(self._module))
+        return self
+
     @property
     def random(self) -> bool:
         """Whether the stage has weights."""

@@ -4,13 +4,14 @@ from functools import partial
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 import mfoc
 from mfoc.testing import check_formulation
 from paradigms.bayesian import variational
 from tests.oracles import bayesian as oracles
-from tests.problems import normal
+from tests.problems import normal, seeded
 
 pyro = pytest.importorskip("pyro")
 dist = pyro.distributions
@@ -23,6 +24,7 @@ GUIDES = (
     guides.AutoLowRankMultivariateNormal,
 )
 X = normal(20, 3, seed=1)
+NETWORK = {"model": nn.Linear(3, 1), "likelihood": "gaussian"}
 
 
 @pytest.fixture
@@ -87,10 +89,70 @@ def test_it_is_certified_by_the_second_derivatives_of_j(data):
     assert mfoc.certify(path.problem, plain.problem.controls, path.population).hessian.value != a.hessian.value
 
 
+def test_of_a_network_the_gradient_is_that_without_the_score():
+    """By hand, for each way to draw and each prior: what is held is the law in log q, and nothing else."""
+    net = seeded(lambda: nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)))
+    y = normal(20, 2, seed=3)
+    for estimator in ("weights", "flipout"):
+        for prior in (None, dist.StudentT(torch.tensor(4.0))):
+            options = {"likelihood": "gaussian", "samples": 3, "estimator": estimator, "prior": prior}
+            plain = variational(net, (X, y), kl="sampled", **options)
+            path = variational(net, (X, y), stl=True, **options)
+            controls, cloud = plain.problem.controls, plain.population(2)
+            (a, full), (b, held) = (mfoc.evaluate(f.problem, controls, cloud) for f in (plain, path))
+            torch.testing.assert_close(a, b, rtol=1e-13, atol=0)
+            for u, noise, left, right in zip(controls, cloud.data["noise"], full, held, strict=False):
+                if not u:
+                    continue
+                own = {name: value.clone().requires_grad_() for name, value in u.items()}
+                law = dist.Normal(own["loc"], F.softplus(own["scale"]))
+                draw = (law.loc + law.scale * noise["weights"]).detach()
+                score = torch.autograd.grad(law.log_prob(draw).sum(1).mean() / 20, list(own.values()))
+                for name, each in zip(own, score, strict=True):
+                    torch.testing.assert_close(left[name] - right[name], each, rtol=1e-9, atol=1e-12)
+            torch.testing.assert_close(full[-1], held[-1], rtol=1e-13, atol=0)  # the noise has no law
+
+
+@pytest.mark.parametrize("estimator", ["weights", "flipout"])
+def test_at_the_posterior_of_a_linear_network_the_gradient_vanishes(estimator):
+    """Inputs that are orthogonal: the posterior is a product, and so among the laws of the weights.
+
+    Flipout takes log q at another draw than the likelihood, and has it in the mean only.
+    """
+    x = torch.linalg.qr(X).Q * torch.tensor([1.0, 2.0, 3.0])
+    y = x @ torch.tensor([1.0, -2.0, 0.5]) + 0.3 * normal(20, seed=2)
+    mean, precision = oracles.linear_posterior(x, y, 0.3)
+    torch.testing.assert_close(precision, torch.diag(precision.diagonal()))
+    rho = torch.log(torch.expm1(precision.diagonal().rsqrt()))
+    sizes = {}
+    for stl in (False, True):
+        options = {"likelihood": "gaussian", "noise": 0.3, "kl": "sampled", "estimator": estimator, "stl": stl}
+        f = variational(nn.Linear(3, 1, bias=False), (x, y), samples=1 if estimator == "weights" else 4000, **options)
+        slope = mfoc.evaluate(f.problem, [{"loc": mean, "scale": rho}], f.population(0))[1][0]
+        sizes[stl] = max(float(value.abs().max()) for value in slope.values())
+    if estimator == "weights":
+        assert sizes[True] < 1e-12
+        assert sizes[False] > 1e-3
+    else:
+        assert sizes[True] < 0.1
+
+
+@pytest.mark.slow
+def test_a_network_conforms_and_is_certified_by_the_second_derivatives_of_j():
+    net = seeded(lambda: nn.Sequential(nn.Linear(3, 2), nn.Tanh(), nn.Linear(2, 1)))
+    options = {"likelihood": "gaussian", "noise": 0.3, "samples": 2}
+    path = variational(net, (X, normal(20, 1, seed=3)), stl=True, **options)
+    plain = variational(net, (X, normal(20, 1, seed=3)), kl="sampled", **options)
+    check_formulation(path, mfoc.Gradient(partial(torch.optim.Adam, lr=0.01)))
+    a, b = (f.certify(plain.problem.controls) for f in (plain, path))
+    assert a.hessian.value == b.hessian.value
+
+
 def test_bad_input_is_refused_with_a_reason(data):
     for error, words, arguments in (
         (mfoc.InvalidValue, "kl='exact' samples none", {"model": linear, "kl": "exact", "stl": True}),
-        (mfoc.InvalidValue, "is for Pyro models", {"model": nn.Linear(3, 1), "likelihood": "gaussian", "stl": True}),
+        (mfoc.InvalidValue, "'local' draws none: use", {**NETWORK, "estimator": "local", "stl": True}),
+        (mfoc.InvalidValue, "kl='exact' samples none", {**NETWORK, "kl": "exact", "stl": True}),
         (mfoc.InvalidType, "stl is 1", {"model": linear, "stl": 1}),
     ):
         with pytest.raises(error, match=words):
