@@ -21,7 +21,7 @@ from mfoc.seeding import mixed_seed, seeded
 from paradigms.adversarial.attack import as_two, attack_class
 from paradigms.adversarial.games import GameFormulation
 
-_ROUNDING = 1e-4  # relative: attacks project in the input's precision
+_ROUNDING = 1e-4  # relative: attacks project in the input's precision, which may be less than this
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,8 @@ class FromTorchattacks:
             raise InvalidValue(f"{_name(attack)} returned {what} for inputs of shape {tuple(x.shape)}")
         eta = found.detach().to(x) * (high - low) + low - x
         inside = game.ball.project(eta)
-        if float((eta - inside).abs().max()) > _ROUNDING * (high - low):
+        rounding = max(_ROUNDING, 2 * torch.finfo(x.dtype).eps)
+        if float((eta - inside).abs().max()) > rounding * (high - low):
             raise InvalidValue(
                 f"{_name(attack)} left the ball of the game (epsilon {game.ball.epsilon:g}, {game.ball.norm}); make it "
                 f"with eps={game.ball.epsilon / (high - low):g}"

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from mfoc import InvalidType, InvalidValue, Particles
 from mfoc.checks import check_between, check_integer, kind_of
+from mfoc.networks import refresh_averages
 from mfoc.printing import table
 from paradigms.meta.formulations import MetaFormulation, checked_controls, to_module
 from paradigms.meta.losses import TaskLoss
@@ -128,7 +129,10 @@ def evaluate(
 
 
 def adapt(formulation: MetaFormulation, solution: Any, support: Any, *, steps: int | None = None) -> nn.Module:
-    """The network adapted to one task, an ordinary module.
+    """The network adapted to one task, an ordinary module in the mode of the network.
+
+    Running averages of norms in training mode are those of the support at the adapted weights, so that ``.eval()`` is
+    the network that was adapted.
 
     Args:
         formulation: what ``maml`` or another function of this paradigm returned.
@@ -150,7 +154,9 @@ def adapt(formulation: MetaFormulation, solution: Any, support: Any, *, steps: i
     with torch.no_grad():
         ((_, state),) = formulation.loop.states(controls, z, [count])
     weights = {**controls["phi"], **{name: leaf[0] for name, leaf in state["fast"].items()}}
-    return to_module(formulation.net, weights)
+    adapted = to_module(formulation.net, weights)
+    refresh_averages(adapted, [support[0]])
+    return adapted
 
 
 def _new(tasks: Particles, counted: set[int]) -> Particles:

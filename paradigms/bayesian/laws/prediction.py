@@ -92,6 +92,7 @@ def ensemble(net: nn.Module, draws: Mapping[str, Tensor], *, likelihood: Any, no
         InvalidType, InvalidValue: draws that are not of this network, or no likelihood.
     """
     check_instance(nn.Module, "a torch.nn.Module", net=net)
+    net = unwrapped(net)  # whose names log_density has
     if not isinstance(draws, Mapping) or not all(isinstance(value, Tensor) for value in draws.values()):
         raise InvalidType(f"draws is {kind_of(draws)}; expected a dict from parameter names to tensors [n, ...]")
     made = likelihood_of(likelihood, noise)
@@ -111,7 +112,7 @@ def ensemble(net: nn.Module, draws: Mapping[str, Tensor], *, likelihood: Any, no
         raise InvalidValue("draws holds no draw; expected values [n, ...] with n of at least 1")
     scale = draws[NOISE].detach().clone() if learned else None
     weights = {name: draws[name].detach().clone() for name in own}
-    return Ensemble(copied(unwrapped(net)).eval(), weights, made, scale)
+    return Ensemble(copied(net).eval(), weights, made, scale)
 
 
 @dataclass(frozen=True, eq=False)
