@@ -25,7 +25,7 @@ def predict(
     Args:
         posterior: what the readout of ``variational`` returned, a ``NetworkPosterior`` or a Pyro guide; for draws of a
             sampler ``ensemble(net, draws, likelihood=...)``; or anything else with ``outputs`` and ``likelihood``.
-        x: inputs ``[B, ...]``; for a Pyro guide the tuple (or dict) of the model's arguments, observations included
+        x: inputs ``[B, ...]``, of a network of several arguments a tuple or a dict of them; for a Pyro guide the tuple (or dict) of the model's arguments, observations included
             where the model needs them (they do not enter). A Pyro guide takes its parameters, and the model's, from
             the parameter store, as it does whenever it is called; the store is left as it was.
         samples: draws S.
@@ -52,22 +52,27 @@ def predict(
 
 
 def _of_networks(posterior: Drawable, x: Any, samples: int, seed: int, batch_size: int) -> Prediction:
+    several = isinstance(x, tuple | dict) and bool(x) and all(isinstance(leaf, Tensor) for leaf in tree.leaves(x))
     try:
-        x = torch.as_tensor(x)
+        x = x if several else torch.as_tensor(x)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise InvalidType(f"x is {kind_of(x)}; expected a tensor of inputs [B, ...]") from error
-    if x.dim() == 0 or not len(x):
-        raise InvalidValue(f"x has shape {tuple(x.shape)}; expected inputs [B, ...]")
-    if not x.isfinite().all():
-        raise InvalidValue("x holds NaN or infinite values")
+        raise InvalidType(
+            f"x is {kind_of(x)}; expected a tensor of inputs [B, ...], or those of a network of several arguments in a "
+            "tuple or a dict"
+        ) from error
+    for leaf in tree.leaves(x):
+        if leaf.dim() == 0 or not len(leaf) or len(leaf) != len(tree.leaves(x)[0]):
+            raise InvalidValue(f"x has shape {tuple(leaf.shape)}; expected inputs [B, ...]")
+        if not leaf.isfinite().all():
+            raise InvalidValue("x holds NaN or infinite values")
     with torch.no_grad():
         try:
-            parts = [posterior.outputs(part, samples, seed=seed) for part in x.split(batch_size)]
+            parts = [posterior.outputs(part, samples, seed=seed) for part in _split(x, batch_size)]
         except MfocError:
             raise
         except Exception as error:  # whatever the user's forward pass raises
             raise InvalidValue(
-                f"the network cannot take inputs x of shape {tuple(x.shape)}; expected {_inputs(posterior)}: {error}"
+                f"the network cannot take inputs x of shape {_shapes(x)}; expected {_inputs(posterior)}: {error}"
             ) from error
     likelihood = posterior.likelihood
     noisy = isinstance(likelihood, Gaussian) and likelihood.noise is None  # pairs of an output and a learned noise
@@ -86,6 +91,14 @@ def _of_networks(posterior: Drawable, x: Any, samples: int, seed: int, batch_siz
         mean, noise = likelihood.split(outputs)
         return of_numbers(mean, noise.square().expand(mean.shape), log_probs)
     return tree_of_numbers(outputs, log_probs)
+
+
+def _split(x: Any, size: int) -> Iterator[Any]:
+    return (tree.rebuild(x, part) for part in zip(*(leaf.split(size) for leaf in tree.leaves(x)), strict=True))
+
+
+def _shapes(x: Any) -> str:
+    return ", ".join(str(tuple(leaf.shape)) for leaf in tree.leaves(x))
 
 
 def _inputs(posterior: Any) -> str:

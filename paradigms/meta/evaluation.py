@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mfoc import InvalidType, InvalidValue, Particles
+from mfoc import InvalidType, InvalidValue, Particles, tree
 from mfoc.checks import check_between, check_integer, kind_of
 from mfoc.networks import refresh_averages
 from mfoc.printing import table
@@ -145,10 +145,11 @@ def adapt(formulation: MetaFormulation, solution: Any, support: Any, *, steps: i
     """
     controls = checked_controls(formulation, solution)
     check_integer(1, steps=steps, optional=True)
-    if not isinstance(support, tuple | list) or len(support) != 2 or not all(isinstance(a, Tensor) for a in support):
+    pair = isinstance(support, tuple | list) and len(support) == 2
+    if not pair or not all(isinstance(leaf, Tensor) for leaf in tree.leaves(tuple(support))):
         raise InvalidType(f"support is {kind_of(support)}; expected a pair (x, y) of tensors [shots, ...]")
-    pair = (support[0][None], support[1][None])
-    z = make_tasks(pair, pair).data
+    one = tree.map(lambda leaf: leaf[None], tuple(support))
+    z = make_tasks(one, one).data
     formulation.loop.check(controls, z)
     count = formulation.adapt_steps if steps is None else steps
     with torch.no_grad():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from mfoc import InvalidType, InvalidValue, tree
 from mfoc.checks import check_instance, kind_of
 from mfoc.networks import FunctionalModule, functional
+from mfoc.networks.arguments import Arguments
 from mfoc.networks.inspection import copied, trainable, unwrapped
 from mfoc.vectorisation import Mapper
 from paradigms.bayesian.laws.likelihoods import NOISE, Gaussian, Likelihood, likelihood_of
@@ -53,7 +54,7 @@ class Ensemble:
     def __len__(self) -> int:
         return len(next(iter(self.weights.values())))
 
-    def outputs(self, x: Tensor, samples: int = 100, *, seed: int = 0) -> Any:
+    def outputs(self, x: Any, samples: int = 100, *, seed: int = 0) -> Any:
         """Outputs ``[S, B, ...]`` of all networks, or of ``samples`` of them, drawn without replacement, if fewer."""
         chosen = slice(None)
         if samples < len(self):
@@ -62,7 +63,8 @@ class Ensemble:
         some = {name: value[chosen] for name, value in self.weights.items()}
         with torch.no_grad():
             x = _cast(x, next(iter(some.values())))
-            found = self._mapper(lambda weights: self._function(weights, x), some)
+            arguments = Arguments.of(self.net)
+            found = self._mapper(lambda weights: arguments.call(partial(self._function, weights), x), some)
         if self.noise is None:
             return found
         scale = self.noise[chosen]
@@ -183,9 +185,9 @@ def tree_of_numbers(outputs: Any, log_probs: Callable[[Any], Tensor]) -> Predict
     return Prediction(mean, tree.map(lambda leaf: each(leaf).epistemic, outputs), None, log_probs, False)
 
 
-def _cast(x: Tensor, like: Tensor) -> Tensor:
+def _cast(x: Any, like: Tensor) -> Any:
     """Inputs where the weights are, in their dtype; integers stay integers."""
-    return x.to(like) if x.is_floating_point() else x.to(like.device)
+    return tree.map(lambda leaf: leaf.to(like) if leaf.is_floating_point() else leaf.to(like.device), x)
 
 
 def _entropy(probabilities: Tensor) -> Tensor:
