@@ -150,7 +150,7 @@ class _Logits(nn.Module):
             last: Any = with_target(game.part, states, point)
             for t in range(game.stage, game.stages):
                 last = game.dynamics(t, last, game.schedule(controls, t), data)
-            out: Tensor = last if game.part is None else last[game.part]
+            out: Tensor = last if isinstance(last, Tensor) or game.part is None else last[game.part]
             return as_two(out)
 
         self._play = play
@@ -209,6 +209,11 @@ def as_attack(formulation: GameFormulation, maximiser: Maximiser, net: nn.Module
         )
     if made.stage != 0:
         raise InvalidValue(f"the game disturbs stage {made.stage}; an attack changes the input, stage 0")
+    if made.part is not None and not formulation.pairs:
+        raise InvalidValue(
+            f"the game disturbs {made.part!r} of several inputs, and an attack of torchattacks is given one tensor: make "
+            "the game with a module of one input, which holds the others"
+        )
     untargeted = None
     if formulation.pairs:
         untargeted = (
