@@ -20,8 +20,8 @@ from mfoc import tree
 from mfoc.errors import InvalidValue
 from mfoc.networks.inspection import copied, hooked, pure_copy, without_wrappers
 from mfoc.networks.recomputation import without_reentry
-from mfoc.networks.reparametrised import made_exact
 from mfoc.networks.references import attributes, refers, refuse_captured, tensors
+from mfoc.networks.reparametrised import made_exact
 from mfoc.seeding import watched
 from mfoc.tree import Tree, registered
 from mfoc.validation import same_values

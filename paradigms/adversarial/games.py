@@ -136,8 +136,8 @@ def game(
         net: a network as ``mfoc.from_module`` takes it (an unmodified ``nn.Sequential``, whose first layer becomes the
             first stage, or any module with ``stages``), or an ``mfoc.Problem``. It is copied, never changed.
         loss: ``loss(output, z) -> [N]``, any torch loss, or ``TRADES(beta)``; None with a problem, which has its own.
-        data: what ``mfoc.population`` takes; the state is the input, a floating-point tensor ``[N, ...]`` (or has one,
-            see ``part``).
+        data: what ``mfoc.population`` takes; the state is the input, a floating-point tensor ``[N, ...]``, or has one:
+            see ``part``.
         epsilon: radius of the ball of disturbances, in units of the input.
         norm: "linf" or "l2".
         bounds: least and largest value of a disturbed input; None where there are none.
@@ -158,8 +158,8 @@ def game(
     ball = mfoc.Ball(epsilon, norm, bounds)
     if isinstance(loss, TRADES) and part is not None:
         raise InvalidValue(
-            "TRADES is a game on pairs (x, x') of one tensor, and part names one of several: give a module of one input, "
-            "whose forward pass takes the others out of it, or another loss"
+            "TRADES is a game on pairs (x, x') of one tensor, and part names one of several: give a module of one "
+            "input, whose forward pass takes the others out of it, or another loss"
         )
     trades, plain = (loss, loss.loss) if isinstance(loss, TRADES) else (None, loss)
     drawn = mfoc.population(data, batch_size=batch_size, seed=seed)
@@ -205,7 +205,9 @@ def frozen(net: nn.Module, loss: Loss | nn.Module) -> mfoc.Problem:
     arguments = Arguments.of(fixed.module)
     weights = [leaf for leaf in [*net.parameters(), *net.buffers()] if leaf.is_floating_point()]
     control = weights[0].new_zeros(1) if weights else torch.zeros(1)
-    return mfoc.Problem(lambda t, x, u, z: arguments.call(partial(fixed, {}), x), mfoc.networks.per_sample(loss), [control])
+    return mfoc.Problem(
+        lambda t, x, u, z: arguments.call(partial(fixed, {}), x), mfoc.networks.per_sample(loss), [control]
+    )
 
 
 class _Pairs(mfoc.Population):
@@ -237,7 +239,8 @@ def _check_data(made: mfoc.Game, source: mfoc.Population, data: Any) -> None:
         names = list(inputs if isinstance(inputs, dict) else range(len(inputs)))
         raise InvalidType(
             f"the input of the network is {kind_of(inputs)} of several tensors; expected a floating-point tensor "
-            f"[N, ...], or the one that is disturbed named by part=, one of {names} (with TRADES, a module of one input)"
+            f"[N, ...], or the one that is disturbed named by part=, one of {names} (with TRADES, a module of one "
+            "input)"
         )
     if made.stage == 0 and (not isinstance(inputs, Tensor) or not inputs.is_floating_point()):
         what = f"a {inputs.dtype} tensor" if isinstance(inputs, Tensor) else kind_of(inputs)

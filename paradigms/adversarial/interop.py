@@ -211,8 +211,8 @@ def as_attack(formulation: GameFormulation, maximiser: Maximiser, net: nn.Module
         raise InvalidValue(f"the game disturbs stage {made.stage}; an attack changes the input, stage 0")
     if made.part is not None and not formulation.pairs:
         raise InvalidValue(
-            f"the game disturbs {made.part!r} of several inputs, and an attack of torchattacks is given one tensor: make "
-            "the game with a module of one input, which holds the others"
+            f"the game disturbs {made.part!r} of several inputs, and an attack of torchattacks is given one tensor: "
+            "make the game with a module of one input, which holds the others"
         )
     untargeted = None
     if formulation.pairs:

@@ -25,7 +25,8 @@ def predict(
     Args:
         posterior: what the readout of ``variational`` returned, a ``NetworkPosterior`` or a Pyro guide; for draws of a
             sampler ``ensemble(net, draws, likelihood=...)``; or anything else with ``outputs`` and ``likelihood``.
-        x: inputs ``[B, ...]``, of a network of several arguments a tuple or a dict of them; for a Pyro guide the tuple (or dict) of the model's arguments, observations included
+        x: inputs ``[B, ...]``, of a network of several arguments a tuple or a dict of them; for a Pyro guide
+            the tuple (or dict) of the model's arguments, observations included
             where the model needs them (they do not enter). A Pyro guide takes its parameters, and the model's, from
             the parameter store, as it does whenever it is called; the store is left as it was.
         samples: draws S.

@@ -212,9 +212,7 @@ def _of_network(net: nn.Module, data: Any, likelihood: Any, noise: Any, prior: A
         except mfoc.MfocError:
             raise
         except Exception as error:  # whatever the user's forward pass raises
-            raise InvalidValue(
-                f"the network cannot take inputs of shape {_described(inputs)}: {error}"
-            ) from error
+            raise InvalidValue(f"the network cannot take inputs of shape {_described(inputs)}: {error}") from error
         fit.check(output, _cast(targets, like))
     learned = isinstance(fit, Gaussian) and fit.noise is None
     if learned:
