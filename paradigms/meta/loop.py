@@ -62,7 +62,8 @@ class TaskObjective:
         except (RuntimeError, IndexError, TypeError, ValueError, AttributeError) as error:
             like = next(iter(weights.values()))
             raise InvalidValue(
-                f"net ({like.dtype} on {like.device}) cannot run on the {name} inputs of a task, {_described(x)}: {error}"
+                f"net ({like.dtype} on {like.device}) cannot run on the {name} inputs of a task, "
+                f"{_described(x)}: {error}"
             ) from error
         self.loss.check(output, y, name)
 

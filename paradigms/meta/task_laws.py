@@ -48,8 +48,8 @@ def _pair(pair: Any, name: str) -> Pair:
     for leaf, part in zip(pair, "xy", strict=True):
         if isinstance(leaf, list) or (isinstance(leaf, tuple) and part == "y"):
             raise InvalidType(
-                f"{name} {part} is {kind_of(leaf)}, so tasks may have different numbers of shots; tasks of one batch are "
-                "evaluated together: stack them to [tasks, shots, ...], with as many shots in each"
+                f"{name} {part} is {kind_of(leaf)}, so tasks may have different numbers of shots; tasks of one batch "
+                "are evaluated together: stack them to [tasks, shots, ...], with as many shots in each"
             )
         if not isinstance(leaf, Tensor) and not (part == "x" and _several(leaf)):
             raise InvalidType(

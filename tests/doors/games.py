@@ -62,7 +62,8 @@ def yopo(entry: Architecture) -> None:
     weights: list[list[Any]] = [list(named(part).values()) for part in parts]
     expected, slopes = adversaries.yopo(
         [lambda h, part=part: _listed(run(part, _copied(h))) for part in parts],
-        weights, lambda h: shares(entry.loss, h, z), x if entry.part is None else entered, problem.ball, eta.requires_grad_(), 2, 2, length, s=entry.at,
+        weights, lambda h: shares(entry.loss, h, z), x if entry.part is None else entered, problem.ball,
+        eta.requires_grad_(), 2, 2, length, s=entry.at,
     )  # fmt: skip
     near([play.disturbance], [expected], entry.rtol)
     of = {
