@@ -66,8 +66,8 @@ class Mapper:
             InvalidValue: it draws random numbers, cannot be differentiated, or what it returns has another shape for
                 another element.
         """
-        graded = torch.is_grad_enabled() and any(leaf.requires_grad for leaf in tree.tensors(trees))
-        return self._run(_Values(graded), function, trees)
+        onward = torch.is_grad_enabled()
+        return self._run(_Values([onward and leaf.requires_grad for leaf in tree.tensors(trees)]), function, trees)
 
     def gradient_and_value(self, function: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
         """The gradients ``[n, d]`` and values ``[n]`` of a function of one row of x to a number, without a graph.
@@ -150,10 +150,14 @@ class Mapper:
 
 
 class _Values:
-    """The values of a function; with ``graded`` they derive into what it is given."""
+    """The values of a function; they derive into those of its leaves that are ``graded``.
 
-    def __init__(self, graded: bool) -> None:
-        self.name = "graded" if graded else "values"
+    Which ones is part of the name: the derivative in some may be right, and fail in others.
+    """
+
+    def __init__(self, graded: Sequence[bool]) -> None:
+        self._graded = any(graded)
+        self.name = "".join("01"[each] for each in graded) if self._graded else "values"
 
     def vmap(self, function: Function, trees: Sequence[Tree]) -> Tree:
         """All elements at once."""
@@ -170,7 +174,7 @@ class _Values:
         values = tree.leaves(run(function, few))
         outputs = [value for value in values if value.requires_grad]
         inputs = [leaf for leaf in tree.tensors(few) if leaf.requires_grad]
-        if self.name != "graded" or not outputs:
+        if not self._graded or not outputs:
             return values, list
         seeds = [torch.arange(1, v.numel() + 1, device=v.device).cos().to(v.dtype).view(v.shape) for v in outputs]
         return values, lambda: gradients(outputs, inputs, seeds)
@@ -189,7 +193,7 @@ class _Gradients:
         """By plain autograd: torch.func's gradients know no checkpointing, for one."""
         with torch.enable_grad():
             x = trees[0].detach().requires_grad_()
-            value = _Values(True).loop(function, (x,))
+            value = _Values([True]).loop(function, (x,))
             return gradients(value, [x])[0], value.detach()
 
     def evidence(self, run: Function, function: Function, few: Sequence[Tree]) -> _Evidence:
@@ -221,7 +225,8 @@ def _stacked(found: Sequence[Tree]) -> Tree:
         if not isinstance(leaf, Tensor):
             raise InvalidType(
                 f"a forward pass returned {kind_of(found[0])} that holds {kind_of(leaf)}; expected a tensor, or "
-                "tuples, lists or dicts of tensors"
+                "tuples, lists or dicts of tensors: leave it out, in a module around this one whose forward pass "
+                "returns the tensors alone"
             )
     shapes = [[leaf.shape for leaf in tree.leaves(each)] for each in found]
     for other in shapes:

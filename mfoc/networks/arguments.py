@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
@@ -51,6 +53,14 @@ class Arguments:
     def free(self) -> tuple[str, ...]:
         """Those that may be given or not."""
         return tuple(name for name in self.optional if name not in self.main)
+
+    def call(self, function: Callable[..., Any], x: Tree) -> Any:
+        """A forward pass on inputs: by name where there are several arguments, else as they are.
+
+        Raises:
+            InvalidType: see ``named``.
+        """
+        return function(**self.named(x)) if len(self.required) + len(self.optional) > 1 else function(x)
 
     def named(self, x: Tree) -> dict[str, Tree]:
         """The arguments by name: a dict of names is what it says, a tuple is that of the required ones in order.

@@ -9,7 +9,7 @@ attributes, that holds the weights of the call for good.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -20,9 +20,10 @@ from torch import Tensor, nn
 from mfoc import tree
 from mfoc.derivatives import recurrent_kernels
 from mfoc.errors import InvalidValue
-from mfoc.networks.inspection import copied, hooked, pure_copy
+from mfoc.networks.inspection import copied, hooked, pure_copy, without_wrappers
 from mfoc.networks.recomputation import without_reentry
 from mfoc.networks.references import attributes, refers, refuse_captured, tensors
+from mfoc.networks.reparametrised import made_exact
 from mfoc.seeding import watched
 from mfoc.tree import Tree, registered
 from mfoc.validation import same_values
@@ -111,8 +112,18 @@ class FunctionalModule:
 
     def at(self, weights: Mapping[str, Tensor]) -> nn.Module:
         """A module with these weights, over the same constants: for one evaluation, which may advance its buffers."""
-        if self.constant:
-            return self.module
+        return self.module if self.constant else self._made(weights, self._copied)
+
+    def twin(self, weights: Mapping[str, Tensor]) -> nn.Module:
+        """A module with these weights that is to be kept, and run as often as one likes: all of its buffers are copies.
+
+        Spectral norm in it is exact in training mode, weight norm twice differentiable, and nothing is compiled.
+        """
+        made = without_wrappers(self._made(weights, range(len(self._parts))))
+        made_exact(made)
+        return made
+
+    def _made(self, weights: Mapping[str, Tensor], moving: Collection[int]) -> nn.Module:
         made: list[nn.Module] = [object.__new__(part.kind) for part in self._parts]
         buffers: dict[int, Tensor] = {}
         for place, (part, new) in enumerate(zip(self._parts, made, strict=True)):
@@ -122,7 +133,7 @@ class FunctionalModule:
                 leaf: weights[value] if isinstance(value, str) else value for leaf, value in part.parameters.items()
             }
             held["_buffers"] = dict(part.buffers)
-            if place in self._copied:
+            if place in moving:
                 held["_buffers"] = {
                     leaf: None if value is None else buffers.setdefault(id(value), value.clone())
                     for leaf, value in part.buffers.items()

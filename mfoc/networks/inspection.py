@@ -171,6 +171,15 @@ class _Through(nn.Module):
         return inner(*args, **kwargs)
 
 
+def without_wrappers(private: Module) -> Module:
+    """The same module, a private copy, whose parts are compiled or spread over devices no more."""
+    for part in list(private.modules()):
+        for key, child in part._modules.items():
+            if child is not None and _wraps(child):
+                part._modules[key] = _Through(child)
+    return private
+
+
 def without_inplace(module: Module) -> Module:
     """The same module, whose layers write over their inputs no more: those may be a user's tensors."""
     for part in module.modules():
@@ -207,11 +216,7 @@ def pure_copy(module: Module, name: str = "") -> Module:
     Raises:
         InvalidValue: it cannot be copied.
     """
-    private = copied(module, name)
-    for part in list(private.modules()):
-        for key, child in part._modules.items():
-            if child is not None and _wraps(child):
-                part._modules[key] = _Through(child)
+    private = without_wrappers(copied(module, name))
     for _, norm in training_norms(private):
         norm.running_mean = norm.running_var = norm.num_batches_tracked = None
     made_exact(private)

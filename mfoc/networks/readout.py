@@ -107,7 +107,8 @@ def refresh_averages(net: nn.Module, batches: Iterable[Any]) -> None:
 
     Args:
         net: a network of one's own: its buffers are written into.
-        batches: the inputs ``[N, ...]``, batch by batch; read only where there are averages to estimate.
+        batches: the inputs ``[N, ...]``, batch by batch; read only where there are averages to estimate. Several
+            inputs are a tuple in the order of the arguments, or a dict by their names.
 
     Raises:
         InvalidType: ``batches`` is one tensor.
@@ -115,7 +116,8 @@ def refresh_averages(net: nn.Module, batches: Iterable[Any]) -> None:
     if isinstance(batches, Tensor):
         raise InvalidType("batches is a tensor; expected an iterable of batches, [x] for all inputs at once")
     if averaging(net):
-        _average(net, net, batches)
+        several = Arguments.of(net)
+        _average(net, lambda batch: several.call(net, batch), batches)
 
 
 def averaging(net: nn.Module) -> list[Norm]:

@@ -19,6 +19,7 @@ _PLAIN = (
     type(None), bool, int, float, complex, str, bytes, range, type, types.ModuleType, types.BuiltinFunctionType,
     torch.dtype, torch.device, torch.Size, torch.Generator, np.ndarray, weakref.ReferenceType,
 )  # fmt: skip
+_SIMPLE = frozenset([type(None), bool, int, float, str])
 
 
 def attributes(part: nn.Module) -> dict[str, Any]:
@@ -33,6 +34,8 @@ def tensors(part: nn.Module) -> Iterator[Tensor]:
 
 def refers(value: Any, known: Collection[int]) -> bool:
     """Whether one of these objects, given by ``id``, can be reached from a value that ``copy.deepcopy`` follows."""
+    if type(value) in _SIMPLE or (isinstance(value, dict) and not value):  # most are: numbers, and hooks there are none
+        return False
     return any(id(found) in known for found in _reached(value, set()))
 
 

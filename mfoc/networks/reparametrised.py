@@ -11,6 +11,8 @@ whose second derivative is not that of the function; in private copies it is wri
 
 from __future__ import annotations
 
+import copy
+from collections import OrderedDict
 from typing import Any
 
 import torch
@@ -60,9 +62,19 @@ _OWN: dict[type, type] = {
 def made_exact(module: nn.Module) -> None:
     """Makes every spectral norm of a private copy the exact one, and every weight norm twice differentiable."""
     for part in module.modules():
-        for held in (part, *part.__dict__["_forward_pre_hooks"].values()):
-            if type(held) in _OWN:
-                held.__class__ = _OWN[type(held)]
+        if type(part) in _OWN:
+            part.__class__ = _OWN[type(part)]
+        hooks = part.__dict__["_forward_pre_hooks"]
+        if any(type(hook) in _OWN for hook in hooks.values()):  # a shell shares them with the module it is of
+            part.__dict__["_forward_pre_hooks"] = OrderedDict((key, _exact(hook)) for key, hook in hooks.items())
+
+
+def _exact(hook: Any) -> Any:
+    if type(hook) not in _OWN:
+        return hook
+    made = copy.copy(hook)
+    made.__class__ = _OWN[type(hook)]
+    return made
 
 
 @torch.no_grad()

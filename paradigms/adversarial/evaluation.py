@@ -101,6 +101,7 @@ def evaluate(
     confidence: float = 0.95,
     seed: int = 0,
     progress: bool = True,
+    part: int | str | None = None,
 ) -> Robustness:
     """Accuracy of a classifier under attacks.
 
@@ -130,6 +131,7 @@ def evaluate(
         confidence: level of the Wilson intervals.
         seed: of the attacks.
         progress: show a progress bar where ``rich`` is installed.
+        part: which of several inputs is disturbed; see ``game``.
 
     Raises:
         InvalidType, InvalidValue: wrong arguments, or an attack that cannot take this input.
@@ -142,7 +144,7 @@ def evaluate(
     size = None if batched else batch_size
     verdict = _Verdict(loss)
     problem = frozen(copied(net).eval(), verdict.cost)
-    formulation = game(problem, None, data, epsilon=epsilon, norm=norm, bounds=bounds, batch_size=size)
+    formulation = game(problem, None, data, epsilon=epsilon, norm=norm, bounds=bounds, batch_size=size, part=part)
     batches = list(formulation.population.epoch())
     chosen = _defaults(formulation, batches[0], seed) if attacks is None else _checked(attacks)
     rows = []
@@ -165,7 +167,7 @@ def evaluate(
 def _defaults(formulation: GameFormulation, batch: mfoc.Particles, seed: int) -> dict[str, Maximiser]:
     attacks: dict[str, Maximiser] = {"FGSM": FGSM(), "PGD-20": PGD(20)}
     ball = formulation.problem.ball
-    if batch.state.dim() != 4 or ball.bounds is None:
+    if formulation.problem.target(batch.state).dim() != 4 or ball.bounds is None:
         return attacks
     library = require("torchattacks", "adversarial")
     low, high = ball.bounds

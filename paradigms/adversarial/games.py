@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,8 @@ from mfoc import InvalidType, InvalidValue
 from mfoc.checks import check_callable, check_instance, check_positive, kind_of
 from mfoc.formulation import Formulation
 from mfoc.networks import NetworkProblem
-from mfoc.networks.inspection import copied, training_norms
+from mfoc.networks.arguments import Arguments
+from mfoc.networks.inspection import copied, training_norms, unwrapped
 from mfoc.problem import RunningCost, controls_of
 from paradigms.adversarial.certificate import GameCertificate, certify, check_inside
 
@@ -120,6 +122,7 @@ def game(
     running_cost: RunningCost | None = None,
     batch_size: int | None = None,
     seed: int = 0,
+    part: int | str | None = None,
 ) -> GameFormulation:
     """Adversarial training as a differential game: min over weights, max over ||eta|| <= epsilon, of E[loss].
 
@@ -133,7 +136,8 @@ def game(
         net: a network as ``mfoc.from_module`` takes it (an unmodified ``nn.Sequential``, whose first layer becomes the
             first stage, or any module with ``stages``), or an ``mfoc.Problem``. It is copied, never changed.
         loss: ``loss(output, z) -> [N]``, any torch loss, or ``TRADES(beta)``; None with a problem, which has its own.
-        data: what ``mfoc.population`` takes; the state is the input, a floating-point tensor ``[N, ...]``.
+        data: what ``mfoc.population`` takes; the state is the input, a floating-point tensor ``[N, ...]``, or has one:
+            see ``part``.
         epsilon: radius of the ball of disturbances, in units of the input.
         norm: "linf" or "l2".
         bounds: least and largest value of a disturbed input; None where there are none.
@@ -142,6 +146,8 @@ def game(
         running_cost: see ``mfoc.from_module``; for example ``mfoc.weight_decay(1e-4)``.
         batch_size: particles in a batch; all of them when None.
         seed: of the batches.
+        part: the entry of the state that is disturbed, of a network of several arguments, whose inputs are a tuple in
+            their order or a dict by their names.
 
     Returns:
         A formulation; its ``readout(solution)`` is the robust network in evaluation mode (for a problem: the controls).
@@ -150,13 +156,18 @@ def game(
         InvalidType, InvalidValue: wrong arguments, data that exceed the bounds, or that do not fit the network.
     """
     ball = mfoc.Ball(epsilon, norm, bounds)
+    if isinstance(loss, TRADES) and part is not None:
+        raise InvalidValue(
+            "TRADES is a game on pairs (x, x') of one tensor, and part names one of several: give a module of one "
+            "input, whose forward pass takes the others out of it, or another loss"
+        )
     trades, plain = (loss, loss.loss) if isinstance(loss, TRADES) else (None, loss)
     drawn = mfoc.population(data, batch_size=batch_size, seed=seed)
     source = _Pairs(drawn) if trades else drawn
     if isinstance(net, mfoc.Problem):
         if loss is not None or stages is not None or running_cost is not None:
             raise InvalidType("net is an mfoc.Problem, which has costs and stages of its own; pass loss=None")
-        made = mfoc.Game.of(net, ball, stage=at)
+        made = mfoc.Game.of(net, ball, stage=at, part=part)
         _check_data(made, source, data)
         return GameFormulation(made, source, controls_of)
     check_instance(nn.Module, "a torch.nn.Module or an mfoc.Problem", net=net)
@@ -170,7 +181,7 @@ def game(
 
     def played(problem: mfoc.Problem) -> mfoc.Game:
         problem = trades.over(problem) if trades else problem
-        return mfoc.Game.of(problem, ball, stage=at, part=1 if trades else None)
+        return mfoc.Game.of(problem, ball, stage=at, part=1 if trades else part)
 
     def remake(module: nn.Module) -> mfoc.Game:
         return played(trained(module))
@@ -190,10 +201,13 @@ def game(
 
 def frozen(net: nn.Module, loss: Loss | nn.Module) -> mfoc.Problem:
     """A network to be attacked, not trained: one stage, whose control does nothing. It is copied."""
-    fixed = mfoc.networks.functional(copied(net).requires_grad_(False))
+    fixed = mfoc.networks.functional(copied(unwrapped(net)).requires_grad_(False))
+    arguments = Arguments.of(fixed.module)
     weights = [leaf for leaf in [*net.parameters(), *net.buffers()] if leaf.is_floating_point()]
     control = weights[0].new_zeros(1) if weights else torch.zeros(1)
-    return mfoc.Problem(lambda t, x, u, z: fixed({}, x), mfoc.networks.per_sample(loss), [control])
+    return mfoc.Problem(
+        lambda t, x, u, z: arguments.call(partial(fixed, {}), x), mfoc.networks.per_sample(loss), [control]
+    )
 
 
 class _Pairs(mfoc.Population):
@@ -218,7 +232,16 @@ def _check_data(made: mfoc.Game, source: mfoc.Population, data: Any) -> None:
     """Refuses data that do not fit the network, or exceed the bounds: all of them where they are in memory."""
     first = source(0)
     few = first[:2]
-    inputs = few.state[0] if made.part is not None else few.state
+    inputs = few.state
+    if made.stage == 0 and made.part is not None:
+        inputs = inputs[0] if isinstance(source, _Pairs) else made.target(inputs)
+    if made.stage == 0 and isinstance(inputs, tuple | list | dict):
+        names = list(inputs if isinstance(inputs, dict) else range(len(inputs)))
+        raise InvalidType(
+            f"the input of the network is {kind_of(inputs)} of several tensors; expected a floating-point tensor "
+            f"[N, ...], or the one that is disturbed named by part=, one of {names} (with TRADES, a module of one "
+            "input)"
+        )
     if made.stage == 0 and (not isinstance(inputs, Tensor) or not inputs.is_floating_point()):
         what = f"a {inputs.dtype} tensor" if isinstance(inputs, Tensor) else kind_of(inputs)
         raise InvalidType(

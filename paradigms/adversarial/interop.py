@@ -21,7 +21,7 @@ from mfoc.seeding import mixed_seed, seeded
 from paradigms.adversarial.attack import as_two, attack_class
 from paradigms.adversarial.games import GameFormulation
 
-_ROUNDING = 1e-4  # relative: attacks project in the input's precision
+_ROUNDING = 1e-4  # relative: attacks project in the input's precision, which may be less than this
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,8 @@ class FromTorchattacks:
             raise InvalidValue(f"{_name(attack)} returned {what} for inputs of shape {tuple(x.shape)}")
         eta = found.detach().to(x) * (high - low) + low - x
         inside = game.ball.project(eta)
-        if float((eta - inside).abs().max()) > _ROUNDING * (high - low):
+        rounding = max(_ROUNDING, 2 * torch.finfo(x.dtype).eps)
+        if float((eta - inside).abs().max()) > rounding * (high - low):
             raise InvalidValue(
                 f"{_name(attack)} left the ball of the game (epsilon {game.ball.epsilon:g}, {game.ball.norm}); make it "
                 f"with eps={game.ball.epsilon / (high - low):g}"
@@ -149,7 +150,7 @@ class _Logits(nn.Module):
             last: Any = with_target(game.part, states, point)
             for t in range(game.stage, game.stages):
                 last = game.dynamics(t, last, game.schedule(controls, t), data)
-            out: Tensor = last if game.part is None else last[game.part]
+            out: Tensor = last if isinstance(last, Tensor) or game.part is None else last[game.part]
             return as_two(out)
 
         self._play = play
@@ -208,6 +209,11 @@ def as_attack(formulation: GameFormulation, maximiser: Maximiser, net: nn.Module
         )
     if made.stage != 0:
         raise InvalidValue(f"the game disturbs stage {made.stage}; an attack changes the input, stage 0")
+    if made.part is not None and not formulation.pairs:
+        raise InvalidValue(
+            f"the game disturbs {made.part!r} of several inputs, and an attack of torchattacks is given one tensor: "
+            "make the game with a module of one input, which holds the others"
+        )
     untargeted = None
     if formulation.pairs:
         untargeted = (

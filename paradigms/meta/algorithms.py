@@ -36,7 +36,8 @@ def maml(
     leaks between tasks, and no running average is advanced. In evaluation mode its averages are constants.
 
     Args:
-        net: any module from inputs ``[shots, ...]`` to outputs ``[shots, ...]``. It is copied, never changed. A chain
+        net: any module from inputs ``[shots, ...]`` to outputs ``[shots, ...]``; the inputs of one of several
+            arguments are a tuple in their order, or a dict by their names. It is copied, never changed. A chain
             (``nn.Sequential``) of common layers is several times faster than other modules; ``paradigms.meta.stacked``
             says which they are. A submodule or a parameter in several places is one weight.
         loss: ``loss(output, target) -> scalar`` for one task, or a torch loss.
@@ -233,7 +234,7 @@ def reptile(
     objective = TaskObjective(model, TaskLoss(loss), first_order=True)
     loop = Loop(objective, tuple(model.names), rule, toward=True, shots_per_step=shots_per_step)
     made = assemble(loop, {"phi": model.initial()}, tasks, inner_steps, inner_lr=inner_lr)
-    shots = made.population(0).data["support"][0].shape[1]
+    shots = made.population(0).data["support"][1].shape[1]
     if shots_per_step is not None and shots_per_step > shots:
         raise InvalidValue(f"shots_per_step is {shots_per_step} and the support has {shots}; expected no more")
     return made

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mfoc import InvalidType, InvalidValue, Particles
+from mfoc import InvalidType, InvalidValue, Particles, tree
 from mfoc.checks import check_between, check_integer, kind_of
+from mfoc.networks import refresh_averages
 from mfoc.printing import table
 from paradigms.meta.formulations import MetaFormulation, checked_controls, to_module
 from paradigms.meta.losses import TaskLoss
@@ -128,7 +129,10 @@ def evaluate(
 
 
 def adapt(formulation: MetaFormulation, solution: Any, support: Any, *, steps: int | None = None) -> nn.Module:
-    """The network adapted to one task, an ordinary module.
+    """The network adapted to one task, an ordinary module in the mode of the network.
+
+    Running averages of norms in training mode are those of the support at the adapted weights, so that ``.eval()`` is
+    the network that was adapted.
 
     Args:
         formulation: what ``maml`` or another function of this paradigm returned.
@@ -141,16 +145,19 @@ def adapt(formulation: MetaFormulation, solution: Any, support: Any, *, steps: i
     """
     controls = checked_controls(formulation, solution)
     check_integer(1, steps=steps, optional=True)
-    if not isinstance(support, tuple | list) or len(support) != 2 or not all(isinstance(a, Tensor) for a in support):
+    pair = isinstance(support, tuple | list) and len(support) == 2
+    if not pair or not all(isinstance(leaf, Tensor) for leaf in tree.leaves(tuple(support))):
         raise InvalidType(f"support is {kind_of(support)}; expected a pair (x, y) of tensors [shots, ...]")
-    pair = (support[0][None], support[1][None])
-    z = make_tasks(pair, pair).data
+    one = tree.map(lambda leaf: leaf[None], tuple(support))
+    z = make_tasks(one, one).data
     formulation.loop.check(controls, z)
     count = formulation.adapt_steps if steps is None else steps
     with torch.no_grad():
         ((_, state),) = formulation.loop.states(controls, z, [count])
     weights = {**controls["phi"], **{name: leaf[0] for name, leaf in state["fast"].items()}}
-    return to_module(formulation.net, weights)
+    adapted = to_module(formulation.net, weights)
+    refresh_averages(adapted, [support[0]])
+    return adapted
 
 
 def _new(tasks: Particles, counted: set[int]) -> Particles:

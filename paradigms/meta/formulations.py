@@ -10,7 +10,7 @@ Abbeel, Levine 2017, arXiv:1703.03400), and dJ/dphi_0 = E p_1. First-order MAML 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -174,8 +174,15 @@ def _readout(net: nn.Module, source: mfoc.Population, solution: Any) -> nn.Modul
     Support and query of each task are batches of their own, as they are in the solve.
     """
     solved = to_module(net, controls_of(solution)["phi"])
-    refresh_averages(solved, (x for b in source.epoch() for part in ("support", "query") for x in b.data[part][0]))
+    refresh_averages(
+        solved, (x for b in source.epoch() for part in ("support", "query") for x in _by_task(b.data[part][0]))
+    )
     return solved
+
+
+def _by_task(x: Any) -> Iterator[Any]:
+    """The inputs of each task, of a network of one argument or of several."""
+    return (tree.rebuild(x, row) for row in zip(*tree.leaves(x), strict=True))
 
 
 def _split_at(model: StackedNetwork, adapted: tuple[str, ...]) -> int:

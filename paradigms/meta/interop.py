@@ -13,7 +13,7 @@ from mfoc import InvalidType, InvalidValue, require
 from mfoc.checks import kind_of
 from mfoc.networks import place
 from paradigms.meta.algorithms import learned_update, maml, meta_sgd
-from paradigms.meta.formulations import MetaFormulation, checked_controls, to_module
+from paradigms.meta.formulations import MetaFormulation, checked_controls
 from paradigms.meta.learner import Learner as Learner
 from paradigms.meta.losses import Loss
 
@@ -95,7 +95,7 @@ def to_learn2learn(formulation: MetaFormulation, solution: Any) -> Any:
         place(solved.module, controls["phi"])
         place(_transforms(solved), controls["rule"])  # whose parameters are those of the copy
         return solved
-    net = to_module(formulation.net, controls["phi"])
+    net = formulation.readout(controls)
     plain = loop.move is not None and loop.move.direction is None
     if not plain or set(loop.adapted) != set(controls["phi"]):
         raise InvalidValue(

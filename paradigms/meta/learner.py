@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from mfoc import InvalidType, InvalidValue, tree
 from mfoc.checks import check_flag, check_instance
 from mfoc.derivatives import check_twice, twice_differentiable
+from mfoc.networks import FunctionalModule
 from mfoc.networks.inspection import BOOKKEEPING, without_inplace
+from mfoc.networks.recomputation import without_reentry
 from paradigms.meta.formulations import MetaFormulation, checked_controls, to_module
 from paradigms.meta.update_rules import AdaptedRule, Rule
 
@@ -27,9 +29,12 @@ class Learner(nn.Module):
     ``zero_grad`` work alike; other attributes are looked up in the network. A clone's parameters are the fast weights
     of one task and derive into those of the learner.
 
-    Two things differ, on purpose. A clone has buffers of its own: batch-norm averages of one task are seen by no other
-    and do not reach the learner. And parameters that require no grad are left alone without being asked. Save a learner
-    by its ``state_dict``: the formulation in it cannot be pickled.
+    What differs does so on purpose. A clone has buffers of its own: batch-norm averages of one task are seen by no
+    other and do not reach the learner; those of a learner made of a solution are of one pass over the tasks. ``module``
+    of a clone is another object after each ``adapt``: what is computed again on the way back, or a hook there, finds
+    the weights of its pass. In training mode spectral norm is exact, as in ``maml``. And parameters that require no
+    grad are left alone without being asked. Save a learner by its ``state_dict``: the formulation in it cannot be
+    pickled.
 
     With ``copy=False`` the network is the one given to ``maml(...)`` itself, as ``learn2learn.algorithms.MAML(net)``
     holds it: its parameters are the learner's, an optimiser over either moves both, and ``loss.backward()`` through
@@ -78,7 +83,10 @@ class Learner(nn.Module):
         controls = checked_controls(formulation, controls)
         self._formulation = formulation
         self._others = {key: like for key, like in formulation.problem.controls.items() if key != "phi"}
-        self.module = without_inplace(to_module(formulation.net, controls["phi"])) if copy else formulation.net
+        self.module = formulation.net
+        if copy:  # the running averages of what was solved for are those of the tasks
+            solved = to_module(formulation.net, controls["phi"]) if solution is None else formulation.readout(solution)
+            self.module = without_inplace(solved)
         for key, like in self._others.items():
             ordered = tree.map(lambda _, leaf: leaf, like, controls[key])  # as the formulation has them
             fresh = [nn.Parameter(leaf) for leaf in tree.leaves(tree.copy(ordered))]
@@ -123,7 +131,7 @@ class Learner(nn.Module):
         nn.Module.__init__(twin)
         twin.train(self.training)
         twin.__dict__.update({key: value for key, value in self.__dict__.items() if key not in BOOKKEEPING})
-        twin.module = without_inplace(_twin(self.module))  # a network that is shared may write over its inputs
+        twin.module = _twin(self.module)
         for key in self._others:  # a plain list: step sizes are no parameters of a task
             name = _NAMES.get(key, key)
             twin.__dict__[name] = [leaf.clone() for leaf in getattr(self, name)]
@@ -180,7 +188,8 @@ class Learner(nn.Module):
         controls = self.controls()
         memory = self._memory or move.begin(controls, 1)
         moved, self._memory = move.step(self._step, {n: leaf[None] for n, leaf in fast.items()}, wide, controls, memory)
-        _place(self.module, {name: leaf[0] for name, leaf in moved.items()})
+        # A module of its own: the graph of the loss goes on reading the weights that it was computed with.
+        self.module = _twin(self.module, {name: leaf[0] for name, leaf in moved.items()})
         for key in self._memory.keys() & self._others.keys():  # fast weights of the rule
             self.__dict__[_NAMES.get(key, key)] = [leaf[0] for leaf in tree.leaves(self._memory[key])]
         self._step += 1
@@ -188,7 +197,7 @@ class Learner(nn.Module):
     def forward(self, *inputs: Any, **options: Any) -> Any:
         """The network with the present weights."""
         onward = self._cloned and not self.first_order  # a loss of it is differentiated by adapt, and that once more
-        with twice_differentiable() if onward else nullcontext():
+        with twice_differentiable() if onward else nullcontext(), without_reentry() if self._cloned else nullcontext():
             return self.module(*inputs, **options)
 
     def _free(self, allow_nograd: bool) -> dict[str, Tensor]:
@@ -216,42 +225,9 @@ def _check_loss(loss: Any) -> None:
         raise InvalidValue("loss has no graph (computed under no_grad, or detached); adapt differentiates it")
 
 
-def _twin(module: nn.Module, known: dict[int, Any] | None = None) -> Any:
-    """The same structure on new tensors: parameters derive into the old ones, buffers are copies.
-
-    A parameter or a submodule in two places stays in both; ``known`` maps the old ones to the new.
-    """
-    known = {} if known is None else known
-    if id(module) in known:
-        return known[id(module)]
-    twin = type(module).__new__(type(module))
-    known[id(module)] = twin
-    twin.__dict__.update(module.__dict__)
-    for kind in ("_parameters", "_buffers"):
-        twin.__dict__[kind] = {
-            name: leaf if leaf is None else known.setdefault(id(leaf), leaf.clone())
-            for name, leaf in module.__dict__[kind].items()
-        }
-    twin.__dict__["_modules"] = {
-        name: child if child is None else _twin(child, known) for name, child in module._modules.items()
-    }
-    _refer(twin)
-    return twin
-
-
-def _place(module: nn.Module, weights: dict[str, Tensor]) -> None:
-    """Puts weights into a twin, each in all its places."""
+def _twin(module: nn.Module, weights: dict[str, Tensor] | None = None) -> nn.Module:
+    """The same structure on new tensors: buffers are copies, parameters derive into the old ones or are ``weights``."""
+    made = FunctionalModule(module)
     own = dict(module.named_parameters())
-    new = {id(own[name]): leaf for name, leaf in weights.items()}
-    for part in module.modules():
-        for key, leaf in part._parameters.items():
-            if id(leaf) in new:
-                part._parameters[key] = new[id(leaf)]  # type: ignore[assignment]  # which would ask for an nn.Parameter
-        _refer(part)
-
-
-def _refer(module: Any) -> None:
-    """Recurrent layers keep a second list of their weights."""
-    names = module.__dict__.get("_flat_weights_names")
-    if names is not None:
-        module.__dict__["_flat_weights"] = [module._parameters.get(name) for name in names]
+    given = {name: own[name].clone() if weights is None else weights.get(name, own[name]) for name in made.names}
+    return without_inplace(made.twin(given))  # a network that is shared may write over its inputs

@@ -18,7 +18,7 @@ from paradigms.meta.stacked import StackedNetwork, Weights
 from paradigms.meta.update_rules import Rule as Rule
 
 State = dict[str, Any]
-Pair = tuple[Tensor, Tensor]
+Pair = tuple[Any, Tensor]  # inputs: a tensor, or a tree of them for a network of several arguments
 
 
 @dataclass(frozen=True)
@@ -50,20 +50,20 @@ class TaskObjective:
             InvalidType, InvalidValue: inputs the network does not run on, targets that do not fit its outputs.
         """
         x, y = pair
-        if x.is_floating_point() and not bool(x.isfinite().all()):
+        if not all(bool(leaf.isfinite().all()) for leaf in tree.tensors(x)):
             raise InvalidValue(f"{name} x holds NaN or infinite values")
         wide = {key: leaf.detach()[None] for key, leaf in weights.items()}
         try:
-            self.network.check(x[0])
+            self.network.check(tree.map(lambda leaf: leaf[0], x))
             with torch.no_grad():
-                output = self.network(wide, x[:1])
+                output = self.network(wide, tree.map(lambda leaf: leaf[:1], x))
         except (InvalidType, InvalidValue):
             raise
         except (RuntimeError, IndexError, TypeError, ValueError, AttributeError) as error:
             like = next(iter(weights.values()))
             raise InvalidValue(
-                f"net ({like.dtype} on {like.device}) cannot run on the {name} inputs of a task, {tuple(x.shape[1:])} "
-                f"({x.dtype} on {x.device}): {error}"
+                f"net ({like.dtype} on {like.device}) cannot run on the {name} inputs of a task, "
+                f"{_described(x)}: {error}"
             ) from error
         self.loss.check(output, y, name)
 
@@ -110,7 +110,7 @@ class TaskObjective:
             }
             if not onward:
                 body = {name: leaf.detach() for name, leaf in body.items()}
-                pair = tuple(leaf.detach() for leaf in pair)
+                pair = tree.map(torch.Tensor.detach, pair)
             with twice_differentiable() if onward else nullcontext():  # one derivative has faster attention
                 total = self.loss.total(self.network({**free, **body}, pair[0], start=self.start), pair[1])
             leaves = list(free.values())
@@ -129,6 +129,11 @@ class TaskObjective:
         cut = [{name: torch.split(leaf, sizes) for name, leaf in part.items()} for part in (fast, body)]
         for i, some in enumerate(zip(*(torch.split(leaf, sizes) for leaf in tensors), strict=True)):
             yield *({name: pieces[i] for name, pieces in part.items()} for part in cut), some  # type: ignore[misc]
+
+
+def _described(x: Any) -> str:
+    found = [f"{tuple(leaf.shape[1:])} ({leaf.dtype} on {leaf.device})" for leaf in tree.leaves(x)]
+    return ", ".join(found)
 
 
 @deprecation.renamed(inner="objective")
@@ -159,7 +164,7 @@ class Loop:
 
     def lift(self, phi: Weights, z: Any, control: Any = None) -> State:
         """The state after stage 0, with what a rule carries on from the control, where the control is given."""
-        wide = {name: leaf.expand(len(z["support"][0]), *leaf.shape) for name, leaf in phi.items()}
+        wide = {name: leaf.expand(len(z["support"][1]), *leaf.shape) for name, leaf in phi.items()}
         if self.toward:
             return {"fast": {name: leaf.detach() for name, leaf in wide.items()}, "start": wide}
         state: State = {"fast": {name: wide[name] for name in self.adapted}}
@@ -170,7 +175,7 @@ class Loop:
         elif body:
             state["body"] = body
         if self.move is not None and control is not None:
-            memory = self.move.begin(control, len(z["support"][0]))
+            memory = self.move.begin(control, len(z["support"][1]))
             state |= {"memory": memory} if memory else {}
         return state
 
@@ -189,7 +194,7 @@ class Loop:
         """
         if self.objective.first_order:
             return
-        one = {part: tuple(leaf[:1].detach() for leaf in z[part]) for part in ("support", "query")}
+        one = {part: tree.map(lambda leaf: leaf[:1].detach(), tuple(z[part])) for part in ("support", "query")}
         with torch.no_grad():
             x = self.lift(controls["phi"], one)
         steps = "first_order=True does without" if self.settle is None else "use maml(first_order=True)"
@@ -207,8 +212,8 @@ class Loop:
             return {**x, "fast": self.settle(fast, body, support, steps)}
         assert self.move is not None
         if (shots := self.shots_per_step) is not None:  # those whose turn it is
-            rows = (torch.arange(shots, device=support[0].device) + k * shots) % support[0].shape[1]
-            support = support[0][:, rows], support[1][:, rows]
+            rows = (torch.arange(shots, device=support[1].device) + k * shots) % support[1].shape[1]
+            support = tree.map(lambda leaf: leaf[:, rows], tuple(support))
         slopes = self.objective.slopes(fast, body, support)
         fast, memory = self.move.step(k, fast, slopes, u, x.get("memory", {}))
         return {**x, "fast": fast, **({"memory": memory} if memory else {})}
@@ -258,7 +263,7 @@ class Loop:
             assert weights is not None
             if t < 2 or weights[t - 2] == 0:  # phi_(t-1), the result of inner step t-1, enters stage t
                 like: Tensor = next(iter(u["phi"].values()))
-                return like.new_zeros(len(z["support"][0]))
+                return like.new_zeros(len(z["support"][1]))
             return weights[t - 2] * self.query_loss(x, z)
 
         return mfoc.Problem(

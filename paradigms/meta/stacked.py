@@ -17,15 +17,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mfoc import InvalidValue
+from mfoc import InvalidValue, tree
 from mfoc.checks import check_instance
 from mfoc.networks import functional, inspection
+from mfoc.networks.arguments import Arguments
 from mfoc.networks.inspection import hooked, shared_parameters, trainable
 from mfoc.vectorisation import Mapper, misled
 from paradigms.meta.layers import Window, convolve, normalise
@@ -97,12 +99,15 @@ class StackedNetwork:
             raise InvalidValue("net has no parameter that requires grad; there is nothing to train")
         self.net, self._function = net, functional(net)
         self._module = self._function.module
+        self._arguments = Arguments.of(net)
         self.names = list(trainable(self._module))
         self._constants = {n: p.detach() for n, p in self._module.named_parameters() if not p.requires_grad}
         chain = list(_chain(self._module, ""))
         made = [_layer(name, module) for name, module in chain]
         direct = [layer for layer in made if layer is not None]
         self._direct = direct if len(direct) == len(made) and not any(shared_parameters(self._module)) else []
+        if self._direct:  # a layer of a chain may as well write elsewhere, and the first one would into the tasks
+            inspection.without_inplace(self._module)
         self.layers = [name for name, _ in chain] if self._direct else []
         self._largest: dict[Any, int] = {}
         self._mapper = Mapper("net", "task", unfit=misled(self._module))
@@ -112,25 +117,25 @@ class StackedNetwork:
         """Whether tasks run one after another, as vmap cannot follow the network."""
         return self._mapper.looped
 
-    def check(self, x: Tensor) -> None:
+    def check(self, x: Any) -> None:
         """Refuses a network that is another function after it has run, on the inputs of a task ``[shots, ...]``."""
         if not self._direct:
-            self._function.check("net", self.initial(), x)
+            self._arguments.call(partial(self._function.check, "net", self.initial()), x)
 
     def initial(self) -> Weights:
         """Copies of the network's own weights, not stacked."""
         return {name: p.detach().clone() for name, p in trainable(self._module).items()}
 
-    def __call__(self, weights: Weights, x: Tensor, *, start: int = 0, stop: int | None = None) -> Any:
+    def __call__(self, weights: Weights, x: Any, *, start: int = 0, stop: int | None = None) -> Any:
         """Outputs ``[tasks, shots, ...]``: a tensor, or a tree of them where the network returns one.
 
         Args:
             weights: each parameter ``[tasks, ...]``.
-            x: inputs ``[tasks, shots, ...]``.
+            x: inputs ``[tasks, shots, ...]``; a tuple or a dict of them where the network has several arguments.
             start: layer to begin at, in a chain.
             stop: layer to stop before.
         """
-        tasks = len(x)
+        tasks = len(tree.leaves(x)[0])
         weights = self._complete(weights, tasks)
         if self._direct:
             flow = _Flow(x, tasks)
@@ -140,9 +145,9 @@ class StackedNetwork:
 
         return self._called(weights, x)
 
-    def _called(self, weights: Weights, x: Tensor) -> Any:
+    def _called(self, weights: Weights, x: Any) -> Any:
         """The module's own forward on each task: through vmap, or in a loop where vmap cannot follow it."""
-        return self._mapper(self._function, weights, x)
+        return self._mapper(lambda w, x: self._arguments.call(partial(self._function, w), x), weights, x)
 
     def _complete(self, weights: Weights, tasks: int) -> Weights:
         """With the constants: parameters that do not require grad."""
@@ -151,10 +156,11 @@ class StackedNetwork:
         like = next(iter(weights.values()))
         return {name: c.to(like).expand(tasks, *c.shape) for name, c in self._constants.items()} | weights
 
-    def chunks(self, weights: Weights, x: Tensor, *, start: int = 0, stop: int | None = None) -> list[int]:
+    def chunks(self, weights: Weights, x: Any, *, start: int = 0, stop: int | None = None) -> list[int]:
         """How many tasks to evaluate at a time: sizes that add up to all tasks; arguments as in a call."""
-        tasks = len(x)
-        if x.device.type != "cpu" or not self._direct or tasks == 1:
+        first = tree.leaves(x)[0]
+        tasks = len(first)
+        if first.device.type != "cpu" or not self._direct or tasks == 1:
             return [tasks]
         key = (start, stop, *x.shape[1:])
         if key not in self._largest:  # a memo: the chain is run once for each shape of input

@@ -13,18 +13,19 @@ import torch
 from torch import Tensor
 
 import mfoc
-from mfoc import InvalidType, InvalidValue
+from mfoc import InvalidType, InvalidValue, tree
 from mfoc.checks import check_instance, check_integer, kind_of
 from mfoc.seeding import mixed_seed
 
-Pair = tuple[Tensor, Tensor]
+Pair = tuple[Any, Tensor]
 
 
 def tasks(support: Any, query: Any) -> mfoc.Particles:
     """A batch of tasks as particles.
 
     Args:
-        support: a pair (x, y) of tensors ``[tasks, shots, ...]``, what a task is learned from.
+        support: a pair (x, y) of tensors ``[tasks, shots, ...]``, what a task is learned from. The inputs x of a
+            network of several arguments are a tuple in their order, or a dict by their names.
         query: a pair (x, y), what the learned weights are judged on.
 
     Raises:
@@ -35,8 +36,9 @@ def tasks(support: Any, query: Any) -> mfoc.Particles:
     return check_tasks(mfoc.Particles(placeholder(pairs["support"][0]), pairs))
 
 
-def placeholder(x: Tensor) -> Tensor:
-    """The state that enters the problem: zeros ``[tasks]``, integers where the inputs are no floats."""
+def placeholder(x: Any) -> Tensor:
+    """The state that enters the problem: zeros ``[tasks]``, integers where the (first) inputs are no floats."""
+    x = tree.leaves(x)[0]
     return x.new_zeros(len(x), dtype=x.dtype if x.is_floating_point() else torch.int64)
 
 
@@ -44,14 +46,22 @@ def _pair(pair: Any, name: str) -> Pair:
     if not isinstance(pair, tuple | list) or len(pair) != 2:
         raise InvalidType(f"{name} is {kind_of(pair)}; expected a pair (x, y) of tensors [tasks, shots, ...]")
     for leaf, part in zip(pair, "xy", strict=True):
-        if isinstance(leaf, list | tuple):
+        if isinstance(leaf, list) or (isinstance(leaf, tuple) and part == "y"):
             raise InvalidType(
-                f"{name} {part} is a list, so its tasks may have different numbers of shots; tasks of one batch are "
-                "evaluated together: stack them to [tasks, shots, ...], with as many shots in each"
+                f"{name} {part} is {kind_of(leaf)}, so tasks may have different numbers of shots; tasks of one batch "
+                "are evaluated together: stack them to [tasks, shots, ...], with as many shots in each"
             )
-        if not isinstance(leaf, Tensor):
-            raise InvalidType(f"{name} {part} is {kind_of(leaf)}; expected a tensor [tasks, shots, ...]")
+        if not isinstance(leaf, Tensor) and not (part == "x" and _several(leaf)):
+            raise InvalidType(
+                f"{name} {part} is {kind_of(leaf)}; expected a tensor [tasks, shots, ...]"
+                + (", or for a network of several arguments a tuple or a dict of them" if part == "x" else "")
+            )
     return pair[0], pair[1]
+
+
+def _several(x: Any) -> bool:
+    """Whether inputs are tensors in a tuple or a dict, for a network of several arguments."""
+    return isinstance(x, tuple | dict) and bool(x) and all(isinstance(leaf, Tensor) for leaf in tree.leaves(x))
 
 
 def check_tasks(particles: Any) -> mfoc.Particles:
@@ -67,14 +77,16 @@ def check_tasks(particles: Any) -> mfoc.Particles:
     if not {"support", "query"} <= data.keys():
         raise InvalidValue(f"a task's data has keys {list(data)}; expected 'support' and 'query'")
     for name in ("support", "query"):
-        x, y = _pair(data[name], name)
-        if x.dim() < 2 or y.dim() < 2 or x.shape[:2] != y.shape[:2]:
-            raise InvalidValue(
-                f"{name} x has shape {tuple(x.shape)} and y {tuple(y.shape)}; both need leading axes [tasks, shots]"
-            )
-        if x.shape[1] == 0:
-            raise InvalidValue(f"{name} is empty: x has shape {tuple(x.shape)}; expected at least one shot a task")
-    if particles.data["support"][0].shape[2:] != particles.data["query"][0].shape[2:]:
+        inputs, y = _pair(data[name], name)
+        for x in tree.leaves(inputs):
+            if x.dim() < 2 or y.dim() < 2 or x.shape[:2] != y.shape[:2]:
+                raise InvalidValue(
+                    f"{name} x has shape {tuple(x.shape)} and y {tuple(y.shape)}; both need leading axes [tasks, shots]"
+                )
+            if x.shape[1] == 0:
+                raise InvalidValue(f"{name} is empty: x has shape {tuple(x.shape)}; expected at least one shot a task")
+    shapes = [[leaf.shape[2:] for leaf in tree.leaves(data[name][0])] for name in ("support", "query")]
+    if shapes[0] != shapes[1]:
         raise InvalidValue("support and query hold inputs of different shapes")
     return particles
 

@@ -42,6 +42,7 @@ class Architecture:
         dtype: of the weights, and of inputs and targets that are floats.
         train: its mode.
         at: the stage whose incoming state an adversary disturbs.
+        part: which of several inputs, an argument's place or name.
         refused: door -> a regular expression of the message, cure included; every other door is equal to torch.
         second: torch has second derivatives of it.
         stand_in: what plain torch is asked for where ``torch.autograd.grad`` cannot follow the network: one of the same
@@ -59,6 +60,7 @@ class Architecture:
     dtype: torch.dtype = torch.float64
     train: bool = True
     at: int = 0
+    part: int | str | None = None
     refused: Mapping[str, str] = field(default_factory=dict)
     second: bool = True
     stand_in: Callable[[], nn.Module] | None = None
@@ -111,13 +113,8 @@ def everywhere(message: str, *doors: str) -> dict[str, str]:
     return dict.fromkeys(doors or DOORS, message)
 
 
-# Networks of several inputs: what may be disturbed, stacked to tasks or shared by draws is one tensor.
-SEVERAL_INPUTS = {
-    **everywhere(r"expected a floating-point tensor", *GAMES),
-    "variational": r"must be one tensor",
-    "density": r"pair of tensors",
-    "maml": r"expected a tensor|stack them",
-}
+# Networks of several inputs: what is shared by draws is one tensor.
+SEVERAL_INPUTS = {"variational": r"must be one tensor"}
 
 # ---- data
 

@@ -231,8 +231,8 @@ HIDDEN = [
     Architecture("autograd function of one's own", Straight, TABULAR),
     Architecture("stopped gradient", Stopped, TABULAR),
     Architecture("autocast", Autocast, TABULAR, dtype=torch.float32, rtol=3e-2),
-    Architecture("two inputs, one encoder", Siamese, two, refused=SEVERAL_INPUTS),
-    Architecture("arguments by name, a record out", ByName, by_name, pair_loss, refused=SEVERAL_INPUTS),
+    Architecture("two inputs, one encoder", Siamese, two, part=1, refused=SEVERAL_INPUTS),
+    Architecture("arguments by name, a record out", ByName, by_name, pair_loss, part="inputs", refused=SEVERAL_INPUTS),
     Architecture("spatial transformer", Warped, _IMAGES),
     Architecture("frozen layer with an adapter", Adapted, TABULAR),
     Architecture(

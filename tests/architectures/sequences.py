@@ -179,9 +179,14 @@ SEQUENCES = [
     ),
     Architecture("TransformerEncoder, training", Transformer, _SERIES),
     Architecture("TransformerEncoder, eval", Transformer, _SERIES, train=False),
-    Architecture("TransformerEncoder with a mask as input", Masked, padded, refused=SEVERAL_INPUTS),
+    Architecture("TransformerEncoder with a mask as input", Masked, padded, part=0, refused=SEVERAL_INPUTS),
     Architecture(
-        "TransformerEncoder with a mask by name, eval", Masked, padded_by_name, train=False, refused=SEVERAL_INPUTS
+        "TransformerEncoder with a mask by name, eval",
+        Masked,
+        padded_by_name,
+        train=False,
+        part="x",
+        refused=SEVERAL_INPUTS,
     ),
     Architecture("GPT with a tied embedding", GPT, next_tokens, refused=INTEGERS),
     Architecture("Embedding", lambda: Text(bag=False), _WORDS, refused=INTEGERS),

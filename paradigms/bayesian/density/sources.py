@@ -19,6 +19,7 @@ import mfoc
 from mfoc import InvalidType, InvalidValue, tree
 from mfoc.checks import check_flag, check_instance, check_integer, check_positive, kind_of
 from mfoc.networks import functional
+from mfoc.networks.arguments import Arguments
 from mfoc.networks.inspection import copied, refuse_parameter_hooks, refuse_unfit, trainable, unwrapped
 from mfoc.seeding import seeded
 from mfoc.vectorisation import misled
@@ -64,8 +65,9 @@ def log_density(
               the log Jacobian), normalised when the model is, so that its integral is the evidence. Parameters
               (``pyro.param``) keep the values they have now. Discrete latents that are marked for it
               (``pyro.infer.config_enumerate``) are summed out;
-            * an ``nn.Module`` with ``data`` a pair (inputs, targets), a ``likelihood`` and a ``prior``. It is used in
-              evaluation mode; parameters that do not require grad are constants;
+            * an ``nn.Module`` with ``data`` a pair (inputs, targets), a ``likelihood`` and a ``prior``. The inputs of
+              one of several arguments are a tuple in their order, or a dict by their names. It is used in evaluation
+              mode; parameters that do not require grad are constants;
             * an ``mfoc.Problem`` with ``data`` its ``mfoc.Particles``: exp(-sum_i cost_i(u) / temperature) prior(u).
         data: see above.
         like: one particle: a tensor ``[d]`` or a dict name -> tensor; gives shapes, dtype and device.
@@ -179,18 +181,24 @@ def _of_problem(problem: mfoc.Problem, data: Any, prior: Any, temperature: float
 
 def _of_network(net: nn.Module, data: Any, likelihood: Any, noise: Any, prior: Any) -> LogDensity:
     """The posterior of a network's weights, and of the noise where it is learned."""
-    if not isinstance(data, tuple | list) or len(data) != 2 or not all(isinstance(part, Tensor) for part in data):
-        raise InvalidType("data must be a pair of tensors (inputs, targets) for a network")
+    pair = isinstance(data, tuple | list) and len(data) == 2 and isinstance(data[0], Tensor | tuple | dict)
+    if not pair or not isinstance(data[1], Tensor) or not all(isinstance(x, Tensor) for x in tree.leaves(data[0])):
+        raise InvalidType(
+            "data must be a pair of tensors (inputs, targets) for a network; the inputs of one of several arguments "
+            "are a tuple in their order, or a dict by their names"
+        )
     inputs, targets = data
-    if len(inputs) != len(targets) or len(inputs) == 0:
+    counts = [len(leaf) for leaf in tree.leaves(inputs)]
+    if len(targets) == 0 or not counts or any(count != len(targets) for count in counts):
         raise InvalidValue(
-            f"data holds {len(inputs)} inputs and {len(targets)} targets; expected as many, at least one"
+            f"data holds {', '.join(map(str, counts))} inputs and {len(targets)} targets; expected as many, at least "
+            "one"
         )
     refuse_parameter_hooks(unwrapped(net))
     own = copied(unwrapped(net)).eval()
     refuse_unfit(own)
     run = functional(own)
-    net, total, fit = run.module, len(inputs), likelihood_of(likelihood, noise)
+    net, total, fit, arguments = run.module, len(targets), likelihood_of(likelihood, noise), Arguments.of(own)
     example = {name: p.detach() for name, p in trainable(net).items()}
     if not example:
         raise InvalidValue("net has no parameter that requires grad; there is nothing to sample")
@@ -199,14 +207,12 @@ def _of_network(net: nn.Module, data: Any, likelihood: Any, noise: Any, prior: A
     like = next(iter(example.values()))
     with torch.no_grad():
         try:
-            run.check("net", example, _cast(inputs, like))
-            output = run(example, _cast(inputs, like))
+            arguments.call(partial(run.check, "net", example), _cast(inputs, like))
+            output = arguments.call(partial(run, example), _cast(inputs, like))
         except mfoc.MfocError:
             raise
         except Exception as error:  # whatever the user's forward pass raises
-            raise InvalidValue(
-                f"the network cannot take inputs of shape {tuple(inputs.shape)} ({inputs.dtype}): {error}"
-            ) from error
+            raise InvalidValue(f"the network cannot take inputs of shape {_described(inputs)}: {error}") from error
         fit.check(output, _cast(targets, like))
     learned = isinstance(fit, Gaussian) and fit.noise is None
     if learned:
@@ -215,14 +221,14 @@ def _of_network(net: nn.Module, data: Any, likelihood: Any, noise: Any, prior: A
         example = {**example, NOISE: like.new_zeros(())}
     vector, shapes = flat(example), {name: leaf.shape for name, leaf in example.items()}
 
-    def joint(x: Tensor, xs: Tensor, ys: Tensor) -> Tensor:
+    def joint(x: Tensor, xs: Any, ys: Tensor) -> Tensor:
         parameters = split(x, shapes)
         spread = parameters.pop(NOISE) if learned else None
-        out = run(parameters, _cast(xs, x))
+        out = arguments.call(partial(run, parameters), _cast(xs, x))
         output = tree.map(lambda leaf: leaf[None], out)
         if spread is not None:
             output = output, spread.exp().view(1, *[1] * (out.dim() - 1))
-        fitted = fit.log_prob(output, _cast(ys, x)[None]).sum() * (total / len(xs))
+        fitted = fit.log_prob(output, _cast(ys, x)[None]).sum() * (total / len(ys))
         weights = sum(log_priors[name](leaf).sum() for name, leaf in parameters.items())
         return fitted + weights + (0 if spread is None else normal_log_prob(spread, 0.0, 1.0))
 
@@ -242,7 +248,7 @@ def _of_network(net: nn.Module, data: Any, likelihood: Any, noise: Any, prior: A
         lambda x: joint(x, inputs, targets),
         shapes,
         vector,
-        on_batch=lambda x, index: joint(x, inputs[index], targets[index]),
+        on_batch=lambda x, index: joint(x, tree.map(lambda leaf: leaf[index], inputs), targets[index]),
         draw=draw,
         prior=draw,
         constrain=constrain,
@@ -251,9 +257,13 @@ def _of_network(net: nn.Module, data: Any, likelihood: Any, noise: Any, prior: A
     )
 
 
-def _cast(leaf: Tensor, like: Tensor) -> Tensor:
-    """A tensor in the float dtype of another; integers stay."""
-    return leaf.to(like.dtype) if leaf.is_floating_point() else leaf
+def _cast(x: Any, like: Tensor) -> Any:
+    """Tensors in the float dtype of another; integers stay."""
+    return tree.map(lambda leaf: leaf.to(like.dtype) if leaf.is_floating_point() else leaf, x)
+
+
+def _described(x: Any) -> str:
+    return ", ".join(f"{tuple(leaf.shape)} ({leaf.dtype})" for leaf in tree.leaves(x))
 
 
 def _of_model(model: Callable[..., Any], data: Any, size: int | None, traced: bool) -> LogDensity:

@@ -154,7 +154,8 @@ class OfFunction:
         leaves = tree.leaves(output)
         if not leaves or not all(isinstance(leaf, Tensor) and leaf.dim() for leaf in leaves):
             raise InvalidType(
-                f"the network returns {kind_of(output)}; expected a tensor [N, ...], or tuples, lists or dicts of them"
+                f"the network returns {kind_of(output)} that is not of tensors; expected a tensor [N, ...], or tuples, "
+                "lists or dicts of them: leave what is none out, in a module around it that returns tensors alone"
             )
         found, n = shape_or_type(self._each(output, y)), len(leaves[0])
         if found != (n,):

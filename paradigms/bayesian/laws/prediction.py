@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from mfoc import InvalidType, InvalidValue, tree
 from mfoc.checks import check_instance, kind_of
 from mfoc.networks import FunctionalModule, functional
+from mfoc.networks.arguments import Arguments
 from mfoc.networks.inspection import copied, trainable, unwrapped
 from mfoc.vectorisation import Mapper
 from paradigms.bayesian.laws.likelihoods import NOISE, Gaussian, Likelihood, likelihood_of
@@ -53,7 +54,7 @@ class Ensemble:
     def __len__(self) -> int:
         return len(next(iter(self.weights.values())))
 
-    def outputs(self, x: Tensor, samples: int = 100, *, seed: int = 0) -> Any:
+    def outputs(self, x: Any, samples: int = 100, *, seed: int = 0) -> Any:
         """Outputs ``[S, B, ...]`` of all networks, or of ``samples`` of them, drawn without replacement, if fewer."""
         chosen = slice(None)
         if samples < len(self):
@@ -62,7 +63,8 @@ class Ensemble:
         some = {name: value[chosen] for name, value in self.weights.items()}
         with torch.no_grad():
             x = _cast(x, next(iter(some.values())))
-            found = self._mapper(lambda weights: self._function(weights, x), some)
+            arguments = Arguments.of(self.net)
+            found = self._mapper(lambda weights: arguments.call(partial(self._function, weights), x), some)
         if self.noise is None:
             return found
         scale = self.noise[chosen]
@@ -92,6 +94,7 @@ def ensemble(net: nn.Module, draws: Mapping[str, Tensor], *, likelihood: Any, no
         InvalidType, InvalidValue: draws that are not of this network, or no likelihood.
     """
     check_instance(nn.Module, "a torch.nn.Module", net=net)
+    net = unwrapped(net)  # whose names log_density has
     if not isinstance(draws, Mapping) or not all(isinstance(value, Tensor) for value in draws.values()):
         raise InvalidType(f"draws is {kind_of(draws)}; expected a dict from parameter names to tensors [n, ...]")
     made = likelihood_of(likelihood, noise)
@@ -111,7 +114,7 @@ def ensemble(net: nn.Module, draws: Mapping[str, Tensor], *, likelihood: Any, no
         raise InvalidValue("draws holds no draw; expected values [n, ...] with n of at least 1")
     scale = draws[NOISE].detach().clone() if learned else None
     weights = {name: draws[name].detach().clone() for name in own}
-    return Ensemble(copied(unwrapped(net)).eval(), weights, made, scale)
+    return Ensemble(copied(net).eval(), weights, made, scale)
 
 
 @dataclass(frozen=True, eq=False)
@@ -182,9 +185,9 @@ def tree_of_numbers(outputs: Any, log_probs: Callable[[Any], Tensor]) -> Predict
     return Prediction(mean, tree.map(lambda leaf: each(leaf).epistemic, outputs), None, log_probs, False)
 
 
-def _cast(x: Tensor, like: Tensor) -> Tensor:
+def _cast(x: Any, like: Tensor) -> Any:
     """Inputs where the weights are, in their dtype; integers stay integers."""
-    return x.to(like) if x.is_floating_point() else x.to(like.device)
+    return tree.map(lambda leaf: leaf.to(like) if leaf.is_floating_point() else leaf.to(like.device), x)
 
 
 def _entropy(probabilities: Tensor) -> Tensor:
