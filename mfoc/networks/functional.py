@@ -9,6 +9,7 @@ attributes, that holds the weights of the call for good.
 from __future__ import annotations
 
 import copy
+import copyreg
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -35,6 +36,7 @@ class _Part:
     parameters: dict[str, str | Tensor | None]  # the name of a weight that is given, or a constant
     buffers: dict[str, Tensor | None]
     children: dict[str, int | None]  # places of the parts
+    slots: dict[str, Any]  # attributes of a class with __slots__
     linked: dict[str, Any]  # attributes that refer to parts or weights: lists of layers, bound methods
 
 
@@ -83,9 +85,30 @@ class FunctionalModule:
     def __call__(self, weights: Mapping[str, Tensor], *args: Any, **kwargs: Any) -> Any:
         """The module's output at given weights."""
         own = self.on(weights)
+        if not (self.differentiates or torch.is_grad_enabled()):
+            try:
+                return own._call(weights, args, kwargs)
+            except RuntimeError as error:
+                if "does not require grad" not in str(error):
+                    raise
+            self.differentiates = True
+        if not self.differentiates:
+            return own._call(weights, args, kwargs)
+        return own._with_gradients(weights, args, kwargs)
+
+    def _call(self, weights: Mapping[str, Tensor], args: Any, kwargs: Any) -> Any:
         if self.writes:
             args, kwargs = tree.map(_clone, [args, kwargs])
-        return registered(own.run(own.at(weights), *args, **kwargs))
+        return registered(self.run(self.at(weights), *args, **kwargs))
+
+    def _with_gradients(self, weights: Mapping[str, Tensor], args: Any, kwargs: Any) -> Any:
+        """The output of a forward pass that takes gradients in its weights or its input, where none are asked for."""
+        free = {key: w if w.requires_grad else w.detach().requires_grad_() for key, w in weights.items()}
+        if torch.is_grad_enabled():
+            return self._call(free, args, kwargs)
+        with torch.enable_grad():
+            found = self._call(free, args, kwargs)
+        return tree.detached(found)
 
     def on(self, weights: Mapping[str, Tensor]) -> FunctionalModule:
         """This function where the weights are: with constants and buffers on their device, in their dtype."""
@@ -124,6 +147,8 @@ class FunctionalModule:
                     for leaf, value in part.buffers.items()
                 }
             held["_modules"] = {name: None if c is None else made[c] for name, c in part.children.items()}
+            for key, value in part.slots.items():
+                object.__setattr__(new, key, value)
         if self._links:
             self._link(made, weights, buffers)
         return made[0]
@@ -175,6 +200,7 @@ class FunctionalModule:
             {leaf: None if p is None else self._first.get(id(p), p) for leaf, p in part._parameters.items()},
             dict(part._buffers),
             {name: None if child is None else places[id(child)] for name, child in part._modules.items()},
+            {key: getattr(part, key) for key in _slots(type(part)) if hasattr(part, key)},
             {key: value for key, value in held.items() if refers(value, known)},
         )
 
@@ -203,6 +229,10 @@ def functional(module: nn.Module, name: str = "") -> FunctionalModule:
     """
     refuse_captured(module, name)
     return FunctionalModule(pure_copy(module, name))
+
+
+def _slots(kind: type) -> list[str]:
+    return [key for key in getattr(copyreg, "_slotnames")(kind) if key not in ("__dict__", "__weakref__")]  # noqa: B009
 
 
 def _clone(leaf: Any) -> Any:

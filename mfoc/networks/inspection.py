@@ -45,13 +45,21 @@ _STOCHASTIC = ("StochasticDepth", "DropPath", "FractionalMaxPool2d", "RReLU")
 
 
 def hooked(module: nn.Module) -> bool:
-    """Whether a module itself (not its parts) has hooks: its ``forward`` alone is then not what it computes."""
-    return any(module.__dict__[key] for key in HOOKS)
+    """Whether a module itself (not its parts) has hooks, or a ``__call__`` of its own.
+
+    Its ``forward`` alone is then not what it computes.
+    """
+    return any(module.__dict__[key] for key in HOOKS) or _calls_itself(module)
 
 
 def has_own_pass(module: nn.Module) -> bool:
-    """Whether a module itself has hooks that act on its forward or backward pass (others concern its saved state)."""
-    return any(module.__dict__[key] for key in HOOKS if key.startswith(("_forward", "_backward")))
+    """Whether a call of a module itself is more than ``forward``: by hooks (not of its saved state), by ``__call__``."""
+    around = any(module.__dict__[key] for key in HOOKS if key.startswith(("_forward", "_backward")))
+    return around or _calls_itself(module)
+
+
+def _calls_itself(module: nn.Module) -> bool:
+    return type(module).__call__ is not nn.Module.__call__
 
 
 def is_chain(module: nn.Module) -> bool:
@@ -224,11 +232,13 @@ def pure_copy(module: Module, name: str = "") -> Module:
 
 
 def refuse_lazy(net: nn.Module) -> None:
-    """Refuses parameters and buffers that have no shape yet."""
+    """Refuses parameters and buffers that have no shape or no values yet."""
     for name, leaf in (*net.named_parameters(), *net.named_buffers()):
         if isinstance(leaf, nn.parameter.UninitializedParameter | nn.parameter.UninitializedBuffer):
             kind = "parameter" if isinstance(leaf, nn.Parameter) else "buffer"
             raise InvalidValue(f"{kind} {name!r} is lazy and has no shape yet; run the network once on a batch")
+        if leaf.is_meta:
+            raise InvalidValue(f"{name!r} is on the meta device and has no values; load them, net.to_empty(device=...)")
 
 
 def refuse_sharing(net: nn.Module, *, aliases: bool = True) -> None:

@@ -89,8 +89,8 @@ class Rerun:
         x, net = _cloned(x), self.net if net is None else net
         blocks = [net.get_submodule(name) for name in self.names]
         with _replaced(blocks, instead), without_fast_path(), _own_buffers(net):
-            arguments = self.arguments
-            return net(**arguments.named(x)) if arguments.main else net(x)
+            args, kwargs = self.arguments.given(x)
+            return net(*args, **kwargs)
 
     def step(self, stage: int, state: Tree, net: nn.Module | None = None) -> Tree:
         """The next state: the network's output after the last stage."""
