@@ -93,9 +93,9 @@ class Arguments:
             InvalidType: there are several required arguments, and the state is neither.
         """
         main = self.main
-        if isinstance(x, dict) and x.keys() >= set(main) != set():
-            if self.keywords or x.keys() <= {*main, *self.free}:
-                return dict(x)
+        known = isinstance(x, dict) and (self.keywords or x.keys() <= {*main, *self.free})
+        if known and x.keys() >= set(main) != set():
+            return dict(x)
         if len(main) == 1:
             return {main[0]: x}
         if main and isinstance(x, tuple | list) and len(x) == len(main):

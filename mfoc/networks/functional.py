@@ -9,7 +9,6 @@ attributes, that holds the weights of the call for good.
 from __future__ import annotations
 
 import copy
-import copyreg
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -18,13 +17,16 @@ import torch
 from torch import Tensor, nn
 
 from mfoc import tree
-from mfoc.errors import InvalidValue
-from mfoc.networks.inspection import copied, hooked, pure_copy
+from mfoc.checks import kind_of
+from mfoc.errors import InvalidType, InvalidValue
+from mfoc.networks.inspection import HOOKS, copied, hooked, pure_copy
 from mfoc.networks.recomputation import without_reentry
 from mfoc.networks.references import attributes, refers, refuse_captured, tensors
 from mfoc.seeding import watched
 from mfoc.tree import Tree, registered
 from mfoc.validation import same_values
+
+_GRADIENTS = "does not require grad"  # what torch says to a forward pass that takes gradients where there are none
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +38,6 @@ class _Part:
     parameters: dict[str, str | Tensor | None]  # the name of a weight that is given, or a constant
     buffers: dict[str, Tensor | None]
     children: dict[str, int | None]  # places of the parts
-    slots: dict[str, Any]  # attributes of a class with __slots__
     linked: dict[str, Any]  # attributes that refer to parts or weights: lists of layers, bound methods
 
 
@@ -53,6 +54,8 @@ class FunctionalModule:
         names: of the weights, the parameters that require grad, in the order of the module. One that is met several
             times has its first name.
         plain: all parts are torch's own, and none has hooks.
+        differentiates: it takes gradients in its forward pass, seen when it ran where none are asked for.
+        fresh_hooks: its forward pass registers hooks, and each call starts without them.
         writes: it may write into its inputs, and is given copies; see ``check``.
         constant: plain, and nothing is given and nothing in it can change.
     """
@@ -72,6 +75,7 @@ class FunctionalModule:
         self._copied = {place for place, part in enumerate(self._parts) if part.buffers and moving[place]}
         self.constant = self.plain and not self.names and not any(p.training and p._buffers for p in self._modules)
         self._hooked = hooked(self.module)
+        self.differentiates = self.fresh_hooks = False
         self.writes = not self.plain or any(getattr(part, "inplace", False) for part in self._modules)
         own = next((p for p in self.module.parameters() if p.requires_grad), None)
         self._home = None if own is None else (own.device, own.dtype)
@@ -85,29 +89,30 @@ class FunctionalModule:
     def __call__(self, weights: Mapping[str, Tensor], *args: Any, **kwargs: Any) -> Any:
         """The module's output at given weights."""
         own = self.on(weights)
-        if not (self.differentiates or torch.is_grad_enabled()):
-            try:
-                return own._call(weights, args, kwargs)
-            except RuntimeError as error:
-                if "does not require grad" not in str(error):
-                    raise
-            self.differentiates = True
-        if not self.differentiates:
-            return own._call(weights, args, kwargs)
-        return own._with_gradients(weights, args, kwargs)
+        if self.differentiates:
+            return own.with_gradients(weights, args, kwargs)
+        try:
+            return own.evaluate(weights, args, kwargs)
+        except RuntimeError as error:
+            if _GRADIENTS not in str(error):
+                raise
+        found = own.with_gradients(weights, args, kwargs)
+        self.differentiates = True
+        return found
 
-    def _call(self, weights: Mapping[str, Tensor], args: Any, kwargs: Any) -> Any:
+    def evaluate(self, weights: Mapping[str, Tensor], args: Any, kwargs: Any) -> Any:
+        """The output at weights that are where this function is."""
         if self.writes:
             args, kwargs = tree.map(_clone, [args, kwargs])
         return registered(self.run(self.at(weights), *args, **kwargs))
 
-    def _with_gradients(self, weights: Mapping[str, Tensor], args: Any, kwargs: Any) -> Any:
+    def with_gradients(self, weights: Mapping[str, Tensor], args: Any, kwargs: Any) -> Any:
         """The output of a forward pass that takes gradients in its weights or its input, where none are asked for."""
         free = {key: w if w.requires_grad else w.detach().requires_grad_() for key, w in weights.items()}
         if torch.is_grad_enabled():
-            return self._call(free, args, kwargs)
+            return self.evaluate(free, args, kwargs)
         with torch.enable_grad():
-            found = self._call(free, args, kwargs)
+            found = self.evaluate(free, args, kwargs)
         return tree.detached(found)
 
     def on(self, weights: Mapping[str, Tensor]) -> FunctionalModule:
@@ -147,8 +152,8 @@ class FunctionalModule:
                     for leaf, value in part.buffers.items()
                 }
             held["_modules"] = {name: None if c is None else made[c] for name, c in part.children.items()}
-            for key, value in part.slots.items():
-                object.__setattr__(new, key, value)
+            if self.fresh_hooks:
+                held.update({key: held[key].copy() for key in HOOKS})
         if self._links:
             self._link(made, weights, buffers)
         return made[0]
@@ -163,17 +168,37 @@ class FunctionalModule:
             InvalidValue: it is another function after it has run.
         """
         own, drawn = self.on(weights), watched()
-        module = own.at(weights)
+        held = {key: weight.detach().clone() for key, weight in weights.items()}
+        own.fresh_hooks = True
+        module = own.at(held)
 
         def run() -> tuple[Tree, Tree]:
             inputs: Any = tree.copy([args, kwargs])
             return tree.copy(registered(own.run(module, *inputs[0], **inputs[1]))), inputs
 
-        first, inputs = run()
-        self.writes = any(isinstance(leaf, Tensor) and leaf._version for leaf in tree.leaves(inputs))
+        try:
+            first, inputs = run()
+        except RuntimeError as error:
+            if _GRADIENTS not in str(error):
+                raise
+            held = {key: weight.requires_grad_() for key, weight in held.items()}
+            module = own.at(held)
+            with torch.enable_grad():
+                first, inputs = run()
+            self.differentiates = True
+        own.fresh_hooks = any(
+            len(new.__dict__[key]) != len(old.__dict__[key])
+            for new, old in zip(module.modules(), own._modules, strict=True)
+            for key in HOOKS
+        )
+        _refuse_written(name, weights, held)
+        _refuse_strange(name, first)
+        met = [leaf for leaf in tree.leaves(inputs) if isinstance(leaf, Tensor)]
+        self.writes = any(leaf._version or leaf.requires_grad for leaf in met)
         own.settle(module)
         try:
-            same = same_values(first, run()[0])
+            with torch.set_grad_enabled(self.differentiates):
+                same = same_values(first, run()[0])
         except (RuntimeError, ValueError, LookupError, AttributeError):
             same = False
         if not same and not drawn():  # random numbers are another matter
@@ -200,7 +225,6 @@ class FunctionalModule:
             {leaf: None if p is None else self._first.get(id(p), p) for leaf, p in part._parameters.items()},
             dict(part._buffers),
             {name: None if child is None else places[id(child)] for name, child in part._modules.items()},
-            {key: getattr(part, key) for key in _slots(type(part)) if hasattr(part, key)},
             {key: value for key, value in held.items() if refers(value, known)},
         )
 
@@ -231,8 +255,24 @@ def functional(module: nn.Module, name: str = "") -> FunctionalModule:
     return FunctionalModule(pure_copy(module, name))
 
 
-def _slots(kind: type) -> list[str]:
-    return [key for key in getattr(copyreg, "_slotnames")(kind) if key not in ("__dict__", "__weakref__")]  # noqa: B009
+def _refuse_written(name: str, weights: Mapping[str, Tensor], now: Mapping[str, Tensor]) -> None:
+    for key, weight in weights.items():
+        if not torch.equal(weight.nan_to_num(), now[key].nan_to_num()):
+            raise InvalidValue(
+                f"{name} writes into its weight {key!r} in its forward pass, and it must be pure: run the network once "
+                "on a batch where it sets its first weights by the data, compute what it normalises in place of writing "
+                "it (torch.nn.utils.parametrize), or make it a buffer"
+            )
+
+
+def _refuse_strange(name: str, output: Tree) -> None:
+    for leaf in tree.leaves(output):
+        if not isinstance(leaf, Tensor):
+            raise InvalidType(
+                f"{name} returns {kind_of(leaf)}; expected tensors (None, numbers and text may stand beside them). "
+                "Switch off what is not needed (a cache: use_cache=False), or wrap the network in a module that "
+                "returns what the loss takes"
+            )
 
 
 def _clone(leaf: Any) -> Any:

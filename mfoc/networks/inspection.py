@@ -53,7 +53,7 @@ def hooked(module: nn.Module) -> bool:
 
 
 def has_own_pass(module: nn.Module) -> bool:
-    """Whether a call of a module itself is more than ``forward``: by hooks (not of its saved state), by ``__call__``."""
+    """Whether a call of a module itself is more than ``forward``: by hooks on a pass, by a ``__call__`` of its own."""
     around = any(module.__dict__[key] for key in HOOKS if key.startswith(("_forward", "_backward")))
     return around or _calls_itself(module)
 
@@ -145,8 +145,14 @@ def random_parts(net: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     for name, module in net.named_modules():
         probability = getattr(module, "dropout", 0)  # RNNs, multi-head attention
         inside = isinstance(probability, int | float) and probability > 0
-        if module.training and (is_dropout(module, active=True) or inside or type(module).__name__ in _STOCHASTIC):
+        if module.training and (is_dropout(module, active=True) or inside or _drops(module)):
             yield name, module
+
+
+def _drops(module: nn.Module) -> bool:
+    """Whether a module is random by its kind; one that drops with a probability says which."""
+    probability = next((getattr(module, key) for key in ("p", "drop_prob") if hasattr(module, key)), 1)
+    return type(module).__name__ in _STOCHASTIC and probability not in (0, None)
 
 
 # ---- private copies
@@ -199,10 +205,34 @@ def copied(module: Module, name: str = "") -> Module:
     computed = {id(value): value.detach().clone() for value in held if not value.is_leaf}
     computed |= {id(b): b.detach().clone() for b in module.buffers() if not b.is_leaf}
     try:
-        return copy.deepcopy(module, dict(computed))
+        made = copy.deepcopy(module, dict(computed))
     except Exception as error:  # whatever the module's parts raise
         called = f"module {name!r}" if name else "net"
         raise InvalidValue(f"{called} cannot be copied, and has to be, by copy.deepcopy: {error}") from error
+    _refuse_other(made, module, name)
+    return made
+
+
+def _refuse_other(made: nn.Module, module: nn.Module, name: str) -> None:
+    """Refuses a copy that is another network, or no copy: parts may have a ``__deepcopy__`` of their own."""
+    pairs = [(*made.named_parameters(), *made.named_buffers()), (*module.named_parameters(), *module.named_buffers())]
+    new, old = (dict(found) for found in pairs)
+    for key in {**new, **old}:
+        if not _is_copy(new.get(key), old.get(key)):
+            called = f"module {name!r}" if name else "net"
+            raise InvalidValue(
+                f"{called} is not copied by copy.deepcopy: {key!r} of the copy has other values, or is that of the "
+                "network; a part has a __deepcopy__ of its own: leave it out, or let it copy parameters and buffers"
+            )
+
+
+def _is_copy(new: Tensor | None, old: Tensor | None) -> bool:
+    if new is None or old is None or new is old:
+        return False
+    if isinstance(old, nn.parameter.UninitializedTensorMixin) or old.is_meta:
+        return True
+    same = (new.shape, new.dtype, new.device) == (old.shape, old.dtype, old.device)
+    return same and bool(torch.equal(new, old) or torch.equal(new.nan_to_num(), old.nan_to_num()))
 
 
 def pure_copy(module: Module, name: str = "") -> Module:
@@ -270,6 +300,10 @@ def refuse_foreign(net: nn.Module) -> None:
             raise InvalidValue(
                 f"{called} is {kind}; give the module in it, net.module: expectations are taken over all ranks by "
                 "the library itself (see mfoc.distributed)"
+            )
+        if slots := [key for base in type(part).__mro__ for key in base.__dict__.get("__slots__", ())]:
+            raise InvalidValue(
+                f"{called} has __slots__, {slots}, which torch leaves out of copies; make them ordinary attributes"
             )
         hooks = part.__dict__["_forward_pre_hooks"].values()
         if part.training and any(isinstance(hook, SpectralNorm) for hook in hooks):

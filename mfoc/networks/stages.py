@@ -62,8 +62,8 @@ def named_stages(net: nn.Module, stages: Sequence[str | Sequence[str]] | None) -
         return [(kind, net)]
     if has_own_pass(net):
         raise InvalidValue(
-            f"net, {with_article(kind)}, has hooks or a __call__ of its own, which run around all of its stages and so would be left "
-            "out; register them on its layers, or leave stages out: one stage, with its hooks"
+            f"net, {with_article(kind)}, has hooks of its own or a __call__, which run around all of its stages and so "
+            "would be left out; register them on its layers, or leave stages out: one stage, with its hooks"
         )
     for stage in stages:
         if not isinstance(stage, str):
