@@ -259,9 +259,9 @@ def _refuse_written(name: str, weights: Mapping[str, Tensor], now: Mapping[str, 
     for key, weight in weights.items():
         if not torch.equal(weight.nan_to_num(), now[key].nan_to_num()):
             raise InvalidValue(
-                f"{name} writes into its weight {key!r} in its forward pass, and it must be pure: run the network once "
-                "on a batch where it sets its first weights by the data, compute what it normalises in place of writing "
-                "it (torch.nn.utils.parametrize), or make it a buffer"
+                f"{name} writes into its weight {key!r} in its forward pass, and it must be pure: run the network "
+                "once on a batch where it sets its first weights by the data, compute what it normalises in place of "
+                "writing it (torch.nn.utils.parametrize), or make it a buffer"
             )
 
 

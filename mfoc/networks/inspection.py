@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 
 from mfoc.checks import check_instance
 from mfoc.errors import InvalidValue
+from mfoc.networks.copies import Through, refuse_other
 from mfoc.networks.references import refuse_captured
 from mfoc.networks.reparametrised import made_exact
 
@@ -170,21 +171,6 @@ def _wraps(part: nn.Module | None) -> bool:
     return isinstance(part, nn.DataParallel) or (compiled and isinstance(part, nn.Module) and len(part._modules) == 1)
 
 
-class _Through(nn.Module):
-    """Stands for a wrapper: the names of the parameters in it stay."""
-
-    def __init__(self, wrapper: nn.Module) -> None:
-        super().__init__()
-        self.training = wrapper.training
-        self._modules = dict(wrapper._modules)
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """What is wrapped."""
-        (inner,) = self._modules.values()
-        assert inner is not None
-        return inner(*args, **kwargs)
-
-
 def without_inplace(module: Module) -> Module:
     """The same module, whose layers write over their inputs no more: those may be a user's tensors."""
     for part in module.modules():
@@ -209,30 +195,8 @@ def copied(module: Module, name: str = "") -> Module:
     except Exception as error:  # whatever the module's parts raise
         called = f"module {name!r}" if name else "net"
         raise InvalidValue(f"{called} cannot be copied, and has to be, by copy.deepcopy: {error}") from error
-    _refuse_other(made, module, name)
+    refuse_other(made, module, name)
     return made
-
-
-def _refuse_other(made: nn.Module, module: nn.Module, name: str) -> None:
-    """Refuses a copy that is another network, or no copy: parts may have a ``__deepcopy__`` of their own."""
-    pairs = [(*made.named_parameters(), *made.named_buffers()), (*module.named_parameters(), *module.named_buffers())]
-    new, old = (dict(found) for found in pairs)
-    for key in {**new, **old}:
-        if not _is_copy(new.get(key), old.get(key)):
-            called = f"module {name!r}" if name else "net"
-            raise InvalidValue(
-                f"{called} is not copied by copy.deepcopy: {key!r} of the copy has other values, or is that of the "
-                "network; a part has a __deepcopy__ of its own: leave it out, or let it copy parameters and buffers"
-            )
-
-
-def _is_copy(new: Tensor | None, old: Tensor | None) -> bool:
-    if new is None or old is None or new is old:
-        return False
-    if isinstance(old, nn.parameter.UninitializedTensorMixin) or old.is_meta:
-        return True
-    same = (new.shape, new.dtype, new.device) == (old.shape, old.dtype, old.device)
-    return same and bool(torch.equal(new, old) or torch.equal(new.nan_to_num(), old.nan_to_num()))
 
 
 def pure_copy(module: Module, name: str = "") -> Module:
@@ -248,7 +212,7 @@ def pure_copy(module: Module, name: str = "") -> Module:
     for part in list(private.modules()):
         for key, child in part._modules.items():
             if child is not None and _wraps(child):
-                part._modules[key] = _Through(child)
+                part._modules[key] = Through(child)
     for _, norm in training_norms(private):
         norm.running_mean = norm.running_var = norm.num_batches_tracked = None
     made_exact(private)

@@ -112,8 +112,8 @@ def _refuse_strangers(rerun: Rerun, users: dict[str, list[int]]) -> None:
             layer = key.rpartition(".")[0]
             cure = f"name {layer!r} in stages, too" if layer and len(stages) == 1 else "leave cuts out"
             raise InvalidValue(
-                f"parameter {key!r}, which stands outside of the blocks, was counted to stage {rerun.names[min(own)]!r} and "
-                f"is used in {strangers}: it cannot be the control of one stage; {cure}"
+                f"parameter {key!r}, which stands outside of the blocks, was counted to stage "
+                f"{rerun.names[min(own)]!r} and is used in {strangers}: it cannot be the control of one stage; {cure}"
             )
 
 
