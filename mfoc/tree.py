@@ -10,6 +10,7 @@ import dataclasses
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -161,8 +162,11 @@ def _with_constants(tree: Tree) -> Tree:
 @cache
 def _holding(kind: Any) -> Any:
     """A subclass of a container whose entries that are constants are part of the structure of a tree."""
-    made = type(kind.__name__, (kind,), {"__slots__": ()} if issubclass(kind, tuple) else {})
-    keyed = issubclass(kind, dict)
+    keyed, body = issubclass(kind, dict), {}
+    if issubclass(kind, tuple):  # a named one has its names; what derives from it would be taken for a node by torch
+        names = {name: property(itemgetter(k)) for k, name in enumerate(getattr(kind, "_fields", ()))}
+        body = {"__slots__": (), **names}
+    made: Any = type(kind.__name__, (tuple if issubclass(kind, tuple) else kind,), body)
 
     def split(node: Any) -> tuple[list[Any], list[Any], Any]:
         items = list(node.items() if keyed else enumerate(node))
@@ -212,8 +216,12 @@ def named_leaves(tree: Tree, name: str) -> list[tuple[str, Tensor]]:
         InvalidType: a leaf is not a tensor.
     """
     named = []
-    for path, leaf in general.tree_flatten_with_path(tree)[0]:
-        label = name + general.keystr(path)
+    try:
+        found = [(general.keystr(path), leaf) for path, leaf in general.tree_flatten_with_path(tree)[0]]
+    except ValueError:  # a node that was registered without the keys of its entries
+        found = [(f"[{k}]", leaf) for k, leaf in enumerate(leaves(tree))]
+    for path, leaf in found:
+        label = name + path
         if not isinstance(leaf, Tensor):
             cure = " (torch.as_tensor makes one)" if hasattr(leaf, "__array__") or isinstance(leaf, int | float) else ""
             raise InvalidType(f"{label} is {kind_of(leaf)}; expected a torch.Tensor{cure}")

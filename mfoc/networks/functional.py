@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from mfoc import tree
 from mfoc.checks import kind_of
+from mfoc.derivatives import transforming
 from mfoc.errors import InvalidType, InvalidValue
 from mfoc.networks.inspection import HOOKS, copied, hooked, pure_copy
 from mfoc.networks.recomputation import without_reentry
@@ -89,12 +90,12 @@ class FunctionalModule:
     def __call__(self, weights: Mapping[str, Tensor], *args: Any, **kwargs: Any) -> Any:
         """The module's output at given weights."""
         own = self.on(weights)
-        if self.differentiates:
+        if self.differentiates and not transforming():
             return own.with_gradients(weights, args, kwargs)
         try:
             return own.evaluate(weights, args, kwargs)
         except RuntimeError as error:
-            if _GRADIENTS not in str(error):
+            if _GRADIENTS not in str(error) or transforming():
                 raise
         found = own.with_gradients(weights, args, kwargs)
         self.differentiates = True
@@ -109,11 +110,11 @@ class FunctionalModule:
     def with_gradients(self, weights: Mapping[str, Tensor], args: Any, kwargs: Any) -> Any:
         """The output of a forward pass that takes gradients in its weights or its input, where none are asked for."""
         free = {key: w if w.requires_grad else w.detach().requires_grad_() for key, w in weights.items()}
-        if torch.is_grad_enabled():
-            return self.evaluate(free, args, kwargs)
+        given = [leaf for leaf in tree.leaves([weights, args, kwargs]) if isinstance(leaf, Tensor)]
+        asked = torch.is_grad_enabled() and any(leaf.requires_grad for leaf in given)
         with torch.enable_grad():
             found = self.evaluate(free, args, kwargs)
-        return tree.detached(found)
+        return found if asked else tree.detached(found)
 
     def on(self, weights: Mapping[str, Tensor]) -> FunctionalModule:
         """This function where the weights are: with constants and buffers on their device, in their dtype."""
@@ -122,7 +123,9 @@ class FunctionalModule:
             return self
         place = like.device, like.dtype
         if place not in self._elsewhere:
-            self._elsewhere[place] = FunctionalModule(copied(self.module).to(device=place[0], dtype=place[1]))
+            made = FunctionalModule(copied(self.module).to(device=place[0], dtype=place[1]))
+            made.writes, made.fresh_hooks = self.writes, self.fresh_hooks
+            self._elsewhere[place] = made
         return self._elsewhere[place]
 
     def run(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
@@ -194,7 +197,8 @@ class FunctionalModule:
         _refuse_written(name, weights, held)
         _refuse_strange(name, first)
         met = [leaf for leaf in tree.leaves(inputs) if isinstance(leaf, Tensor)]
-        self.writes = any(leaf._version or leaf.requires_grad for leaf in met)
+        self.writes = own.writes = any(leaf._version or leaf.requires_grad for leaf in met)
+        self.fresh_hooks = own.fresh_hooks
         own.settle(module)
         try:
             with torch.set_grad_enabled(self.differentiates):

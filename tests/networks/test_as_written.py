@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import mfoc
-from tests.oracles.training import seeded
+from tests.architectures.small import seeded
 
 
 def normal(*shape, seed=0):
@@ -127,7 +127,7 @@ class Called(Plain):
 def test_a_call_of_its_own_is_what_runs():
     agrees(Called, X, squares, lambda net, x: net(x))
     agrees(lambda: nn.Sequential(Called(), nn.Linear(2, 2)), X, squares, lambda net, x: net(x))
-    with pytest.raises(mfoc.InvalidValue, match="__call__.*leave stages out"):
+    with pytest.raises(mfoc.InvalidValue, match=r"__call__.*leave stages out"):
         mfoc.from_module(Called(), F.mse_loss, stages=["first", "last"])
 
 
@@ -165,12 +165,9 @@ def test_other_things_are_refused_with_the_cure():
         def forward(self, x):
             return super().forward(x), object()
 
-    with pytest.raises(mfoc.InvalidType, match="returns an object.*Switch off"):
-        mfoc.evaluate(
-            mfoc.from_module(Net().double(), lambda o, z: squares(o[0], z)),
-            [dict(Net().double().named_parameters())],
-            (X, Z),
-        )
+    problem = mfoc.from_module(Net().double(), lambda o, z: squares(o[0], z))
+    with pytest.raises(mfoc.InvalidType, match=r"returns an object.*Switch off"):
+        mfoc.evaluate(problem, problem, (X, Z))
 
 
 class Record(collections.OrderedDict):
