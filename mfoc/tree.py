@@ -148,7 +148,7 @@ def _register(kind: type[Any]) -> None:
 
 def _with_constants(tree: Tree) -> Tree:
     """The tree with the constants in its tuples, lists and dicts as parts of the structure."""
-    kind = type(tree)
+    kind: Any = type(tree)
     if isinstance(tree, tuple) and (kind is tuple or hasattr(kind, "_fields")):
         entries = [_with_constants(entry) for entry in tree]
         return tuple.__new__(_holding(kind), entries)

@@ -45,7 +45,7 @@ def refuse_other(made: nn.Module, module: nn.Module, name: str) -> None:
 def _is_copy(new: Tensor | None, old: Tensor | None) -> bool:
     if new is None or old is None or new is old:
         return False
-    if isinstance(old, nn.parameter.UninitializedTensorMixin) or old.is_meta:
+    if isinstance(old, nn.parameter.UninitializedParameter | nn.parameter.UninitializedBuffer) or old.is_meta:
         return True
     same = (new.shape, new.dtype, new.device) == (old.shape, old.dtype, old.device)
     return same and bool(torch.equal(new, old) or torch.equal(new.nan_to_num(), old.nan_to_num()))
