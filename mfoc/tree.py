@@ -7,7 +7,10 @@ floating point (labels, tokens) carry no gradient and no costate; the helpers he
 from __future__ import annotations
 
 import dataclasses
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cache
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -18,6 +21,8 @@ from mfoc.checks import kind_of
 from mfoc.errors import InvalidType, InvalidValue
 
 Tree = Any
+
+_CONSTANTS = (type(None), bool, int, float, str)
 
 
 def leaves(tree: Tree) -> list[Any]:
@@ -106,15 +111,17 @@ def _in_order(like: Tree, tree: Tree) -> Tree:
 def registered(tree: Tree) -> Tree:
     """The tree itself, once the dataclasses in it are known to be nodes, to torch as well.
 
-    Their fields are their entries; what holds no tensor (None, a flag) is part of the structure.
+    Their fields are their entries; what holds no tensor (None, a flag) is part of the structure. So it is in a tuple, a
+    list or a dict, which then is of a kind made for that, a subclass of its own.
     """
     if isinstance(tree, Tensor):
         return tree
-    for leaf in leaves(tree):
+    found = leaves(tree)
+    for leaf in found:
         if dataclasses.is_dataclass(leaf) and not isinstance(leaf, type):
             _register(type(leaf))
             return registered(tree)  # it may hold others
-    return tree
+    return _with_constants(tree) if any(isinstance(leaf, _CONSTANTS) for leaf in found) else tree
 
 
 def _register(kind: type[Any]) -> None:
@@ -139,6 +146,54 @@ def _register(kind: type[Any]) -> None:
     general.register_pytree_node(kind, flatten, unflatten, flatten_with_keys_fn=with_keys)
 
 
+def _with_constants(tree: Tree) -> Tree:
+    """The tree with the constants in its tuples, lists and dicts as parts of the structure."""
+    kind: Any = type(tree)
+    if isinstance(tree, tuple) and (kind is tuple or hasattr(kind, "_fields")):
+        entries = [_with_constants(entry) for entry in tree]
+        return tuple.__new__(_holding(kind), entries)
+    if kind is list:
+        return _holding(kind)(_with_constants(entry) for entry in tree)
+    if kind is dict or kind is OrderedDict:
+        return _holding(kind)({key: _with_constants(entry) for key, entry in tree.items()})
+    return tree
+
+
+@cache
+def _holding(kind: Any) -> Any:
+    """A subclass of a container whose entries that are constants are part of the structure of a tree."""
+    keyed, body = issubclass(kind, dict), {}
+    if issubclass(kind, tuple):  # a named one has its names; what derives from it would be taken for a node by torch
+        names = {name: property(itemgetter(k)) for k, name in enumerate(getattr(kind, "_fields", ()))}
+        body = {"__slots__": (), **names}
+    made: Any = type(kind.__name__, (tuple if issubclass(kind, tuple) else kind,), body)
+
+    def split(node: Any) -> tuple[list[Any], list[Any], Any]:
+        items = list(node.items() if keyed else enumerate(node))
+        keys = [key for key, entry in items if not isinstance(entry, _CONSTANTS)]
+        rest = tuple((key, entry if isinstance(entry, _CONSTANTS) else _ENTRY) for key, entry in items)
+        return [node[key] for key in keys], keys, rest
+
+    def unflatten(entries: Iterable[Any], rest: Any) -> Any:
+        values = iter(entries)
+        pairs = [(key, next(values) if entry is _ENTRY else entry) for key, entry in rest]
+        if keyed:
+            return made(pairs)
+        filled = [entry for _, entry in pairs]
+        return tuple.__new__(made, filled) if issubclass(kind, tuple) else made(filled)
+
+    def with_keys(node: Any) -> tuple[list[Any], Any]:
+        entries, keys, rest = split(node)
+        path = general.MappingKey if keyed else general.SequenceKey
+        return [(path(key), entry) for key, entry in zip(keys, entries, strict=True)], rest
+
+    general.register_pytree_node(made, lambda node: split(node)[::2], unflatten, flatten_with_keys_fn=with_keys)
+    return made
+
+
+_ENTRY = "an entry that is no constant"
+
+
 def is_leaf(tree: Tree) -> bool:
     """Whether it is no container: a tensor, or anything else that is not made of trees."""
     return bool(general.tree_structure(tree).is_leaf())
@@ -161,8 +216,12 @@ def named_leaves(tree: Tree, name: str) -> list[tuple[str, Tensor]]:
         InvalidType: a leaf is not a tensor.
     """
     named = []
-    for path, leaf in general.tree_flatten_with_path(tree)[0]:
-        label = name + general.keystr(path)
+    try:
+        found = [(general.keystr(path), leaf) for path, leaf in general.tree_flatten_with_path(tree)[0]]
+    except ValueError:  # a node that was registered without the keys of its entries
+        found = [(f"[{k}]", leaf) for k, leaf in enumerate(leaves(tree))]
+    for path, leaf in found:
+        label = name + path
         if not isinstance(leaf, Tensor):
             cure = " (torch.as_tensor makes one)" if hasattr(leaf, "__array__") or isinstance(leaf, int | float) else ""
             raise InvalidType(f"{label} is {kind_of(leaf)}; expected a torch.Tensor{cure}")

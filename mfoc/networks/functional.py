@@ -18,15 +18,18 @@ import torch
 from torch import Tensor, nn
 
 from mfoc import tree
-from mfoc.derivatives import recurrent_kernels
-from mfoc.errors import InvalidValue
-from mfoc.networks.inspection import copied, hooked, pure_copy, without_wrappers
+from mfoc.checks import kind_of
+from mfoc.derivatives import recurrent_kernels, transforming
+from mfoc.errors import InvalidType, InvalidValue
+from mfoc.networks.inspection import HOOKS, copied, hooked, pure_copy, without_wrappers
 from mfoc.networks.recomputation import without_reentry
 from mfoc.networks.references import attributes, refers, refuse_captured, tensors
 from mfoc.networks.reparametrised import made_exact
 from mfoc.seeding import watched
 from mfoc.tree import Tree, registered
 from mfoc.validation import same_values
+
+_GRADIENTS = "does not require grad"  # what torch says to a forward pass that takes gradients where there are none
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,6 +57,8 @@ class FunctionalModule:
         names: of the weights, the parameters that require grad, in the order of the module. One that is met several
             times has its first name.
         plain: all parts are torch's own, and none has hooks.
+        differentiates: it takes gradients in its forward pass, seen when it ran where none are asked for.
+        fresh_hooks: its forward pass registers hooks, and each call starts without them.
         writes: it may write into its inputs, and is given copies; see ``check``.
         constant: plain, and nothing is given and nothing in it can change.
     """
@@ -75,6 +80,7 @@ class FunctionalModule:
         recurrent = [part.training for part in self._modules if isinstance(part, nn.RNNBase)]
         self._recurrent, self._modes = bool(recurrent), all(recurrent)
         self._hooked = hooked(self.module)
+        self.differentiates = self.fresh_hooks = False
         self.writes = not self.plain or any(getattr(part, "inplace", False) for part in self._modules)
         own = next((p for p in self.module.parameters() if p.requires_grad), None)
         self._home = None if own is None else (own.device, own.dtype)
@@ -85,12 +91,34 @@ class FunctionalModule:
         own = dict(self.module.named_parameters())
         return {key: own[key].detach().clone() for key in self.names}
 
-    def __call__(self, weights: Mapping[str, Tensor], *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, weights: Mapping[str, Tensor], /, *args: Any, **kwargs: Any) -> Any:
         """The module's output at given weights."""
         own = self.on(weights)
+        if self.differentiates and not transforming():
+            return own.with_gradients(weights, args, kwargs)
+        try:
+            return own.evaluate(weights, args, kwargs)
+        except RuntimeError as error:
+            if _GRADIENTS not in str(error) or transforming():
+                raise
+        found = own.with_gradients(weights, args, kwargs)
+        self.differentiates = True
+        return found
+
+    def evaluate(self, weights: Mapping[str, Tensor], args: Any, kwargs: Any) -> Any:
+        """The output at weights that are where this function is."""
         if self.writes:
             args, kwargs = tree.map(_clone, [args, kwargs])
-        return registered(own.run(own.at(weights), *args, **kwargs))
+        return registered(self.run(self.at(weights), *args, **kwargs))
+
+    def with_gradients(self, weights: Mapping[str, Tensor], args: Any, kwargs: Any) -> Any:
+        """The output of a forward pass that takes gradients in its weights or its input, where none are asked for."""
+        free = {key: w if w.requires_grad else w.detach().requires_grad_() for key, w in weights.items()}
+        given = [leaf for leaf in tree.leaves([weights, args, kwargs]) if isinstance(leaf, Tensor)]
+        asked = torch.is_grad_enabled() and any(leaf.requires_grad for leaf in given)
+        with torch.enable_grad():
+            found = self.evaluate(free, args, kwargs)
+        return found if asked else tree.detached(found)
 
     def on(self, weights: Mapping[str, Tensor]) -> FunctionalModule:
         """This function where the weights are: with constants and buffers on their device, in their dtype."""
@@ -99,10 +127,12 @@ class FunctionalModule:
             return self
         place = like.device, like.dtype
         if place not in self._elsewhere:
-            self._elsewhere[place] = FunctionalModule(copied(self.module).to(device=place[0], dtype=place[1]))
+            made = FunctionalModule(copied(self.module).to(device=place[0], dtype=place[1]))
+            made.writes, made.fresh_hooks = self.writes, self.fresh_hooks
+            self._elsewhere[place] = made
         return self._elsewhere[place]
 
-    def run(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    def run(self, module: nn.Module, /, *args: Any, **kwargs: Any) -> Any:
         """The output of a module that ``at`` has made."""
         call = module if self._hooked else module.forward
         if self.plain and not self._recurrent:
@@ -139,12 +169,14 @@ class FunctionalModule:
                     for leaf, value in part.buffers.items()
                 }
             held["_modules"] = {name: None if c is None else made[c] for name, c in part.children.items()}
+            if self.fresh_hooks:
+                held.update({key: held[key].copy() for key in HOOKS})
         if self._links:
             self._link(made, weights, buffers)
         return made[0]
 
     @torch.no_grad()
-    def check(self, name: str, weights: Mapping[str, Tensor], *args: Any, **kwargs: Any) -> None:
+    def check(self, name: str, weights: Mapping[str, Tensor], /, *args: Any, **kwargs: Any) -> None:
         """Refuses a module whose output depends on what its own forward pass has changed in it; ``name`` is for errors.
 
         From now on only what may change is copied: buffers in training mode or written here, and inputs if they were.
@@ -153,17 +185,38 @@ class FunctionalModule:
             InvalidValue: it is another function after it has run.
         """
         own, drawn = self.on(weights), watched()
-        module = own.at(weights)
+        held = {key: weight.detach().clone() for key, weight in weights.items()}
+        own.fresh_hooks = True
+        module = own.at(held)
 
         def run() -> tuple[Tree, Tree]:
             inputs: Any = tree.copy([args, kwargs])
             return tree.copy(registered(own.run(module, *inputs[0], **inputs[1]))), inputs
 
-        first, inputs = run()
-        self.writes = any(isinstance(leaf, Tensor) and leaf._version for leaf in tree.leaves(inputs))
+        try:
+            first, inputs = run()
+        except RuntimeError as error:
+            if _GRADIENTS not in str(error):
+                raise
+            held = {key: weight.requires_grad_() for key, weight in held.items()}
+            module = own.at(held)
+            with torch.enable_grad():
+                first, inputs = run()
+            self.differentiates = True
+        own.fresh_hooks = any(
+            len(new.__dict__[key]) != len(old.__dict__[key])
+            for new, old in zip(module.modules(), own._modules, strict=True)
+            for key in HOOKS
+        )
+        _refuse_written(name, weights, held)
+        _refuse_strange(name, first)
+        met = [leaf for leaf in tree.leaves(inputs) if isinstance(leaf, Tensor)]
+        self.writes = own.writes = any(leaf._version or leaf.requires_grad for leaf in met)
+        self.fresh_hooks = own.fresh_hooks
         own.settle(module)
         try:
-            same = same_values(first, run()[0])
+            with torch.set_grad_enabled(self.differentiates):
+                same = same_values(first, run()[0])
         except (RuntimeError, ValueError, LookupError, AttributeError):
             same = False
         if not same and not drawn():  # random numbers are another matter
@@ -218,6 +271,26 @@ def functional(module: nn.Module, name: str = "") -> FunctionalModule:
     """
     refuse_captured(module, name)
     return FunctionalModule(pure_copy(module, name))
+
+
+def _refuse_written(name: str, weights: Mapping[str, Tensor], now: Mapping[str, Tensor]) -> None:
+    for key, weight in weights.items():
+        if not torch.equal(weight.nan_to_num(), now[key].nan_to_num()):
+            raise InvalidValue(
+                f"{name} writes into its weight {key!r} in its forward pass, and it must be pure: run the network "
+                "once on a batch where it sets its first weights by the data, compute what it normalises in place of "
+                "writing it (torch.nn.utils.parametrize), or make it a buffer"
+            )
+
+
+def _refuse_strange(name: str, output: Tree) -> None:
+    for leaf in tree.leaves(output):
+        if not isinstance(leaf, Tensor):
+            raise InvalidType(
+                f"{name} returns {kind_of(leaf)}; expected tensors (None, numbers and text may stand beside them). "
+                "Switch off what is not needed (a cache: use_cache=False), or wrap the network in a module that "
+                "returns what the loss takes"
+            )
 
 
 def _clone(leaf: Any) -> Any:

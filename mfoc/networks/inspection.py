@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 
 from mfoc.checks import check_instance
 from mfoc.errors import InvalidValue
+from mfoc.networks.copies import Through, refuse_other
 from mfoc.networks.references import refuse_captured
 from mfoc.networks.reparametrised import made_exact
 
@@ -45,13 +46,21 @@ _STOCHASTIC = ("StochasticDepth", "DropPath", "FractionalMaxPool2d", "RReLU")
 
 
 def hooked(module: nn.Module) -> bool:
-    """Whether a module itself (not its parts) has hooks: its ``forward`` alone is then not what it computes."""
-    return any(module.__dict__[key] for key in HOOKS)
+    """Whether a module itself (not its parts) has hooks, or a ``__call__`` of its own.
+
+    Its ``forward`` alone is then not what it computes.
+    """
+    return any(module.__dict__[key] for key in HOOKS) or _calls_itself(module)
 
 
 def has_own_pass(module: nn.Module) -> bool:
-    """Whether a module itself has hooks that act on its forward or backward pass (others concern its saved state)."""
-    return any(module.__dict__[key] for key in HOOKS if key.startswith(("_forward", "_backward")))
+    """Whether a call of a module itself is more than ``forward``: by hooks on a pass, by a ``__call__`` of its own."""
+    around = any(module.__dict__[key] for key in HOOKS if key.startswith(("_forward", "_backward")))
+    return around or _calls_itself(module)
+
+
+def _calls_itself(module: nn.Module) -> bool:
+    return type(module).__call__ is not nn.Module.__call__
 
 
 def is_chain(module: nn.Module) -> bool:
@@ -137,8 +146,14 @@ def random_parts(net: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     for name, module in net.named_modules():
         probability = getattr(module, "dropout", 0)  # RNNs, multi-head attention
         inside = isinstance(probability, int | float) and probability > 0
-        if module.training and (is_dropout(module, active=True) or inside or type(module).__name__ in _STOCHASTIC):
+        if module.training and (is_dropout(module, active=True) or inside or _drops(module)):
             yield name, module
+
+
+def _drops(module: nn.Module) -> bool:
+    """Whether a module is random by its kind; one that drops with a probability says which."""
+    probability = next((getattr(module, key) for key in ("p", "drop_prob") if hasattr(module, key)), 1)
+    return type(module).__name__ in _STOCHASTIC and probability not in (0, None)
 
 
 # ---- private copies
@@ -156,27 +171,12 @@ def _wraps(part: nn.Module | None) -> bool:
     return isinstance(part, nn.DataParallel) or (compiled and isinstance(part, nn.Module) and len(part._modules) == 1)
 
 
-class _Through(nn.Module):
-    """Stands for a wrapper: the names of the parameters in it stay."""
-
-    def __init__(self, wrapper: nn.Module) -> None:
-        super().__init__()
-        self.training = wrapper.training
-        self._modules = dict(wrapper._modules)
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """What is wrapped."""
-        (inner,) = self._modules.values()
-        assert inner is not None
-        return inner(*args, **kwargs)
-
-
 def without_wrappers(private: Module) -> Module:
     """The same module, a private copy, whose parts are compiled or spread over devices no more."""
     for part in list(private.modules()):
         for key, child in part._modules.items():
             if child is not None and _wraps(child):
-                part._modules[key] = _Through(child)
+                part._modules[key] = Through(child)
     return private
 
 
@@ -201,10 +201,12 @@ def copied(module: Module, name: str = "") -> Module:
     computed = {id(value): value.detach().clone() for value in held if not value.is_leaf}
     computed |= {id(b): b.detach().clone() for b in module.buffers() if not b.is_leaf}
     try:
-        return copy.deepcopy(module, dict(computed))
+        made = copy.deepcopy(module, dict(computed))
     except Exception as error:  # whatever the module's parts raise
         called = f"module {name!r}" if name else "net"
         raise InvalidValue(f"{called} cannot be copied, and has to be, by copy.deepcopy: {error}") from error
+    refuse_other(made, module, name)
+    return made
 
 
 def pure_copy(module: Module, name: str = "") -> Module:
@@ -230,11 +232,13 @@ def pure_copy(module: Module, name: str = "") -> Module:
 
 
 def refuse_lazy(net: nn.Module) -> None:
-    """Refuses parameters and buffers that have no shape yet."""
+    """Refuses parameters and buffers that have no shape or no values yet."""
     for name, leaf in (*net.named_parameters(), *net.named_buffers()):
         if isinstance(leaf, nn.parameter.UninitializedParameter | nn.parameter.UninitializedBuffer):
             kind = "parameter" if isinstance(leaf, nn.Parameter) else "buffer"
             raise InvalidValue(f"{kind} {name!r} is lazy and has no shape yet; run the network once on a batch")
+        if leaf.is_meta:
+            raise InvalidValue(f"{name!r} is on the meta device and has no values; load them, net.to_empty(device=...)")
 
 
 def refuse_sharing(net: nn.Module, *, aliases: bool = True) -> None:
@@ -266,6 +270,10 @@ def refuse_foreign(net: nn.Module) -> None:
             raise InvalidValue(
                 f"{called} is {kind}; give the module in it, net.module: expectations are taken over all ranks by "
                 "the library itself (see mfoc.distributed)"
+            )
+        if slots := [key for base in type(part).__mro__ for key in base.__dict__.get("__slots__", ())]:
+            raise InvalidValue(
+                f"{called} has __slots__, {slots}, which torch leaves out of copies; make them ordinary attributes"
             )
         hooks = part.__dict__["_forward_pre_hooks"].values()
         if part.training and any(isinstance(hook, SpectralNorm) for hook in hooks):

@@ -88,8 +88,8 @@ def refresh(solved: nn.Module, parts: Named, source: Any) -> None:
         x = cloud.state
         for module in chain:
             data = {"z": cloud.data} if _asks(module) else {}
-            own = module is solved and len(several.required) + len(several.optional) > 1
-            x = module(**several.named(x), **data) if own else module(x, **data)
+            args, kwargs = several.given(x) if module is solved and several.several else ((x,), {})
+            x = module(*args, **kwargs, **data)
 
     try:
         _average(solved, run, population_of(source).epoch())
@@ -129,15 +129,21 @@ def averaging(net: nn.Module) -> list[Norm]:
 def _average(net: nn.Module, run: Callable[[Any], Any], batches: Iterable[Any]) -> None:
     norms = averaging(net)
     momenta = [norm.momentum for norm in norms]
+    calls = dict.fromkeys(norms, 0)
+
+    def counted(norm: Any, _args: Any) -> None:
+        calls[norm] += 1  # a layer may be called more than once in a pass
+        norm.momentum = 1 / calls[norm]  # the plain average; None is that of batch norm only
+
+    handles = [norm.register_forward_pre_hook(counted) for norm in norms]
     for norm in norms:
         norm.reset_running_stats()
     try:
-        for count, batch in enumerate(batches, 1):
-            for norm in norms:
-                norm.momentum = 1 / count  # the plain average; None is that of batch norm only
+        for batch in batches:
             run(batch)
     finally:
-        for norm, momentum in zip(norms, momenta, strict=True):
+        for handle, norm, momentum in zip(handles, norms, momenta, strict=True):
+            handle.remove()
             norm.momentum = momentum
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import functools
+import gc
+import logging
 import types
 import weakref
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import numpy as np
@@ -16,15 +18,20 @@ from mfoc.errors import InvalidValue
 
 TABLES = ("_parameters", "_buffers", "_modules")  # where a module keeps what is registered
 _PLAIN = (
-    type(None), bool, int, float, complex, str, bytes, range, type, types.ModuleType, types.BuiltinFunctionType,
-    torch.dtype, torch.device, torch.Size, torch.Generator, np.ndarray, weakref.ReferenceType,
+    type(None), bool, int, float, complex, str, bytes, range, type, types.ModuleType,
+    torch.dtype, torch.device, torch.Size, torch.Generator, np.ndarray, logging.Logger,
 )  # fmt: skip
+# What copy.deepcopy hands on as it is, whatever it holds.
+_Cached = type(functools.lru_cache(lambda: None))
+_HANDED_ON = (types.FunctionType, types.BuiltinFunctionType, weakref.ReferenceType, _Cached)
+_OF_TORCH = "_flat_weight_refs"  # of recurrent layers: bookkeeping that no forward pass reads
+_COMPILED = "_compiled_call_impl"  # of a module that was compiled in place: without it the module calls its forward
 _SIMPLE = frozenset([type(None), bool, int, float, str])
 
 
 def attributes(part: nn.Module) -> dict[str, Any]:
     """What a part of a module holds, beside the tables of what is registered."""
-    return {key: value for key, value in part.__dict__.items() if key not in TABLES}
+    return {key: value for key, value in part.__dict__.items() if key not in (*TABLES, _COMPILED)}
 
 
 def tensors(part: nn.Module) -> Iterator[Tensor]:
@@ -40,7 +47,9 @@ def refers(value: Any, known: Collection[int]) -> bool:
 
 
 def refuse_captured(module: nn.Module, name: str = "") -> None:
-    """Refuses functions that hold a part of the module: its copy would go on using the original's.
+    """Refuses what holds a part of the module and is not copied with it: it would go on using the original's.
+
+    Functions (a lambda, a hook), weak references and cached functions are such things.
 
     Raises:
         InvalidValue: says which part has one.
@@ -48,15 +57,28 @@ def refuse_captured(module: nn.Module, name: str = "") -> None:
     known = {id(part) for part in module.modules()} | {id(leaf) for part in module.modules() for leaf in tensors(part)}
     for where, part in module.named_modules():
         for key, value in attributes(part).items():
-            for found in _reached(value, set()):
-                if isinstance(found, types.FunctionType) and any(refers(x, known) for x in _captured(found)):
+            for found in () if key == _OF_TORCH else _reached(value, set()):
+                if isinstance(found, _HANDED_ON) and _holds(found, known):
                     called = f"module {'.'.join(filter(None, (name, where)))!r}" if name or where else "net"
                     kind = "a hook of its own" if key.endswith("_hooks") else f"attribute {key!r}"
                     raise InvalidValue(
-                        f"{called} has {kind}, the function {found.__qualname__}, that holds a part of the network; a "
-                        "copy of the network, which is what is solved for, would go on using the original's. Make it a "
-                        "method, or take the part from the function's arguments"
+                        f"{called} has {kind}, {_described(found)}, that holds a part of the network; a copy of the "
+                        f"network, which is what is solved for, would go on using the original's. {_cure(found)}"
                     )
+
+
+def _described(found: Any) -> str:
+    if isinstance(found, weakref.ReferenceType):
+        return "a weak reference"
+    return f"the function {getattr(found, '__qualname__', type(found).__name__)}"
+
+
+def _cure(found: Any) -> str:
+    if isinstance(found, weakref.ReferenceType):
+        return "Hold the part itself, in a list where it is not to be registered"
+    if isinstance(found, _Cached):
+        return "Leave the cache out"
+    return "Make it a method, or take the part from the function's arguments"
 
 
 def refuse_reaching(net: nn.Module, name: str, part: nn.Module) -> None:
@@ -77,8 +99,19 @@ def refuse_reaching(net: nn.Module, name: str, part: nn.Module) -> None:
                 )
 
 
-def _captured(function: types.FunctionType) -> Iterator[Any]:
-    """What a function holds: the variables around it, and its default arguments."""
+def _holds(found: Any, known: Collection[int]) -> bool:
+    """Whether something that is handed on holds one of these objects."""
+    if isinstance(found, weakref.ReferenceType):
+        return id(found()) in known
+    return any(refers(held, known) for held in _captured(found))
+
+
+def _captured(function: Any) -> Iterator[Any]:
+    """What a function holds: the variables around it, its default arguments, the object it is a method of."""
+    if not isinstance(function, types.FunctionType):
+        yield getattr(function, "__self__", None)
+        yield getattr(function, "__wrapped__", None)
+        return
     for cell in function.__closure__ or ():
         try:
             yield cell.cell_contents
@@ -89,23 +122,19 @@ def _captured(function: types.FunctionType) -> Iterator[Any]:
 
 
 def _reached(value: Any, seen: set[int]) -> Iterator[Any]:
-    """A value and what can be reached from it: entries, attributes, the object of a method; not through functions."""
-    if isinstance(value, _PLAIN) or id(value) in seen or type(value).__module__.startswith("torch.fx"):
-        return
-    if type(value).__module__.startswith("mfoc.networks.cuts"):  # what the stages of a network share
-        return
-    seen.add(id(value))
-    yield value
-    if isinstance(value, Tensor | types.FunctionType):
-        return
-    inside: Any = ()
-    if isinstance(value, Mapping):
-        inside = [*value.keys(), *value.values()]
-    elif isinstance(value, list | tuple | set | frozenset):
-        inside = value
-    elif isinstance(value, types.MethodType):
-        inside = (value.__self__,)
-    elif isinstance(value, functools.partial):
-        inside = (value.func, *value.args, *value.keywords.values())
-    for each in (*inside, *vars(value).values()) if hasattr(value, "__dict__") else inside:
-        yield from _reached(each, seen)
+    """A value and what can be reached from it: entries, attributes, slots, the object of a method.
+
+    Not through what ``copy.deepcopy`` hands on, such as functions.
+    """
+    waiting = [value]
+    while waiting:
+        found = waiting.pop()
+        kind = type(found)
+        if isinstance(found, _PLAIN) or id(found) in seen or kind.__module__.startswith("torch.fx"):
+            continue
+        if kind.__module__.startswith("mfoc.networks.cuts"):  # what the stages of a network share
+            continue
+        seen.add(id(found))
+        yield found
+        if not isinstance(found, (Tensor, *_HANDED_ON)):
+            waiting += gc.get_referents(found)

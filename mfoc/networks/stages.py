@@ -62,8 +62,8 @@ def named_stages(net: nn.Module, stages: Sequence[str | Sequence[str]] | None) -
         return [(kind, net)]
     if has_own_pass(net):
         raise InvalidValue(
-            f"net, {with_article(kind)}, has hooks of its own, which run around all of its stages and so would be left "
-            "out; register them on its layers, or leave stages out: one stage, with its hooks"
+            f"net, {with_article(kind)}, has hooks of its own or a __call__, which run around all of its stages and so "
+            "would be left out; register them on its layers, or leave stages out: one stage, with its hooks"
         )
     for stage in stages:
         if not isinstance(stage, str):
@@ -145,7 +145,7 @@ class Stage:
 
     def _several(self) -> Arguments | None:
         found = self._own_arguments()
-        return found if len(found.required) + len(found.optional) > 1 else None
+        return found if found.several else None
 
     def controls(self) -> dict[str, Tensor]:
         """The weights of the user's module, by name."""
@@ -155,10 +155,9 @@ class Stage:
         """The next state at given weights."""
         if self.direct is not None:
             return self.direct(self.module, x, u)
-        kwargs: dict[str, Tree] = {"z": z} if self.takes_data else {}
-        args: tuple[Tree, ...] = (x,)
-        if self.arguments is not None:
-            args, kwargs = (), {**self.arguments.named(x), **kwargs}
+        args, kwargs = ((x,), {}) if self.arguments is None else self.arguments.given(x)
+        if self.takes_data:
+            kwargs["z"] = z
         if not self.checked and not transforming():
             self.function.check(f"stage {self.name!r}", u, *args, **kwargs)
             self.checked = True

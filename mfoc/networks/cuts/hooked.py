@@ -36,9 +36,9 @@ class Hooked(nn.Module):
         self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
     ) -> Iterator[tuple[str, nn.Parameter]]:
         """Those that this stage trains."""
-        owner, lead = self.__dict__[_RERUN].owner, f"{prefix}." if prefix else ""
+        owners, lead = self.__dict__[_RERUN].owners, f"{prefix}." if prefix else ""
         for key, parameter in super().named_parameters("", recurse, remove_duplicate):
-            if owner.get(key) == self.__dict__[_INDEX]:
+            if self.__dict__[_INDEX] in owners.get(key, ()):
                 yield lead + key, parameter
 
     def forward(self, x: Tree) -> Tree:

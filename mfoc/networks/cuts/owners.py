@@ -12,16 +12,18 @@ from torch import nn
 _DEEP = 4  # methods that call methods
 
 
-def owners(net: nn.Module, names: Sequence[str]) -> dict[str, int]:
-    """The stage of each parameter: that of its block, else the first one whose block its layer stands before.
+def owners(net: nn.Module, names: Sequence[str]) -> dict[str, set[int]]:
+    """The stages of each parameter: that of its block, else the first one whose block its layer stands before.
 
-    The order is that in which the forward passes mention the layers, or else that of registration.
+    The order is that in which the forward passes mention the layers, or else that of registration. A parameter of
+    several names (a head that is tied to an embedding) has the stages of all of them.
     """
-    found: dict[str, int] = {}
-    for key, _ in net.named_parameters():
+    first: dict[int, str] = {id(parameter): key for key, parameter in net.named_parameters()}
+    found: dict[str, set[int]] = {key: set() for key in first.values()}
+    for key, parameter in net.named_parameters(remove_duplicate=False):
         inside = [k for k, name in enumerate(names) if key.startswith(f"{name}.")]
         stage = inside[0] if inside else sum(_before(net, name, key) for name in names)
-        found[key] = min(stage, len(names) - 1)
+        found[first[id(parameter)]].add(min(stage, len(names) - 1))
     return found
 
 

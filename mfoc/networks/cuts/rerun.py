@@ -32,7 +32,7 @@ class Rerun:
         net: the network.
         names: the blocks at which it is cut.
         trained: names of the parameters that require grad, also where a control stands in their place.
-        owner: the stage of each parameter.
+        owners: the stages of each parameter.
         needed: for each cut the blocks whose outputs later stages need; None until it is known: all are carried.
         shapes: an example of each block's output, from when that was found.
         along: the axis of the particles of each leaf of these.
@@ -43,7 +43,7 @@ class Rerun:
         self.net, self.names = net, list(names)
         self.arguments = Arguments.of(net)
         self.trained = {key for key, parameter in net.named_parameters() if parameter.requires_grad}
-        self.owner = owners(net, names)
+        self.owners = owners(net, names)
         self.needed: list[set[int]] | None = None
         self.shapes: list[Tree] = []
         self.along: list[list[int]] = []
@@ -89,8 +89,8 @@ class Rerun:
         x, net = _cloned(x), self.net if net is None else net
         blocks = [net.get_submodule(name) for name in self.names]
         with _replaced(blocks, instead), without_fast_path(), _own_buffers(net):
-            arguments = self.arguments
-            return net(**arguments.named(x)) if arguments.main else net(x)
+            args, kwargs = self.arguments.given(x)
+            return net(*args, **kwargs)
 
     def step(self, stage: int, state: Tree, net: nn.Module | None = None) -> Tree:
         """The next state: the network's output after the last stage."""

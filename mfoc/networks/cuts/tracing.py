@@ -112,7 +112,14 @@ class _Tracer(fx.Tracer):
         """The arguments that are given are open; the others keep their defaults, which control flow may depend on."""
         proxies = {name: self.create_proxy("placeholder", name, (), {}) for name in self.given}
         plain = plain_forward(self.root)
-        return (lambda root: (plain or root_fn)(root, **proxies)), [self.root]
+
+        def run(root: Any) -> Any:
+            found = (plain or root_fn)(root, **proxies)
+            if isinstance(found, dict) and type(found) is not dict:
+                raise Untraceable(f"it returns a {type(found).__name__}, which a graph makes a dict of")
+            return found
+
+        return run, [self.root]
 
 
 def _asserts(frame: FrameType) -> bool:

@@ -106,14 +106,14 @@ def _uses(rerun: Rerun, x: Tree, outputs: Sequence[Tree]) -> list[set[int]]:
 
 def _refuse_strangers(rerun: Rerun, users: dict[str, list[int]]) -> None:
     for key, stages in users.items():
-        own = rerun.owner[key]
-        strangers = [rerun.names[stage] for stage in stages if stage != own]
+        own = rerun.owners[key]
+        strangers = [rerun.names[stage] for stage in stages if stage not in own]
         if strangers:
             layer = key.rpartition(".")[0]
             cure = f"name {layer!r} in stages, too" if layer and len(stages) == 1 else "leave cuts out"
             raise InvalidValue(
-                f"parameter {key!r}, which stands outside of the blocks, was counted to stage {rerun.names[own]!r} and "
-                f"is used in {strangers}: it cannot be the control of one stage; {cure}"
+                f"parameter {key!r}, which stands outside of the blocks, was counted to stage "
+                f"{rerun.names[min(own)]!r} and is used in {strangers}: it cannot be the control of one stage; {cure}"
             )
 
 
