@@ -38,8 +38,8 @@ def tasks(support: Any, query: Any) -> mfoc.Particles:
 
 def placeholder(x: Any) -> Tensor:
     """The state that enters the problem: zeros ``[tasks]``, integers where the (first) inputs are no floats."""
-    x = tree.leaves(x)[0]
-    return x.new_zeros(len(x), dtype=x.dtype if x.is_floating_point() else torch.int64)
+    leaf: Tensor = tree.leaves(x)[0]
+    return leaf.new_zeros(len(leaf), dtype=leaf.dtype if leaf.is_floating_point() else torch.int64)
 
 
 def _pair(pair: Any, name: str) -> Pair:

@@ -151,7 +151,7 @@ class Cached(nn.Module):
         self.first, self.last, self.hidden = nn.Linear(3, 4), nn.Linear(4, 2), None
 
     def forward(self, x: Tensor) -> Tensor:
-        self.hidden: Any = torch.tanh(self.first(x))
+        self.hidden: Any = torch.tanh(self.first(x))  # type: ignore[no-redef, assignment]
         out: Tensor = self.last(self.hidden)
         return out
 
@@ -215,7 +215,7 @@ COMPOSED = [
         "chain in which one layer stands twice",
         one_layer_twice,
         TABULAR,
-        refused=everywhere(r"stages '0' and '2'.*tied=True", *(d for d in DOORS if d not in _OF_WEIGHTS)),
+        refused=everywhere(r"stages '0' and '2'.*(tied=True|one stage)", *(d for d in DOORS if d not in _OF_WEIGHTS)),
     ),
     Architecture("one layer under two names", Alias, TABULAR),
     Architecture("function that holds a layer", Captured, TABULAR, refused=everywhere(r"holds a part.*a method")),

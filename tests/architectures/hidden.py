@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tests.architectures.entry import DOORS, SEVERAL_INPUTS, Architecture, everywhere, numbers
+from tests.architectures.entry import DOORS, Architecture, everywhere, numbers
 from tests.architectures.layers import TABULAR, Plain
 from tests.architectures.unusual import Record, pair_loss
 
@@ -25,7 +25,7 @@ class Counting(nn.Module):
         self.layers, self.calls = Plain(), nn.Buffer(torch.zeros(()))
 
     def forward(self, x: Tensor) -> Tensor:
-        self.calls += 1
+        self.calls += 1  # type: ignore[misc]
         out: Tensor = self.layers(x) + 0.1 * self.calls * x[:, :2]
         return out
 
@@ -201,7 +201,7 @@ def hook_on_the_network() -> nn.Module:
 def hook_on_the_way_back() -> nn.Module:
     net = Plain()
     net.last.register_full_backward_hook(
-        lambda module, inward, outward: tuple(None if g is None else 2 * g for g in inward)
+        lambda module, inward, outward: tuple(None if g is None else 2 * g for g in inward)  # type: ignore[attr-defined]
     )
     return net
 
@@ -231,8 +231,8 @@ HIDDEN = [
     Architecture("autograd function of one's own", Straight, TABULAR),
     Architecture("stopped gradient", Stopped, TABULAR),
     Architecture("autocast", Autocast, TABULAR, dtype=torch.float32, rtol=3e-2),
-    Architecture("two inputs, one encoder", Siamese, two, part=1, refused=SEVERAL_INPUTS),
-    Architecture("arguments by name, a record out", ByName, by_name, pair_loss, part="inputs", refused=SEVERAL_INPUTS),
+    Architecture("two inputs, one encoder", Siamese, two, part=1),
+    Architecture("arguments by name, a record out", ByName, by_name, pair_loss, part="inputs"),
     Architecture("spatial transformer", Warped, _IMAGES),
     Architecture("frozen layer with an adapter", Adapted, TABULAR),
     Architecture(

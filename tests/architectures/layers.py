@@ -80,7 +80,7 @@ class Steps(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         for step in self.steps:
-            x = step(x)
+            x = step(x)  # type: ignore[operator]
         return x
 
 

@@ -13,7 +13,7 @@ from mfoc.networks import Residual
 def seeded(make: Callable[[], nn.Module], seed: int = 0) -> nn.Module:
     """A module whose initial weights are the same in every run, in float64."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # not those of GPUs
         return make().double()
 
 

@@ -73,7 +73,10 @@ NETS = {
 }
 
 
-@pytest.mark.parametrize("name", NETS)
+_PARALLEL = pytest.mark.skipif(torch.cuda.is_available(), reason="DataParallel takes its network to the GPU")
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[_PARALLEL] if "Parallel" in n else []) for n in NETS])
 def test_it_trains_as_in_torch(name):
     net, x, y = seeded(NETS[name]), normal(6, 3), normal(6, 2, seed=1)
     before = {key: value.clone() for key, value in net.state_dict().items()}
