@@ -28,8 +28,7 @@ from mfoc import InvalidValue, tree
 from mfoc.checks import check_instance
 from mfoc.networks import functional, inspection
 from mfoc.networks.arguments import Arguments
-from mfoc.networks.inspection import has_aliases, pure_copy  # noqa: F401  (they were public here)
-from mfoc.networks.inspection import hooked, shared_parameters, trainable
+from mfoc.networks.inspection import has_aliases, hooked, pure_copy, shared_parameters, trainable  # noqa: F401  (they were public here)
 from mfoc.vectorisation import Mapper, misled
 from paradigms.meta.layers import Window, convolve, normalise
 
