@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from functools import cache
 from operator import itemgetter
 from typing import Any
@@ -23,6 +24,7 @@ from mfoc.errors import InvalidType, InvalidValue
 Tree = Any
 
 _CONSTANTS = (type(None), bool, int, float, str)
+_ENTRIES = "_entries_of_node"
 
 
 def leaves(tree: Tree) -> list[Any]:
@@ -129,21 +131,36 @@ def _register(kind: type[Any]) -> None:
 
     def flatten(node: Any) -> tuple[list[Any], Any]:
         values = {name: getattr(node, name) for name in names}
-        held = {name: any(isinstance(leaf, Tensor) for leaf in leaves(registered(v))) for name, v in values.items()}
-        rest = {name: value for name, value in values.items() if not held[name]}
-        return [values[name] for name in names if held[name]], ([name for name in names if held[name]], rest)
+        held = _entries_of(node)
+        if held is None:
+            held = [n for n in names if any(isinstance(leaf, Tensor) for leaf in leaves(registered(values[n])))]
+        return [values[name] for name in held], (held, {n: value for n, value in values.items() if n not in held})
 
     def unflatten(entries: Iterable[Any], context: Any) -> Any:
         node = object.__new__(kind)
         for name, value in {**context[1], **dict(zip(context[0], entries, strict=True))}.items():
             object.__setattr__(node, name, value)  # it may be frozen
-        return node
+        return _remembering(node, list(context[0]))
 
     def with_keys(node: Any) -> tuple[list[Any], Any]:
         entries, context = flatten(node)
         return [(general.GetAttrKey(name), e) for name, e in zip(context[0], entries, strict=True)], context
 
     general.register_pytree_node(kind, flatten, unflatten, flatten_with_keys_fn=with_keys)
+
+
+# What a node is made of is what it was made from: torch puts numbers in the place of tensors to see its structure.
+
+
+def _remembering(node: Any, entries: list[Any]) -> Any:
+    with suppress(AttributeError):  # one with slots
+        object.__setattr__(node, _ENTRIES, entries)
+    return node
+
+
+def _entries_of(node: Any) -> list[Any] | None:
+    found: list[Any] | None = getattr(node, _ENTRIES, None)
+    return found
 
 
 def _with_constants(tree: Tree) -> Tree:
@@ -165,22 +182,24 @@ def _holding(kind: Any) -> Any:
     keyed, body = issubclass(kind, dict), {}
     if issubclass(kind, tuple):  # a named one has its names; what derives from it would be taken for a node by torch
         names = {name: property(itemgetter(k)) for k, name in enumerate(getattr(kind, "_fields", ()))}
-        body = {"__slots__": (), **names}
+        body = names
     made: Any = type(kind.__name__, (tuple if issubclass(kind, tuple) else kind,), body)
 
     def split(node: Any) -> tuple[list[Any], list[Any], Any]:
         items = list(node.items() if keyed else enumerate(node))
-        keys = [key for key, entry in items if not isinstance(entry, _CONSTANTS)]
-        rest = tuple((key, entry if isinstance(entry, _CONSTANTS) else _ENTRY) for key, entry in items)
+        keys = _entries_of(node)
+        keys = [key for key, entry in items if not isinstance(entry, _CONSTANTS)] if keys is None else keys
+        rest = tuple((key, _ENTRY if key in keys else entry) for key, entry in items)
         return [node[key] for key in keys], keys, rest
 
     def unflatten(entries: Iterable[Any], rest: Any) -> Any:
         values = iter(entries)
         pairs = [(key, next(values) if entry is _ENTRY else entry) for key, entry in rest]
+        keys = [key for key, entry in rest if entry is _ENTRY]
         if keyed:
-            return made(pairs)
+            return _remembering(made(pairs), keys)
         filled = [entry for _, entry in pairs]
-        return tuple.__new__(made, filled) if issubclass(kind, tuple) else made(filled)
+        return _remembering(tuple.__new__(made, filled) if issubclass(kind, tuple) else made(filled), keys)
 
     def with_keys(node: Any) -> tuple[list[Any], Any]:
         entries, keys, rest = split(node)

@@ -67,6 +67,7 @@ def test_each_library_is_watched(draw):
 @pytest.mark.parametrize("draws", [False, True])
 def test_a_gpu_that_first_wakes_under_watch_is_seen_to_draw_or_not(draws, monkeypatch):
     """Its generator's state is eight bytes of seed and eight of how many numbers it has given."""
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: False)
     drawn = watched()
     state = torch.zeros(16, dtype=torch.uint8)
     state[0], state[8] = 42, 4 * draws

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 from mfoc.errors import InvalidValue
 
+_COMPUTED = "_computed_before"
+
 
 class Through(nn.Module):
     """Stands for a wrapper: the names of the parameters in it stay."""
@@ -23,6 +25,23 @@ class Through(nn.Module):
         (inner,) = self._modules.values()
         assert inner is not None
         return inner(*args, **kwargs)
+
+
+def computed(value: Tensor) -> Tensor:
+    """A copy of a tensor that was computed and kept as an attribute: it does not follow what it came from."""
+    made = value.detach().clone()
+    setattr(made, _COMPUTED, True)  # which copies of it keep
+    return made
+
+
+def without_computed(module: nn.Module) -> bool:
+    """Puts NaN in the place of what ``computed`` has copied; False where there is nothing of the kind."""
+    found = False
+    for part in module.modules():
+        for key, value in part.__dict__.items():
+            if isinstance(value, Tensor) and getattr(value, _COMPUTED, False) and value.is_floating_point():
+                part.__dict__[key], found = torch.full_like(value, torch.nan), True
+    return found
 
 
 def refuse_other(made: nn.Module, module: nn.Module, name: str) -> None:

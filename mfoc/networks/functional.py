@@ -21,6 +21,7 @@ from mfoc import tree
 from mfoc.checks import kind_of
 from mfoc.derivatives import recurrent_kernels, transforming
 from mfoc.errors import InvalidType, InvalidValue
+from mfoc.networks.copies import without_computed
 from mfoc.networks.inspection import HOOKS, copied, hooked, pure_copy, without_wrappers
 from mfoc.networks.recomputation import without_reentry
 from mfoc.networks.references import attributes, refers, refuse_captured, tensors
@@ -203,11 +204,24 @@ class FunctionalModule:
             with torch.enable_grad():
                 first, inputs = run()
             self.differentiates = True
+        if len(list(module.modules())) != len(own._modules):
+            raise InvalidValue(
+                f"{name} makes parts of itself in its forward pass, whose weights would be left out; run the network "
+                "once on a batch, and give it then"
+            )
         own.fresh_hooks = any(
             len(new.__dict__[key]) != len(old.__dict__[key])
             for new, old in zip(module.modules(), own._modules, strict=True)
             for key in HOOKS
         )
+        if without_computed(stale := own.at(held)):
+            module, kept = stale, module
+            if not same_values(first, run()[0]):
+                raise InvalidValue(
+                    f"{name} reads an attribute that was computed before, from its weights say, and does not follow "
+                    "them: compute it in the forward pass, or hold it detached"
+                )
+            module = kept
         _refuse_written(name, weights, held)
         _refuse_strange(name, first)
         met = [leaf for leaf in tree.leaves(inputs) if isinstance(leaf, Tensor)]

@@ -17,7 +17,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 
 from mfoc.checks import check_instance
 from mfoc.errors import InvalidValue
-from mfoc.networks.copies import Through, refuse_other
+from mfoc.networks.copies import Through, computed, refuse_other
 from mfoc.networks.references import refuse_captured
 from mfoc.networks.reparametrised import made_exact
 
@@ -198,10 +198,10 @@ def copied(module: Module, name: str = "") -> Module:
     """
     refuse_captured(module, name)
     held = (value for part in module.modules() for value in part.__dict__.values() if isinstance(value, Tensor))
-    computed = {id(value): value.detach().clone() for value in held if not value.is_leaf}
-    computed |= {id(b): b.detach().clone() for b in module.buffers() if not b.is_leaf}
+    memo = {id(value): computed(value) for value in held if not value.is_leaf}
+    memo |= {id(b): b.detach().clone() for b in module.buffers() if not b.is_leaf}
     try:
-        made = copy.deepcopy(module, dict(computed))
+        made = copy.deepcopy(module, dict(memo))
     except Exception as error:  # whatever the module's parts raise
         called = f"module {name!r}" if name else "net"
         raise InvalidValue(f"{called} cannot be copied, and has to be, by copy.deepcopy: {error}") from error

@@ -44,6 +44,7 @@ class Architecture:
         at: the stage whose incoming state an adversary disturbs.
         part: which of several inputs, an argument's place or name.
         refused: door -> a regular expression of the message, cure included; every other door is equal to torch.
+        on_gpu: the same on a GPU, beside ``refused``: torch has fewer second derivatives there.
         second: torch has second derivatives of it.
         stand_in: what plain torch is asked for where ``torch.autograd.grad`` cannot follow the network: one of the same
             weights that computes the same.
@@ -62,6 +63,7 @@ class Architecture:
     at: int = 0
     part: int | str | None = None
     refused: Mapping[str, str] = field(default_factory=dict)
+    on_gpu: Mapping[str, str] = field(default_factory=dict)
     second: bool = True
     stand_in: Callable[[], nn.Module] | None = None
     lr: float = 0.1
@@ -75,7 +77,10 @@ class Architecture:
         The fused weight norm that torch has on a GPU, and its power method there, are right to about eight digits.
         """
         computed = "weight norm" in self.name or "spectral norm" in self.name
-        return replace(self, device=device, rtol=max(self.rtol, 1e-6) if computed and device != "cpu" else self.rtol)
+        if device == "cpu":
+            return self
+        rtol = max(self.rtol, 1e-6) if computed else self.rtol
+        return replace(self, device=device, rtol=rtol, refused={**self.refused, **self.on_gpu})
 
     def make(self) -> nn.Module:
         """The network, its weights the same in every run."""

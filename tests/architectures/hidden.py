@@ -233,7 +233,12 @@ HIDDEN = [
     Architecture("autocast", Autocast, TABULAR, dtype=torch.float32, rtol=3e-2),
     Architecture("two inputs, one encoder", Siamese, two, part=1),
     Architecture("arguments by name, a record out", ByName, by_name, pair_loss, part="inputs"),
-    Architecture("spatial transformer", Warped, _IMAGES),
+    Architecture(
+        "spatial transformer",
+        Warped,
+        _IMAGES,
+        on_gpu={"emsa": r"grid_sampler_2d.*costate_rho=0", "maml": r"grid_sampler_2d.*first_order=True"},
+    ),
     Architecture("frozen layer with an adapter", Adapted, TABULAR),
     Architecture(
         "chain with an LSTM",

@@ -38,7 +38,9 @@ def test_a_network_comes_through_equal_to_torch_or_is_refused_with_the_cure(name
         return
     said = refusal(entry, door)
     assert re.search(entry.refused[door], said), said
-    assert said == WRITTEN[name, door], "the table says otherwise: run python -m tests.doors.catalogue"
+    assert door in entry.on_gpu or said == WRITTEN[name, door], (
+        "the table says otherwise: run python -m tests.doors.catalogue"
+    )
 
 
 def states(device: str) -> list[torch.Tensor]:

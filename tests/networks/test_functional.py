@@ -299,3 +299,49 @@ def test_what_is_written_in_place_is_what_torch_computes(first, layer):
         torch.testing.assert_close(list(gradient[0].values()), list(torch.autograd.grad(expected, twin.parameters())))
     mfoc.costates(problem, problem, mfoc.rollout(problem, problem, (x, y)), (x, y))
     assert torch.equal(x, kept)
+
+
+class Stale(nn.Module):
+    def __init__(self, within, detached=False):
+        super().__init__()
+        self.a, self.within = nn.Linear(3, 3), within
+        self.twice = 2 * self.a.weight
+        if detached:
+            self.twice = self.twice.detach()
+
+    def forward(self, x):
+        if self.within:
+            self.twice = 2 * self.a.weight
+        return F.linear(x, self.twice)
+
+
+def test_an_attribute_that_does_not_follow_the_weights_is_refused():
+    """Where it is computed anew in each pass it does; where it is detached it is a constant, as in torch."""
+    x = normal(4, 3)
+    for within, detached, right in ((False, False, False), (True, False, True), (False, True, True)):
+        net = seeded(lambda w=within, d=detached: Stale(w, d))
+        net.twice = net.twice.double()
+        problem = mfoc.from_module(net, F.mse_loss)
+        if right:
+            problem.validate(mfoc.Particles(x, x))
+        else:
+            with pytest.raises(mfoc.InvalidValue, match="computed before"):
+                problem.validate(mfoc.Particles(x, x))
+
+
+def test_parts_made_in_a_forward_pass_are_asked_for():
+    class Growing(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first = nn.Linear(3, 3)
+
+        def forward(self, x):
+            if not hasattr(self, "second"):
+                self.second = nn.Linear(3, 3).to(x)
+            return self.second(self.first(x))
+
+    net, x = seeded(Growing), normal(4, 3)
+    with pytest.raises(mfoc.InvalidValue, match=r"makes parts of itself in its forward pass.*run the network once"):
+        mfoc.from_module(net, F.mse_loss).validate(mfoc.Particles(x, x))
+    net(x)
+    mfoc.from_module(net, F.mse_loss).validate(mfoc.Particles(x, x))

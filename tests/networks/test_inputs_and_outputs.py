@@ -181,3 +181,17 @@ def test_dataclasses_are_nodes_once_they_are_registered():
     assert torch.equal(doubled.mean, 2 * torch.ones(2))
     assert doubled.inner.note == "kept"
     assert tree.registered(3) == 3
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [lambda a, b: Outcome(a, Inner(b)), lambda a, b: (a, None, b), lambda a, b: {"a": a, "n": 3, "b": [b, "text"]}],
+    ids=["dataclass", "tuple with None", "nest with constants"],
+)
+def test_outputs_of_every_kind_are_mapped(wrap):
+    """Within ``vmap`` torch puts numbers in the place of tensors, which are no constants then."""
+    x = normal(4, 3)
+    found = torch.func.vmap(lambda row: tree.registered(wrap(row, 2 * row)))(x)
+    assert [leaf.shape for leaf in tree.leaves(found)] == [x.shape, x.shape]
+    assert torch.equal(tree.leaves(found)[1], 2 * x)
+    assert type(found) is type(tree.registered(wrap(x, x)))
