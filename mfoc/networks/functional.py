@@ -18,17 +18,12 @@ import torch
 from torch import Tensor, nn
 
 from mfoc import tree
-from mfoc.checks import kind_of
 from mfoc.derivatives import recurrent_kernels, transforming
-from mfoc.errors import InvalidType, InvalidValue
-from mfoc.networks.copies import without_computed
 from mfoc.networks.inspection import HOOKS, copied, hooked, pure_copy, without_wrappers
 from mfoc.networks.recomputation import without_reentry
 from mfoc.networks.references import attributes, refers, refuse_captured, tensors
 from mfoc.networks.reparametrised import made_exact
-from mfoc.seeding import watched
-from mfoc.tree import Tree, registered
-from mfoc.validation import same_values
+from mfoc.tree_nodes import registered
 
 _GRADIENTS = "does not require grad"  # what torch says to a forward pass that takes gradients where there are none
 
@@ -60,7 +55,7 @@ class FunctionalModule:
         plain: all parts are torch's own, and none has hooks.
         differentiates: it takes gradients in its forward pass, seen when it ran where none are asked for.
         fresh_hooks: its forward pass registers hooks, and each call starts without them.
-        writes: it may write into its inputs, and is given copies; see ``check``.
+        writes: it may write into its inputs, and is given copies; see ``mfoc.networks.purity``.
         constant: plain, and nothing is given and nothing in it can change.
     """
 
@@ -100,7 +95,7 @@ class FunctionalModule:
         try:
             return own.evaluate(weights, args, kwargs)
         except RuntimeError as error:
-            if _GRADIENTS not in str(error) or transforming():
+            if not asks_for_gradients(error) or transforming():
                 raise
         found = own.with_gradients(weights, args, kwargs)
         self.differentiates = True
@@ -176,69 +171,10 @@ class FunctionalModule:
             self._link(made, weights, buffers)
         return made[0]
 
-    @torch.no_grad()
-    def check(self, name: str, weights: Mapping[str, Tensor], /, *args: Any, **kwargs: Any) -> None:
-        """Refuses a module whose output depends on what its own forward pass has changed in it; ``name`` is for errors.
-
-        From now on only what may change is copied: buffers in training mode or written here, and inputs if they were.
-
-        Raises:
-            InvalidValue: it is another function after it has run.
-        """
-        own, drawn = self.on(weights), watched()
-        held = {key: weight.detach().clone() for key, weight in weights.items()}
-        own.fresh_hooks = True
-        module = own.at(held)
-
-        def run() -> tuple[Tree, Tree]:
-            inputs: Any = tree.copy([args, kwargs])
-            return tree.copy(registered(own.run(module, *inputs[0], **inputs[1]))), inputs
-
-        try:
-            first, inputs = run()
-        except RuntimeError as error:
-            if _GRADIENTS not in str(error):
-                raise
-            held = {key: weight.requires_grad_() for key, weight in held.items()}
-            module = own.at(held)
-            with torch.enable_grad():
-                first, inputs = run()
-            self.differentiates = True
-        if len(list(module.modules())) != len(own._modules):
-            raise InvalidValue(
-                f"{name} makes parts of itself in its forward pass, whose weights would be left out; run the network "
-                "once on a batch, and give it then"
-            )
-        own.fresh_hooks = any(
-            len(new.__dict__[key]) != len(old.__dict__[key])
-            for new, old in zip(module.modules(), own._modules, strict=True)
-            for key in HOOKS
-        )
-        if without_computed(stale := own.at(held)):
-            module, kept = stale, module
-            if not same_values(first, run()[0]):
-                raise InvalidValue(
-                    f"{name} reads an attribute that was computed before, from its weights say, and does not follow "
-                    "them: compute it in the forward pass, or hold it detached"
-                )
-            module = kept
-        _refuse_written(name, weights, held)
-        _refuse_strange(name, first)
-        met = [leaf for leaf in tree.leaves(inputs) if isinstance(leaf, Tensor)]
-        self.writes = own.writes = any(leaf._version or leaf.requires_grad for leaf in met)
-        self.fresh_hooks = own.fresh_hooks
-        own.settle(module)
-        try:
-            with torch.set_grad_enabled(self.differentiates):
-                same = same_values(first, run()[0])
-        except (RuntimeError, ValueError, LookupError, AttributeError):
-            same = False
-        if not same and not drawn():  # random numbers are another matter
-            raise InvalidValue(
-                f"{name} is another function after it has run: its output depends on a buffer or an attribute that its "
-                "forward pass changes (a counter, a running average it normalises by, a cache), and it must be pure; "
-                "call .eval() on that part, or take what changes from the data"
-            )
+    @property
+    def parts(self) -> list[nn.Module]:
+        """The parts of the module."""
+        return self._modules
 
     def settle(self, module: nn.Module) -> None:
         """Copies from now on only those buffers that may change, seen after an evaluation of a module."""
@@ -287,24 +223,9 @@ def functional(module: nn.Module, name: str = "") -> FunctionalModule:
     return FunctionalModule(pure_copy(module, name))
 
 
-def _refuse_written(name: str, weights: Mapping[str, Tensor], now: Mapping[str, Tensor]) -> None:
-    for key, weight in weights.items():
-        if not torch.equal(weight.nan_to_num(), now[key].nan_to_num()):
-            raise InvalidValue(
-                f"{name} writes into its weight {key!r} in its forward pass, and it must be pure: run the network "
-                "once on a batch where it sets its first weights by the data, compute what it normalises in place of "
-                "writing it (torch.nn.utils.parametrize), or make it a buffer"
-            )
-
-
-def _refuse_strange(name: str, output: Tree) -> None:
-    for leaf in tree.leaves(output):
-        if not isinstance(leaf, Tensor):
-            raise InvalidType(
-                f"{name} returns {kind_of(leaf)}; expected tensors (None, numbers and text may stand beside them). "
-                "Switch off what is not needed (a cache: use_cache=False), or wrap the network in a module that "
-                "returns what the loss takes"
-            )
+def asks_for_gradients(error: RuntimeError) -> bool:
+    """Whether a forward pass failed as it takes gradients, where none are recorded."""
+    return _GRADIENTS in str(error)
 
 
 def _clone(leaf: Any) -> Any:

@@ -18,6 +18,7 @@ from mfoc.networks.cuts import cut, fingerprint
 from mfoc.networks.functional import FunctionalModule
 from mfoc.networks.inspection import has_own_pass, hooked, is_chain, pure_copy, trainable
 from mfoc.networks.modules import over_population
+from mfoc.networks.purity import check_pure
 from mfoc.tree import Tree
 
 logger = logging.getLogger(__name__)
@@ -159,7 +160,7 @@ class Stage:
         if self.takes_data:
             kwargs["z"] = z
         if not self.checked and not transforming():
-            self.function.check(f"stage {self.name!r}", u, *args, **kwargs)
+            check_pure(self.function, f"stage {self.name!r}", u, *args, **kwargs)
             self.checked = True
         return self.function(u, *args, **kwargs)
 

@@ -29,6 +29,7 @@ from mfoc.checks import check_instance
 from mfoc.networks import functional, inspection
 from mfoc.networks.arguments import Arguments
 from mfoc.networks.inspection import has_aliases, hooked, pure_copy, shared_parameters, trainable  # noqa: F401  (they were public here)
+from mfoc.networks.purity import check_pure
 from mfoc.vectorisation import Mapper, misled
 from paradigms.meta.layers import Window, convolve, normalise
 
@@ -120,7 +121,7 @@ class StackedNetwork:
     def check(self, x: Any) -> None:
         """Refuses a network that is another function after it has run, on the inputs of a task ``[shots, ...]``."""
         if not self._direct:
-            self._arguments.call(partial(self._function.check, "net", self.initial()), x)
+            self._arguments.call(partial(check_pure, self._function, "net", self.initial()), x)
 
     def initial(self) -> Weights:
         """Copies of the network's own weights, not stacked."""

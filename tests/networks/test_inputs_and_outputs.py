@@ -11,6 +11,7 @@ from torch import nn
 
 import mfoc
 from mfoc import tree
+from mfoc.tree_nodes import registered
 from tests.architectures import seeded
 from tests.oracles.training import output
 from tests.problems import normal
@@ -174,13 +175,13 @@ def _graded(net, x, y):
 
 
 def test_dataclasses_are_nodes_once_they_are_registered():
-    value = tree.registered(Outcome(torch.ones(2), Inner(torch.zeros(2))))
+    value = registered(Outcome(torch.ones(2), Inner(torch.zeros(2))))
     assert len(tree.leaves(value)) == 2
     doubled = tree.map(lambda leaf: 2 * leaf, value)
     assert type(doubled) is Outcome
     assert torch.equal(doubled.mean, 2 * torch.ones(2))
     assert doubled.inner.note == "kept"
-    assert tree.registered(3) == 3
+    assert registered(3) == 3
 
 
 @pytest.mark.parametrize(
@@ -191,7 +192,7 @@ def test_dataclasses_are_nodes_once_they_are_registered():
 def test_outputs_of_every_kind_are_mapped(wrap):
     """Within ``vmap`` torch puts numbers in the place of tensors, which are no constants then."""
     x = normal(4, 3)
-    found = torch.func.vmap(lambda row: tree.registered(wrap(row, 2 * row)))(x)
+    found = torch.func.vmap(lambda row: registered(wrap(row, 2 * row)))(x)
     assert [leaf.shape for leaf in tree.leaves(found)] == [x.shape, x.shape]
     assert torch.equal(tree.leaves(found)[1], 2 * x)
-    assert type(found) is type(tree.registered(wrap(x, x)))
+    assert type(found) is type(registered(wrap(x, x)))

@@ -21,6 +21,7 @@ from mfoc.checks import check_flag, check_instance, check_integer, check_positiv
 from mfoc.networks import functional
 from mfoc.networks.arguments import Arguments
 from mfoc.networks.inspection import copied, refuse_parameter_hooks, refuse_unfit, trainable, unwrapped
+from mfoc.networks.purity import check_pure
 from mfoc.seeding import seeded
 from mfoc.vectorisation import misled
 from paradigms.bayesian.density.density import LogDensity, flat, split, vectorised
@@ -207,7 +208,7 @@ def _of_network(net: nn.Module, data: Any, likelihood: Any, noise: Any, prior: A
     like = next(iter(example.values()))
     with torch.no_grad():
         try:
-            arguments.call(partial(run.check, "net", example), _cast(inputs, like))
+            arguments.call(partial(check_pure, run, "net", example), _cast(inputs, like))
             output = arguments.call(partial(run, example), _cast(inputs, like))
         except mfoc.MfocError:
             raise
