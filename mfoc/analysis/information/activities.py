@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from mfoc.analysis.kernel.taps import plainly
 from mfoc.checks import check_instance
 from mfoc.errors import InvalidType, InvalidValue
-from mfoc.networks.inspection import ELEMENTWISE, pure_copy, random_parts, refuse_lazy
+from mfoc.networks.inspection import ELEMENTWISE, pure_copy, random_parts, refuse_lazy, unwrapped, without_inplace
 
 _ACTIVATIONS = tuple(kind for kind in ELEMENTWISE if kind is not nn.Identity)
 OUTPUT = "output"  # the name of what the network returns
@@ -32,7 +32,7 @@ def activities(net: nn.Module, x: Tensor, layers: Sequence[str] | None) -> dict[
             that were not called, a layer that does not keep the inputs on its first axis.
     """
     _refuse_unfit(net, x)
-    private = pure_copy(getattr(net, "_orig_mod", net), type(net).__name__)
+    private = without_inplace(pure_copy(unwrapped(net), type(net).__name__))  # what is recorded is kept
     chosen = _chosen(private, layers)
     kept = _Kept(len(x), asked=layers is not None)
     handles = [module.register_forward_hook(kept.hook(name)) for name, module in chosen.items()]

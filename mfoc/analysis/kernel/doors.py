@@ -15,7 +15,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from mfoc.analysis.kernel.taps import normal_like, plainly
 from mfoc.checks import check_instance
 from mfoc.errors import InvalidType, InvalidValue
-from mfoc.networks.inspection import mixes, pure_copy, random_parts, trainable
+from mfoc.networks.inspection import mixes, pure_copy, random_parts, trainable, without_inplace
 from mfoc.seeding import watched
 
 
@@ -104,7 +104,7 @@ def private_copy(net: nn.Module, subject: Subject = KERNEL) -> nn.Module:
             f"module {name!r} ({type(part).__name__}) is random in training mode, and {subject.whole} is of a "
             "function; call .eval() on it"
         )
-    private = pure_copy(net)
+    private = without_inplace(pure_copy(net))  # the samples may be a user's
     for part in private.modules():
         if isinstance(part, nn.Embedding | nn.EmbeddingBag):
             part.sparse = False
@@ -119,12 +119,9 @@ def _refuse_power_steps(net: nn.Module, subject: Subject) -> None:
         hooks = part.__dict__["_forward_pre_hooks"].values()
         if part.training and (parametrised or any(isinstance(hook, SpectralNorm) for hook in hooks)):
             layer = name.split(".parametrizations")[0] if parametrised else name
-            newer = (
-                "" if parametrised else "use torch.nn.utils.parametrizations.spectral_norm, which can be copied, and "
-            )
             raise InvalidValue(
                 f"layer {layer!r} has a spectral norm in training mode, whose estimate moves each time it is "
-                f"evaluated, and {subject.whole} is of a function; {newer}call .eval() on the network"
+                f"evaluated, and {subject.whole} is of a function; call .eval() on the network"
             )
 
 

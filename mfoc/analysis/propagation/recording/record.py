@@ -19,7 +19,7 @@ from torch.nn.utils import parametrize
 from mfoc import tree
 from mfoc.analysis.propagation.recording.statistics import Statistics, statistics
 from mfoc.errors import InvalidType, InvalidValue
-from mfoc.networks.inspection import pure_copy
+from mfoc.networks.inspection import pure_copy, unwrapped, without_inplace
 from mfoc.seeding import seeded
 from mfoc.tree import Tree
 
@@ -119,7 +119,7 @@ def record(net: nn.Module, x: Tree, *, seed: int = 0) -> Recording:
     """
     size = _check_input(net, x)
     with torch.inference_mode(False), torch.enable_grad(), seeded(seed, tree.leaves(x)[0].device):
-        private = pure_copy(getattr(net, "_orig_mod", net), type(net).__name__)
+        private = without_inplace(pure_copy(unwrapped(net), type(net).__name__))  # what is recorded is kept
         trainable = {id(p) for p in private.parameters() if p.requires_grad}
         for parameter in private.parameters():  # so that the graph reaches all of them
             parameter.requires_grad_(parameter.is_floating_point() or parameter.is_complex())
