@@ -1,6 +1,7 @@
 """One thread a process: the tests' tensors are small, and several processes may run at once."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -24,6 +25,15 @@ def device(request: pytest.FixtureRequest) -> str:
     if kind != "cpu" and not getattr(torch, kind).is_available():
         pytest.skip(f"this machine has no {found}")
     return found
+
+
+@pytest.fixture(autouse=True)
+def _validation() -> Iterator[None]:
+    """``torch.compile`` switches the validation of distributions off for the whole process."""
+    law: Any = torch.distributions.Distribution
+    before = law._validate_args
+    yield
+    law.set_default_validate_args(before)
 
 
 @pytest.fixture

@@ -187,7 +187,7 @@ def test_batch_norm_in_training_mode_is_a_formulation():
 
 
 def test_something_else_is_no_formulation():
-    with pytest.raises(mfoc.InvalidType, match="formulation is a Problem; expected"):
+    with pytest.raises(mfoc.InvalidType, match="formulation is a NetworkProblem; expected"):
         check_formulation(mlp()[0], SGD)
 
 
