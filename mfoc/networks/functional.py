@@ -21,7 +21,7 @@ from mfoc import tree
 from mfoc.derivatives import recurrent_kernels, transforming
 from mfoc.networks.inspection import HOOKS, copied, hooked, pure_copy, without_wrappers
 from mfoc.networks.recomputation import without_reentry
-from mfoc.networks.references import attributes, refers, refuse_captured, tensors
+from mfoc.networks.references import attributes, refers, tensors
 from mfoc.networks.reparametrised import made_exact
 from mfoc.tree_nodes import registered
 
@@ -219,7 +219,6 @@ def functional(module: nn.Module, name: str = "") -> FunctionalModule:
     Raises:
         InvalidValue: it cannot be copied, or a function in it holds one of its parts (a lambda, a hook).
     """
-    refuse_captured(module, name)
     return FunctionalModule(pure_copy(module, name))
 
 
