@@ -194,7 +194,7 @@ def evaluate(problem: Problem, controls: HasControls | Tree, particles: Any, *, 
     """
     particles, controls = as_particles(particles), controls_of(controls)
     free = [leaf.detach().requires_grad_() for leaf in tree.leaves(controls)]
-    value, slopes = value_and_slopes(problem, free, controls, particles, recompute=recompute)
+    value, slopes = value_and_slopes(problem, tree.rebuild(controls, free), free, particles, recompute=recompute)
     return Evaluation(value, tree.rebuild(controls, slopes))
 
 
@@ -211,10 +211,9 @@ def mean_and_slopes(cost: Tensor, inputs: list[Tensor]) -> tuple[Tensor, list[Te
 
 
 def value_and_slopes(
-    problem: Problem, leaves: list[Tensor], like: Tree, particles: Particles, *, recompute: bool = False
+    problem: Problem, controls: Tree, leaves: list[Tensor], particles: Particles, *, recompute: bool = False
 ) -> tuple[Tensor, list[Tensor]]:
-    """``evaluate`` on the leaves, which require grad, of controls shaped as ``like``: the hot path of ``Gradient``."""
-    controls = tree.rebuild(like, leaves)
+    """``evaluate`` where the controls are made of these leaves, which require grad: the hot path of ``Gradient``."""
     if recompute:
         with torch.no_grad():
             trajectory = rollout(problem, controls, particles)

@@ -6,6 +6,7 @@ floating point (labels, tokens) carry no gradient and no costate; the helpers he
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -189,6 +190,20 @@ def dot(left: Tree, right: Tree) -> Tensor:
     if total is None:
         raise InvalidType("the state has no floating-point leaf, so it has no costate")
     return total
+
+
+def norms(tree: Tree) -> list[Tensor]:
+    """Euclidean norm of each differentiable leaf: scalars, whose root of the sum of squares is that of the tree."""
+    found = tensors(tree)
+    return list(torch._foreach_norm(found)) if found else []  # one call; that of torch.nn.utils.get_total_norm
+
+
+def floats(scalars: Sequence[Tensor]) -> list[float]:
+    """Numbers of scalar tensors; on a GPU it is waited for once."""
+    if not scalars or all(scalar.device.type == "cpu" for scalar in scalars):
+        return [float(scalar) for scalar in scalars]
+    wide = functools.reduce(torch.promote_types, (scalar.dtype for scalar in scalars))
+    return [float(number) for number in torch.stack([scalar.detach().to(wide) for scalar in scalars]).tolist()]
 
 
 def norm(tree: Tree) -> Tensor:

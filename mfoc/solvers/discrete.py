@@ -168,7 +168,8 @@ class DiscreteMSA:
         first: list[list[Tensor]] = []  # the slopes of the discrete leaves; an optimiser may evaluate again, elsewhere
 
         def evaluate(moving: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
-            value, slopes = value_and_slopes(problem, _joined(free, moving, which), controls, particles)
+            leaves = _joined(free, moving, which)
+            value, slopes = value_and_slopes(problem, tree.rebuild(controls, leaves), leaves, particles)
             own, other = _parted(slopes, which)
             if not first:
                 first.append(own)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, TypeVar
@@ -19,7 +18,8 @@ from mfoc.errors import InvalidType, InvalidValue, MfocError
 from mfoc.particles import Particles
 from mfoc.pontryagin import value_and_slopes
 from mfoc.problem import Problem
-from mfoc.solving import Info
+from mfoc.solvers.running import Evaluate, Running, capture, fresh, writes_gradients
+from mfoc.solving import Info, InPlace
 from mfoc.tree import Tree
 
 Class = TypeVar("Class", bound=type)
@@ -107,73 +107,47 @@ class Gradient:
 
     def init(self, problem: Problem, controls: Tree) -> Tree:
         """An optimiser that has seen nothing."""
-        optimizer = self._make(_parameters(controls))
+        optimizer = self._make(fresh(controls))
         if any(group.get("line_search_fn") for group in optimizer.param_groups):
             problem.check_potential("a line search")
-        writes = _writes_gradients(self._make(_parameters(controls)))
-        return {**_capture(optimizer), "writes_gradients": writes, "steps": 0}
+        writes = writes_gradients(self._make(fresh(controls)))
+        return {**capture(optimizer), "writes_gradients": writes, "steps": 0}
 
     def step(self, problem: Problem, controls: Tree, state: Tree, particles: Particles) -> tuple[Tree, Tree, Info]:
         """One step of the optimiser; see ``mfoc.Solver``."""
+        running = self._running(controls, state, problem.region)
+        info = running.step(self._evaluation(problem, running, particles))
+        return _landed(running, info, controls, problem.region)
 
-        def evaluate(leaves: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
-            return value_and_slopes(problem, leaves, controls, particles, recompute=self.recompute)
+    def in_place(self, problem: Problem, controls: Tree, state: Tree) -> InPlace | None:
+        """``step`` after ``step`` of one optimiser, whose bits are those of an optimiser a step; see ``mfoc.Solver``.
 
-        return self.follow(evaluate, controls, state, problem.region)
+        None where controls are bounded, and where the optimiser may remember more than its state says.
+        """
+        if problem.region is not None:
+            return None
+        running = self._running(controls, state, None)
+        if not running.keeps_memory:
+            return None
+        return _InPlace(running, functools.partial(self._evaluation, problem, running))
 
     def follow(
-        self,
-        evaluate: Callable[[list[Tensor]], tuple[Tensor, list[Tensor]]],
-        controls: Tree,
-        state: Tree,
-        region: Region | None = None,
+        self, evaluate: Evaluate, controls: Tree, state: Tree, region: Region | None = None
     ) -> tuple[Tree, Tree, Info]:
         """``step`` along a gradient from anywhere.
 
         ``evaluate`` takes the leaves of the controls, which require grad, to the objective and its gradient for each;
         ``region`` is where the controls may lie.
         """
-        parameters = _parameters(controls)
-        optimizer = self._make(parameters)
-        rates = [group["lr"] for group in optimizer.param_groups] if self.lr_schedule is not None else []
-        _restore(optimizer, state)
-        for group, rate in zip(optimizer.param_groups, rates, strict=False):
-            group["lr"] = rate * self._factor(state["steps"])
-        free = [p.detach().requires_grad_() for p in parameters]  # views: they follow what the optimiser writes
+        running = self._running(controls, state, region)
+        return _landed(running, running.step(evaluate), controls, region)
 
-        rebuilt = functools.partial(tree.rebuild, controls)
+    def _running(self, controls: Tree, state: Tree, region: Region | None) -> Running:
+        factor = None if self.lr_schedule is None else self._factor
+        return Running(self._make, controls, state, region=region, factor=factor)
 
-        def closure() -> tuple[Tensor, list[Tensor]]:
-            value, slopes = evaluate(free)
-            followed = slopes if region is None else tree.leaves(region.stationary(controls, rebuilt(slopes)))
-            for parameter, slope in zip(parameters, followed, strict=True):
-                parameter.grad = slope
-            return value, slopes
-
-        def again() -> Tensor:
-            """What an optimiser that evaluates several times a step is told, at controls of its own choice."""
-            if region is not None:
-                raise InvalidValue(
-                    f"{type(optimizer).__name__} evaluates several times a step, at controls that the bounds may not "
-                    "admit; use one that evaluates once (SGD, Adam), NewtonCG() within a Box, or EMSA()"
-                )
-            return closure()[0]
-
-        value, slopes = closure()
-        writes = state["writes_gradients"]
-        gradient = rebuilt([slope.clone() for slope in slopes] if writes else slopes)
-        projected = None if region is None else region.stationary(controls, gradient)
-        info = Info(value, gradient, projected=projected)
-        pending = [value]  # what was just evaluated is the first answer an optimiser gets
-        try:
-            optimizer.step(lambda: pending.pop() if pending else again())  # type: ignore[arg-type, return-value]
-        except InvalidValue:  # CSGD refuses what is not finite; the solve stops there, and says where it came from
-            if math.isfinite(value) and math.isfinite(info.residual):
-                raise
-        moved = rebuilt([p.detach() for p in parameters])
-        moved = moved if region is None else region.land(controls, moved, gradient)
-        after = {**_capture(optimizer), "writes_gradients": writes, "steps": state["steps"] + 1}
-        return moved, after, info
+    def _evaluation(self, problem: Problem, running: Running, particles: Particles) -> Evaluate:
+        return lambda leaves: value_and_slopes(problem, running.controls, leaves, particles, recompute=self.recompute)
 
     def _factor(self, step: int) -> float:
         assert self.lr_schedule is not None
@@ -198,40 +172,28 @@ class Gradient:
         return optimizer
 
 
-def _parameters(controls: Tree) -> list[Tensor]:
-    """Copies that an optimiser may write into."""
-    return [leaf.detach().clone().requires_grad_() for leaf in tree.leaves(controls)]
+def _landed(running: Running, info: Info, controls: Tree, region: Region | None) -> tuple[Tree, Tree, Info]:
+    """What one step of an optimiser that is not used again comes to; admissible controls, where they are bounded."""
+    moved = running.moved()
+    return moved if region is None else region.land(controls, moved, info.gradient), running.state(), info
 
 
-def _writes_gradients(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether the optimiser writes into .grad (SGD with Nesterov momentum does on a GPU): two steps will show."""
-    gradients = []
-    for _ in range(2):
-        for group in optimizer.param_groups:
-            for parameter in group["params"]:
-                parameter.grad = torch.ones_like(parameter)
-                gradients.append((parameter.grad, parameter.grad._version))
-        optimizer.step(lambda: torch.ones(()))  # type: ignore[arg-type, return-value]
-    return any(gradient._version != before for gradient, before in gradients)
+class _InPlace:
+    """One optimiser at work on a problem; see ``mfoc.solving.InPlace``."""
 
+    def __init__(self, running: Running, evaluation: Callable[[Particles], Evaluate]) -> None:
+        self._running, self._evaluation = running, evaluation
 
-def _capture(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """The optimiser's memory as plain values: per-parameter state and per-group hyper-parameters."""
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    return {
-        "memory": [dict(optimizer.state.get(p, {})) for p in parameters],
-        "groups": [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups],
-    }
+    @property
+    def taken(self) -> int | None:
+        return self._running.taken
 
+    @property
+    def controls(self) -> Tree:
+        return self._running.controls
 
-def _restore(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Gives a fresh optimiser a copy of the memory, so that the state it came from is left as it was."""
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    for parameter, memory in zip(parameters, state["memory"], strict=True):
-        if memory:
-            optimizer.state[parameter] = tree.copy(memory)
-    for group, values in zip(optimizer.param_groups, state["groups"], strict=True):
-        if unknown := sorted(values.keys() - group.keys()):
-            name = type(optimizer).__name__
-            raise InvalidValue(f"the state is that of another optimizer: {name} has no {', '.join(unknown)}")
-        group.update(values)
+    def step(self, particles: Particles) -> Info:
+        return self._running.step(self._evaluation(particles))
+
+    def copies(self) -> tuple[Tree, Tree]:
+        return tree.copy(self._running.moved()), tree.copy(self._running.state())

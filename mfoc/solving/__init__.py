@@ -6,6 +6,6 @@ the user; ``solve`` runs it with a budget, a tolerance and hooks, and always ret
 """
 
 from mfoc.solving.loop import iterate, solve
-from mfoc.solving.records import Hook, Info, Iterate, Solution, Solver, Status
+from mfoc.solving.records import Hook, Info, InPlace, Iterate, Solution, Solver, Status
 
-__all__ = ["Hook", "Info", "Iterate", "Solution", "Solver", "Status", "iterate", "solve"]
+__all__ = ["Hook", "InPlace", "Info", "Iterate", "Solution", "Solver", "Status", "iterate", "solve"]

@@ -3,12 +3,7 @@
 from __future__ import annotations
 
 import logging
-import math
-import time
-from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -18,17 +13,18 @@ from mfoc import tree
 from mfoc.checks import check_flag, check_instance, check_integer, check_non_negative
 from mfoc.derivatives import reached
 from mfoc.distributed import any_rank
-from mfoc.errors import InvalidValue, NonFiniteError
+from mfoc.errors import InvalidValue
 from mfoc.interacting import check_interaction
 from mfoc.lagrangian import constraint_values
 from mfoc.particles import Particles
-from mfoc.pontryagin import evaluate, rollout
+from mfoc.pontryagin import rollout
 from mfoc.populations import Population
 from mfoc.populations import population as as_population
 from mfoc.problem import Controls, Problem
-from mfoc.solving.calls import all_called, check_hooks, closing, says_stop
-from mfoc.solving.records import Hook, Iterate, Past, Solution, Solver, Status
-from mfoc.solving.watch import Watch, find_nonfinite
+from mfoc.solving.calls import all_called, check_hooks, closing
+from mfoc.solving.records import Hook, Iterate, Solution, Solver
+from mfoc.solving.run import Run
+from mfoc.solving.steps import Steps, stepping
 from mfoc.tree import Tree
 from mfoc.validation import on_few
 
@@ -60,22 +56,13 @@ def iterate(
         NonFiniteError: a state, costate, cost or gradient is not finite; ``error.last`` is the last good iterate.
     """
     source = as_population(population)
-    return _advance(problem, solver, source, _begin(problem, solver, source, start, nominal))
+    return _iterates(stepping(problem, solver, source, _begin(problem, solver, source, start, nominal)))
 
 
-def _advance(problem: Problem, solver: Solver, source: Population, at: Iterate) -> Iterator[Iterate]:
-    good = at
+def _iterates(steps: Steps) -> Iterator[Iterate]:
     while True:
-        particles = source(at.step)
-        controls, state, info = solver.step(problem, at.controls, at.state, particles)
-        if problem.region is not None and info.projected is None:
-            info = replace(info, projected=problem.region.stationary(at.controls, info.gradient))
-        if not math.isfinite(info.value) or not math.isfinite(info.residual):
-            stage, what = find_nonfinite(problem, at.controls, particles)
-            raise NonFiniteError(f"step {at.step}: {what}", stage=stage, step=at.step, last=good)
-        good = at
-        at = Iterate(at.step + 1, controls, state, info)
-        yield at
+        steps.advance({"step": steps.step})
+        yield steps.iterate(steps.place())
 
 
 def _begin(
@@ -197,11 +184,11 @@ def solve(
     check_non_negative(tol=tol, finite=False, optional=True)
     check_hooks(hooks)
     source = as_population(population)
-    run = _Run(problem, solver, source, _begin(problem, solver, source, start, nominal))
-    if steps < run.at.step:
+    run = Run(problem, solver, source, _begin(problem, solver, source, start, nominal))
+    if steps < run.first:
         raise InvalidValue(
-            f"steps is {steps} and start is at step {run.at.step}: steps are counted from the very beginning, so that "
-            f"ten more are steps={run.at.step + 10}"
+            f"steps is {steps} and start is at step {run.first}: steps are counted from the very beginning, so that "
+            f"ten more are steps={run.first + 10}"
         )
 
     def of(method: str) -> list[Callable[..., object]]:
@@ -213,108 +200,3 @@ def solve(
         solution = run.finished(*run.to(steps, tol, hooks))
         all_called([partial(finish, solution) for finish in of("finish")])
     return solution
-
-
-@dataclass
-class _Run:
-    """A solve under way: where it is, and the last iterate known to be good."""
-
-    problem: Problem
-    solver: Solver
-    source: Population
-    at: Iterate
-
-    def __post_init__(self) -> None:
-        self.first = self.at.step
-        self.history = [record for record in self.at.history if record["step"] < self.first]
-        self.began = time.perf_counter() - (self.history[-1].get("seconds", 0.0) if self.history else 0.0)
-        self.good = self.at = self._remembering(self.at)
-        self.watch = Watch(self.at)
-
-    def _remembering(self, at: Iterate) -> Iterate:
-        """The iterate with the records of the steps before it."""
-        return replace(at, history=Past(self.history, bisect_left(self.history, at.step, key=lambda r: int(r["step"]))))
-
-    @contextmanager
-    def kept(self) -> Iterator[None]:
-        """Whatever is raised within carries the last iterate: nothing is lost."""
-        try:
-            yield
-        except BaseException as error:  # Ctrl-C in a hook, or while the solution is judged, too
-            with suppress(Exception):  # of errors that take no attributes
-                error.last_iterate = self.at  # type: ignore[attr-defined]
-                error.add_note(f"mfoc.solve: after step {self.at.step}; that iterate is kept as error.last_iterate")
-            raise
-
-    def to(self, steps: int, tol: float | None, hooks: Sequence[Hook]) -> tuple[Status, str]:
-        """Steps until something ends the solve: why, and in words."""
-        stream = _advance(self.problem, self.solver, self.source, self.at)
-        try:
-            while self.at.step < steps:
-                seconds = time.perf_counter() - self.began
-                self.good, self.at = self.at, next(stream)
-                info = self.at.info
-                assert info is not None
-                residual, seen = info.residual, {"step": self.good.step, "value": float(info.value)}
-                self.history.append({**seen, "residual": residual, "seconds": seconds, **info.extra})
-                self.at = self._remembering(self.at)
-                self.watch.see(self.good, info)
-                if self.watch.diverged(float(info.value)):
-                    return self._diverged(float(info.value), self.good.step)
-                if tol is not None and residual <= tol:
-                    self.at = self.good
-                    return Status.CONVERGED, f"residual {residual:.3g} <= tol {tol:.3g} at step {self.at.step}"
-                stops = [hook for hook in hooks if says_stop(hook(self.at))]  # every hook is called
-                if hooks and any_rank(stops, self.at.controls):
-                    return Status.STOPPED, f"a hook stopped the solve at step {self.at.step}"
-        except NonFiniteError as error:
-            self.at = self.at if error.last is None else self._remembering(error.last)  # a hook may raise one without
-            logger.warning("solve stopped: %s", error)
-            return Status.NONFINITE, str(error)
-        except KeyboardInterrupt:
-            logger.warning("solve interrupted after step %d; the last iterate is in the solution", self.at.step)
-            return Status.INTERRUPTED, f"interrupted after step {self.at.step}"
-        done = f"did {steps - self.first} step{'s' * (steps - self.first != 1)}"
-        return Status.MAX_STEPS, f"{done}, {steps} in all" if self.first else done
-
-    def finished(self, status: Status, message: str) -> Solution:
-        """The solution at the last iterate, or at the one before where J or its gradient is not finite there."""
-        value, residual = self._judged()
-        if self.good is not self.at and not (math.isfinite(value) and math.isfinite(residual)):
-            what = find_nonfinite(self.problem, self.at.controls, self.source(self.at.step))[1]
-            status, message = Status.NONFINITE, f"step {self.at.step}: {what}"
-            logger.warning("solve stopped: %s", message)
-            self.at = self.good
-            value, residual = self._judged()
-        elif status is Status.MAX_STEPS and self.watch.diverged(value, final=True):
-            status, message = self._diverged(value, self.at.step)
-            value, residual = self._judged()
-        at = self.at
-        return Solution(at.controls, value, residual, status, self.history, at, message, self.problem, self.source)
-
-    def _diverged(self, value: float, step: int) -> tuple[Status, str]:
-        """Back to the best iterate: why, and in words."""
-        self.at = self.good = self.watch.best
-        cure = "or EMSA() in place of MSA() or of a fixed rho"
-        if not self.problem.potential:
-            cure = "or damping (mfoc.meanfield.Picard), or a larger rho of EMSA(adaptive=False)"
-        message = (
-            f"J rose to {value:.3g} at step {step}, from a lowest {self.watch.lowest:.3g} at step {self.at.step}, "
-            f"whose controls are kept: the steps are too long. Take a smaller learning rate, {cure}"
-        )
-        logger.warning("solve diverged: %s", message)
-        return Status.DIVERGED, message
-
-    def _judged(self) -> tuple[float, float]:
-        """J and the residual on the batch that comes next."""
-        particles = self.source(self.at.step)
-        if hasattr(self.solver, "evaluate"):
-            value, gradient = self.solver.evaluate(self.problem, self.at.controls, self.at.state, particles)
-        else:
-            value, gradient = evaluate(self.problem, self.at.controls, particles)
-        residual = float(tree.norm(self.problem.projected(self.at.controls, gradient)))
-        if hasattr(self.solver, "violation"):
-            residual = math.hypot(
-                residual, self.solver.violation(self.problem, self.at.controls, self.at.state, particles)
-            )
-        return float(value), residual

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Protocol, overload, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, overload, runtime_checkable
 
 from torch import Tensor
 
@@ -39,8 +39,12 @@ class Info:
     @cached_property
     def residual(self) -> float:
         """||E dH/du||, of the projected gradient where controls are bounded, and the violation of constraints."""
-        slope = float(tree.norm(self.gradient if self.projected is None else self.projected))
-        return math.hypot(slope, self.violation) if self.violation else slope
+        return math.hypot(*tree.floats(tree.norms(self.slopes)), self.violation)
+
+    @property
+    def slopes(self) -> Tree:
+        """What the residual is the norm of."""
+        return self.gradient if self.projected is None else self.projected
 
     def __repr__(self) -> str:
         extra = "".join(f", {name} {printing.short(number, digits=4)}" for name, number in self.extra.items())
@@ -56,6 +60,9 @@ class Solver(Protocol):
     answers the adversary of a game says so by a true attribute ``plays_games``: ``solve`` gives a game to no other; so
     does one that keeps controls within ``Problem.bounds``, by ``respects_bounds``, and one that meets constraints on
     states, by ``meets_constraints`` and a method ``violation(problem, controls, state, particles) -> float``.
+
+    One that can make its steps in place, bit for bit those of ``step``, has ``in_place(problem, controls, state)``,
+    which returns an ``InPlace``, or None where it cannot.
     """
 
     def init(self, problem: Problem, controls: Tree) -> Tree:
@@ -63,6 +70,24 @@ class Solver(Protocol):
 
     def step(self, problem: Problem, controls: Tree, state: Tree, particles: Particles) -> tuple[Tree, Tree, Info]:
         """One step: new controls, new state, and what was seen at the old controls."""
+
+
+class InPlace(Protocol):
+    """A solver at work on controls and a state of its own, for speed: ``solve`` copies them when they are asked for."""
+
+    @property
+    def controls(self) -> Tree:
+        """The controls where it is; they move with it."""
+
+    @property
+    def taken(self) -> int | None:
+        """How many steps it has made; None in the middle of one, which may have failed."""
+
+    def step(self, particles: Particles) -> Info:
+        """One step; what was seen before it, in tensors that later steps leave alone."""
+
+    def copies(self) -> tuple[Tree, Tree]:
+        """Controls and state where it is, as ``step`` of the solver would have returned them."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,16 +108,51 @@ class Iterate(HasControls[Controls]):
     info: Info | None = None
     history: Sequence[dict[str, float]] = field(default=(), repr=False)
 
+    @classmethod
+    def later(
+        cls, step: int, recover: Callable[[], tuple[Tree, Tree]], info: Info | None, history: Sequence[dict[str, float]]
+    ) -> Iterate:
+        """An iterate whose controls and state are made when they are first read, by ``recover()``."""
+        made = object.__new__(cls)
+        made.__dict__.update(step=step, info=info, history=history, _recover=recover)
+        return made
+
+    if not TYPE_CHECKING:  # else every name would be an attribute
+
+        def __getattr__(self, name: str) -> Any:
+            """Controls and state of an iterate made by ``later``, which does not have them yet."""
+            if name not in ("controls", "state") or "_recover" not in self.__dict__:
+                raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+            controls, state = self.__dict__["_recover"]()
+            self.__dict__.update(controls=controls, state=state)
+            del self.__dict__["_recover"]
+            return self.__dict__[name]
+
+    @property
+    def held(self) -> bool:
+        """Whether controls and state are its own already."""
+        return "_recover" not in self.__dict__
+
+    def __getstate__(self) -> dict[str, Any]:
+        _ = self.controls  # a copy or a pickle has them
+        return dict(self.__dict__)
+
     def __repr__(self) -> str:
         seen = "" if self.info is None else f", {self.info}"
         return f"Iterate(step {self.step}, {printing.sizes(self.controls)}{seen})"
 
 
 class Past(Sequence[dict[str, float]]):
-    """The first records of a list that grows: every iterate has its own past, and there is one list."""
+    """The first records of a list that grows: every iterate has its own past, and there is one list.
 
-    def __init__(self, records: list[dict[str, float]], count: int) -> None:
-        self._records, self._count = records, count
+    Args:
+        records: the list.
+        count: how many of them.
+        settle: fills in what is still to be read from the device; called before a record is read.
+    """
+
+    def __init__(self, records: list[dict[str, float]], count: int, settle: Callable[[], object] | None = None) -> None:
+        self._records, self._count, self._settle = records, count, settle
 
     def __len__(self) -> int:
         return self._count
@@ -102,6 +162,8 @@ class Past(Sequence[dict[str, float]]):
     @overload
     def __getitem__(self, index: slice) -> list[dict[str, float]]: ...
     def __getitem__(self, index: int | slice) -> dict[str, float] | list[dict[str, float]]:
+        if self._settle is not None:
+            self._settle()
         return (
             self._records[: self._count][index] if isinstance(index, slice) else self._records[range(len(self))[index]]
         )

@@ -11,8 +11,10 @@ from mfoc import tree
 from mfoc.particles import Particles
 from mfoc.pontryagin import adjoint, rollout
 from mfoc.problem import Problem
-from mfoc.solving.records import Info, Iterate
+from mfoc.solving.records import Iterate
 from mfoc.tree import Tree
+
+Place = tuple[int, Iterate]  # a step, and an iterate from which it can be reached
 
 _BEGINNING = 10  # steps by which the size of J is judged
 _GROWTH = 1e6  # of J over its size, from which on a solve has diverged
@@ -30,23 +32,29 @@ class Watch:
     infinity.
     """
 
-    best: Iterate
+    best: Place
     lowest: float = math.inf
     sizes: list[float] = field(default_factory=list)
 
-    def see(self, at: Iterate, info: Info) -> None:
-        """Takes in what a step saw at the iterate it started from."""
-        value = float(info.value)
+    @property
+    def beginning(self) -> bool:
+        """Whether the size of J is still being found."""
+        return len(self.sizes) < _BEGINNING
+
+    def see(self, value: float, place: Place) -> None:
+        """Takes in J at a place."""
         if value < self.lowest:
-            self.best, self.lowest = at, value
-        if len(self.sizes) < _BEGINNING:
-            size = max(abs(value), info.residual * (1 + float(tree.norm(at.controls))))
-            if self.sizes or size > 0:
-                self.sizes.append(max([*self.sizes[-1:], size]))
+            self.best, self.lowest = place, value
+
+    def measure(self, value: float, change: float) -> None:
+        """Takes in |J| in the beginning, and what it would change by, ||dJ/du|| (1 + ||u||)."""
+        size = max(abs(value), change)
+        if self.sizes or size > 0:
+            self.sizes.append(max([*self.sizes[-1:], size]))
 
     def diverged(self, value: float, *, final: bool = False) -> bool:
         """Whether J has grown beyond return; a solve that ends sooner is judged by the size of its first step."""
-        if len(self.sizes) < _BEGINNING:
+        if self.beginning:
             return final and bool(self.sizes) and value - self.lowest > _GROWTH * self.sizes[0]
         return value - self.lowest > _GROWTH * self.sizes[_BEGINNING // 2 - 1]
 

@@ -1,0 +1,158 @@
+"""An optimiser at work on controls of its own."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mfoc import tree
+from mfoc.bounds import Region
+from mfoc.errors import InvalidValue
+from mfoc.solving import Info
+from mfoc.tree import Tree
+
+Evaluate = Callable[[list[Tensor]], tuple[Tensor, list[Tensor]]]
+
+
+class Running:
+    """A ``torch.optim`` optimiser that moves copies of the controls, step by step, in place.
+
+    Args:
+        make: makes the optimiser from a list of tensors.
+        controls: where it starts; they are copied.
+        state: the memory it starts with, as ``state`` returns it; it is copied.
+        region: where the controls may lie. The optimiser is given the projected gradient.
+        factor: the learning rate of step k as a multiple of the optimiser's own.
+
+    Attributes:
+        controls: where it is: a tree of views of what the optimiser writes into, which require grad.
+        leaves: theirs.
+        taken: how many steps it has made; None while one is written.
+    """
+
+    def __init__(
+        self,
+        make: Callable[[list[Tensor]], torch.optim.Optimizer],
+        controls: Tree,
+        state: dict[str, Any],
+        *,
+        region: Region | None = None,
+        factor: Callable[[int], float] | None = None,
+    ) -> None:
+        self._parameters = fresh(controls)
+        self.optimizer = make(self._parameters)
+        self._rates = [] if factor is None else [group["lr"] for group in self.optimizer.param_groups]
+        _restore(self.optimizer, state)
+        self._factor, self._region = factor, region
+        self._writes, self._steps = state["writes_gradients"], state["steps"]
+        self.leaves = [p.detach().requires_grad_() for p in self._parameters]
+        self._rebuilt = functools.partial(tree.rebuild, controls)
+        self.controls = self._rebuilt(self.leaves)
+        self.taken: int | None = 0
+
+    def step(self, evaluate: Evaluate) -> Info:
+        """One step along a gradient.
+
+        Args:
+            evaluate: takes ``leaves`` to the objective and its gradient for each. Optimisers that evaluate several
+                times a step call it again, with their own values in the same tensors.
+
+        Returns:
+            What was seen before the step.
+        """
+        if self._factor is not None:
+            for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
+                group["lr"] = rate * self._factor(self._steps)
+        value, slopes = self._evaluated(evaluate)
+        gradient = self._rebuilt([slope.clone() for slope in slopes] if self._writes else slopes)
+        projected = None if self._region is None else self._region.stationary(self.controls, gradient)
+        info = Info(value, gradient, projected=projected)
+        pending = [value]  # what was just evaluated is the first answer an optimiser gets
+
+        def closure() -> Tensor:
+            return pending.pop() if pending else self._again(evaluate)
+
+        taken, self.taken = self.taken, None
+        try:
+            self.optimizer.step(closure)  # type: ignore[arg-type]
+        except InvalidValue:  # CSGD refuses what is not finite; the solve stops there, and says where it came from
+            if math.isfinite(value) and math.isfinite(info.residual):
+                raise
+        self._steps += 1
+        self.taken = None if taken is None else taken + 1
+        return info
+
+    def _evaluated(self, evaluate: Evaluate) -> tuple[Tensor, list[Tensor]]:
+        value, slopes = evaluate(self.leaves)
+        followed = slopes
+        if self._region is not None:
+            followed = tree.leaves(self._region.stationary(self.controls, self._rebuilt(slopes)))
+        for parameter, slope in zip(self._parameters, followed, strict=True):
+            parameter.grad = slope
+        return value, slopes
+
+    def _again(self, evaluate: Evaluate) -> Tensor:
+        """What an optimiser that evaluates several times a step is told, at controls of its own choice."""
+        if self._region is not None:
+            raise InvalidValue(
+                f"{type(self.optimizer).__name__} evaluates several times a step, at controls that the bounds may not "
+                "admit; use one that evaluates once (SGD, Adam), NewtonCG() within a Box, or EMSA()"
+            )
+        return self._evaluated(evaluate)[0]
+
+    def moved(self) -> Tree:
+        """The controls where it is, without grad: they move with it."""
+        return self._rebuilt([p.detach() for p in self._parameters])
+
+    def state(self) -> dict[str, Any]:
+        """The memory: plain values, and tensors that move with it."""
+        return {**capture(self.optimizer), "writes_gradients": self._writes, "steps": self._steps}
+
+    @property
+    def keeps_memory(self) -> bool:
+        """Whether all that the optimiser remembers is in ``state``, as it is of those of torch and of this library."""
+        return type(self.optimizer).__module__.startswith(("torch.optim.", "mfoc.optim."))
+
+
+def fresh(controls: Tree) -> list[Tensor]:
+    """Copies of the leaves that an optimiser may write into."""
+    return [leaf.detach().clone().requires_grad_() for leaf in tree.leaves(controls)]
+
+
+def writes_gradients(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether the optimiser writes into .grad (SGD with Nesterov momentum does on a GPU): two steps will show."""
+    gradients = []
+    for _ in range(2):
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                parameter.grad = torch.ones_like(parameter)
+                gradients.append((parameter.grad, parameter.grad._version))
+        optimizer.step(lambda: torch.ones(()))  # type: ignore[arg-type, return-value]
+    return any(gradient._version != before for gradient, before in gradients)
+
+
+def capture(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """The optimiser's memory as plain values: per-parameter state and per-group hyper-parameters."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    return {
+        "memory": [dict(optimizer.state.get(p, {})) for p in parameters],
+        "groups": [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups],
+    }
+
+
+def _restore(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Gives a fresh optimiser a copy of the memory, so that the state it came from is left as it was."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    for parameter, memory in zip(parameters, state["memory"], strict=True):
+        if memory:
+            optimizer.state[parameter] = tree.copy(memory)
+    for group, values in zip(optimizer.param_groups, state["groups"], strict=True):
+        if unknown := sorted(values.keys() - group.keys()):
+            name = type(optimizer).__name__
+            raise InvalidValue(f"the state is that of another optimizer: {name} has no {', '.join(unknown)}")
+        group.update(values)

@@ -1,0 +1,182 @@
+"""The steps of a solver, one after another: by its pure ``step``, or in place where it can.
+
+In place nobody sees that controls move under him. An iterate that is handed out has its controls and its state made
+when they are read: they are copied from where the solver stands or, once it has moved on, found again from a snapshot
+of every thirty-second step. Steps are pure functions of controls, state and batch n, so they come back bit for bit.
+"""
+
+from __future__ import annotations
+
+import math
+import weakref
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from mfoc.distributed import active
+from mfoc.errors import NonFiniteError
+from mfoc.populations import Population
+from mfoc.problem import Problem
+from mfoc.solving.records import Info, InPlace, Iterate, Solver
+from mfoc.solving.unread import Record, Unread, finite
+from mfoc.solving.watch import Place, find_nonfinite
+from mfoc.tree import Tree
+
+_EVERY = 32  # steps between snapshots
+
+
+class Steps:
+    """Each iterate made of the one before by ``solver.step``.
+
+    Attributes:
+        step: how many steps were made, those before it began included.
+        at: the iterate where it is; in place, the last that is held whole.
+        good: the last iterate where J and its gradient were finite; in place it has to be found again.
+    """
+
+    def __init__(self, problem: Problem, solver: Solver, source: Population, at: Iterate) -> None:
+        self._problem, self._solver, self._source = problem, solver, source
+        self.at = self.good = at
+        self.step = at.step
+
+    def advance(self, record: Record) -> Info:
+        """One step; J and the residual where it began are filled into the record, at once or by ``settle``.
+
+        Raises:
+            NonFiniteError: one of them is not finite; ``last`` is the last iterate where both were.
+        """
+        at = self.at
+        particles = self._source(at.step)
+        controls, state, info = self._solver.step(self._problem, at.controls, at.state, particles)
+        if self._problem.region is not None and info.projected is None:
+            info = replace(info, projected=self._problem.region.stationary(at.controls, info.gradient))
+        record["value"], record["residual"] = float(info.value), info.residual
+        if not finite(record):
+            stage, what = find_nonfinite(self._problem, at.controls, particles)
+            raise NonFiniteError(f"step {at.step}: {what}", stage=stage, step=at.step, last=self.good)
+        self.good, self.at = at, Iterate(at.step + 1, controls, state, info)
+        self.step += 1
+        return info
+
+    def settle(self) -> None:
+        """Fills in the records of all steps made so far.
+
+        Raises:
+            NonFiniteError: as ``advance``.
+        """
+
+    def keep(self, *, surely: bool = False) -> None:
+        """Iterates that somebody holds get controls of their own before the solver moves on.
+
+        Args:
+            surely: whoever holds one does so to keep it. Else the last is no proof: the variable of a loop over
+                ``iterate`` holds it until the next has come.
+        """
+
+    def place(self) -> Place:
+        """Where it is, to come back to."""
+        return self.step, self.at
+
+    @property
+    def controls(self) -> Tree:
+        """The controls where it is, which may move with it."""
+        return self.at.controls
+
+    def iterate(self, place: Place, history: Sequence[Record] = ()) -> Iterate:
+        """The iterate at a place."""
+        return replace(place[1], history=history)
+
+
+class StepsInPlace(Steps):
+    """The same bits by a solver that works in place."""
+
+    def __init__(self, problem: Problem, solver: Solver, source: Population, at: Iterate, live: InPlace) -> None:
+        super().__init__(problem, solver, source, at)
+        self._live, self._first, self._unread = live, at.step, Unread()
+        self._before = at  # the snapshot before the one in self.at
+        self._info: Info | None = at.info
+        self._handed: list[weakref.ref[Iterate]] = []
+        self._copies = False  # hand out copies: somebody keeps iterates
+
+    def advance(self, record: Record) -> Info:
+        """One step; see ``Steps``."""
+        self.keep()
+        if self.step - self.at.step >= _EVERY:
+            self.settle()
+            self._before, self.at = self.at, Iterate(self.step, *self._live.copies(), self._info)
+        info = self._live.step(self._source(self.step))
+        self._unread.add(record, info)
+        self._info = info
+        self.step += 1
+        if info.value.device.type == "cpu":  # where it takes no time to look
+            record["value"] = float(info.value)
+            if not math.isfinite(record["value"]):
+                self.settle()
+        return info
+
+    def settle(self) -> None:
+        """Reads the numbers of all steps made so far; see ``Steps``."""
+        bad = self._unread.read()
+        if bad is not None:
+            self._fail(int(bad["step"]))
+
+    def _fail(self, step: int) -> None:
+        """Finds the last iterate that was good, and what is wrong with the one after, by making the steps again."""
+        origin = self.at if self.at.step < step else self._before
+        again = Steps(self._problem, self._solver, self._source, origin)
+        while again.step <= step:
+            again.advance({})
+        raise NonFiniteError(
+            f"step {step}: J or its gradient was not finite, and is when it is evaluated again", step=step,
+            last=again.good,
+        )  # fmt: skip
+
+    @property
+    def controls(self) -> Tree:
+        """The controls where it is, which move with it."""
+        return self._live.controls
+
+    def iterate(self, place: Place, history: Sequence[Record] = ()) -> Iterate:
+        """The iterate at a place, whose controls and state are made when they are read."""
+        step, origin = place
+        if step == origin.step:
+            return replace(origin, history=history)
+        info = self._info if step == self.step else None
+        made = Iterate.later(step, partial(self._recover, step, origin), info, history)
+        if step == self.step:
+            if self._copies:
+                _ = made.controls
+            else:
+                self._handed.append(weakref.ref(made))
+        return made
+
+    def _recover(self, step: int, origin: Iterate) -> tuple[Tree, Tree]:
+        """Controls and state at a step."""
+        if self._live.taken == step - self._first:
+            self.settle()
+            return self._live.copies()
+        again = Steps(self._problem, self._solver, self._source, origin)
+        while again.step < step:
+            again.advance({})
+        return again.at.controls, again.at.state
+
+    def keep(self, *, surely: bool = False) -> None:
+        """Gives iterates that somebody holds their own controls; see ``Steps``."""
+        kept = [one for one in (ref() for ref in self._handed) if one is not None and not one.held]
+        self._copies |= any(one.step < self.step for one in kept)
+        if surely or self._copies:
+            for one in kept:
+                _ = one.controls
+            kept = []
+        self._handed = [weakref.ref(one) for one in kept]
+
+
+def stepping(problem: Problem, solver: Solver, source: Population, at: Iterate) -> Steps:
+    """The steps of a solver from an iterate on."""
+    make: Any = getattr(solver, "in_place", None)
+    # Over ranks a step cannot be made again by one of them, which may be all that fails.
+    live = None if make is None or active() else make(problem, at.controls, at.state)
+    if live is None:
+        return Steps(problem, solver, source, at)
+    return StepsInPlace(problem, solver, source, at, live)

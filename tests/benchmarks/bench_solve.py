@@ -1,0 +1,143 @@
+"""What ``mfoc.solve`` costs beside a hand-written PyTorch loop, and the memory of ``recompute=True``.
+
+    python -m tests.benchmarks.bench_solve
+
+The time of a step is the difference of two lengths, so that what comes before the first step cancels. Both sides draw
+batches from memory, take turns in one process on one thread, and keep the value of each step.
+"""
+
+import resource
+import subprocess
+import sys
+import time
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import mfoc
+from tests.benchmarks.timing import Times, machine, report
+
+SAMPLES = 8192
+
+
+def chain(*widths, activation=nn.ReLU):
+    layers = []
+    for inputs, outputs in zip(widths, widths[1:], strict=False):
+        layers += [nn.Linear(inputs, outputs), activation()]
+    return nn.Sequential(*layers[:-1])
+
+
+def convnet():
+    return nn.Sequential(
+        nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Conv2d(16, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Flatten(), nn.Linear(32 * 49, 10),
+    )  # fmt: skip
+
+
+def by_hand(net, loss, factory, x, y, batch):
+    """The loop that one would write: shuffled epochs, and the loss of each step kept."""
+
+    def run(steps):
+        optimizer = factory(list(net.parameters()))
+        generator, values, order = torch.Generator().manual_seed(0), [], None
+        per_epoch = len(x) // batch
+        for step in range(steps):
+            if step % per_epoch == 0:
+                order = torch.randperm(len(x), generator=generator)
+            rows = order[step % per_epoch * batch :][:batch]
+            optimizer.zero_grad()
+            value = loss(net(x[rows]), y[rows])
+            value.backward()
+            optimizer.step()
+            values.append(value.item())
+        return values
+
+    return run
+
+
+def by_mfoc(net, loss, factory, x, y, batch):
+    problem, source = mfoc.from_module(net, loss), mfoc.population((x, y), batch_size=batch)
+
+    def run(steps):
+        return mfoc.solve(problem, mfoc.Gradient(factory), source, steps=steps)
+
+    return run
+
+
+def steps_timed(sides, short, long, rounds):
+    """Seconds a step of each side, from the difference of a long and a short run; the sides take turns."""
+    taken = {name: [] for name in sides}
+    for k in range(rounds + 1):
+        for name in sides if k % 2 else reversed(sides):
+            spent = []
+            for steps in (short, long):
+                began = time.thread_time()
+                sides[name](steps)
+                spent.append(time.thread_time() - began)
+            if k:  # the first round warms up
+                taken[name].append((spent[1] - spent[0]) / (long - short))
+    return Times(taken)
+
+
+def compare(name, make, shape, factories, *, batch=128, long=300, rounds=7, target="", outputs=10):
+    for label, factory in factories.items():
+        torch.manual_seed(0)
+        x = torch.randn(SAMPLES, *shape)
+        y = torch.randint(0, outputs, (SAMPLES,)) if outputs > 1 else torch.randn(SAMPLES, 1)
+        loss, net = (F.cross_entropy if outputs > 1 else F.mse_loss), make()
+        sides = {"mfoc": by_mfoc(net, loss, factory, x, y, batch), "by hand": by_hand(net, loss, factory, x, y, batch)}
+        times = steps_timed(sides, 20, 20 + long, rounds)
+        print(f"{'':4s}{1e6 * times.median('mfoc'):.0f} us and {1e6 * times.median('by hand'):.0f} us a step")
+        report(
+            f"solve, {name}, {label}", times.ratio("mfoc", "by hand"), of="mfoc.solve", to="by hand", target=target,
+            headline=bool(target),
+        )  # fmt: skip
+
+
+def peak_memory(recompute):
+    """Peak memory of one step on a deep network, less that of the process before it, in MiB."""
+    torch.manual_seed(0)
+    blocks = [
+        mfoc.networks.Residual(nn.Sequential(nn.Linear(256, 512), nn.Tanh(), nn.Linear(512, 256))) for _ in range(24)
+    ]
+    problem = mfoc.from_module(nn.Sequential(*blocks), nn.MSELoss())
+    x = torch.randn(8192, 256)
+    solver = mfoc.Gradient(partial(torch.optim.SGD, lr=0.01), recompute=recompute)
+    state = solver.init(problem, problem.controls)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    solver.step(problem, problem.controls, state, mfoc.Particles(x, x))
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+
+
+def main():
+    if len(sys.argv) > 1 and sys.argv[1] in ("store", "recompute"):  # a process of its own for each memory figure
+        print(peak_memory(sys.argv[1] == "recompute"))
+        return
+    torch.set_num_threads(1)
+    torch.empty(8_000_000).fill_(0.0)  # as loading data does: glibc then keeps freed pages
+    print(machine())
+    sgd, adam = partial(torch.optim.SGD, lr=0.01), partial(torch.optim.Adam, lr=1e-3)
+    usual = {"SGD": sgd, "momentum": partial(torch.optim.SGD, lr=0.01, momentum=0.9), "Adam": adam}
+    compare("MLP 784-256-256-10", partial(chain, 784, 256, 256, 10), (784,), usual, target="at most 1.05")
+    compare("net 10-50-1", partial(chain, 10, 50, 1, activation=nn.Tanh), (10,), usual, long=1000, outputs=1,
+            target="at most 1.10")  # fmt: skip
+    compare("20 layers of 64", partial(chain, *[64] * 21), (64,), usual, target="at most 1.10", outputs=64)
+    compare("conv net", convnet, (1, 28, 28), {"SGD": sgd, "Adam": adam}, long=40, rounds=5)
+    stored, recomputed = (
+        float(
+            subprocess.run(
+                [sys.executable, "-m", "tests.benchmarks.bench_solve", mode], capture_output=True, text=True, check=True
+            ).stdout
+        )
+        for mode in ("store", "recompute")
+    )
+    print(
+        f"peak memory of a step (24 blocks, batch 8192): stored {stored:.0f} MiB, recompute=True {recomputed:.0f} MiB"
+    )
+
+
+if __name__ == "__main__":
+    main()
