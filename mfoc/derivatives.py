@@ -40,7 +40,21 @@ def gradients(
     Returns:
         A tensor for each input, of its shape.
     """
-    outputs = [outputs] if isinstance(outputs, Tensor) else outputs
+    if isinstance(outputs, Tensor):
+        if seeds is None and outputs.requires_grad and all(leaf.requires_grad for leaf in inputs) and inputs:
+            seed = None if outputs.dim() == 0 else _ones(outputs)
+            return list(
+                torch.autograd.grad(
+                    outputs,
+                    inputs,
+                    seed,
+                    create_graph=create_graph,
+                    retain_graph=retain_graph,
+                    allow_unused=True,
+                    materialize_grads=True,
+                )
+            )
+        outputs = [outputs]
     given = map(_ones, outputs) if seeds is None else seeds
     reached = [(output, seed) for output, seed in zip(outputs, given, strict=True) if output.requires_grad]
     free = [leaf for leaf in inputs if leaf.requires_grad]

@@ -99,6 +99,27 @@ def rollout_from(problem: Problem, controls: Tree, stage: int, x: Tree, z: Tree 
     return Trajectory(states, cost if total is None else total + cost)
 
 
+def mean_cost(problem: Problem, controls: Tree, particles: Particles) -> Tensor:
+    """This rank's mean of the cost: by the terminal cost's own ``mean(x, z)``, where it has one, which is cheaper."""
+    x, z, total = particles.state, particles.data, None
+    n = len(particles)
+    problem.check_stages(controls)
+    for t in range(problem.stages):
+        u = problem.schedule(controls, t)
+        if problem.running_cost is not None:
+            cost = problem.running_cost(t, x, u, z)
+            check_cost(cost, n, f"stage {t}: running_cost")
+            total = cost if total is None else total + cost
+        x = problem.dynamics(t, x, u, z)
+    mean: Any = getattr(problem.terminal_cost, "mean", None)
+    at_once: Tensor | None = None if mean is None else mean(x, z)
+    if at_once is not None:
+        return at_once if total is None else total.mean(-1) + at_once
+    cost = problem.terminal_cost(x, z)
+    check_cost(cost, n, "terminal_cost")
+    return (cost if total is None else total + cost).mean(-1)
+
+
 def hamiltonian(problem: Problem, t: int, x: Tree, p: Tree, u: Tree, z: Tree = None) -> Tensor:
     """H_t(x, p, u, z) = L_t(x, u, z) + <p, f_t(x, u, z)> for each particle.
 
@@ -223,7 +244,11 @@ def value_and_slopes(
         slopes = tree.leaves(pull_back(problem, controls, by_stage))
     else:
         with torch.enable_grad():
-            value, slopes = mean_and_slopes(rollout(problem, controls, particles).cost, leaves)
+            if active():
+                value, slopes = mean_and_slopes(rollout(problem, controls, particles).cost, leaves)
+            else:
+                value = mean_cost(problem, controls, particles)
+                slopes = gradients(value, leaves)
     value, *slopes = expectation([value.detach(), *slopes], len(particles))
     return penalised(problem, controls, value), slopes
 

@@ -7,7 +7,7 @@ import functools
 import inspect
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 import torch
@@ -27,6 +27,10 @@ _CLASSES: tuple[Any, ...] = (F.cross_entropy, F.nll_loss, nn.CrossEntropyLoss.fo
 if hasattr(nn, "LinearCrossEntropyLoss"):
     _CLASSES += (nn.LinearCrossEntropyLoss.forward,)
 _ENTRIES: tuple[Any, ...] = (F.mse_loss, F.l1_loss)  # the same where entries have weights
+# The same number as the mean over all entries.
+_PLAIN = (*_ENTRIES, F.smooth_l1_loss, F.huber_loss, F.binary_cross_entropy_with_logits, F.binary_cross_entropy)
+_PLAIN += (nn.MSELoss.forward, nn.L1Loss.forward, nn.SmoothL1Loss.forward, nn.HuberLoss.forward)
+_PLAIN += (nn.BCEWithLogitsLoss.forward, nn.BCELoss.forward)
 _SETTINGS = ("reduction", "weight", "ignore_index")
 _UNCOUNTED = -100  # torch's default of ignore_index
 
@@ -65,23 +69,48 @@ def per_sample(loss: Loss | nn.Module, *, weigh: bool = True) -> TerminalCost:
     each, source = _unreduced(loss)
     weight = _Weight(settings.get("weight"), settings.get("ignore_index", _UNCOUNTED))
     weighed = weigh and settings["reduction"] == "mean"
+    return _PerSample(loss, each, source, settings.get("weight"), weight if weighed else None, summed=kind != "mean")
 
-    def cost(x: Tree, z: Tree) -> Tensor:
-        found = each(x, z)
+
+@dataclass(frozen=True, eq=False)
+class _PerSample:
+    """A loss of torch as a terminal cost; see ``per_sample``."""
+
+    loss: Loss | nn.Module
+    each: Loss  # the loss without its reduction
+    source: Any  # the function of torch that it is
+    factors: Tensor | None  # its weights
+    weight: _Weight | None  # what a mean divides by
+    _: KW_ONLY
+    summed: bool
+
+    def __call__(self, x: Tree, z: Tree) -> Tensor:
+        found = self.each(x, z)
         if isinstance(x, Tensor) and isinstance(z, Tensor) and found.numel() > x.numel():
             raise InvalidValue(
                 f"loss: the output {tuple(x.shape)} and the data {tuple(z.shape)} were broadcast to "
                 f"{tuple(found.shape)}; give the data the output's shape"
             )
         if found.dim() > 1:
-            found = found.flatten(1).mean(1) if kind == "mean" else found.flatten(1).sum(1)
-        if weighed and source in _ENTRIES and settings.get("weight") is not None:
-            found = found / settings["weight"].mean()
-        if weighed and source in _CLASSES and isinstance(z, Tensor) and not z.is_floating_point():
-            found = found / weight.mean(z, found.dtype)
+            found = found.flatten(1).sum(1) if self.summed else found.flatten(1).mean(1)
+        if self.weight is None:
+            return found
+        if self.source in _ENTRIES and self.factors is not None:
+            found = found / self.factors.mean()
+        if self.source in _CLASSES and isinstance(z, Tensor) and not z.is_floating_point():
+            found = found / self.weight.mean(z, found.dtype)
         return found
 
-    return cost
+    def mean(self, x: Tree, z: Tree) -> Tensor | None:
+        """The mean over the particles in the one call that torch has for it; None where it is something else.
+
+        It costs a third of the mean of what the particles pay, and is the same number but for its rounding.
+        """
+        if self.weight is None or not isinstance(x, Tensor) or not isinstance(z, Tensor):
+            return None
+        classes = self.source in _CLASSES and not z.is_floating_point() and x.shape[:1] + x.shape[2:] == z.shape
+        entries = self.source in _PLAIN and self.factors is None and x.shape == z.shape
+        return self.loss(x, z) if classes or entries else None
 
 
 def _unreduced(loss: Loss | nn.Module) -> tuple[Loss, Any]:

@@ -20,6 +20,7 @@ from mfoc.networks.inspection import has_own_pass, hooked, is_chain, pure_copy, 
 from mfoc.networks.modules import over_population
 from mfoc.networks.purity import check_pure
 from mfoc.tree import Tree
+from mfoc.tree_nodes import registered
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +32,11 @@ _DIRECT: dict[type[nn.Module], Callable[[Any, Tensor, dict[str, Tensor]], Tensor
     nn.Conv1d: lambda layer, x, u: layer._conv_forward(x, u["weight"], u.get("bias")),
     nn.Conv2d: lambda layer, x, u: layer._conv_forward(x, u["weight"], u.get("bias")),
 }
+
+
+def _forward(layer: nn.Module, x: Any, u: dict[str, Tensor]) -> Any:
+    """The output of a layer of torch's own that has no weights and can change nothing."""
+    return registered(layer.forward(x))
 
 
 def named_stages(net: nn.Module, stages: Sequence[str | Sequence[str]] | None) -> Named:
@@ -133,6 +139,8 @@ class Stage:
         constants = any(not p.requires_grad for p in self.module.parameters())
         self.hooked = hooked(self.module)
         self.direct = None if self.hooked or constants else _DIRECT.get(type(self.module))
+        if self.function.constant and not self.function.writes and self.direct is None:
+            self.direct = _forward
         self.takes_data = getattr(self.module, "takes_data", False) is True  # data are given where they are asked for
         self.arguments = self._several() if whole else None
         self.checked = self.function.plain and not self.function.writes

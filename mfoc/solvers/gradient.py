@@ -147,7 +147,7 @@ class Gradient:
         return Running(self._make, controls, state, region=region, factor=factor)
 
     def _evaluation(self, problem: Problem, running: Running, particles: Particles) -> Evaluate:
-        return lambda leaves: value_and_slopes(problem, running.controls, leaves, particles, recompute=self.recompute)
+        return lambda leaves: value_and_slopes(problem, running.free, leaves, particles, recompute=self.recompute)
 
     def _factor(self, step: int) -> float:
         assert self.lr_schedule is not None
@@ -174,7 +174,7 @@ class Gradient:
 
 def _landed(running: Running, info: Info, controls: Tree, region: Region | None) -> tuple[Tree, Tree, Info]:
     """What one step of an optimiser that is not used again comes to; admissible controls, where they are bounded."""
-    moved = running.moved()
+    moved = running.controls
     return moved if region is None else region.land(controls, moved, info.gradient), running.state(), info
 
 
@@ -196,4 +196,4 @@ class _InPlace:
         return self._running.step(self._evaluation(particles))
 
     def copies(self) -> tuple[Tree, Tree]:
-        return tree.copy(self._running.moved()), tree.copy(self._running.state())
+        return tree.copy(self._running.controls), tree.copy(self._running.state())

@@ -30,8 +30,9 @@ class Running:
         factor: the learning rate of step k as a multiple of the optimiser's own.
 
     Attributes:
-        controls: where it is: a tree of views of what the optimiser writes into, which require grad.
-        leaves: theirs.
+        controls: where it is: a tree of views of what the optimiser writes into.
+        leaves: the same, which require grad,
+        free: as a tree.
         taken: how many steps it has made; None while one is written.
     """
 
@@ -52,7 +53,8 @@ class Running:
         self._writes, self._steps = state["writes_gradients"], state["steps"]
         self.leaves = [p.detach().requires_grad_() for p in self._parameters]
         self._rebuilt = functools.partial(tree.rebuild, controls)
-        self.controls = self._rebuilt(self.leaves)
+        self.controls = self._rebuilt([p.detach() for p in self._parameters])
+        self.free = self._rebuilt(self.leaves)
         self.taken: int | None = 0
 
     def step(self, evaluate: Evaluate) -> Info:
@@ -104,10 +106,6 @@ class Running:
                 "admit; use one that evaluates once (SGD, Adam), NewtonCG() within a Box, or EMSA()"
             )
         return self._evaluated(evaluate)[0]
-
-    def moved(self) -> Tree:
-        """The controls where it is, without grad: they move with it."""
-        return self._rebuilt([p.detach() for p in self._parameters])
 
     def state(self) -> dict[str, Any]:
         """The memory: plain values, and tensors that move with it."""

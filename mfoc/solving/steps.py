@@ -101,7 +101,8 @@ class StepsInPlace(Steps):
 
     def advance(self, record: Record) -> Info:
         """One step; see ``Steps``."""
-        self.keep()
+        if self._handed:
+            self.keep()
         if self.step - self.at.step >= _EVERY:
             self.settle()
             self._before, self.at = self.at, Iterate(self.step, *self._live.copies(), self._info)
