@@ -48,6 +48,11 @@ class Run:
         """The iterate at a place, with the records of the steps before it."""
         return self.steps.iterate(place, Past(self.history, self._before(place[0]), self.steps.settle))
 
+    def _rescued(self) -> Iterate:
+        """The last iterate that can be had, after an error."""
+        at = self.steps.rescued(self.here)
+        return replace(at, history=Past(self.history, self._before(at.step), self.steps.settle))
+
     def _before(self, step: int) -> int:
         """How many records are of steps before this one."""
         return bisect_left(self.history, step, key=lambda record: int(record["step"]))
@@ -59,8 +64,8 @@ class Run:
             yield
         except BaseException as error:  # Ctrl-C in a hook, or while the solution is judged, too
             with suppress(Exception):  # of errors that take no attributes
-                error.last_iterate = self._iterate(self.here)  # type: ignore[attr-defined]
-                error.add_note(f"mfoc.solve: after step {self.here[0]}; that iterate is kept as error.last_iterate")
+                error.last_iterate = at = self._rescued()  # type: ignore[attr-defined]
+                error.add_note(f"mfoc.solve: after step {at.step}; that iterate is kept as error.last_iterate")
             raise
 
     def to(self, steps: int, tol: float | None, hooks: Sequence[Hook]) -> tuple[Status, str]:

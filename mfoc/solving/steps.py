@@ -14,8 +14,11 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from torch import Tensor
+
+from mfoc import tree
 from mfoc.distributed import active
-from mfoc.errors import NonFiniteError
+from mfoc.errors import InvalidValue, NonFiniteError
 from mfoc.populations import Population
 from mfoc.problem import Problem
 from mfoc.solving.records import Info, InPlace, Iterate, Solver
@@ -87,6 +90,10 @@ class Steps:
         """The iterate at a place."""
         return replace(place[1], history=history)
 
+    def rescued(self, place: Place) -> Iterate:
+        """The iterate at a place, whatever has happened."""
+        return self.iterate(place)
+
 
 class StepsInPlace(Steps):
     """The same bits by a solver that works in place."""
@@ -98,11 +105,14 @@ class StepsInPlace(Steps):
         self._info: Info | None = at.info
         self._handed: list[weakref.ref[Iterate]] = []
         self._copies = False  # hand out copies: somebody keeps iterates
+        self._lent: list[tuple[Tensor, int]] = []  # the last copies that were handed out, and their versions
 
     def advance(self, record: Record) -> Info:
         """One step; see ``Steps``."""
         if self._handed:
             self.keep()
+        if self._lent:
+            self._check_lent()
         if self.step - self.at.step >= _EVERY:
             self.settle()
             self._before, self.at = self.at, Iterate(self.step, *self._live.copies(), self._info)
@@ -110,7 +120,7 @@ class StepsInPlace(Steps):
         self._unread.add(record, info)
         self._info = info
         self.step += 1
-        if info.value.device.type == "cpu":  # where it takes no time to look
+        if _at_hand(info.value):
             record["value"] = float(info.value)
             if not math.isfinite(record["value"]):
                 self.settle()
@@ -125,13 +135,13 @@ class StepsInPlace(Steps):
     def _fail(self, step: int) -> None:
         """Finds the last iterate that was good, and what is wrong with the one after, by making the steps again."""
         origin = self.at if self.at.step < step else self._before
-        again = Steps(self._problem, self._solver, self._source, origin)
-        while again.step <= step:
-            again.advance({})
+        again = self._again(step + 1, origin)
         raise NonFiniteError(
-            f"step {step}: J or its gradient was not finite, and is when it is evaluated again", step=step,
+            f"step {step}: J or its gradient was not finite, and is when it is evaluated again",
+            stage=None,
+            step=step,
             last=again.good,
-        )  # fmt: skip
+        )
 
     @property
     def controls(self) -> Tree:
@@ -141,26 +151,48 @@ class StepsInPlace(Steps):
     def iterate(self, place: Place, history: Sequence[Record] = ()) -> Iterate:
         """The iterate at a place, whose controls and state are made when they are read."""
         step, origin = place
-        if step == origin.step:
-            return replace(origin, history=history)
-        info = self._info if step == self.step else None
-        made = Iterate.later(step, partial(self._recover, step, origin), info, history)
-        if step == self.step:
-            if self._copies:
-                _ = made.controls
-            else:
-                self._handed.append(weakref.ref(made))
+        if step != self.step or step == origin.step:
+            return replace(self._again(step, origin).at, history=history)
+        made = Iterate.later(step, partial(self._recover, step, origin), self._info, history)
+        if self._copies:
+            _ = made.controls
+        else:
+            self._handed.append(weakref.ref(made))
         return made
 
-    def _recover(self, step: int, origin: Iterate) -> tuple[Tree, Tree]:
-        """Controls and state at a step."""
-        if self._live.taken == step - self._first:
-            self.settle()
-            return self._live.copies()
+    def rescued(self, place: Place) -> Iterate:
+        """The iterate at a place; the last snapshot, where it cannot be reached again."""
+        found = self.iterate(place)
+        try:
+            _ = found.controls
+        except Exception:  # what went wrong goes wrong again
+            return self.at
+        return found
+
+    def _again(self, step: int, origin: Iterate) -> Steps:
+        """The steps from an iterate to another, made again."""
         again = Steps(self._problem, self._solver, self._source, origin)
         while again.step < step:
             again.advance({})
-        return again.at.controls, again.at.state
+        return again
+
+    def _recover(self, step: int, origin: Iterate) -> tuple[Tree, Tree]:
+        """Controls and state at a step."""
+        if self._live.taken != step - self._first:  # it has moved on, or stopped in the middle of a step
+            at = self._again(step, origin).at
+            return at.controls, at.state
+        self.settle()
+        made = self._live.copies()
+        self._lent += [(leaf, leaf._version) for leaf in tree.tensors(made[0])]
+        return made
+
+    def _check_lent(self) -> None:
+        lent, self._lent = self._lent, []
+        if any(leaf._version != version for leaf, version in lent):
+            raise InvalidValue(
+                "the controls of an iterate were written into; they are copies, of which the solver takes no notice: "
+                "bounds=, as mfoc.Box(-1, 1), keeps controls in a set, and a solver of one's own changes them at will"
+            )
 
     def keep(self, *, surely: bool = False) -> None:
         """Gives iterates that somebody holds their own controls; see ``Steps``."""
@@ -171,6 +203,11 @@ class StepsInPlace(Steps):
                 _ = one.controls
             kept = []
         self._handed = [weakref.ref(one) for one in kept]
+
+
+def _at_hand(value: Tensor) -> bool:
+    """Whether it takes no time to look at a number."""
+    return value.device.type == "cpu"
 
 
 def stepping(problem: Problem, solver: Solver, source: Population, at: Iterate) -> Steps:
