@@ -134,7 +134,7 @@ class Sweep:
         """The sweeps at one control."""
         with torch.no_grad():
             trajectory = rollout(problem, controls, particles)
-        costates, gradient = adjoint(problem, controls, trajectory, particles)
+        costates, gradient = adjoint(problem, controls, trajectory, particles, led_to=True)
         value, *slopes = expectation([trajectory.cost.mean(), *tree.leaves(gradient)], len(particles))
         value = penalised(problem, controls, value)
         held = (trajectory.states, costates, trajectory.cost)
