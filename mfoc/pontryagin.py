@@ -125,22 +125,14 @@ def hamiltonian_and_next(problem: Problem, t: int, x: Tree, p: Tree, u: Tree, z:
     return value, moved
 
 
-def adjoint(
-    problem: Problem, controls: Tree, trajectory: Trajectory, particles: Particles, *, led_to: bool = False
-) -> tuple[list[Tree], Tree]:
+def adjoint(problem: Problem, controls: Tree, trajectory: Trajectory, particles: Particles) -> tuple[list[Tree], Tree]:
     """The backward sweep: costates and the gradient of J.
 
     Stages are evaluated again at the states of the trajectory, about sqrt(T) at a time, and the sweep holds the
     intermediate values of as many (activation checkpointing). The gradient is that of this rank's particles only.
-
-    Args:
-        problem: the control problem.
-        controls: the controls.
-        trajectory: the states; with any controls, not only those that led to them.
-        particles: the cloud.
-        led_to: these controls led to these states, which is quicker to know than to make sure of.
+    The states need not be those that the controls lead to.
     """
-    return swept(problem, controls, trajectory.states, particles, led_to=led_to)
+    return swept(problem, controls, trajectory.states, particles)
 
 
 def pull_back(problem: Problem, controls: Tree, by_stage: list[Tree]) -> Tree:

@@ -103,9 +103,7 @@ def recomputed(
     return total, [slope / len(particles) for slope in slopes.found]
 
 
-def swept(
-    problem: Problem, controls: Tree, states: Sequence[Tree], particles: Particles, *, led_to: bool
-) -> tuple[list[Tree], Tree]:
+def swept(problem: Problem, controls: Tree, states: Sequence[Tree], particles: Particles) -> tuple[list[Tree], Tree]:
     """The costates p_0..p_T, and the gradient of this rank's mean cost, shaped as the controls.
 
     Each stage is differentiated at the state that is given for it, and the costate of a state is the gradient in a node
@@ -117,27 +115,25 @@ def swept(
         controls: the controls.
         states: x_0..x_T.
         particles: the cloud.
-        led_to: the states are those that the controls lead to, so that a segment that is run again meets them by itself
-            (to rounding); else they are put in the place of those that it meets.
     """
     slopes = Slopes(problem, tree.detached(controls, requires_grad=True))
     costates: list[Tree] = []
     p: list[Tensor] = []
     for part in reversed(cuts(problem.stages)):
-        found = _costates(problem, slopes, part, states, p, particles.data, led_to=led_to)
+        found = _costates(problem, slopes, part, states, p, particles.data)
         costates += reversed(found)
         p = tree.tensors(found[0])
     return costates[::-1], tree.rebuild(controls, [slope / len(particles) for slope in slopes.found])
 
 
 def _costates(
-    problem: Problem, slopes: Slopes, stages: range, states: Sequence[Tree], p: list[Tensor], z: Tree, *, led_to: bool
+    problem: Problem, slopes: Slopes, stages: range, states: Sequence[Tree], p: list[Tensor], z: Tree
 ) -> list[Tree]:
     """Those of the states that some stages begin with, and of the last state of all; p is that of what leaves them."""
     path = [tree.detached(states[stages.start], requires_grad=True)]
 
     def link(t: int, moved: Tree) -> Tree:
-        path.append(_own(moved) if led_to else _put(states[t], moved))
+        path.append(_put(states[t], moved))
         return path[-1]
 
     found = iter(_back(problem, slopes, stages, path, p, z, link)[0])
@@ -193,17 +189,6 @@ def _back(
 def _entry(stages: range, x: Tree) -> Tree:
     """The state that enters a segment; nobody asks for the derivative in the first of all."""
     return tree.detached(x, requires_grad=stages.start > 0)
-
-
-def _own(moved: Tree) -> Tree:
-    """The same state, each leaf a node of its own: whatever else it may be, only what comes after derives in it."""
-    return _mapped(_own_leaf, moved)
-
-
-def _own_leaf(leaf: Tensor) -> Tensor:
-    if leaf.requires_grad:
-        return leaf.view_as(leaf)
-    return leaf.detach().requires_grad_() if tree.differentiable(leaf) else leaf
 
 
 def _put(given: Tree, moved: Tree) -> Tree:
