@@ -219,7 +219,7 @@ def test_recompute_says_what_it_takes(make):
     problem, cloud, _ = long(3)
     make = make or partial(mfoc.evaluate, problem, problem, cloud)
     for wrong in ("yes", 2.0, None):
-        with pytest.raises(mfoc.InvalidType, match="recompute is .* expected True, False, or how many stages"):
+        with pytest.raises(mfoc.InvalidType, match=r"recompute is .* expected True, False, or how many stages"):
             make(recompute=wrong)
     for wrong in (0, -1):
         with pytest.raises(mfoc.InvalidValue, match="recompute"):
@@ -227,7 +227,7 @@ def test_recompute_says_what_it_takes(make):
 
 
 def test_gradient_recomputes_as_many_stages_as_it_is_told():
-    problem, cloud, seen = long(10)
+    problem, cloud, _ = long(10)
     stored = mfoc.solve(problem, mfoc.Gradient(partial(torch.optim.SGD, lr=0.1)), cloud, steps=2)
     for recompute in (1, 3):
         solver = mfoc.Gradient(partial(torch.optim.SGD, lr=0.1), recompute=recompute)
