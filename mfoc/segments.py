@@ -56,9 +56,13 @@ class Slopes:
     Args:
         problem: whose controls they are.
         controls: controls whose leaves require grad.
+
+    Raises:
+        InvalidType, InvalidValue: the controls are not those of T stages.
     """
 
     def __init__(self, problem: Problem, controls: Tree) -> None:
+        problem.check_stages(controls)
         self.controls, self.leaves = controls, tree.leaves(controls)
         self._starts = [0, *accumulate(len(tree.leaves(u)) for u in controls)] if problem.per_stage else None
         self.found: list[Any] = [None] * len(self.leaves)

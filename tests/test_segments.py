@@ -234,6 +234,17 @@ def test_gradient_recomputes_as_many_stages_as_it_is_told():
         assert distance(stored.controls, mfoc.solve(problem, solver, cloud, steps=2).controls) < 1e-14
 
 
+@pytest.mark.parametrize("stages", [3, 5])
+def test_controls_of_other_stages_are_refused(stages):
+    problem, cloud, _ = long(4)
+    trajectory, wrong = mfoc.rollout(problem, problem, cloud), [control(t, ()) for t in range(stages)]
+    for door in (partial(mfoc.evaluate, recompute=True), partial(mfoc.evaluate, recompute=1)):
+        with pytest.raises(mfoc.InvalidValue, match=f"controls has {stages} stages; the problem has 4"):
+            door(problem, wrong, cloud)
+    with pytest.raises(mfoc.InvalidValue, match=f"controls has {stages} stages; the problem has 4"):
+        mfoc.costates(problem, wrong, trajectory, cloud)
+
+
 # ---- MSA by gradient steps
 
 

@@ -27,7 +27,7 @@ def swept(
         if problem.running_cost is not None:
             value = value + problem.running_cost(t, x, u, z).sum()
         if value.requires_grad:
-            (value / n).backward()  # into the controls, where slopes add up, and the states
+            (value / n).backward()  # type: ignore[no-untyped-call]  # into the controls, where slopes add up, and the states
         p.insert(0, mfoc.tree.map(lambda leaf: _grad(leaf) * n, x))
     return p, mfoc.tree.map(_grad, free)
 
