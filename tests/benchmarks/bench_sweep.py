@@ -2,8 +2,8 @@
 
     python -m tests.benchmarks.bench_sweep
 
-A thousand trivial stages show what a stage costs beside its own arithmetic: a loop by hand, the gradient with stored and
-with recomputed stages, the costates, and a step of MSA with one gradient step; then four times as many stages. Then the
+A thousand trivial stages show what a stage costs beside its own arithmetic: a loop by hand, the gradient with stored
+and recomputed stages, the costates, and a step of MSA with one gradient step; then four times as many stages. Then the
 time and the peak memory of a deep network, a process for each memory figure.
 """
 
