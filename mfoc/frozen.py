@@ -10,6 +10,8 @@ import logging
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import accumulate
 from typing import TypeVar
 
 import torch
@@ -236,8 +238,12 @@ class Sweep:
         """Where the controls of these stages may lie, each a row; None where they are free."""
         if self.problem.region is None:
             return None
-        counts = [len(tree.leaves(u)) for u in self.controls]
-        return self.problem.region.rows([sum(counts[:t]) for t in stages], tree.leaves(self.controls[stages[0]]))
+        return self.problem.region.rows([self._starts[t] for t in stages], tree.leaves(self.controls[stages[0]]))
+
+    @cached_property
+    def _starts(self) -> list[int]:
+        """The place of each stage's first leaf among those of the controls."""
+        return [0, *accumulate(len(tree.leaves(u)) for u in self.controls)]
 
     def _joint_block(self, penalty: Penalty | None) -> Block:
         problem, restore = self.problem, _restorer(self.controls)

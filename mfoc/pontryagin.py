@@ -10,7 +10,6 @@ For interacting problems p_t(i) = N dJ/dx_t(i), where J is the cloud's mean cost
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -23,6 +22,7 @@ from mfoc.particles import Particles
 from mfoc.populations import as_particles
 from mfoc.printing import by_identity, short
 from mfoc.problem import HasControls, Problem, controls_of
+from mfoc.segments import check_recompute, recomputed, swept
 from mfoc.tree import Tree
 from mfoc.validation import check_cost
 
@@ -147,31 +147,13 @@ def hamiltonian_and_next(problem: Problem, t: int, x: Tree, p: Tree, u: Tree, z:
 
 
 def adjoint(problem: Problem, controls: Tree, trajectory: Trajectory, particles: Particles) -> tuple[list[Tree], Tree]:
-    """The backward sweep: costates and the gradient of J, from one backward pass through each stage.
+    """The backward sweep: costates and the gradient of J.
 
-    Only the states at stage boundaries are used: each stage is evaluated again, so the sweep holds the
-    intermediate values of a single stage at a time (activation checkpointing at stage boundaries).
-    The gradient is that of this rank's particles only.
+    Stages are evaluated again at the states of the trajectory, about sqrt(T) at a time, and the sweep holds the
+    intermediate values of as many (activation checkpointing). The gradient is that of this rank's particles only.
+    The states need not be those that the controls lead to.
     """
-    found = list(_sweep_back(problem, controls, list(trajectory.states), particles))
-    return [p for p, _ in found][::-1], pull_back(problem, controls, [slope for _, slope in found[1:]][::-1])
-
-
-def _sweep_back(
-    problem: Problem, controls: Tree, states: list[Tree], particles: Particles
-) -> Iterator[tuple[Tree, Tree]]:
-    """p_t and E dH_t/du for t = T-1..0, after p_T and None; takes each state off the list once it is done with it."""
-    z, n = particles.data, len(particles)
-    with torch.enable_grad():
-        x = tree.detached(states.pop(), requires_grad=True)
-        p = tree_gradients(problem.terminal_cost(x, z), [x])[0]
-    yield p, None
-    for t in reversed(range(problem.stages)):
-        with torch.enable_grad():
-            x = tree.detached(states.pop(), requires_grad=True)
-            u = tree.detached(problem.schedule(controls, t), requires_grad=True)
-            p, slope = tree_gradients(hamiltonian(problem, t, x, p, u, z), [x, u])
-        yield p, tree.map(lambda g: g / n, slope)
+    return swept(problem, controls, trajectory.states, particles)
 
 
 def pull_back(problem: Problem, controls: Tree, by_stage: list[Tree]) -> Tree:
@@ -200,19 +182,27 @@ def costates(problem: Problem, controls: HasControls | Tree, trajectory: Traject
     return adjoint(problem, controls_of(controls), trajectory, as_particles(particles))[0]
 
 
-def evaluate(problem: Problem, controls: HasControls | Tree, particles: Any, *, recompute: bool = False) -> Evaluation:
+def evaluate(
+    problem: Problem, controls: HasControls | Tree, particles: Any, *, recompute: bool | int = False
+) -> Evaluation:
     """J and dJ/du over the population: one forward and one backward pass.
 
     Args:
         problem: the control problem.
         controls: where to evaluate; or a solution or iterate that has them.
         particles: the cloud (this rank's share), or what ``mfoc.population`` takes, all of it.
-        recompute: keep only the states at stage boundaries and evaluate each stage again on the way back:
-            one more forward pass, the memory of one stage.
+        recompute: keep a few states only and evaluate the stages between them again on the way back: at most one more
+            forward pass. True: sqrt(T) stages at a time, which is the memory of about as many stages and as many
+            states. An integer: that many stages at a time; 1 is best where a stage holds far more than sqrt(T) states.
 
     Returns:
         The value, a scalar, and the gradient shaped as the controls; expectations are over all ranks.
+
+    Raises:
+        InvalidType: ``recompute`` is neither a flag nor an integer.
+        InvalidValue: it is an integer below 1.
     """
+    check_recompute(recompute)
     particles, controls = as_particles(particles), controls_of(controls)
     free = [leaf.detach().requires_grad_() for leaf in tree.leaves(controls)]
     value, slopes = value_and_slopes(problem, tree.rebuild(controls, free), free, particles, recompute=recompute)
@@ -232,16 +222,12 @@ def mean_and_slopes(cost: Tensor, inputs: list[Tensor]) -> tuple[Tensor, list[Te
 
 
 def value_and_slopes(
-    problem: Problem, controls: Tree, leaves: list[Tensor], particles: Particles, *, recompute: bool = False
+    problem: Problem, controls: Tree, leaves: list[Tensor], particles: Particles, *, recompute: bool | int = False
 ) -> tuple[Tensor, list[Tensor]]:
     """``evaluate`` where the controls are made of these leaves, which require grad: the hot path of ``Gradient``."""
     if recompute:
-        with torch.no_grad():
-            trajectory = rollout(problem, controls, particles)
-        value = trajectory.cost.mean()
-        # No costate is kept, and each state is let go as soon as its stage is done.
-        by_stage = [slope for _, slope in _sweep_back(problem, controls, trajectory.states, particles)][:0:-1]
-        slopes = tree.leaves(pull_back(problem, controls, by_stage))
+        cost, slopes = recomputed(problem, controls, particles, recompute)
+        value = cost.mean()
     else:
         with torch.enable_grad():
             if active():

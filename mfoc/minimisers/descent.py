@@ -7,9 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mfoc.bounds import RowRegion
+from mfoc import tree
+from mfoc.bounds import Region, RowRegion
 from mfoc.checks import check_integer, check_positive
 from mfoc.minimisers.protocol import Evaluate, Minimum
+from mfoc.tree import Tree
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,14 @@ class Descent:
     def __post_init__(self) -> None:
         check_positive(lr=self.lr)
         check_integer(1, steps=self.steps)
+
+    @torch.no_grad()
+    def moved(self, controls: Tree, gradient: Tree, region: Region | None = None) -> Tree:
+        """Controls after one step along a gradient that is known; ``minimise`` does the same by rows."""
+        followed = gradient if region is None else region.stationary(controls, gradient)
+        pairs = zip(tree.leaves(controls), tree.leaves(followed), strict=True)
+        moved = tree.rebuild(controls, [u - self.lr * slope for u, slope in pairs])
+        return moved if region is None else region.land(controls, moved, gradient)
 
     def minimise(self, evaluate: Evaluate, start: Tensor, region: RowRegion | None = None) -> Minimum:
         """See ``Minimiser``; where rows are bounded the step is along the projected gradient, and projected."""

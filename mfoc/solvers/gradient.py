@@ -12,12 +12,13 @@ from torch import Tensor, nn
 
 from mfoc import tree
 from mfoc.bounds import Region
-from mfoc.checks import check_callable, check_flag, check_non_negative, check_signature, kind_of
+from mfoc.checks import check_callable, check_non_negative, check_signature, kind_of
 from mfoc.deprecation import renamed
 from mfoc.errors import InvalidType, InvalidValue, MfocError
 from mfoc.particles import Particles
 from mfoc.pontryagin import value_and_slopes
 from mfoc.problem import Problem
+from mfoc.segments import check_recompute
 from mfoc.solvers.running import Evaluate, Running, capture, fresh, writes_gradients
 from mfoc.solving import Info, InPlace
 from mfoc.tree import Tree
@@ -75,12 +76,13 @@ class Gradient:
 
     Attributes:
         optimizer: makes the optimiser from a list of tensors: ``functools.partial(torch.optim.SGD, lr=0.1)``.
-        recompute: activation checkpointing at stage boundaries: one more forward pass, the memory of one stage.
+        recompute: activation checkpointing, of sqrt(T) stages at a time or of as many as an integer says; see
+            ``mfoc.evaluate``.
         lr_schedule: the learning rate of step k as a multiple of the optimiser's own: ``lambda k: 0.99 ** k``.
     """
 
     optimizer: Callable[[list[Tensor]], torch.optim.Optimizer]
-    recompute: bool = False
+    recompute: bool | int = False
     lr_schedule: Callable[[int], float] | None = None
 
     respects_bounds: ClassVar[bool] = True
@@ -101,7 +103,7 @@ class Gradient:
         check_callable(f"{example} {_example(None, {})}", optimizer=self.optimizer)
         if not isinstance(self.optimizer, type):  # a class's own errors say which setting is missing
             check_signature(("tensors",), optimizer=self.optimizer)
-        check_flag(recompute=self.recompute)
+        check_recompute(self.recompute)
         check_callable("a function of the step", optional=True, lr_schedule=self.lr_schedule)
         check_signature(("k",), optional=True, lr_schedule=self.lr_schedule)
 

@@ -10,7 +10,7 @@ lower J enough.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import torch
@@ -56,7 +56,8 @@ class MSA:
     any kind.
 
     Attributes:
-        inner: minimiser of the Hamiltonian: ``mfoc.minimisers.LBFGS(...)`` or ``mfoc.minimisers.Descent(...)``.
+        inner: minimiser of the Hamiltonian: ``mfoc.minimisers.LBFGS(...)`` or ``mfoc.minimisers.Descent(...)``. The
+            first slope of the latter is that of the sweep, so that with ``steps=1`` H is not evaluated again.
     """
 
     inner: Minimiser = field(default_factory=LBFGS)
@@ -81,7 +82,7 @@ class MSA:
                 raise InvalidValue(f"{_NEEDS_PENG} cannot be found ({error}): {_CURE}") from error
             found = sweep.joined((block, block.minimised(self.inner)) for block in blocks)
         else:
-            found = sweep.minimised(self.inner)
+            found = _minimised(sweep, self.inner)
         moved, report = _reported(*found)
         return moved, {}, Info(sweep.value, sweep.gradient, {**report})
 
@@ -273,6 +274,16 @@ def _spread(x: Tree, y: Tree) -> Tensor:
     """E |x - y|^2 over this rank's particles."""
     pairs = [(a, b) for a, b in zip(tree.leaves(x), tree.leaves(y), strict=True) if tree.differentiable(a)]
     return torch.stack([(a - b).abs().square().sum() / len(a) for a, b in pairs]).sum()
+
+
+def _minimised(sweep: Sweep, inner: Minimiser) -> tuple[Tree, list[Minimum]]:
+    """``sweep.minimised``; where that begins with a step along the slope of H at the sweep's controls, it is known."""
+    if type(inner) is not Descent:
+        return sweep.minimised(inner)
+    moved = inner.moved(sweep.controls, sweep.gradient, sweep.problem.region)
+    if inner.steps == 1:
+        return moved, []
+    return replace(sweep, controls=moved).minimised(replace(inner, steps=inner.steps - 1))
 
 
 def _minimise(sweep: Sweep, inner: Minimiser, penalty: Penalty | None) -> tuple[Tree, dict[str, int]]:
