@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 import mfoc
@@ -139,7 +138,7 @@ def problem_of(
         draw = drawn(u, z["noise"][t]["weights"]) if looks else None
         if stopped:
             u = {name: value.detach() for name, value in u.items()}
-        return (tau * measure(u["loc"], F.softplus(u["scale"]), draw)).expand(len(leaf))
+        return (tau * measure(u["loc"], u["scale"], draw)).expand(len(leaf))
 
     def terminal_cost(x: Any, z: Any) -> Tensor:
         return network.likelihood.cost(x, z["y"])
