@@ -20,12 +20,6 @@ def normal_log_prob(x: Tensor, loc: Any, scale: Any) -> Tensor:
     return value
 
 
-def softplus_slope(slope: Tensor, x: Tensor) -> Tensor:
-    """The derivative in x of <slope, softplus(x)>, to the last bit as autograd has it, far out too."""
-    found: Tensor = torch.ops.aten.softplus_backward.default(slope, x, 1, 20)
-    return found
-
-
 @contextmanager
 def unvalidated() -> Iterator[None]:
     """Without torch's checks of distributions, which no ``vmap`` can run; the flag is restored."""

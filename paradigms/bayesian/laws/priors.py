@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.distributions import Distribution, Independent, Normal, constraints, kl_divergence
 
 from mfoc import InvalidType, InvalidValue
 from mfoc.checks import kind_of
-from paradigms.bayesian.laws.normal import broadcasts, normal_log_prob, softplus_slope
-from paradigms.bayesian.laws.rules import Slopes, ruled
+from paradigms.bayesian.laws.normal import broadcasts, normal_log_prob
 
 Split = Callable[[Tensor], dict[str, Tensor]]  # a vector of weights [..., n] to {name: [..., *shape]}
 Divergence = Callable[[Tensor, Tensor, Tensor | None], Tensor]
@@ -85,15 +82,14 @@ def divergence(priors: dict[str, Distribution], split: Split, like: Tensor, exac
     """KL(q || prior) of the weights of one stage, q = N(loc, scale^2), from the prior of each parameter.
 
     With ``exact`` in closed form where it is known; otherwise log q(w) - log p(w) at the draw. Returns a function of
-    loc ``[n]``, rho ``[n]`` with scale = softplus(rho), and draws ``[S, n]``, to a number or ``[S]``; and whether it
-    looks at the draws.
+    loc ``[n]``, scale ``[n]`` and draws ``[S, n]`` to a number or ``[S]``; and whether it looks at the draws.
     """
     if exact and all(isinstance(prior, Normal) for prior in priors.values()):
         return _normal(*(_moment(priors, field, split, like) for field in ("loc", "scale"))), False
     terms = {key: _term(prior, exact) for key, prior in priors.items()}
 
-    def total(loc: Tensor, rho: Tensor, draw: Tensor | None) -> Tensor:
-        means, scales = split(loc), split(F.softplus(rho))
+    def total(loc: Tensor, scale: Tensor, draw: Tensor | None) -> Tensor:
+        means, scales = split(loc), split(scale)
         draws: dict[str, Any] = dict.fromkeys(terms) if draw is None else split(draw)
         found = [term(means[key], scales[key], draws[key]) for key, (term, _) in terms.items()]
         return sum(found[1:], found[0])
@@ -113,47 +109,12 @@ def _normal(mean: Tensor, scale: Tensor) -> Divergence:
     """KL(N(m, s^2) || N(a, b^2)), summed: (s^2 + (m - a)^2) / 2 b^2 - log s + log b - 1/2."""
     half, shift = 0.5 / scale.square(), scale.log() - 0.5
     if mean.dim() == 0 and scale.dim() == 0 and float(mean) == 0:
-        rule = CentredDivergence(float(half), float(shift))
-        return lambda loc, rho, draw: ruled(rule, loc, rho)
-
-    def total(loc: Tensor, rho: Tensor, draw: Tensor | None) -> Tensor:
-        s = F.softplus(rho)
-        return ((s.square() + (loc - mean).square()) * half - s.log() + shift).sum()
-
-    return total
-
-
-@dataclass(frozen=True)
-class CentredDivergence:
-    """KL(N(m, s^2) || N(0, b^2)), summed over the weights: a ``Rule`` of m and rho ``[n]`` with s = softplus(rho).
-
-    Attributes:
-        half: 1 / 2 b^2.
-        shift: log b - 1/2.
-    """
-
-    half: float
-    shift: float
-
-    def plain(self, loc: Tensor, rho: Tensor) -> Tensor:
-        """See ``Rule``."""
-        return self.value(loc, rho)[0]
-
-    def value(self, loc: Tensor, rho: Tensor) -> tuple[Tensor, Tensor]:
-        """See ``Rule``: the standard deviations are kept."""
-        s = F.softplus(rho)
+        each, precision = float(shift), float(half)
         # Few operations, since each costs more than its arithmetic on so few numbers.
-        found = self.half * (torch.dot(s, s) + torch.dot(loc, loc)) - s.log().sum() + self.shift * len(loc)
-        return found, s
-
-    def slopes(self, slope: Tensor, held: Tensor, wanted: tuple[bool, ...], loc: Tensor, rho: Tensor) -> Slopes:
-        """See ``Rule``."""
-        twice = 2 * self.half
-        by_loc = loc * (slope * twice) if wanted[0] else None
-        by_rho = None
-        if wanted[1]:
-            by_rho = softplus_slope((twice * held - held.reciprocal()) * slope, rho)
-        return by_loc, by_rho
+        return lambda loc, s, draw: (
+            precision * (torch.dot(s, s) + torch.dot(loc, loc)) - s.log().sum() + each * len(loc)
+        )
+    return lambda loc, s, draw: ((s.square() + (loc - mean).square()) * half - s.log() + shift).sum()
 
 
 def _term(prior: Distribution, exact: bool) -> tuple[Callable[..., Tensor], bool]:

@@ -19,8 +19,7 @@ from torch import Tensor, nn
 from mfoc import InvalidValue, tree
 from mfoc.networks.inspection import ELEMENTWISE, hooked
 from mfoc.vectorisation import Mapper, misled
-from paradigms.bayesian.laws.rules import ruled
-from paradigms.bayesian.vi.linear import LinearDraws, drawn_weights
+from paradigms.bayesian.vi.products import product
 
 Weights = dict[str, Tensor]
 Run = Callable[[Any, Weights], Any]
@@ -45,7 +44,6 @@ class RandomStage:
         self._convolution = plain and type(module) in _CONVOLUTIONS
         self._elementwise = plain and type(module) in ELEMENTWISE
         self._rows = self._linear and "bias" in weights
-        self._layer = LinearDraws(self._shapes["weight"][0], self._rows) if self._linear else None
         layered = self._linear or self._convolution
         self.estimator = estimator if layered else "weights"
 
@@ -115,31 +113,37 @@ class RandomStage:
             mean = self._merged(x, self.split(u["loc"]))
             spread = self.at(x * noise["in"], F.softplus(u["scale"]) * noise["weights"])
             return torch.addcmul(mean, spread, noise["out"])
-        return self._drawn_at(x, u, noise["weights"])
+        return self.at(x, drawn(u, noise["weights"]))
 
     def at(self, x: Any, weights: Tensor) -> Any:
         """The next states at given weights ``[S, n]``."""
-        if self._layer is None:
+        if not self._linear:
             return self._mapper(self._run, x, self.split(weights))
-        return self._as_entered(self._layer.at(weights, self._rows_of(x)), x)
+        if x.dim() == 3 and len(weights) > 1 and shared(x):
+            return self._product(x[0], weights)
+        # Products are made as W x^T, so that activations lie in memory as [S, features, B] on the way there and back:
+        # the long axis is the last one, and no gradient has to be laid out anew.
+        columns = x.flatten(1, -2).mT
+        if self._rows:
+            out, width = self._shapes["weight"]
+            w, b = torch.split(weights.view(-1, out, width + 1), [width, 1], -1)
+            y = product(w, b, columns).mT
+        else:
+            w = self.split(weights)["weight"]
+            y = product(w, None, columns).mT
+        return y if x.dim() == 3 else y.reshape(*x.shape[:-1], w.shape[1])
 
-    def _drawn_at(self, x: Any, u: Weights, noise: Tensor) -> Any:
-        """The next states at weights drawn from their law."""
-        if self._layer is None:
-            return self.at(x, drawn(u, noise))
-        return self._as_entered(ruled(self._layer, u["loc"], u["scale"], noise, self._rows_of(x)), x)
+    def _product(self, x: Tensor, weights: Tensor) -> Tensor:
+        """The layer at S weights on one input ``[B, in]``, as a single product of matrices: ``[S, B, out]``.
 
-    @staticmethod
-    def _rows_of(x: Tensor) -> Tensor:
-        """States as a linear layer takes them, ``[S, rows, in]``; ``[rows, in]`` where the draws share them."""
-        if x.dim() == 3 and len(x) > 1 and shared(x):
-            return x[0]
-        return x.flatten(1, -2)
-
-    @staticmethod
-    def _as_entered(y: Tensor, x: Tensor) -> Tensor:
-        """Outputs ``[S, rows, out]`` with the axes of the states that they are made of."""
-        return y if x.dim() == 3 else y.reshape(*x.shape[:-1], y.shape[-1])
+        The bias is one more column, which spares a pass over the output each way. The weights are laid out by columns:
+        their gradient is then a product of the small matrix with the large one, which BLAS does several times faster.
+        """
+        out, width = self._shapes["weight"]
+        if self._rows:
+            x, width = F.pad(x, (0, 1), value=1.0), width + 1
+        rows = weights.view(-1, width).mT.contiguous().mT
+        return (rows @ x.mT).view(len(weights), out, -1).mT
 
     def _merged(self, x: Tensor, weights: Weights, *, square: bool = False) -> Tensor:
         """The layer at one set of weights for all draws: ``[S, B, ...]``; ``[1, B, ...]`` when the draws share x."""
@@ -152,7 +156,7 @@ class RandomStage:
 
 def drawn(u: Weights, noise: Tensor) -> Tensor:
     """Weights ``[S, n]`` from their law, ``{"loc": [n], "scale": [n]}``, and normals ``[S, n]``."""
-    return drawn_weights(u["loc"], u["scale"], noise)
+    return torch.addcmul(u["loc"], noise, F.softplus(u["scale"]))
 
 
 def shared(x: Tensor) -> bool:
