@@ -100,7 +100,7 @@ def _fit(states: list[Any], data: list[Any]) -> bool:
     if not isinstance(first, Tensor) or first.dim() == 0 or first.shape[0] == 0:
         return False
     n = first.shape[0]
-    return all([isinstance(leaf, Tensor) and leaf.dim() > 0 and leaf.shape[0] == n for leaf in (*states, *data)])
+    return all(isinstance(leaf, Tensor) and leaf.dim() > 0 and leaf.shape[0] == n for leaf in (*states, *data))
 
 
 def concatenated(clouds: Iterable[Particles]) -> Particles:
