@@ -15,7 +15,13 @@ _KINDS = (Tensor, nn.Parameter)
 
 
 def product(w: Tensor, b: Tensor | None, columns: Tensor) -> Tensor:
-    """The product b + w columns, ``[S, out, B]``, of weights ``[S, out, in]``, biases ``[S, out, 1]`` and states ``[S, in, B]``."""
+    """Drawn weights times states, plus biases, ``[S, out, B]``.
+
+    Args:
+        w: weights ``[S, out, in]``.
+        b: biases ``[S, out, 1]``, or None.
+        columns: states ``[S, in, B]``.
+    """
     if w.shape[1] == 1 and columns.numel() >= _LARGE and columns.requires_grad and _reverse(w, columns):
         found: Tensor = _OneOutput.apply(w, b, columns)  # type: ignore[no-untyped-call]
         return found
