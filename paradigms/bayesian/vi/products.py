@@ -23,7 +23,7 @@ def product(w: Tensor, b: Tensor | None, columns: Tensor) -> Tensor:
         columns: states ``[S, in, B]``.
     """
     if w.shape[1] == 1 and columns.numel() >= _LARGE and columns.requires_grad and _reverse(w, columns):
-        found: Tensor = _OneOutput.apply(w, b, columns)  # type: ignore[no-untyped-call]
+        found: Tensor = _OneOutput.apply(w, b, columns)
         return found
     return _plain(w, b, columns)
 
