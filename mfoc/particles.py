@@ -31,6 +31,18 @@ class Particles:
     index: Tensor | None = None
 
     def __post_init__(self) -> None:
+        if not _fit(tree.leaves(self.state), [] if self.data is None else tree.leaves(self.data)):
+            self._explain()
+        if self.index is not None:
+            shape = tree.leaves(self.state)[0].shape[:1]
+            check_instance(Tensor, f"the numbers of {shape[0]} particles, an int64 tensor, or None", index=self.index)
+            if self.index.dtype != torch.int64 or self.index.shape != shape:
+                raise InvalidValue(
+                    f"index is {tree.describe(self.index)}; expected the numbers of {shape[0]} particles, int64 [N]"
+                )
+
+    def _explain(self) -> None:
+        """Says which leaf does not fit. A cloud is made at each step, and the names of leaves are dear."""
         named = tree.named_leaves(self.state, "state")
         if not named:
             raise InvalidValue("state has no tensor; a cloud needs at least one, with leading axis N")
@@ -47,12 +59,6 @@ class Particles:
                 )
         if len(first) == 0:
             raise InvalidValue(f"{name} is empty; a cloud needs at least one particle")
-        if self.index is not None:
-            check_instance(Tensor, f"the numbers of {len(first)} particles, an int64 tensor, or None", index=self.index)
-            if self.index.dtype != torch.int64 or self.index.shape != first.shape[:1]:
-                raise InvalidValue(
-                    f"index is {tree.describe(self.index)}; expected the numbers of {len(first)} particles, int64 [N]"
-                )
 
     def __repr__(self) -> str:
         data = "no data" if self.data is None else f"data {printing.short(self.data)}"
@@ -86,6 +92,15 @@ class Particles:
     def _map(self, function: Callable[[Tensor], Tensor], index: Tensor | None) -> Particles:
         data = None if self.data is None else tree.map(function, self.data)
         return Particles(tree.map(function, self.state), data, None if index is None else function(index))
+
+
+def _fit(states: list[Any], data: list[Any]) -> bool:
+    """Whether all leaves are tensors of one leading axis, which is not empty."""
+    first = states[0] if states else None
+    if not isinstance(first, Tensor) or first.dim() == 0 or first.shape[0] == 0:
+        return False
+    n = first.shape[0]
+    return all(isinstance(leaf, Tensor) and leaf.dim() > 0 and leaf.shape[0] == n for leaf in (*states, *data))
 
 
 def concatenated(clouds: Iterable[Particles]) -> Particles:

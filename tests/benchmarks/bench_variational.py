@@ -1,16 +1,14 @@
 """Mean-field variational inference: step times against Pyro, and calibration on digits.
 
-    python tests/benchmarks/bench_variational.py            # both
-    python tests/benchmarks/bench_variational.py speed      # or one of: speed, digits
+    python -m tests.benchmarks.bench_variational            # both
+    python -m tests.benchmarks.bench_variational speed      # or one of: speed, digits
 
-All sides of a comparison run interleaved in one process on one thread; ratios of median step times are reported, in
-wall time and in processor time of the thread (which other processes on the machine disturb less).
+All sides of a comparison take turns in one process on one thread; see ``timing``.
 """
 
 import math
 import statistics
 import sys
-import time
 from functools import partial
 
 import pyro
@@ -24,6 +22,7 @@ from torch import nn
 
 import mfoc
 from paradigms.bayesian import accuracy, ece, nll, predict, variational
+from tests.benchmarks.timing import interleaved, machine, report
 
 NOISE = 0.7
 ACTIVATIONS = {"tanh": (torch.tanh, nn.Tanh), "relu": (torch.relu, nn.ReLU)}
@@ -72,51 +71,63 @@ def by_mfoc(layer, x, y, samples, estimator, options):
     return step
 
 
-def medians(steps, rounds):
-    """Median wall and processor time of each step in ms."""
-    wall, own = {name: [] for name in steps}, {name: [] for name in steps}
-    for k in range(rounds + 5):
-        for name, step in steps.items():
-            start, busy = time.perf_counter(), time.thread_time()
-            step()
-            if k >= 5:
-                own[name].append(1e3 * (time.thread_time() - busy))
-                wall[name].append(1e3 * (time.perf_counter() - start))
-    return {name: (statistics.median(wall[name]), statistics.median(own[name])) for name in steps}
+def by_hand(activation, x, y, samples, options):
+    """The same step written out for this network: what the arithmetic and the optimiser cost."""
+    net = nn.Sequential(nn.Linear(10, 50), nn.Linear(50, 1))
+    parts = [torch.cat([layer.weight, layer.bias[:, None]], 1).flatten() for layer in net]
+    loc = torch.cat(parts).detach().requires_grad_()
+    rho = torch.full_like(loc, math.log(math.expm1(0.1))).requires_grad_()
+    optimizer = torch.optim.Adam([loc, rho], lr=1e-3, **options)
+    n, widened, sizes = len(x), F.pad(x, (0, 1), value=1.0), [50 * 11, 51]
+
+    def step():
+        scale = F.softplus(rho)
+        w1, w2 = torch.addcmul(loc, torch.randn(samples, len(loc)), scale).split(sizes, 1)
+        hidden = activation((w1.reshape(-1, 11).mT.contiguous().mT @ widened.mT).view(samples, 50, n))
+        mean = torch.baddbmm(w2[:, None, 50:], w2[:, None, :50], hidden)[:, 0]
+        misfit = (y - mean).square().sum() * (0.5 / (samples * n * NOISE**2)) + math.log(NOISE * math.sqrt(2 * math.pi))
+        kl = 0.5 * (torch.dot(scale, scale) + torch.dot(loc, loc)) - scale.log().sum() - 0.5 * len(loc)
+        loss = misfit + kl / n
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        return loss.item()
+
+    return step
 
 
 def speed():
     torch.set_num_threads(1)
     torch.empty(8_000_000).fill_(0.0)  # glibc then keeps freed pages, as after loading a data set
     x, y = diabetes()
-    print(f"SVI step on diabetes, 10-50-1, {len(x)} rows, Adam, torch {torch.__version__}, Pyro {pyro.__version__}")
-    for activation, (function, layer) in ACTIVATIONS.items():
-        for samples in (10, 32):
+    print(f"{machine()}, Pyro {pyro.__version__}")
+    print(f"SVI step on diabetes, 10-50-1, {len(x)} rows, Adam; thread-CPU time, medians (quartiles of the rounds)")
+    for activation in ACTIVATIONS:
+        for samples in (1, 8, 32):
             for fused in (False, True):
-                compare(function, layer, activation, x, y, samples, {"fused": True} if fused else {})
+                compare(activation, x, y, samples, {"fused": True} if fused else {})
 
 
-def compare(function, layer, activation, x, y, samples, options):
+def compare(activation, x, y, samples, options):
+    function, layer = ACTIVATIONS[activation]
     pyro.clear_param_store()
     torch.manual_seed(0)
     vectorised = by_pyro(function, x, y, samples, True, options)
     pyro.clear_param_store()
-    steps = {"pyro": vectorised, "pyro loop": by_pyro(function, x, y, samples, False, options)}
+    steps = {"Pyro vectorised": vectorised, "by hand": by_hand(function, x, y, samples, options)}
     steps |= {name: by_mfoc(layer, x, y, samples, name, options) for name in ("weights", "local", "flipout")}
     # The two Pyro sides have parameters of the same names: the store holds those of one at a time.
-    times = medians({name: step for name, step in steps.items() if name != "pyro loop"}, 60)
+    times = interleaved(steps, rounds=60, warmup=5)
     pyro.clear_param_store()
-    loop = medians({name: steps[name] for name in ("pyro loop", "weights")}, 12)
-    wall, own = (times["pyro"][k] / times["weights"][k] for k in (0, 1))
-    slow, slow_own = (loop["pyro loop"][k] / loop["weights"][k] for k in (0, 1))
-    name = f"{activation} S={samples:2d}{' fused' if options else '':6s}"
-    others = ", ".join(f"{name} {times[name][1]:.2f}" for name in ("local", "flipout"))
-    print(
-        f"{name} mfoc {times['weights'][1]:6.2f} ms ({others})   "
-        f"Pyro vectorised {times['pyro'][1]:6.2f} ms: ratio {own:.2f} (wall {wall:.2f})   "
-        f"Pyro loop {loop['pyro loop'][1]:7.2f} ms: ratio {slow_own:.1f} (wall {slow:.1f})",
-        flush=True,
-    )
+    steps = {"Pyro loop": by_pyro(function, x, y, samples, False, options), "weights": steps["weights"]}
+    name = f"SVI step, {activation}, S={samples}{', fused Adam' if options else ''}"
+    print(f"{name}: " + ", ".join(f"{side} {1e3 * times.median(side):.2f} ms" for side in times.taken))
+    first = activation == "tanh" and samples == 32
+    target = "at least 2.5" if first else ""
+    ratio = times.ratio("Pyro vectorised", "weights")
+    report(name, ratio, of="Pyro vectorised", to="mfoc", target=target, headline=first and not options)
+    report(name, times.ratio("weights", "by hand"), of="mfoc", to="by hand")
+    report(name, interleaved(steps, rounds=12).ratio("Pyro loop", "weights"), of="Pyro loop", to="mfoc")
 
 
 # The weight of the KL, in units of 1/N, and the width of the prior. At full weight J is -ELBO/N. The light one, a cold

@@ -12,6 +12,7 @@ and ``[N, 1]`` fits ``[N]``. Nothing else is broadcast.
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -40,6 +41,13 @@ class Gaussian:
 
     noise: Tensor | None = None
 
+    @property
+    def _known(self) -> float | None:
+        """The noise, where it was given as a number: read anew, as a tensor may change."""
+        noise = self.noise
+        plain = type(noise) is Tensor and noise.dim() == 0 and noise.device.type == "cpu" and not noise.requires_grad
+        return float(noise) if plain and noise is not None else None
+
     def split(self, output: Any) -> tuple[Tensor, Tensor]:
         """The mean ``[S, B, ...]`` and the noise, broadcast against it."""
         if self.noise is None:
@@ -48,6 +56,13 @@ class Gaussian:
 
     def cost(self, output: Any, y: Tensor) -> Tensor:
         """The mean negative log likelihood over the observations, for each draw ``[S]``."""
+        known = self._known
+        if known is not None:
+            axes, b = tuple(range(1, output.dim())), output.shape[1]
+            constant = math.prod(output.shape[2:]) * (math.log(known) + HALF_LOG_2PI)
+            residual = aligned(y, output, lead=1) - output
+            off: Tensor = residual.square().sum(axes) * (0.5 / (b * known**2)) + constant
+            return off
         mean, noise = self.split(output)
         y, axes, entries = aligned(y, mean, lead=1), tuple(range(1, mean.dim())), mean[0, 0].numel()
         if noise.numel() == 1:

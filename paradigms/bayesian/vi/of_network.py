@@ -38,14 +38,16 @@ class NetworkDraws(LatentDraws):
         super().__init__(source, settings)
         self._network = network
         self._plans: dict[Any, Any] = {}  # a memo of shapes
+        self._last: tuple[mfoc.Particles, Any, Any] | None = None  # of the batch that came last, seen by all draws
         self._like = first([u for u in network.base.controls if u])
 
     def _cloud(self, batch: mfoc.Particles | None, key: int) -> mfoc.Particles:
         s, batch = self._samples, self._source.cloud() if batch is None else batch
-        y = tree.map(lambda leaf: leaf.expand(s, *leaf.shape), batch.data)
-        noise = self._noise(batch.state, key)
-        x = tree.map(lambda leaf: leaf.expand(s, *leaf.shape), batch.state)
-        return mfoc.Particles(x, {"y": y, "noise": noise})
+        if self._last is None or self._last[0] is not batch:  # one without minibatches is the same at each step
+            views = [tree.map(lambda leaf: leaf.expand(s, *leaf.shape), part) for part in (batch.state, batch.data)]
+            self._last = (batch, *views)
+        _, x, y = self._last
+        return mfoc.Particles(x, {"y": y, "noise": self._noise(batch.state, key)})
 
     def _noise(self, x: Any, key: int) -> list[Weights]:
         generator, plan, like = torch.Generator().manual_seed(key), self._plan(x), self._like

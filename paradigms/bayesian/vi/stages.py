@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from mfoc import InvalidValue, tree
 from mfoc.networks.inspection import ELEMENTWISE, hooked
 from mfoc.vectorisation import Mapper, misled
+from paradigms.bayesian.vi.products import product
 
 Weights = dict[str, Tensor]
 Run = Callable[[Any, Weights], Any]
@@ -126,10 +127,10 @@ class RandomStage:
         if self._rows:
             out, width = self._shapes["weight"]
             w, b = torch.split(weights.view(-1, out, width + 1), [width, 1], -1)
-            y = torch.baddbmm(b, w, columns).mT
+            y = product(w, b, columns).mT
         else:
             w = self.split(weights)["weight"]
-            y = torch.bmm(w, columns).mT
+            y = product(w, None, columns).mT
         return y if x.dim() == 3 else y.reshape(*x.shape[:-1], w.shape[1])
 
     def _product(self, x: Tensor, weights: Tensor) -> Tensor:

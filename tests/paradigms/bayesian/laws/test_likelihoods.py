@@ -271,3 +271,26 @@ def test_class_weights_and_ignored_labels_of_an_observation_have_nothing_to_do_w
     expected = -torch.stack([nn.CrossEntropyLoss(weight, reduction="none")(o, y) for o in output])
     torch.testing.assert_close(found, expected)
     torch.testing.assert_close(law.log_prob(output[:, :2], y[None, :2]), expected[:, :2])
+
+
+@pytest.mark.parametrize("noise", [0.7, torch.tensor(0.7, dtype=D), torch.tensor([0.7], dtype=D)])
+def test_a_noise_of_one_number_costs_what_the_normal_density_says(noise):
+    output, y = normal(4, 5, 3, seed=1), normal(1, 5, 3, seed=2)
+    expected = -torch.distributions.Normal(output, 0.7).log_prob(y).sum(-1).mean(-1)
+    torch.testing.assert_close(likelihood_of("gaussian", noise).cost(output, y), expected)
+
+
+def test_a_noise_that_its_owner_changes_is_read_anew():
+    noise, output, y = torch.tensor(0.7, dtype=D), normal(4, 5, seed=1), normal(1, 5, seed=2)
+    likelihood = likelihood_of("gaussian", noise)
+    likelihood.cost(output, y)
+    noise.fill_(2.0)
+    expected = -torch.distributions.Normal(output, 2.0).log_prob(y).mean(-1)
+    torch.testing.assert_close(likelihood.cost(output, y), expected)
+
+
+def test_a_noise_that_is_differentiated_keeps_its_derivative():
+    noise, output, y = torch.tensor(0.7, dtype=D, requires_grad=True), normal(4, 5, seed=1), normal(1, 5, seed=2)
+    found = likelihood_of("gaussian", noise).cost(output, y).sum()
+    expected = -torch.distributions.Normal(output, noise).log_prob(y).mean(-1).sum()
+    torch.testing.assert_close(torch.autograd.grad(found, noise), torch.autograd.grad(expected, noise))

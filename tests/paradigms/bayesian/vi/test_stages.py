@@ -92,3 +92,57 @@ def test_estimators_decorrelate_the_inputs_of_a_batch(estimator):
 
     assert correlation("weights") == pytest.approx(1)
     assert abs(correlation(estimator)) < 0.05
+
+
+def last_layer(bias, b=330):
+    """A layer of one output on states large enough for its own derivatives, a loss of draws and what it depends on."""
+    layer = seeded(lambda: nn.Linear(50, 1, bias=bias))
+    u, stage = laws(layer)
+    leaves = [u["loc"].requires_grad_(), u["scale"].requires_grad_(), normal(4, b, 50, seed=3).requires_grad_()]
+    noise, made = normal(4, len(u["loc"]), seed=5), stage("weights")
+
+    def run(loc, rho, x):
+        return made(x, {"loc": loc, "scale": rho}, {"weights": noise})
+
+    def plain(loc, rho, x):
+        weights = made.split(loc + F.softplus(rho) * noise)
+        return torch.stack([F.linear(x[s], *(w[s] for w in weights.values())) for s in range(4)])
+
+    return run, plain, leaves
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_the_last_layer_of_a_large_network_has_the_derivatives_of_the_layer_at_each_draw(bias):
+    run, plain, leaves = last_layer(bias)
+    assert "OneOutput" in str(run(*leaves).mT.grad_fn.next_functions) + str(run(*leaves).grad_fn.next_functions)
+
+    def second(function):
+        first = torch.autograd.grad(function(*leaves).sin().sum(), leaves, create_graph=True)
+        return first, torch.autograd.grad(sum(slope.square().sum() for slope in first), leaves)
+
+    torch.testing.assert_close(run(*leaves), plain(*leaves))
+    torch.testing.assert_close(second(run), second(plain))
+
+
+@pytest.mark.parametrize("wanted", [(0,), (1,), (2,), (0, 2)])
+def test_the_last_layer_is_differentiated_in_what_is_asked_for(wanted):
+    run, plain, leaves = last_layer(True)
+    leaves = [leaf.detach().requires_grad_(k in wanted) for k, leaf in enumerate(leaves)]
+    asked = [leaves[k] for k in wanted]
+    mine, theirs = (torch.autograd.grad(function(*leaves).sin().sum(), asked) for function in (run, plain))
+    torch.testing.assert_close(mine, theirs)
+
+
+@pytest.mark.slow  # the first forward derivative imports much
+def test_the_last_layer_goes_through_transforms_and_forward_mode():
+    run, plain, leaves = last_layer(True)
+    loss = lambda function: lambda *given: function(*given).sin().sum()  # noqa: E731
+    slopes = [torch.func.grad(loss(function), (0, 1, 2))(*leaves) for function in (run, plain)]
+    torch.testing.assert_close(*slopes)
+    with torch.autograd.forward_ad.dual_level():
+        duals = [torch.autograd.forward_ad.make_dual(leaf, leaf.detach().cos()) for leaf in leaves]
+        tangents = [torch.autograd.forward_ad.unpack_dual(function(*duals)).tangent for function in (run, plain)]
+    torch.testing.assert_close(*tangents)
+    seeds = normal(3, 4, 330, 1, seed=8)
+    many = [torch.autograd.grad(f(*leaves), leaves, seeds, is_grads_batched=True) for f in (run, plain)]
+    torch.testing.assert_close(*many)
