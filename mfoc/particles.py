@@ -31,6 +31,21 @@ class Particles:
     index: Tensor | None = None
 
     def __post_init__(self) -> None:
+        found = tree.leaves(self.state)
+        if found and self.data is not None:
+            found += tree.leaves(self.data)
+        if not _share_an_axis(found):
+            self._refuse()
+        if self.index is not None:
+            first = found[0]
+            check_instance(Tensor, f"the numbers of {len(first)} particles, an int64 tensor, or None", index=self.index)
+            if self.index.dtype != torch.int64 or self.index.shape != first.shape[:1]:
+                raise InvalidValue(
+                    f"index is {tree.describe(self.index)}; expected the numbers of {len(first)} particles, int64 [N]"
+                )
+
+    def _refuse(self) -> None:
+        """Says which leaf does not fit. The paths to the leaves are sought only then: they take the most time."""
         named = tree.named_leaves(self.state, "state")
         if not named:
             raise InvalidValue("state has no tensor; a cloud needs at least one, with leading axis N")
@@ -47,12 +62,6 @@ class Particles:
                 )
         if len(first) == 0:
             raise InvalidValue(f"{name} is empty; a cloud needs at least one particle")
-        if self.index is not None:
-            check_instance(Tensor, f"the numbers of {len(first)} particles, an int64 tensor, or None", index=self.index)
-            if self.index.dtype != torch.int64 or self.index.shape != first.shape[:1]:
-                raise InvalidValue(
-                    f"index is {tree.describe(self.index)}; expected the numbers of {len(first)} particles, int64 [N]"
-                )
 
     def __repr__(self) -> str:
         data = "no data" if self.data is None else f"data {printing.short(self.data)}"
@@ -86,6 +95,14 @@ class Particles:
     def _map(self, function: Callable[[Tensor], Tensor], index: Tensor | None) -> Particles:
         data = None if self.data is None else tree.map(function, self.data)
         return Particles(tree.map(function, self.state), data, None if index is None else function(index))
+
+
+def _share_an_axis(leaves: list[Any]) -> bool:
+    """Whether these are tensors, at least one, of one leading axis that is not empty."""
+    if not leaves or not isinstance(leaves[0], Tensor) or leaves[0].dim() == 0:
+        return False
+    count = leaves[0].shape[0]
+    return count > 0 and all(isinstance(leaf, Tensor) and leaf.dim() and leaf.shape[0] == count for leaf in leaves)
 
 
 def concatenated(clouds: Iterable[Particles]) -> Particles:
