@@ -13,6 +13,9 @@ import numpy as np
 import torch
 
 
+_legacy: Any = np.random  # whose stubs do not know that its generator can be replaced
+
+
 def mixed_seed(*parts: int) -> int:
     """One 63-bit seed from several integers, well mixed (seeds 0, 1, 2, ... give unrelated streams)."""
     if min(parts) < 0:
@@ -36,7 +39,7 @@ def seeded(key: int, device: torch.device | None = None) -> Iterator[None]:
     """
     gpu = device if device is not None and device.type == "cuda" else None
     # Not by ``torch.random.fork_rng``, which takes five times as long: this runs once a batch.
-    torch_state, python, restore_numpy = torch.get_rng_state(), random.getstate(), _numpy_kept()
+    torch_state, python, restore_numpy = torch.default_generator.get_state(), random.getstate(), _numpy_kept()
     gpu_state = None if gpu is None else torch.cuda.get_rng_state(gpu)
     try:
         torch.default_generator.manual_seed(key)
@@ -47,7 +50,7 @@ def seeded(key: int, device: torch.device | None = None) -> Iterator[None]:
         np.random.seed(key % 2**32)  # noqa: NPY002
         yield
     finally:
-        torch.set_rng_state(torch_state)
+        torch.default_generator.set_state(torch_state)
         if gpu is not None and gpu_state is not None:
             torch.cuda.set_rng_state(gpu_state, gpu)
         random.setstate(python)
@@ -55,12 +58,12 @@ def seeded(key: int, device: torch.device | None = None) -> Iterator[None]:
 
 
 def _numpy_kept() -> Callable[[], None]:
-    """Keeps the state of NumPy's global generator, which may be seeded then; what it returns puts it back.
+    """Keeps the state of NumPy's global generator, which must be seeded then; what it returns puts it back.
 
     ``get_state`` and ``set_state`` take 100 microseconds together, more than a small batch does: they go through 624
     words one by one. Copied as they lie in memory, these take one.
     """
-    own = np.random.get_bit_generator()
+    own = _legacy.get_bit_generator()
     if not isinstance(own, np.random.MT19937) or not _lies_as_expected():
         return _numpy_kept_slowly(own)
     words = _memory(own)
@@ -70,13 +73,12 @@ def _numpy_kept() -> Callable[[], None]:
     left = first if words.raw == before else None
 
     def restore() -> None:
-        np.random.seed(0)  # noqa: NPY002  # nothing is left over
+        _legacy.set_bit_generator(own)  # so nothing is left over
         ctypes.memmove(words, before, len(before))
         if left is not None:
             state: Any = np.random.get_state(legacy=False)  # noqa: NPY002
             np.random.set_state({**state, "has_gauss": 1, "gauss": left})  # noqa: NPY002
 
-    restore()
     return restore
 
 
@@ -84,10 +86,10 @@ def _numpy_kept_slowly(own: Any) -> Callable[[], None]:
     """The same by the public doors; one that cannot be seeded as of old makes room for one that can."""
     state: Any = np.random.get_state(legacy=False)  # noqa: NPY002
     if not isinstance(own, np.random.MT19937):
-        np.random.set_bit_generator(np.random.MT19937())
+        _legacy.set_bit_generator(np.random.MT19937())
 
     def restore() -> None:
-        np.random.set_bit_generator(own)
+        _legacy.set_bit_generator(own)
         np.random.set_state(state)  # noqa: NPY002
 
     return restore
@@ -95,9 +97,10 @@ def _numpy_kept_slowly(own: Any) -> Callable[[], None]:
 
 def _memory(generator: np.random.MT19937) -> Any:
     """The state of a Mersenne twister where it lies: 624 words, and how many of them are used up."""
-    kept = (ctypes.c_char * (4 * 625)).from_address(generator.ctypes.state_address)
-    kept._generator = generator  # which must not go before
-    return kept
+    return _WORDS.from_address(generator.ctypes.state_address)
+
+
+_WORDS = ctypes.c_char * (4 * 625)
 
 
 @cache

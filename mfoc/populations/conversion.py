@@ -68,7 +68,7 @@ def finite(leaf: Tensor) -> bool:
     """Whether no value is NaN or infinite; leaves of integers, and those without values, pass."""
     if not leaf.is_floating_point() or leaf.is_meta:
         return True
-    # A sum is NaN or infinite where a term is: one pass instead of four. It may also overflow: only then are they asked.
+    # A sum is NaN or infinite where a term is: one pass instead of four. It may overflow, too: then all are asked.
     return math.isfinite(leaf.detach().sum().item()) or bool(leaf.isfinite().all())
 
 

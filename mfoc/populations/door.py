@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 from torch.utils.data import (
     DataLoader,
@@ -41,9 +40,9 @@ def population(source: Any, *, batch_size: int | None = None, shuffle: bool = Tr
             * ``Particles``, for states that are pytrees;
             * a map-style ``Dataset`` of tensors, or of pairs (x, z), collated as a DataLoader would;
             * an ``IterableDataset``, or anything else with ``__iter__`` and a length, the number of its items: read in
-              its own order, whatever ``shuffle`` says, and begun again at its end. It must give the same items each time;
-              what it draws from the global generators of torch, NumPy and Python is seeded so that it does. Steps that
-              follow one another read on; one far back (64 batches, fewer where they are large) begins again, and
+              its own order, whatever ``shuffle`` says, and begun again at its end. It must give the same items each
+              time: what it draws from the global generators of torch, NumPy and Python is seeded so that it does. Steps
+              that follow one another read on; one far back (64 batches, fewer where they are large) begins again, and
               reads up to there;
             * a ``DataLoader``: its dataset, batch size, collate function, ``drop_last`` and choice of shuffling are
               used; its workers and generator are not;

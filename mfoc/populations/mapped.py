@@ -1,7 +1,9 @@
 """Particles in files that are larger than memory: arrays mapped into it, of which a batch at a time is read.
 
-What ``np.memmap`` and ``np.load(..., mmap_mode="r")`` return is mapped, and so are views of it. A batch is converted and
-checked when it is read, to the bits that the whole would have been converted to in memory.
+What ``np.memmap`` and ``np.load(..., mmap_mode="r")`` return is mapped, and so are views of it. A batch is converted
+and checked when it is read, to the bits that the whole would have been converted to in memory. This process allocates no
+more than a batch. The pages of the file that it has looked at are the system's cache: tools count them as resident, and
+the system takes them back when memory is short. (Giving them back here costs eight times what reading a batch does.)
 """
 
 from __future__ import annotations
@@ -19,9 +21,6 @@ from mfoc.populations.conversion import as_tensor, check_array, check_finite, co
 from mfoc.populations.held import taking
 from mfoc.populations.stored import Key
 from mfoc.tree import Tree
-
-_EVERY = 64  # batches, after which the pages that were read are given back
-_KEEP = 1 << 28  # bytes of a mapping; smaller ones are not worth giving back
 
 
 def mapped(source: Any) -> bool:
@@ -59,8 +58,6 @@ class Mapped:
         # Where the places are wanted: where the first leaf is, as for particles in memory.
         first = tree.leaves(self._state)[0]
         self.device = first.device if isinstance(first, Tensor) else torch.device("cpu")
-        self._maps = {id(m): m for leaf in tree.leaves([state, data]) if (m := _to_give_back(leaf)) is not None}
-        self._read = 0
 
     def __len__(self) -> int:
         return self._size
@@ -77,18 +74,10 @@ class Mapped:
         made = None if self._data is None else tree.map(data, self._data)
         cloud = Particles(tree.map(state, self._state), made, index.clone())
         check_finite(cloud)
-        self._give_back()
         return cloud
 
     def whole(self) -> None:
         """It is not at hand."""
-
-    def _give_back(self) -> None:
-        """Now and then the pages that were read leave this process; they would count as its memory."""
-        self._read += 1
-        if self._read % _EVERY == 0:
-            for found in self._maps.values():
-                found.madvise(mmap.MADV_DONTNEED)
 
 
 def _ready(leaf: Any, name: str, convert: Any) -> Tree:
@@ -105,13 +94,3 @@ def _outline(leaf: Any) -> Tensor:
 
 def _rows(leaf: np.ndarray[Any, Any], rows: np.ndarray[Any, Any]) -> Tensor:
     return as_tensor(leaf.take(rows, axis=0), "state")
-
-
-def _to_give_back(leaf: Any) -> mmap.mmap | None:
-    """The mapping of an array, if giving its pages back loses nothing: a private one may hold what is in no file."""
-    base = leaf
-    while isinstance(base, np.ndarray) and not isinstance(base, np.memmap):
-        base = base.base
-    found = mapping(leaf)
-    reads = isinstance(base, np.memmap) and getattr(base, "mode", None) == "r" and hasattr(mmap, "MADV_DONTNEED")
-    return found if found is not None and reads and len(found) >= _KEEP else None

@@ -19,6 +19,9 @@ from mfoc.seeding import mixed_seed
 Key = Callable[[], int]  # a seed, which takes as long to mix as a small batch to take: mixed where something may draw
 
 
+_KEYS = 16
+
+
 class Source(Protocol):
     """Where particles are taken from.
 
@@ -31,7 +34,7 @@ class Source(Protocol):
     def __len__(self) -> int:
         """The number of particles."""
 
-    def __call__(self, index: Tensor, key: Key) -> Particles:
+    def __call__(self, index: Tensor, key: Key, /) -> Particles:
         """The particles at these places, int64 ``[N]``; ``key()`` seeds whatever is drawn for them."""
 
     def whole(self) -> Particles | None:
@@ -56,18 +59,26 @@ class Stored(Population):
             size, self.batch_size, shuffle=shuffle, seed=seed, drop_last=drop_last, device=source.device
         )
         self.batches_per_epoch = self._order.batches_per_epoch
+        self._keys: tuple[int, list[int]] = -1, []  # of some steps from the first on, a memo
         share(torch.arange(self._order.least, device="cpu"))  # refuses batches too short to split
 
     def __call__(self, step: int) -> Particles:
         check_integer(0, step=step)
         if self.batch_size == self.size and not active() and (cloud := self._source.whole()) is not None:
             return cloud
-        return self._source(share(self._order(step)), lambda: mixed_seed(self._seed, step, 1))
+        return self._source(share(self._order(step)), lambda: self._key(step))
+
+    def _key(self, step: int) -> int:
+        """The seed of a step. They are mixed by the dozen: alone, between batches, each takes five times as long."""
+        first = step - step % _KEYS
+        if self._keys[0] != first:
+            self._keys = first, [mixed_seed(self._seed, first + k, 1) for k in range(_KEYS)]
+        return self._keys[1][step - first]
 
     def fetch(self, index: Tensor, key: int) -> Particles:
-        if len(index) == self.size and (cloud := self._source.whole()) is not None:
-            if torch.equal(index, torch.arange(self.size, device=index.device)):
-                return cloud
+        cloud = self._source.whole() if len(index) == self.size else None
+        if cloud is not None and torch.equal(index, torch.arange(self.size, device=index.device)):
+            return cloud
         return self._source(index.to(self._source.device), lambda: key)
 
     def epoch(self) -> Iterator[Particles]:

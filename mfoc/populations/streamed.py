@@ -44,8 +44,11 @@ class Streamed(Population):
         self._used = self.size - self.size % self.batch_size if drop_last else self.size
         self.batches_per_epoch = self._used // math.gcd(self._used, self.batch_size)
         share(torch.arange(self.batch_size, device="cpu"))  # refuses batches too short to split
-        self._made = lambda kept: _Blocks(source, self.size, self.batch_size, collate, seed, kept)
-        self._blocks = self._made(_BLOCKS)
+        self._source, self._collate, self._seed = source, collate, seed
+        self._blocks = self._reader(_BLOCKS)
+
+    def _reader(self, keep: int) -> _Blocks:
+        return _Blocks(self._source, self.size, self.batch_size, self._collate, self._seed, keep)
 
     def __call__(self, step: int) -> Particles:
         check_integer(0, step=step)
@@ -59,7 +62,7 @@ class Streamed(Population):
         return shared(concatenated(found))
 
     def epoch(self) -> Iterator[Particles]:
-        blocks = self._made(1)  # the batches of a solve go on where they were
+        blocks = self._reader(1)  # the batches of a solve go on where they were
         return (blocks(k) for k in range(-(-self.size // self.batch_size)))
 
 
@@ -115,7 +118,7 @@ class _Blocks:
         """Refuses an iterable whose first block is another one than it was."""
         if self._first is None:
             self._first = cloud
-        before, now = ([leaf.cpu() for leaf in tree.leaves([c.state, c.data])] for c in (self._first, cloud))
+        before, now = ([leaf.cpu() for leaf in _leaves(c)] for c in (self._first, cloud))
         if len(before) != len(now) or not all(map(_equal, before, now)):
             raise InvalidValue(
                 "source gives other items each time it is iterated, so that batch n is no function of n; shuffle by "
@@ -143,7 +146,11 @@ def length(source: Any) -> int:
 
 
 def _bytes(cloud: Particles) -> int:
-    return 1 + sum(leaf.numel() * leaf.element_size() for leaf in tree.leaves([cloud.state, cloud.data]))
+    return 1 + sum(leaf.numel() * leaf.element_size() for leaf in _leaves(cloud))
+
+
+def _leaves(cloud: Particles) -> list[torch.Tensor]:
+    return tree.leaves(cloud.state) + (tree.leaves(cloud.data) if cloud.data is not None else [])
 
 
 def _equal(one: torch.Tensor, other: torch.Tensor) -> bool:
