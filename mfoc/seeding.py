@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import torch
 
-
 _legacy: Any = np.random  # whose stubs do not know that its generator can be replaced
 
 

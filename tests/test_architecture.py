@@ -27,7 +27,7 @@ LAYERS = [
     {"law"},
     {"constraints"},
     {"problem", "validation", "populations"},
-    {"networks", "schemes", "pontryagin", "minimisers", "lq", "interacting", "policies", "heads"},
+    {"networks", "schemes", "pontryagin", "minimisers", "lq", "interacting", "policies", "heads", "compilation"},
     {"games", "frozen", "lagrangian", "second_order", "analysis", "solving"},
     {"solvers", "certificate", "optim", "hjb", "meanfield", "hooks"},
     {"formulation"},
