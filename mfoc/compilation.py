@@ -1,13 +1,14 @@
-"""Problems whose stages are compiled: one graph for each kind of stage, not for each stage.
+"""Problems whose stages are compiled: once for each kind of stage, not for each stage.
 
-``torch.compile`` makes a graph anew where an integer argument that a function uses has another value, up to a limit (8 by
-default) from where on it runs uncompiled. The stage t is such an argument. What works, and how many graphs it takes (of
-each of them several: with gradients, without, for another number of particles):
+``torch.compile`` makes a graph anew where an integer argument that a function uses has another value, up to a limit (8
+by default) from where on it runs uncompiled. The stage t is such an argument. What works, and how many graphs it takes
+(each several times: with gradients, without, for another number of particles):
 
 * dynamics that do not use t: one, for any number of stages, by ``torch.compile(dynamics)`` as it is;
 * dynamics that calculate with t, ``1 + 0.1 * t`` or ``table[t]`` of a tensor, and drifts of ``mfoc.continuous``: two;
-* dynamics that take t apart, ``layers[t]`` of a list or ``if t == 3``: one for each value that makes a difference. Those
-  of ``mfoc.from_module`` are such. ``mfoc.compiled(problem)`` makes one for each ``problem.kind``.
+* dynamics that take t apart, ``layers[t]`` of a list or ``if t == 3``: one for each value that makes a difference.
+  Those of ``mfoc.from_module`` are such. ``mfoc.compiled(problem)`` compiles one for each ``problem.kind``; there,
+  what stands between a problem and its network is not compiled, and the network's own forward pass is.
 
 A compiled function has no second derivative unless the backend is "eager" (``DDP``, ``NewtonCG``, curvatures in
 ``certify``). ``mfoc.from_module`` takes a compiled network for the network that it was made from.
@@ -28,7 +29,7 @@ from mfoc.tree import Tree
 
 
 def compiled(problem: Problem[Any], **options: Any) -> Problem[Any]:
-    """The same problem, whose dynamics run compiled: a graph for each kind of stage.
+    """The same problem, whose dynamics run compiled, once for each kind of stage.
 
     Stages of one ``problem.kind`` compute the same function of (x, u, z), so one is compiled in the place of all. The
     values are those of the problem up to rounding (to the bit with ``backend="eager"``).
@@ -47,23 +48,38 @@ def compiled(problem: Problem[Any], **options: Any) -> Problem[Any]:
 
 
 def _by_kind(problem: Problem[Any], options: dict[str, Any]) -> _Compiled:
-    first: dict[Hashable, int] = {}
-    stages = range(problem.stages)
-    names = [t if problem.kind is None else problem.kind(t) for t in stages]
     with _validation_kept():
-        function = torch.compile(problem.dynamics, **options)
-    return _Compiled(function, tuple(first.setdefault(name, t) for t, name in zip(stages, names, strict=True)))
+        if problem.kind is None:
+            return _Compiled(torch.compile(problem.dynamics, **options), None)
+        made: dict[Hashable, Callable[..., Tree]] = {}
+        for t in range(problem.stages):
+            if problem.kind(t) not in made:
+                made[problem.kind(t)] = torch.compile(_stage(problem.dynamics, t), **options)
+        return _Compiled(None, tuple(made[problem.kind(t)] for t in range(problem.stages)))
+
+
+def _stage(dynamics: Callable[..., Tree], t: int) -> Callable[..., Tree]:
+    """One stage as a function with code of its own: it is code that torch's limit on the number of graphs is for."""
+
+    def stage(x: Tree, u: Tree, z: Tree) -> Tree:
+        return dynamics(t, x, u, z)
+
+    stage.__code__ = stage.__code__.replace(co_name=f"stage_{t}")
+    return stage
 
 
 @dataclass(frozen=True)
 class _Compiled:
-    """Dynamics of stages, each of which is computed as the first of its kind."""
+    """Dynamics that are compiled as they are, or a function for each stage, of which those of a kind are one."""
 
-    function: Callable[..., Tree]
-    stands_for: tuple[int, ...]
+    function: Callable[..., Tree] | None
+    stages: tuple[Callable[..., Tree], ...] | None
 
     def __call__(self, t: int, x: Tree, u: Tree, z: Tree) -> Tree:
-        return self.function(self.stands_for[t], x, u, z)
+        if self.stages is not None:
+            return self.stages[t](x, u, z)
+        assert self.function is not None
+        return self.function(t, x, u, z)
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 What ``np.memmap`` and ``np.load(..., mmap_mode="r")`` return is mapped, and so are views of it. A batch is converted
 and checked when it is read, to the bits that the whole would have been converted to in memory. This process allocates
 no more than a batch. The pages of the file that it has looked at are the system's cache: tools count them as resident,
-and the system takes them back when memory is short. (Giving them back here costs eight times what reading a batch does.)
+and the system takes them back when memory is short. (To give them back here costs eight times what a batch does.)
 """
 
 from __future__ import annotations
