@@ -68,7 +68,7 @@ def _stage(dynamics: Callable[..., Tree], t: int) -> Callable[..., Tree]:
     return stage
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Compiled:
     """Dynamics that are compiled as they are, or a function for each stage, of which those of a kind are one."""
 

@@ -10,6 +10,6 @@ population, ``Particles.index``.
 
 from mfoc.populations.door import as_particles, population
 from mfoc.populations.orders import shuffled
-from mfoc.populations.protocol import Population
+from mfoc.populations.protocol import Fetch, Population
 
-__all__ = ["Population", "as_particles", "population", "shuffled"]
+__all__ = ["Fetch", "Population", "as_particles", "population", "shuffled"]

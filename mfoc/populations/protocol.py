@@ -12,6 +12,8 @@ from mfoc.distributed import share
 from mfoc.errors import InvalidType, InvalidValue
 from mfoc.particles import Particles, concatenated
 
+Fetch = Callable[[Tensor, int], Particles]
+
 
 class Population:
     """Batches of particles: ``population(n)`` is the batch of step n. Made by ``mfoc.population``.

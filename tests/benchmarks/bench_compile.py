@@ -1,9 +1,10 @@
-"""A deep network of equal blocks, compiled once for all of them, against the same uncompiled: time of a step, and graphs.
+"""A deep network of equal blocks, compiled once for all of them, against the same uncompiled: time and graphs.
 
     python -m tests.benchmarks.bench_compile [--stages 20] [--width 256]
 
 Twenty residual blocks on batches of 64, by ``torch.compile`` with inductor, which needs a C++ compiler: without one the
-script says so. The dynamics are one function of (x, u), compiled as it is; the first solve, which compiles, is not timed.
+script says so. The dynamics are one function of (x, u), compiled as it is; the first solve, which compiles, is not
+timed.
 """
 
 from __future__ import annotations
