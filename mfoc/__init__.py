@@ -5,6 +5,7 @@ from mfoc import (
     bounds,
     certificate,
     checks,
+    compilation,
     constraints,
     deprecation,
     derivatives,
@@ -35,6 +36,7 @@ from mfoc import (
 )
 from mfoc.bounds import L1, Box, Simplex
 from mfoc.certificate import Certificate, Measure, certify, certify_module
+from mfoc.compilation import compiled
 from mfoc.constraints import Equality, Inequality
 from mfoc.errors import InvalidType, InvalidValue, MfocError, MissingExtra, NonFiniteError, require
 from mfoc.formulation import Formulation
@@ -60,13 +62,13 @@ __all__ = [
     "Inequality", "Info", "InvalidType", "InvalidValue", "Iterate", "Measure", "MfocError", "Minimax",
     "MissingExtra", "NewtonCG", "NonFiniteError", "Particles", "Population", "Problem", "Simplex", "Solution",
     "Solver", "Status", "Trajectory", "analysis", "best_response", "bounds", "certificate", "certify",
-    "certify_module", "checks", "constraints", "continuous", "controls_of", "costates", "covariance", "deprecation",
-    "derivatives", "distributed", "dopri5", "errors", "euler", "euler_maruyama", "evaluate", "exploitability",
-    "feedback", "from_module", "games", "hamiltonian", "heads", "heun", "hjb", "hooks", "interacting", "iterate",
-    "kernel_mean", "lagrangian", "law", "linear_policy", "lq", "maximisers", "mean", "meanfield", "minimisers",
-    "networks", "optim", "particles", "per_stage", "plot", "policies", "policy_of", "population",
-    "price_of_anarchy", "printing", "require", "rk4", "rk38", "rollout", "schemes", "seeding", "solve", "testing",
-    "tied", "to_module", "tree", "variance", "vectorisation", "weight_decay",
+    "certify_module", "checks", "compilation", "compiled", "constraints", "continuous", "controls_of", "costates",
+    "covariance", "deprecation", "derivatives", "distributed", "dopri5", "errors", "euler", "euler_maruyama",
+    "evaluate", "exploitability", "feedback", "from_module", "games", "hamiltonian", "heads", "heun", "hjb",
+    "hooks", "interacting", "iterate", "kernel_mean", "lagrangian", "law", "linear_policy", "lq", "maximisers",
+    "mean", "meanfield", "minimisers", "networks", "optim", "particles", "per_stage", "plot", "policies",
+    "policy_of", "population", "price_of_anarchy", "printing", "require", "rk4", "rk38", "rollout", "schemes",
+    "seeding", "solve", "testing", "tied", "to_module", "tree", "variance", "vectorisation", "weight_decay",
     "with_head",
 ]  # fmt: skip
 

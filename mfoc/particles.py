@@ -31,18 +31,21 @@ class Particles:
     index: Tensor | None = None
 
     def __post_init__(self) -> None:
-        if not _fit(tree.leaves(self.state), [] if self.data is None else tree.leaves(self.data)):
-            self._explain()
+        found = tree.leaves(self.state)
+        if found and self.data is not None:
+            found += tree.leaves(self.data)
+        if not _share_an_axis(found):
+            self._refuse()
         if self.index is not None:
-            shape = tree.leaves(self.state)[0].shape[:1]
-            check_instance(Tensor, f"the numbers of {shape[0]} particles, an int64 tensor, or None", index=self.index)
-            if self.index.dtype != torch.int64 or self.index.shape != shape:
+            first = found[0]
+            check_instance(Tensor, f"the numbers of {len(first)} particles, an int64 tensor, or None", index=self.index)
+            if self.index.dtype != torch.int64 or self.index.shape != first.shape[:1]:
                 raise InvalidValue(
-                    f"index is {tree.describe(self.index)}; expected the numbers of {shape[0]} particles, int64 [N]"
+                    f"index is {tree.describe(self.index)}; expected the numbers of {len(first)} particles, int64 [N]"
                 )
 
-    def _explain(self) -> None:
-        """Says which leaf does not fit. A cloud is made at each step, and the names of leaves are dear."""
+    def _refuse(self) -> None:
+        """Says which leaf does not fit. The paths to the leaves are sought only then: they take the most time."""
         named = tree.named_leaves(self.state, "state")
         if not named:
             raise InvalidValue("state has no tensor; a cloud needs at least one, with leading axis N")
@@ -94,13 +97,12 @@ class Particles:
         return Particles(tree.map(function, self.state), data, None if index is None else function(index))
 
 
-def _fit(states: list[Any], data: list[Any]) -> bool:
-    """Whether all leaves are tensors of one leading axis, which is not empty."""
-    first = states[0] if states else None
-    if not isinstance(first, Tensor) or first.dim() == 0 or first.shape[0] == 0:
+def _share_an_axis(leaves: list[Any]) -> bool:
+    """Whether these are tensors, at least one, of one leading axis that is not empty."""
+    if not leaves or not isinstance(leaves[0], Tensor) or leaves[0].dim() == 0:
         return False
-    n = first.shape[0]
-    return all(isinstance(leaf, Tensor) and leaf.dim() > 0 and leaf.shape[0] == n for leaf in (*states, *data))
+    count = leaves[0].shape[0]
+    return count > 0 and all(isinstance(leaf, Tensor) and leaf.dim() and leaf.shape[0] == count for leaf in leaves)
 
 
 def concatenated(clouds: Iterable[Particles]) -> Particles:

@@ -11,6 +11,8 @@ from torch.utils.data import DataLoader, Dataset, RandomSampler, SequentialSampl
 
 import mfoc
 from mfoc.errors import InvalidValue
+from mfoc.populations import orders, shuffled
+from mfoc.seeding import mixed_seed, seeded
 from tests.problems import same_bits
 
 
@@ -291,3 +293,91 @@ def test_particles_drawn_on_demand_have_no_place():
     source = mfoc.population(lambda n: mfoc.Particles(torch.randn(3)))
     with pytest.raises(InvalidValue, match="no places to be taken from"):
         source.fetch(torch.tensor([0]), 0)
+
+
+def test_a_look_back_over_an_epochs_end_shuffles_no_more(monkeypatch):
+    made = []
+    monkeypatch.setattr(orders, "shuffled", lambda *parts: made.append(parts[-1]) or shuffled(*parts))
+    source = mfoc.population(torch.arange(100.0), batch_size=10, seed=3)
+    expected = {n: mfoc.population(torch.arange(100.0), batch_size=10, seed=3)(n).state for n in range(8, 23)}
+    made.clear()
+    for n in [9, 10, 8, 10, 11, 9, 10, *range(11, 20), 20, 18, 20, 19, 21]:
+        assert torch.equal(source(n).state, expected.get(n, source(n).state))
+    assert made == [0, 1, 2]
+
+
+def test_seeds_are_mixed_only_where_something_may_draw(monkeypatch):
+    """Mixing one takes as long as taking a small batch."""
+    held, items = (mfoc.population(s, batch_size=4) for s in (torch.arange(9.0), TensorDatasetLike(9)))
+    monkeypatch.setattr("mfoc.populations.stored.mixed_seed", lambda *parts: 1 / 0)
+    assert len(held(0)) == 4
+    with pytest.raises(ZeroDivisionError):
+        items(0)
+
+
+class TensorDatasetLike(Dataset):
+    def __init__(self, size):
+        self.size = size
+
+    def __len__(self):
+        return self.size
+
+    def __getitem__(self, i):
+        return torch.tensor([float(i), float(torch.rand(()))])
+
+
+def test_keys_are_those_of_the_step_whatever_was_asked_before():
+    """What is drawn for a particle is seeded by mixed_seed(seed, step, 1): runs of 0.1.0 resume."""
+    source = mfoc.population(TensorDatasetLike(8), batch_size=3, seed=5)
+    for step in [40, 0, 15, 16, 17, 15, 2**40]:
+        cloud = source(step)
+        with seeded(mixed_seed(5, step, 1)):
+            assert cloud.state[:, 1].tolist() == [float(torch.rand(())) for _ in range(len(cloud))]
+
+
+def test_datasets_that_give_many_items_at_once_are_asked_so():
+    class Many(TensorDatasetLike):
+        def __getitems__(self, places):
+            return [torch.tensor([10.0 * i]) for i in places]
+
+    assert mfoc.population(Many(6), batch_size=3, shuffle=False)(1).state.tolist() == [[30], [40], [50]]
+    assert next(iter(DataLoader(Many(6), 3))).tolist() == [[0], [10], [20]]
+
+
+def test_all_places_in_another_order_are_fetched_in_that_order():
+    order = torch.tensor([2, 0, 1])
+    assert mfoc.population(torch.arange(3.0)).fetch(order, 0).state.tolist() == [2, 0, 1]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_one_value_that_is_not_finite_is_found_anywhere(dtype, bad):
+    for place in range(5):
+        x = torch.full((5, 3), 2.0, dtype=dtype)
+        x[place, place % 3] = bad
+        with pytest.raises(InvalidValue, match=f"NaN or infinite values, first at particle {place}"):
+            mfoc.population(x)
+    mixed = torch.tensor([[float("inf")], [-float("inf")]], dtype=dtype)
+    with pytest.raises(InvalidValue, match="first at particle 0"):
+        mfoc.population(mixed)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_values_whose_sum_overflows_are_finite(dtype):
+    x = torch.full((9, 2), torch.finfo(dtype).max, dtype=dtype)
+    assert mfoc.population(x)(0).state is x
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_batches_on_a_gpu_are_those_of_the_cpu_and_copy_no_index():
+    x, z = torch.randn(100, 3), torch.arange(100)
+    here, there = (mfoc.population((x.to(d), z.to(d)), batch_size=7, seed=1) for d in ("cpu", "cuda"))
+    there(0)
+    torch.cuda.set_sync_debug_mode("error")  # a copy from pageable memory waits
+    try:
+        clouds = [there(n) for n in range(1, 15)]
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    for n, cloud in enumerate(clouds, 1):
+        assert same_bits(bits(cloud.to("cpu")), bits(here(n)))
+        assert torch.equal(cloud.indices().cpu(), here(n).indices())

@@ -1,0 +1,60 @@
+"""Particles from a map-style ``Dataset``: its items, collated as a DataLoader would."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mfoc.errors import InvalidValue
+from mfoc.particles import Particles
+from mfoc.populations.conversion import converted
+from mfoc.populations.stored import Key
+from mfoc.seeding import seeded
+from mfoc.tree import Tree
+
+Collate = Callable[[list[Any]], Tree]
+
+
+class Items:
+    """A dataset as a source: anything with ``__getitem__`` and ``__len__``."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, dataset: Any, collate: Collate) -> None:
+        self._dataset, self._collate = dataset, collate
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def __call__(self, index: Tensor, key: Key) -> Particles:
+        places = index.tolist()
+        many = getattr(self._dataset, "__getitems__", None)  # which DataLoaders ask for as well
+        with seeded(key()):
+            rows = many(places) if callable(many) else [self._dataset[i] for i in places]
+        return collated(rows, self._collate, index)
+
+    def whole(self) -> None:
+        """It is not at hand: items may be drawn anew each time."""
+
+
+def collated(rows: list[Any], collate: Collate, index: Tensor) -> Particles:
+    """Items as particles.
+
+    Args:
+        rows: the items.
+        collate: makes one batch of them.
+        index: which particles they are ``[N]``.
+
+    Raises:
+        InvalidValue: they do not collate, or into something else than a state, or a state and data.
+    """
+    try:
+        batch = collate(rows)
+    except (RuntimeError, ValueError, TypeError) as error:
+        raise InvalidValue(f"the dataset's items do not collate into one batch (ragged?): {error}") from error
+    if isinstance(batch, tuple | list):
+        batch = batch[0] if len(batch) == 1 else tuple(batch)
+    return converted(batch, index.clone())

@@ -1,0 +1,139 @@
+"""The door: whatever holds the data becomes a population."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+from torch.utils.data import (
+    DataLoader,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    TensorDataset,
+    default_collate,
+)
+
+from mfoc.checks import check_flag, check_integer, check_signature, kind_of
+from mfoc.errors import InvalidType, InvalidValue
+from mfoc.particles import Particles
+from mfoc.populations.conversion import converted
+from mfoc.populations.datasets import Items
+from mfoc.populations.held import Held
+from mfoc.populations.mapped import Mapped, mapped
+from mfoc.populations.protocol import Drawn, Population
+from mfoc.populations.stored import Stored
+from mfoc.populations.streamed import Streamed
+
+
+def population(source: Any, *, batch_size: int | None = None, shuffle: bool = True, seed: int = 0) -> Population:
+    """Particles for ``solve`` and ``certify``, from whatever holds the data.
+
+    Args:
+        source: one of
+
+            * a tensor or numpy array, the state cloud ``[N, ...]``;
+            * a pair (x, z), state and data, of tensors, arrays or pytrees of them. Arrays that are mapped from files
+              larger than memory (``np.memmap``, ``np.load(..., mmap_mode="r")``) are read a batch at a time, and
+              converted and checked then; all at once where ``batch_size`` does not divide them into batches;
+            * ``Particles``, for states that are pytrees;
+            * a map-style ``Dataset`` of tensors, or of pairs (x, z), collated as a DataLoader would;
+            * an ``IterableDataset``, or anything else with ``__iter__`` and a length, the number of its items: read in
+              its own order, whatever ``shuffle`` says, and begun again at its end. It must give the same items each
+              time: what it draws from the global generators of torch, NumPy and Python is seeded so that it does. Steps
+              that follow one another read on; one far back (64 batches, fewer where they are large) begins again, and
+              reads up to there;
+            * a ``DataLoader``: its dataset, batch size, collate function, ``drop_last`` and choice of shuffling are
+              used; its workers and generator are not;
+            * a function ``n -> Particles``, which must depend on nothing but n.
+
+            uint8 states (images) become floats in [0, 1], integer class labels (1-D data) become int64.
+        batch_size: particles in a batch; all of them when None.
+        shuffle: a new order each epoch, a function of (seed, epoch); else batch n holds the particles from
+            n * batch_size on, and those that are missing at the end from the beginning.
+        seed: a non-negative integer.
+
+    Returns:
+        A function of the step index. Particles carry their ``index``: the place in the data, or in the draw.
+
+    Raises:
+        InvalidType: a source that is none of these, or an iterable without a length.
+        InvalidValue: an empty or ragged source, non-finite states, a bad batch size or seed. Where batches are read
+            when they are asked for, ``population(n)`` raises it, and names the particle.
+    """
+    if isinstance(source, Population):
+        if batch_size is not None:
+            raise InvalidValue("batch_size was given with a population, which has batches of its own")
+        return source
+    check_integer(0, seed=seed)
+    check_flag(shuffle=shuffle)
+    check_integer(1, batch_size=batch_size, optional=True)
+    if isinstance(source, DataLoader):
+        return _from_loader(source, batch_size, seed)
+    if type(source) is TensorDataset:  # a subclass may have a __getitem__ of its own
+        tensors = source.tensors
+        if len(tensors) not in (1, 2):
+            raise InvalidValue(f"the TensorDataset holds {len(tensors)} tensors; expected the state, or state and data")
+        source = tensors[0] if len(tensors) == 1 else tensors
+    if isinstance(source, Particles | Tensor | np.ndarray | tuple | list):
+        return Stored(_arrays(source, batch_size), batch_size, shuffle=shuffle, seed=seed)
+    if _iterable(source):
+        return Streamed(source, batch_size, default_collate, seed=seed)
+    if hasattr(source, "__getitem__") and hasattr(source, "__len__") and not isinstance(source, dict | str | bytes):
+        return Stored(Items(source, default_collate), batch_size, shuffle=shuffle, seed=seed)
+    if callable(source):
+        if batch_size is not None:
+            raise InvalidValue("batch_size was given with a function; the function decides how many particles it draws")
+        check_signature(("n",), population=source)
+        return Drawn(source)
+    raise InvalidType(
+        f"source is {kind_of(source)}; expected a tensor, a pair (x, z), mfoc.Particles, a Dataset, "
+        "a DataLoader or a function n -> mfoc.Particles"
+    )
+
+
+def as_particles(source: Any) -> Particles:
+    """Particles as they are, or every particle of what ``population`` takes, as one cloud."""
+    return source if isinstance(source, Particles) else population(source).cloud()
+
+
+def _arrays(source: Any, batch_size: int | None) -> Held | Mapped:
+    """Tensors and arrays: those in files are left there, if they come in batches."""
+    if batch_size is not None and mapped(source):
+        files = Mapped(source)
+        if batch_size < len(files):
+            return files
+    return Held(converted(source))
+
+
+def _iterable(source: Any) -> bool:
+    """Whether it can be read one item after another, and in no other way."""
+    if isinstance(source, IterableDataset):  # it has a __getitem__ that raises
+        return True
+    unordered = isinstance(source, set | frozenset | dict | str | bytes)
+    return (
+        hasattr(source, "__iter__") and hasattr(source, "__len__") and not (unordered or hasattr(source, "__getitem__"))
+    )
+
+
+def _from_loader(loader: Any, batch_size: int | None, seed: int) -> Population:
+    if batch_size is not None:
+        raise InvalidValue("batch_size was given with a DataLoader; set it on the DataLoader")
+    data, sampler, count = loader.dataset, loader.sampler, loader.batch_size
+    if isinstance(data, IterableDataset) and count is not None:
+        return Streamed(data, count, loader.collate_fn, seed=seed, drop_last=loader.drop_last)
+    plain = isinstance(sampler, RandomSampler | SequentialSampler) and count is not None
+    # Each particle once an epoch.
+    if not plain or len(sampler) != len(data) or getattr(sampler, "replacement", False):
+        raise InvalidType(
+            "this DataLoader has batches or a sampler of its own, so batch n is no function of n; "
+            "pass the dataset, or a function n -> mfoc.Particles"
+        )
+    return Stored(
+        Items(data, loader.collate_fn),
+        count,
+        shuffle=isinstance(sampler, RandomSampler),
+        seed=seed,
+        drop_last=loader.drop_last,
+    )

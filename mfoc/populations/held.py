@@ -1,0 +1,40 @@
+"""Particles that are held in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from mfoc import tree
+from mfoc.particles import Particles
+from mfoc.populations.stored import Key
+
+
+class Held:
+    """A cloud as a source."""
+
+    def __init__(self, cloud: Particles) -> None:
+        self._cloud, self.device = cloud, cloud.indices().device
+
+    def __len__(self) -> int:
+        return len(self._cloud)
+
+    def __call__(self, index: Tensor, _key: Key) -> Particles:
+        take, own = taking(index), self._cloud
+        data = None if own.data is None else tree.map(take, own.data)
+        # A copy of the places: they are a part of the epoch's permutation, which nothing may change or keep.
+        return Particles(tree.map(take, own.state), data, index.clone() if own.index is None else take(own.index))
+
+    def whole(self) -> Particles:
+        """The cloud itself, not a copy."""
+        return self._cloud
+
+
+def taking(index: Tensor) -> Callable[[Tensor], Tensor]:
+    """What takes rows of a tensor, wherever it is; ``index_select`` takes half the time that indexing does."""
+
+    def take(leaf: Tensor) -> Tensor:
+        return leaf.index_select(0, index if leaf.device == index.device else index.to(leaf.device))
+
+    return take

@@ -1,0 +1,90 @@
+"""Populations whose particles have a place each, from which they can be taken in any order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from mfoc.checks import check_integer
+from mfoc.distributed import active, share
+from mfoc.errors import InvalidValue
+from mfoc.particles import Particles
+from mfoc.populations.orders import Order
+from mfoc.populations.protocol import Population
+from mfoc.seeding import mixed_seed
+
+Key = Callable[[], int]  # a seed, which takes as long to mix as a small batch to take: mixed where something may draw
+
+
+_KEYS = 16
+
+
+class Source(Protocol):
+    """Where particles are taken from.
+
+    Attributes:
+        device: where it wants the places to be.
+    """
+
+    device: torch.device
+
+    def __len__(self) -> int:
+        """The number of particles."""
+
+    def __call__(self, index: Tensor, key: Key, /) -> Particles:
+        """The particles at these places, int64 ``[N]``; ``key()`` seeds whatever is drawn for them."""
+
+    def whole(self) -> Particles | None:
+        """All of them in order, where they are at hand and need not be taken."""
+
+
+class Stored(Population):
+    """Particles that are taken from a source by their places."""
+
+    size: int
+    batch_size: int
+
+    def __init__(
+        self, source: Source, batch_size: int | None, *, shuffle: bool, seed: int, drop_last: bool = False
+    ) -> None:
+        size = len(source)
+        if size == 0:
+            raise InvalidValue("source is empty; a population needs at least one particle")
+        self.size, self.batch_size = size, size if batch_size is None else min(batch_size, size)
+        self._source, self._seed = source, seed
+        self._order = Order(
+            size, self.batch_size, shuffle=shuffle, seed=seed, drop_last=drop_last, device=source.device
+        )
+        self.batches_per_epoch = self._order.batches_per_epoch
+        self._keys: tuple[int, list[int]] = -1, []  # of some steps from the first on, a memo
+        share(torch.arange(self._order.least, device="cpu"))  # refuses batches too short to split
+
+    def __call__(self, step: int) -> Particles:
+        check_integer(0, step=step)
+        if self.batch_size == self.size and not active() and (cloud := self._source.whole()) is not None:
+            return cloud
+        return self._source(share(self._order(step)), lambda: self._key(step))
+
+    def _key(self, step: int) -> int:
+        """The seed of a step. They are mixed by the dozen: alone, between batches, each takes five times as long."""
+        first = step - step % _KEYS
+        if self._keys[0] != first:
+            self._keys = first, [mixed_seed(self._seed, first + k, 1) for k in range(_KEYS)]
+        return self._keys[1][step - first]
+
+    def fetch(self, index: Tensor, key: int) -> Particles:
+        cloud = self._source.whole() if len(index) == self.size else None
+        if cloud is not None and torch.equal(index, torch.arange(self.size, device=index.device)):
+            return cloud
+        return self._source(index.to(self._source.device), lambda: key)
+
+    def epoch(self) -> Iterator[Particles]:
+        if self.batch_size == self.size and (cloud := self._source.whole()) is not None:
+            yield cloud
+            return
+        places = torch.arange(self.size, device=self._source.device)
+        for batch, index in enumerate(torch.split(places, self.batch_size)):
+            yield self._source(index, lambda batch=batch: mixed_seed(self._seed, batch, 2))  # type: ignore[misc]

@@ -1,0 +1,157 @@
+"""Particles that can only be read one after another: iterables with a length."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from itertools import islice
+from typing import Any
+
+import torch
+
+from mfoc import tree
+from mfoc.checks import check_integer, kind_of
+from mfoc.distributed import share
+from mfoc.errors import InvalidType, InvalidValue
+from mfoc.particles import Particles, concatenated
+from mfoc.populations.datasets import Collate, collated
+from mfoc.populations.protocol import Population, shared
+from mfoc.seeding import mixed_seed, seeded
+
+_BLOCKS, _BYTES = 64, 1 << 26  # what was read last is kept: a solve looks back by tens of steps
+_END = object()
+
+
+class Streamed(Population):
+    """Batches of an iterable that gives the same items each time it is iterated, in its order.
+
+    The same batches as those of a list of its items without shuffling. Steps that follow one another read on; a step
+    further back than what is kept (64 batches, or as many as fit 64 MiB) begins again, and reads up to there.
+    """
+
+    size: int
+    batch_size: int
+
+    def __init__(
+        self, source: Any, batch_size: int | None, collate: Collate, *, seed: int, drop_last: bool = False
+    ) -> None:
+        if isinstance(source, Iterator):
+            raise InvalidType(
+                f"source is {kind_of(source)}, which runs dry; expected what can be iterated from the beginning again"
+            )
+        self.size = length(source)
+        self.batch_size = self.size if batch_size is None else min(batch_size, self.size)
+        self._used = self.size - self.size % self.batch_size if drop_last else self.size
+        self.batches_per_epoch = self._used // math.gcd(self._used, self.batch_size)
+        share(torch.arange(self.batch_size, device="cpu"))  # refuses batches too short to split
+        self._source, self._collate, self._seed = source, collate, seed
+        self._blocks = self._reader(_BLOCKS)
+
+    def _reader(self, keep: int) -> _Blocks:
+        return _Blocks(self._source, self.size, self.batch_size, self._collate, self._seed, keep)
+
+    def __call__(self, step: int) -> Particles:
+        check_integer(0, step=step)
+        first, wanted, found = step * self.batch_size % self._used, self.batch_size, []
+        while wanted:
+            block, skip = divmod(first, self.batch_size)
+            cloud = self._blocks(block)
+            count = min(wanted, len(cloud) - skip)
+            found.append(cloud if count == len(cloud) else cloud[skip : skip + count])
+            first, wanted = (first + count) % self._used, wanted - count
+        return shared(concatenated(found))
+
+    def epoch(self) -> Iterator[Particles]:
+        blocks = self._reader(1)  # the batches of a solve go on where they were
+        return (blocks(k) for k in range(-(-self.size // self.batch_size)))
+
+
+class _Blocks:
+    """The items of a pass, in blocks: block k holds the items from k * count on.
+
+    Each block is read with the global generators seeded by its number: what an iterable draws from them, as a buffer
+    that shuffles does, is then the same in each pass.
+    """
+
+    def __init__(self, source: Any, size: int, count: int, collate: Collate, seed: int, keep: int) -> None:
+        self._source, self._size, self._count = source, size, count
+        self._collate, self._seed, self._keep = collate, seed, keep
+        self._iterator: Iterator[Any] | None = None
+        self._next = 0  # the block that is read next
+        self._first: Particles | None = None
+        self._kept: dict[int, Particles] = {}
+
+    def __call__(self, block: int) -> Particles:
+        if block not in self._kept:
+            if block < self._next:
+                self._iterator = None
+            while block not in self._kept:
+                self._keep_block(*self._read())
+        return self._kept[block]
+
+    def _keep_block(self, block: int, cloud: Particles) -> None:
+        self._kept.pop(block, None)
+        room = min(self._keep, max(2, _BYTES // _bytes(cloud)))
+        for old in list(self._kept)[: max(0, len(self._kept) + 1 - room)]:
+            del self._kept[old]
+        self._kept[block] = cloud
+
+    def _read(self) -> tuple[int, Particles]:
+        block = 0 if self._iterator is None else self._next
+        first = block * self._count
+        count = min(self._count, self._size - first)
+        with seeded(mixed_seed(self._seed, block, 1)):
+            iterator = iter(self._source) if self._iterator is None else self._iterator
+            self._iterator = None  # what fails is begun anew
+            rows = list(islice(iterator, count))
+            more = first + count == self._size and next(iterator, _END) is not _END
+        if len(rows) < count or more:
+            given = "more" if more else first + len(rows)
+            raise InvalidValue(f"source gave {given} items; its length, len(source), says {self._size}")
+        cloud = collated(rows, self._collate, torch.arange(first, first + count, device="cpu"))
+        if block == 0:
+            self._check_same(cloud)
+        self._iterator, self._next = iterator, block + 1
+        return block, cloud
+
+    def _check_same(self, cloud: Particles) -> None:
+        """Refuses an iterable whose first block is another one than it was."""
+        if self._first is None:
+            self._first = cloud
+        before, now = ([leaf.cpu() for leaf in _leaves(c)] for c in (self._first, cloud))
+        if len(before) != len(now) or not all(map(_equal, before, now)):
+            raise InvalidValue(
+                "source gives other items each time it is iterated, so that batch n is no function of n; shuffle by "
+                "torch's, NumPy's or Python's global generator (seeded here), or pass a function n -> mfoc.Particles"
+            )
+
+
+def length(source: Any) -> int:
+    """The number of items of an iterable.
+
+    Raises:
+        InvalidType: it does not say.
+        InvalidValue: it has none.
+    """
+    try:
+        size = len(source)
+    except (TypeError, NotImplementedError) as error:
+        raise InvalidType(
+            f"source is {kind_of(source)}, an iterable dataset without a length; give it __len__, the number of its "
+            "items, or pass a function n -> mfoc.Particles"
+        ) from error
+    if size == 0:
+        raise InvalidValue("source is empty; a population needs at least one particle")
+    return size
+
+
+def _bytes(cloud: Particles) -> int:
+    return 1 + sum(leaf.numel() * leaf.element_size() for leaf in _leaves(cloud))
+
+
+def _leaves(cloud: Particles) -> list[torch.Tensor]:
+    return tree.leaves(cloud.state) + (tree.leaves(cloud.data) if cloud.data is not None else [])
+
+
+def _equal(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return one.dtype == other.dtype and bool(torch.equal(one.nan_to_num(), other.nan_to_num()))
