@@ -10,6 +10,7 @@ from hypothesis import settings
 from tests.devices import paper
 
 torch.set_num_threads(1)
+paper.register()
 settings.register_profile("mfoc", deadline=None, derandomize=True)  # no test is about time, and each is seeded
 settings.load_profile("mfoc")
 

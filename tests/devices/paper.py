@@ -26,8 +26,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils import backend_registration
-from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
-from torch.utils._pytree import tree_map_only
+from torch.utils._python_dispatch import TorchDispatchMode
 
 ROOT = Path(__file__).parents[2]
 AVAILABLE = hasattr(backend_registration, "_setup_privateuseone_for_python_backend")
@@ -62,7 +61,15 @@ class Log:
         self.copies.clear()
 
 
-class Generator(torch.Generator):
+HOST = torch.Generator
+
+
+class _Kind(type(torch.Generator)):  # type: ignore[misc]
+    def __instancecheck__(cls, instance: Any) -> bool:
+        return isinstance(instance, HOST)
+
+
+class Generator(torch.Generator, metaclass=_Kind):
     """One that says it is on paper; ``torch.Generator(device="paper")`` while the device is open."""
 
     def __new__(cls, device: Any = "cpu") -> Any:
@@ -75,7 +82,6 @@ class Generator(torch.Generator):
         return torch.device("paper:0")
 
 
-HOST = torch.Generator
 _STATE = {"paper": HOST().manual_seed(0).get_state()}  # of the device's global generator
 
 
@@ -113,33 +119,38 @@ class _Device(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
-        given = [leaf for leaf in torch.utils._pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        given: list[Tensor] = []
+        plain_args, plain_kwargs = _held(args, given), _held(kwargs, given)
         name = func._schema.name.removeprefix("aten::")
-        there = any(isinstance(leaf, Paper) for leaf in given)
+        there = any(type(leaf) is Paper for leaf in given)
         wanted = kwargs.get("device")
         goes = there if wanted is None else torch.device(wanted).type == "paper"
         if wanted is not None and goes:
-            kwargs["device"] = torch.device("cpu")
-        if name == "_to_copy" and there and not goes:
-            self.log.waits.append(f"{asked()} to the host")
-        if goes and not there and name in ("_to_copy", "copy_"):
-            self.log.copies.append(asked())
-        if name == "copy_" and len({isinstance(leaf, Paper) for leaf in given[:2]}) == 2:
-            kept = self.log.copies if isinstance(given[0], Paper) else self.log.waits
-            kept.append(f"{asked()} copy_")
-        elif there:
-            self._check_one_device(name, given)
-        if there and (name.rsplit(".")[0] in WAITS or _masked(name, args)):
-            self.log.waits.append(f"{asked()} {name}")
-        plain_args, plain_kwargs = tree_map_only(Paper, lambda leaf: leaf.held, (args, kwargs))
+            plain_kwargs["device"] = torch.device("cpu")
+        self._written_down(name, args, given, there, goes)
         if torch.Tag.nondeterministic_seeded in func.tags:
             found = self._drawn(goes, func, plain_args, plain_kwargs)
         else:
             found = func(*plain_args, **plain_kwargs)
         if not goes:
             return found
-        wrapped = tree_map_only(Tensor, lambda leaf: Paper(leaf), found)
-        return return_and_correct_aliasing(func, args, kwargs, wrapped) if there else wrapped
+        if func._schema.is_mutable and there and isinstance(found, Tensor):  # in place: what it was given, and no copy
+            return next(each for each in given if each is found or (type(each) is Paper and each.held is found))
+        return _wrapped(found)
+
+    def _written_down(self, name: str, args: Any, given: list[Tensor], there: bool, goes: bool) -> None:
+        if not there and not goes:
+            return
+        if name == "copy_" and len({type(leaf) is Paper for leaf in given[:2]}) == 2:
+            kept = self.log.copies if type(given[0]) is Paper else self.log.waits
+            kept.append(f"{asked()} copy_")
+        elif name == "_to_copy" and there != goes:
+            kept = self.log.copies if goes else self.log.waits
+            kept.append(f"{asked()} to the {'device' if goes else 'host'}")
+        elif there:
+            self._check_one_device(name, given)
+        if there and (name in WAITS or _masked(name, args)):
+            self.log.waits.append(f"{asked()} {name}")
 
     @staticmethod
     def _drawn(goes: bool, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
@@ -161,8 +172,24 @@ class _Device(TorchDispatchMode):
         if name in ("_to_copy", "index.Tensor", "_index_put_impl_", "index_put_", "index", "index_put"):
             return
         for leaf in given:
-            if not isinstance(leaf, Paper) and leaf.dim():
+            if not type(leaf) is Paper and leaf.dim():
                 raise Mixed(f"{name} at {asked()}: a tensor {tuple(leaf.shape)} of the CPU among tensors on paper")
+
+
+def _held(value: Any, given: list[Tensor]) -> Any:
+    """The arguments with what Paper holds; every tensor among them is added to what is given."""
+    if isinstance(value, Tensor):
+        given.append(value)
+        return value.held if type(value) is Paper else value
+    if isinstance(value, list | tuple):
+        return type(value)([_held(each, given) for each in value])
+    return {key: _held(each, given) for key, each in value.items()} if isinstance(value, dict) else value
+
+
+def _wrapped(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return Paper(value)
+    return type(value)([_wrapped(each) for each in value]) if isinstance(value, list | tuple) else value
 
 
 class _Data(TorchFunctionMode):
@@ -174,7 +201,7 @@ class _Data(TorchFunctionMode):
             wanted = kwargs.get("device")
             like = isinstance(args[0], Paper) if args else False
             goes = like if wanted is None else torch.device(wanted).type == "paper"
-            if goes != isinstance(kwargs["generator"], Generator):
+            if goes != (type(kwargs["generator"]) is Generator):
                 raise Mixed(f"a generator of one device for a tensor of another, at {asked()}")
         if func in (torch.tensor, torch.as_tensor, torch.asarray):
             wanted = kwargs.get("device")
@@ -183,6 +210,11 @@ class _Data(TorchFunctionMode):
         elif func is torch.Tensor.new_tensor and isinstance(args[0], Paper):
             device = kwargs.pop("device", None) or args[0].device
             return torch.tensor(*args[1:], **{"dtype": args[0].dtype, **kwargs}).to(device)
+        elif func is torch.Tensor.__getitem__ and type(args[0]) is Paper:
+            index = args[1] if isinstance(args[1], tuple) else (args[1],)
+            if any(isinstance(each, list) for each in index):
+                index = tuple(torch.tensor(each) if isinstance(each, list) else each for each in index)
+                return func(args[0], index)
         elif func is torch.Tensor.tolist and isinstance(args[0], Paper):
             return args[0].detach().cpu().tolist()
         elif func is torch.Tensor.numpy and isinstance(args[0], Paper):
@@ -220,8 +252,9 @@ class _Hook(backend_registration._DummyPrivateUse1Hook if AVAILABLE else object)
         return False
 
 
-def _register() -> None:
-    if torch._C._get_privateuse1_backend_name() != "paper":
+def register() -> None:
+    """Before the first backward pass of the process: autograd counts the devices then, once and for all."""
+    if AVAILABLE and torch._C._get_privateuse1_backend_name() != "paper":
         module = ModuleType("paper")
         module.is_available = lambda: False  # type: ignore[attr-defined]
         module.device_count = lambda: 1  # type: ignore[attr-defined]
@@ -236,7 +269,7 @@ def _register() -> None:
 @contextmanager
 def on_paper() -> Iterator[Log]:
     """The device, as long as the block is open."""
-    _register()
+    register()
     log = Log()
     swap = torch.__future__.get_swap_module_params_on_conversion()
     torch.Generator = Generator  # type: ignore[misc]
@@ -260,4 +293,4 @@ def from_paper(tree: Any) -> Any:
     """The tensors of a tree, as the CPU has them."""
     import mfoc
 
-    return mfoc.tree.map(lambda leaf: leaf.detach().held if isinstance(leaf, Paper) else leaf, tree)
+    return mfoc.tree.map(lambda leaf: leaf.detach().held if type(leaf) is Paper else leaf, tree)

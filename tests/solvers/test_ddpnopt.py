@@ -19,7 +19,7 @@ from tests.oracles.training import trained
 from tests.problems import CATALOGUE, distance, labels, mlp, normal, same_bits
 from tests.ranks import on_ranks
 
-CUDA = pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"))
+
 CURVATURES = ("identity", "rmsprop", "kronecker")
 NETWORKS = ("mlp", "conv", "decayed")
 CASES = [

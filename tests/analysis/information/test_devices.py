@@ -20,7 +20,7 @@ from mfoc.analysis.information import (
 )
 from tests.problems import D, labels, normal
 
-DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"))]
+DEVICES = ["cpu", CUDA]
 SIGMA = torch.eye(2, dtype=D)
 
 
