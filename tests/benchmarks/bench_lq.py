@@ -1,6 +1,6 @@
 """A batch of LQ problems solved by ``mfoc.lq`` and by the package ``mpc`` 0.0.6.
 
-    python tests/benchmarks/bench_lq.py
+    python -m tests.benchmarks.bench_lq
 
 128 problems, 12 states, 4 controls, 50 stages, one thread, the same matrices. Both sides start from those matrices and
 give states, controls and cost: ``LinearQuadratic.discrete(...).path(x0)`` (validation included; it doubles spans of

@@ -1,6 +1,6 @@
 """What a training step costs with CSGD and CMSGD, as a multiple of the step with SGD.
 
-    python tests/benchmarks/bench_optimiser_step.py
+    python -m tests.benchmarks.bench_optimiser_step
 
 A network of 500,000 weights on batches of 100: forward, backward, and the optimiser. All sides take turns in one
 process on one thread; the ratio of the 20th percentiles of their thread-CPU times is printed. ``fused`` is one compiled

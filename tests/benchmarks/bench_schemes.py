@@ -1,6 +1,6 @@
 """J and dJ/du of a neural ODE through mfoc's schemes against back-propagation through torchdiffeq's ``odeint``.
 
-    python tests/benchmarks/bench_schemes.py [rounds]
+    python -m tests.benchmarks.bench_schemes [rounds]
 
 The drift is a network of one hidden layer, J the mean of |x(1)|^2. ``one control`` is tied over all of [0, 1]; ``ten
 controls`` are piecewise constant, for which odeint is called interval by interval. Fixed steps: 20 or 10; the 3/8 rule
