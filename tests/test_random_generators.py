@@ -40,7 +40,8 @@ def test_nobody_seeds_the_generators_of_all_devices(package):
         assert "torch.manual_seed(" not in path.read_text(encoding="utf-8"), path
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no CUDA GPU")
 def test_draws_on_a_gpu_are_seen_and_seeded():
     device = torch.device("cuda")
     torch.zeros(1, device=device)

@@ -1,10 +1,10 @@
 """Runs the benchmarks and writes their table: ``make bench``, ``make bench-quick``, ``make bench-gpu``.
 
-    python -m tests.benchmarks                         every script; benchmarks/benchmarks.md and .json
-    python -m tests.benchmarks --quick                 the headline ratios, in under three minutes
-    python -m tests.benchmarks --quick --readme        and into the README's section on speed
-    python -m tests.benchmarks --only lq ntk           those whose names hold one of the words
-    python -m tests.benchmarks --device cuda           those that know devices, on a GPU
+python -m tests.benchmarks                         every script; benchmarks/benchmarks.md and .json
+python -m tests.benchmarks --quick                 the headline ratios, in under three minutes
+python -m tests.benchmarks --quick --readme        and into the README's section on speed
+python -m tests.benchmarks --only lq ntk           those whose names hold one of the words
+python -m tests.benchmarks --device cuda           those that know devices, on a GPU
 """
 
 from __future__ import annotations

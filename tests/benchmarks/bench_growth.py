@@ -59,7 +59,9 @@ def curve(name: str, sizes: list[int], make: Callable[[int], Callable[[], object
     share = sizes[-1] / sizes[len(sizes) // 2]
     found = times.ratio(last, middle)
     each = Ratio(found.median / share, found.low / share, found.high / share)
-    report(f"growth with {name}", each, of=f"a {name[0]} of {last}", to=f"a {name[0]} of {middle}", target="at most 1.5")
+    report(
+        f"growth with {name}", each, of=f"a {name[0]} of {last}", to=f"a {name[0]} of {middle}", target="at most 1.5"
+    )
     if flagged:
         print(f"  grows faster than linearly at {', '.join(map(str, flagged))}")
 
@@ -80,11 +82,19 @@ def memory(steps: int) -> None:
         if at.step % (steps // 8) == 0:
             seen.append(resident())
 
-    mfoc.solve(problem(3), mfoc.Gradient(partial(torch.optim.SGD, lr=1e-3)), torch.ones(64, 4), steps=steps, hooks=[look])
+    mfoc.solve(
+        problem(3), mfoc.Gradient(partial(torch.optim.SGD, lr=1e-3)), torch.ones(64, 4), steps=steps, hooks=[look]
+    )
     more = seen[-1] - seen[1]
     print(f"memory over {steps:,} steps: {' '.join(f'{each:.1f}' for each in seen)} MiB{'  GROWS' * (more > 2)}")
     ratio = seen[-1] / seen[1]
-    report("memory of a long solve", Ratio(ratio, ratio, ratio), of="at the end", to="after a quarter", target="at most 1.02")
+    report(
+        "memory of a long solve",
+        Ratio(ratio, ratio, ratio),
+        of="at the end",
+        to="after a quarter",
+        target="at most 1.02",
+    )
 
 
 def batches(count: int) -> None:

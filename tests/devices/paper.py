@@ -172,7 +172,7 @@ class _Device(TorchDispatchMode):
         if name in ("_to_copy", "index.Tensor", "_index_put_impl_", "index_put_", "index", "index_put"):
             return
         for leaf in given:
-            if not type(leaf) is Paper and leaf.dim():
+            if type(leaf) is not Paper and leaf.dim():
                 raise Mixed(f"{name} at {asked()}: a tensor {tuple(leaf.shape)} of the CPU among tensors on paper")
 
 

@@ -13,7 +13,7 @@ from torch import nn
 
 import mfoc
 from mfoc.analysis import information, kernel, noise, propagation
-from tests.problems import D, Case, labels, lq_matrices, mlp_net, normal, scalar_game, seeded, swarm, tied
+from tests.problems import Case, D, labels, lq_matrices, mlp_net, normal, scalar_game, seeded, swarm, tied
 
 Put = Callable[[Any], Any]
 SGD = partial(torch.optim.SGD, lr=0.05)
@@ -159,7 +159,10 @@ def bounded_certificate(put: Put) -> Any:
 
 def kernels(put: Put) -> Any:
     x, new = put(normal(5, 3)), put(normal(4, 3, seed=1))
-    found = [*kernel.infinite_kernels(x, activation="relu", depth=3), *kernel.infinite_kernels(x, activation="tanh", depth=2)]
+    found = [
+        *kernel.infinite_kernels(x, activation="relu", depth=3),
+        *kernel.infinite_kernels(x, activation="tanh", depth=2),
+    ]
     fitted = kernel.KernelPredictor("erf", 2, weight_variance=1.5, ridge=0.1, kernel="ntk").fit(x, put(labels(5, 2)))
     return [*found, *fitted.predict(new), *fitted.predict(new, time=2.0), fitted.classify(new)]
 
@@ -189,11 +192,17 @@ def noises(put: Put) -> Any:
 
 
 def equations(put: Put) -> Any:
-    problem, cloud = moved((mfoc.from_module(mlp_net(), F.cross_entropy), mfoc.Particles(normal(8, 3), labels(8, 2))), put)
+    problem, cloud = moved(
+        (mfoc.from_module(mlp_net(), F.cross_entropy), mfoc.Particles(normal(8, 3), labels(8, 2))), put
+    )
     made = noise.modified_equation_of(problem, cloud, lr=0.1, batch_size=2)
     h = put(torch.eye(2, dtype=D) + 0.1)
     at = mfoc.tree.ravel(problem.controls)
-    return [made.drift(0.0, at[None], None, None), noise.ou_stationary_covariance(h, h, 0.1), noise.sgd_stationary_covariance(h, h, 0.1)]
+    return [
+        made.drift(0.0, at[None], None, None),
+        noise.ou_stationary_covariance(h, h, 0.1),
+        noise.sgd_stationary_covariance(h, h, 0.1),
+    ]
 
 
 def sdes(put: Put) -> Any:

@@ -15,8 +15,14 @@ def numbers(found):
     return [leaf for leaf in mfoc.tree.leaves(list(found)) if isinstance(leaf, torch.Tensor | float | int)]
 
 
-@pytest.mark.parametrize("name", PUBLIC)
+SLOW = {"certify_module", "certify, bounds", "AdaptiveBatch", "infinite kernels", "noise", "hjb.solve"}
+NAMES = [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in PUBLIC]
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_it_says_on_a_device_what_it_says_on_the_cpu(name, device):
+    if device.name == "paper" and name in ("tangent kernels", "laziness"):
+        pytest.skip("torch.vmap's rule for addmv does not know a backend written in Python")
     found, expected = numbers(PUBLIC[name](device.put)), numbers(PUBLIC[name](lambda tree: tree))
     assert len(found) == len(expected) > 0
     for mine, other in zip(found, expected, strict=True):

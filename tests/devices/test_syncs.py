@@ -66,7 +66,9 @@ def test_doors_wait_only_to_see_whether_the_controls_are_finite():
 @pytest.mark.parametrize("make", [mfoc.optim.CSGD, mfoc.optim.CMSGD])
 def test_the_controlled_optimisers_look_once_a_step_whether_the_gradient_is_finite(make):
     with paper.on_paper() as log:
-        net, loss, (x, y) = classified(lambda tree: tree.to("paper") if isinstance(tree, torch.nn.Module) else paper.to_paper(tree))
+        net, loss, (x, y) = classified(
+            lambda tree: tree.to("paper") if isinstance(tree, torch.nn.Module) else paper.to_paper(tree)
+        )
         optimizer = make(net.parameters(), lr=0.1)
         loss(net(x), y).backward()
         optimizer.step()

@@ -18,6 +18,7 @@ from mfoc.analysis.information import (
     information_plane,
     with_noise,
 )
+from tests.devices import CUDA
 from tests.problems import D, labels, normal
 
 DEVICES = ["cpu", CUDA]
