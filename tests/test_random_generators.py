@@ -56,6 +56,20 @@ def test_draws_on_a_gpu_are_seen_and_seeded():
     assert drawn()
 
 
+@pytest.mark.parametrize("used_before", [True, False])
+def test_draws_on_a_gpu_are_seen_by_the_states_torch_gives(used_before, monkeypatch):
+    """Without a GPU: what its Philox generators say, eight bytes of seed and eight of how far they have come."""
+    states = [torch.zeros(16, dtype=torch.uint8) for _ in range(2)]
+    monkeypatch.setattr(torch.cuda, "get_rng_state_all", lambda: [state.clone() for state in states])
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: used_before)
+    drawn = watched()
+    assert not drawn()
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    assert not drawn()
+    states[1][8] = 4
+    assert drawn()
+
+
 @pytest.mark.parametrize("draw", [random.random, np.random.rand, np.random.randn, lambda: float(torch.rand(()))])
 def test_each_library_is_watched(draw):
     with seeded(3):

@@ -72,7 +72,8 @@ def compare(name, exact, mine, theirs, rounds, *, headline=False):
         seen.append(f"({drift.calls:3d} drifts, off by {error:.0e})")
     times = interleaved({"mfoc": mine[1], "odeint": theirs[1]}, rounds=rounds)
     print(
-        f"    mfoc {1e3 * times.median('mfoc'):7.2f} ms {seen[0]}  odeint {1e3 * times.median('odeint'):7.2f} ms {seen[1]}"
+        f"    mfoc {1e3 * times.median('mfoc'):7.2f} ms {seen[0]}  "
+        f"odeint {1e3 * times.median('odeint'):7.2f} ms {seen[1]}"
     )
     report(name, times.ratio("mfoc", "odeint"), of="mfoc", to="torchdiffeq", headline=headline)
 
