@@ -4,13 +4,18 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint tutorials bench clean
+.PHONY: demo test test-gpu lint tutorials bench bench-quick bench-gpu bench-readme clean
 
 demo: $(READY)
 	$(BIN)/mfoc demo --out figures
 
 test: $(READY)
 	$(BIN)/python -m pytest -n auto
+
+# What needs a GPU: the tests that ask for one, then every network at every door, there.
+test-gpu: $(READY)
+	$(BIN)/python -m pytest -m cuda
+	$(BIN)/python -m pytest tests/doors --device cuda
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -20,9 +25,20 @@ lint: $(READY)
 tutorials: $(READY)
 	for script in tutorials/[0-9]*.py; do echo "$$script"; $(BIN)/python "$$script" || exit 1; done
 
+# Every benchmark; its table is benchmarks/benchmarks.md, and .json.
 bench: $(READY)
 	-$(BIN)/uv pip install -q --python $(BIN)/python --no-deps mpc==0.0.6 prodigyopt schedulefree
-	for script in tests/benchmarks/bench_*.py; do echo "$$script"; PYTHONPATH=. $(BIN)/python "$$script" || exit 1; done
+	$(BIN)/python -m tests.benchmarks
+
+# The headline ratios, in under three minutes; and the same into the README.
+bench-quick: $(READY)
+	$(BIN)/python -m tests.benchmarks --quick
+
+bench-readme: $(READY)
+	$(BIN)/python -m tests.benchmarks --quick --readme
+
+bench-gpu: $(READY)
+	$(BIN)/python -m tests.benchmarks --device cuda
 
 # uv resolves the extras with the overrides in pyproject.toml, which pip does not know. Without a C compiler
 # learn2learn cannot be built: then everything but the `meta` extra is installed.
@@ -35,4 +51,4 @@ $(READY): pyproject.toml
 	touch $(READY)
 
 clean:
-	rm -rf $(VENV) figures
+	rm -rf $(VENV) figures benchmarks

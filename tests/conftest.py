@@ -7,24 +7,33 @@ import pytest
 import torch
 from hypothesis import settings
 
+from tests.devices import paper
+
 torch.set_num_threads(1)
+paper.register()
 settings.register_profile("mfoc", deadline=None, derandomize=True)  # no test is about time, and each is seeded
 settings.load_profile("mfoc")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """``--device cuda`` runs the doors of every architecture there: ``python -m pytest tests/doors --device cuda``."""
-    parser.addoption("--device", default="cpu", help="where the networks of tests/doors are: cpu, cuda, ...")
+    parser.addoption("--device", default="cpu", help="where the networks of tests/doors are: cpu, cuda, paper ...")
 
 
 @pytest.fixture(scope="session")
-def device(request: pytest.FixtureRequest) -> str:
+def device(request: pytest.FixtureRequest) -> Iterator[str]:
     """The device that is asked for; its tests are skipped where this machine has none."""
     found = str(request.config.getoption("--device"))
+    if found == "paper":
+        if not paper.AVAILABLE:
+            pytest.skip("a device on paper needs torch >= 2.10")
+        with paper.on_paper():
+            yield found
+        return
     kind = torch.device(found).type
     if kind != "cpu" and not getattr(torch, kind).is_available():
         pytest.skip(f"this machine has no {found}")
-    return found
+    yield found
 
 
 @pytest.fixture(autouse=True)

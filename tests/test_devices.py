@@ -10,9 +10,9 @@ import torch.nn.functional as F
 import mfoc
 from mfoc.maximisers import FGSM, PGD, YOPO, Free
 from tests.architectures import batch_norm_net, mlp_net
+from tests.devices import CUDA
 from tests.problems import CATALOGUE, distance, interacting, leaves, mlp, normal, tied
 
-CUDA = pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"))
 SOLVERS = {
     "sgd": mfoc.Gradient(partial(torch.optim.SGD, lr=0.1, momentum=0.9)),
     "adam": mfoc.Gradient(partial(torch.optim.Adam, lr=0.01), recompute=True),

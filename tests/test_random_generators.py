@@ -40,7 +40,8 @@ def test_nobody_seeds_the_generators_of_all_devices(package):
         assert "torch.manual_seed(" not in path.read_text(encoding="utf-8"), path
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no CUDA GPU")
 def test_draws_on_a_gpu_are_seen_and_seeded():
     device = torch.device("cuda")
     torch.zeros(1, device=device)
@@ -52,6 +53,20 @@ def test_draws_on_a_gpu_are_seen_and_seeded():
     with seeded(3, device):
         assert torch.equal(torch.rand(4, device=device), first)
     torch.rand(1, device=device)
+    assert drawn()
+
+
+@pytest.mark.parametrize("used_before", [True, False])
+def test_draws_on_a_gpu_are_seen_by_the_states_torch_gives(used_before, monkeypatch):
+    """Without a GPU: what its Philox generators say, eight bytes of seed and eight of how far they have come."""
+    states = [torch.zeros(16, dtype=torch.uint8) for _ in range(2)]
+    monkeypatch.setattr(torch.cuda, "get_rng_state_all", lambda: [state.clone() for state in states])
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: used_before)
+    drawn = watched()
+    assert not drawn()
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    assert not drawn()
+    states[1][8] = 4
     assert drawn()
 
 

@@ -1,7 +1,7 @@
 """Adversarial training: what YOPO costs and how robust it makes a network, against PGD training.
 
-    python tests/benchmarks/bench_adversarial.py                          step times, and accuracies on digits
-    python tests/benchmarks/bench_adversarial.py --mnist mnist10k.npz     accuracies on MNIST at epsilon 0.3 too
+    python -m tests.benchmarks.bench_adversarial                          step times, and accuracies on digits
+    python -m tests.benchmarks.bench_adversarial --mnist mnist10k.npz     accuracies on MNIST at epsilon 0.3 too
 
 The file has arrays ``images`` uint8 [N, 28, 28] and ``labels`` [N]. All methods start from the same network and see
 the same batches; they run on one thread, interleaved epoch by epoch, and evaluations are not counted in their times.

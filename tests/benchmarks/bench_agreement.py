@@ -1,7 +1,7 @@
 """Every solver on one problem of each class of control, beside ipopt: what J it reaches and what that takes.
 
-    python tests/benchmarks/bench_agreement.py                # some minutes
-    python tests/benchmarks/bench_agreement.py LQ "swarm"     # these problems
+    python -m tests.benchmarks.bench_agreement                # some minutes
+    python -m tests.benchmarks.bench_agreement LQ "swarm"     # these problems
 
 Solvers are compared within a class only: one control for the cloud ("shared"), one for each particle, feedback, the
 weights of a network. Thread-CPU seconds on one thread, the first call of each solver left out on the small problems;

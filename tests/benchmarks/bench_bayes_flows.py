@@ -1,10 +1,10 @@
 """Particle flows and the path-integral sampler: step times against Pyro's SVGD, log Z against references.
 
-    python tests/benchmarks/bench_bayes_flows.py               everything
-    python tests/benchmarks/bench_bayes_flows.py svgd          step times of SVGD against Pyro's, and agreement
-    python tests/benchmarks/bench_bayes_flows.py mixture       log Z by Foellmer's sampler: two-dimensional mixture
-    python tests/benchmarks/bench_bayes_flows.py funnel        ten-dimensional funnel
-    python tests/benchmarks/bench_bayes_flows.py logistic      Bayesian logistic regression on breast_cancer
+    python -m tests.benchmarks.bench_bayes_flows               everything
+    python -m tests.benchmarks.bench_bayes_flows svgd          step times of SVGD against Pyro's, and agreement
+    python -m tests.benchmarks.bench_bayes_flows mixture       log Z by Foellmer's sampler: two-dimensional mixture
+    python -m tests.benchmarks.bench_bayes_flows funnel        ten-dimensional funnel
+    python -m tests.benchmarks.bench_bayes_flows logistic      Bayesian logistic regression on breast_cancer
 
 One thread. Times are medians of interleaved blocks of ten steps, in processor time. log Z is printed with its own error
 bar (one standard deviation), the effective sample size of the weights and the unscaled J; -J is a lower bound of log Z.

@@ -1,6 +1,6 @@
 """How often the certificate's 95 % intervals hold the population's residual, gap and lowest eigenvalue.
 
-    PYTHONPATH=. python tests/benchmarks/bench_coverage.py [samples] [all] [certify]
+    python -m tests.benchmarks.bench_coverage [samples] [all] [certify]
 
 Populations of quadratic costs with known answers (``tests/certificate/quadratics.py``), 400 samples of each by default;
 ``all`` adds other curvatures, stronger skewness and more controls. ``away`` is how far the control is from the

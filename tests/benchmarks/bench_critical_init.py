@@ -1,7 +1,7 @@
 """Deep networks on digits: ``critical_init_`` against torch's default, Kaiming, Xavier and the package ``anyinit``.
 
-    python tests/benchmarks/bench_critical_init.py            # all: 5 seeds
-    python tests/benchmarks/bench_critical_init.py --quick    # one seed, two rates
+    python -m tests.benchmarks.bench_critical_init            # all: 5 seeds
+    python -m tests.benchmarks.bench_critical_init --quick    # one seed, two rates
 
 Two networks on scikit-learn's digits (8 x 8 images; 1,057 to train on, 200 for validation, 540 held out): a tanh MLP of
 100 layers of width 128, and a tanh conv net of 32 layers of 8 channels (3 x 3, zero padding, no pooling or stride, a

@@ -1,6 +1,6 @@
 """DDP on one problem and on 256 in a batch, against ipopt (casadi, exact Hessians) on one.
 
-    python tests/benchmarks/bench_ddp.py
+    python -m tests.benchmarks.bench_ddp
 
 Thread-CPU seconds on one thread, in float64. One problem and the batch are timed an iteration each in turn, over the
 iterations that the one problem takes; then the batch is run until every problem of it is done.

@@ -1,10 +1,10 @@
 """DDPNOpt with and without feedback, beside Adam, Muon and K-FAC: stable learning rates, best loss, and step time.
 
-    python tests/benchmarks/bench_ddpnopt.py                        digits and wine of scikit-learn, units of tanh
-    python tests/benchmarks/bench_ddpnopt.py --activation ReLU
-    python tests/benchmarks/bench_ddpnopt.py --only identity,Adam --seeds 2
-    python tests/benchmarks/bench_ddpnopt.py --only identity --rates 4 5.7 8 11.3 16 22.6 32
-    python tests/benchmarks/bench_ddpnopt.py --only ""              step times alone
+    python -m tests.benchmarks.bench_ddpnopt                        digits and wine of scikit-learn, units of tanh
+    python -m tests.benchmarks.bench_ddpnopt --activation ReLU
+    python -m tests.benchmarks.bench_ddpnopt --only identity,Adam --seeds 2
+    python -m tests.benchmarks.bench_ddpnopt --only identity --rates 4 5.7 8 11.3 16 22.6 32
+    python -m tests.benchmarks.bench_ddpnopt --only ""              step times alone
 
 A run trains a network of two hidden layers from the weights and on the batches of its seed; what is reported is the
 mean loss over all data at its end. A learning rate, a power of two or one of those given, is stable where the loss of

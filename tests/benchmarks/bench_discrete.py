@@ -1,6 +1,6 @@
 """Networks of binary and ternary weights on 10,000 digits of MNIST: ``mfoc.DiscreteMSA``, straight-through and Bop.
 
-    PYTHONPATH=. python tests/benchmarks/bench_discrete.py --mnist mnist10k.npz [--activations ReLU]
+    python -m tests.benchmarks.bench_discrete --mnist mnist10k.npz [--activations ReLU]
 
 Without ``--mnist`` the digits are those of scikit-learn, 1,400 of 8 x 8 to train on.
 

@@ -1,6 +1,6 @@
 """The order of the semi-Lagrangian scheme in two dimensions, its speed, and the error of a fitted value function.
 
-    python tests/benchmarks/bench_hjb.py
+    python -m tests.benchmarks.bench_hjb
 
 Orders: dx = (A x + u) dt with a spiralling A, cost int |u|^2 / 2 dt + g(x_T) with a smooth g that is no polynomial. The
 exact value is the Hopf-Lax formula; errors are the largest at 81 states of [-1, 1]^2. Cubic interpolation, dt ~ dx

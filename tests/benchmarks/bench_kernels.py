@@ -1,7 +1,7 @@
 """Infinite kernels on scikit-learn's digits, beside a network of width 2048 that is trained on the same split.
 
-    python tests/benchmarks/bench_kernels.py                 accuracies, how near the trained network comes, and times
-    python tests/benchmarks/bench_kernels.py --points 1000   training points
+    python -m tests.benchmarks.bench_kernels                 accuracies, how near the trained network comes, and times
+    python -m tests.benchmarks.bench_kernels --points 1000   training points
 
 The network in NTK parametrisation is trained by plain gradient descent for the time that the kernel is told; its
 outputs are compared with the mean and the spread that are predicted for them. Adam trains torch's own layers.

@@ -1,6 +1,6 @@
 """A batch of LQ problems solved by ``mfoc.lq`` and by the package ``mpc`` 0.0.6.
 
-    python tests/benchmarks/bench_lq.py
+    python -m tests.benchmarks.bench_lq
 
 128 problems, 12 states, 4 controls, 50 stages, one thread, the same matrices. Both sides start from those matrices and
 give states, controls and cost: ``LinearQuadratic.discrete(...).path(x0)`` (validation included; it doubles spans of
@@ -14,26 +14,23 @@ C = 2 diag(Q, R), c = 0 and T = 51. It is an iterative (box-constrained) LQR, an
             what its users get, and in float32 the check cannot succeed, so that all iterations are spent.
 
 The matrix A is random with spectral radius one, so that the first trajectory of ``mpc``, without control, stays small
-and its single step is accurate. Solvers take turns; medians are reported.
+and its single step is accurate. Solvers take turns; the ratio of the medians of their thread-CPU times is
+reported.
 """
 
-import platform
-import statistics
-import time
-from pathlib import Path
+from functools import partial
 
 import torch
-from mpc import mpc
 
 from mfoc.lq import LinearQuadratic
+from tests.benchmarks.timing import interleaved, machine, quick, report
+
+try:
+    from mpc import mpc
+except ImportError:
+    mpc = None
 
 BATCH, STATES, CONTROLS, STAGES, ROUNDS = 128, 12, 4, 50, 15
-
-
-def processor():
-    info = Path("/proc/cpuinfo")
-    names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
-    return names[0] if names else platform.processor()
 
 
 def problems(dtype):
@@ -50,6 +47,11 @@ def problems(dtype):
 
 def solvers(dtype):
     A, B, Q, R, QT, x0 = problems(dtype)
+    if mpc is None:
+        return {
+            "mfoc path": lambda: LinearQuadratic.discrete(A, B, Q, R, QT, horizon=STAGES).path(x0),
+            "mfoc riccati (every P and K)": lambda: LinearQuadratic.discrete(A, B, Q, R, QT, horizon=STAGES).riccati(),
+        }
     stage = torch.stack([2 * torch.block_diag(q, r) for q, r in zip(Q, R, strict=True)])
     last = torch.stack([2 * torch.block_diag(q, r) for q, r in zip(QT, R, strict=True)])
     C = torch.stack([stage] * STAGES + [last])
@@ -77,31 +79,37 @@ def solvers(dtype):
 
 
 def run(dtype):
-    contenders = solvers(dtype)
-    times = {name: [] for name in contenders}
-    results = {}
-    for round_ in range(ROUNDS + 2):
-        for name, solve in contenders.items():
-            begin = time.perf_counter()
-            results[name] = solve()
-            if round_ >= 2:
-                times[name].append(time.perf_counter() - begin)
-    medians = {name: statistics.median(series) for name, series in times.items()}
+    contenders, results = solvers(dtype), {}
+
+    def kept(name):
+        results[name] = contenders[name]()
+
+    times = interleaved({name: partial(kept, name) for name in contenders}, rounds=5 if quick() else ROUNDS)
     print(f"{dtype}")
-    for name, median in medians.items():
-        print(f"  {name:30s} {1e3 * median:8.2f} ms")
+    for name in contenders:
+        print(f"  {name:30s} {1e3 * times.median(name):8.2f} ms")
     path = results["mfoc path"]
     for name in ("mpc minimal", "mpc default"):
+        if name not in results:
+            continue
         _, controls, cost = results[name]
         off = float(((path.cost - cost) / cost).abs().max())
         moved = float((path.controls - controls[:-1].transpose(0, 1)).abs().max())
-        ratio = medians[name] / medians["mfoc path"]
-        print(f"  {name} / mfoc path: {ratio:.1f}x; costs agree to {off:.1e} (relative), controls to {moved:.1e}")
+        print(f"  {name}: costs agree to {off:.1e} (relative), controls to {moved:.1e}")
+        chief = name == "mpc minimal" and dtype == torch.float64
+        label = f"128 LQ problems, {str(dtype).removeprefix('torch.')}"
+        report(label, times.ratio(name, "mfoc path"), of=name, to="mfoc path", headline=chief)
+    name = f"{str(dtype).removeprefix('torch.')}, every P and K"
+    report(name, times.ratio("mfoc riccati (every P and K)", "mfoc path"), of="mfoc riccati", to="mfoc path")
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    print(f"{processor()}, {torch.get_num_threads()} thread, torch {torch.__version__}")
+    torch.empty(8_000_000).fill_(0.0)
+    print(machine())
+    if mpc is None:
+        print("mpc is not installed (pip install --no-deps mpc==0.0.6): mfoc alone")
     with torch.no_grad():
         run(torch.float64)
-        run(torch.float32)
+        if not quick():
+            run(torch.float32)

@@ -1,6 +1,6 @@
 """How near games come to their closed forms, and what an equilibrium costs beside the control problem.
 
-    python tests/benchmarks/bench_meanfield.py
+    python -m tests.benchmarks.bench_meanfield
 
 Particles: a scalar LQ game (``tests.problems.scalar_game``), 200 particles, each solver from zero controls; the
 distance is the largest between its controls and those of ``mfoc.lq.equilibrium``. MSA, undamped, diverges there; that

@@ -1,6 +1,6 @@
 """A mean-field game with finitely many states, by mfoc and by MFGLib, judged by MFGLib's exploitability.
 
-    pip install --no-deps --target DIR mfglib optuna rich ... ; PYTHONPATH=DIR python tests/benchmarks/bench_mfglib.py
+    pip install --no-deps --target DIR mfglib optuna rich ... ; PYTHONPATH=DIR python -m tests.benchmarks.bench_mfglib
 
 The beach bar (Perrin et al. 2020): places on a line or circle, three moves, a crowd that nobody likes. As a control
 problem a player's state is his distribution over the places ``[1, n]``, his control the policy ``[n, 3]`` of a stage,

@@ -1,6 +1,6 @@
 """NewtonCG against scipy and against torch's L-BFGS, in gradients' worth of work and in time.
 
-    python tests/benchmarks/bench_newton.py
+    python -m tests.benchmarks.bench_newton
 
 Problems: pendulums swung by one shared control per stage, free and in a box (where scipy's L-BFGS-B is the peer), and a
 residual tanh network. All in float64 on one thread, from the same start, to a (projected) residual of 1e-8. scipy's

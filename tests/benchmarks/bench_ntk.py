@@ -1,14 +1,12 @@
 """Time of ``empirical_ntk`` against ``vmap(jacrev)`` contracted, and of products with a kernel that would not fit.
 
-    python tests/benchmarks/bench_ntk.py
+    python -m tests.benchmarks.bench_ntk
 
 Both sides run interleaved in one process on one thread, from the user's module to the kernel [32, 32, 10, 10]; the
 ratio of the median thread-CPU times is reported.
 """
 
-import platform
 import resource
-import statistics
 import time
 
 import torch
@@ -16,6 +14,7 @@ from torch import nn
 from torch.func import functional_call, jacrev, vmap
 
 from mfoc.analysis.kernel import NTKOperator, empirical_ntk
+from tests.benchmarks.timing import interleaved, machine, quick, report
 
 
 def convnet():
@@ -37,37 +36,35 @@ def by_jacrev(net, x):
     return torch.stack([torch.einsum("Naf,Mbf->NMab", leaf, leaf) for leaf in leaves]).sum(0)
 
 
-def interleaved(sides, rounds):
-    times = {name: [] for name in sides}
-    for k in range(rounds + 2):
-        for name, side in sides.items():
-            start = time.thread_time()
-            side()
-            if k >= 2:
-                times[name].append(time.thread_time() - start)
-    return {name: statistics.median(each) for name, each in times.items()}
-
-
 def main():
     torch.set_num_threads(1)
     torch.empty(8_000_000).fill_(0.0)  # as loading a data set does: glibc then keeps freed pages
-    print(f"{platform.processor() or platform.machine()}, 1 thread, torch {torch.__version__}")
+    print(machine())
+    if not quick():
+        operator()
+    kernel()
+
+
+def operator():
     net, x = nn.Sequential(nn.Linear(10, 64), nn.Tanh(), nn.Linear(64, 10)), torch.randn(10_000, 10)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    operator = NTKOperator(net, x)
+    product = NTKOperator(net, x)
     start = time.thread_time()
-    operator @ torch.randn(10_000, 10)
+    product @ torch.randn(10_000, 10)
     took = time.thread_time() - start
     more = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
     print(f"a product with the kernel of 10,000 points and 10 outputs (37 GiB): {took:.2f} s, {more:.0f} MiB more")
+
+
+def kernel():
     torch.manual_seed(0)
     net, x = convnet(), torch.randn(32, 3, 16, 16)
     error = float((empirical_ntk(net, x) - by_jacrev(net, x)).abs().max() / by_jacrev(net, x).abs().max())
-    found = interleaved({"mfoc": lambda: empirical_ntk(net, x), "jacrev": lambda: by_jacrev(net, x)}, 15)
-    print(
-        f"kernel [32, 32, 10, 10] of the conv net: mfoc {1e3 * found['mfoc']:.1f} ms   vmap(jacrev) "
-        f"{1e3 * found['jacrev']:.1f} ms   ratio {found['jacrev'] / found['mfoc']:.2f}   largest difference {error:.1e}"
-    )
+    sides = {"jacrev": lambda: by_jacrev(net, x), "mfoc": lambda: empirical_ntk(net, x)}
+    found = interleaved(sides, rounds=7 if quick() else 15)
+    print(f"largest difference {error:.1e}")
+    name = "empirical NTK [32, 32, 10, 10] of a conv net"
+    report(name, found.ratio("jacrev", "mfoc"), of="vmap(jacrev)", to="mfoc", headline=True)
 
 
 if __name__ == "__main__":

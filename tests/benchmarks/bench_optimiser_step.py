@@ -1,14 +1,12 @@
 """What a training step costs with CSGD and CMSGD, as a multiple of the step with SGD.
 
-    python tests/benchmarks/bench_optimiser_step.py
+    python -m tests.benchmarks.bench_optimiser_step
 
 A network of 500,000 weights on batches of 100: forward, backward, and the optimiser. All sides take turns in one
-process on one thread; the ratio of the 20th percentiles of their thread-CPU times is printed. ``fused`` is one compiled
+process on one thread; the ratio of the medians of their thread-CPU times is printed. ``fused`` is one compiled
 kernel.
 """
 
-import platform
-import time
 from functools import partial
 
 import torch
@@ -16,6 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from mfoc.optim import CMSGD, CSGD
+from tests.benchmarks.timing import interleaved, machine, quick, report
 
 ROUNDS = 100
 
@@ -45,19 +44,13 @@ def main():
         "CMSGD, fused": partial(CMSGD, lr=0.01, fused=True),
     }
     torch.set_num_threads(1)
-    steps = {name: training(make) for name, make in sides.items()}
-    times = {name: [] for name in sides}
-    for step in steps.values():
-        step()  # compiles
-    for _ in range(ROUNDS):
-        for name, step in steps.items():
-            began = time.thread_time()
-            step()
-            times[name].append(time.thread_time() - began)
-    fast = {name: sorted(taken)[ROUNDS // 5] for name, taken in times.items()}
-    print(f"{platform.machine()}, torch {torch.__version__}, one thread")
-    for name, taken in fast.items():
-        print(f"{name:16s} {1e3 * taken:6.2f} ms  {taken / fast['SGD (foreach)']:5.2f} x SGD")
+    if quick():
+        sides = {name: make for name, make in sides.items() if "fused" not in name}
+    steps = {name: training(make) for name, make in sides.items()}  # the first rounds compile
+    times = interleaved(steps, rounds=30 if quick() else ROUNDS)
+    print(machine())
+    for name in list(sides)[1:]:
+        report("training step, 500,000 weights", times.ratio(name, base := "SGD (foreach)"), of=name, to=base)
 
 
 if __name__ == "__main__":

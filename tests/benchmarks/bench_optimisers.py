@@ -1,8 +1,8 @@
 """CSGD and CMSGD beside SGD, Adam, Prodigy and schedule-free: test accuracy against the learning rate one begins with.
 
-    python tests/benchmarks/bench_optimisers.py                           digits of scikit-learn
-    python tests/benchmarks/bench_optimisers.py --mnist mnist10k.npz      MNIST: 8,000 to train on, 2,000 to test on
-    python tests/benchmarks/bench_optimisers.py --only CSGD,Adam --seeds 2
+    python -m tests.benchmarks.bench_optimisers                           digits of scikit-learn
+    python -m tests.benchmarks.bench_optimisers --mnist mnist10k.npz      MNIST: 8,000 to train on, 2,000 to test on
+    python -m tests.benchmarks.bench_optimisers --only CSGD,Adam --seeds 2
 
 The .npz file has arrays ``images`` uint8 [N, 28, 28] and ``labels`` [N]. All train a network of one hidden layer of 128
 rectified units on batches of 100, for a seed from the same weights and on the same batches. What is called controlled

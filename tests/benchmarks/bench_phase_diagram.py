@@ -1,6 +1,6 @@
 """Phase diagrams of 300 x 250 points, 0 < sigma_w^2 <= 6, 0 <= sigma_b^2 <= 2, on one thread.
 
-    python tests/benchmarks/bench_phase_diagram.py [activation ...]
+    python -m tests.benchmarks.bench_phase_diagram [activation ...]
 
 Each runs in a process of its own, so that the making of tables, and of the rules of quadrature, is in the time of the
 first call; the second call has them. Errors are against ``SignalPropagation`` at 24 random points: of q*, chi_1 and
@@ -51,4 +51,4 @@ if __name__ == "__main__":
         run(sys.argv[1])
     else:
         for name in sys.argv[1:] or (*SMOOTH, *KINKS):
-            subprocess.run([sys.executable, __file__, name], check=True)
+            subprocess.run([sys.executable, "-m", "tests.benchmarks.bench_phase_diagram", name], check=True)

@@ -1,6 +1,6 @@
 """J and dJ/du of a neural ODE through mfoc's schemes against back-propagation through torchdiffeq's ``odeint``.
 
-    python tests/benchmarks/bench_schemes.py [rounds]
+    python -m tests.benchmarks.bench_schemes [rounds]
 
 The drift is a network of one hidden layer, J the mean of |x(1)|^2. ``one control`` is tied over all of [0, 1]; ``ten
 controls`` are piecewise constant, for which odeint is called interval by interval. Fixed steps: 20 or 10; the 3/8 rule
@@ -9,15 +9,13 @@ chooses, and the evaluations of the drift that they cost. Both sides interleaved
 of thread-CPU time, the ratio of the medians, and how far J is from that of odeint at 1e-12.
 """
 
-import platform
-import statistics
 import sys
-import time
 
 import torch
 from torchdiffeq import odeint
 
 import mfoc
+from tests.benchmarks.timing import interleaved, machine, quick, report
 
 RTOL, ATOL = 1e-6, 1e-8
 
@@ -66,37 +64,37 @@ def by_torchdiffeq(method, us, steps, x, rtol=RTOL, atol=ATOL):
     return drift, run
 
 
-def compare(name, exact, mine, theirs, rounds):
-    sides, seen, times = [mine, theirs], [], [[], []]
-    for drift, run in sides:
+def compare(name, exact, mine, theirs, rounds, *, headline=False):
+    seen = []
+    for drift, run in (mine, theirs):
         drift.calls = 0
         error = abs(float(run()) - exact)
         seen.append(f"({drift.calls:3d} drifts, off by {error:.0e})")
-    for k in range(rounds):
-        for i in (0, 1) if k % 2 else (1, 0):
-            start = time.thread_time()
-            sides[i][1]()
-            times[i].append(time.thread_time() - start)
-    ours, odes = (1e3 * statistics.median(some) for some in times)
-    print(f"{name:32s} mfoc {ours:7.2f} ms {seen[0]}  odeint {odes:7.2f} ms {seen[1]}  ratio {ours / odes:.2f}")
+    times = interleaved({"mfoc": mine[1], "odeint": theirs[1]}, rounds=rounds)
+    print(
+        f"    mfoc {1e3 * times.median('mfoc'):7.2f} ms {seen[0]}  "
+        f"odeint {1e3 * times.median('odeint'):7.2f} ms {seen[1]}"
+    )
+    report(name, times.ratio("mfoc", "odeint"), of="mfoc", to="torchdiffeq", headline=headline)
 
 
 def main():
     torch.set_num_threads(1)
     rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 40
-    print(f"{platform.processor() or platform.machine()}, 1 thread, torch {torch.__version__}")
-    for n, d, hidden in ((64, 4, 16), (256, 16, 64)):
+    rounds = 10 if quick() else rounds
+    print(machine())
+    for n, d, hidden in ((64, 4, 16),) if quick() else ((64, 4, 16), (256, 16, 64)):
         x = torch.randn(n, d, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
         print(f"{n} particles in {d} dimensions, {hidden} hidden units")
         for label, us in (("one control", controls(1, d, hidden)), ("ten controls", controls(10, d, hidden))):
             steps = 20 if len(us) == 1 else 10
             exact = float(by_torchdiffeq("dopri5", us, 1, x, 1e-12, 1e-12)[1]())
             fixed = by_torchdiffeq("rk4", us, steps, x)
-            compare(f"  3/8 rule, {label}", exact, by_mfoc(mfoc.rk38, us, steps, x), fixed, rounds)
-            compare(f"  rk4 against 3/8, {label}", exact, by_mfoc(mfoc.rk4, us, steps, x), fixed, rounds)
+            compare(f"3/8 rule, {label}, {n} particles", exact, by_mfoc(mfoc.rk38, us, steps, x), fixed, rounds)
+            compare(f"rk4 against 3/8, {label}, {n} particles", exact, by_mfoc(mfoc.rk4, us, steps, x), fixed, rounds)
             adaptive = by_torchdiffeq("dopri5", us, 1, x)
             mine = by_mfoc(mfoc.dopri5(RTOL, ATOL), us, 1, x)
-            compare(f"  dopri5, {label}", exact, mine, adaptive, rounds)
+            compare(f"dopri5, {label}, {n} particles", exact, mine, adaptive, rounds, headline=len(us) == 1)
 
 
 if __name__ == "__main__":

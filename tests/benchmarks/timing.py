@@ -10,9 +10,11 @@ import json
 import os
 import platform
 import statistics
+import subprocess
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import torch
 
@@ -94,9 +96,35 @@ def report(name: str, ratio: Ratio, *, of: str, to: str, target: str = "", headl
             file.write(json.dumps(line) + "\n")
 
 
+def quick() -> bool:
+    """Whether the short version is asked for: ``make bench-quick``, or ``MFOC_BENCH_QUICK=1``."""
+    return bool(os.environ.get("MFOC_BENCH_QUICK"))
+
+
+def device() -> str:
+    """Where the work is to be done: ``make bench-gpu``, or ``MFOC_BENCH_DEVICE=cuda``; the CPU otherwise."""
+    return os.environ.get("MFOC_BENCH_DEVICE") or "cpu"
+
+
+def processor() -> str:
+    """The name of the processor."""
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        lines = info.read_text(encoding="utf-8", errors="replace").splitlines()
+        names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+        if names:
+            return names[0]
+    if platform.system() == "Darwin":
+        asked = subprocess.run(
+            ["sysctl", "-n", "machdep.cpu.brand_string"], capture_output=True, text=True, check=False
+        )
+        if asked.stdout.strip():
+            return asked.stdout.strip()
+    return platform.processor() or platform.machine()
+
+
 def machine() -> str:
     """The machine, the threads and the versions, in one line."""
-    name = platform.processor() or platform.machine()
     gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
     threads = f"{torch.get_num_threads()} thread{'s' * (torch.get_num_threads() != 1)}"
-    return f"{name}{gpu}, {threads}, Python {platform.python_version()}, torch {torch.__version__}"
+    return f"{processor()}{gpu}, {threads}, Python {platform.python_version()}, torch {torch.__version__}"

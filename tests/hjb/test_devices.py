@@ -5,8 +5,7 @@ import torch
 
 import mfoc
 from mfoc import hjb
-
-CUDA = pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"))
+from tests.devices import CUDA
 
 
 @pytest.mark.parametrize("device", ["cpu", CUDA])

@@ -9,9 +9,9 @@ from torch import nn
 
 import mfoc
 from paradigms import adversarial, bayesian, meta
+from tests.devices import CUDA
 from tests.problems import leaves, normal, seeded
 
-CUDA = pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"))
 ADAM = mfoc.Gradient(partial(torch.optim.Adam, lr=1e-2))
 pytestmark = pytest.mark.parametrize("device", ["cpu", CUDA])
 

@@ -14,12 +14,12 @@ from mfoc.networks import Residual
 from mfoc.solvers.ddpnopt.gradients import is_linear
 from mfoc.testing import check_solver
 from tests.architectures import mlp_net, seeded
+from tests.devices import CUDA
 from tests.oracles.ddpnopt import DenseDDP
 from tests.oracles.training import trained
 from tests.problems import CATALOGUE, distance, labels, mlp, normal, same_bits
 from tests.ranks import on_ranks
 
-CUDA = pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"))
 CURVATURES = ("identity", "rmsprop", "kronecker")
 NETWORKS = ("mlp", "conv", "decayed")
 CASES = [

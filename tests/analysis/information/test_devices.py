@@ -18,9 +18,10 @@ from mfoc.analysis.information import (
     information_plane,
     with_noise,
 )
+from tests.devices import CUDA
 from tests.problems import D, labels, normal
 
-DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"))]
+DEVICES = ["cpu", CUDA]
 SIGMA = torch.eye(2, dtype=D)
 
 
