@@ -105,6 +105,11 @@ def layer(name: str, module: nn.Module) -> Layer | None:
     return lambda flow, u: own(module, flow, u.get(weight), u.get(bias))
 
 
+def has_kernel(module: nn.Module) -> bool:
+    """Whether the layer is a convolution that may go by columns."""
+    return _WEIGHTED.get(type(module)) is _convolution and module.groups == 1
+
+
 def _pool(module: nn.Module, flow: _Flow, axes: int) -> _Flow:
     if flow.layout != "last" or axes != 2:
         return _Flow(module(flow.as_planes(axes)), flow.tasks, "planes")
@@ -132,7 +137,7 @@ def _linear(_module: Any, flow: _Flow, weight: Any, bias: Any) -> _Flow:
 def _convolution(module: Any, flow: _Flow, weight: Any, bias: Any) -> _Flow:
     axes = len(module.kernel_size)
     patch = Patch(module.kernel_size, module.stride, module.padding, module.dilation)
-    if module.groups == 1:
+    if has_kernel(module):
         h = flow.as_last(axes)
         if by_columns(h, weight, patch):
             return _Flow(convolve_last(h, weight, bias, patch), flow.tasks, "last")

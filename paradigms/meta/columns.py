@@ -12,25 +12,29 @@ stride is folded in one go: patches overlap only beyond it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from functools import lru_cache
 from itertools import product
 from math import prod
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
+
+Axes = tuple[int, ...]  # a number for each spatial axis
 
 
 class Patch(NamedTuple):
     """What is seen by an output of a convolution, per spatial axis."""
 
-    kernel: tuple[int, ...]
-    stride: tuple[int, ...]
-    padding: tuple[int, ...]
-    dilation: tuple[int, ...]
+    kernel: Axes
+    stride: Axes
+    padding: Axes
+    dilation: Axes
 
-    def positions(self, sizes: Sequence[int]) -> tuple[int, ...]:
+    def positions(self, sizes: Axes) -> Axes:
         """How many outputs there are along each axis."""
         axes = zip(sizes, *self, strict=True)
         return tuple((n + 2 * pad - dilation * (k - 1) - 1) // stride + 1 for n, k, stride, pad, dilation in axes)
@@ -66,70 +70,64 @@ def _moved(patch: Patch) -> bool:
     return any(stride > 1 or padding for stride, padding in zip(patch.stride, patch.padding, strict=True))
 
 
-class _Columns(Function):
-    """``[tasks, shots, ..., C]`` to ``[tasks, positions, kernel * C]``."""
+class _Block(NamedTuple):
+    """Entries of images ``[..., channels]``: how many along each axis, their strides, and where they begin."""
 
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, patch: Patch) -> Tensor:
-        ctx.shape, ctx.patch = x.shape, patch
-        wide = _padded(x, patch)
-        batch, step, axes = wide.stride()[:2], wide.stride()[2:-1], range(len(patch.kernel))
-        found = patch.positions(x.shape[2:-1])
-        strides = [*batch, *(patch.stride[i] * step[i] for i in axes), *(patch.dilation[i] * step[i] for i in axes), 1]
-        seen = wide.as_strided((*x.shape[:2], *found, *patch.kernel, x.shape[-1]), strides)
-        held = seen.clone(memory_format=torch.contiguous_format)
-        return held.view(len(x), x.shape[1] * prod(found), prod(patch.kernel) * x.shape[-1])
-
-    @staticmethod
-    def backward(ctx: Any, g: Tensor) -> Any:
-        return _Fold.apply(g, ctx.shape, ctx.patch), None
+    counts: Axes
+    strides: Axes
+    begin: int
 
 
-class _Fold(Function):
-    """The transpose of ``_Columns``."""
+class _Plan(NamedTuple):
+    """Where the entries of patches lie in padded images, and in columns; all in numbers, for one image."""
 
-    @staticmethod
-    def forward(ctx: Any, rows: Tensor, shape: Sequence[int], patch: Patch) -> Tensor:
-        ctx.patch = patch
-        axes = range(len(patch.kernel))
-        found = patch.positions(shape[2:-1])
-        rows = rows.reshape(*shape[:2], *found, *patch.kernel, shape[-1])
-        out = rows.new_empty(*shape[:2], *(n + 2 * pad for n, pad in zip(shape[2:-1], patch.padding, strict=True)),
-                             shape[-1])  # fmt: skip
-        step = out.stride()[2:-1]
-        # A position and a tap within its stride, for each axis, next to each other: contiguous where all taps are.
-        strides = [*out.stride()[:2], *(s for i in axes for s in (patch.stride[i] * step[i], step[i])), 1]
-        order = [0, 1, *(axis for i in axes for axis in (2 + i, 2 + len(axes) + i)), rows.dim() - 1]
-        for k, taps in enumerate(product(*(_blocks(patch, i) for i in axes))):
-            part = rows
-            for i, (first, width) in enumerate(taps):
-                part = part.narrow(2 + len(axes) + i, first, width)
-            part = part.permute(order)
-            begin = sum(patch.dilation[i] * first * step[i] for i, (first, _) in enumerate(taps))
-            there = out.as_strided(part.shape, strides, begin)
-            if k == 0:
-                _clear(out, patch, found)
-                there.copy_(part)
-            else:
-                there.add_(part)
-        for i in axes:
-            out = out.narrow(2 + i, patch.padding[i], shape[2 + i])
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, h: Tensor) -> Any:
-        return _Columns.apply(h, ctx.patch), None, None
+    pads: list[int]  # of ``F.pad``; empty where there are none
+    wide: int  # numbers in a padded image
+    deep: int  # numbers in its columns
+    width: int  # of a row of columns
+    patches: _Block  # in a padded image, in the order of the columns
+    inside: _Block  # what of a padded image is not padding
+    folds: list[tuple[_Block, _Block]]  # of columns, and where in a padded image they are added
+    bare: list[_Block] | None  # what of a padded image the first fold leaves out; None: parts between
 
 
-def _padded(x: Tensor, patch: Patch) -> Tensor:
-    if not any(patch.padding):
-        return x.contiguous()
-    sizes = [n + 2 * pad for n, pad in zip(x.shape[2:-1], patch.padding, strict=True)]
-    wide = inside = x.new_zeros(*x.shape[:2], *sizes, x.shape[-1])
-    for i, pad in enumerate(patch.padding):
-        inside = inside.narrow(2 + i, pad, x.shape[2 + i])
-    inside.copy_(x)
-    return wide
+@lru_cache(maxsize=1024)
+def _plan(patch: Patch, sizes: Axes, channels: int) -> _Plan:
+    found, axes = patch.positions(sizes), range(len(sizes))
+    padded = [n + 2 * pad for n, pad in zip(sizes, patch.padding, strict=True)]
+    at, row = _strides(padded, channels), _strides(found, prod(patch.kernel) * channels)
+    tap = _strides(patch.kernel, channels)
+    moves, gaps = ([n * at[i] for i, n in enumerate(each)] for each in (patch.stride, patch.dilation))
+    folds = []
+    for taps in product(*(_blocks(patch, i) for i in axes)):
+        counts = (*(n for i in axes for n in (found[i], taps[i][1])), channels)
+        source = (*(n for i in axes for n in (row[i], tap[i])), 1)
+        target = (*(n for i in axes for n in (moves[i], gaps[i])), 1)
+        first = [taps[i][0] for i in axes]
+        begins = (sum(n * k for n, k in zip(steps, first, strict=True)) for steps in (tap, gaps))
+        folds.append((_Block(counts, source, next(begins)), _Block(counts, target, next(begins))))
+    covered = [stride * n for stride, n in zip(patch.stride, found, strict=True)]
+    full = all(next(_blocks(patch, i))[1] == patch.stride[i] for i in axes)
+    return _Plan(
+        pads=[0, 0, *(pad for pad in reversed(patch.padding) for _ in range(2))] if any(patch.padding) else [],
+        wide=prod(padded) * channels,
+        deep=prod(found) * prod(patch.kernel) * channels,
+        width=prod(patch.kernel) * channels,
+        patches=_Block((*found, *patch.kernel, channels), (*moves, *gaps, 1), 0),
+        inside=_Block((*sizes, channels), (*at, 1), sum(pad * n for pad, n in zip(patch.padding, at, strict=True))),
+        folds=folds,
+        bare=[
+            _Block((*padded[:i], padded[i] - covered[i], *padded[i + 1 :], channels), (*at, 1), covered[i] * at[i])
+            for i in axes
+            if padded[i] > covered[i]
+        ]
+        if full
+        else None,
+    )
+
+
+def _strides(counts: Axes | list[int], last: int) -> list[int]:
+    return [prod(counts[i + 1 :]) * last for i in range(len(counts))]
 
 
 def _blocks(patch: Patch, axis: int) -> Iterator[tuple[int, int]]:
@@ -140,10 +138,50 @@ def _blocks(patch: Patch, axis: int) -> Iterator[tuple[int, int]]:
         yield first, min(size, kernel - first)
 
 
-def _clear(out: Tensor, patch: Patch, found: Sequence[int]) -> None:
-    """Zeros wherever the first block is not written."""
-    for i, (stride, count) in enumerate(zip(patch.stride, found, strict=True)):
-        if next(_blocks(patch, i))[1] < stride:
+class _Columns(Function):
+    """``[tasks, shots, ..., C]`` to ``[tasks, positions, kernel * C]``."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, patch: Patch) -> Tensor:
+        ctx.shape, ctx.patch = x.shape, patch
+        tasks, shots, *sizes, channels = x.shape
+        plan = _plan(patch, tuple(sizes), channels)
+        wide = F.pad(x, plan.pads).contiguous() if plan.pads else x.contiguous()
+        held = _seen(wide, x.shape, plan.wide, plan.patches).clone(memory_format=torch.contiguous_format)
+        return held.view(tasks, shots * plan.deep // plan.width, plan.width)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Any:
+        return _Fold.apply(g, ctx.shape, ctx.patch), None
+
+
+class _Fold(Function):
+    """The transpose of ``_Columns``."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, shape: Axes, patch: Patch) -> Tensor:
+        ctx.patch = patch
+        tasks, shots, *sizes, channels = shape
+        plan = _plan(patch, tuple(sizes), channels)
+        rows, out = rows.contiguous(), rows.new_empty(tasks * shots * plan.wide)
+        if plan.bare is None:
             out.zero_()
-            return
-        out.narrow(2 + i, stride * count, out.shape[2 + i] - stride * count).zero_()
+        for block in plan.bare or ():
+            _seen(out, shape, plan.wide, block).zero_()
+        for k, (source, target) in enumerate(plan.folds):
+            part, there = _seen(rows, shape, plan.deep, source), _seen(out, shape, plan.wide, target)
+            if k == 0:
+                there.copy_(part)
+            else:
+                there.add_(part)
+        return _seen(out, shape, plan.wide, plan.inside)
+
+    @staticmethod
+    def backward(ctx: Any, h: Tensor) -> Any:
+        return _Columns.apply(h, ctx.patch), None, None
+
+
+def _seen(held: Tensor, shape: Axes, size: int, block: _Block) -> Tensor:
+    """The block of each image, of so many numbers in ``held``; shape: ``[tasks, shots, ...]``."""
+    tasks, shots = shape[:2]
+    return held.as_strided((tasks, shots, *block.counts), (shots * size, size, *block.strides), block.begin)
