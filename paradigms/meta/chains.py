@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from mfoc import InvalidValue
 from mfoc.networks import inspection
 from mfoc.networks.inspection import hooked
-from paradigms.meta.columns import Patch, by_columns, convolve_last
+from paradigms.meta.columns import Patch, by_columns, convolve_last, fits, known
 from paradigms.meta.layers import Window, convolve, normalise, normalise_last
 
 Weights = dict[str, Tensor]
@@ -107,7 +107,9 @@ def layer(name: str, module: nn.Module) -> Layer | None:
 
 def has_kernel(module: nn.Module) -> bool:
     """Whether the layer is a convolution that may go by columns."""
-    return _WEIGHTED.get(type(module)) is _convolution and module.groups == 1
+    if _WEIGHTED.get(type(module)) is not _convolution or module.groups != 1:
+        return False
+    return by_columns(_patch(module), module.out_channels)
 
 
 def _pool(module: nn.Module, flow: _Flow, axes: int) -> _Flow:
@@ -136,14 +138,18 @@ def _linear(_module: Any, flow: _Flow, weight: Any, bias: Any) -> _Flow:
 
 def _convolution(module: Any, flow: _Flow, weight: Any, bias: Any) -> _Flow:
     axes = len(module.kernel_size)
-    patch = Patch(module.kernel_size, module.stride, module.padding, module.dilation)
-    if has_kernel(module):
-        h = flow.as_last(axes)
-        if by_columns(h, weight, patch):
+    # What is in planes stays there: to go back and forth costs more than it gains.
+    if flow.layout != "planes" and has_kernel(module) and known(flow.value):
+        h, patch = flow.as_last(axes), _patch(module)
+        if fits(h, weight, patch):
             return _Flow(convolve_last(h, weight, bias, patch), flow.tasks, "last")
     window = Window(module.stride, module.padding, module.dilation, module.groups * flow.tasks)
     h = flow.as_planes(axes)
     return _Flow(convolve(h, weight.flatten(0, 1), _flat(bias), window), flow.tasks, "planes")
+
+
+def _patch(module: Any) -> Patch:
+    return Patch(module.kernel_size, module.stride, module.padding, module.dilation)
 
 
 def _batch_norm(module: Any, flow: _Flow, weight: Any, bias: Any) -> _Flow:

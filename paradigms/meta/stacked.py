@@ -33,7 +33,7 @@ from mfoc.networks.purity import check_pure
 from mfoc.vectorisation import Mapper, misled
 from paradigms.meta import chains
 from paradigms.meta.chains import Weights as Weights
-from paradigms.meta.columns import in_place_of
+from paradigms.meta.columns import in_place_of, known
 
 # Largest activation of a chunk of tasks, in numbers: on a CPU one that stays in cache is several times faster.
 _CACHE = 2**19
@@ -73,7 +73,7 @@ class StackedNetwork:
         if self._direct:  # a layer of a chain may as well write elsewhere, and the first one would into the tasks
             inspection.without_inplace(self._module)
         self.layers = [name for name, _ in chain] if self._direct else []
-        self._kernels = {f"{name}.weight" if name else "weight" for name, part in chain if chains.has_kernel(part)}
+        self._kernels = {f"{name}.weight" if name else "weight" for name, part in chain if self._direct and chains.has_kernel(part)}
         self._largest: dict[Any, int] = {}
         self._mapper = Mapper("net", "task", unfit=misled(self._module))
 
@@ -93,7 +93,7 @@ class StackedNetwork:
 
     def stacked(self, weights: Weights, tasks: int) -> Weights:
         """Weights that all tasks start from, ``[tasks, ...]``, laid out in memory as the layers read them."""
-        read = {name: in_place_of(leaf) if name in self._kernels else leaf for name, leaf in weights.items()}
+        read = {name: in_place_of(leaf) if name in self._kernels and known(leaf) else leaf for name, leaf in weights.items()}
         return {name: leaf.expand(tasks, *leaf.shape) for name, leaf in read.items()}
 
     def __call__(self, weights: Weights, x: Any, *, start: int = 0, stop: int | None = None) -> Any:
