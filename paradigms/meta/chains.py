@@ -1,7 +1,7 @@
 """The layers of a chain on stacked weights, and the layouts in which values go through them.
 
-Rows: ``[tasks, shots, ...]``, a layer's own layout for each task. Planes: ``[shots, tasks * channels, ...]``, in which a
-channel of one task is a channel of its own, so that convolutions, pools and batch norm run natively and batch norm in
+Rows: ``[tasks, shots, ...]``, a layer's own layout for each task. Planes: ``[shots, tasks * channels, ...]``, in which
+a channel of one task is a channel of its own, so that convolutions, pools and batch norm run natively and batch norm in
 training mode takes its statistics over the shots of one task: nothing leaks between tasks. Last: ``[tasks, shots, ...,
 channels]``, in which a convolution is a product of patches with weights (see ``columns``) and statistics of channels
 are sums of vectors, several times faster than torch's own kernels with weights of each task's own on a CPU.
@@ -105,7 +105,7 @@ def layer(name: str, module: nn.Module) -> Layer | None:
     return lambda flow, u: own(module, flow, u.get(weight), u.get(bias))
 
 
-def has_kernel(module: nn.Module) -> bool:
+def has_kernel(module: Any) -> bool:
     """Whether the layer is a convolution that may go by columns."""
     if _WEIGHTED.get(type(module)) is not _convolution or module.groups != 1:
         return False
@@ -163,7 +163,7 @@ def _batch_norm(module: Any, flow: _Flow, weight: Any, bias: Any) -> _Flow:
 
 
 def _batch_norm_last(module: Any, h: Tensor, weight: Any, bias: Any) -> Tensor | None:
-    """Batch norm where torch has no kernel for, or None where it is the one to ask."""
+    """Batch norm of ``[tasks, shots, ..., C]``, or None where torch is the one to ask, or to refuse."""
     if weight is None or bias is None or h.shape[-1] != module.num_features or h[0, ..., 0].numel() < 2:
         return None
     if module.running_mean is None:

@@ -129,7 +129,7 @@ class _Derivative(Function):
         if torch.is_grad_enabled():  # derived once more: in plain operations, from x itself
             var, mean = torch.var_mean(x, _layout(x, last)[0], correction=0)
             statistics = mean, (var + ctx.eps).rsqrt()
-            sums, of_h = (_sums(value, x, *statistics, last) for value in (g, h))
+            sums, of_h = (_sums(value, x, mean, statistics[1], last) for value in (g, h))
         elif last:
             of_h = _sums(h, x, *statistics, last)
         else:

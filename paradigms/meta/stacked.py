@@ -1,28 +1,23 @@
 """One network with weights of its own for each task, all tasks in one evaluation.
 
 The fast weights are stacked: each parameter is ``[tasks, ...]``, the inputs ``[tasks, shots, ...]``. A chain of known
-layers is evaluated directly: linear layers as batched matrix products, convolutions as grouped ones. Known are linear
-layers, convolutions (padded with zeros, by numbers), batch, group and layer norm, max, average and adaptive average
-pools, ``Flatten()``, elementwise activations and dropout that is off, in nested ``nn.Sequential`` without hooks. One
+layers is evaluated directly: linear layers as batched matrix products, convolutions as products of patches where
+that is faster (see ``columns``) and as grouped ones elsewhere. Known are linear layers, convolutions (padded with
+zeros, by numbers), batch, group and layer norm, max, average and adaptive average pools, ``Flatten()``, elementwise activations and dropout that is off, in nested ``nn.Sequential`` without hooks. One
 layer of another kind, weights that are used twice, or a module with a forward of its own, sends the whole
 network through ``torch.func.vmap``, which is exact too and slower; where vmap cannot follow (a forward that branches on
 values, recurrent layers, embeddings with a ``padding_idx``; see ``mfoc.vectorisation``) tasks run one after another.
 
-Two layouts are used on the way. Rows: ``[tasks, shots, ...]``. Planes: ``[shots, tasks * channels, ...]``, in which a
-channel of one task is a channel of its own, so that convolutions, pools and batch norm run natively and batch norm in
-training mode takes its statistics over the shots of one task: nothing leaks between tasks.
+In which layouts values go through a chain, ``chains`` says.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from mfoc import InvalidValue, tree
 from mfoc.checks import check_instance
@@ -32,11 +27,14 @@ from mfoc.networks.inspection import has_aliases, hooked, pure_copy, shared_para
 from mfoc.networks.purity import check_pure
 from mfoc.vectorisation import Mapper, misled
 from paradigms.meta import chains
+from paradigms.meta.chains import Layer as Layer
 from paradigms.meta.chains import Weights as Weights
+from paradigms.meta.chains import _Flow
 from paradigms.meta.columns import in_place_of, known
 
 # Largest activation of a chunk of tasks, in numbers: on a CPU one that stays in cache is several times faster.
 _CACHE = 2**19
+
 
 class StackedNetwork:
     """A network evaluated with stacked weights.
@@ -73,7 +71,9 @@ class StackedNetwork:
         if self._direct:  # a layer of a chain may as well write elsewhere, and the first one would into the tasks
             inspection.without_inplace(self._module)
         self.layers = [name for name, _ in chain] if self._direct else []
-        self._kernels = {f"{name}.weight" if name else "weight" for name, part in chain if self._direct and chains.has_kernel(part)}
+        self._kernels = {
+            f"{name}.weight" if name else "weight" for name, part in chain if self._direct and chains.has_kernel(part)
+        }
         self._largest: dict[Any, int] = {}
         self._mapper = Mapper("net", "task", unfit=misled(self._module))
 
@@ -93,7 +93,9 @@ class StackedNetwork:
 
     def stacked(self, weights: Weights, tasks: int) -> Weights:
         """Weights that all tasks start from, ``[tasks, ...]``, laid out in memory as the layers read them."""
-        read = {name: in_place_of(leaf) if name in self._kernels and known(leaf) else leaf for name, leaf in weights.items()}
+        read = {
+            name: in_place_of(leaf) if name in self._kernels and known(leaf) else leaf for name, leaf in weights.items()
+        }
         return {name: leaf.expand(tasks, *leaf.shape) for name, leaf in read.items()}
 
     def __call__(self, weights: Weights, x: Any, *, start: int = 0, stop: int | None = None) -> Any:
@@ -108,7 +110,7 @@ class StackedNetwork:
         tasks = len(tree.leaves(x)[0])
         weights = self._complete(weights, tasks)
         if self._direct:
-            flow = chains._Flow(x, tasks)
+            flow = _Flow(x, tasks)
             for layer in self._direct[start:stop]:
                 flow = layer(flow, weights)
             return flow.as_rows()
@@ -135,7 +137,7 @@ class StackedNetwork:
         key = (start, stop, *x.shape[1:])
         if key not in self._largest:  # a memo: the chain is run once for each shape of input
             few = self._complete({name: leaf[:1].detach() for name, leaf in weights.items()}, 1)
-            flow, largest = chains._Flow(x[:1].detach(), 1), 1
+            flow, largest = _Flow(x[:1].detach(), 1), 1
             with torch.no_grad():
                 for layer in self._direct[start:stop]:
                     flow = layer(flow, few)
