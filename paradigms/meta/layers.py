@@ -125,13 +125,14 @@ class _Derivative(Function):
     def backward(ctx: Any, h: Tensor | None, h_weight: Tensor | None, h_bias: Tensor | None) -> Any:
         g, x, weight, *sums = ctx.saved_tensors
         h = torch.zeros_like(x) if h is None else h
-        statistics, last = ctx.statistics, ctx.last
+        statistics: tuple[Tensor, Tensor] = ctx.statistics
+        last: bool = ctx.last
         if torch.is_grad_enabled():  # derived once more: in plain operations, from x itself
             var, mean = torch.var_mean(x, _layout(x, last)[0], correction=0)
             statistics = mean, (var + ctx.eps).rsqrt()
             sums, of_h = (_sums(value, x, mean, statistics[1], last) for value in (g, h))
         elif last:
-            of_h = _sums(h, x, *statistics, last)
+            of_h = _sums(h, x, statistics[0], statistics[1], last)
         else:
             of_h = _torchs(h, x, weight, statistics, ctx.eps, [False, True, True])[1:]
         return *_second(g, x, weight, h, h_weight, h_bias, statistics, sums, of_h, last), None, None, None

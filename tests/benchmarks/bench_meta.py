@@ -5,8 +5,8 @@
     python -m tests.benchmarks.bench_meta --sinusoids                      quality on sinusoids, minutes
     python -m tests.benchmarks.bench_meta --omniglot omniglot_small.npz    quality on held-out characters
 
-The file has arrays ``images`` uint8 [N, 28, 28] and ``character`` [N]. Speeds are ratios of thread-CPU times of one evaluation
-of the query loss and its gradient in the initial weights, on the same tasks and threads (one, unless told
+The file has arrays ``images`` uint8 [N, 28, 28] and ``character`` [N]. Speeds are ratios of thread-CPU times
+of one evaluation of the query loss and its gradient in the initial weights, on the same tasks and threads (one, unless told
 otherwise), the two sides interleaved.
 """
 
@@ -137,7 +137,8 @@ def peak_memory(recompute, steps):
 def memory():
     for steps in (5, 20):
         found = [
-            float(subprocess.run([sys.executable, "-m", "tests.benchmarks.bench_meta", f"--memory={how},{steps}"], capture_output=True, text=True,
+            float(subprocess.run([sys.executable, "-m", "tests.benchmarks.bench_meta", f"--memory={how},{steps}"],
+                                 capture_output=True, text=True,
                                  check=True, env=os.environ).stdout)
             for how in ("stored", "recompute")
         ]  # fmt: skip
