@@ -5,8 +5,9 @@ layers is evaluated directly: linear layers as batched matrix products, convolut
 that is faster (see ``columns``) and as grouped ones elsewhere. Known are linear layers, convolutions (padded with
 zeros, by numbers), batch, group and layer norm, max, average and adaptive average pools, ``Flatten()``, elementwise
 activations and dropout that is off, in nested ``nn.Sequential`` without hooks. One layer of another kind, weights that
-are used twice, or a module with a forward of its own, sends the whole network through ``torch.func.vmap``, which is exact too and slower; where vmap cannot follow (a forward that branches on
-values, recurrent layers, embeddings with a ``padding_idx``; see ``mfoc.vectorisation``) tasks run one after another.
+are used twice, or a module with a forward of its own, sends the whole network through ``torch.func.vmap``, which is
+exact too and slower; where vmap cannot follow (a forward that branches on values, recurrent layers, embeddings with a
+``padding_idx``; see ``mfoc.vectorisation``) tasks run one after another.
 
 In which layouts values go through a chain, ``chains`` says.
 """

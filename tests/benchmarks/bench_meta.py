@@ -6,8 +6,8 @@
     python -m tests.benchmarks.bench_meta --omniglot omniglot_small.npz    quality on held-out characters
 
 The file has arrays ``images`` uint8 [N, 28, 28] and ``character`` [N]. Speeds are ratios of thread-CPU times
-of one evaluation of the query loss and its gradient in the initial weights, on the same tasks and threads (one, unless told
-otherwise), the two sides interleaved.
+of one evaluation of the query loss and its gradient in the initial weights, on the same tasks and threads (one,
+unless told otherwise), the two sides interleaved.
 """
 
 import argparse
