@@ -74,12 +74,12 @@ class _Flow:
 Layer = Callable[[_Flow, Weights], _Flow]
 
 
-def chain(module: nn.Module, prefix: str) -> Iterator[tuple[str, nn.Module]]:
+def layers_of(module: nn.Module, prefix: str) -> Iterator[tuple[str, nn.Module]]:
     """The layers of nested ``nn.Sequential`` in the order they run; a module that is none is one layer."""
     if inspection.is_chain(module) and "forward" not in module.__dict__ and not hooked(module):
         for name, child in module._modules.items():  # a layer that is used twice included
             assert child is not None
-            yield from chain(child, f"{prefix}.{name}" if prefix else name)
+            yield from layers_of(child, f"{prefix}.{name}" if prefix else name)
     else:
         yield prefix, module
 

@@ -27,10 +27,9 @@ from mfoc.networks.arguments import Arguments
 from mfoc.networks.inspection import has_aliases, hooked, pure_copy, shared_parameters, trainable  # noqa: F401  (they were public here)
 from mfoc.networks.purity import check_pure
 from mfoc.vectorisation import Mapper, misled
-from paradigms.meta import chains
 from paradigms.meta.chains import Layer as Layer
 from paradigms.meta.chains import Weights as Weights
-from paradigms.meta.chains import _Flow
+from paradigms.meta.chains import _Flow, has_kernel, layer, layers_of
 from paradigms.meta.columns import in_place_of, known
 
 # Largest activation of a chunk of tasks, in numbers: on a CPU one that stays in cache is several times faster.
@@ -65,15 +64,15 @@ class StackedNetwork:
         self._arguments = Arguments.of(net)
         self.names = list(trainable(self._module))
         self._constants = {n: p.detach() for n, p in self._module.named_parameters() if not p.requires_grad}
-        chain = list(chains.chain(self._module, ""))
-        made = [chains.layer(name, module) for name, module in chain]
-        direct = [layer for layer in made if layer is not None]
+        chain = list(layers_of(self._module, ""))
+        made = [layer(name, module) for name, module in chain]
+        direct = [step for step in made if step is not None]
         self._direct = direct if len(direct) == len(made) and not any(shared_parameters(self._module)) else []
         if self._direct:  # a layer of a chain may as well write elsewhere, and the first one would into the tasks
             inspection.without_inplace(self._module)
         self.layers = [name for name, _ in chain] if self._direct else []
         self._kernels = {
-            f"{name}.weight" if name else "weight" for name, part in chain if self._direct and chains.has_kernel(part)
+            f"{name}.weight" if name else "weight" for name, part in chain if self._direct and has_kernel(part)
         }
         self._largest: dict[Any, int] = {}
         self._mapper = Mapper("net", "task", unfit=misled(self._module))
@@ -112,8 +111,8 @@ class StackedNetwork:
         weights = self._complete(weights, tasks)
         if self._direct:
             flow = _Flow(x, tasks)
-            for layer in self._direct[start:stop]:
-                flow = layer(flow, weights)
+            for step in self._direct[start:stop]:
+                flow = step(flow, weights)
             return flow.as_rows()
 
         return self._called(weights, x)
@@ -140,8 +139,8 @@ class StackedNetwork:
             few = self._complete({name: leaf[:1].detach() for name, leaf in weights.items()}, 1)
             flow, largest = _Flow(x[:1].detach(), 1), 1
             with torch.no_grad():
-                for layer in self._direct[start:stop]:
-                    flow = layer(flow, few)
+                for step in self._direct[start:stop]:
+                    flow = step(flow, few)
                     largest = max(largest, flow.value.numel())
             self._largest[key] = largest
         count = max(1, -(-tasks * self._largest[key] // _CACHE))
