@@ -52,7 +52,8 @@ PARADIGM_LAYERS = {
     "adversarial": [{"certificate", "views"}, {"games", "attack"}, {"interop"}, {"evaluation"}],
     "bayesian": [{"laws"}, {"pyro"}, {"density"}, {"vi", "samplers"}, {"predictive"}, {"metrics"}, {"plots"}],
     "meta": [
-        {"layers", "losses", "task_laws"},
+        {"columns", "layers", "losses", "task_laws"},
+        {"chains"},
         {"stacked", "classification"},
         {"update_rules"},
         {"loop"},

@@ -13,6 +13,7 @@ a few passes over memory, where autograd's composite formula takes some twenty.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -71,59 +72,103 @@ class _Convolution(Function):
 
 def normalise(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     """Batch norm of ``[n, C, ...]`` with the statistics of the batch; weight and bias are ``[C]``."""
-    result: Tensor = _Normalise.apply(x, weight, bias, eps)
+    result: Tensor = _Normalise.apply(x, weight, bias, eps, False)
     return result
+
+
+def normalise_last(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """The same of ``[tasks, shots, ..., C]``, each task with its own statistics; weight and bias are ``[tasks, C]``."""
+    rows: Tensor = _Normalise.apply(x.flatten(1, -2), weight, bias, eps, True)
+    return rows.view(x.shape)
 
 
 class _Normalise(Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-        out, mean, rate = torch.native_batch_norm(x, weight, bias, None, None, True, 0.0, eps)
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float, last: bool) -> Tensor:
+        if last:  # torch's own kernels are for channels that are not
+            mean = x.mean(1)
+            out = x - mean.unsqueeze(1)
+            rate = (out.square().mean(1) + eps).rsqrt()
+            out = out.mul_((weight * rate).unsqueeze(1)).add_(bias.unsqueeze(1))
+        else:
+            out, mean, rate = torch.native_batch_norm(x, weight, bias, None, None, True, 0.0, eps)
         ctx.save_for_backward(x, weight)
-        ctx.statistics, ctx.eps = (mean, rate), eps
+        ctx.statistics, ctx.eps, ctx.last = (mean, rate), eps, last
         return out
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> Any:
         x, weight = ctx.saved_tensors
-        return (*_Derivative.apply(g, x, weight, ctx.statistics, ctx.eps), None)
+        return (*_Derivative.apply(g, x, weight, ctx.statistics, ctx.eps, ctx.last), None, None)
 
 
 class _Derivative(Function):
     @staticmethod
     def forward(
-        ctx: Any, g: Tensor, x: Tensor, weight: Tensor, statistics: tuple[Tensor, Tensor], eps: float
+        ctx: Any, g: Tensor, x: Tensor, weight: Tensor, statistics: tuple[Tensor, Tensor], eps: float, last: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
-        mean, rate = statistics
-        found: tuple[Tensor, Tensor, Tensor] = torch.ops.aten.native_batch_norm_backward(
-            g.contiguous(), x, weight, None, None, mean, rate, True, eps, [True] * 3
-        )
+        if last:
+            mean, rate = statistics
+            g_x, g_1 = _sums(g, x, mean, rate, last)
+            m, step = x.shape[1], weight * rate
+            bend = step * rate * g_x / m
+            to_x = _combined(bend * mean - step * g_1 / m, (step, g), (-bend, x), last=last)
+        else:
+            to_x, g_x, g_1 = _torchs(g, x, weight, statistics, eps, [True] * 3)
         # Outputs kept on ctx itself would be a cycle that is never collected.
-        ctx.save_for_backward(g, x, weight, *found[1:])
-        ctx.statistics, ctx.eps = statistics, eps
+        ctx.save_for_backward(g, x, weight, g_x, g_1)
+        ctx.statistics, ctx.eps, ctx.last = statistics, eps, last
         ctx.set_materialize_grads(False)
-        return found
+        return to_x, g_x, g_1
 
     @staticmethod
     def backward(ctx: Any, h: Tensor | None, h_weight: Tensor | None, h_bias: Tensor | None) -> Any:
         g, x, weight, *sums = ctx.saved_tensors
         h = torch.zeros_like(x) if h is None else h
+        statistics: tuple[Tensor, Tensor] = ctx.statistics
+        last: bool = ctx.last
         if torch.is_grad_enabled():  # derived once more: in plain operations, from x itself
-            var, mean = torch.var_mean(x, [0, *range(2, x.dim())], correction=0)
+            var, mean = torch.var_mean(x, _layout(x, last)[0], correction=0)
             statistics = mean, (var + ctx.eps).rsqrt()
-            sums, of_h = (_sums(value, x, *statistics) for value in (g, h))
+            sums, of_h = (_sums(value, x, mean, statistics[1], last) for value in (g, h))
+        elif last:
+            of_h = _sums(h, x, statistics[0], statistics[1], last)
         else:
-            statistics = ctx.statistics
-            of_h = torch.ops.aten.native_batch_norm_backward(
-                h.contiguous(), x, weight, None, None, *statistics, True, ctx.eps, [False, True, True]
-            )[1:]
-        return *_second(g, x, weight, h, h_weight, h_bias, statistics, sums, of_h), None, None
+            of_h = _torchs(h, x, weight, statistics, ctx.eps, [False, True, True])[1:]
+        return *_second(g, x, weight, h, h_weight, h_bias, statistics, sums, of_h, last), None, None, None
 
 
-def _sums(value: Tensor, x: Tensor, mean: Tensor, rate: Tensor) -> tuple[Tensor, Tensor]:
+def _torchs(
+    g: Tensor, x: Tensor, weight: Tensor, statistics: tuple[Tensor, Tensor], eps: float, mask: list[bool]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The derivatives of <g, y> in x, weight and bias by torch's own kernel."""
+    found: tuple[Tensor, Tensor, Tensor] = torch.ops.aten.native_batch_norm_backward(
+        g.contiguous(), x, weight, None, None, *statistics, True, eps, mask
+    )
+    return found
+
+
+def _layout(x: Tensor, last: bool) -> tuple[list[int], list[int]]:
+    """The axes of x that statistics are taken over, and the shape with which they spread over x."""
+    if last:
+        return [1], [len(x), 1, -1]
+    return [0, *range(2, x.dim())], [1, -1, *[1] * (x.dim() - 2)]
+
+
+def _sums(value: Tensor, x: Tensor, mean: Tensor, rate: Tensor, last: bool) -> tuple[Tensor, Tensor]:
     """Per channel, the sum of value times x_hat and the sum of value."""
-    axes, shape = [0, *range(2, x.dim())], [1, -1, *[1] * (x.dim() - 2)]
+    axes, shape = _layout(x, last)
     return (value * (x - mean.view(shape))).sum(axes) * rate, value.sum(axes)
+
+
+def _combined(rest: Tensor, *terms: tuple[Tensor, Tensor], last: bool) -> Tensor:
+    """The sum of the terms, each a coefficient of every channel times a value, and of a number for every channel."""
+    shape = _layout(terms[0][1], last)[1]
+    out = terms[0][1] * terms[0][0].view(shape)
+    for coefficient, value in terms[1:]:
+        wide = coefficient.view(shape)
+        out = torch.addcmul(out, value, wide) if torch.is_grad_enabled() else out.addcmul_(value, wide)
+    return out + rest.view(shape) if torch.is_grad_enabled() else out.add_(rest.view(shape))
 
 
 def _second(
@@ -136,18 +181,11 @@ def _second(
     statistics: tuple[Tensor, Tensor],
     sums_g: Sequence[Tensor],
     sums_h: Sequence[Tensor],
+    last: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Derivatives of <h, w r P(g)> + <h_weight, sum g x_hat> + <h_bias, sum g> in g, x and weight."""
-    axes, shape = [0, *range(2, x.dim())], [1, -1, *[1] * (x.dim() - 2)]
-    mean, rate = statistics
-    m = x.numel() // x.shape[1]
-
-    def combined(rest: Tensor, *terms: tuple[Tensor, Tensor]) -> Tensor:
-        out = terms[0][1] * terms[0][0].view(shape)
-        for coefficient, value in terms[1:]:
-            wide = coefficient.view(shape)
-            out = torch.addcmul(out, value, wide) if torch.is_grad_enabled() else out.addcmul_(value, wide)
-        return out + rest.view(shape) if torch.is_grad_enabled() else out.add_(rest.view(shape))
+    axes, (mean, rate), m = _layout(x, last)[0], statistics, x.numel() // weight.numel()
+    combined = partial(_combined, last=last)
 
     g_bar, a_g, h_bar, a_h = sums_g[1] / m, sums_g[0] / m, sums_h[1] / m, sums_h[0] / m
     s = (g * h).mean(axes) - g_bar * h_bar - a_g * a_h

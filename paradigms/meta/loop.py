@@ -164,7 +164,7 @@ class Loop:
 
     def lift(self, phi: Weights, z: Any, control: Any = None) -> State:
         """The state after stage 0, with what a rule carries on from the control, where the control is given."""
-        wide = {name: leaf.expand(len(z["support"][1]), *leaf.shape) for name, leaf in phi.items()}
+        wide = self.objective.network.stacked(phi, len(z["support"][1]))
         if self.toward:
             return {"fast": {name: leaf.detach() for name, leaf in wide.items()}, "start": wide}
         state: State = {"fast": {name: wide[name] for name in self.adapted}}
