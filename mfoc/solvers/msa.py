@@ -29,6 +29,9 @@ from mfoc.problem import Problem
 from mfoc.second_order import WIDEST, NoSecondDerivative, controls_noise, fits, generalised_blocks
 from mfoc.solving import Info
 from mfoc.tree import Tree
+from mfoc.solvers.subspace import combined
+import os
+ACC=int(os.environ.get('ACC','1')); M=int(os.environ.get('M','5')); DOWN=float(os.environ.get('DOWN','.7')); UP1=float(os.environ.get('UP1','3'))
 
 _SHARE = 1e-2  # the proximal weight as a share of J's curvature: the state's penalty is the better measure of a step
 _UP, _DOWN = 3.0, 0.7  # factors of the weights after a step that was refused, and one accepted at once
@@ -166,7 +169,8 @@ class EMSA:
         """The weights, None until the first batch; their factor; J expected at the next; how many batches were new."""
         if self.adaptive:
             problem.check_potential("EMSA(adaptive=True)")
-        return {"rho": self.rho, "proximal": self.proximal, "scale": 1.0, "expected": None, "changes": 0}
+        zero = torch.zeros_like(tree.ravel(controls))
+        return {"rho": self.rho, "proximal": self.proximal, "scale": 1.0, "expected": None, "changes": 0, "reach": zero.new_zeros(problem.stages if problem.per_stage else 1), "point": zero, "gradient": zero, "steps": [zero] * M, "bends": [zero] * M}
 
     def step(self, problem: Problem, controls: Tree, state: Tree, particles: Particles) -> tuple[Tree, Tree, Info]:
         """One forward sweep, one backward sweep, one (or, adaptive, several) minimisations; see ``mfoc.Solver``."""
@@ -176,17 +180,60 @@ class EMSA:
             penalty = self._penalty(state)
             moved, report = _minimise(sweep, self.inner, penalty)
             return moved, state, Info(sweep.value, sweep.gradient, {**report, **_weights(penalty)})
-        changes = state["changes"] + _differs(sweep.value, state["expected"])
-        state, evaluations, expected = {**state, "changes": changes}, 0, float(sweep.value)
-        slack = 4 * torch.finfo(sweep.value.dtype).eps * abs(expected)  # at a minimum J is constant to rounding
+        here = float(sweep.value)
+        known = state["expected"] is not None
+        other = _differs(here, sweep.value.dtype, state["expected"])
+        state = {**state, "changes": state["changes"] + other}
+        evaluations = 0
+        slack = 4 * torch.finfo(sweep.value.dtype).eps * abs(here)
+        u, g = tree.ravel(controls).detach(), tree.ravel(sweep.gradient)
+        if known and not other:
+            step_, change_ = u - state["point"], g - state["gradient"]
+            if bool(step_.any()):
+                state["steps"], state["bends"] = [*state["steps"][1:], step_], [*state["bends"][1:], change_]
+        elif known:
+            zero = torch.zeros_like(u)
+            state["steps"] = state["bends"] = [zero] * len(state["steps"])
+        state["point"], state["gradient"] = u, g
+        firsts = {}
+        expected = here
         for attempt in range(self.tries):
             penalty = self._penalty(state)
-            moved, report = _minimise(sweep, self.inner, penalty)
+            reach = state["reach"].clone()
+
+            def work(block, reach=reach):
+                if not isinstance(self.inner, LBFGS) or block.region is not None:
+                    return block.minimised(self.inner)
+                key = block.stages
+                if key not in firsts:
+                    firsts[key] = block.evaluate(block.start)
+                idx = list(key) if problem.per_stage else [0]
+                warm = self.inner.warm(block.evaluate, block.start, firsts[key], reach[idx])
+                reach[idx] = warm.reach.to(reach)
+                return warm.minimum
+
+            moved, report = _reported(*sweep.joined(sweep.each(work, penalty)))
             evaluations += report["inner_evaluations"]
             reached = float(_objective(problem, moved, particles))
-            if reached <= float(sweep.value) - self.eta * penalty.proximal * _square(moved, controls) + slack:
-                state["scale"] = max(state["scale"] * (_DOWN if attempt == 0 else 1.0), _LEAST)
-                expected = reached
+            d = tree.ravel(moved) - u
+            square = float(d.norm()) ** 2
+            ok = reached <= here - self.eta * penalty.proximal * square + slack
+            best, best_u = (reached, moved) if ok else (here, controls)
+            if problem.region is None and ACC and math.isfinite(reached) and not other:
+                step_ = combined(d, reached - here, g, state["steps"], state["bends"])
+                if step_ is not None:
+                    cand = tree.rebuild(controls, tree.pieces(u + step_, tree.leaves(controls)))
+                    value = float(_objective(problem, cand, particles))
+                    sq = max(square, float(step_.norm()) ** 2)
+                    if value <= here - self.eta * penalty.proximal * sq + slack and value < best:
+                        best, best_u = value, cand
+            if best_u is not controls:
+                if ok:
+                    state["scale"] = max(state["scale"] * (DOWN if attempt == 0 else 1.0), _LEAST)
+                else:
+                    state["scale"] = min(UP1 * state["scale"], _MOST)
+                state["reach"] = reach
+                moved, expected = best_u, best
                 break
             state["scale"], moved = min(_UP * state["scale"], _MOST), controls
         extra = {**report, "inner_evaluations": evaluations, "tries": attempt + 1, **_weights(penalty)}
@@ -214,12 +261,11 @@ def _weights(penalty: Penalty) -> dict[str, float]:
     return {"rho": penalty.state, "proximal": penalty.proximal}
 
 
-def _differs(value: Tensor, expected: float | None) -> bool:
+def _differs(value, dtype, expected) -> bool:
     """Whether J is not the one that was left behind, so that the batch is another one."""
     if expected is None:
         return False
-    rounding = math.sqrt(torch.finfo(value.dtype).eps) * max(abs(float(value)), abs(expected))
-    return abs(float(value) - expected) > rounding
+    return abs(value - expected) > math.sqrt(torch.finfo(dtype).eps) * max(abs(value), abs(expected))
 
 
 def _square(left: Tree, right: Tree) -> float:
