@@ -18,23 +18,20 @@ from torch import Tensor
 
 from mfoc import tree
 from mfoc.checks import check_between, check_flag, check_integer, check_non_negative
-from mfoc.distributed import expectation
 from mfoc.errors import InvalidValue
 from mfoc.frozen import Penalty, Sweep
 from mfoc.interacting import coupling
 from mfoc.minimisers import LBFGS, Descent, Minimiser, Minimum, check_minimiser
 from mfoc.particles import Particles
-from mfoc.pontryagin import evaluate, penalised, rollout
 from mfoc.problem import Problem
 from mfoc.second_order import WIDEST, NoSecondDerivative, controls_noise, fits, generalised_blocks
+from mfoc.solvers.trials import Trial, Trials
+from mfoc.solvers.weights import SHARE, curvatures
 from mfoc.solving import Info
 from mfoc.tree import Tree
-from mfoc.solvers.subspace import combined
-import os
-ACC=int(os.environ.get('ACC','1')); M=int(os.environ.get('M','5')); DOWN=float(os.environ.get('DOWN','.7')); UP1=float(os.environ.get('UP1','3'))
 
-_SHARE = 1e-2  # the proximal weight as a share of J's curvature: the state's penalty is the better measure of a step
 _UP, _DOWN = 3.0, 0.7  # factors of the weights after a step that was refused, and one accepted at once
+_PAIRS = 5  # steps, with the changes of the gradient over them, that the next step is combined with
 _NEEDS_PENG = (
     "the control enters the diffusion, where an optimal control need not minimise the Hamiltonian, and the "
     "second-order adjoint"
@@ -166,11 +163,17 @@ class EMSA:
             )
 
     def init(self, problem: Problem, controls: Tree) -> Tree:
-        """The weights, None until the first batch; their factor; J expected at the next; how many batches were new."""
+        """Weights, None until the first batch; their factor; J expected at the next; and what earlier steps learned."""
         if self.adaptive:
             problem.check_potential("EMSA(adaptive=True)")
-        zero = torch.zeros_like(tree.ravel(controls))
-        return {"rho": self.rho, "proximal": self.proximal, "scale": 1.0, "expected": None, "changes": 0, "reach": zero.new_zeros(problem.stages if problem.per_stage else 1), "point": zero, "gradient": zero, "steps": [zero] * M, "bends": [zero] * M}
+        weights = {"rho": self.rho, "proximal": self.proximal, "scale": 1.0, "expected": None, "changes": 0}
+        if not self.adaptive:
+            return weights
+        zero = torch.zeros_like(tree.ravel(controls).detach())
+        kept = _PAIRS if problem.region is None else 0
+        learned = {"step": zero, "gradient": zero, "steps": [zero] * kept, "bends": [zero] * kept}
+        reach = zero.new_zeros(problem.stages if problem.per_stage else 1)
+        return {**weights, **learned, "reach": reach, "moved": False}
 
     def step(self, problem: Problem, controls: Tree, state: Tree, particles: Particles) -> tuple[Tree, Tree, Info]:
         """One forward sweep, one backward sweep, one (or, adaptive, several) minimisations; see ``mfoc.Solver``."""
@@ -180,64 +183,43 @@ class EMSA:
             penalty = self._penalty(state)
             moved, report = _minimise(sweep, self.inner, penalty)
             return moved, state, Info(sweep.value, sweep.gradient, {**report, **_weights(penalty)})
-        here = float(sweep.value)
-        known = state["expected"] is not None
-        other = _differs(here, sweep.value.dtype, state["expected"])
-        state = {**state, "changes": state["changes"] + other}
-        evaluations = 0
-        slack = 4 * torch.finfo(sweep.value.dtype).eps * abs(here)
-        u, g = tree.ravel(controls).detach(), tree.ravel(sweep.gradient)
-        if known and not other:
-            step_, change_ = u - state["point"], g - state["gradient"]
-            if bool(step_.any()):
-                state["steps"], state["bends"] = [*state["steps"][1:], step_], [*state["bends"][1:], change_]
-        elif known:
-            zero = torch.zeros_like(u)
-            state["steps"] = state["bends"] = [zero] * len(state["steps"])
-        state["point"], state["gradient"] = u, g
-        firsts = {}
-        expected = here
+        return self._adapted(sweep, particles, state)
+
+    def _adapted(self, sweep: Sweep, particles: Particles, state: dict[str, Any]) -> tuple[Tree, Tree, Info]:
+        """One adaptive step: tries until J falls enough."""
+        here, gradient = float(sweep.value), tree.ravel(sweep.gradient)
+        other = _differs(sweep.value, here, state["expected"])
+        state = _continued(state, here, gradient, other)
+        # Another batch is not fitted beyond what its weights allow; and in bounds a sum of steps may leave the region.
+        spans = not other and sweep.problem.region is None
+        tried, evaluations = Trials(sweep, particles, here, gradient), 0
+        slack = 4 * torch.finfo(sweep.value.dtype).eps * abs(here)  # at a minimum J is constant to rounding
+        best = None
         for attempt in range(self.tries):
             penalty = self._penalty(state)
-            reach = state["reach"].clone()
-
-            def work(block, reach=reach):
-                if not isinstance(self.inner, LBFGS) or block.region is not None:
-                    return block.minimised(self.inner)
-                key = block.stages
-                if key not in firsts:
-                    firsts[key] = block.evaluate(block.start)
-                idx = list(key) if problem.per_stage else [0]
-                warm = self.inner.warm(block.evaluate, block.start, firsts[key], reach[idx])
-                reach[idx] = warm.reach.to(reach)
-                return warm.minimum
-
-            moved, report = _reported(*sweep.joined(sweep.each(work, penalty)))
+            moved, found, reach = tried.minimised(self.inner, penalty, state["reach"])
+            _, report = _reported(moved, found)
             evaluations += report["inner_evaluations"]
-            reached = float(_objective(problem, moved, particles))
-            d = tree.ravel(moved) - u
-            square = float(d.norm()) ** 2
-            ok = reached <= here - self.eta * penalty.proximal * square + slack
-            best, best_u = (reached, moved) if ok else (here, controls)
-            if problem.region is None and ACC and math.isfinite(reached) and not other:
-                step_ = combined(d, reached - here, g, state["steps"], state["bends"])
-                if step_ is not None:
-                    cand = tree.rebuild(controls, tree.pieces(u + step_, tree.leaves(controls)))
-                    value = float(_objective(problem, cand, particles))
-                    sq = max(square, float(step_.norm()) ** 2)
-                    if value <= here - self.eta * penalty.proximal * sq + slack and value < best:
-                        best, best_u = value, cand
-            if best_u is not controls:
-                if ok:
-                    state["scale"] = max(state["scale"] * (DOWN if attempt == 0 else 1.0), _LEAST)
-                else:
-                    state["scale"] = min(UP1 * state["scale"], _MOST)
-                state["reach"] = reach
-                moved, expected = best_u, best
+            plain, share = tried.at(moved), self.eta * penalty.proximal
+            least = plain.square
+
+            def accepts(trial: Trial, share: float = share, least: float = least) -> bool:
+                return trial.value <= here - share * max(trial.square, least) + slack
+
+            if spans:
+                best = tried.lowest(plain, state["steps"], state["bends"], accepts)
+            else:
+                best = plain if accepts(plain) else None
+            if not accepts(plain):
+                state["scale"] = min(_UP * state["scale"], _MOST)
+            elif attempt == 0:
+                state["scale"] = max(_DOWN * state["scale"], _LEAST)
+            if best is not None:
+                state |= {"reach": reach, "step": best.step, "expected": best.value}
                 break
-            state["scale"], moved = min(_UP * state["scale"], _MOST), controls
+        state["moved"] = best is not None
         extra = {**report, "inner_evaluations": evaluations, "tries": attempt + 1, **_weights(penalty)}
-        return moved, {**state, "expected": expected}, Info(sweep.value, sweep.gradient, extra)
+        return sweep.controls if best is None else best.controls, state, Info(sweep.value, sweep.gradient, extra)
 
     def _weighed(self, sweep: Sweep, particles: Particles, state: dict[str, Any]) -> dict[str, Any]:
         """The state with all weights known."""
@@ -245,15 +227,15 @@ class EMSA:
         if not self.adaptive and proximal is None:
             proximal = 0.0
         if rho is None or proximal is None:
-            curvature, spread = _curvatures(sweep, particles)
+            curvature, spread = curvatures(sweep, particles)
             rho = (curvature / spread if spread > 0 else 0.0) if rho is None else rho
-            proximal = _SHARE * curvature if proximal is None else proximal
+            proximal = SHARE * curvature if proximal is None else proximal
         return {**state, "rho": rho, "proximal": proximal}
 
     def _penalty(self, state: dict[str, Any]) -> Penalty:
         scale, rho = state["scale"], state["rho"]
         costate = (0.0 if self.rho is None else rho) if self.costate_rho is None else self.costate_rho
-        noise = math.sqrt(state["changes"]) / _SHARE
+        noise = math.sqrt(state["changes"]) / SHARE
         return Penalty(rho * scale, costate * scale, state["proximal"] * (scale + noise))
 
 
@@ -261,64 +243,22 @@ def _weights(penalty: Penalty) -> dict[str, float]:
     return {"rho": penalty.state, "proximal": penalty.proximal}
 
 
-def _differs(value, dtype, expected) -> bool:
+def _differs(value: Tensor, here: float, expected: float | None) -> bool:
     """Whether J is not the one that was left behind, so that the batch is another one."""
     if expected is None:
         return False
-    return abs(value - expected) > math.sqrt(torch.finfo(dtype).eps) * max(abs(value), abs(expected))
+    return abs(here - expected) > math.sqrt(torch.finfo(value.dtype).eps) * max(abs(here), abs(expected))
 
 
-def _square(left: Tree, right: Tree) -> float:
-    return float(tree.norm(tree.map(lambda a, b: a - b, left, right))) ** 2
-
-
-def _curvatures(sweep: Sweep, particles: Particles, *, products: int = 3) -> tuple[float, float]:
-    """J's largest curvature |v' d2J/du2 v|, and sum_t E |df_t/du v_t|^2 in its direction v.
-
-    Power iteration; the products are differences of gradients, exact enough for a first weight, and cost a gradient
-    each where second derivatives would cost two and the memory of a graph.
-    """
-    problem, controls, gradient = sweep.problem, sweep.controls, sweep.gradient
-    size, slope = 1.0 + float(tree.norm(controls)), float(tree.norm(gradient))
-    if slope == 0:
-        return 1.0, 0.0  # where J does not slope no step is made, whatever the weights
-    h = math.sqrt(torch.finfo(sweep.value.dtype).eps) * size
-    direction, curvature = gradient, 0.0
-    for _ in range(products):
-        length = float(tree.norm(direction))
-        near = _moved(controls, direction, h / length)
-        change = tree.map(lambda a, b: a - b, evaluate(problem, near, particles).gradient, gradient)
-        found = float(tree.norm(change)) / h
-        if not math.isfinite(found) or found == 0:
-            break
-        direction, curvature = change, found
-    near = _moved(controls, direction, h / float(tree.norm(direction)))
-    with torch.no_grad():
-        spreads = [
-            _spread(
-                problem.dynamics(t, sweep.states[t], problem.schedule(near, t), particles.data), sweep.states[t + 1]
-            )
-            for t in range(problem.stages)
-        ]
-    spread = float(expectation([torch.stack(spreads).sum()], len(particles))[0]) / h**2
-    # Where J hardly bends, steps of many times the size of the controls are no better.
-    return _rounded(max(curvature, _SHARE * slope / size)), _rounded(spread) if math.isfinite(spread) else 0.0
-
-
-def _rounded(number: float) -> float:
-    """To seven bits, so that a weight does not carry on the rounding of the differences it is made of."""
-    mantissa, exponent = math.frexp(number)
-    return math.ldexp(round(128 * mantissa) / 128, exponent)
-
-
-def _moved(controls: Tree, direction: Tree, length: float) -> Tree:
-    return tree.map(lambda u, v: u + length * v, controls, direction)
-
-
-def _spread(x: Tree, y: Tree) -> Tensor:
-    """E |x - y|^2 over this rank's particles."""
-    pairs = [(a, b) for a, b in zip(tree.leaves(x), tree.leaves(y), strict=True) if tree.differentiable(a)]
-    return torch.stack([(a - b).abs().square().sum() / len(a) for a, b in pairs]).sum()
+def _continued(state: dict[str, Any], here: float, gradient: Tensor, other: bool) -> dict[str, Any]:
+    """The state with the last step and the change of the gradient over it; without any, on another batch."""
+    steps, bends = state["steps"], state["bends"]
+    if other:
+        steps = bends = [torch.zeros_like(gradient)] * len(steps)
+    elif state["moved"] and steps:
+        steps, bends = [*steps[1:], state["step"]], [*bends[1:], gradient - state["gradient"]]
+    learned = {"steps": steps, "bends": bends, "gradient": gradient}
+    return {**state, **learned, "changes": state["changes"] + other, "expected": here}
 
 
 def _minimise(sweep: Sweep, inner: Minimiser, penalty: Penalty | None) -> tuple[Tree, dict[str, int]]:
@@ -339,9 +279,3 @@ def _check_second_order(problem: Problem, controls: Tree, particles: Particles) 
         raise InvalidValue(
             f"{_NEEDS_PENG} is held for independent particles of a state [N, d], d <= {WIDEST}, alone: {_CURE}"
         )
-
-
-def _objective(problem: Problem, controls: Tree, particles: Particles) -> Tensor:
-    with torch.no_grad():
-        cost = rollout(problem, controls, particles).cost.mean()
-    return penalised(problem, controls, expectation([cost], len(particles))[0])
