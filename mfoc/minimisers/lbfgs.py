@@ -111,11 +111,16 @@ class LBFGS:
         unbounded = torch.zeros_like(value, dtype=torch.bool)
         active = value.isfinite() & size.isfinite() & (size > floor)
         evaluations = 0
-        while bool(active.any()):
+        # Masked work is cheaper than to wait for a device: there the only question is whether all rows are done.
+        on_host = start.device.type == "cpu"
+        while evaluations or bool(active.any()):
             there = at(here.point + search.length[:, None] * search.direction)
             if evaluations == 0:
                 floor = torch.maximum(floor, 8 * eps * _resolved(here, there, share))
                 active = active & (size > floor)
+                if not bool(active.any()):
+                    evaluations += 1
+                    break
             search = search.advance(here, there, unit)
             evaluations += 1
             # A search that has found nothing and can gain far less than rounding is over.
@@ -125,13 +130,15 @@ class LBFGS:
             ended = active & (search.satisfied | futile | endless | (search.trials >= self.trials))
             unbounded = unbounded | (ended & (endless | (~search.satisfied & search.high.isinf())))
             accepted = ended & search.moved
-            if not bool(ended.any()):
+            if on_host and not bool(ended.any()):
                 continue
             memory.add(accepted, search.best.point - here.point, search.best.slope - here.slope)
             here = _Point.where(accepted, search.best, here)
             iterations = iterations + accepted
             going = accepted & ~unbounded & (iterations < self.steps) & (here.slope.abs().amax(1) > floor)
             active = active & (going | ~ended)
+            if not bool(active.any()):
+                break
             fresh = _Search.along(here, -memory.times(here.slope), torch.ones_like(value), memory.scale[:, 0])
             search = _Search(*(_where(accepted, new, old) for new, old in zip(fresh, search, strict=True)))
         return Warm(Minimum(here.point, here.value, unbounded, evaluations), memory.scale[:, 0] / unit)

@@ -16,6 +16,7 @@ def combined(
     steps: list[Tensor],
     changes: list[Tensor],
     rounding: float = 0.0,
+    coupled: bool = True,
 ) -> Tensor | None:
     """The step ``[n]`` that a quadratic model of J finds best in the span of a direction and of earlier steps.
 
@@ -33,11 +34,14 @@ def combined(
         steps: s_i ``[n]``; zero where there is none.
         changes: y_i ``[n]``.
         rounding: by how much the rise may be wrong.
+        coupled: whether <d, J'' s_i> is taken from the y_i; else it is 0, which is better where they are out of date.
 
     Returns:
         The step; None where the model has none, as when rounding hides the curvature along d.
     """
     known, slope, gram, hessian = _model(direction, gradient, steps, changes)
+    if not coupled:
+        hessian[0, 1:] = hessian[1:, 0] = 0
     hessian[0, 0] = 2 * (rise - slope[0])
     if not known or abs(float(hessian[0, 0])) <= rounding or not bool(hessian.isfinite().all()):
         return None

@@ -82,15 +82,25 @@ class Trials:
         moved = (u.detach() + v.to(u) for u, v in zip(old, tree.pieces(step, old), strict=True))
         return self.at(tree.rebuild(self.sweep.controls, moved))
 
-    def spanned(
-        self, plain: Trial, steps: list[Tensor], bends: list[Tensor], accepts: Callable[[Trial], bool], lengths: int
+    def lowest(
+        self, plain: Trial, steps: list[Tensor], bends: list[Tensor], accepts: Callable[[Trial], bool]
     ) -> Trial | None:
-        """The first that is accepted of the combined step and of shorter ones; None where none is, or J hides them."""
-        eps = torch.finfo(self.sweep.value.dtype).eps
-        step = combined(plain.step, plain.value - self.here, self.gradient, steps, bends, 64 * eps * abs(self.here))
+        """The best of the minimiser and of steps in its span with the last ones; None where none is accepted."""
+        accepted = accepts(plain)
+        found = [plain] if accepted else []
+        for coupled in (True, False):
+            rounding = 64 * torch.finfo(self.sweep.value.dtype).eps * abs(self.here)
+            step = combined(plain.step, plain.value - self.here, self.gradient, steps, bends, rounding, coupled)
+            if step is not None:
+                trial = self.shortened(step, accepts, 1 if accepted else _SHORTER)
+                found += [] if trial is None else [trial]
+            if not accepted and found:
+                break
+        return min(found, key=lambda trial: trial.value, default=None)
+
+    def shortened(self, step: Tensor, accepts: Callable[[Trial], bool], lengths: int) -> Trial | None:
+        """The first that is accepted of a step and of shorter ones."""
         for _ in range(lengths):
-            if step is None:
-                return None
             trial = self.along(step)
             if accepts(trial):
                 return trial
@@ -98,16 +108,6 @@ class Trials:
             bend = trial.value - self.here - slope
             step = step * (min(0.5, max(0.1, -slope / (2 * bend))) if math.isfinite(bend) and bend > 0 else 0.1)
         return None
-
-    def lowest(
-        self, plain: Trial, steps: list[Tensor], bends: list[Tensor], accepts: Callable[[Trial], bool]
-    ) -> Trial | None:
-        """The better of the minimiser and of a step in its span with the last ones; None where neither is accepted."""
-        accepted = accepts(plain)
-        other = self.spanned(plain, steps, bends, accepts, 1 if accepted else _SHORTER)
-        if accepted and (other is None or plain.value <= other.value):
-            return plain
-        return other
 
 
 def objective(sweep: Sweep, controls: Tree, particles: Particles) -> Tensor:
