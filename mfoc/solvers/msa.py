@@ -97,14 +97,18 @@ class EMSA:
     J. Comput. Appl. Math. 369:112583; Hofmann & Borzi 2025, arXiv:2504.11647, for networks) with the penalties of Li et
     al. beside its proximal term; ``rho=0`` leaves SQH alone. A step to u+ is accepted if
 
-        J(u+) <= J(u) - eta proximal ||u+ - u||^2,
+        J(u+) <= J(u) - eta proximal max(||u+ - u||^2, ||q - u||^2),
 
-    else all weights are multiplied by 3 and the minimisation is repeated; if ``tries`` of them fail the controls stay
-    as they are and the weights large. A step accepted at the first try lowers the weights by three tenths, though never
-    below 2^-20 of the first.
+    where q is the minimiser found. Tried are q and, where the controls are free and the population is that of the step
+    before, what a quadratic model of J finds best in the span of q - u and of the last five steps, along which changes
+    of dJ/du are known (``mfoc.solvers.subspace``): that costs two roll-outs. The lowest J is taken. Where q itself is
+    refused all weights are multiplied by 3, and where nothing was accepted the minimisation is repeated; if ``tries``
+    of them fail the controls stay as they are and the weights large. A q accepted at the first try lowers the weights
+    by three tenths, though never below 2^-20 of the first. An adaptive step with ``LBFGS`` in free controls begins its
+    line searches with the curvature that the step before left behind.
 
     Theorem. Let the population be fixed and J, the frozen H and the penalties have Lipschitz gradients in u on a convex
-    set that holds the iterates and the controls tried, J and H with constants L and L_H. (i) What lowers the augmented
+    set that holds the iterates and the controls tried, J and H with constants L and L_H. (i) A q that lowers the augmented
     Hamiltonian is accepted once (1 - 2 eta) proximal >= L + L_H: the weights stay bounded. (ii) J never rises, to
     rounding, and sum_k proximal_k ||u_(k+1) - u_k||^2 <= (J(u_0) - inf J) / eta. (iii) If J is bounded below, and the
     inner minimiser lowers the augmented Hamiltonian by a fixed share of ||slope||^2 (a line search from steepest
