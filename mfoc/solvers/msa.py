@@ -108,14 +108,14 @@ class EMSA:
     line searches with the curvature that the step before left behind.
 
     Theorem. Let the population be fixed and J, the frozen H and the penalties have Lipschitz gradients in u on a convex
-    set that holds the iterates and the controls tried, J and H with constants L and L_H. (i) A q that lowers the augmented
-    Hamiltonian is accepted once (1 - 2 eta) proximal >= L + L_H: the weights stay bounded. (ii) J never rises, to
-    rounding, and sum_k proximal_k ||u_(k+1) - u_k||^2 <= (J(u_0) - inf J) / eta. (iii) If J is bounded below, and the
-    inner minimiser lowers the augmented Hamiltonian by a fixed share of ||slope||^2 (a line search from steepest
-    descent does), the residual ||E dH/du|| tends to 0. It needs E dH/du = dJ/du and nothing else of the problem:
-    controls may be tied and particles interact. Nothing is said of minima of H, nor of J other than stationarity.
-    Within bounds that are convex sets (i) and (ii) hold as they stand, and (iii) of the projected step u - P(u - slope)
-    in place of the slope, with what the inner minimiser does by its square.
+    set that holds the iterates and the controls tried, J and H with constants L and L_H. (i) A q that lowers the
+    augmented Hamiltonian is accepted once (1 - 2 eta) proximal >= L + L_H: the weights stay bounded. (ii) J never
+    rises, to rounding, and sum_k proximal_k ||u_(k+1) - u_k||^2 <= (J(u_0) - inf J) / eta. (iii) If J is bounded below,
+    and the inner minimiser lowers the augmented Hamiltonian by a fixed share of ||slope||^2 (a line search from
+    steepest descent does), the residual ||E dH/du|| tends to 0. It needs E dH/du = dJ/du and nothing else of the
+    problem: controls may be tied and particles interact. Nothing is said of minima of H, nor of J other than
+    stationarity. Within bounds that are convex sets (i) and (ii) hold as they stand, and (iii) of the projected step u
+    - P(u - slope) in place of the slope, with what the inner minimiser does by its square.
 
     Class of control: the problem's, open loop (shared, per particle) or a policy's parameters (``mfoc.feedback``).
 
