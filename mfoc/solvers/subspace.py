@@ -58,7 +58,8 @@ def combined(
     along = -(axes.mT @ slope) / sizes.clamp_min(_FLAT * float(sizes.max()))
     most = _FAR * float(gram[0, 0].sqrt())
     along = along * min(1.0, most / max(float(along.norm()), torch.finfo(along.dtype).tiny))
-    return torch.stack([direction, *steps]).mT @ (axes @ along).to(direction)
+    step: Tensor = torch.stack([direction, *steps]).mT @ (axes @ along).to(direction)
+    return step
 
 
 def _model(
