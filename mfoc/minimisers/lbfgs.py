@@ -24,6 +24,19 @@ _STRETCH = 100.0  # a line search goes at most this much farther at once
 _FAIR = 4  # trials that a line search has before its hope is judged by values
 
 
+@by_identity
+class Warm(NamedTuple):
+    """A minimum, and what the next minimisation of something alike may begin with.
+
+    Attributes:
+        minimum: where the minimisation ended; its ``evaluations`` are without that at the start.
+        reach: inverse curvature of each row along its last step ``[G]``.
+    """
+
+    minimum: Minimum
+    reach: Tensor
+
+
 @dataclass(frozen=True)
 class LBFGS:
     """Limited-memory BFGS with a weak Wolfe line search, all rows at once.
@@ -60,7 +73,22 @@ class LBFGS:
         if region is not None:
             settings = Settings(self.steps, min(self.history, self.steps), self.tol, self.trials)
             return minimise_within(region, evaluate, start, settings)
-        value, slope = evaluate(start)
+        found = self.warm(evaluate, start, evaluate(start)).minimum
+        return found._replace(evaluations=found.evaluations + 1)
+
+    def warm(
+        self, evaluate: Evaluate, start: Tensor, first: tuple[Tensor, Tensor], reach: Tensor | None = None
+    ) -> Warm:
+        """``minimise`` of free rows, where something is known before it begins.
+
+        Args:
+            evaluate: see ``Minimiser``.
+            start: ``[G, n]``.
+            first: value ``[G]`` and slope ``[G, n]`` at the start, which are not asked for.
+            reach: of each row the length of steepest descent to try first, per unit of slope ``[G]``: what an earlier
+                minimisation of something alike returned. What is not positive and finite counts as not known.
+        """
+        value, slope = first
         unit = _power_of_two(slope.abs().amax(1))
         eps = torch.finfo(value.dtype).eps
 
@@ -71,18 +99,28 @@ class LBFGS:
 
         here = _Point(start, value, slope / unit[:, None])
         size, length = here.slope.abs().amax(1), _first_length(here)
+        share = torch.full_like(length, _FIRST)
+        if reach is not None:
+            known = reach.to(length) * unit
+            share = torch.where((known > 0) & known.isfinite(), share * (known / length), share)
+            length = torch.where((known > 0) & known.isfinite(), known, length)
         floor = self.tol * size
         memory = Memory(min(self.history, self.steps), start, length)
         search = _Search.along(here, -here.slope, length, length)
         iterations = torch.zeros_like(value)
         unbounded = torch.zeros_like(value, dtype=torch.bool)
         active = value.isfinite() & size.isfinite() & (size > floor)
-        evaluations = 1
-        while bool(active.any()):
+        evaluations = 0
+        # Masked work is cheaper than to wait for a device: there the only question is whether all rows are done.
+        on_host = start.device.type == "cpu"
+        while evaluations or bool(active.any()):
             there = at(here.point + search.length[:, None] * search.direction)
-            if evaluations == 1:
-                floor = torch.maximum(floor, 8 * eps * _resolved(here, there))
+            if evaluations == 0:
+                floor = torch.maximum(floor, 8 * eps * _resolved(here, there, share))
                 active = active & (size > floor)
+                if not bool(active.any()):
+                    evaluations += 1
+                    break
             search = search.advance(here, there, unit)
             evaluations += 1
             # A search that has found nothing and can gain far less than rounding is over.
@@ -92,16 +130,18 @@ class LBFGS:
             ended = active & (search.satisfied | futile | endless | (search.trials >= self.trials))
             unbounded = unbounded | (ended & (endless | (~search.satisfied & search.high.isinf())))
             accepted = ended & search.moved
-            if not bool(ended.any()):
+            if on_host and not bool(ended.any()):
                 continue
             memory.add(accepted, search.best.point - here.point, search.best.slope - here.slope)
             here = _Point.where(accepted, search.best, here)
             iterations = iterations + accepted
             going = accepted & ~unbounded & (iterations < self.steps) & (here.slope.abs().amax(1) > floor)
             active = active & (going | ~ended)
+            if not bool(active.any()):
+                break
             fresh = _Search.along(here, -memory.times(here.slope), torch.ones_like(value), memory.scale[:, 0])
             search = _Search(*(_where(accepted, new, old) for new, old in zip(fresh, search, strict=True)))
-        return Minimum(here.point, here.value, unbounded, evaluations)
+        return Warm(Minimum(here.point, here.value, unbounded, evaluations), memory.scale[:, 0] / unit)
 
 
 def _power_of_two(size: Tensor) -> Tensor:
@@ -120,13 +160,13 @@ def _first_length(here: _Point) -> Tensor:
     return length
 
 
-def _resolved(here: _Point, there: _Point) -> Tensor:
+def _resolved(here: _Point, there: _Point, share: Tensor) -> Tensor:
     """The slope ``[G]`` of which that at ``here`` should be more than some roundings, judged by a first small step.
 
     At a minimum terms of about the size (curvature times point) cancel, and what is left of them is rounding.
     """
     size = here.slope.abs().amax(1)
-    far = (there.slope - here.slope).abs().amax(1) / _FIRST
+    far = (there.slope - here.slope).abs().amax(1) / share
     return torch.where(far.isfinite(), torch.maximum(far, size), size)
 
 

@@ -18,20 +18,20 @@ from torch import Tensor
 
 from mfoc import tree
 from mfoc.checks import check_between, check_flag, check_integer, check_non_negative
-from mfoc.distributed import expectation
 from mfoc.errors import InvalidValue
 from mfoc.frozen import Penalty, Sweep
 from mfoc.interacting import coupling
 from mfoc.minimisers import LBFGS, Descent, Minimiser, Minimum, check_minimiser
 from mfoc.particles import Particles
-from mfoc.pontryagin import evaluate, penalised, rollout
 from mfoc.problem import Problem
 from mfoc.second_order import WIDEST, NoSecondDerivative, controls_noise, fits, generalised_blocks
+from mfoc.solvers.trials import Trial, Trials
+from mfoc.solvers.weights import SHARE, curvatures
 from mfoc.solving import Info
 from mfoc.tree import Tree
 
-_SHARE = 1e-2  # the proximal weight as a share of J's curvature: the state's penalty is the better measure of a step
 _UP, _DOWN = 3.0, 0.7  # factors of the weights after a step that was refused, and one accepted at once
+_PAIRS = 5  # steps, with the changes of the gradient over them, that the next step is combined with
 _NEEDS_PENG = (
     "the control enters the diffusion, where an optimal control need not minimise the Hamiltonian, and the "
     "second-order adjoint"
@@ -98,21 +98,25 @@ class EMSA:
     J. Comput. Appl. Math. 369:112583; Hofmann & Borzi 2025, arXiv:2504.11647, for networks) with the penalties of Li et
     al. beside its proximal term; ``rho=0`` leaves SQH alone. A step to u+ is accepted if
 
-        J(u+) <= J(u) - eta proximal ||u+ - u||^2,
+        J(u+) <= J(u) - eta proximal max(||u+ - u||^2, ||q - u||^2),
 
-    else all weights are multiplied by 3 and the minimisation is repeated; if ``tries`` of them fail the controls stay
-    as they are and the weights large. A step accepted at the first try lowers the weights by three tenths, though never
-    below 2^-20 of the first.
+    where q is the minimiser found. Tried are q and, where the controls are free and the population is that of the step
+    before, what a quadratic model of J finds best in the span of q - u and of the last five steps, along which changes
+    of dJ/du are known (``mfoc.solvers.subspace``): that costs two roll-outs. The lowest J is taken. Where q itself is
+    refused all weights are multiplied by 3, and where nothing was accepted the minimisation is repeated; if ``tries``
+    of them fail the controls stay as they are and the weights large. A q accepted at the first try lowers the weights
+    by three tenths, though never below 2^-20 of the first. An adaptive step with ``LBFGS`` in free controls begins its
+    line searches with the curvature that the step before left behind.
 
     Theorem. Let the population be fixed and J, the frozen H and the penalties have Lipschitz gradients in u on a convex
-    set that holds the iterates and the controls tried, J and H with constants L and L_H. (i) What lowers the augmented
-    Hamiltonian is accepted once (1 - 2 eta) proximal >= L + L_H: the weights stay bounded. (ii) J never rises, to
-    rounding, and sum_k proximal_k ||u_(k+1) - u_k||^2 <= (J(u_0) - inf J) / eta. (iii) If J is bounded below, and the
-    inner minimiser lowers the augmented Hamiltonian by a fixed share of ||slope||^2 (a line search from steepest
-    descent does), the residual ||E dH/du|| tends to 0. It needs E dH/du = dJ/du and nothing else of the problem:
-    controls may be tied and particles interact. Nothing is said of minima of H, nor of J other than stationarity.
-    Within bounds that are convex sets (i) and (ii) hold as they stand, and (iii) of the projected step u - P(u - slope)
-    in place of the slope, with what the inner minimiser does by its square.
+    set that holds the iterates and the controls tried, J and H with constants L and L_H. (i) A q that lowers the
+    augmented Hamiltonian is accepted once (1 - 2 eta) proximal >= L + L_H: the weights stay bounded. (ii) J never
+    rises, to rounding, and sum_k proximal_k ||u_(k+1) - u_k||^2 <= (J(u_0) - inf J) / eta. (iii) If J is bounded below,
+    and the inner minimiser lowers the augmented Hamiltonian by a fixed share of ||slope||^2 (a line search from
+    steepest descent does), the residual ||E dH/du|| tends to 0. It needs E dH/du = dJ/du and nothing else of the
+    problem: controls may be tied and particles interact. Nothing is said of minima of H, nor of J other than
+    stationarity. Within bounds that are convex sets (i) and (ii) hold as they stand, and (iii) of the projected step u
+    - P(u - slope) in place of the slope, with what the inner minimiser does by its square.
 
     Class of control: the problem's, open loop (shared, per particle) or a policy's parameters (``mfoc.feedback``).
 
@@ -164,10 +168,17 @@ class EMSA:
             )
 
     def init(self, problem: Problem, controls: Tree) -> Tree:
-        """The weights, None until the first batch; their factor; J expected at the next; how many batches were new."""
+        """Weights, None until the first batch; their factor; J expected at the next; and what earlier steps learned."""
         if self.adaptive:
             problem.check_potential("EMSA(adaptive=True)")
-        return {"rho": self.rho, "proximal": self.proximal, "scale": 1.0, "expected": None, "changes": 0}
+        weights = {"rho": self.rho, "proximal": self.proximal, "scale": 1.0, "expected": None, "changes": 0}
+        if not self.adaptive:
+            return weights
+        zero = torch.zeros_like(tree.ravel(controls).detach())
+        kept = _PAIRS if problem.region is None else 0
+        learned = {"step": zero, "gradient": zero, "steps": [zero] * kept, "bends": [zero] * kept}
+        reach = zero.new_zeros(problem.stages if problem.per_stage else 1)
+        return {**weights, **learned, "reach": reach, "moved": False}
 
     def step(self, problem: Problem, controls: Tree, state: Tree, particles: Particles) -> tuple[Tree, Tree, Info]:
         """One forward sweep, one backward sweep, one (or, adaptive, several) minimisations; see ``mfoc.Solver``."""
@@ -177,21 +188,43 @@ class EMSA:
             penalty = self._penalty(state)
             moved, report = _minimise(sweep, self.inner, penalty)
             return moved, state, Info(sweep.value, sweep.gradient, {**report, **_weights(penalty)})
-        changes = state["changes"] + _differs(sweep.value, state["expected"])
-        state, evaluations, expected = {**state, "changes": changes}, 0, float(sweep.value)
-        slack = 4 * torch.finfo(sweep.value.dtype).eps * abs(expected)  # at a minimum J is constant to rounding
+        return self._adapted(sweep, particles, state)
+
+    def _adapted(self, sweep: Sweep, particles: Particles, state: dict[str, Any]) -> tuple[Tree, Tree, Info]:
+        """One adaptive step: tries until J falls enough."""
+        here, gradient = float(sweep.value), tree.ravel(sweep.gradient)
+        other = _differs(sweep.value, here, state["expected"])
+        state = _continued(state, here, gradient, other)
+        # Another batch is not fitted beyond what its weights allow; and in bounds a sum of steps may leave the region.
+        spans = not other and sweep.problem.region is None
+        tried, evaluations = Trials(sweep, particles, here, gradient), 0
+        slack = 4 * torch.finfo(sweep.value.dtype).eps * abs(here)  # at a minimum J is constant to rounding
+        best = None
         for attempt in range(self.tries):
             penalty = self._penalty(state)
-            moved, report = _minimise(sweep, self.inner, penalty)
+            moved, found, reach = tried.minimised(self.inner, penalty, state["reach"])
+            _, report = _reported(moved, found)
             evaluations += report["inner_evaluations"]
-            reached = float(_objective(problem, moved, particles))
-            if reached <= float(sweep.value) - self.eta * penalty.proximal * _square(moved, controls) + slack:
-                state["scale"] = max(state["scale"] * (_DOWN if attempt == 0 else 1.0), _LEAST)
-                expected = reached
+            plain, share = tried.at(moved), self.eta * penalty.proximal
+            least = plain.square
+
+            def accepts(trial: Trial, share: float = share, least: float = least) -> bool:
+                return trial.value <= here - share * max(trial.square, least) + slack
+
+            if spans:
+                best = tried.lowest(plain, state["steps"], state["bends"], accepts)
+            else:
+                best = plain if accepts(plain) else None
+            if not accepts(plain):
+                state["scale"] = min(_UP * state["scale"], _MOST)
+            elif attempt == 0:
+                state["scale"] = max(_DOWN * state["scale"], _LEAST)
+            if best is not None:
+                state |= {"reach": reach, "step": best.step, "expected": best.value}
                 break
-            state["scale"], moved = min(_UP * state["scale"], _MOST), controls
+        state["moved"] = best is not None
         extra = {**report, "inner_evaluations": evaluations, "tries": attempt + 1, **_weights(penalty)}
-        return moved, {**state, "expected": expected}, Info(sweep.value, sweep.gradient, extra)
+        return sweep.controls if best is None else best.controls, state, Info(sweep.value, sweep.gradient, extra)
 
     def _weighed(self, sweep: Sweep, particles: Particles, state: dict[str, Any]) -> dict[str, Any]:
         """The state with all weights known."""
@@ -199,15 +232,15 @@ class EMSA:
         if not self.adaptive and proximal is None:
             proximal = 0.0
         if rho is None or proximal is None:
-            curvature, spread = _curvatures(sweep, particles)
+            curvature, spread = curvatures(sweep, particles)
             rho = (curvature / spread if spread > 0 else 0.0) if rho is None else rho
-            proximal = _SHARE * curvature if proximal is None else proximal
+            proximal = SHARE * curvature if proximal is None else proximal
         return {**state, "rho": rho, "proximal": proximal}
 
     def _penalty(self, state: dict[str, Any]) -> Penalty:
         scale, rho = state["scale"], state["rho"]
         costate = (0.0 if self.rho is None else rho) if self.costate_rho is None else self.costate_rho
-        noise = math.sqrt(state["changes"]) / _SHARE
+        noise = math.sqrt(state["changes"]) / SHARE
         return Penalty(rho * scale, costate * scale, state["proximal"] * (scale + noise))
 
 
@@ -215,65 +248,22 @@ def _weights(penalty: Penalty) -> dict[str, float]:
     return {"rho": penalty.state, "proximal": penalty.proximal}
 
 
-def _differs(value: Tensor, expected: float | None) -> bool:
+def _differs(value: Tensor, here: float, expected: float | None) -> bool:
     """Whether J is not the one that was left behind, so that the batch is another one."""
     if expected is None:
         return False
-    rounding = math.sqrt(torch.finfo(value.dtype).eps) * max(abs(float(value)), abs(expected))
-    return abs(float(value) - expected) > rounding
+    return abs(here - expected) > math.sqrt(torch.finfo(value.dtype).eps) * max(abs(here), abs(expected))
 
 
-def _square(left: Tree, right: Tree) -> float:
-    return float(tree.norm(tree.map(lambda a, b: a - b, left, right))) ** 2
-
-
-def _curvatures(sweep: Sweep, particles: Particles, *, products: int = 3) -> tuple[float, float]:
-    """J's largest curvature |v' d2J/du2 v|, and sum_t E |df_t/du v_t|^2 in its direction v.
-
-    Power iteration; the products are differences of gradients, exact enough for a first weight, and cost a gradient
-    each where second derivatives would cost two and the memory of a graph.
-    """
-    problem, controls, gradient = sweep.problem, sweep.controls, sweep.gradient
-    size, slope = 1.0 + float(tree.norm(controls)), float(tree.norm(gradient))
-    if slope == 0:
-        return 1.0, 0.0  # where J does not slope no step is made, whatever the weights
-    h = math.sqrt(torch.finfo(sweep.value.dtype).eps) * size
-    direction, curvature = gradient, 0.0
-    for _ in range(products):
-        length = float(tree.norm(direction))
-        near = _moved(controls, direction, h / length)
-        change = tree.map(lambda a, b: a - b, evaluate(problem, near, particles).gradient, gradient)
-        found = float(tree.norm(change)) / h
-        if not math.isfinite(found) or found == 0:
-            break
-        direction, curvature = change, found
-    near = _moved(controls, direction, h / float(tree.norm(direction)))
-    with torch.no_grad():
-        spreads = [
-            _spread(
-                problem.dynamics(t, sweep.states[t], problem.schedule(near, t), particles.data), sweep.states[t + 1]
-            )
-            for t in range(problem.stages)
-        ]
-    spread = float(expectation([torch.stack(spreads).sum()], len(particles))[0]) / h**2
-    # Where J hardly bends, steps of many times the size of the controls are no better.
-    return _rounded(max(curvature, _SHARE * slope / size)), _rounded(spread) if math.isfinite(spread) else 0.0
-
-
-def _rounded(number: float) -> float:
-    """To seven bits, so that a weight does not carry on the rounding of the differences it is made of."""
-    mantissa, exponent = math.frexp(number)
-    return math.ldexp(round(128 * mantissa) / 128, exponent)
-
-
-def _moved(controls: Tree, direction: Tree, length: float) -> Tree:
-    return tree.map(lambda u, v: u + length * v, controls, direction)
-
-
-def _spread(x: Tree, y: Tree) -> Tensor:
-    """E |x - y|^2 over this rank's particles."""
-    pairs = [(a, b) for a, b in zip(tree.leaves(x), tree.leaves(y), strict=True) if tree.differentiable(a)]
-    return torch.stack([(a - b).abs().square().sum() / len(a) for a, b in pairs]).sum()
+def _continued(state: dict[str, Any], here: float, gradient: Tensor, other: bool) -> dict[str, Any]:
+    """The state with the last step and the change of the gradient over it; without any, on another batch."""
+    steps, bends = state["steps"], state["bends"]
+    if other:
+        steps = bends = [torch.zeros_like(gradient)] * len(steps)
+    elif state["moved"] and steps:
+        steps, bends = [*steps[1:], state["step"]], [*bends[1:], gradient - state["gradient"]]
+    learned = {"steps": steps, "bends": bends, "gradient": gradient}
+    return {**state, **learned, "changes": state["changes"] + other, "expected": here}
 
 
 def _minimised(sweep: Sweep, inner: Minimiser) -> tuple[Tree, list[Minimum]]:
@@ -304,9 +294,3 @@ def _check_second_order(problem: Problem, controls: Tree, particles: Particles) 
         raise InvalidValue(
             f"{_NEEDS_PENG} is held for independent particles of a state [N, d], d <= {WIDEST}, alone: {_CURE}"
         )
-
-
-def _objective(problem: Problem, controls: Tree, particles: Particles) -> Tensor:
-    with torch.no_grad():
-        cost = rollout(problem, controls, particles).cost.mean()
-    return penalised(problem, controls, expectation([cost], len(particles))[0])
