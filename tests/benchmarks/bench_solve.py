@@ -6,6 +6,7 @@ The time of a step is the difference of two lengths, so that what comes before t
 batches from memory, take turns in one process on one thread, and keep the value of each step.
 """
 
+import itertools
 import resource
 import subprocess
 import sys
@@ -24,7 +25,7 @@ SAMPLES = 8192
 
 def chain(*widths, activation=nn.ReLU):
     layers = []
-    for inputs, outputs in zip(widths, widths[1:], strict=False):
+    for inputs, outputs in itertools.pairwise(widths):
         layers += [nn.Linear(inputs, outputs), activation()]
     return nn.Sequential(*layers[:-1])
 
