@@ -235,8 +235,10 @@ def value_and_slopes(
             else:
                 value = mean_cost(problem, controls, particles)
                 slopes = gradients(value, leaves)
-    value, *slopes = expectation([value.detach(), *slopes], len(particles))
-    return penalised(problem, controls, value), slopes
+    value = value.detach()
+    if active():
+        value, *slopes = expectation([value, *slopes], len(particles))
+    return value if problem.region is None else penalised(problem, controls, value), slopes
 
 
 @torch.no_grad()

@@ -26,6 +26,8 @@ def leaves(tree: Tree) -> list[Any]:
     Dicts, lists, tuples and tensors, which are nearly all there is, are read directly: several times faster than the
     general machinery, to which registered nodes (named tuples, ...) fall through.
     """
+    if isinstance(tree, Tensor):
+        return [tree]
     found: list[Any] = []
     _collect(tree, found)
     return found
@@ -33,12 +35,12 @@ def leaves(tree: Tree) -> list[Any]:
 
 def _collect(tree: Tree, found: list[Any]) -> None:
     kind = type(tree)
-    if kind is dict:
-        for value in tree.values():
-            _collect(value, found)
-    elif kind is list or kind is tuple:
-        for value in tree:
-            _collect(value, found)
+    if kind is dict or kind is list or kind is tuple:
+        for value in tree.values() if kind is dict else tree:
+            if isinstance(value, Tensor):  # spares a call for nearly every leaf
+                found.append(value)
+            else:
+                _collect(value, found)
     elif isinstance(tree, Tensor):
         found.append(tree)
     else:
@@ -64,7 +66,8 @@ def rebuild(like: Tree, values: Iterable[Any]) -> Tree:
 def _rebuild(like: Tree, values: Iterator[Any]) -> Tree:
     kind = type(like)
     if kind is dict:
-        return {key: _rebuild(value, values) for key, value in like.items()}
+        # Not every leaf a call: most dicts hold tensors.
+        return {k: next(values) if isinstance(v, Tensor) else _rebuild(v, values) for k, v in like.items()}
     if kind is list:
         return [_rebuild(value, values) for value in like]
     if kind is tuple:
@@ -77,6 +80,8 @@ def _rebuild(like: Tree, values: Iterator[Any]) -> Tree:
 
 def map(function: Callable[..., Any], tree: Tree, *others: Tree) -> Tree:
     """``function`` applied to each leaf (and the leaves of the others beside it; dicts are matched by key)."""
+    if isinstance(tree, Tensor) and not others:
+        return function(tree)
     columns = [leaves(tree), *(_leaves_beside(tree, other) for other in others)]
     return rebuild(tree, [function(*row) for row in zip(*columns, strict=True)])
 

@@ -118,8 +118,7 @@ class Gradient:
     def step(self, problem: Problem, controls: Tree, state: Tree, particles: Particles) -> tuple[Tree, Tree, Info]:
         """One step of the optimiser; see ``mfoc.Solver``."""
         running = self._running(controls, state, problem.region)
-        info = running.step(self._evaluation(problem, running, particles))
-        return _landed(running, info, controls, problem.region)
+        return _landed(running, self._evaluation(problem, running, particles), controls, problem.region)
 
     def in_place(self, problem: Problem, controls: Tree, state: Tree) -> InPlace | None:
         """``step`` after ``step`` of one optimiser, whose bits are those of an optimiser a step; see ``mfoc.Solver``.
@@ -141,8 +140,7 @@ class Gradient:
         ``evaluate`` takes the leaves of the controls, which require grad, to the objective and its gradient for each;
         ``region`` is where the controls may lie.
         """
-        running = self._running(controls, state, region)
-        return _landed(running, running.step(evaluate), controls, region)
+        return _landed(self._running(controls, state, region), evaluate, controls, region)
 
     def _running(self, controls: Tree, state: Tree, region: Region | None) -> Running:
         factor = None if self.lr_schedule is None else self._factor
@@ -174,8 +172,9 @@ class Gradient:
         return optimizer
 
 
-def _landed(running: Running, info: Info, controls: Tree, region: Region | None) -> tuple[Tree, Tree, Info]:
-    """What one step of an optimiser that is not used again comes to; admissible controls, where they are bounded."""
+def _landed(running: Running, evaluate: Evaluate, controls: Tree, region: Region | None) -> tuple[Tree, Tree, Info]:
+    """One step of an optimiser that is not used again; admissible controls, where they are bounded."""
+    info = running.info(*running.step(evaluate))
     moved = running.controls
     return moved if region is None else region.land(controls, moved, info.gradient), running.state(), info
 
@@ -194,8 +193,12 @@ class _InPlace:
     def controls(self) -> Tree:
         return self._running.controls
 
-    def step(self, particles: Particles) -> Info:
-        return self._running.step(self._evaluation(particles))
+    def step(self, particles: Particles) -> tuple[Tensor, list[Tensor]]:
+        self._seen = self._running.step(self._evaluation(particles))
+        return self._seen
+
+    def info(self) -> Info:
+        return self._running.info(*self._seen)
 
     def copies(self) -> tuple[Tree, Tree]:
         return tree.copy(self._running.controls), tree.copy(self._running.state())

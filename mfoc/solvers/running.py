@@ -55,9 +55,10 @@ class Running:
         self._rebuilt = functools.partial(tree.rebuild, controls)
         self.controls = self._rebuilt([p.detach() for p in self._parameters])
         self.free = self._rebuilt(self.leaves)
+        self._projected: Tree = None  # the gradient of the last evaluation, in bounds
         self.taken: int | None = 0
 
-    def step(self, evaluate: Evaluate) -> Info:
+    def step(self, evaluate: Evaluate) -> tuple[Tensor, list[Tensor]]:
         """One step along a gradient.
 
         Args:
@@ -65,15 +66,14 @@ class Running:
                 times a step call it again, with their own values in the same tensors.
 
         Returns:
-            What was seen before the step.
+            The objective and its gradient before the step, in tensors that no later step writes into.
         """
         if self._factor is not None:
             for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
                 group["lr"] = rate * self._factor(self._steps)
         value, slopes = self._evaluated(evaluate)
-        gradient = self._rebuilt([slope.clone() for slope in slopes] if self._writes else slopes)
-        projected = None if self._region is None else self._region.stationary(self.controls, gradient)
-        info = Info(value, gradient, projected=projected)
+        if self._writes:
+            slopes = [slope.clone() for slope in slopes]
         pending = [value]  # what was just evaluated is the first answer an optimiser gets
 
         def closure() -> Tensor:
@@ -83,17 +83,23 @@ class Running:
         try:
             self.optimizer.step(closure)  # type: ignore[arg-type]
         except InvalidValue:  # CSGD refuses what is not finite; the solve stops there, and says where it came from
-            if math.isfinite(value) and math.isfinite(info.residual):
+            if math.isfinite(value) and math.isfinite(tree.norm(slopes)):
                 raise
         self._steps += 1
         self.taken = None if taken is None else taken + 1
-        return info
+        return value, slopes
+
+    def info(self, value: Tensor, slopes: list[Tensor]) -> Info:
+        """What the last step saw, of what it returned."""
+        gradient = self._rebuilt(slopes)
+        return Info(value, gradient, projected=self._projected)
 
     def _evaluated(self, evaluate: Evaluate) -> tuple[Tensor, list[Tensor]]:
         value, slopes = evaluate(self.leaves)
         followed = slopes
         if self._region is not None:
-            followed = tree.leaves(self._region.stationary(self.controls, self._rebuilt(slopes)))
+            self._projected = self._region.stationary(self.controls, self._rebuilt(slopes))
+            followed = tree.leaves(self._projected)
         for parameter, slope in zip(self._parameters, followed, strict=True):
             parameter.grad = slope
         return value, slopes

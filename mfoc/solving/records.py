@@ -83,8 +83,11 @@ class InPlace(Protocol):
     def taken(self) -> int | None:
         """How many steps it has made; None in the middle of one, which may have failed."""
 
-    def step(self, particles: Particles) -> Info:
-        """One step; what was seen before it, in tensors that later steps leave alone."""
+    def step(self, particles: Particles) -> tuple[Tensor, list[Tensor]]:
+        """One step; J and the leaves of dJ/du before it, in tensors that later steps leave alone."""
+
+    def info(self) -> Info:
+        """What the last step saw."""
 
     def copies(self) -> tuple[Tree, Tree]:
         """Controls and state where it is, as ``step`` of the solver would have returned them."""

@@ -108,7 +108,7 @@ class Run:
         beginning, seconds = self.watch.beginning, time.perf_counter() - self.began
         length = float(tree.norm(self.steps.controls)) if beginning else 0.0
         record: Record = {"step": self.here[0], "value": math.nan, "residual": math.nan, "seconds": seconds}
-        record |= self.steps.advance(record).extra
+        self.steps.advance(record)
         self.history.append(record)
         self.unwatched.append((record, self.here))
         self.good, self.here = self.here, self.steps.place()

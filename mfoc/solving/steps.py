@@ -21,7 +21,7 @@ from mfoc.distributed import active
 from mfoc.errors import InvalidValue, NonFiniteError
 from mfoc.populations import Population
 from mfoc.problem import Problem
-from mfoc.solving.records import Info, InPlace, Iterate, Solver
+from mfoc.solving.records import InPlace, Iterate, Solver
 from mfoc.solving.unread import Record, Unread, finite
 from mfoc.solving.watch import Place, find_nonfinite
 from mfoc.tree import Tree
@@ -43,7 +43,7 @@ class Steps:
         self.at = self.good = at
         self.step = at.step
 
-    def advance(self, record: Record) -> Info:
+    def advance(self, record: Record) -> None:
         """One step; J and the residual where it began are filled into the record, at once or by ``settle``.
 
         Raises:
@@ -58,9 +58,9 @@ class Steps:
         if not finite(record):
             stage, what = find_nonfinite(self._problem, at.controls, particles)
             raise NonFiniteError(f"step {at.step}: {what}", stage=stage, step=at.step, last=self.good)
+        record |= info.extra
         self.good, self.at = at, Iterate(at.step + 1, controls, state, info)
         self.step += 1
-        return info
 
     def settle(self) -> None:
         """Fills in the records of all steps made so far.
@@ -102,12 +102,11 @@ class StepsInPlace(Steps):
         super().__init__(problem, solver, source, at)
         self._live, self._first, self._unread = live, at.step, Unread()
         self._before = at  # the snapshot before the one in self.at
-        self._info: Info | None = at.info
         self._handed: list[weakref.ref[Iterate]] = []
         self._copies = False  # hand out copies: somebody keeps iterates
         self._lent: list[tuple[Tensor, int]] = []  # the last copies that were handed out, and their versions
 
-    def advance(self, record: Record) -> Info:
+    def advance(self, record: Record) -> None:
         """One step; see ``Steps``."""
         if self._handed:
             self.keep()
@@ -115,16 +114,14 @@ class StepsInPlace(Steps):
             self._check_lent()
         if self.step - self.at.step >= _EVERY:
             self.settle()
-            self._before, self.at = self.at, Iterate(self.step, *self._live.copies(), self._info)
-        info = self._live.step(self._source(self.step))
-        self._unread.add(record, info)
-        self._info = info
+            self._before, self.at = self.at, Iterate(self.step, *self._live.copies(), self._live.info())
+        value, slopes = self._live.step(self._source(self.step))
+        self._unread.add(record, value, slopes)
         self.step += 1
-        if _at_hand(info.value):
-            record["value"] = float(info.value)
+        if _at_hand(value):
+            record["value"] = value.item()
             if not math.isfinite(record["value"]):
                 self.settle()
-        return info
 
     def settle(self) -> None:
         """Reads the numbers of all steps made so far; see ``Steps``."""
@@ -153,7 +150,7 @@ class StepsInPlace(Steps):
         step, origin = place
         if step != self.step or step == origin.step:
             return replace(self._again(step, origin).at, history=history)
-        made = Iterate.later(step, partial(self._recover, step, origin), self._info, history)
+        made = Iterate.later(step, partial(self._recover, step, origin), self._live.info(), history)
         if self._copies:
             _ = made.controls
         else:

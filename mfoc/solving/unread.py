@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import math
 
+import torch
 from torch import Tensor
 
 from mfoc import tree
-from mfoc.solving.records import Info
-from mfoc.tree import Tree
 
 Record = dict[str, float]  # of one step: its number, J, the residual, ...
 
@@ -23,19 +22,18 @@ class Unread:
     """The steps whose numbers are still to be read, in order."""
 
     def __init__(self) -> None:
-        self._steps: list[tuple[Record, Tensor, Tree]] = []  # with J, and the gradient or the norms of its leaves
+        self._steps: list[tuple[Record, Tensor, list[Tensor]]] = []  # with J, and the gradient or its leaves' norms
         self._few: bool | None = None
 
-    def add(self, record: Record, info: Info) -> None:
-        """Takes in what a step has found; ``value`` and ``residual`` of its record are filled in by ``read``."""
-        slopes = info.slopes
+    def add(self, record: Record, value: Tensor, slopes: list[Tensor]) -> None:
+        """Takes in what a step has found, J and its gradient; the record's two numbers are filled in by ``read``."""
         if self._few is None:
-            self._few = sum(leaf.numel() for leaf in tree.tensors(slopes)) <= _FEW
-        self._steps.append((record, info.value, slopes if self._few else tree.norms(slopes)))
+            self._few = sum(slope.numel() for slope in slopes) <= _FEW
+        self._steps.append((record, value, slopes if self._few else list(torch._foreach_norm(slopes))))
 
     def read(self) -> Record | None:
         """Fills in the records of all steps; the first in which a number is not finite, if there is one."""
-        kept = [tree.tensors(slopes) for _, _, slopes in self._steps]
+        kept = [slopes for _, _, slopes in self._steps]
         values = [value for _, value, _ in self._steps]
         numbers = iter(tree.floats([*values, *tree.norms(kept)]))  # the norm of a norm is itself
         for record, _, _ in self._steps:
