@@ -147,8 +147,11 @@ def from_module(
     kind = [stage.kind() or (t,) for t, stage in enumerate(layers)].__getitem__
     affine = [is_affine(stage.module) for stage in layers].__getitem__
 
+    direct = [stage.direct for stage in layers]
+
     def dynamics(t: int, x: Tree, u: Tree, z: Tree) -> Tree:
-        return layers[t](x, u, z)
+        own = direct[t]
+        return layers[t](x, u, z) if own is None else own(x, u)
 
     controls: Any = [stage.controls() for stage in layers]
     if not any(controls):

@@ -7,6 +7,7 @@ from collections.abc import Callable, Hashable, Sequence
 from functools import cache
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -26,17 +27,44 @@ logger = logging.getLogger(__name__)
 
 Named = list[tuple[str, nn.Module]]
 
-# Layers whose forward pass is one call on the weights: evaluated directly, which spares the module machinery.
-_DIRECT: dict[type[nn.Module], Callable[[Any, Tensor, dict[str, Tensor]], Tensor]] = {
-    nn.Linear: lambda layer, x, u: F.linear(x, u["weight"], u.get("bias")),
-    nn.Conv1d: lambda layer, x, u: layer._conv_forward(x, u["weight"], u.get("bias")),
-    nn.Conv2d: lambda layer, x, u: layer._conv_forward(x, u["weight"], u.get("bias")),
+Direct = Callable[[Any, dict[str, Tensor]], Any]
+
+# Layers that are one function of torch.
+_FUNCTIONS: dict[type[nn.Module], Callable[[Any], Any]] = {
+    nn.ReLU: torch.relu,
+    nn.Tanh: torch.tanh,
+    nn.Sigmoid: torch.sigmoid,
 }
 
 
-def _forward(layer: nn.Module, x: Any, u: dict[str, Tensor]) -> Any:
-    """The output of a layer of torch's own that has no weights and can change nothing."""
-    return registered(layer.forward(x))
+def _direct(module: nn.Module, function: FunctionalModule) -> Direct | None:
+    """What a layer of torch's own computes of its input and its weights, where it is one call: spares its machinery."""
+    kind = type(module)
+    if not function.plain:
+        return None
+    if kind in _FUNCTIONS:
+        own = _FUNCTIONS[kind]
+        return lambda x, u: own(x)
+    if function.constant and not function.writes:
+        forward = module.forward
+        return lambda x, u: registered(forward(x))
+    if any(not p.requires_grad for p in module.parameters()):
+        return None
+    biased = getattr(module, "bias", None) is not None
+    if kind is nn.Linear:
+        return _affine if biased else _linear
+    if kind in (nn.Conv1d, nn.Conv2d):
+        convolve: Any = module._conv_forward
+        return lambda x, u: convolve(x, u["weight"], u["bias"] if biased else None)
+    return None
+
+
+def _affine(x: Tensor, u: dict[str, Tensor]) -> Tensor:
+    return F.linear(x, u["weight"], u["bias"])
+
+
+def _linear(x: Tensor, u: dict[str, Tensor]) -> Tensor:
+    return F.linear(x, u["weight"])
 
 
 def named_stages(net: nn.Module, stages: Sequence[str | Sequence[str]] | None) -> Named:
@@ -136,11 +164,7 @@ class Stage:
     def __init__(self, name: str, module: nn.Module, *, whole: bool = False) -> None:
         self.name, self.module = name, over_population(pure_copy(module, name))
         self.function = FunctionalModule(self.module)
-        constants = any(not p.requires_grad for p in self.module.parameters())
-        self.hooked = hooked(self.module)
-        self.direct = None if self.hooked or constants else _DIRECT.get(type(self.module))
-        if self.function.constant and not self.function.writes and self.direct is None:
-            self.direct = _forward
+        self.direct = _direct(self.module, self.function)
         self.takes_data = getattr(self.module, "takes_data", False) is True  # data are given where they are asked for
         self.arguments = self._several() if whole else None
         self.checked = self.function.plain and not self.function.writes
@@ -163,7 +187,7 @@ class Stage:
     def __call__(self, x: Tree, u: dict[str, Tensor], z: Tree) -> Tree:
         """The next state at given weights."""
         if self.direct is not None:
-            return self.direct(self.module, x, u)
+            return self.direct(x, u)
         args, kwargs = ((x,), {}) if self.arguments is None else self.arguments.given(x)
         if self.takes_data:
             kwargs["z"] = z
