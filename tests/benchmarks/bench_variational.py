@@ -61,14 +61,8 @@ def by_mfoc(layer, x, y, samples, estimator, options):
     net = nn.Sequential(nn.Linear(10, 50), layer(), nn.Linear(50, 1))
     f = variational(net, (x, y[:, None]), likelihood="gaussian", noise=NOISE, samples=samples, estimator=estimator)
     solver = mfoc.Gradient(partial(torch.optim.Adam, lr=1e-3, **options))
-    at = [f.problem.controls, solver.init(f.problem, f.problem.controls), 0]
-
-    def step():
-        controls, state, info = solver.step(f.problem, at[0], at[1], f.population(at[2]))
-        at[:] = controls, state, at[2] + 1
-        return info.value.item()
-
-    return step
+    stream = mfoc.iterate(f.problem, solver, f.population)
+    return lambda: next(stream).info.value.item()
 
 
 def by_hand(activation, x, y, samples, options):
