@@ -204,7 +204,7 @@ def _put(given: Tree, moved: Tree) -> Tree:
         node: Tensor = _Put.apply(y, x.detach()) if y.requires_grad else x.detach().requires_grad_()
         return node
 
-    return put(given, moved) if isinstance(given, Tensor) else tree.map(put, given, moved)
+    return put(given, moved) if isinstance(given, Tensor) else tree.map(put, given, moved)  # spares a walk each stage
 
 
 class _Put(torch.autograd.Function):
@@ -221,11 +221,7 @@ class _Put(torch.autograd.Function):
 
 def _shaped(x: Tree, found: Any) -> Tree:
     """The next gradients, shaped as a state; zeros where a leaf has none."""
-    return _mapped(lambda leaf: next(found) if tree.differentiable(leaf) else torch.zeros_like(leaf), x)
-
-
-def _mapped(function: Callable[[Tensor], Any], x: Tree) -> Tree:
-    return function(x) if isinstance(x, Tensor) else tree.rebuild(x, [function(leaf) for leaf in tree.leaves(x)])
+    return tree.map(lambda leaf: next(found) if tree.differentiable(leaf) else torch.zeros_like(leaf), x)
 
 
 def _ones(costs: list[Tensor]) -> list[Tensor]:
