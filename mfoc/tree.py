@@ -77,6 +77,8 @@ def _rebuild(like: Tree, values: Iterator[Any]) -> Tree:
 
 def map(function: Callable[..., Any], tree: Tree, *others: Tree) -> Tree:
     """``function`` applied to each leaf (and the leaves of the others beside it; dicts are matched by key)."""
+    if not others and isinstance(tree, Tensor):
+        return function(tree)
     columns = [leaves(tree), *(_leaves_beside(tree, other) for other in others)]
     return rebuild(tree, [function(*row) for row in zip(*columns, strict=True)])
 

@@ -69,7 +69,7 @@ def finite(leaf: Tensor) -> bool:
     if not leaf.is_floating_point() or leaf.is_meta:
         return True
     # A sum is NaN or infinite where a term is: one pass instead of four. It may overflow, too: then all are asked.
-    return math.isfinite(leaf.detach().sum().item()) or bool(leaf.isfinite().all())
+    return math.isfinite((leaf.detach() if leaf.requires_grad else leaf).sum().item()) or bool(leaf.isfinite().all())
 
 
 def as_tensor(leaf: Any, name: str) -> Tensor:
