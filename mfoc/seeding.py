@@ -124,7 +124,7 @@ _WORDS = ctypes.c_char * (4 * 625)
 
 
 def _inside(generator: random.Random) -> Any:
-    """The state of a generator of CPython where it lies, after the head of the object: how many words are used up, 624."""
+    """The state of a generator of CPython where it lies, behind the object's head: how many words are used up, 624."""
     return _WORDS.from_address(id(generator) + object.__basicsize__)
 
 

@@ -99,6 +99,10 @@ class _Blocks:
         self._last, self._rows = -1, list[Any]()  # the block that was read last
         self._first: Particles | None = None
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Iterators are neither copied nor pickled: a copy begins again."""
+        return {**vars(self), "_iterator": None, "_rows": []}
+
     def __call__(self, block: int) -> list[Any]:
         if block < self._last:
             self._iterator = None
