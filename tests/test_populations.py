@@ -26,6 +26,7 @@ from mfoc.populations import orders, shuffled
 from mfoc.populations.datasets import stacked
 from mfoc.seeding import mixed_seed, seeded
 from tests.problems import same_bits
+from tests.ranks import on_ranks
 
 
 class Listed(Dataset):
@@ -478,3 +479,68 @@ def test_a_population_can_be_copied_and_pickled(kind):
     source(3)  # an iterable is being read
     for other in (copy.deepcopy(source), pickle.loads(pickle.dumps(source))):
         assert torch.equal(other(5).state, source(5).state)
+
+
+ARRAYS = {
+    "masked": (lambda: np.ma.masked_array(np.ones(4), [0, 1, 0, 0]), "masked array.*fill it"),
+    "long double": (lambda: np.ones(4, np.longdouble), r"which torch has not.*astype\(np\.float64\)"),
+    "records": (lambda: np.zeros(4, [("a", "f4"), ("b", "i4")]), "expected numbers"),
+    "objects": (lambda: np.array([1, "a"], dtype=object), "ragged"),
+    "dates": (lambda: np.array(["2020-01-01"], dtype="M8[D]"), "expected numbers"),
+    "a dict": (lambda: {"a": np.ones(4)}, r"\(source, None\) or \(source, z\)"),
+    "one number": (lambda: np.array(3.0), "scalar"),
+    "complex, not finite": (lambda: np.array([1, complex(0, np.nan)]), "first at particle 1"),
+}
+
+
+@pytest.mark.parametrize("name", ARRAYS)
+def test_arrays_that_torch_has_no_equal_of_are_refused(name):
+    make, words = ARRAYS[name]
+    if name == "long double" and np.dtype(np.longdouble).itemsize == 8:
+        pytest.skip("long doubles are doubles here")
+    with pytest.raises((mfoc.InvalidType, InvalidValue), match=words):
+        mfoc.population(make())
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.int16, np.int32, np.uint8, np.uint16, np.uint32])
+def test_labels_of_any_width_are_int64(dtype):
+    assert mfoc.population((np.ones((4, 2)), np.arange(4, dtype=dtype)), batch_size=2)(0).data.dtype == torch.int64
+
+
+def explodes(t, x, u, z):
+    return x * u
+
+
+def last_good(source):
+    """What a solve that runs into numbers that are not finite ends with."""
+    problem = mfoc.Problem(explodes, lambda x, z: x[:, 0].pow(4), [torch.full((1,), 1.5)] * 2)
+    return mfoc.solve(problem, mfoc.Gradient(lambda p: torch.optim.SGD(p, lr=3e-4)), source, steps=60)
+
+
+def test_the_last_good_iterate_is_found_whatever_the_batches_come_from():
+    """A solve that looks back asks for its batches once more."""
+    listed, read = (mfoc.population(DataLoader(kind(10), 3)) for kind in (Listed, Streaming))
+    asked = []
+    expected = last_good(listed)
+    assert expected.status is mfoc.Status.NONFINITE
+    for source in (read, lambda n: asked.append(n) or listed(n)):
+        found = last_good(source)
+        assert (found.status, found.last.step) == (expected.status, expected.last.step)
+        assert same_bits(found.controls, expected.controls)
+    assert asked.count(0) > 1  # it has looked back
+
+
+def shares():
+    """Batches of an iterable and of a list of its items, on one rank of two."""
+    sources = [mfoc.population(DataLoader(kind(10), 4)) for kind in (Streaming, Listed)]
+    return [[[c.state, c.data, c.indices()] for c in map(source, (0, 2, 7, 3))] for source in sources]
+
+
+@pytest.mark.slow
+def test_ranks_share_the_batches_of_an_iterable(tmp_path):
+    whole = [mfoc.population(Streaming(10), batch_size=4)(n) for n in (0, 2, 7, 3)]
+    ranks = [found[0] for found in on_ranks(tmp_path, shares)]
+    for read, listed in ranks:
+        assert same_bits(read, listed)
+    for k, cloud in enumerate(whole):
+        assert sorted(torch.cat([read[k][2] for read, _ in ranks]).tolist()) == sorted(cloud.indices().tolist())

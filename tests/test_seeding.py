@@ -107,9 +107,9 @@ INSIDE = [
     lambda: None,
     drawn,
     lambda: [random.gauss(0, 1) for _ in range(701)],
-    lambda: np.random.randn(1),
-    lambda: np.random.randn(700),
-]  # noqa: NPY002
+    lambda: np.random.randn(1),  # noqa: NPY002
+    lambda: np.random.randn(700),  # noqa: NPY002
+]
 
 
 @pytest.mark.parametrize("slowly", [False, True])
