@@ -67,12 +67,13 @@ def _python_kept() -> Callable[[], None]:
     if type(own) is not random.Random or not _python_lies_as_expected():
         state = random.getstate()
         return lambda: random.setstate(state)
-    words, left = _inside(own), own.gauss_next
+    words, held = _inside(own), vars(own)
+    left = held["gauss_next"]
     before = words.raw
 
     def restore() -> None:
         ctypes.memmove(words, before, len(before))
-        own.gauss_next = left
+        held["gauss_next"] = left
 
     return restore
 

@@ -68,5 +68,5 @@ def stacked(rows: list[Any]) -> Tree:
     """
     if not {tuple, list}.issuperset(kinds := set(map(type, rows))) or len(kinds) > 1 or len(set(map(len, rows))) > 1:
         return default_collate(rows)
-    columns = list(zip(*rows, strict=True))
+    columns: list[Any] = list(zip(*rows, strict=True))
     return [torch.stack(c) if set(map(type, c)) == {Tensor} else default_collate(c) for c in columns]
