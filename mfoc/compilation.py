@@ -7,8 +7,8 @@ by default) from where on it runs uncompiled. The stage t is such an argument. W
 * dynamics that do not use t: one, for any number of stages, by ``torch.compile(dynamics)`` as it is;
 * dynamics that calculate with t, ``1 + 0.1 * t`` or ``table[t]`` of a tensor, and drifts of ``mfoc.continuous``: two;
 * dynamics that take t apart, ``layers[t]`` of a list or ``if t == 3``: one for each value that makes a difference.
-  Those of ``mfoc.from_module`` are such. ``mfoc.compiled(problem)`` compiles one for each ``problem.kind``; there,
-  what stands between a problem and its network is not compiled, and the network's own forward pass is.
+  Those of ``mfoc.from_module`` are such. ``mfoc.compiled(problem)`` compiles one for each ``problem.kind``: a stage is
+  one graph, whatever module it is, if that is one (``fullgraph=True`` says where it is not).
 
 A compiled function has no second derivative unless the backend is "eager" (``DDP``, ``NewtonCG``, curvatures in
 ``certify``). ``mfoc.from_module`` takes a compiled network for the network that it was made from.
@@ -24,6 +24,8 @@ from typing import Any
 import torch
 
 from mfoc.checks import check_instance
+from mfoc.derivatives import transforming
+from mfoc.networks.recomputation import without_reentry
 from mfoc.problem import Problem
 from mfoc.tree import Tree
 
@@ -48,13 +50,13 @@ def compiled(problem: Problem[Any], **options: Any) -> Problem[Any]:
 
 
 def _by_kind(problem: Problem[Any], options: dict[str, Any]) -> _Compiled:
-    with _validation_kept():
+    with validation_kept():
         if problem.kind is None:
             return _Compiled(torch.compile(problem.dynamics, **options), None)
         made: dict[Hashable, Callable[..., Tree]] = {}
         for t in range(problem.stages):
             if problem.kind(t) not in made:
-                made[problem.kind(t)] = torch.compile(_stage(problem.dynamics, t), **options)
+                made[problem.kind(t)] = _Stage(_stage(problem.dynamics, t), options)
         return _Compiled(None, tuple(made[problem.kind(t)] for t in range(problem.stages)))
 
 
@@ -66,6 +68,25 @@ def _stage(dynamics: Callable[..., Tree], t: int) -> Callable[..., Tree]:
 
     stage.__code__ = stage.__code__.replace(co_name=f"stage_{t}")
     return stage
+
+
+class _Stage:
+    """A stage that is run once as it is before it is compiled.
+
+    A module is looked at when it first runs (whether it is pure, what it writes), and that is no part of its graph.
+    What that run returns is left: the first call gives the bits of all others.
+    """
+
+    def __init__(self, stage: Callable[..., Tree], options: dict[str, Any]) -> None:
+        self._plain, self._compiled, self._begun = stage, torch.compile(stage, **options), False
+
+    def __call__(self, x: Tree, u: Tree, z: Tree) -> Tree:
+        if not self._begun and not transforming():
+            with torch.no_grad():
+                self._plain(x, u, z)
+            self._begun = True
+        with without_reentry():  # where a graph is cut within a checkpoint, this runs as it is
+            return self._compiled(x, u, z)
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,7 +104,7 @@ class _Compiled:
 
 
 @contextmanager
-def _validation_kept() -> Iterator[None]:
+def validation_kept() -> Iterator[None]:
     """torch.compile switches the validation of torch.distributions off, in all the process and for good."""
     kept = torch.distributions.Distribution._validate_args
     try:

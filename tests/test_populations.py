@@ -1,19 +1,54 @@
 """A population is a pure function of the step: every particle once an epoch, whatever it is made from."""
 
+import copy
+import pickle
 import random
+from collections import namedtuple
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.utils.data import DataLoader, Dataset, RandomSampler, SequentialSampler, TensorDataset
+from torch.utils.data import (
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    TensorDataset,
+    default_collate,
+)
 
 import mfoc
 from mfoc.errors import InvalidValue
 from mfoc.populations import orders, shuffled
+from mfoc.populations.datasets import stacked
 from mfoc.seeding import mixed_seed, seeded
 from tests.problems import same_bits
+from tests.ranks import on_ranks
+
+
+class Listed(Dataset):
+    def __init__(self, size):
+        self.size = size
+
+    def __len__(self):
+        return self.size
+
+    def __getitem__(self, k):
+        return torch.tensor([float(k)]), k
+
+
+class Streaming(IterableDataset):
+    def __init__(self, size):
+        self.size = size
+
+    def __len__(self):
+        return self.size
+
+    def __iter__(self):
+        return map(Listed(self.size).__getitem__, range(self.size))
 
 
 def bits(cloud):
@@ -381,3 +416,131 @@ def test_batches_on_a_gpu_are_those_of_the_cpu_and_copy_no_index():
     for n, cloud in enumerate(clouds, 1):
         assert same_bits(bits(cloud.to("cpu")), bits(here(n)))
         assert torch.equal(cloud.indices().cpu(), here(n).indices())
+
+
+class Mixing:
+    """A collate function that draws, as one that mixes two images does."""
+
+    def __call__(self, rows):
+        return torch.stack([x for x, _ in rows]) + torch.rand(()) + random.random() + np.random.rand()  # noqa: NPY002
+
+
+@pytest.mark.parametrize("kind", [Listed, Streaming])
+def test_what_a_collate_function_draws_is_a_function_of_the_step(kind):
+    one, other = (mfoc.population(DataLoader(kind(10), 3, collate_fn=Mixing())) for _ in range(2))
+    before = random.getstate(), torch.get_rng_state().tolist()
+    found = [one(step).state for step in range(9)]
+    for step in (8, 2, 5):
+        assert torch.equal(other(step).state, found[step])
+    assert (random.getstate(), torch.get_rng_state().tolist()) == before
+    assert not torch.equal(found[0] - found[0][0], found[1] - found[0][0])
+    assert same_bits([c.state for c in one.epoch()], [c.state for c in other.epoch()])
+
+
+Pair = namedtuple("Pair", "x z")
+ROWS = {
+    "tensors": [(torch.ones(2) * k, torch.tensor(k)) for k in range(3)],
+    "lists": [[torch.ones(2) * k, torch.tensor(k)] for k in range(3)],
+    "labels that are numbers": [(torch.ones(2) * k, k) for k in range(3)],
+    "arrays": [(np.ones(2) * k, np.float32(k)) for k in range(3)],
+    "nested": [((torch.ones(1), {"a": torch.ones(2)}), 0.5)] * 3,
+    "named": [Pair(torch.ones(2), 1)] * 3,
+    "dicts": [{"a": torch.ones(2)}] * 3,
+    "bare": [torch.ones(2)] * 3,
+    "parameters": [(torch.nn.Parameter(torch.ones(2)), torch.ones(1))] * 3,
+    "one each": [(torch.ones(2),)] * 3,
+    "text": [(torch.ones(2), "a")] * 3,
+}
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_rows_are_put_together_as_by_torch(name):
+    one, other = stacked(ROWS[name]), default_collate(ROWS[name])
+    assert type(one) is type(other)
+    assert repr(one) == repr(other)
+
+
+@pytest.mark.parametrize("rows", [[(torch.ones(2), 1), (torch.ones(2),)], [(torch.ones(2), 1), (torch.ones(3), 1)]])
+def test_ragged_rows_are_refused(rows):
+    class Ragged(Dataset):
+        def __len__(self):
+            return 2
+
+        def __getitem__(self, i):
+            return rows[i]
+
+    with pytest.raises(InvalidValue, match="do not collate"):
+        mfoc.population(Ragged())(0)
+
+
+@pytest.mark.parametrize("kind", [Listed, Streaming])
+def test_a_population_can_be_copied_and_pickled(kind):
+    source = mfoc.population(kind(10), batch_size=3, shuffle=False)
+    source(3)  # an iterable is being read
+    for other in (copy.deepcopy(source), pickle.loads(pickle.dumps(source))):
+        assert torch.equal(other(5).state, source(5).state)
+
+
+ARRAYS = {
+    "masked": (lambda: np.ma.masked_array(np.ones(4), [0, 1, 0, 0]), "masked array.*fill it"),
+    "long double": (lambda: np.ones(4, np.longdouble), r"which torch has not.*astype\(np\.float64\)"),
+    "records": (lambda: np.zeros(4, [("a", "f4"), ("b", "i4")]), "expected numbers"),
+    "objects": (lambda: np.array([1, "a"], dtype=object), "ragged"),
+    "dates": (lambda: np.array(["2020-01-01"], dtype="M8[D]"), "expected numbers"),
+    "a dict": (lambda: {"a": np.ones(4)}, r"\(source, None\) or \(source, z\)"),
+    "one number": (lambda: np.array(3.0), "scalar"),
+    "complex, not finite": (lambda: np.array([1, complex(0, np.nan)]), "first at particle 1"),
+}
+
+
+@pytest.mark.parametrize("name", ARRAYS)
+def test_arrays_that_torch_has_no_equal_of_are_refused(name):
+    make, words = ARRAYS[name]
+    if name == "long double" and np.dtype(np.longdouble).itemsize == 8:
+        pytest.skip("long doubles are doubles here")
+    with pytest.raises((mfoc.InvalidType, InvalidValue), match=words):
+        mfoc.population(make())
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.int16, np.int32, np.uint8, np.uint16, np.uint32])
+def test_labels_of_any_width_are_int64(dtype):
+    assert mfoc.population((np.ones((4, 2)), np.arange(4, dtype=dtype)), batch_size=2)(0).data.dtype == torch.int64
+
+
+def explodes(t, x, u, z):
+    return x * u
+
+
+def last_good(source):
+    """What a solve that runs into numbers that are not finite ends with."""
+    problem = mfoc.Problem(explodes, lambda x, z: x[:, 0].pow(4), [torch.full((1,), 1.5)] * 2)
+    return mfoc.solve(problem, mfoc.Gradient(lambda p: torch.optim.SGD(p, lr=3e-4)), source, steps=60)
+
+
+def test_the_last_good_iterate_is_found_whatever_the_batches_come_from():
+    """A solve that looks back asks for its batches once more."""
+    listed, read = (mfoc.population(DataLoader(kind(10), 3)) for kind in (Listed, Streaming))
+    asked = []
+    expected = last_good(listed)
+    assert expected.status is mfoc.Status.NONFINITE
+    for source in (read, lambda n: asked.append(n) or listed(n)):
+        found = last_good(source)
+        assert (found.status, found.last.step) == (expected.status, expected.last.step)
+        assert same_bits(found.controls, expected.controls)
+    assert asked.count(0) > 1  # it has looked back
+
+
+def shares():
+    """Batches of an iterable and of a list of its items, on one rank of two."""
+    sources = [mfoc.population(DataLoader(kind(10), 4)) for kind in (Streaming, Listed)]
+    return [[[c.state, c.data, c.indices()] for c in map(source, (0, 2, 7, 3))] for source in sources]
+
+
+@pytest.mark.slow
+def test_ranks_share_the_batches_of_an_iterable(tmp_path):
+    whole = [mfoc.population(Streaming(10), batch_size=4)(n) for n in (0, 2, 7, 3)]
+    ranks = [found[0] for found in on_ranks(tmp_path, shares)]
+    for read, listed in ranks:
+        assert same_bits(read, listed)
+    for k, cloud in enumerate(whole):
+        assert sorted(torch.cat([read[k][2] for read, _ in ranks]).tolist()) == sorted(cloud.indices().tolist())

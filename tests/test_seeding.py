@@ -1,6 +1,7 @@
 """Seeds give unrelated streams, and a seeded block leaves the global generators as they were."""
 
 import random
+import sys
 from contextlib import contextmanager
 
 import numpy as np
@@ -100,16 +101,24 @@ BEFORE = {
     "half a pair": lambda: np.random.randn(3),  # noqa: NPY002
     "whole pairs": lambda: np.random.randn(4),  # noqa: NPY002
     "half a pair of Python's": lambda: random.gauss(0, 1),
+    "all words of Python's": lambda: [random.seed(3), random.randbytes(4 * 624)],
 }
-INSIDE = [lambda: None, drawn, lambda: np.random.randn(1), lambda: np.random.randn(700)]  # noqa: NPY002
+INSIDE = [
+    lambda: None,
+    drawn,
+    lambda: [random.gauss(0, 1) for _ in range(701)],
+    lambda: np.random.randn(1),  # noqa: NPY002
+    lambda: np.random.randn(700),  # noqa: NPY002
+]
 
 
 @pytest.mark.parametrize("slowly", [False, True])
 @pytest.mark.parametrize("before", BEFORE)
 @pytest.mark.parametrize("inside", INSIDE)
 def test_the_whole_state_is_put_back(before, inside, slowly, monkeypatch):
-    """NumPy's is copied as it lies in memory; the plain reference goes by its public doors."""
+    """Python's and NumPy's are copied as they lie in memory; the plain references go by their public doors."""
     monkeypatch.setattr(seeding, "_lies_as_expected", lambda: not slowly)
+    monkeypatch.setattr(seeding, "_python_lies_as_expected", lambda: not slowly)
     with _outer():
         BEFORE[before]()
         kept = legacy_states()
@@ -130,8 +139,9 @@ def _outer():
     random.setstate(states[1])
 
 
-def test_memory_is_read_as_this_numpy_lays_it_out():
+def test_memory_is_read_as_this_numpy_and_this_python_lay_it_out():
     assert seeding._lies_as_expected()
+    assert seeding._python_lies_as_expected() == (sys.implementation.name == "cpython")
 
 
 def test_another_generator_in_the_place_of_numpys():

@@ -131,7 +131,8 @@ class FunctionalModule:
     def run(self, module: nn.Module, /, *args: Any, **kwargs: Any) -> Any:
         """The output of a module that ``at`` has made."""
         call = module if self._hooked else module.forward
-        if self.plain and not self._recurrent:
+        # torch.compile knows checkpointing by itself, and a lock would cut its graph here.
+        if not self._recurrent and (self.plain or torch.compiler.is_dynamo_compiling()):
             return call(*args, **kwargs)
         with without_reentry(), recurrent_kernels(self._modes) if self._recurrent else nullcontext():
             return call(*args, **kwargs)

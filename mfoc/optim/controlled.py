@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any, overload
 
 import torch
@@ -13,6 +12,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from mfoc.checks import check_choice, check_flag, check_non_negative, check_positive
+from mfoc.compilation import validation_kept
 from mfoc.errors import InvalidType, InvalidValue, MissingExtra
 from mfoc.optim.many import Many
 from mfoc.optim.running import AVERAGES, Running, begun
@@ -196,12 +196,12 @@ def _compiled(move: Callable[..., None]) -> Callable[..., None]:
     """One kernel for tensors of any size."""
     from torch._dynamo.exc import TorchDynamoException
 
-    with _validation_kept():
+    with validation_kept():
         kernel = torch.compile(move, dynamic=True)
 
     def run(*arguments: Any) -> None:
         try:
-            with _validation_kept():
+            with validation_kept():
                 kernel(*arguments)
         except TorchDynamoException as error:
             reason = str(error).splitlines()[0]
@@ -210,16 +210,6 @@ def _compiled(move: Callable[..., None]) -> Callable[..., None]:
             ) from error
 
     return run
-
-
-@contextmanager
-def _validation_kept() -> Iterator[None]:
-    """torch.compile switches the validation of torch.distributions off, in all the process and for good."""
-    kept = torch.distributions.Distribution._validate_args
-    try:
-        yield
-    finally:
-        torch.distributions.Distribution.set_default_validate_args(kept)
 
 
 def _flat(row: list[Tensor]) -> list[Tensor]:

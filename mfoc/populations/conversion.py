@@ -15,6 +15,8 @@ from mfoc.errors import InvalidType, InvalidValue
 from mfoc.particles import Particles
 from mfoc.tree import Tree
 
+_NARROW = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.uint16, torch.uint32)
+
 
 def parts(source: Any) -> tuple[Tree, Tree, Tensor | None]:
     """State, data and index of a cloud, of a pair (x, z), or of the state alone; their leaves as they are.
@@ -66,10 +68,12 @@ def check_finite(cloud: Particles) -> None:
 
 def finite(leaf: Tensor) -> bool:
     """Whether no value is NaN or infinite; leaves of integers, and those without values, pass."""
+    if leaf.is_complex() and not leaf.is_meta:
+        return bool(leaf.isfinite().all())
     if not leaf.is_floating_point() or leaf.is_meta:
         return True
     # A sum is NaN or infinite where a term is: one pass instead of four. It may overflow, too: then all are asked.
-    return math.isfinite(leaf.detach().sum().item()) or bool(leaf.isfinite().all())
+    return math.isfinite((leaf.detach() if leaf.requires_grad else leaf).sum().item()) or bool(leaf.isfinite().all())
 
 
 def as_tensor(leaf: Any, name: str) -> Tensor:
@@ -97,6 +101,10 @@ def check_array(leaf: np.ndarray[Any, Any], name: str) -> None:
         raise InvalidValue(f"{name} is a ragged (object) array; every particle needs the same shape")
     if leaf.dtype.kind not in "biufc":
         raise InvalidType(f"{name} is an array of {leaf.dtype}; expected numbers")
+    if isinstance(leaf, np.ma.MaskedArray):
+        raise InvalidType(f"{name} is a masked array, and torch knows no masks; fill it, or take the mask as data")
+    if leaf.dtype.kind in "fc" and leaf.dtype.itemsize > np.dtype("f8" if leaf.dtype.kind == "f" else "c16").itemsize:
+        raise InvalidType(f"{name} is an array of {leaf.dtype}, which torch has not; expected astype(np.float64)")
 
 
 def image(leaf: Tensor, dtype: torch.dtype | None = None) -> Tensor:
@@ -106,8 +114,7 @@ def image(leaf: Tensor, dtype: torch.dtype | None = None) -> Tensor:
 
 def label(leaf: Tensor) -> Tensor:
     """Narrow integers, one for each particle, are taken for labels: int64."""
-    narrow = leaf.dtype in (torch.uint8, torch.int8, torch.int16, torch.int32)
-    return leaf.long() if narrow and leaf.dim() == 1 else leaf
+    return leaf.long() if leaf.dtype in _NARROW and leaf.dim() == 1 else leaf
 
 
 def _of_many(source: Any) -> str:

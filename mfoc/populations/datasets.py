@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import default_collate
 
 from mfoc.errors import InvalidValue
 from mfoc.particles import Particles
@@ -34,7 +35,7 @@ class Items:
         many = getattr(self._dataset, "__getitems__", None)  # which DataLoaders ask for as well
         with seeded(key()):
             rows = many(places) if callable(many) else [self._dataset[i] for i in places]
-        return collated(rows, self._collate, index)
+            return collated(rows, self._collate, index.clone())  # which may draw, too: to mix two images, say
 
     def whole(self) -> None:
         """It is not at hand: items may be drawn anew each time."""
@@ -46,15 +47,26 @@ def collated(rows: list[Any], collate: Collate, index: Tensor) -> Particles:
     Args:
         rows: the items.
         collate: makes one batch of them.
-        index: which particles they are ``[N]``.
+        index: which particles they are ``[N]``, their own.
 
     Raises:
         InvalidValue: they do not collate, or into something else than a state, or a state and data.
     """
     try:
-        batch = collate(rows)
+        batch = stacked(rows) if collate is default_collate else collate(rows)
     except (RuntimeError, ValueError, TypeError) as error:
         raise InvalidValue(f"the dataset's items do not collate into one batch (ragged?): {error}") from error
     if isinstance(batch, tuple | list):
         batch = batch[0] if len(batch) == 1 else tuple(batch)
-    return converted(batch, index.clone())
+    return converted(batch, index)
+
+
+def stacked(rows: list[Any]) -> Tree:
+    """What ``default_collate`` makes of rows, sooner where they are tuples that hold tensors.
+
+    It asks each entry of each row what it is, which takes a fifth of the time that putting them together does.
+    """
+    if not {tuple, list}.issuperset(kinds := set(map(type, rows))) or len(kinds) > 1 or len(set(map(len, rows))) > 1:
+        return default_collate(rows)
+    columns: list[Any] = list(zip(*rows, strict=True))
+    return [torch.stack(c) if set(map(type, c)) == {Tensor} else default_collate(c) for c in columns]

@@ -87,6 +87,8 @@ def population(source: Any, *, batch_size: int | None = None, shuffle: bool = Tr
             raise InvalidValue("batch_size was given with a function; the function decides how many particles it draws")
         check_signature(("n",), population=source)
         return Drawn(source)
+    if isinstance(source, dict):
+        raise InvalidType("source is a dict; a state that is one is given as a pair, (source, None) or (source, z)")
     raise InvalidType(
         f"source is {kind_of(source)}; expected a tensor, a pair (x, z), mfoc.Particles, a Dataset, "
         "a DataLoader or a function n -> mfoc.Particles"

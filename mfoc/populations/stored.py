@@ -22,6 +22,23 @@ Key = Callable[[], int]  # a seed, which takes as long to mix as a small batch t
 _KEYS = 16
 
 
+class Keys:
+    """The seed of each step, mixed_seed(seed, step, 1), or of each block.
+
+    They are mixed by the dozen: alone, between batches, each takes five times as long.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
+        self._mixed: tuple[int, list[int]] = -1, []  # those of some steps from the first on, a memo
+
+    def __call__(self, step: int) -> int:
+        first = step - step % _KEYS
+        if self._mixed[0] != first:
+            self._mixed = first, [mixed_seed(self._seed, first + k, 1) for k in range(_KEYS)]
+        return self._mixed[1][step - first]
+
+
 class Source(Protocol):
     """Where particles are taken from.
 
@@ -59,7 +76,7 @@ class Stored(Population):
             size, self.batch_size, shuffle=shuffle, seed=seed, drop_last=drop_last, device=source.device
         )
         self.batches_per_epoch = self._order.batches_per_epoch
-        self._keys: tuple[int, list[int]] = -1, []  # of some steps from the first on, a memo
+        self._key = Keys(seed)
         share(torch.arange(self._order.least, device="cpu"))  # refuses batches too short to split
 
     def __call__(self, step: int) -> Particles:
@@ -67,13 +84,6 @@ class Stored(Population):
         if self.batch_size == self.size and not active() and (cloud := self._source.whole()) is not None:
             return cloud
         return self._source(share(self._order(step)), lambda: self._key(step))
-
-    def _key(self, step: int) -> int:
-        """The seed of a step. They are mixed by the dozen: alone, between batches, each takes five times as long."""
-        first = step - step % _KEYS
-        if self._keys[0] != first:
-            self._keys = first, [mixed_seed(self._seed, first + k, 1) for k in range(_KEYS)]
-        return self._keys[1][step - first]
 
     def fetch(self, index: Tensor, key: int) -> Particles:
         cloud = self._source.whole() if len(index) == self.size else None

@@ -8,14 +8,17 @@ from itertools import islice
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.utils.data import default_collate
 
 from mfoc import tree
 from mfoc.checks import check_integer, kind_of
 from mfoc.distributed import share
 from mfoc.errors import InvalidType, InvalidValue
-from mfoc.particles import Particles, concatenated
+from mfoc.particles import Particles
 from mfoc.populations.datasets import Collate, collated
 from mfoc.populations.protocol import Population, shared
+from mfoc.populations.stored import Keys
 from mfoc.seeding import mixed_seed, seeded
 
 _BLOCKS, _BYTES = 64, 1 << 26  # what was read last is kept: a solve looks back by tens of steps
@@ -45,62 +48,79 @@ class Streamed(Population):
         self.batches_per_epoch = self._used // math.gcd(self._used, self.batch_size)
         share(torch.arange(self.batch_size, device="cpu"))  # refuses batches too short to split
         self._source, self._collate, self._seed = source, collate, seed
-        self._blocks = self._reader(_BLOCKS)
+        self._blocks = self._reader()
+        self._kept: dict[int, Particles] = {}  # batches by their first place, the last read last
 
-    def _reader(self, keep: int) -> _Blocks:
-        return _Blocks(self._source, self.size, self.batch_size, self._collate, self._seed, keep)
+    def _reader(self) -> _Blocks:
+        return _Blocks(self._source, self.size, self.batch_size, self._collate, self._seed)
 
     def __call__(self, step: int) -> Particles:
         check_integer(0, step=step)
-        first, wanted, found = step * self.batch_size % self._used, self.batch_size, []
-        while wanted:
-            block, skip = divmod(first, self.batch_size)
-            cloud = self._blocks(block)
-            count = min(wanted, len(cloud) - skip)
-            found.append(cloud if count == len(cloud) else cloud[skip : skip + count])
-            first, wanted = (first + count) % self._used, wanted - count
-        return shared(concatenated(found))
+        first = step * self.batch_size % self._used
+        if first not in self._kept:
+            self._keep(first, self._read(first))
+        return shared(self._kept[first])
+
+    def _read(self, first: int) -> Particles:
+        rows: list[Any] = []
+        place = first
+        while wanted := self.batch_size - len(rows):
+            block, skip = divmod(place, self.batch_size)
+            found = self._blocks(block)[skip : skip + min(wanted, self._used - place)]
+            rows += found
+            place = (place + len(found)) % self._used
+        places = torch.arange(first, first + self.batch_size, device="cpu")
+        return self._blocks.cloud(rows, places if place == first + len(rows) else places % self._used, first)
+
+    def _keep(self, first: int, cloud: Particles) -> None:
+        room = min(_BLOCKS, max(2, _BYTES // _bytes(cloud)))
+        for old in list(self._kept)[: max(0, len(self._kept) + 1 - room)]:
+            del self._kept[old]
+        self._kept[first] = cloud
 
     def epoch(self) -> Iterator[Particles]:
-        blocks = self._reader(1)  # the batches of a solve go on where they were
-        return (blocks(k) for k in range(-(-self.size // self.batch_size)))
+        blocks = self._reader()  # the batches of a solve go on where they were
+        for first in range(0, self.size, self.batch_size):
+            rows = blocks(first // self.batch_size)
+            yield blocks.cloud(rows, torch.arange(first, first + len(rows), device="cpu"), first)
 
 
 class _Blocks:
     """The items of a pass, in blocks: block k holds the items from k * count on.
 
     Each block is read with the global generators seeded by its number: what an iterable draws from them, as a buffer
-    that shuffles does, is then the same in each pass.
+    that shuffles does, is then the same in each pass. Only the block that was read last is at hand.
     """
 
-    def __init__(self, source: Any, size: int, count: int, collate: Collate, seed: int, keep: int) -> None:
+    def __init__(self, source: Any, size: int, count: int, collate: Collate, seed: int) -> None:
         self._source, self._size, self._count = source, size, count
-        self._collate, self._seed, self._keep = collate, seed, keep
+        self._collate, self._seed, self._key = collate, seed, Keys(seed)
         self._iterator: Iterator[Any] | None = None
-        self._next = 0  # the block that is read next
+        self._last, self._rows = -1, list[Any]()  # the block that was read last
         self._first: Particles | None = None
-        self._kept: dict[int, Particles] = {}
 
-    def __call__(self, block: int) -> Particles:
-        if block not in self._kept:
-            if block < self._next:
-                self._iterator = None
-            while block not in self._kept:
-                self._keep_block(*self._read())
-        return self._kept[block]
+    def __getstate__(self) -> dict[str, Any]:
+        """Iterators are neither copied nor pickled: a copy begins again."""
+        return {**vars(self), "_iterator": None, "_rows": []}
 
-    def _keep_block(self, block: int, cloud: Particles) -> None:
-        self._kept.pop(block, None)
-        room = min(self._keep, max(2, _BYTES // _bytes(cloud)))
-        for old in list(self._kept)[: max(0, len(self._kept) + 1 - room)]:
-            del self._kept[old]
-        self._kept[block] = cloud
+    def __call__(self, block: int) -> list[Any]:
+        if block < self._last:
+            self._iterator = None
+        while self._iterator is None or self._last != block:
+            self._read(0 if self._iterator is None else self._last + 1)
+        return self._rows
 
-    def _read(self) -> tuple[int, Particles]:
-        block = 0 if self._iterator is None else self._next
+    def cloud(self, rows: list[Any], places: Tensor, first: int) -> Particles:
+        """Items as particles; what their collation draws, as one that mixes images does, depends on where they are."""
+        if self._collate is default_collate:  # which draws nothing
+            return collated(rows, self._collate, places)
+        with seeded(mixed_seed(self._seed, first, 3)):
+            return collated(rows, self._collate, places)
+
+    def _read(self, block: int) -> None:
         first = block * self._count
         count = min(self._count, self._size - first)
-        with seeded(mixed_seed(self._seed, block, 1)):
+        with seeded(self._key(block)):
             iterator = iter(self._source) if self._iterator is None else self._iterator
             self._iterator = None  # what fails is begun anew
             rows = list(islice(iterator, count))
@@ -108,11 +128,9 @@ class _Blocks:
         if len(rows) < count or more:
             given = "more" if more else first + len(rows)
             raise InvalidValue(f"source gave {given} items; its length, len(source), says {self._size}")
-        cloud = collated(rows, self._collate, torch.arange(first, first + count, device="cpu"))
         if block == 0:
-            self._check_same(cloud)
-        self._iterator, self._next = iterator, block + 1
-        return block, cloud
+            self._check_same(self.cloud(rows, torch.arange(count, device="cpu"), 0))
+        self._iterator, self._last, self._rows = iterator, block, rows
 
     def _check_same(self, cloud: Particles) -> None:
         """Refuses an iterable whose first block is another one than it was."""
