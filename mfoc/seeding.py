@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import _random
 import ctypes
 import random
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -40,7 +38,8 @@ def seeded(key: int, device: torch.device | None = None) -> Iterator[None]:
     """
     gpu = device if device is not None and device.type == "cuda" else None
     # Not by ``torch.random.fork_rng``, which takes five times as long: this runs once a batch.
-    torch_state, restore_python, restore_numpy = torch.default_generator.get_state(), _python_kept(), _numpy_kept()
+    torch_state, python_state = torch.default_generator.get_state(), random.getstate()
+    restore_numpy = _numpy_kept()
     gpu_state = None if gpu is None else torch.cuda.get_rng_state(gpu)
     try:
         torch.default_generator.manual_seed(key)
@@ -54,28 +53,8 @@ def seeded(key: int, device: torch.device | None = None) -> Iterator[None]:
         torch.default_generator.set_state(torch_state)
         if gpu is not None and gpu_state is not None:
             torch.cuda.set_rng_state(gpu_state, gpu)
-        restore_python()
+        random.setstate(python_state)
         restore_numpy()
-
-
-def _python_kept() -> Callable[[], None]:
-    """Keeps the state of Python's global generator; what it returns puts it back.
-
-    As tuples of 625 numbers, by ``getstate`` and ``setstate``, it takes half of the time that all of seeding does.
-    """
-    own: Any = getattr(random.seed, "__self__", None)
-    if type(own) is not random.Random or not _python_lies_as_expected():
-        state = random.getstate()
-        return lambda: random.setstate(state)
-    words, held = _inside(own), vars(own)
-    left = held["gauss_next"]
-    before = words.raw
-
-    def restore() -> None:
-        ctypes.memmove(words, before, len(before))
-        held["gauss_next"] = left
-
-    return restore
 
 
 def _numpy_kept() -> Callable[[], None]:
@@ -122,23 +101,6 @@ def _memory(generator: np.random.MT19937) -> Any:
 
 
 _WORDS = ctypes.c_char * (4 * 625)
-
-
-def _inside(generator: random.Random) -> Any:
-    """The state of a generator of CPython where it lies, behind the object's head: how many words are used up, 624."""
-    return _WORDS.from_address(id(generator) + object.__basicsize__)
-
-
-@cache
-def _python_lies_as_expected() -> bool:
-    """Whether this Python keeps a Mersenne twister as CPython does today, and as ``_inside`` reads it."""
-    room = _random.Random.__basicsize__ - object.__basicsize__
-    if sys.implementation.name != "cpython" or room < ctypes.sizeof(_WORDS):
-        return False
-    one = random.Random(1)
-    one.random()
-    *words, used = one.getstate()[1]
-    return bool(_inside(one).raw == np.array([used, *words], dtype=np.uint32).tobytes())
 
 
 @cache
