@@ -139,7 +139,8 @@ class Stage:
         constants = any(not p.requires_grad for p in self.module.parameters())
         self.hooked = hooked(self.module)
         self.direct = None if self.hooked or constants else _DIRECT.get(type(self.module))
-        if self.function.constant and not self.function.writes and self.direct is None:
+        recurrent = any(isinstance(part, nn.RNNBase) for part in self.module.modules())  # needs its kernels chosen
+        if self.function.constant and not self.function.writes and self.direct is None and not recurrent:
             self.direct = _forward
         self.takes_data = getattr(self.module, "takes_data", False) is True  # data are given where they are asked for
         self.arguments = self._several() if whole else None

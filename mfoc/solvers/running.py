@@ -90,6 +90,7 @@ class Running:
         return info
 
     def _evaluated(self, evaluate: Evaluate) -> tuple[Tensor, list[Tensor]]:
+        torch.clear_autocast_cache()  # which has the leaves as they were
         value, slopes = evaluate(self.leaves)
         followed = slopes
         if self._region is not None:
@@ -113,8 +114,14 @@ class Running:
 
     @property
     def keeps_memory(self) -> bool:
-        """Whether all that the optimiser remembers is in ``state``, as it is of those of torch and of this library."""
-        return type(self.optimizer).__module__.startswith(("torch.optim.", "mfoc.optim."))
+        """Whether all that the optimiser remembers is in ``state``, as it is of those of torch and of this library.
+
+        Not where it has hooks, or a ``step`` of its own (a scheduler gives it one): they may remember anything.
+        """
+        optimizer: Any = self.optimizer
+        hooks = (optimizer._optimizer_step_pre_hooks, optimizer._optimizer_step_post_hooks)
+        own = type(optimizer).__module__.startswith(("torch.optim.", "mfoc.optim."))
+        return own and not any(hooks) and "step" not in vars(optimizer)
 
 
 def fresh(controls: Tree) -> list[Tensor]:

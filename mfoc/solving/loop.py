@@ -61,8 +61,14 @@ def iterate(
 
 def _iterates(steps: Steps) -> Iterator[Iterate]:
     while True:
+        _check_derivatives()
         steps.advance({"step": steps.step})
         yield steps.iterate(steps.place())
+
+
+def _check_derivatives() -> None:
+    if torch.is_inference_mode_enabled():
+        raise InvalidValue("torch.inference_mode() is on and solving needs derivatives; leave it (no_grad is fine)")
 
 
 def _begin(
@@ -70,8 +76,7 @@ def _begin(
 ) -> Iterate:
     check_instance(Problem, "mfoc.Problem", problem=problem)
     check_instance(Solver, "an object with init() and step(), such as mfoc.Gradient(...)", solver=solver)
-    if torch.is_inference_mode_enabled():
-        raise InvalidValue("torch.inference_mode() is on and solving needs derivatives; leave it (no_grad is fine)")
+    _check_derivatives()
     check_flag(nominal=nominal)
     particles = source(0 if start is None else _last(start).step)
     plays = bool(getattr(solver, "plays_games", False))

@@ -8,12 +8,14 @@ of every thirty-second step. Steps are pure functions of controls, state and bat
 from __future__ import annotations
 
 import math
+import threading
 import weakref
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from mfoc import tree
@@ -90,13 +92,13 @@ class Steps:
         """The iterate at a place."""
         return replace(place[1], history=history)
 
-    def rescued(self, place: Place) -> Iterate:
-        """The iterate at a place, whatever has happened."""
-        return self.iterate(place)
-
 
 class StepsInPlace(Steps):
-    """The same bits by a solver that works in place."""
+    """The same bits by a solver that works in place.
+
+    A thread that was handed an iterate may read it at any time: nothing moves while it copies, and it copies nothing
+    that is half written.
+    """
 
     def __init__(self, problem: Problem, solver: Solver, source: Population, at: Iterate, live: InPlace) -> None:
         super().__init__(problem, solver, source, at)
@@ -106,6 +108,7 @@ class StepsInPlace(Steps):
         self._handed: list[weakref.ref[Iterate]] = []
         self._copies = False  # hand out copies: somebody keeps iterates
         self._lent: list[tuple[Tensor, int]] = []  # the last copies that were handed out, and their versions
+        self._lock = threading.RLock()  # held by who moves, reads or copies
 
     def advance(self, record: Record) -> Info:
         """One step; see ``Steps``."""
@@ -116,10 +119,12 @@ class StepsInPlace(Steps):
         if self.step - self.at.step >= _EVERY:
             self.settle()
             self._before, self.at = self.at, Iterate(self.step, *self._live.copies(), self._info)
-        info = self._live.step(self._source(self.step))
-        self._unread.add(record, info)
-        self._info = info
-        self.step += 1
+        particles = self._source(self.step)
+        with self._lock:
+            info = self._live.step(particles)
+            self._unread.add(record, info)
+            self._info = info
+            self.step += 1
         if _at_hand(info.value):
             record["value"] = float(info.value)
             if not math.isfinite(record["value"]):
@@ -128,7 +133,8 @@ class StepsInPlace(Steps):
 
     def settle(self) -> None:
         """Reads the numbers of all steps made so far; see ``Steps``."""
-        bad = self._unread.read()
+        with self._lock:
+            bad = self._unread.read()
         if bad is not None:
             self._fail(int(bad["step"]))
 
@@ -153,6 +159,7 @@ class StepsInPlace(Steps):
         step, origin = place
         if step != self.step or step == origin.step:
             return replace(self._again(step, origin).at, history=history)
+        self._unread.own()
         made = Iterate.later(step, partial(self._recover, step, origin), self._info, history)
         if self._copies:
             _ = made.controls
@@ -160,31 +167,25 @@ class StepsInPlace(Steps):
             self._handed.append(weakref.ref(made))
         return made
 
-    def rescued(self, place: Place) -> Iterate:
-        """The iterate at a place; the last snapshot, where it cannot be reached again."""
-        found = self.iterate(place)
-        try:
-            _ = found.controls
-        except Exception:  # what went wrong goes wrong again
-            return self.at
-        return found
-
     def _again(self, step: int, origin: Iterate) -> Steps:
         """The steps from an iterate to another, made again."""
         again = Steps(self._problem, self._solver, self._source, origin)
-        while again.step < step:
-            again.advance({})
+        with torch.inference_mode(False):  # of who reads, which has no derivatives
+            while again.step < step:
+                again.advance({})
         return again
 
     def _recover(self, step: int, origin: Iterate) -> tuple[Tree, Tree]:
         """Controls and state at a step."""
-        if self._live.taken != step - self._first:  # it has moved on, or stopped in the middle of a step
-            at = self._again(step, origin).at
-            return at.controls, at.state
-        self.settle()
-        made = self._live.copies()
-        self._lent += [(leaf, leaf._version) for leaf in tree.tensors(made[0])]
-        return made
+        with self._lock:
+            if self._live.taken == step - self._first:
+                self.settle()
+                with torch.inference_mode(False):
+                    made = self._live.copies()
+                self._lent += [(leaf, leaf._version) for leaf in tree.tensors(made[0])]
+                return made
+        at = self._again(step, origin).at  # it has moved on, or stopped in the middle of a step
+        return at.controls, at.state
 
     def _check_lent(self) -> None:
         lent, self._lent = self._lent, []
@@ -213,8 +214,10 @@ def _at_hand(value: Tensor) -> bool:
 def stepping(problem: Problem, solver: Solver, source: Population, at: Iterate) -> Steps:
     """The steps of a solver from an iterate on."""
     make: Any = getattr(solver, "in_place", None)
-    # Over ranks a step cannot be made again by one of them, which may be all that fails.
-    live = None if make is None or active() else make(problem, at.controls, at.state)
+    # Over ranks a step cannot be made again by one of them, which may be all that fails; and steps that were made
+    # within autocast are others when an iterate is read outside of it.
+    pure = make is None or active() or any(map(torch.is_autocast_enabled, ("cpu", "cuda")))
+    live = None if pure else make(problem, at.controls, at.state)
     if live is None:
         return Steps(problem, solver, source, at)
     return StepsInPlace(problem, solver, source, at, live)

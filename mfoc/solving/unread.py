@@ -25,6 +25,7 @@ class Unread:
     def __init__(self) -> None:
         self._steps: list[tuple[Record, Tensor, Tree]] = []  # with J, and the gradient or the norms of its leaves
         self._few: bool | None = None
+        self._bad: Record | None = None  # for good: whoever reads it first may not pass it on
 
     def add(self, record: Record, info: Info) -> None:
         """Takes in what a step has found; ``value`` and ``residual`` of its record are filled in by ``read``."""
@@ -32,6 +33,12 @@ class Unread:
         if self._few is None:
             self._few = sum(leaf.numel() for leaf in tree.tensors(slopes)) <= _FEW
         self._steps.append((record, info.value, slopes if self._few else tree.norms(slopes)))
+
+    def own(self) -> None:
+        """Holds nothing of the last gradient but its norms: whoever is handed it may write into it."""
+        if self._steps and self._few:
+            record, value, slopes = self._steps[-1]
+            self._steps[-1] = record, value, tree.norms(slopes)
 
     def read(self) -> Record | None:
         """Fills in the records of all steps; the first in which a number is not finite, if there is one."""
@@ -43,7 +50,9 @@ class Unread:
         for (record, _, _), slopes in zip(self._steps, kept, strict=True):
             record["residual"] = math.hypot(*(next(numbers) for _ in slopes))
         read, self._steps = self._steps, []
-        return next((record for record, _, _ in read if not finite(record)), None)
+        if self._bad is None:
+            self._bad = next((record for record, _, _ in read if not finite(record)), None)
+        return self._bad
 
 
 def finite(record: Record) -> bool:
