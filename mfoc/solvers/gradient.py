@@ -171,6 +171,8 @@ class Gradient:
         held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
         if not held <= {id(parameter) for parameter in parameters}:
             raise InvalidValue("optimizer(...) holds tensors of its own; it must hold those it is called with")
+        for group in optimizer.param_groups:  # a learning rate that is a tensor may be written into, and is the user's
+            group.update({key: tree.copy(value) for key, value in group.items() if isinstance(value, Tensor)})
         return optimizer
 
 

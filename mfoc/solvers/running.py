@@ -160,4 +160,4 @@ def _restore(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
         if unknown := sorted(values.keys() - group.keys()):
             name = type(optimizer).__name__
             raise InvalidValue(f"the state is that of another optimizer: {name} has no {', '.join(unknown)}")
-        group.update(values)
+        group.update({key: tree.copy(value) for key, value in values.items()})

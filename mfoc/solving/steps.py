@@ -159,7 +159,8 @@ class StepsInPlace(Steps):
         step, origin = place
         if step != self.step or step == origin.step:
             return replace(self._again(step, origin).at, history=history)
-        self._unread.own()
+        with self._lock:
+            self._unread.own()
         made = Iterate.later(step, partial(self._recover, step, origin), self._info, history)
         if self._copies:
             _ = made.controls
