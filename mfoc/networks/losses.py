@@ -33,6 +33,7 @@ _PLAIN = (*_ENTRIES, F.smooth_l1_loss, F.huber_loss, F.binary_cross_entropy_with
 _PLAIN += (nn.MSELoss.forward, nn.L1Loss.forward, nn.SmoothL1Loss.forward, nn.HuberLoss.forward)
 _PLAIN += (nn.BCEWithLogitsLoss.forward, nn.BCELoss.forward)
 _SETTINGS = ("reduction", "weight", "ignore_index")
+_OLD = ("size_average", "reduce")  # which overrule a reduction
 _UNCOUNTED = -100  # torch's default of ignore_index
 
 # What the arguments of losses are called elsewhere.
@@ -130,7 +131,9 @@ def _reductions(loss: Loss | nn.Module) -> tuple[Loss | None, Loss, Any]:
     source: Any = loss
     while hasattr(source, "func"):  # of partials
         source = source.func
-    return loss, functools.partial(loss, reduction="none"), source
+    old = inspect.signature(loss).parameters
+    exact = all(old[name].default is None for name in _OLD if name in old)
+    return loss if exact else None, functools.partial(loss, reduction="none"), source
 
 
 def _settings(loss: Loss | nn.Module) -> dict[str, Any]:

@@ -53,6 +53,7 @@ class Run:
         with suppress(NonFiniteError):
             self.steps.settle()
         try:
+            self.steps.keep(surely=True)
             at = self._iterate(self.here)
             _ = at.controls
         except Exception:  # what went wrong goes wrong again
@@ -93,6 +94,7 @@ class Run:
             except KeyboardInterrupt:
                 logger.warning("solve interrupted after step %d; the last iterate is in the solution", self.here[0])
                 ended = Status.INTERRUPTED, f"interrupted after step {self.here[0]}"
+                self.steps.keep(surely=True)
             self.steps.settle()
             return self._watched() or ended
         except NonFiniteError as error:

@@ -34,6 +34,7 @@ def pure(steps):
 @pytest.fixture
 def eager_threads():
     """Threads take turns every few instructions."""
+    pure(1)  # the first optimiser of a process takes seconds
     before = sys.getswitchinterval()
     sys.setswitchinterval(1e-5)
     yield
