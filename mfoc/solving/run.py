@@ -94,6 +94,7 @@ class Run:
             except KeyboardInterrupt:
                 logger.warning("solve interrupted after step %d; the last iterate is in the solution", self.here[0])
                 ended = Status.INTERRUPTED, f"interrupted after step {self.here[0]}"
+                self._forget(self.here[0])  # a step that was made and not yet counted
                 self.steps.keep(surely=True)
             self.steps.settle()
             return self._watched() or ended
