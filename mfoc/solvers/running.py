@@ -16,6 +16,7 @@ from mfoc.errors import InvalidValue
 from mfoc.solving import Info
 from mfoc.tree import Tree
 
+_HOOKS = ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks")  # there is no public way to ask
 Evaluate = Callable[[list[Tensor]], tuple[Tensor, list[Tensor]]]
 
 
@@ -119,9 +120,9 @@ class Running:
         Not where it has hooks, or a ``step`` of its own (a scheduler gives it one): they may remember anything.
         """
         optimizer: Any = self.optimizer
-        hooks = (optimizer._optimizer_step_pre_hooks, optimizer._optimizer_step_post_hooks)
-        own = type(optimizer).__module__.startswith(("torch.optim.", "mfoc.optim."))
-        return own and not any(hooks) and "step" not in vars(optimizer)
+        known = type(optimizer).__module__.startswith(("torch.optim.", "mfoc.optim."))
+        hooked = any(getattr(optimizer, name) for name in _HOOKS)
+        return known and not hooked and "step" not in vars(optimizer)
 
 
 def fresh(controls: Tree) -> list[Tensor]:
