@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -100,6 +101,8 @@ def _begin(
         start = _last(start)
         if not tree.same_structure(start.controls, problem.controls):
             raise InvalidValue("start holds controls of another structure than the problem's: it is of another problem")
+        # The user's own may be written into, and this one is come back to.
+        start = replace(start, controls=tree.copy(start.controls), state=tree.copy(start.state))
     controls = tree.copy(problem.controls) if start is None else start.controls
     fresh = Iterate(0, controls, solver.init(problem, controls))
     at = start or fresh

@@ -234,3 +234,19 @@ def test_a_learning_rate_that_is_written_into_is_the_solver_s_own():
         assert float(found["groups"][0]["lr"]) == pytest.approx(0.09)
     assert float(rate) == pytest.approx(0.1)
     assert float(state["groups"][0]["lr"]) == pytest.approx(0.1)
+
+
+def test_a_start_that_is_written_into_moves_nothing():
+    (problem, source), expected = lesson(), pure(44)
+    start = mfoc.solve(problem, ADAM, source, steps=3).last
+    steps = mfoc.iterate(problem, ADAM, source, start=start)
+    next(steps)
+    kept = next(steps)
+    for leaf in leaves(start.controls):
+        leaf.zero_()
+    for memory in start.state["memory"]:
+        for leaf in memory.values():
+            leaf.zero_()
+    next(steps)
+    assert same_iterate(kept, expected[4])
+    assert same_iterate(next(itertools.islice(steps, 37, None)), expected[43])
