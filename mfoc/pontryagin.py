@@ -21,7 +21,7 @@ from mfoc.distributed import active, expectation
 from mfoc.particles import Particles
 from mfoc.populations import as_particles
 from mfoc.printing import by_identity, short
-from mfoc.problem import HasControls, Problem, controls_of
+from mfoc.problem import Averaged, HasControls, Problem, controls_of
 from mfoc.segments import check_recompute, recomputed, swept
 from mfoc.tree import Tree
 from mfoc.validation import check_cost
@@ -100,7 +100,7 @@ def rollout_from(problem: Problem, controls: Tree, stage: int, x: Tree, z: Tree 
 
 
 def mean_cost(problem: Problem, controls: Tree, particles: Particles) -> Tensor:
-    """This rank's mean of the cost: by the terminal cost's own ``mean(x, z)``, where it has one, which is cheaper."""
+    """This rank's mean of the cost: by the terminal cost's own mean, where it is ``Averaged``, which is cheaper."""
     x, z, total = particles.state, particles.data, None
     n = len(particles)
     problem.check_stages(controls)
@@ -111,8 +111,7 @@ def mean_cost(problem: Problem, controls: Tree, particles: Particles) -> Tensor:
             check_cost(cost, n, f"stage {t}: running_cost")
             total = cost if total is None else total + cost
         x = problem.dynamics(t, x, u, z)
-    mean: Any = getattr(problem.terminal_cost, "mean", None)
-    at_once: Tensor | None = None if mean is None else mean(x, z)
+    at_once = problem.terminal_cost.mean(x, z) if isinstance(problem.terminal_cost, Averaged) else None
     if at_once is not None:
         return at_once if total is None else total.mean(-1) + at_once
     cost = problem.terminal_cost(x, z)

@@ -48,6 +48,15 @@ RunningCost = Callable[[int, Tree, Tree, Tree], Tensor]
 TerminalCost = Callable[[Tree, Tree], Tensor]
 Schedule = Callable[[Tree, int], Tree]
 
+
+class Averaged:
+    """A terminal cost that knows its own mean: one says so by this class, as ``mean`` may be anything elsewhere."""
+
+    def mean(self, x: Tree, z: Tree) -> Tensor | None:
+        """The mean over the particles, but for rounding that of the costs; None where it has to be taken of them."""
+        raise NotImplementedError
+
+
 STAGE = ("t", "x", "u", "z")  # what dynamics and running costs are called with
 
 

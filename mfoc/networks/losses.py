@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from mfoc.checks import check_callable, check_signature
 from mfoc.distributed import active, expectation
 from mfoc.errors import InvalidType, InvalidValue
-from mfoc.problem import TerminalCost
+from mfoc.networks.inspection import has_own_pass
+from mfoc.problem import Averaged, TerminalCost
 from mfoc.tree import Tree
 
 Loss = Callable[..., Tensor]
@@ -32,6 +33,7 @@ _PLAIN = (*_ENTRIES, F.smooth_l1_loss, F.huber_loss, F.binary_cross_entropy_with
 _PLAIN += (nn.MSELoss.forward, nn.L1Loss.forward, nn.SmoothL1Loss.forward, nn.HuberLoss.forward)
 _PLAIN += (nn.BCEWithLogitsLoss.forward, nn.BCELoss.forward)
 _SETTINGS = ("reduction", "weight", "ignore_index")
+_OLD = ("size_average", "reduce")  # which overrule a reduction
 _UNCOUNTED = -100  # torch's default of ignore_index
 
 # What the arguments of losses are called elsewhere.
@@ -66,17 +68,17 @@ def per_sample(loss: Loss | nn.Module, *, weigh: bool = True) -> TerminalCost:
     if "reduction" not in settings:
         return loss
     kind = settings["reduction"] if settings["reduction"] in ("sum", "batchmean") else "mean"
-    each, source = _unreduced(loss)
+    whole, each, source = _reductions(loss)
     weight = _Weight(settings.get("weight"), settings.get("ignore_index", _UNCOUNTED))
     weighed = weigh and settings["reduction"] == "mean"
-    return _PerSample(loss, each, source, settings.get("weight"), weight if weighed else None, summed=kind != "mean")
+    return _PerSample(whole, each, source, settings.get("weight"), weight if weighed else None, summed=kind != "mean")
 
 
 @dataclass(frozen=True, eq=False)
-class _PerSample:
+class _PerSample(Averaged):
     """A loss of torch as a terminal cost; see ``per_sample``."""
 
-    loss: Loss | nn.Module
+    whole: Loss | None  # the loss with its reduction; None where it may be another function of the particles' losses
     each: Loss  # the loss without its reduction
     source: Any  # the function of torch that it is
     factors: Tensor | None  # its weights
@@ -106,25 +108,32 @@ class _PerSample:
 
         It costs a third of the mean of what the particles pay, and is the same number but for its rounding.
         """
-        if self.weight is None or not isinstance(x, Tensor) or not isinstance(z, Tensor):
+        if self.whole is None or self.weight is None or not isinstance(x, Tensor) or not isinstance(z, Tensor):
             return None
         classes = self.source in _CLASSES and not z.is_floating_point() and x.shape[:1] + x.shape[2:] == z.shape
         entries = self.source in _PLAIN and self.factors is None and x.shape == z.shape
-        return self.loss(x, z) if classes or entries else None
+        return self.whole(x, z) if classes or entries else None
 
 
-def _unreduced(loss: Loss | nn.Module) -> tuple[Loss, Any]:
-    """A loss without its reduction, and the function of torch that it is, where it is one."""
+def _reductions(loss: Loss | nn.Module) -> tuple[Loss | None, Loss, Any]:
+    """A loss as it is and without its reduction, and the function of torch that it is, where it is one.
+
+    A subclass with a pass of its own, or hooks, may turn what torch has reduced into something else: a focal loss of a
+    mean is not the mean of focal losses. What is not reduced is then all that counts.
+    """
     if isinstance(loss, nn.Module):
-        made = copy.deepcopy(loss)
+        whole, made = copy.deepcopy(loss), copy.deepcopy(loss)  # the user's own may change
         made.reduction = "none"  # type: ignore[assignment]
         passes: list[Any] = [getattr(kind, "forward", None) for kind in type(loss).__mro__]
         known = [found for found in passes if found in _CLASSES]  # a subclass may go through that of its base
-        return made, known[0] if known else type(loss).forward
+        exact = passes[0] in (*_CLASSES, *_PLAIN) and not has_own_pass(loss)
+        return whole if exact else None, made, known[0] if known else passes[0]
     source: Any = loss
     while hasattr(source, "func"):  # of partials
         source = source.func
-    return functools.partial(loss, reduction="none"), source
+    old = inspect.signature(loss).parameters
+    exact = all(old[name].default is None for name in _OLD if name in old)
+    return loss if exact else None, functools.partial(loss, reduction="none"), source
 
 
 def _settings(loss: Loss | nn.Module) -> dict[str, Any]:

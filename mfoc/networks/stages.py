@@ -45,7 +45,8 @@ def _direct(module: nn.Module, function: FunctionalModule) -> Direct | None:
     if kind in _FUNCTIONS:
         own = _FUNCTIONS[kind]
         return lambda x, u: own(x)
-    if function.constant and not function.writes:
+    recurrent = any(isinstance(part, nn.RNNBase) for part in module.modules())  # needs its kernels chosen
+    if function.constant and not function.writes and not recurrent:
         forward = module.forward
         return lambda x, u: registered(forward(x))
     if any(not p.requires_grad for p in module.parameters()):

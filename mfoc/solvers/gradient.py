@@ -169,6 +169,8 @@ class Gradient:
         held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
         if not held <= {id(parameter) for parameter in parameters}:
             raise InvalidValue("optimizer(...) holds tensors of its own; it must hold those it is called with")
+        for group in optimizer.param_groups:  # a learning rate that is a tensor may be written into, and is the user's
+            group.update({key: tree.copy(value) for key, value in group.items() if isinstance(value, Tensor)})
         return optimizer
 
 
@@ -194,11 +196,11 @@ class _InPlace:
         return self._running.controls
 
     def step(self, particles: Particles) -> tuple[Tensor, list[Tensor]]:
-        self._seen = self._running.step(self._evaluation(particles))
-        return self._seen
+        return self._running.step(self._evaluation(particles))
 
-    def info(self) -> Info:
-        return self._running.info(*self._seen)
+    @property
+    def shaped(self) -> Callable[[list[Tensor]], Tree]:
+        return self._running.shaped
 
     def copies(self) -> tuple[Tree, Tree]:
         return tree.copy(self._running.controls), tree.copy(self._running.state())

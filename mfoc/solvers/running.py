@@ -16,6 +16,7 @@ from mfoc.errors import InvalidValue
 from mfoc.solving import Info
 from mfoc.tree import Tree
 
+_HOOKS = ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks")  # there is no public way to ask
 Evaluate = Callable[[list[Tensor]], tuple[Tensor, list[Tensor]]]
 
 
@@ -33,6 +34,7 @@ class Running:
         controls: where it is: a tree of views of what the optimiser writes into.
         leaves: the same, which require grad,
         free: as a tree.
+        shaped: makes a tree like the controls of its leaves.
         taken: how many steps it has made; None while one is written.
     """
 
@@ -52,9 +54,10 @@ class Running:
         self._factor, self._region = factor, region
         self._writes, self._steps = state["writes_gradients"], state["steps"]
         self.leaves = [p.detach().requires_grad_() for p in self._parameters]
-        self._rebuilt = functools.partial(tree.rebuild, controls)
-        self.controls = self._rebuilt([p.detach() for p in self._parameters])
-        self.free = self._rebuilt(self.leaves)
+        shapes = tree.map(lambda leaf: leaf.detach().new_empty(0), controls)
+        self.shaped = functools.partial(tree.rebuild, shapes)
+        self.controls = self.shaped([p.detach() for p in self._parameters])
+        self.free = self.shaped(self.leaves)
         self._projected: Tree = None  # the gradient of the last evaluation, in bounds
         self.taken: int | None = 0
 
@@ -91,14 +94,15 @@ class Running:
 
     def info(self, value: Tensor, slopes: list[Tensor]) -> Info:
         """What the last step saw, of what it returned."""
-        gradient = self._rebuilt(slopes)
+        gradient = self.shaped(slopes)
         return Info(value, gradient, projected=self._projected)
 
     def _evaluated(self, evaluate: Evaluate) -> tuple[Tensor, list[Tensor]]:
+        torch.clear_autocast_cache()  # which has the leaves as they were
         value, slopes = evaluate(self.leaves)
         followed = slopes
         if self._region is not None:
-            self._projected = self._region.stationary(self.controls, self._rebuilt(slopes))
+            self._projected = self._region.stationary(self.controls, self.shaped(slopes))
             followed = tree.leaves(self._projected)
         for parameter, slope in zip(self._parameters, followed, strict=True):
             parameter.grad = slope
@@ -119,8 +123,14 @@ class Running:
 
     @property
     def keeps_memory(self) -> bool:
-        """Whether all that the optimiser remembers is in ``state``, as it is of those of torch and of this library."""
-        return type(self.optimizer).__module__.startswith(("torch.optim.", "mfoc.optim."))
+        """Whether all that the optimiser remembers is in ``state``, as it is of those of torch and of this library.
+
+        Not where it has hooks, or a ``step`` of its own (a scheduler gives it one): they may remember anything.
+        """
+        optimizer: Any = self.optimizer
+        known = type(optimizer).__module__.startswith(("torch.optim.", "mfoc.optim."))
+        hooked = any(getattr(optimizer, name) for name in _HOOKS)
+        return known and not hooked and "step" not in vars(optimizer)
 
 
 def fresh(controls: Tree) -> list[Tensor]:
@@ -159,4 +169,4 @@ def _restore(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
         if unknown := sorted(values.keys() - group.keys()):
             name = type(optimizer).__name__
             raise InvalidValue(f"the state is that of another optimizer: {name} has no {', '.join(unknown)}")
-        group.update(values)
+        group.update({key: tree.copy(value) for key, value in values.items()})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -61,8 +62,14 @@ def iterate(
 
 def _iterates(steps: Steps) -> Iterator[Iterate]:
     while True:
+        _check_derivatives()
         steps.advance({"step": steps.step})
         yield steps.iterate(steps.place())
+
+
+def _check_derivatives() -> None:
+    if torch.is_inference_mode_enabled():
+        raise InvalidValue("torch.inference_mode() is on and solving needs derivatives; leave it (no_grad is fine)")
 
 
 def _begin(
@@ -70,8 +77,7 @@ def _begin(
 ) -> Iterate:
     check_instance(Problem, "mfoc.Problem", problem=problem)
     check_instance(Solver, "an object with init() and step(), such as mfoc.Gradient(...)", solver=solver)
-    if torch.is_inference_mode_enabled():
-        raise InvalidValue("torch.inference_mode() is on and solving needs derivatives; leave it (no_grad is fine)")
+    _check_derivatives()
     check_flag(nominal=nominal)
     particles = source(0 if start is None else _last(start).step)
     plays = bool(getattr(solver, "plays_games", False))
@@ -95,6 +101,8 @@ def _begin(
         start = _last(start)
         if not tree.same_structure(start.controls, problem.controls):
             raise InvalidValue("start holds controls of another structure than the problem's: it is of another problem")
+        # The user's own may be written into, and this one is come back to.
+        start = replace(start, controls=tree.copy(start.controls), state=tree.copy(start.state))
     controls = tree.copy(problem.controls) if start is None else start.controls
     fresh = Iterate(0, controls, solver.init(problem, controls))
     at = start or fresh

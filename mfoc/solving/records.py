@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import math
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -35,6 +36,30 @@ class Info:
     extra: dict[str, float] = field(default_factory=dict)
     projected: Tree | None = None
     violation: float = 0.0
+
+    @classmethod
+    def later(cls, value: Tensor, recover: Callable[[], Tree]) -> Info:
+        """What a step saw, whose gradient is made when it is first read, by ``recover()``."""
+        made = object.__new__(cls)
+        made.__dict__.update(value=value, extra={}, _recover=recover)
+        return made
+
+    if not TYPE_CHECKING:  # else every name would be an attribute
+
+        def __getattr__(self, name: str) -> Any:
+            """The gradient of what was made by ``later``, which does not have it yet."""
+            own = self.__dict__
+            if name == "gradient":
+                if (recover := own.get("_recover")) is not None:
+                    own.setdefault("gradient", recover())  # another thread may have been faster
+                    own.pop("_recover", None)
+                if name in own:
+                    return own[name]
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+    def __getstate__(self) -> dict[str, Any]:
+        _ = self.gradient  # a copy or a pickle has it
+        return dict(self.__dict__)
 
     @cached_property
     def residual(self) -> float:
@@ -86,8 +111,9 @@ class InPlace(Protocol):
     def step(self, particles: Particles) -> tuple[Tensor, list[Tensor]]:
         """One step; J and the leaves of dJ/du before it, in tensors that later steps leave alone."""
 
-    def info(self) -> Info:
-        """What the last step saw."""
+    @property
+    def shaped(self) -> Callable[[list[Tensor]], Tree]:
+        """A function that makes a tree, shaped as the controls, of its leaves; it holds on to no tensor."""
 
     def copies(self) -> tuple[Tree, Tree]:
         """Controls and state where it is, as ``step`` of the solver would have returned them."""
@@ -124,12 +150,16 @@ class Iterate(HasControls[Controls]):
 
         def __getattr__(self, name: str) -> Any:
             """Controls and state of an iterate made by ``later``, which does not have them yet."""
-            if name not in ("controls", "state") or "_recover" not in self.__dict__:
-                raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
-            controls, state = self.__dict__["_recover"]()
-            self.__dict__.update(controls=controls, state=state)
-            del self.__dict__["_recover"]
-            return self.__dict__[name]
+            own = self.__dict__
+            if name in ("controls", "state"):
+                if (recover := own.get("_recover")) is not None:
+                    controls, state = recover()
+                    own.setdefault("controls", controls)  # another thread may have been faster
+                    own.setdefault("state", state)
+                    own.pop("_recover", None)
+                if name in own:
+                    return own[name]
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     @property
     def held(self) -> bool:
@@ -151,11 +181,13 @@ class Past(Sequence[dict[str, float]]):
     Args:
         records: the list.
         count: how many of them.
-        settle: fills in what is still to be read from the device; called before a record is read.
+        settle: a bound method that fills in what is still to be read from the device; called before a record is read.
+            Its object is not kept alive: the solve that ends fills in everything.
     """
 
     def __init__(self, records: list[dict[str, float]], count: int, settle: Callable[[], object] | None = None) -> None:
-        self._records, self._count, self._settle = records, count, settle
+        self._records, self._count = records, count
+        self._settle = None if settle is None else weakref.WeakMethod(settle)
 
     def __len__(self) -> int:
         return self._count
@@ -165,8 +197,9 @@ class Past(Sequence[dict[str, float]]):
     @overload
     def __getitem__(self, index: slice) -> list[dict[str, float]]: ...
     def __getitem__(self, index: int | slice) -> dict[str, float] | list[dict[str, float]]:
-        if self._settle is not None:
-            self._settle()
+        settle = None if self._settle is None else self._settle()
+        if settle is not None:
+            settle()
         return (
             self._records[: self._count][index] if isinstance(index, slice) else self._records[range(len(self))[index]]
         )

@@ -49,9 +49,25 @@ class Run:
         return self.steps.iterate(place, Past(self.history, self._before(place[0]), self.steps.settle))
 
     def _rescued(self) -> Iterate:
-        """The last iterate that can be had, after an error."""
-        at = self.steps.rescued(self.here)
-        return replace(at, history=Past(self.history, self._before(at.step), self.steps.settle))
+        """The last iterate that can be had, after an error; the records of all steps are filled in."""
+        with suppress(NonFiniteError):
+            self.steps.settle()
+        try:
+            self.steps.keep(surely=True)
+            at = self._iterate(self.here)
+            _ = at.controls
+        except Exception:  # what went wrong goes wrong again
+            return self._whole()
+        return replace(at, history=self._past(at.step))
+
+    def _whole(self) -> Iterate:
+        """The last iterate that is held whole: it takes nothing to have it."""
+        at = self.steps.at
+        return replace(at, history=self._past(at.step))
+
+    def _past(self, step: int) -> Past:
+        """The records of the steps before this one, which hold on to nothing else."""
+        return Past(self.history, self._before(step))
 
     def _before(self, step: int) -> int:
         """How many records are of steps before this one."""
@@ -63,9 +79,11 @@ class Run:
         try:
             yield
         except BaseException as error:  # Ctrl-C in a hook, or while the solution is judged, too
-            with suppress(Exception):  # of errors that take no attributes
-                error.last_iterate = at = self._rescued()  # type: ignore[attr-defined]
-                error.add_note(f"mfoc.solve: after step {at.step}; that iterate is kept as error.last_iterate")
+            try:
+                _hold(error, self._rescued())
+            except BaseException as second:  # Ctrl-C again, which does not wait for steps that are made again
+                _hold(second, self._whole())
+                raise
             raise
 
     def to(self, steps: int, tol: float | None, hooks: Sequence[Hook]) -> tuple[Status, str]:
@@ -76,6 +94,8 @@ class Run:
             except KeyboardInterrupt:
                 logger.warning("solve interrupted after step %d; the last iterate is in the solution", self.here[0])
                 ended = Status.INTERRUPTED, f"interrupted after step {self.here[0]}"
+                self._forget(self.here[0])  # a step that was made and not yet counted
+                self.steps.keep(surely=True)
             self.steps.settle()
             return self._watched() or ended
         except NonFiniteError as error:
@@ -151,7 +171,7 @@ class Run:
             status, message = self._diverged(value, at.step)
             at = self._iterate(self.here)
             value, residual = self._judged(at)
-        at = replace(at, history=Past(self.history, self._before(at.step)))  # which holds on to nothing else
+        at = replace(at, history=self._past(at.step))
         return Solution(at.controls, value, residual, status, self.history, at, message, self.problem, self.source)
 
     def _diverged(self, value: float, step: int) -> tuple[Status, str]:
@@ -178,3 +198,10 @@ class Run:
         if hasattr(solver, "violation"):
             residual = math.hypot(residual, solver.violation(problem, at.controls, at.state, particles))
         return float(value), residual
+
+
+def _hold(error: BaseException, at: Iterate) -> None:
+    """An error carries the iterate with it."""
+    with suppress(Exception):  # of errors that take no attributes
+        error.last_iterate = at  # type: ignore[attr-defined]
+        error.add_note(f"mfoc.solve: after step {at.step}; that iterate is kept as error.last_iterate")

@@ -8,12 +8,14 @@ of every thirty-second step. Steps are pure functions of controls, state and bat
 from __future__ import annotations
 
 import math
+import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from mfoc import tree
@@ -21,7 +23,7 @@ from mfoc.distributed import active
 from mfoc.errors import InvalidValue, NonFiniteError
 from mfoc.populations import Population
 from mfoc.problem import Problem
-from mfoc.solving.records import InPlace, Iterate, Solver
+from mfoc.solving.records import Info, InPlace, Iterate, Solver
 from mfoc.solving.unread import Record, Unread, finite
 from mfoc.solving.watch import Place, find_nonfinite
 from mfoc.tree import Tree
@@ -90,21 +92,23 @@ class Steps:
         """The iterate at a place."""
         return replace(place[1], history=history)
 
-    def rescued(self, place: Place) -> Iterate:
-        """The iterate at a place, whatever has happened."""
-        return self.iterate(place)
-
 
 class StepsInPlace(Steps):
-    """The same bits by a solver that works in place."""
+    """The same bits by a solver that works in place.
+
+    A thread that was handed an iterate may read it at any time: nothing moves while it copies, and it copies nothing
+    that is half written.
+    """
 
     def __init__(self, problem: Problem, solver: Solver, source: Population, at: Iterate, live: InPlace) -> None:
         super().__init__(problem, solver, source, at)
         self._live, self._first, self._unread = live, at.step, Unread()
+        self._seen: tuple[Tensor, list[Tensor]] | None = None  # J and its gradient at the last step
         self._before = at  # the snapshot before the one in self.at
         self._handed: list[weakref.ref[Iterate]] = []
         self._copies = False  # hand out copies: somebody keeps iterates
         self._lent: list[tuple[Tensor, int]] = []  # the last copies that were handed out, and their versions
+        self._lock = threading.RLock()  # held by who moves, reads or copies
 
     def advance(self, record: Record) -> None:
         """One step; see ``Steps``."""
@@ -114,10 +118,12 @@ class StepsInPlace(Steps):
             self._check_lent()
         if self.step - self.at.step >= _EVERY:
             self.settle()
-            self._before, self.at = self.at, Iterate(self.step, *self._live.copies(), self._live.info())
-        value, slopes = self._live.step(self._source(self.step))
-        self._unread.add(record, value, slopes)
-        self.step += 1
+            self._before, self.at = self.at, Iterate(self.step, *self._live.copies(), self._info())
+        particles = self._source(self.step)
+        with self._lock:
+            value, slopes = self._seen = self._live.step(particles)
+            self._unread.add(record, value, slopes)
+            self.step += 1
         if _at_hand(value):
             record["value"] = value.item()
             if not math.isfinite(record["value"]):
@@ -125,7 +131,8 @@ class StepsInPlace(Steps):
 
     def settle(self) -> None:
         """Reads the numbers of all steps made so far; see ``Steps``."""
-        bad = self._unread.read()
+        with self._lock:
+            bad = self._unread.read()
         if bad is not None:
             self._fail(int(bad["step"]))
 
@@ -150,38 +157,44 @@ class StepsInPlace(Steps):
         step, origin = place
         if step != self.step or step == origin.step:
             return replace(self._again(step, origin).at, history=history)
-        made = Iterate.later(step, partial(self._recover, step, origin), self._live.info(), history)
+        made = Iterate.later(step, partial(self._recover, step, origin), self._info(), history)
         if self._copies:
             _ = made.controls
         else:
             self._handed.append(weakref.ref(made))
         return made
 
-    def rescued(self, place: Place) -> Iterate:
-        """The iterate at a place; the last snapshot, where it cannot be reached again."""
-        found = self.iterate(place)
-        try:
-            _ = found.controls
-        except Exception:  # what went wrong goes wrong again
-            return self.at
-        return found
+    def _info(self) -> Info | None:
+        """What the last step saw; its gradient becomes a tree, and its norm is taken, when somebody reads it."""
+        if self._seen is None:
+            return self.at.info
+        value, slopes = self._seen
+        return Info.later(value, partial(_handed, slopes, self._live.shaped, weakref.WeakMethod(self._own)))
+
+    def _own(self) -> None:
+        """Who reads a gradient may write into it: the records hold on to its norm only."""
+        with self._lock:
+            self._unread.own()
 
     def _again(self, step: int, origin: Iterate) -> Steps:
         """The steps from an iterate to another, made again."""
         again = Steps(self._problem, self._solver, self._source, origin)
-        while again.step < step:
-            again.advance({})
+        with torch.inference_mode(False):  # of who reads, which has no derivatives
+            while again.step < step:
+                again.advance({})
         return again
 
     def _recover(self, step: int, origin: Iterate) -> tuple[Tree, Tree]:
         """Controls and state at a step."""
-        if self._live.taken != step - self._first:  # it has moved on, or stopped in the middle of a step
-            at = self._again(step, origin).at
-            return at.controls, at.state
-        self.settle()
-        made = self._live.copies()
-        self._lent += [(leaf, leaf._version) for leaf in tree.tensors(made[0])]
-        return made
+        with self._lock:
+            if self._live.taken == step - self._first:
+                self.settle()
+                with torch.inference_mode(False):
+                    made = self._live.copies()
+                self._lent += [(leaf, leaf._version) for leaf in tree.tensors(made[0])]
+                return made
+        at = self._again(step, origin).at  # it has moved on, or stopped in the middle of a step
+        return at.controls, at.state
 
     def _check_lent(self) -> None:
         lent, self._lent = self._lent, []
@@ -202,6 +215,15 @@ class StepsInPlace(Steps):
         self._handed = [weakref.ref(one) for one in kept]
 
 
+def _handed(
+    slopes: list[Tensor], shaped: Callable[[list[Tensor]], Tree], own: Callable[[], Callable[[], None] | None]
+) -> Tree:
+    """A gradient, which the steps do not use from now on, if there still are any."""
+    if (let_go := own()) is not None:
+        let_go()
+    return shaped(slopes)
+
+
 def _at_hand(value: Tensor) -> bool:
     """Whether it takes no time to look at a number."""
     return value.device.type == "cpu"
@@ -210,8 +232,10 @@ def _at_hand(value: Tensor) -> bool:
 def stepping(problem: Problem, solver: Solver, source: Population, at: Iterate) -> Steps:
     """The steps of a solver from an iterate on."""
     make: Any = getattr(solver, "in_place", None)
-    # Over ranks a step cannot be made again by one of them, which may be all that fails.
-    live = None if make is None or active() else make(problem, at.controls, at.state)
+    # Over ranks a step cannot be made again by one of them, which may be all that fails; and steps that were made
+    # within autocast are others when an iterate is read outside of it.
+    pure = make is None or active() or any(map(torch.is_autocast_enabled, ("cpu", "cuda")))
+    live = None if pure else make(problem, at.controls, at.state)
     if live is None:
         return Steps(problem, solver, source, at)
     return StepsInPlace(problem, solver, source, at, live)

@@ -24,12 +24,19 @@ class Unread:
     def __init__(self) -> None:
         self._steps: list[tuple[Record, Tensor, list[Tensor]]] = []  # with J, and the gradient or its leaves' norms
         self._few: bool | None = None
+        self._bad: Record | None = None  # for good: whoever reads it first may not pass it on
 
     def add(self, record: Record, value: Tensor, slopes: list[Tensor]) -> None:
         """Takes in what a step has found, J and its gradient; the record's two numbers are filled in by ``read``."""
         if self._few is None:
             self._few = sum(slope.numel() for slope in slopes) <= _FEW
         self._steps.append((record, value, slopes if self._few else list(torch._foreach_norm(slopes))))
+
+    def own(self) -> None:
+        """Holds nothing of the last gradient but its norms: whoever is handed it may write into it."""
+        if self._steps and self._few:
+            record, value, slopes = self._steps[-1]
+            self._steps[-1] = record, value, tree.norms(slopes)
 
     def read(self) -> Record | None:
         """Fills in the records of all steps; the first in which a number is not finite, if there is one."""
@@ -41,7 +48,9 @@ class Unread:
         for (record, _, _), slopes in zip(self._steps, kept, strict=True):
             record["residual"] = math.hypot(*(next(numbers) for _ in slopes))
         read, self._steps = self._steps, []
-        return next((record for record, _, _ in read if not finite(record)), None)
+        if self._bad is None:
+            self._bad = next((record for record, _, _ in read if not finite(record)), None)
+        return self._bad
 
 
 def finite(record: Record) -> bool:

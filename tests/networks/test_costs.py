@@ -207,3 +207,75 @@ def test_a_broadcast_loss_is_refused():
     problem = mfoc.from_module(nn.Sequential(nn.Linear(3, 1)), nn.MSELoss())
     with pytest.warns(UserWarning, match="broadcasting"), pytest.raises(mfoc.InvalidValue, match="broadcast"):
         mfoc.solve(problem, mfoc.Gradient(SGD), (torch.randn(4, 3), torch.randn(4)), steps=1)
+
+
+class Focal(nn.CrossEntropyLoss):
+    """Is another number of a mean than the mean of its numbers."""
+
+    def forward(self, x, z):
+        loss = super().forward(x, z)
+        return (1 - torch.exp(-loss)) ** 2 * loss
+
+
+class Root(nn.MSELoss):
+    def forward(self, x, z):
+        return super().forward(x, z).sqrt()
+
+
+def squared():
+    loss = nn.CrossEntropyLoss()
+    loss.register_forward_hook(lambda module, args, output: output**2)
+    return loss
+
+
+def doors(problem, particles):
+    """J by every door: the mean of the costs, and what solvers go by."""
+    return [
+        float(mfoc.rollout(problem, problem.controls, particles).cost.mean()),
+        float(mfoc.evaluate(problem, problem.controls, particles).value),
+        float(mfoc.evaluate(problem, problem.controls, particles, recompute=True).value),
+    ]
+
+
+@pytest.mark.filterwarnings("ignore:size_average:UserWarning")
+@pytest.mark.parametrize(
+    "loss",
+    [
+        nn.CrossEntropyLoss(label_smoothing=0.1),
+        Focal(),
+        Focal(weight=torch.tensor([1.0, 2.0], dtype=D)),
+        Root(),
+        squared(),
+        nn.CrossEntropyLoss(reduction="sum"),
+        partial(F.cross_entropy, reduce=False),
+    ],
+    ids=lambda loss: type(loss).__name__,
+)
+def test_every_door_has_the_same_cost(loss):
+    y = normal(7, 2, seed=5) if isinstance(loss, nn.MSELoss) else labels(7, 2)
+    found = doors(mfoc.from_module(mlp_net(), loss), mfoc.Particles(normal(7, 3), y))
+    assert found == pytest.approx([found[0]] * 3, rel=1e-12)
+
+
+def test_a_loss_that_changes_later_changes_no_problem():
+    loss = nn.CrossEntropyLoss()
+    problem, particles = mfoc.from_module(mlp_net(), loss), mfoc.Particles(normal(7, 3), labels(7, 2))
+    before = doors(problem, particles)
+    loss.reduction, loss.label_smoothing = "sum", 0.5
+    assert doors(problem, particles) == before
+
+
+class Centred:
+    """The cost of an observation under a law that has a mean."""
+
+    def __init__(self, mean):
+        self.mean = mean
+
+    def __call__(self, x, z):
+        return (x - 1).square().sum(1)
+
+
+@pytest.mark.parametrize("mean", [torch.zeros(2, dtype=D), lambda x, z: x.sum()], ids=["a tensor", "a function"])
+def test_the_mean_of_a_user_s_cost_is_his_own(mean):
+    problem = mfoc.Problem(lambda t, x, u, z: x + u, Centred(mean), [torch.zeros(2, dtype=D)])
+    assert doors(problem, mfoc.Particles(torch.zeros(3, 2, dtype=D))) == [2.0] * 3
