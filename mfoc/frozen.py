@@ -24,8 +24,9 @@ from mfoc.derivatives import without_fast_path
 from mfoc.distributed import expectation
 from mfoc.minimisers import Minimiser, Minimum
 from mfoc.particles import Particles
-from mfoc.pontryagin import adjoint, hamiltonian, hamiltonian_and_next, penalised, rollout
+from mfoc.pontryagin import Trajectory, adjoint, hamiltonian, hamiltonian_and_next, penalised, rollout
 from mfoc.problem import Problem
+from mfoc.segments import swept_at_once
 from mfoc.tree import Tree
 
 logger = logging.getLogger(__name__)
@@ -53,13 +54,16 @@ class Sweep:
     @classmethod
     def at(cls, problem: Problem, controls: Tree, particles: Particles) -> Sweep:
         """The sweeps at one control."""
-        with torch.no_grad():
-            trajectory = rollout(problem, controls, particles)
-        costates, gradient = adjoint(problem, controls, trajectory, particles)
-        value, *slopes = expectation([trajectory.cost.mean(), *tree.leaves(gradient)], len(particles))
+        if _all_alike(problem):
+            states, cost, costates, gradient = swept_at_once(problem, controls, particles)
+        else:
+            with torch.no_grad():
+                states, cost = rollout(problem, controls, particles)
+            costates, gradient = adjoint(problem, controls, Trajectory(states, cost), particles)
+        value, *slopes = expectation([cost.mean(), *tree.leaves(gradient)], len(particles))
         value = penalised(problem, controls, value)
-        held = (trajectory.states, costates, trajectory.cost)
-        return cls(problem, controls, particles.data, *held, value, tree.rebuild(controls, slopes))
+        held = (states, costates, cost, value, tree.rebuild(controls, slopes))
+        return cls(problem, controls, particles.data, *held)
 
     def minimised(self, inner: Minimiser, penalty: Penalty | None = None) -> tuple[Tree, list[Minimum]]:
         """New controls, where ``inner`` finds the (augmented) Hamiltonian least, and what it found in each block."""
@@ -199,6 +203,11 @@ class Sweep:
         rows = None if region is None else region.rows([0], tree.leaves(self.controls))
         within = nullcontext if infeasible is None else infeasible.derivatives
         return Block(stages, start, per_particle, len(self.cost), restore, proximal, rows, within)
+
+
+def _all_alike(problem: Problem) -> bool:
+    """Whether all stages are of one kind: their block holds all of them at a time, and then the sweep may."""
+    return problem.per_stage and problem.kind is not None and len({problem.kind(t) for t in range(problem.stages)}) == 1
 
 
 def _restorer(like: Tree) -> Callable[[Tensor], Tree]:
