@@ -102,10 +102,10 @@ class EMSA:
 
     where q is the minimiser found. Tried are q and, where the controls are free and the population is that of the step
     before, what a quadratic model of J finds best in the span of q - u and of the last five steps, along which changes
-    of dJ/du are known (``mfoc.solvers.subspace``): that costs two roll-outs. The first step has no last ones, but the
-    change of dJ/du along itself, from which the weights are made: that costs one. The lowest J is taken. Where q itself is
-    refused all weights are multiplied by 3, and where nothing was accepted the minimisation is repeated; if ``tries``
-    of them fail the controls stay as they are and the weights large. A q accepted at the first try lowers the weights
+    of dJ/du are known (``mfoc.solvers.subspace``): that costs two roll-outs. The first step has in their place the
+    change of dJ/du along itself, of which the weights are made: that costs one. The lowest J is taken. Where q itself
+    is refused all weights are multiplied by 3, and where nothing was accepted the minimisation is repeated; if
+    ``tries`` of them fail the controls stay as they are and the weights large. A q accepted at the first try lowers the weights
     by three tenths, though never below 2^-20 of the first. An adaptive step with ``LBFGS`` in free controls begins its
     line searches with the curvature that the step before left behind.
 
@@ -130,7 +130,8 @@ class EMSA:
 
     Attributes:
         rho: weight of the state's infeasibility. None takes it from the problem at the first batch: as large as makes
-            the penalty as curved as J is, in the direction where J is most curved (by one power iteration; by three where it stays).
+            the penalty as curved as J is, in the direction where J is most curved (by a power iteration; three where
+            the weight stays).
         costate_rho: weight of the costate's. When None it is rho; but 0 where rho is from the problem, since it costs
             a derivative of a derivative. With p_t(i) = N dJ/dx_t(i) both are per-particle weights. The weights of the
             paper, which sums over N samples and has costates of size 1/N, are
@@ -187,7 +188,7 @@ class EMSA:
         state, probe = self._weighed(sweep, particles, state)
         if not self.adaptive:
             penalty = self._penalty(state)
-            moved, report = _minimise(sweep, self.inner, penalty)
+            moved, report = _reported(*sweep.minimised(self.inner, penalty))
             return moved, state, Info(sweep.value, sweep.gradient, {**report, **_weights(penalty)})
         return self._adapted(sweep, particles, state, probe)
 
@@ -281,11 +282,6 @@ def _minimised(sweep: Sweep, inner: Minimiser) -> tuple[Tree, list[Minimum]]:
     if inner.steps == 1:
         return moved, []
     return replace(sweep, controls=moved).minimised(replace(inner, steps=inner.steps - 1))
-
-
-def _minimise(sweep: Sweep, inner: Minimiser, penalty: Penalty | None) -> tuple[Tree, dict[str, int]]:
-    """The minimisers of the augmented Hamiltonian, and what the search reports."""
-    return _reported(*sweep.minimised(inner, penalty))
 
 
 def _reported(moved: Tree, found: list[Minimum]) -> tuple[Tree, dict[str, int]]:
