@@ -105,9 +105,9 @@ class EMSA:
     of dJ/du are known (``mfoc.solvers.subspace``): that costs two roll-outs. The first step has in their place the
     change of dJ/du along itself, of which the weights are made: that costs one. The lowest J is taken. Where q itself
     is refused all weights are multiplied by 3, and where nothing was accepted the minimisation is repeated; if
-    ``tries`` of them fail the controls stay as they are and the weights large. A q accepted at the first try lowers the weights
-    by three tenths, though never below 2^-20 of the first. An adaptive step with ``LBFGS`` in free controls begins its
-    line searches with the curvature that the step before left behind.
+    ``tries`` of them fail the controls stay as they are and the weights large. A q accepted at the first try lowers the
+    weights by three tenths, though never below 2^-20 of the first. An adaptive step with ``LBFGS`` in free controls
+    begins its line searches with the curvature that the step before left behind.
 
     Theorem. Let the population be fixed and J, the frozen H and the penalties have Lipschitz gradients in u on a convex
     set that holds the iterates and the controls tried, J and H with constants L and L_H. (i) A q that lowers the
