@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Hashable, Iterable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate
@@ -18,13 +18,15 @@ import torch
 from torch import Tensor
 
 from mfoc import tree
+from mfoc.blocks import Block, Frozen, Outcome, Penalty, augmented
 from mfoc.bounds import RowRegion
-from mfoc.derivatives import gradients, refuse_once_differentiable, second_order, without_fast_path
+from mfoc.derivatives import without_fast_path
 from mfoc.distributed import expectation
 from mfoc.minimisers import Minimiser, Minimum
 from mfoc.particles import Particles
-from mfoc.pontryagin import adjoint, hamiltonian, hamiltonian_and_next, mean_and_slopes, penalised, rollout
+from mfoc.pontryagin import Trajectory, adjoint, hamiltonian, hamiltonian_and_next, penalised, rollout
 from mfoc.problem import Problem
+from mfoc.segments import swept_at_once
 from mfoc.tree import Tree
 
 logger = logging.getLogger(__name__)
@@ -32,90 +34,8 @@ logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
 
 
-_NEEDS = "the penalty on costates", "leave it out, EMSA(costate_rho=0), or use Gradient"
-
-
 class _NoStack(Exception):
     """Several stages cannot be evaluated in one batch."""
-
-
-@dataclass(frozen=True)
-class Penalty:
-    """The augmentation of Li, Chen, Tai, E (2018), eq. (20), in the minimum convention, and a proximal term."""
-
-    state: float  # weight rho of rho/2 ||x_(t+1) - f_t(x_t, u)||^2, per particle
-    costate: float  # weight of .../2 ||p_t - dH_t/dx(x_t, p_(t+1), u)||^2, per particle
-    proximal: float = 0.0  # weight of .../2 ||u - u_now||^2, of each stage
-
-    def derivatives(self) -> AbstractContextManager[None]:
-        """Within it the augmented Hamiltonian is evaluated and differentiated: the costate's term holds a derivative.
-
-        Raises:
-            InvalidValue: that has no derivative in its turn.
-        """
-        return second_order(*_NEEDS) if self.costate > 0 else nullcontext()
-
-    @property
-    def infeasible(self) -> bool:
-        """Whether it weighs states or costates, so that H must be differentiated in the state."""
-        return self.state > 0 or self.costate > 0
-
-
-@dataclass(frozen=True, eq=False)
-class Block:
-    """Controls that are minimised over together: G independent rows of n numbers."""
-
-    stages: tuple[int, ...]  # row g belongs to stages[g], or the one row to all of them
-    start: Tensor  # where the controls are now [G, n]
-    per_particle: Callable[[Tensor], Tensor]  # [G, n] -> [G, N], the (augmented) Hamiltonian of each particle
-    particles: int  # N on this rank
-    restore: Callable[[Tensor], Tree]  # a row [n] as a tree of controls
-    proximal: float = 0.0  # weight of .../2 ||u - start||^2, which belongs to no particle
-    region: RowRegion | None = None  # where the rows may lie; None where they are free
-    within: Callable[[], AbstractContextManager[None]] = nullcontext  # how ``per_particle`` is differentiated
-
-    def minimised(self, inner: Minimiser, start: Tensor | None = None) -> Minimum:
-        """The minimum that ``inner`` finds, from the start of the block or another ``[G, n]``."""
-        start = self.start if start is None else start
-        if self.region is None:
-            return inner.minimise(self.evaluate, start)
-        return inner.minimise(self.evaluate, start, self.region)
-
-    def level(self, rows: Tensor) -> Tensor:
-        """E H of this rank's particles ``[G]``, with the penalty that bounds may hold."""
-        value = self.per_particle(rows).mean(1)
-        return value if self.region is None else value + self.region.penalty(rows)
-
-    def evaluate(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """E H ``[G]`` and dE H/du ``[G, n]`` over all ranks; the rows do not interact."""
-        with torch.enable_grad(), self.within():
-            free = rows.detach().requires_grad_()
-            value, (slope,) = mean_and_slopes(self.per_particle(free), [free])
-        value, slope = expectation([value.detach(), slope], self.particles)
-        if self.proximal:
-            away = rows - self.start
-            value, slope = value + self.proximal / 2 * away.square().sum(1), slope + self.proximal * away
-        return value, slope
-
-
-@dataclass(frozen=True, eq=False)
-class _Frozen:
-    """What the Hamiltonian of a stage needs besides the control; stacked stages have a leading axis more."""
-
-    x: Tree
-    p: Tree  # p_(t+1)
-    target_x: Tree  # x_(t+1), for the penalty
-    target_p: Tree  # p_t, for the penalty
-
-    @staticmethod
-    def stacked(some: list[_Frozen]) -> _Frozen:
-        """Stages of equal shapes as one."""
-        columns = ([getattr(one, name) for one in some] for name in ("x", "p", "target_x", "target_p"))
-        return _Frozen(*(tree.map(lambda *leaves: torch.stack(leaves), *column) for column in columns))
-
-    def free(self) -> _Frozen:
-        """The same with states that derivatives can be taken in."""
-        return replace(self, x=tree.detached(self.x, requires_grad=True))
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,13 +54,16 @@ class Sweep:
     @classmethod
     def at(cls, problem: Problem, controls: Tree, particles: Particles) -> Sweep:
         """The sweeps at one control."""
-        with torch.no_grad():
-            trajectory = rollout(problem, controls, particles)
-        costates, gradient = adjoint(problem, controls, trajectory, particles)
-        value, *slopes = expectation([trajectory.cost.mean(), *tree.leaves(gradient)], len(particles))
+        if _all_alike(problem):
+            states, cost, costates, gradient = swept_at_once(problem, controls, particles)
+        else:
+            with torch.no_grad():
+                states, cost = rollout(problem, controls, particles)
+            costates, gradient = adjoint(problem, controls, Trajectory(states, cost), particles)
+        value, *slopes = expectation([cost.mean(), *tree.leaves(gradient)], len(particles))
         value = penalised(problem, controls, value)
-        held = (trajectory.states, costates, trajectory.cost)
-        return cls(problem, controls, particles.data, *held, value, tree.rebuild(controls, slopes))
+        held = (states, costates, cost, value, tree.rebuild(controls, slopes))
+        return cls(problem, controls, particles.data, *held)
 
     def minimised(self, inner: Minimiser, penalty: Penalty | None = None) -> tuple[Tree, list[Minimum]]:
         """New controls, where ``inner`` finds the (augmented) Hamiltonian least, and what it found in each block."""
@@ -185,8 +108,8 @@ class Sweep:
                 groups.setdefault(self._signature(t), []).append(t)
         return [self._stage_block(penalty, tuple(stages)) for stages in groups.values()]
 
-    def _frozen(self, t: int) -> _Frozen:
-        return _Frozen(self.states[t], self.costates[t + 1], self.states[t + 1], self.costates[t])
+    def _frozen(self, t: int) -> Frozen:
+        return Frozen(self.states[t], self.costates[t + 1], self.states[t + 1], self.costates[t])
 
     def _signature(self, t: int) -> Hashable:
         """Stages with the same one may be stacked."""
@@ -198,41 +121,53 @@ class Sweep:
     def _stage_block(self, penalty: Penalty | None, stages: tuple[int, ...]) -> Block:
         first, chosen = stages[0], [self._frozen(t) for t in stages]
         restore = _restorer(self.controls[first])
-        stack, like = _Frozen.stacked(chosen), [chosen[0].x, chosen[0].p]
+        stack, like = Frozen.stacked(chosen), chosen[0].x
+        infeasible, proximal = _parts(penalty)
 
-        def one(row: Tensor, leaves: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
-            x, p = tree.rebuild(like, leaves)
-            value, moved = hamiltonian_and_next(self.problem, first, x, p, restore(row), self.data)
-            return value, tree.leaves(moved)
+        def one(row: Tensor, leaves: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+            x, u, z = tree.rebuild(like, leaves), restore(row), self.data
+            moved = self.problem.dynamics(first, x, u, z)
+            cost = self.problem.running_cost
+            return [] if cost is None else [cost(first, x, u, z)], tree.tensors(moved)
 
-        def alone(rows: Tensor, leaves: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
-            value, moved = one(rows[0], [leaf[0] for leaf in leaves])
-            return value[None], [leaf[None] for leaf in moved]
+        def alone(rows: Tensor, leaves: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+            costs, moved = one(rows[0], [leaf[0] for leaf in leaves])
+            return [cost[None] for cost in costs], [leaf[None] for leaf in moved]
 
-        def together(rows: Tensor, leaves: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        def together(rows: Tensor, leaves: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
             try:
                 with without_fast_path():
-                    value, moved = torch.func.vmap(one)(rows, leaves)
+                    costs, moved = torch.func.vmap(one)(rows, leaves)
             except Exception as error:  # whatever the user's functions say to tensors that vmap hands them
                 raise _NoStack(str(error)) from error
-            return value, moved
+            return costs, moved
 
         # A single stage is called as it is: not everything a user writes can be batched.
         batched = together if len(stages) > 1 else alone
+        p, target = tree.tensors(stack.p), tree.tensors(stack.target_x)
 
-        infeasible, proximal = _parts(penalty)
+        def outcome(rows: Tensor, x: Tree = stack.x) -> Outcome:
+            costs, moved = batched(rows, tree.leaves(x))
+            weight = 0.0 if infeasible is None else infeasible.state
+            return Outcome(costs[0] if costs else None, moved, p, target, weight)
 
         def per_particle(rows: Tensor) -> Tensor:
-            if not infeasible:
-                return batched(rows, tree.leaves([stack.x, stack.p]))[0]
-            free = stack.free()
+            if not with_costates:
+                return outcome(rows).per_particle()
+            assert infeasible is not None
+            x = tree.detached(stack.x, requires_grad=True)
             with torch.enable_grad():
-                value, moved = batched(rows, tree.leaves([free.x, free.p]))
-                return _penalised(value, moved, free, infeasible)
+                found = outcome(rows, x)
+                value = found._replace(weight=0.0).per_particle()
+                return augmented(value, found.moved, replace(stack, x=x), infeasible)
 
+        with_costates = infeasible is not None and infeasible.costate > 0
         start = torch.stack([tree.ravel(self.controls[t]).detach() for t in stages])
-        within = nullcontext if infeasible is None else infeasible.derivatives
-        return Block(stages, start, per_particle, len(self.cost), restore, proximal, self.region(stages), within)
+        within = infeasible.derivatives if infeasible is not None and with_costates else nullcontext
+        simple = None if with_costates else outcome
+        return Block(
+            stages, start, per_particle, len(self.cost), restore, proximal, self.region(stages), within, simple
+        )
 
     def region(self, stages: tuple[int, ...]) -> RowRegion | None:
         """Where the controls of these stages may lie, each a row; None where they are free."""
@@ -260,7 +195,7 @@ class Sweep:
                 free = at.free()
                 with torch.enable_grad():
                     value, moved = hamiltonian_and_next(problem, t, free.x, free.p, u, self.data)
-                    total = total + _penalised(value, tree.leaves(moved), free, infeasible)
+                    total = total + augmented(value, tree.tensors(moved), free, infeasible)
             return total[None]
 
         start = tree.ravel(self.controls).detach()[None]
@@ -268,6 +203,11 @@ class Sweep:
         rows = None if region is None else region.rows([0], tree.leaves(self.controls))
         within = nullcontext if infeasible is None else infeasible.derivatives
         return Block(stages, start, per_particle, len(self.cost), restore, proximal, rows, within)
+
+
+def _all_alike(problem: Problem) -> bool:
+    """Whether all stages are of one kind: their block holds all of them at a time, and then the sweep may."""
+    return problem.per_stage and problem.kind is not None and len({problem.kind(t) for t in range(problem.stages)}) == 1
 
 
 def _restorer(like: Tree) -> Callable[[Tensor], Tree]:
@@ -280,21 +220,3 @@ def _parts(penalty: Penalty | None) -> tuple[Penalty | None, float]:
     if penalty is None:
         return None, 0.0
     return penalty if penalty.infeasible else None, penalty.proximal
-
-
-def _penalised(value: Tensor, moved: list[Tensor], at: _Frozen, penalty: Penalty) -> Tensor:
-    """The augmented Hamiltonian, of the shape of ``value`` (``[N]`` or ``[G, N]``)."""
-    # The costate's term costs a derivative of a derivative: only where it counts.
-    if penalty.costate:
-        refuse_once_differentiable(value, *_NEEDS)
-    slope = gradients(value, tree.tensors(at.x), create_graph=True) if penalty.costate else []
-    for weight, targets, found in (
-        (penalty.state, tree.leaves(at.target_x), moved),
-        (penalty.costate, tree.tensors(at.target_p) if penalty.costate else [], slope),
-    ):
-        for target, came in zip(targets, found, strict=True):
-            if tree.differentiable(target):
-                gap = target - came
-                gap = torch.view_as_real(gap) if gap.is_complex() else gap
-                value = value + weight / 2 * gap.square().reshape(*value.shape, -1).sum(-1)
-    return value

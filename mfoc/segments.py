@@ -130,6 +130,26 @@ def swept(problem: Problem, controls: Tree, states: Sequence[Tree], particles: P
     return costates[::-1], tree.rebuild(controls, [slope / len(particles) for slope in slopes.found])
 
 
+def swept_at_once(
+    problem: Problem, controls: Tree, particles: Particles
+) -> tuple[list[Tree], Tensor, list[Tree], Tree]:
+    """States, the cost of each particle ``[N]``, and what ``swept`` finds, in one pass that holds all stages."""
+    slopes = Slopes(problem, tree.detached(controls, requires_grad=True))
+    path = [tree.detached(particles.state, requires_grad=True)]
+
+    def link(_t: int, moved: Tree) -> Tree:
+        path.append(_put(moved, moved))
+        return path[-1]
+
+    found, costs = _back(problem, slopes, range(problem.stages), path, [], particles.data, link)
+    rest = iter(found)
+    costates = [_shaped(x, rest) for x in path]
+    cost = _folded(None, [each.detach() for each in costs])
+    assert cost is not None
+    gradient = tree.rebuild(controls, [slope / len(particles) for slope in slopes.found])
+    return [particles.state, *map(tree.detached, path[1:])], cost, costates, gradient
+
+
 def _costates(
     problem: Problem, slopes: Slopes, stages: range, states: Sequence[Tree], p: list[Tensor], z: Tree
 ) -> list[Tree]:

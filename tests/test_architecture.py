@@ -29,6 +29,7 @@ LAYERS = [
     {"problem", "validation", "populations"},
     {
         "segments",
+        "blocks",
         "networks",
         "schemes",
         "pontryagin",

@@ -60,6 +60,15 @@ def test_stacked_blocks_equal_unstacked(name, penalty):
             torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-10)
 
 
+@pytest.mark.parametrize("name", CATALOGUE)
+def test_a_slope_that_is_written_down_has_the_bits_of_autograd(name):
+    problem, particles = CATALOGUE[name]()
+    for block in Sweep.at(problem, problem.controls, particles).blocks():
+        rows = block.start + 0.1 * normal(*block.start.shape, seed=7)
+        for a, b in zip(block.evaluate(rows), replace(block, outcome=None).evaluate(rows), strict=True):
+            assert torch.equal(a, b)
+
+
 def test_no_penalty_at_the_present_controls():
     """At the controls of the sweep the trajectory is feasible: the augmentation and its slope vanish."""
     problem, particles = CATALOGUE["decayed"]()

@@ -13,7 +13,7 @@ from mfoc.derivatives import tree_gradients
 from mfoc.frozen import Sweep
 from mfoc.minimisers import Descent
 from mfoc.pontryagin import adjoint
-from mfoc.segments import cuts
+from mfoc.segments import cuts, swept_at_once
 from tests.oracles.sweeps import swept
 from tests.oracles.training import gradient
 from tests.problems import CATALOGUE, D, distance, normal, same_bits, swarm
@@ -306,3 +306,17 @@ def test_a_descent_of_ones_own_is_asked_for_every_step():
     problem, cloud, _ = long(3)
     found, _, _ = mfoc.MSA(Halved(0.1)).step(problem, problem.controls, {}, cloud)
     assert distance(found, [u / 2 for u in problem.controls]) == 0
+
+
+@pytest.mark.parametrize("name", CATALOGUE)
+def test_a_sweep_at_once_is_the_sweep_of_segments(name):
+    """Whatever stages do with their states; to the bit where each has a control of its own."""
+    problem, cloud = CATALOGUE[name]()
+    with torch.no_grad():
+        trajectory = mfoc.rollout(problem, problem.controls, cloud)
+    costates, gradient = adjoint(problem, problem.controls, trajectory, cloud)
+    expected = [trajectory.states, trajectory.cost, costates, gradient]
+    found = list(swept_at_once(problem, problem.controls, cloud))
+    assert not any(leaf.requires_grad for leaf in mfoc.tree.leaves(found))
+    for a, b in zip(expected, found, strict=True):
+        assert distance(a, b) < (1e-30 if problem.per_stage else 1e-13)

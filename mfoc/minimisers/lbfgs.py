@@ -132,14 +132,19 @@ class LBFGS:
             accepted = ended & search.moved
             if on_host and not bool(ended.any()):
                 continue
+            # Choosing by rows is most of what an iteration costs: where all choose alike, nothing is chosen.
+            together = on_host and bool(accepted.all())
             memory.add(accepted, search.best.point - here.point, search.best.slope - here.slope)
-            here = _Point.where(accepted, search.best, here)
+            here = search.best if together else _Point.where(accepted, search.best, here)
             iterations = iterations + accepted
             going = accepted & ~unbounded & (iterations < self.steps) & (here.slope.abs().amax(1) > floor)
             active = active & (going | ~ended)
             if not bool(active.any()):
                 break
             fresh = _Search.along(here, -memory.times(here.slope), torch.ones_like(value), memory.scale[:, 0])
+            if together:
+                search = fresh
+                continue
             search = _Search(*(_where(accepted, new, old) for new, old in zip(fresh, search, strict=True)))
         return Warm(Minimum(here.point, here.value, unbounded, evaluations), memory.scale[:, 0] / unit)
 
@@ -209,10 +214,13 @@ class _Search(NamedTuple):
     @staticmethod
     def along(here: _Point, direction: Tensor, length: Tensor, steepest: Tensor) -> _Search:
         """A new search; a direction that does not descend is replaced by steepest descent, of its own length."""
-        descends = dot(direction, here.slope) < 0
-        direction, length = _where(descends, direction, -here.slope), torch.where(descends, length, steepest)
+        descent = dot(direction, here.slope)
+        descends = descent < 0
+        if length.device.type != "cpu" or not bool(descends.all()):
+            direction, length = _where(descends, direction, -here.slope), torch.where(descends, length, steepest)
+            descent = dot(direction, here.slope)
         zero, no = torch.zeros_like(length), torch.zeros_like(length, dtype=torch.bool)
-        high, descent = torch.full_like(length, torch.inf), dot(direction, here.slope)
+        high = torch.full_like(length, torch.inf)
         return _Search(direction, descent, length, zero, high, descent, high, zero, here, no, no)
 
     def advance(
@@ -224,17 +232,21 @@ class _Search(NamedTuple):
         flat = change.abs() <= 4 * torch.finfo(change.dtype).eps * here.value.abs()
         by_slope = flat & (slope <= (2 * armijo - 1) * self.descent)
         falls = ((enough | by_slope) & slope.isfinite()) | (there.value == -torch.inf)  # -inf is the end of it
+        all_fall = falls.device.type == "cpu" and bool(falls.all())
         after = self._replace(
             low=torch.where(falls, self.length, self.low),
             high=torch.where(falls, self.high, self.length),
             low_slope=torch.where(falls, slope, self.low_slope),
             high_slope=torch.where(falls, self.high_slope, slope),
             trials=self.trials + 1,
-            best=_Point.where(falls, there, self.best),  # the farthest point that falls enough
+            best=there if all_fall else _Point.where(falls, there, self.best),  # the farthest point that falls enough
             moved=self.moved | falls,
             satisfied=falls & (slope >= wolfe * self.descent),
         )
-        return after._replace(length=torch.where(after.high.isinf(), after.beyond(self), after.between(self)))
+        unbounded = after.high.isinf()
+        if all_fall and bool(unbounded.all()):
+            return after._replace(length=after.beyond(self))
+        return after._replace(length=torch.where(unbounded, after.beyond(self), after.between(self)))
 
     def beyond(self, before: _Search) -> Tensor:
         """Where the secant of the last two slopes is zero, at least twice as far; twice where none bends upward."""

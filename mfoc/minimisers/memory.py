@@ -19,8 +19,13 @@ class Memory:
         curvature, square = dot(step, change), dot(change, change)
         least = torch.finfo(step.dtype).eps * step.norm(dim=1) * square.sqrt()
         useful = mask & (curvature > least) & (square > 0)
-        self.steps = where(useful, torch.cat([self.steps[:, 1:], step[:, None]], 1), self.steps)
-        self.changes = where(useful, torch.cat([self.changes[:, 1:], change[:, None]], 1), self.changes)
+        steps, changes = (
+            torch.cat([old[:, 1:], new[:, None]], 1) for old, new in ((self.steps, step), (self.changes, change))
+        )
+        if useful.device.type == "cpu" and bool(useful.all()):
+            self.steps, self.changes, self.scale = steps, changes, (curvature / square)[:, None]
+            return
+        self.steps, self.changes = where(useful, steps, self.steps), where(useful, changes, self.changes)
         self.scale = where(useful, (curvature / square)[:, None], self.scale)
 
     def times(self, slope: Tensor) -> Tensor:

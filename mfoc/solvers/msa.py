@@ -26,7 +26,7 @@ from mfoc.particles import Particles
 from mfoc.problem import Problem
 from mfoc.second_order import WIDEST, NoSecondDerivative, controls_noise, fits, generalised_blocks
 from mfoc.solvers.trials import Trial, Trials
-from mfoc.solvers.weights import SHARE, curvatures
+from mfoc.solvers.weights import SHARE, Curvature, curvature
 from mfoc.solving import Info
 from mfoc.tree import Tree
 
@@ -102,11 +102,12 @@ class EMSA:
 
     where q is the minimiser found. Tried are q and, where the controls are free and the population is that of the step
     before, what a quadratic model of J finds best in the span of q - u and of the last five steps, along which changes
-    of dJ/du are known (``mfoc.solvers.subspace``): that costs two roll-outs. The lowest J is taken. Where q itself is
-    refused all weights are multiplied by 3, and where nothing was accepted the minimisation is repeated; if ``tries``
-    of them fail the controls stay as they are and the weights large. A q accepted at the first try lowers the weights
-    by three tenths, though never below 2^-20 of the first. An adaptive step with ``LBFGS`` in free controls begins its
-    line searches with the curvature that the step before left behind.
+    of dJ/du are known (``mfoc.solvers.subspace``): that costs two roll-outs. The first step has in their place the
+    change of dJ/du along itself, of which the weights are made: that costs one. The lowest J is taken. Where q itself
+    is refused all weights are multiplied by 3, and where nothing was accepted the minimisation is repeated; if
+    ``tries`` of them fail the controls stay as they are and the weights large. A q accepted at the first try lowers the
+    weights by three tenths, though never below 2^-20 of the first. An adaptive step with ``LBFGS`` in free controls
+    begins its line searches with the curvature that the step before left behind.
 
     Theorem. Let the population be fixed and J, the frozen H and the penalties have Lipschitz gradients in u on a convex
     set that holds the iterates and the controls tried, J and H with constants L and L_H. (i) A q that lowers the
@@ -129,7 +130,8 @@ class EMSA:
 
     Attributes:
         rho: weight of the state's infeasibility. None takes it from the problem at the first batch: as large as makes
-            the penalty as curved as J is, in the direction where J is most curved (by three power iterations).
+            the penalty as curved as J is, in the direction where J is most curved (by a power iteration; three where
+            the weight stays).
         costate_rho: weight of the costate's. When None it is rho; but 0 where rho is from the problem, since it costs
             a derivative of a derivative. With p_t(i) = N dJ/dx_t(i) both are per-particle weights. The weights of the
             paper, which sums over N samples and has costates of size 1/N, are
@@ -183,14 +185,16 @@ class EMSA:
     def step(self, problem: Problem, controls: Tree, state: Tree, particles: Particles) -> tuple[Tree, Tree, Info]:
         """One forward sweep, one backward sweep, one (or, adaptive, several) minimisations; see ``mfoc.Solver``."""
         sweep = Sweep.at(problem, controls, particles)
-        state = self._weighed(sweep, particles, state)
+        state, probe = self._weighed(sweep, particles, state)
         if not self.adaptive:
             penalty = self._penalty(state)
-            moved, report = _minimise(sweep, self.inner, penalty)
+            moved, report = _reported(*sweep.minimised(self.inner, penalty))
             return moved, state, Info(sweep.value, sweep.gradient, {**report, **_weights(penalty)})
-        return self._adapted(sweep, particles, state)
+        return self._adapted(sweep, particles, state, probe)
 
-    def _adapted(self, sweep: Sweep, particles: Particles, state: dict[str, Any]) -> tuple[Tree, Tree, Info]:
+    def _adapted(
+        self, sweep: Sweep, particles: Particles, state: dict[str, Any], probe: Curvature | None
+    ) -> tuple[Tree, Tree, Info]:
         """One adaptive step: tries until J falls enough."""
         here, gradient = float(sweep.value), tree.ravel(sweep.gradient)
         other = _differs(sweep.value, here, state["expected"])
@@ -211,7 +215,9 @@ class EMSA:
             def accepts(trial: Trial, share: float = share, least: float = least) -> bool:
                 return trial.value <= here - share * max(trial.square, least) + slack
 
-            if spans:
+            if spans and probe is not None:
+                best = tried.first(plain, probe.steps, probe.bends, accepts)
+            elif spans:
                 best = tried.lowest(plain, state["steps"], state["bends"], accepts)
             else:
                 best = plain if accepts(plain) else None
@@ -226,16 +232,18 @@ class EMSA:
         extra = {**report, "inner_evaluations": evaluations, "tries": attempt + 1, **_weights(penalty)}
         return sweep.controls if best is None else best.controls, state, Info(sweep.value, sweep.gradient, extra)
 
-    def _weighed(self, sweep: Sweep, particles: Particles, state: dict[str, Any]) -> dict[str, Any]:
-        """The state with all weights known."""
-        rho, proximal = state["rho"], state["proximal"]
+    def _weighed(
+        self, sweep: Sweep, particles: Particles, state: dict[str, Any]
+    ) -> tuple[dict[str, Any], Curvature | None]:
+        """The state with all weights known, and the curvature where they had to be found."""
+        rho, proximal, found = state["rho"], state["proximal"], None
         if not self.adaptive and proximal is None:
             proximal = 0.0
         if rho is None or proximal is None:
-            curvature, spread = curvatures(sweep, particles)
-            rho = (curvature / spread if spread > 0 else 0.0) if rho is None else rho
-            proximal = SHARE * curvature if proximal is None else proximal
-        return {**state, "rho": rho, "proximal": proximal}
+            found = curvature(sweep, particles, products=1 if self.adaptive else 3)
+            rho = (found.largest / found.spread if found.spread > 0 else 0.0) if rho is None else rho
+            proximal = SHARE * found.largest if proximal is None else proximal
+        return {**state, "rho": rho, "proximal": proximal}, found
 
     def _penalty(self, state: dict[str, Any]) -> Penalty:
         scale, rho = state["scale"], state["rho"]
@@ -274,11 +282,6 @@ def _minimised(sweep: Sweep, inner: Minimiser) -> tuple[Tree, list[Minimum]]:
     if inner.steps == 1:
         return moved, []
     return replace(sweep, controls=moved).minimised(replace(inner, steps=inner.steps - 1))
-
-
-def _minimise(sweep: Sweep, inner: Minimiser, penalty: Penalty | None) -> tuple[Tree, dict[str, int]]:
-    """The minimisers of the augmented Hamiltonian, and what the search reports."""
-    return _reported(*sweep.minimised(inner, penalty))
 
 
 def _reported(moved: Tree, found: list[Minimum]) -> tuple[Tree, dict[str, int]]:

@@ -89,14 +89,41 @@ class Trials:
         accepted = accepts(plain)
         found = [plain] if accepted else []
         for coupled in (True, False):
-            rounding = 64 * torch.finfo(self.sweep.value.dtype).eps * abs(self.here)
-            step = combined(plain.step, plain.value - self.here, self.gradient, steps, bends, rounding, coupled)
-            if step is not None:
-                trial = self.shortened(step, accepts, 1 if accepted else _SHORTER)
-                found += [] if trial is None else [trial]
+            found += self._spanned(plain, steps, bends, accepts, coupled, accepted)
             if not accepted and found:
                 break
         return min(found, key=lambda trial: trial.value, default=None)
+
+    def first(
+        self, plain: Trial, steps: list[Tensor], bends: list[Tensor], accepts: Callable[[Trial], bool]
+    ) -> Trial | None:
+        """``lowest`` where no step went before, but J'' is known along some direction.
+
+        Where the minimiser was refused, J bends over its length by more than what is known at its start says.
+        """
+        accepted = accepts(plain)
+        if not accepted:
+            steps = bends = []
+        found = [plain] if accepted else []
+        found += self._spanned(plain, steps, bends, accepts, False, accepted)
+        return min(found, key=lambda trial: trial.value, default=None)
+
+    def _spanned(
+        self,
+        plain: Trial,
+        steps: list[Tensor],
+        bends: list[Tensor],
+        accepts: Callable[[Trial], bool],
+        coupled: bool,
+        accepted: bool,
+    ) -> list[Trial]:
+        """The step that a model finds best, if it is accepted or, where the minimiser is not, a shorter one is."""
+        rounding = 64 * torch.finfo(self.sweep.value.dtype).eps * abs(self.here)
+        step = combined(plain.step, plain.value - self.here, self.gradient, steps, bends, rounding, coupled)
+        if step is None:
+            return []
+        trial = self.shortened(step, accepts, 1 if accepted else _SHORTER)
+        return [] if trial is None else [trial]
 
     def shortened(self, step: Tensor, accepts: Callable[[Trial], bool], lengths: int) -> Trial | None:
         """The first that is accepted of a step and of shorter ones."""

@@ -15,7 +15,6 @@ E-MSA beside Adam and torch's L-BFGS, a step of each in turn. The digits are tho
 """
 
 import argparse
-import platform
 import statistics
 import time
 from dataclasses import replace
@@ -29,6 +28,7 @@ from scipy.optimize import minimize
 import mfoc
 from mfoc.frozen import Penalty, Sweep
 from mfoc.minimisers import LBFGS
+from tests.benchmarks.timing import interleaved, machine, report
 
 STAGES, NODES, SAMPLES, STEP = 20, 5, 100, 0.25
 
@@ -177,24 +177,18 @@ def main():
     path = parser.parse_args().digits
     torch.empty(8_000_000).fill_(0.0)  # the allocator then keeps what is freed
     torch.set_num_threads(1)
-    print(f"{platform.processor() or platform.machine()}, 1 thread, torch {torch.__version__}")
+    print(machine())
     problem, cloud = toy()
     alone = replace(problem, kind=None)  # no two stages are known alike, so that none are stacked
     sweeps = [Sweep.at(each, problem.controls, cloud) for each in (problem, alone)]
     for label, penalty in (("MSA", None), ("E-MSA", Penalty(1.0, 1.0))):
         stacked, layers = (sweep.blocks(penalty) for sweep in sweeps)
-        times, values = {by_mfoc: [], by_scipy: []}, {}
-        for k in range(12):
-            for side, work in ((by_mfoc, stacked), (by_scipy, layers)):
-                start = time.perf_counter()
-                values[side] = side(work)
-                if k >= 2:
-                    times[side].append(time.perf_counter() - start)
-        ours, theirs = (1e3 * statistics.median(times[side]) for side in (by_mfoc, by_scipy))
-        print(
-            f"{label:6s} mfoc {ours:7.1f} ms   scipy loop {theirs:7.1f} ms   ratio {theirs / ours:5.1f}   "
-            f"mean value {values[by_mfoc].mean():.6g} against {values[by_scipy].mean():.6g}"
-        )
+        sides = {"scipy loop": partial(by_scipy, layers), "mfoc": partial(by_mfoc, stacked)}
+        times = interleaved(sides, rounds=10)
+        name = f"{label}, minimisation over 20 layers of 5 nodes"
+        report(name, times.ratio("scipy loop", "mfoc"), of="scipy loop", to="mfoc", headline=label == "E-MSA")
+        ours, theirs = by_mfoc(stacked).mean(), by_scipy(layers).mean()
+        print(f"{label}: mean value {ours:.6g} against {theirs:.6g}")
     race()
     table(path)
 

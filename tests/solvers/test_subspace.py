@@ -4,8 +4,10 @@ import pytest
 import torch
 
 import mfoc
+from mfoc.frozen import Sweep
 from mfoc.minimisers import LBFGS
 from mfoc.solvers.subspace import combined
+from mfoc.solvers.weights import curvature
 from tests.problems import CATALOGUE, D, normal
 
 
@@ -91,3 +93,21 @@ def test_on_another_batch_earlier_steps_are_forgotten():
     _, state, _ = solver.step(problem, controls, state, mfoc.Particles(*half))
     assert state["changes"] == 1
     assert not any(bool(step.any()) for step in state["steps"])
+
+
+@pytest.mark.parametrize("products", [1, 3])
+def test_first_weights_come_with_products_of_the_hessian(products):
+    problem, cloud = CATALOGUE["decayed"]()
+    found = curvature(Sweep.at(problem, problem.controls, cloud), cloud, products=products)
+    leaves = mfoc.tree.leaves(problem.controls)
+
+    def gradient(vector):
+        controls = mfoc.tree.rebuild(problem.controls, mfoc.tree.pieces(vector, leaves))
+        return mfoc.tree.ravel(mfoc.evaluate(problem, controls, cloud).gradient)
+
+    at, h = mfoc.tree.ravel(problem.controls), 1e-4
+    assert len(found.steps) == len(found.bends) == products
+    for step, bend in zip(found.steps, found.bends, strict=True):
+        central = (gradient(at + h * step) - gradient(at - h * step)) / (2 * h)
+        assert float(step.norm()) == pytest.approx(1)
+        assert float((central - bend).norm()) < 1e-4 * float(bend.norm())
