@@ -284,7 +284,7 @@ def _minimise(sweep: Sweep, inner: Minimiser, penalty: Penalty | None) -> tuple[
 def _reported(moved: Tree, found: list[Minimum]) -> tuple[Tree, dict[str, int]]:
     return moved, {
         "inner_evaluations": sum(minimum.evaluations for minimum in found),
-        "unbounded_stages": sum(int(minimum.unbounded.sum()) for minimum in found),
+        "unbounded_stages": int(sum(tree.floats([minimum.unbounded.sum() for minimum in found]))),
     }
 
 

@@ -243,7 +243,7 @@ def asked() -> str:
     while frame is not None:
         if file := _ours(frame.f_code.co_filename):
             place = f"{file}:{frame.f_lineno}"
-            if place.startswith(("mfoc", "paradigms")):
+            if file.startswith(("mfoc", "paradigms")) and file != "mfoc/tree.py":  # which reads numbers for others
                 return place
             test = test if test != "torch" else place
         frame = frame.f_back
