@@ -207,17 +207,11 @@ def step_times(sizes, batch, rounds):
     begins = {"SGD by hand": sgd, "mfoc.Gradient, SGD": gradient}
     begins |= {label: begin for label, begin, _ in rows() if "curvlinops" not in label}
     steps = {label: begin(network(sizes, nn.Tanh), 1e-3)[0] for label, begin in begins.items()}
-    times = {label: [] for label in steps}
-    for k in range(rounds + 10):
-        for label, step in steps.items():
-            start = time.thread_time()
-            step(cloud)
-            if k >= 10:
-                times[label].append(time.thread_time() - start)
-    base = statistics.median(times["SGD by hand"])
+    times = interleaved({label: partial(step, cloud) for label, step in steps.items()}, rounds=rounds, warmup=10)
+    base = times.median("SGD by hand")
     print(f"\nstep of {sizes}, batch {batch}: SGD by hand {1e3 * base:.2f} ms of thread-CPU time")
-    for label, taken in times.items():
-        print(f"{label:36s} {statistics.median(taken) / base:6.2f}")
+    for label in list(steps)[1:]:
+        report(f"step of {sizes}, batch {batch}", times.ratio(label, "SGD by hand"), of=label, to="SGD by hand")
 
 
 def main():
