@@ -7,6 +7,7 @@ import math
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from mfoc import tree
 from mfoc.checks import check_instance, check_integer, check_positive

@@ -16,9 +16,7 @@ on matrices, with SGD at a tenth of its rate on the biases.
 
 import argparse
 import math
-import platform
 import statistics
-import time
 from functools import partial
 from itertools import pairwise
 
@@ -28,6 +26,7 @@ from sklearn.datasets import load_digits, load_wine
 from torch import nn
 
 import mfoc
+from tests.benchmarks.timing import interleaved, machine, report
 
 CURVATURES = {"identity": "SGD", "rmsprop": "RMSprop", "kronecker": "K-FAC of the data"}
 
@@ -226,7 +225,7 @@ def main():
     parser.add_argument("--only", help="parts of the names of what is compared, parted by commas")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    print(f"{platform.machine()}, torch {torch.__version__}, 1 thread, {arguments.seeds} seeds")
+    print(f"{machine()}, {arguments.seeds} seeds")
     for sizes, batch, rounds in (((64, 64, 64, 10), 128, 200), ((784, 256, 256, 10), 128, 60)):
         step_times(sizes, batch, rounds)
     wanted = arguments.only.split(",") if arguments.only is not None else [""]

@@ -45,7 +45,10 @@ def main():
 
 
 def operator():
-    net, x = nn.Sequential(nn.Linear(10, 64), nn.Tanh(), nn.Linear(64, 10)).to(device()), torch.randn(10_000, 10).to(device())
+    net, x = (
+        nn.Sequential(nn.Linear(10, 64), nn.Tanh(), nn.Linear(64, 10)).to(device()),
+        torch.randn(10_000, 10).to(device()),
+    )
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     product = NTKOperator(net, x)
     start = clock()

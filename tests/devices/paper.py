@@ -185,7 +185,7 @@ def _held(value: Any, given: list[Tensor]) -> Any:
     if isinstance(value, Tensor):
         given.append(value)
         return value
-    if isinstance(value, (list, tuple)):  # noqa: UP038: this is asked of every argument of every operation
+    if isinstance(value, (list, tuple)):
         return type(value)([_held(each, given) for each in value])
     return {key: _held(each, given) for key, each in value.items()} if isinstance(value, dict) else value
 
