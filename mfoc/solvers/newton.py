@@ -188,7 +188,7 @@ class _Place:
         change = model.slope @ found.step + found.step @ found.image / 2
         norms = [found.step.norm(), self.stationary(found).norm()]
         length, slope, after, before, size, fall = tree.floats([*norms, reached, model.value, model.size, -change])
-        if not math.isfinite(after):
+        if length == 0 or not math.isfinite(after):
             return _Trial(trial, length, -math.inf, slope)
         rounding = _ROUNDINGS * torch.finfo(cost.dtype).eps * size
         return _Trial(trial, length, (before - after + rounding) / (fall + rounding), slope)
