@@ -199,11 +199,13 @@ class _Probe:
         tape = Tape()
         with taped(tape):
             base = function(x)
-        if self.finite and not all(bool(leaf.isfinite().all()) for leaf in tree.tensors(base)):
+        held = tree.tensors(base) if self.finite else []
+        if held and not bool(torch.stack([leaf.isfinite().all() for leaf in held]).all()):
             raise InvalidValue(f"{name} is not finite on the particles looked at")
         self.named = self.named or bool(tape.answers)
         if move and self.elsewhere is None:
-            noise = [_gap(a, b) for a, b in _pairs(base, _again(function, x, tape))]  # zero, unless sums are unordered
+            again = _differences(_pairs(base, _again(function, x, tape)))
+            noise = [gap for gap, _ in again]  # zero, unless sums are unordered
             rows = range(min(_FEW, len(tree.leaves(x)[0])))
             if any(self._moves_others(function, x, i, base, noise, tape) for i in rows):
                 self.elsewhere = name
@@ -220,7 +222,8 @@ class _Probe:
                 logger.debug("particle %d cannot be moved by %g: %s", i, size, error)
                 continue
             others = [(_others(a, i), _others(b, i)) for a, b in pairs]
-            if any(_gap(a, b) > _allowed(a, floor) for (a, b), floor in zip(others, noise, strict=True)):
+            seen = _differences(others)
+            if any(gap > 10 * floor + slack for (gap, slack), floor in zip(seen, noise, strict=True)):
                 return True
         return False
 
@@ -253,18 +256,28 @@ def _others(leaf: Tensor, i: int) -> Tensor:
     return torch.cat([leaf[:i], leaf[i + 1 :]])
 
 
-def _gap(left: Tensor, right: Tensor) -> float:
-    """The largest difference; infinite where one alone is not finite, or where leaves of integers differ."""
+def _differences(pairs: list[tuple[Tensor, Tensor]]) -> list[tuple[float, float]]:
+    """Of each pair the largest difference, and the one that rounding makes; the host waits once for all of them.
+
+    The first is infinite where one alone is not finite, or where leaves of integers differ.
+    """
+    numbers = iter(tree.floats([scalar for pair in pairs for scalar in _scalars(*pair)]))
+    found = []
+    for left, _ in pairs:
+        gap, size = next(numbers), next(numbers)
+        if tree.differentiable(left):
+            found.append((gap if gap == gap else torch.inf, _SLACK * torch.finfo(left.dtype).eps * size))
+        else:
+            found.append((torch.inf if gap else 0.0, 0.0))
+    return found
+
+
+def _scalars(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+    """The largest difference and the largest size of the left; of integers whether they differ, and whatever."""
     if not tree.differentiable(left):
-        return 0.0 if torch.equal(left, right) else torch.inf
+        differ = (left != right).any() if left.shape == right.shape else left.new_ones((), dtype=torch.bool)
+        return differ, differ
+    if not left.numel():
+        return left.new_zeros(()), left.new_zeros(())
     same = (left == right) | (left.isnan() & right.isnan())
-    gap = float((left - right).abs().masked_fill(same, 0.0).max()) if left.numel() else 0.0
-    return gap if gap == gap else torch.inf
-
-
-def _allowed(leaf: Tensor, floor: float) -> float:
-    """The difference that rounding makes."""
-    if not tree.differentiable(leaf) or not leaf.numel():
-        return 0.0
-    size = leaf.abs().nan_to_num(0.0, 0.0, 0.0).max()
-    return 10 * floor + _SLACK * torch.finfo(leaf.dtype).eps * float(size)
+    return (left - right).abs().masked_fill(same, 0.0).max(), left.abs().nan_to_num(0.0, 0.0, 0.0).max()

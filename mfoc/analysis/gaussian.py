@@ -22,6 +22,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
+from mfoc import tree
 from mfoc.analysis.activations import Activation, ActivationLike
 from mfoc.analysis.closed import closed_decorrelation, closed_pair, mean_square_slope
 from mfoc.analysis.hermite import MOST, coefficients, correlated, enough_terms, lost, slope_at
@@ -164,9 +165,9 @@ class GaussianMoments:
             return 2 * MOST if q.numel() else 1
         return enough_terms(self.strip, float(q.max()))
 
-    def _rule(self, root: Tensor) -> tuple[Tensor, Tensor]:
-        """Nodes and weights for standard deviations [P]: [1 or P, n] each."""
-        return self._axis(self._kinks(root), self.strip / float(root.max()))
+    def _rule(self, root: Tensor, largest: float) -> tuple[Tensor, Tensor]:
+        """Nodes and weights for standard deviations [P], of which the largest is known: [1 or P, n] each."""
+        return self._axis(self._kinks(root), self.strip / largest)
 
     def _kinks(self, root: Tensor) -> Tensor:
         """Where the kinks are, and zero for growing panels, in standard deviations: [..., k]."""
@@ -177,16 +178,18 @@ class GaussianMoments:
         """The mean of an integrand at every variance; those of one size share a rule."""
         root = _checked(q).clamp(min=_LEAST).sqrt().reshape(-1)
         out = torch.empty_like(root)
-        sizes = root.log2().ceil().clamp(min=-2)
-        for size in torch.unique(sizes):
-            places = (sizes == size).nonzero()[:, 0]
-            width = self._rule(root[places[:1]].clamp(min=float(2**size)))[0].shape[-1]
-            for part in torch.split(places, max(1, _AT_ONCE // width)):
-                z, w = self._rule(root[part])
-                u = root[part, None] * z
-                phi = self.activation.function(u)
-                slope = self.activation.slope(u) if slopes else phi
-                out[part] = (integrand(phi, slope, z) * w).sum(-1)
+        sizes, order = root.log2().ceil().clamp(min=-2).sort(stable=True)
+        parts: list[Tensor] = []
+        known, counts = torch.unique_consecutive(sizes.cpu(), return_counts=True)  # on the host, which waits but once
+        for size, places in zip(known, torch.split(order, counts.tolist()), strict=True):
+            width = self._rule(2 ** size[None], float(2**size))[0].shape[-1]
+            parts += torch.split(places, max(1, _AT_ONCE // width))
+        for part, largest in zip(parts, tree.floats([root[part].max() for part in parts]), strict=True):
+            z, w = self._rule(root[part], largest)
+            u = root[part, None] * z
+            phi = self.activation.function(u)
+            slope = self.activation.slope(u) if slopes else phi
+            out[part] = (integrand(phi, slope, z) * w).sum(-1)
         return out.reshape(q.shape)
 
     def _plane(
@@ -243,7 +246,7 @@ _FOUND: WeakKeyDictionary[Activation, GaussianMoments] = WeakKeyDictionary()
 def _checked(q: Tensor) -> Tensor:
     check_instance(Tensor, "a tensor of variances", q=q)
     q = q.detach().to(torch.float64)
-    if bool((q < 0).any()) or not bool(q.isfinite().all()):
+    if bool(((q < 0) | ~q.isfinite()).any()):
         raise InvalidValue("q holds a negative or non-finite number; expected variances")
     return q
 

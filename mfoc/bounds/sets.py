@@ -79,7 +79,10 @@ class Box(_Convex):
 
     def limits(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """Both bounds in the shape of the control."""
-        low, high = (torch.as_tensor(bound, dtype=u.dtype, device=u.device) for bound in (self.low, self.high))
+        low, high = (
+            bound.to(u) if isinstance(bound, Tensor) else torch.full((), bound, dtype=u.dtype, device=u.device)
+            for bound in (self.low, self.high)
+        )  # filled where the control is: a number that is sent to a GPU waits for all that is queued there
         return low.expand(u.shape), high.expand(u.shape)
 
     def check(self, u: Tensor, lead: int, name: str) -> None:

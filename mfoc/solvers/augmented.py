@@ -7,6 +7,7 @@ import math
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from mfoc import tree
 from mfoc.checks import check_instance, check_integer, check_positive
@@ -123,7 +124,7 @@ class AugmentedLagrangian:
         """The first penalty (Birgin & Martinez 2014, sec. 12.4)."""
         if self.penalty is not None:
             return self.penalty
-        square = sum(float(each.square().sum(-1).mean()) for each in values)
+        square = sum(tree.floats([each.square().sum(-1).mean() for each in values]))
         return min(max(10 * max(1.0, abs(value)) / max(1.0, square / 2), 1e-6), 1e6)
 
     def _minimised(self, held: Lagrangian, controls: Tree, particles: Particles, tol: float) -> tuple[Tree, int, bool]:
@@ -132,12 +133,13 @@ class AugmentedLagrangian:
         state = self.solver.init(problem, controls)
         for k in range(self.steps):
             moved, state, info = self.solver.step(problem, controls, state, cloud)
-            residual = float(tree.norm(problem.projected(controls, info.gradient)))
-            if not math.isfinite(float(info.value)) or not math.isfinite(residual):
+            norm = tree.norm(problem.projected(controls, info.gradient))
+            value, residual, left = tree.floats([info.value, norm, _moved(controls, moved).to(norm)])
+            if not math.isfinite(value) or not math.isfinite(residual):
                 return controls, k, False  # the loop looks for what is not finite, and says where
             if residual <= tol:
                 return controls, k, True
-            if all(map(torch.equal, tree.leaves(controls), tree.leaves(moved))):
+            if not left:
                 return controls, k + 1, False  # as far as rounding lets it
             controls = moved
         return controls, self.steps, False
@@ -146,6 +148,13 @@ class AugmentedLagrangian:
         """The gradient of the Lagrangian, its multipliers fixed."""
         plain = Lagrangian(held.problem, held.multipliers, 0.0)
         return evaluate(plain.augmented(), controls, plain.particles(particles)).gradient
+
+
+@torch.no_grad()
+def _moved(before: Tree, after: Tree) -> Tensor:
+    """Whether any number of the controls has changed, a boolean scalar."""
+    pairs = zip(tree.leaves(before), tree.leaves(after), strict=True)
+    return torch.stack([(old != new).any() for old, new in pairs]).any()
 
 
 @torch.no_grad()

@@ -36,7 +36,7 @@ class Expansion:
     """
 
     value: Tensor
-    size: float
+    size: Tensor
     slope: Tensor
     product: Product
 
@@ -65,7 +65,7 @@ def expand(problem: Problem, controls: Tree, particles: Particles, *, gauss_newt
         with torch.enable_grad(), second_order(*_NEEDS):
             return expectation([summed(v.to(point.dtype)).detach() / n], n)[0].to(wide)
 
-    return Expansion(value, float(size), gradient.to(wide), product)
+    return Expansion(value, size, gradient.to(wide), product)
 
 
 def _hessian(slope: Tensor, point: Tensor) -> Product:

@@ -287,7 +287,7 @@ def _minimised(sweep: Sweep, inner: Minimiser) -> tuple[Tree, list[Minimum]]:
 def _reported(moved: Tree, found: list[Minimum]) -> tuple[Tree, dict[str, int]]:
     return moved, {
         "inner_evaluations": sum(minimum.evaluations for minimum in found),
-        "unbounded_stages": sum(int(minimum.unbounded.sum()) for minimum in found),
+        "unbounded_stages": int(sum(tree.floats([minimum.unbounded.sum() for minimum in found]))),
     }
 
 

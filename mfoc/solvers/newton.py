@@ -89,9 +89,10 @@ class NewtonCG:
         model = expand(problem, controls, particles, gauss_newton=self.gauss_newton)
         place = _Place(problem, controls, particles, model, _box(problem, controls, model))
         gradient = place.tree_of(model.slope)
-        if not math.isfinite(model.value) or not bool(model.slope.isfinite().all()):
+        finite = model.value.isfinite() & model.slope.isfinite().all()
+        good, size = tree.floats([finite.to(model.slope.dtype), place.stationary().norm()])
+        if not good:
             return controls, state, Info(model.value, gradient)  # the solve ends here, and says where it came from
-        size = float(place.stationary().norm())
         moved, radius, expected, report = self._search(place, state["radius"] or math.inf, self._share(size, state))
         known = None if math.isinf(radius) else radius
         report["radius"] = math.nan if known is None else known
@@ -112,17 +113,32 @@ class NewtonCG:
             if found.curved and math.isinf(radius):
                 radius = 1.0 + float(place.point.norm())
                 continue
-            length = float(found.step.norm())
-            if length == 0:
+            trial = place.tried(found)
+            if trial.length == 0:
                 break
             report["tries"] += 1
-            trial = place.controls_after(found.step)
-            agreement = place.agreement(trial, found)
-            radius = _resized(length if math.isinf(radius) else radius, length, agreement)
-            if agreement > _ENOUGH:
+            radius = _resized(trial.length if math.isinf(radius) else radius, trial.length, trial.agreement)
+            if trial.agreement > _ENOUGH:
                 report["accepted"] = 1
-                return trial, radius, float(place.stationary(found).norm()), report
+                return trial.controls, radius, trial.slope, report
         return place.controls, radius, None, report
+
+
+@dataclass(frozen=True, eq=False)
+class _Trial:
+    """A step that was tried.
+
+    Attributes:
+        controls: where it leads.
+        length: its norm.
+        agreement: by how much J falls, as a share of what the model says; -inf where it is not finite.
+        slope: the norm of the slope that the model expects there.
+    """
+
+    controls: Tree
+    length: float
+    agreement: float
+    slope: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -163,16 +179,19 @@ class _Place:
             return slope
         return self.box.projected_slope(slope, self.point if found is None else self.box.landed(found.step))
 
-    def agreement(self, trial: Tree, found: Descent) -> float:
-        """By how much J falls, as a share of what the model says; -inf where it is not finite."""
+    def tried(self, found: Descent) -> _Trial:
+        """What J says of a step; the host waits once for all of it."""
+        trial, model = self.controls_after(found.step), self.model
         with torch.no_grad():
             cost = rollout(self.problem, trial, self.particles).cost.mean()
-        reached = float(expectation([cost], len(self.particles))[0])
-        if not math.isfinite(reached):
-            return -math.inf
-        predicted = -float(self.model.slope @ found.step + found.step @ found.image / 2)
-        rounding = _ROUNDINGS * torch.finfo(cost.dtype).eps * self.model.size
-        return (float(self.model.value) - reached + rounding) / (predicted + rounding)
+        reached = expectation([cost], len(self.particles))[0]
+        change = model.slope @ found.step + found.step @ found.image / 2
+        norms = [found.step.norm(), self.stationary(found).norm()]
+        length, slope, after, before, size, fall = tree.floats([*norms, reached, model.value, model.size, -change])
+        if length == 0 or not math.isfinite(after):
+            return _Trial(trial, length, -math.inf, slope)
+        rounding = _ROUNDINGS * torch.finfo(cost.dtype).eps * size
+        return _Trial(trial, length, (before - after + rounding) / (fall + rounding), slope)
 
 
 def _box(problem: Problem, controls: Tree, model: Expansion) -> Boxed | None:

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from mfoc import tree
 from mfoc.printing import by_identity
 
 
@@ -59,31 +60,36 @@ def steihaug(
     step, image = torch.zeros_like(slope), torch.zeros_like(slope)
     residual = slope if free is None else slope * free
     direction = -residual
-    square = float(residual @ residual)
-    goal = share**2 * square
+    square = residual @ residual
+    left = square.item()
+    goal = share**2 * left
     for k in range(products):
-        if square <= goal:
+        if left <= goal:
             return Descent(step, image, k, False, False)
         moved = product(direction)
-        curvature = float(direction @ moved)
+        # What the next iteration begins with is made before it is known whether there is one, so that the host waits
+        # once a product.
+        bent = direction @ moved
+        length = square / bent
+        longer = step + length * direction
+        residual = residual + length * (moved if free is None else moved * free)
+        before, square = square, residual @ residual
+        curvature, size, left = tree.floats([bent, torch.linalg.vector_norm(longer), square])
         if not math.isfinite(curvature):
             return Descent(step, image, k + 1, False, False)
-        length = square / curvature if curvature > 0 else math.inf
-        if curvature <= 0 or float(torch.linalg.vector_norm(step + length * direction)) >= radius:
+        if curvature <= 0 or size >= radius:
             if math.isinf(radius):
                 return Descent(step, image, k + 1, True, False)
-            length = _to_boundary(step, direction, radius)
-            return Descent(step + length * direction, image + length * moved, k + 1, curvature <= 0, True)
-        step, image = step + length * direction, image + length * moved
-        residual = residual + length * (moved if free is None else moved * free)
-        before, square = square, float(residual @ residual)
+            reach = _to_boundary(step, direction, radius)
+            return Descent(step + reach * direction, image + reach * moved, k + 1, curvature <= 0, True)
+        step, image = longer, image + length * moved
         direction = (square / before) * direction - residual
     return Descent(step, image, products, False, False)
 
 
 def _to_boundary(step: Tensor, direction: Tensor, radius: float) -> float:
     """The t >= 0 at which ||step + t direction|| is the radius."""
-    a, b = float(direction @ direction), float(step @ direction)
-    room = max(radius**2 - float(step @ step), 0.0)
+    a, b, square = tree.floats([direction @ direction, step @ direction, step @ step])
+    room = max(radius**2 - square, 0.0)
     root = math.sqrt(b * b + a * room)
     return room / (b + root) if b > 0 else (root - b) / a  # the form that does not cancel

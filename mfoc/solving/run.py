@@ -194,10 +194,10 @@ class Run:
             value, gradient = solver.evaluate(problem, at.controls, at.state, particles)
         else:
             value, gradient = evaluate(problem, at.controls, particles)
-        residual = float(tree.norm(problem.projected(at.controls, gradient)))
+        value, residual = tree.floats([value, tree.norm(problem.projected(at.controls, gradient))])
         if hasattr(solver, "violation"):
             residual = math.hypot(residual, solver.violation(problem, at.controls, at.state, particles))
-        return float(value), residual
+        return value, residual
 
 
 def _hold(error: BaseException, at: Iterate) -> None:

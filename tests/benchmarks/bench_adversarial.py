@@ -9,7 +9,6 @@ the same batches; they run on one thread, interleaved epoch by epoch, and evalua
 
 import argparse
 import math
-import platform
 import statistics
 import time
 from functools import partial
@@ -17,12 +16,17 @@ from functools import partial
 import numpy as np
 import torch
 import torch.nn.functional as F
-import torchattacks
 from sklearn.datasets import load_digits
 from torch import nn
 
 import mfoc
 from paradigms.adversarial import PGD, YOPO, FromTorchattacks, as_attack, evaluate, game
+from tests.benchmarks.timing import interleaved, machine, quick, report
+
+try:
+    import torchattacks
+except ImportError:
+    torchattacks = None
 
 
 def digits_net():
@@ -56,7 +60,7 @@ def wide_first_net():
 
 
 def step_times(make_net, shape, rounds):
-    """Median seconds a step, methods interleaved."""
+    """Reports how many times longer a step takes with PGD than with YOPO of the same number of steps."""
     torch.manual_seed(0)
     x, y = torch.rand(128, *shape), torch.randint(0, 10, (128,))
     formulation = game(make_net(), F.cross_entropy, (x, y), epsilon=0.1)
@@ -64,29 +68,28 @@ def step_times(make_net, shape, rounds):
     methods = {"PGD-10": PGD(10), "YOPO-5-3": YOPO(5, 3), "PGD-40": PGD(40), "YOPO-5-10": YOPO(5, 10)}
     solvers = {name: mfoc.Minimax(inner, partial(torch.optim.Adam, lr=1e-3)) for name, inner in methods.items()}
     at = {name: (problem.controls, solver.init(problem, problem.controls)) for name, solver in solvers.items()}
-    taken = {name: [] for name in solvers}
-    for _ in range(rounds):
-        for name, solver in solvers.items():
-            began = time.perf_counter()
-            controls, state, _ = solver.step(problem, *at[name], cloud)
-            taken[name].append(time.perf_counter() - began)
-            at[name] = controls, state
-    return {name: statistics.median(times) for name, times in taken.items()}
+
+    def step(name):
+        at[name] = solvers[name].step(problem, *at[name], cloud)[:2]
+
+    times = interleaved({name: partial(step, name) for name in solvers}, rounds=rounds, warmup=1)
+    print(f"{make_net.__name__}, a step: " + ", ".join(f"{n} {1e3 * times.median(n):.1f} ms" for n in solvers))
+    for long, short in (("PGD-10", "YOPO-5-3"), ("PGD-40", "YOPO-5-10")):
+        report(f"adversarial step, {make_net.__name__}", times.ratio(long, short), of=long, to=short)
 
 
 def attack_times(make_net, shape, rounds):
-    """Median seconds of PGD-10: ours as an attack of torchattacks, and theirs."""
+    """Reports PGD-10, ours as an attack of torchattacks beside theirs."""
+    if torchattacks is None:
+        print("torchattacks is not installed")
+        return
     torch.manual_seed(0)
     net, x, y = make_net(), torch.rand(128, *shape), torch.randint(0, 10, (128,))
     formulation = game(net, F.cross_entropy, (x, y), epsilon=0.1)
     attacks = {"ours": as_attack(formulation, PGD(10, 0.025), net), "theirs": torchattacks.PGD(net, 0.1, 0.025, 10)}
-    taken = {name: [] for name in attacks}
-    for _ in range(rounds):
-        for name, attack in attacks.items():
-            began = time.perf_counter()
-            attack(x, y)
-            taken[name].append(time.perf_counter() - began)
-    return {name: statistics.median(times) for name, times in taken.items()}
+    times = interleaved({name: partial(attack, x, y) for name, attack in attacks.items()}, rounds=rounds, warmup=1)
+    name = f"PGD-10 attack, {make_net.__name__}"
+    report(name, times.ratio("ours", "theirs"), of="mfoc", to="torchattacks", headline=make_net is digits_net)
 
 
 def one_cycle(total, warm=0.1):
@@ -142,7 +145,7 @@ def compete(make_net, train, test, methods, *, epsilon, epochs, lr, ramp, goal, 
     return rows
 
 
-def report(title, runs):
+def table_of(title, runs):
     print(f"\n{title}: mean over {len(runs)} seeds ± standard deviation; medians of the seconds")
     print(f"{'training':10s}  {'clean':>15s}  {'PGD-20':>15s}  {'APGD-CE':>15s}  {'seconds':>8s}  {'to the goal':>11s}")
     for name in runs[0]:
@@ -176,7 +179,8 @@ def main():
     parser.add_argument("--skip-digits", action="store_true")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    print(f"{platform.machine()}, torch {torch.__version__}, 1 thread")
+    torch.empty(8_000_000).fill_(0.0)  # as loading a data set does: glibc then keeps freed pages
+    print(machine())
     if not arguments.skip_times:
         nets = [
             (digits_net, (1, 8, 8), 15),
@@ -184,26 +188,25 @@ def main():
             (small_cnn, (1, 28, 28), 3),
             (wide_first_net, (1, 28, 28), 3),
         ]
-        for make_net, shape, rounds in nets:
-            t = step_times(make_net, shape, rounds)
-            print(
-                f"{make_net.__name__:15s} step: " + ", ".join(f"{n} {1e3 * s:.1f} ms" for n, s in t.items())
-                + f"; PGD-10 / YOPO-5-3 = {t['PGD-10'] / t['YOPO-5-3']:.2f}, "
-                f"PGD-40 / YOPO-5-10 = {t['PGD-40'] / t['YOPO-5-10']:.2f}"
-            )  # fmt: skip
-            a = attack_times(make_net, shape, rounds)
-            print(f"{'':15s} PGD-10 attack: ours / torchattacks = {a['ours'] / a['theirs']:.2f}", flush=True)
+        for make_net, shape, rounds in nets[: 1 if quick() else None]:
+            step_times(make_net, shape, rounds)
+            attack_times(make_net, shape, rounds)
+    if quick():
+        return
+    if torchattacks is None:
+        print("without torchattacks there is no APGD-CE to judge the trained networks by")
+        return
     if not arguments.skip_digits:
         methods = {"PGD-10": PGD(10), "YOPO-5-3": YOPO(5, 3, step_size=0.1 / 3)}
         settings = {"epsilon": 0.1, "epochs": 30, "lr": 1e-2, "ramp": 0, "goal": 0.8}
         runs = [compete(digits_net, *digits(), methods, seed=s, **settings) for s in range(arguments.seeds)]
-        report(f"digits, {settings}", runs)
+        table_of(f"digits, {settings}", runs)
     if arguments.mnist:
         methods = {"PGD-10": PGD(10), "YOPO-5-3": YOPO(5, 3)}
         settings = {"epsilon": 0.3, "epochs": 15, "lr": 8e-3, "ramp": 0.4, "goal": 0.7}
         data = mnist(arguments.mnist)
         runs = [compete(light_net, *data, methods, seed=s, **settings) for s in range(arguments.seeds)]
-        report(f"MNIST, {settings}", runs)
+        table_of(f"MNIST, {settings}", runs)
 
 
 if __name__ == "__main__":

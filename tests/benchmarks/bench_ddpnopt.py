@@ -16,9 +16,7 @@ on matrices, with SGD at a tenth of its rate on the biases.
 
 import argparse
 import math
-import platform
 import statistics
-import time
 from functools import partial
 from itertools import pairwise
 
@@ -28,6 +26,7 @@ from sklearn.datasets import load_digits, load_wine
 from torch import nn
 
 import mfoc
+from tests.benchmarks.timing import interleaved, machine, report
 
 CURVATURES = {"identity": "SGD", "rmsprop": "RMSprop", "kronecker": "K-FAC of the data"}
 
@@ -207,17 +206,11 @@ def step_times(sizes, batch, rounds):
     begins = {"SGD by hand": sgd, "mfoc.Gradient, SGD": gradient}
     begins |= {label: begin for label, begin, _ in rows() if "curvlinops" not in label}
     steps = {label: begin(network(sizes, nn.Tanh), 1e-3)[0] for label, begin in begins.items()}
-    times = {label: [] for label in steps}
-    for k in range(rounds + 10):
-        for label, step in steps.items():
-            start = time.thread_time()
-            step(cloud)
-            if k >= 10:
-                times[label].append(time.thread_time() - start)
-    base = statistics.median(times["SGD by hand"])
+    times = interleaved({label: partial(step, cloud) for label, step in steps.items()}, rounds=rounds, warmup=10)
+    base = times.median("SGD by hand")
     print(f"\nstep of {sizes}, batch {batch}: SGD by hand {1e3 * base:.2f} ms of thread-CPU time")
-    for label, taken in times.items():
-        print(f"{label:36s} {statistics.median(taken) / base:6.2f}")
+    for label in list(steps)[1:]:
+        report(f"step of {sizes}, batch {batch}", times.ratio(label, "SGD by hand"), of=label, to="SGD by hand")
 
 
 def main():
@@ -232,7 +225,7 @@ def main():
     parser.add_argument("--only", help="parts of the names of what is compared, parted by commas")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    print(f"{platform.machine()}, torch {torch.__version__}, 1 thread, {arguments.seeds} seeds")
+    print(f"{machine()}, {arguments.seeds} seeds")
     for sizes, batch, rounds in (((64, 64, 64, 10), 128, 200), ((784, 256, 256, 10), 128, 60)):
         step_times(sizes, batch, rounds)
     wanted = arguments.only.split(",") if arguments.only is not None else [""]

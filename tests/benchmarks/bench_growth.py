@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 import resource
 import sys
-import time
 from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
@@ -20,7 +19,7 @@ from pathlib import Path
 import torch
 
 import mfoc
-from tests.benchmarks.timing import Ratio, interleaved, machine, quick, report
+from tests.benchmarks.timing import Ratio, clock, device, interleaved, machine, quick, report
 
 STEEP = 1.15  # the power of growth from which a point is flagged
 
@@ -29,13 +28,13 @@ def problem(stages: int) -> mfoc.Problem:
     return mfoc.Problem(
         lambda t, x, u, z: x + 0.01 * torch.tanh(x @ u),
         lambda x, z: x.square().sum(1),
-        [0.1 * torch.eye(4) for _ in range(stages)],
+        [0.1 * torch.eye(4, device=device()) for _ in range(stages)],
         running_cost=lambda t, x, u, z: x.square().sum(1),
     )
 
 
 def evaluation(n: int, stages: int) -> Callable[[], object]:
-    made, cloud = problem(stages), mfoc.Particles(torch.ones(n, 4))
+    made, cloud = problem(stages), mfoc.Particles(torch.ones(n, 4, device=device()))
     return lambda: mfoc.evaluate(made, made, cloud)
 
 
@@ -83,8 +82,9 @@ def memory(steps: int) -> None:
             seen.append(resident())
 
     mfoc.solve(
-        problem(3), mfoc.Gradient(partial(torch.optim.SGD, lr=1e-3)), torch.ones(64, 4), steps=steps, hooks=[look]
-    )
+        problem(3), mfoc.Gradient(partial(torch.optim.SGD, lr=1e-3)), torch.ones(64, 4, device=device()),
+        steps=steps, hooks=[look],
+    )  # fmt: skip
     more = seen[-1] - seen[1]
     print(f"memory over {steps:,} steps: {' '.join(f'{each:.1f}' for each in seen)} MiB{'  GROWS' * (more > 2)}")
     ratio = seen[-1] / seen[1]
@@ -98,14 +98,14 @@ def memory(steps: int) -> None:
 
 
 def batches(count: int) -> None:
-    x, y = torch.randn(60_000, 32), torch.arange(60_000) % 10
+    x, y = torch.randn(60_000, 32).to(device()), torch.arange(60_000, device=device()) % 10
     source = mfoc.population((x, y), batch_size=128, seed=0)
     for k in range(500):
         source(k)
-    began = time.thread_time()
+    began = clock()
     for k in range(count):
         source(k)
-    print(f"batches of 128 from memory: {count / (time.thread_time() - began):,.0f} a second (15,000 expected)")
+    print(f"batches of 128 from memory: {count / (clock() - began):,.0f} a second (15,000 expected)")
 
 
 def main() -> None:
@@ -113,7 +113,7 @@ def main() -> None:
     torch.empty(8_000_000).fill_(0.0)
     print(machine())
     short = quick()
-    most = 5 if short else 6
+    most = (5 if short else 6) + (device() != "cpu")
     curve("N, particles", [10**k for k in range(2, most + 1)], lambda n: evaluation(n, 3), 5 if short else 9)
     stages = [1, 10, 100, 400] if short else [1, 10, 100, 400, 1000, 2000, 4000]
     curve("T, stages", stages, lambda t: evaluation(64, t), 5 if short else 7)

@@ -30,7 +30,7 @@ from torch import nn
 
 import mfoc
 from paradigms.meta import evaluate, few_shot, maml, meta_sgd, sinusoids, tasks
-from tests.benchmarks.timing import interleaved, machine, report
+from tests.benchmarks.timing import interleaved, machine, quick, report
 
 
 def sine_net():
@@ -106,6 +106,11 @@ def speed():
     torch.manual_seed(0)
     torch.empty(8_000_000).fill_(0.0)  # glibc then keeps freed pages, as after loading a data set
     linear = nn.Sequential(nn.Linear(1, 40), nn.Linear(40, 40), nn.Linear(40, 1))
+    if quick():
+        compare("sine net 40-40", sine_net(), F.mse_loss, sinusoids(tasks=25)(0), 5)
+        compare("4 conv of 32, stride, batch norm", conv_net(), F.cross_entropy, images(32), 1, rounds=3,
+                target="at least 3")  # fmt: skip
+        return
     for count in (25, 4):
         cloud = sinusoids(tasks=count)(0)
         for order in (False, True):
@@ -219,7 +224,8 @@ def main():
             arguments.omniglot, arguments.iterations or 4800, {"maml": maml, "meta_sgd": meta_sgd}[arguments.algorithm]
         )
     if not arguments.sinusoids and not arguments.omniglot:
-        memory()
+        if not quick():
+            memory()
         speed()
 
 

@@ -5,12 +5,9 @@
 Problems: pendulums swung by one shared control per stage, free and in a box (where scipy's L-BFGS-B is the peer), and a
 residual tanh network. All in float64 on one thread, from the same start, to a (projected) residual of 1e-8. scipy's
 solvers are given mfoc's value, gradient and Hessian products, so that the methods are compared, not the evaluations.
-Printed: thread-CPU time as a multiple of NewtonCG's (the median of interleaved runs), J, and residual at the end.
+Printed: J and the residual at the end of each, and thread-CPU times as multiples of NewtonCG's.
 """
 
-import platform
-import statistics
-import time
 from dataclasses import replace
 from functools import partial
 
@@ -20,8 +17,9 @@ from scipy.optimize import Bounds, minimize
 
 import mfoc
 from mfoc.solvers.expansion import expand
+from tests.benchmarks.timing import interleaved, machine, report
 
-RUNS, TOL = 2, 1e-8
+RUNS, TOL = 3, 1e-8
 
 
 def pendulum(stages=20, **more):
@@ -104,22 +102,22 @@ def compared(label, problem, cloud):
         lbfgs = partial(torch.optim.LBFGS, max_iter=100, tolerance_change=0, line_search_fn="strong_wolfe")
         sides["scipy trust-ncg"] = partial(by_scipy, method="trust-ncg")
         sides["torch L-BFGS by Gradient"] = partial(by_mfoc, solver=mfoc.Gradient(lbfgs), steps=50)
-    times, ends = {name: [] for name in sides}, {}
-    for _ in range(RUNS):
-        for name, side in sides.items():
-            start = time.thread_time()
-            ends[name] = side(problem, cloud)
-            times[name].append(time.thread_time() - start)
-    base = statistics.median(times["NewtonCG"])
+    ends = {}
+
+    def run(name):
+        ends[name] = sides[name](problem, cloud)
+
+    times = interleaved({name: partial(run, name) for name in sides}, rounds=RUNS, warmup=0)
     for name in sides:
         value, slope = residual(problem, ends[name], cloud)
-        ratio = statistics.median(times[name]) / base
-        print(f"{label:14s} {name:26s} {ratio:6.2f} x   J {value:.10g}   residual {slope:.1e}", flush=True)
+        print(f"{label}, {name}: J {value:.10g}, residual {slope:.1e}", flush=True)
+        if name != "NewtonCG":
+            report(f"solved to {TOL:.0e}, {label}", times.ratio(name, "NewtonCG"), of=name, to="NewtonCG")
 
 
 def main():
     torch.set_num_threads(1)
-    print(f"{platform.processor() or platform.machine()}, 1 thread, torch {torch.__version__}")
+    print(machine())
     problem, cloud = pendulum()
     mfoc.solve(problem, mfoc.Gradient(torch.optim.LBFGS), cloud, steps=1)  # the first optimiser imports for seconds
     compared("pendulum", problem, cloud)

@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 import mfoc
-from tests.benchmarks.timing import interleaved, machine, report
+from tests.benchmarks.timing import device, interleaved, machine, quick, report
 
 BATCH, PIXELS = 128, 784
 PER_ROUND = 40  # batches
@@ -91,8 +91,8 @@ def taken(loader: DataLoader[Any]) -> Callable[[], None]:
 
 def in_memory(rounds: int) -> None:
     """Against indexing by a permutation, which nobody can do without."""
-    x, y = data(20_000)
-    order = torch.randperm(len(x))
+    x, y = (part.to(device()) for part in data(20_000))
+    order = torch.randperm(len(x)).to(device())
     per_epoch = len(x) // BATCH
 
     def indexed(step: int) -> tuple[Tensor, Tensor]:
@@ -185,6 +185,8 @@ def main() -> None:
     print(machine())
     in_memory(arguments.rounds)
     from_datasets(arguments.rounds)
+    if quick() or device() != "cpu":
+        return
     at_an_epochs_end(arguments.rounds)
     from_a_file(arguments.megabytes, arguments.rounds)
 

@@ -2,6 +2,7 @@
 
     python -m tests.benchmarks.bench_solve
 
+On a GPU (``make bench-gpu``) batches and widths are eight times as large.
 The time of a step is the difference of two lengths, so that what comes before the first step cancels. Both sides draw
 batches from memory, take turns in one process on one thread, and keep the value of each step.
 """
@@ -10,7 +11,6 @@ import itertools
 import resource
 import subprocess
 import sys
-import time
 from functools import partial
 
 import torch
@@ -18,9 +18,10 @@ import torch.nn.functional as F
 from torch import nn
 
 import mfoc
-from tests.benchmarks.timing import Times, machine, report
+from tests.benchmarks.timing import Times, clock, device, machine, quick, report
 
 SAMPLES = 8192
+WIDER = 1 if device() == "cpu" else 8
 
 
 def chain(*widths, activation=nn.ReLU):
@@ -47,14 +48,14 @@ def by_hand(net, loss, factory, x, y, batch):
         per_epoch = len(x) // batch
         for step in range(steps):
             if step % per_epoch == 0:
-                order = torch.randperm(len(x), generator=generator)
+                order = torch.randperm(len(x), generator=generator).to(x.device)
             rows = order[step % per_epoch * batch :][:batch]
             optimizer.zero_grad()
             value = loss(net(x[rows]), y[rows])
             value.backward()
             optimizer.step()
-            values.append(value.item())
-        return values
+            values.append(value.item() if value.device.type == "cpu" else value.detach())
+        return values if values and isinstance(values[0], float) else torch.stack(values).tolist()
 
     return run
 
@@ -75,20 +76,22 @@ def steps_timed(sides, short, long, rounds):
         for name in sides if k % 2 else reversed(sides):
             spent = []
             for steps in (short, long):
-                began = time.thread_time()
+                began = clock()
                 sides[name](steps)
-                spent.append(time.thread_time() - began)
+                spent.append(clock() - began)
             if k:  # the first round warms up
                 taken[name].append((spent[1] - spent[0]) / (long - short))
     return Times(taken)
 
 
 def compare(name, make, shape, factories, *, batch=128, long=300, rounds=7, target="", outputs=10):
+    batch, rounds, long = batch * WIDER, rounds - 2 * quick(), long // (4 if quick() else 1)
+    samples = SAMPLES * WIDER
     for label, factory in factories.items():
         torch.manual_seed(0)
-        x = torch.randn(SAMPLES, *shape)
-        y = torch.randint(0, outputs, (SAMPLES,)) if outputs > 1 else torch.randn(SAMPLES, 1)
-        loss, net = (F.cross_entropy if outputs > 1 else F.mse_loss), make()
+        x = torch.randn(samples, *shape).to(device())
+        y = (torch.randint(0, outputs, (samples,)) if outputs > 1 else torch.randn(samples, 1)).to(device())
+        loss, net = (F.cross_entropy if outputs > 1 else F.mse_loss), make().to(device())
         sides = {"mfoc": by_mfoc(net, loss, factory, x, y, batch), "by hand": by_hand(net, loss, factory, x, y, batch)}
         times = steps_timed(sides, 20, 20 + long, rounds)
         print(f"{'':4s}{1e6 * times.median('mfoc'):.0f} us and {1e6 * times.median('by hand'):.0f} us a step")
@@ -122,11 +125,17 @@ def main():
     print(machine())
     sgd, adam = partial(torch.optim.SGD, lr=0.01), partial(torch.optim.Adam, lr=1e-3)
     usual = {"SGD": sgd, "momentum": partial(torch.optim.SGD, lr=0.01, momentum=0.9), "Adam": adam}
-    compare("MLP 784-256-256-10", partial(chain, 784, 256, 256, 10), (784,), usual, target="at most 1.05")
+    wide = 256 * WIDER
+    compare(f"MLP 784-{wide}-{wide}-10", partial(chain, 784, wide, wide, 10), (784,), usual, target="at most 1.05")
     compare("net 10-50-1", partial(chain, 10, 50, 1, activation=nn.Tanh), (10,), usual, long=1000, outputs=1,
             target="at most 1.10")  # fmt: skip
-    compare("20 layers of 64", partial(chain, *[64] * 21), (64,), usual, target="at most 1.10", outputs=64)
+    wide = 64 * WIDER
+    compare(f"20 layers of {wide}", partial(chain, *[wide] * 21), (wide,), usual, target="at most 1.10", outputs=wide)
+    if quick():
+        return
     compare("conv net", convnet, (1, 28, 28), {"SGD": sgd, "Adam": adam}, long=40, rounds=5)
+    if device() != "cpu":
+        return
     stored, recomputed = (
         float(
             subprocess.run(

@@ -56,8 +56,16 @@ class Times:
         return Ratio(self.median(side) / self.median(to), each[len(each) // 4], each[(3 * len(each)) // 4])
 
 
+def clock() -> float:
+    """Seconds of this thread's CPU time; of wall time on a GPU, once it has done all that is queued."""
+    if torch.device(device()).type != "cuda":
+        return time.thread_time()
+    torch.cuda.synchronize()
+    return time.perf_counter()
+
+
 def interleaved(
-    sides: Mapping[str, Side], *, rounds: int, warmup: int = 2, clock: Callable[[], float] = time.thread_time
+    sides: Mapping[str, Side], *, rounds: int, warmup: int = 2, clock: Callable[[], float] = clock
 ) -> Times:
     """Runs the sides in turn, in an order that is turned round every other round.
 
@@ -65,7 +73,7 @@ def interleaved(
         sides: what is timed, by name.
         rounds: how often each is.
         warmup: rounds before, which are not counted.
-        clock: seconds; ``time.process_time`` where a side has threads of its own, ``time.perf_counter`` on a GPU.
+        clock: seconds; ``time.process_time`` where a side has threads of its own.
     """
     taken: dict[str, list[float]] = {name: [] for name in sides}
     for k in range(warmup + rounds):

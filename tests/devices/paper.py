@@ -14,6 +14,7 @@ It stands on torch's own means for backends written in Python (torch >= 2.10); `
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -178,10 +179,13 @@ class _Device(TorchDispatchMode):
 
 def _held(value: Any, given: list[Tensor]) -> Any:
     """The arguments with what Paper holds; every tensor among them is added to what is given."""
+    if type(value) is Paper:
+        given.append(value)
+        return value.held
     if isinstance(value, Tensor):
         given.append(value)
-        return value.held if type(value) is Paper else value
-    if isinstance(value, list | tuple):
+        return value
+    if isinstance(value, (list, tuple)):
         return type(value)([_held(each, given) for each in value])
     return {key: _held(each, given) for key, each in value.items()} if isinstance(value, dict) else value
 
@@ -210,11 +214,11 @@ class _Data(TorchFunctionMode):
         elif func is torch.Tensor.new_tensor and isinstance(args[0], Paper):
             device = kwargs.pop("device", None) or args[0].device
             return torch.tensor(*args[1:], **{"dtype": args[0].dtype, **kwargs}).to(device)
-        elif func is torch.Tensor.__getitem__ and type(args[0]) is Paper:
+        elif func in (torch.Tensor.__getitem__, torch.Tensor.__setitem__) and type(args[0]) is Paper:
             index = args[1] if isinstance(args[1], tuple) else (args[1],)
             if any(isinstance(each, list) for each in index):
                 index = tuple(torch.tensor(each) if isinstance(each, list) else each for each in index)
-                return func(args[0], index)
+                return func(args[0], index, *args[2:])
         elif func is torch.Tensor.tolist and isinstance(args[0], Paper):
             return args[0].detach().cpu().tolist()
         elif func is torch.Tensor.numpy and isinstance(args[0], Paper):
@@ -237,14 +241,20 @@ def asked() -> str:
     frame: FrameType | None = sys._getframe(1)
     test = "torch"
     while frame is not None:
-        path = Path(frame.f_code.co_filename)
-        if path.is_relative_to(ROOT) and path != Path(__file__):
-            place = f"{path.relative_to(ROOT)}:{frame.f_lineno}"
-            if place.startswith(("mfoc", "paradigms")):
+        if file := _ours(frame.f_code.co_filename):
+            place = f"{file}:{frame.f_lineno}"
+            if file.startswith(("mfoc", "paradigms")) and file != "mfoc/tree.py":  # which reads numbers for others
                 return place
             test = test if test != "torch" else place
         frame = frame.f_back
     return test
+
+
+@functools.cache
+def _ours(file: str) -> str:
+    """The name of a file of the repository within it; empty for others, and for this one."""
+    path = Path(file)
+    return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) and path != Path(__file__) else ""
 
 
 class _Hook(backend_registration._DummyPrivateUse1Hook if AVAILABLE else object):  # type: ignore[misc]

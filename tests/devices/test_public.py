@@ -15,7 +15,7 @@ def numbers(found):
     return [leaf for leaf in mfoc.tree.leaves(list(found)) if isinstance(leaf, torch.Tensor | float | int)]
 
 
-SLOW = {"certify_module", "certify, bounds", "AdaptiveBatch", "infinite kernels", "noise", "hjb.solve"}
+SLOW = {"certify_module", "certify, bounds", "infinite kernels"}
 NAMES = [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in PUBLIC]
 
 

@@ -368,3 +368,42 @@ def test_newton_is_refused_where_j_is_not_what_is_minimised():
     )
     with pytest.raises(mfoc.InvalidValue, match="NewtonCG's trust region compares"):
         mfoc.solve(mfoc.Equilibrium(control), mfoc.NewtonCG(), normal(4, 2), steps=1)
+
+
+def plain_steihaug(slope, product, radius, share, products):
+    """Nocedal & Wright (2006), algorithm 7.2, number by number."""
+    step, residual, direction = torch.zeros_like(slope), slope, -slope
+    square = float(residual @ residual)
+    goal = share**2 * square
+    for k in range(products):
+        if square <= goal:
+            return step, k
+        moved = product(direction)
+        curvature = float(direction @ moved)
+        length = square / curvature if curvature > 0 else math.inf
+        if curvature <= 0 or float((step + length * direction).norm()) >= radius:
+            if math.isinf(radius):
+                return step, k + 1
+            a, b, c = float(direction @ direction), 2 * float(step @ direction), float(step @ step) - radius**2
+            return step + (-b + math.sqrt(b * b - 4 * a * c)) / (2 * a) * direction, k + 1
+        step, residual = step + length * direction, residual + length * moved
+        before, square = square, float(residual @ residual)
+        direction = square / before * direction - residual
+    return step, products
+
+
+@pytest.mark.parametrize("radius", [math.inf, 100.0, 0.5])
+@pytest.mark.parametrize("lowest", [0.1, -1.0])
+@pytest.mark.parametrize("products", [3, 20])
+def test_conjugate_gradients_that_look_once_a_product_make_the_steps_of_those_that_look_at_each_number(
+    radius, lowest, products
+):
+    axes = torch.linalg.qr(normal(8, 8))[0]
+    matrix = axes * torch.linspace(lowest, 2, 8, dtype=torch.float64) @ axes.mT
+    slope, share = normal(8, seed=1), 1e-9
+    found = steihaug(slope, matrix.mv, radius, share=share, products=products)
+    step, taken = plain_steihaug(slope, matrix.mv, radius, share, products)
+    torch.testing.assert_close(found.step, step, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(found.image, matrix @ found.step, rtol=1e-9, atol=1e-9)
+    assert found.products == taken
+    assert found.bounded == (not math.isinf(radius) and abs(float(step.norm()) - radius) < 1e-9)
