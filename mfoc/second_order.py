@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 
 from mfoc import tree
+from mfoc.blocks import Block
 from mfoc.derivatives import gradients, no_derivative, once_differentiable, twice_differentiable
-from mfoc.frozen import Block, Sweep
+from mfoc.frozen import Sweep
 from mfoc.particles import Particles
 from mfoc.pontryagin import hamiltonian_and_next
 from mfoc.problem import Problem

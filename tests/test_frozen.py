@@ -6,7 +6,8 @@ import pytest
 import torch
 
 import mfoc
-from mfoc.frozen import Penalty, Sweep
+from mfoc.blocks import Penalty
+from mfoc.frozen import Sweep
 from mfoc.minimisers import LBFGS
 from tests.oracles.training import augmented_hamiltonian
 from tests.problems import CATALOGUE, distance, leaves, normal

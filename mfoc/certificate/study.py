@@ -16,12 +16,13 @@ import torch
 from torch import Tensor
 
 from mfoc import tree
+from mfoc.blocks import Block
 from mfoc.bounds import RowRegion
 from mfoc.certificate.intervals import Measure, eigenvalue_interval, gap_interval, residual_interval
 from mfoc.certificate.lanczos import Lowest, lowest_eigenpair
 from mfoc.certificate.split import Split
 from mfoc.derivatives import gradients, no_derivative, once_differentiable
-from mfoc.frozen import Block, Sweep
+from mfoc.frozen import Sweep
 from mfoc.minimisers import LBFGS, Minimiser
 from mfoc.particles import Particles
 from mfoc.pontryagin import rollout

@@ -17,9 +17,10 @@ import torch
 from torch import Tensor
 
 from mfoc import tree
+from mfoc.blocks import Penalty
 from mfoc.checks import check_between, check_flag, check_integer, check_non_negative
 from mfoc.errors import InvalidValue
-from mfoc.frozen import Penalty, Sweep
+from mfoc.frozen import Sweep
 from mfoc.interacting import coupling
 from mfoc.minimisers import LBFGS, Descent, Minimiser, Minimum, check_minimiser
 from mfoc.particles import Particles

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from mfoc import tree
+from mfoc.blocks import Block, Penalty
 from mfoc.distributed import expectation
-from mfoc.frozen import Block, Penalty, Sweep
+from mfoc.frozen import Sweep
 from mfoc.minimisers import LBFGS, Minimiser, Minimum
 from mfoc.particles import Particles
 from mfoc.pontryagin import penalised, rollout

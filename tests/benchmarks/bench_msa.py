@@ -26,7 +26,8 @@ import torch
 from scipy.optimize import minimize
 
 import mfoc
-from mfoc.frozen import Penalty, Sweep
+from mfoc.blocks import Penalty
+from mfoc.frozen import Sweep
 from mfoc.minimisers import LBFGS
 from tests.benchmarks.timing import interleaved, machine, report
 
