@@ -74,7 +74,7 @@ class Trials:
     def at(self, controls: Tree) -> Trial:
         """J at other controls."""
         step = tree.ravel(controls).detach() - tree.ravel(self.sweep.controls).detach()
-        value, square = _numbers(objective(self.sweep, controls, self.particles), step @ step)
+        value, square = tree.floats([objective(self.sweep, controls, self.particles), step @ step])
         return Trial(controls, value, step, square)
 
     def along(self, step: Tensor) -> Trial:
@@ -143,10 +143,3 @@ def objective(sweep: Sweep, controls: Tree, particles: Particles) -> Tensor:
     with torch.no_grad():
         cost = rollout(sweep.problem, controls, particles).cost.mean()
     return penalised(sweep.problem, controls, expectation([cost], len(particles))[0])
-
-
-def _numbers(*scalars: Tensor) -> list[float]:
-    """Several numbers, for which the host waits once."""
-    wide = torch.promote_types(scalars[0].dtype, scalars[-1].dtype)
-    found: list[float] = torch.stack([scalar.to(scalars[0].device, wide) for scalar in scalars]).tolist()
-    return found
