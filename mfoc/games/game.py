@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,7 +24,7 @@ from mfoc.games.ball import Ball
 from mfoc.particles import Particles
 from mfoc.pontryagin import rollout_from
 from mfoc.printing import by_identity
-from mfoc.problem import Problem, controls_of
+from mfoc.problem import Averaged, Problem, TerminalCost, controls_of
 from mfoc.tree import Tree
 from mfoc.validation import on_few
 
@@ -109,16 +109,13 @@ class Game(Problem):
             x, z = before(t, x, z)
             return random(t, x, u, z)
 
-        def terminal_cost(x: Tree, z: Tree) -> Tensor:
-            return problem.terminal_cost(x, undisturbed(z))
-
         def kind_of(t: int) -> Hashable:
             assert kind is not None
             return ("disturbed", kind(t)) if t == stage else kind(t)
 
         return Game(
             dynamics,
-            terminal_cost,
+            _of_data(problem.terminal_cost),
             problem.controls,
             running_cost=None if running_cost is None else cost,
             horizon=problem.horizon,
@@ -196,6 +193,28 @@ def undisturbed(z: Tree) -> Tree:
     if not isinstance(z, Disturbed):
         return z
     return None if isinstance(z.data, tuple) and not z.data else z.data
+
+
+def _of_data(cost: TerminalCost) -> TerminalCost:
+    """A terminal cost that does not see whether a disturbance is played."""
+    if isinstance(cost, Averaged):
+        return _AveragedOfData(cost)
+    return lambda x, z: cost(x, undisturbed(z))
+
+
+class _AveragedOfData(Averaged):
+    """The same of one that knows its own mean."""
+
+    def __init__(self, cost: Any) -> None:
+        self._cost = cost
+
+    def __call__(self, x: Tree, z: Tree) -> Tensor:
+        found: Tensor = self._cost(x, undisturbed(z))
+        return found
+
+    def mean(self, x: Tree, z: Tree) -> Tensor | None:
+        found: Tensor | None = self._cost.mean(x, undisturbed(z))
+        return found
 
 
 def target_of(part: int | str | None, x: Tree) -> Tensor:

@@ -29,7 +29,7 @@ from mfoc.interacting import coupling
 from mfoc.law import Tape, frozen, taped
 from mfoc.particles import Particles
 from mfoc.populations import as_particles
-from mfoc.problem import Dynamics, Problem, RunningCost, Schedule, TerminalCost, controls_of
+from mfoc.problem import Averaged, Dynamics, Problem, RunningCost, Schedule, TerminalCost, controls_of
 from mfoc.tree import Tree
 
 Result = TypeVar("Result")
@@ -99,7 +99,8 @@ class Equilibrium(Problem):
             object.__setattr__(self, name, frozen_ones or None)
         for name in ("dynamics", "terminal_cost", "running_cost", "noise"):
             function = getattr(self.problem, name)
-            object.__setattr__(self, name, None if function is None else partial(_frozen, function))
+            alone = function is None or isinstance(function, Averaged)  # which asks nothing of the law
+            object.__setattr__(self, name, function if alone else partial(_frozen, function))
         super().__post_init__()
 
     def __repr__(self) -> str:

@@ -19,7 +19,7 @@ from mfoc.particles import Particles
 from mfoc.pontryagin import value_and_slopes
 from mfoc.problem import Problem
 from mfoc.segments import check_recompute
-from mfoc.solvers.running import Evaluate, Running, capture, fresh, writes_gradients
+from mfoc.solvers.running import Done, Evaluate, Running, capture, fresh, writes_gradients
 from mfoc.solving import Info, InPlace
 from mfoc.tree import Tree
 
@@ -195,8 +195,8 @@ class _InPlace:
     def controls(self) -> Tree:
         return self._running.controls
 
-    def step(self, particles: Particles) -> tuple[Tensor, list[Tensor]]:
-        return self._running.step(self._evaluation(particles))
+    def step(self, particles: Particles, done: Done | None = None) -> tuple[Tensor, list[Tensor]]:
+        return self._running.step(self._evaluation(particles), done)
 
     @property
     def shaped(self) -> Callable[[list[Tensor]], Tree]:

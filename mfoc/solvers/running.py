@@ -18,6 +18,7 @@ from mfoc.tree import Tree
 
 _HOOKS = ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks")  # there is no public way to ask
 Evaluate = Callable[[list[Tensor]], tuple[Tensor, list[Tensor]]]
+Done = Callable[[Tensor, list[Tensor]], bool]
 
 
 class Running:
@@ -61,22 +62,25 @@ class Running:
         self._projected: Tree = None  # the gradient of the last evaluation, in bounds
         self.taken: int | None = 0
 
-    def step(self, evaluate: Evaluate) -> tuple[Tensor, list[Tensor]]:
+    def step(self, evaluate: Evaluate, done: Done | None = None) -> tuple[Tensor, list[Tensor]]:
         """One step along a gradient.
 
         Args:
             evaluate: takes ``leaves`` to the objective and its gradient for each. Optimisers that evaluate several
                 times a step call it again, with their own values in the same tensors.
+            done: takes objective and gradient; where it says True, no step is made.
 
         Returns:
             The objective and its gradient before the step, in tensors that no later step writes into.
         """
-        if self._factor is not None:
-            for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
-                group["lr"] = rate * self._factor(self._steps)
         value, slopes = self._evaluated(evaluate)
         if self._writes:
             slopes = [slope.clone() for slope in slopes]
+        if done is not None and done(value, slopes):
+            return value, slopes
+        if self._factor is not None:
+            for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
+                group["lr"] = rate * self._factor(self._steps)
         pending = [value]  # what was just evaluated is the first answer an optimiser gets
 
         def closure() -> Tensor:

@@ -13,11 +13,13 @@ from mfoc.distributed import expectation
 from mfoc.frozen import Sweep
 from mfoc.particles import Particles
 from mfoc.pontryagin import evaluate
+from mfoc.printing import by_identity
 from mfoc.tree import Tree
 
 SHARE = 1e-2  # the proximal weight as a share of J's curvature: the state's penalty is the better measure of a step
 
 
+@by_identity
 class Curvature(NamedTuple):
     """How the problem bends along its gradient, and what was learned on the way.
 

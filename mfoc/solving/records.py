@@ -108,8 +108,13 @@ class InPlace(Protocol):
     def taken(self) -> int | None:
         """How many steps it has made; None in the middle of one, which may have failed."""
 
-    def step(self, particles: Particles) -> tuple[Tensor, list[Tensor]]:
-        """One step; J and the leaves of dJ/du before it, in tensors that later steps leave alone."""
+    def step(
+        self, particles: Particles, done: Callable[[Tensor, list[Tensor]], bool] | None = None
+    ) -> tuple[Tensor, list[Tensor]]:
+        """One step; J and the leaves of dJ/du before it, in tensors that later steps leave alone.
+
+        Where ``done``, which takes these, says True, no step is made.
+        """
 
     @property
     def shaped(self) -> Callable[[list[Tensor]], Tree]:

@@ -107,12 +107,13 @@ class Run:
 
     def _until(self, steps: int, tol: float | None, hooks: Sequence[Hook]) -> tuple[Status, str]:
         while self.here[0] < steps:
-            record = self._advance()
+            record = self._advance(tol)
             if ended := self._watched():
                 return ended
             if tol is not None:
                 self.steps.settle()
-                if (residual := record["residual"]) <= tol:
+                residual = record["residual"]
+                if residual <= tol or self.here[0] == self.good[0]:  # no step was needed
                     self.here = self.good
                     return Status.CONVERGED, f"residual {residual:.3g} <= tol {tol:.3g} at step {self.here[0]}"
             if hooks:
@@ -123,12 +124,12 @@ class Run:
         done = f"did {steps - self.first} step{'s' * (steps - self.first != 1)}"
         return Status.MAX_STEPS, f"{done}, {steps} in all" if self.first else done
 
-    def _advance(self) -> Record:
+    def _advance(self, tol: float | None) -> Record:
         """One step, and its record."""
         beginning, seconds = self.watch.beginning, time.perf_counter() - self.began
         length = float(tree.norm(self.steps.controls)) if beginning else 0.0
         record: Record = {"step": self.here[0], "value": math.nan, "residual": math.nan, "seconds": seconds}
-        self.steps.advance(record)
+        self.steps.advance(record, tol)
         self.history.append(record)
         self.unwatched.append((record, self.here))
         self.good, self.here = self.here, self.steps.place()

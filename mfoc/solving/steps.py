@@ -45,8 +45,10 @@ class Steps:
         self.at = self.good = at
         self.step = at.step
 
-    def advance(self, record: Record) -> None:
+    def advance(self, record: Record, tol: float | None = None) -> None:
         """One step; J and the residual where it began are filled into the record, at once or by ``settle``.
+
+        Where the residual is at most ``tol`` a step is not needed: one may be made, or none.
 
         Raises:
             NonFiniteError: one of them is not finite; ``last`` is the last iterate where both were.
@@ -110,7 +112,7 @@ class StepsInPlace(Steps):
         self._lent: list[tuple[Tensor, int]] = []  # the last copies that were handed out, and their versions
         self._lock = threading.RLock()  # held by who moves, reads or copies
 
-    def advance(self, record: Record) -> None:
+    def advance(self, record: Record, tol: float | None = None) -> None:
         """One step; see ``Steps``."""
         if self._handed:
             self.keep()
@@ -121,9 +123,12 @@ class StepsInPlace(Steps):
             self._before, self.at = self.at, Iterate(self.step, *self._live.copies(), self._info())
         particles = self._source(self.step)
         with self._lock:
-            value, slopes = self._seen = self._live.step(particles)
-            self._unread.add(record, value, slopes)
-            self.step += 1
+            norms: list[Tensor] = []
+            value, slopes = self._live.step(particles, None if tol is None else partial(_stationary, tol, norms))
+            self._unread.add(record, value, norms or slopes)
+            if self._live.taken != self.step - self._first:
+                self._seen = value, slopes
+                self.step += 1
         if _at_hand(value):
             record["value"] = value.item()
             if not math.isfinite(record["value"]):
@@ -222,6 +227,12 @@ def _handed(
     if (let_go := own()) is not None:
         let_go()
     return shaped(slopes)
+
+
+def _stationary(tol: float, norms: list[Tensor], _value: Tensor, slopes: list[Tensor]) -> bool:
+    """Whether the residual is at most ``tol``; the norms that it is made of are put into ``norms``."""
+    norms += tree.norms(slopes)
+    return math.hypot(*tree.floats(norms)) <= tol
 
 
 def _at_hand(value: Tensor) -> bool:

@@ -79,7 +79,7 @@ SOLVERS = {
     # whether a stage fell without end
     "MSA": Counted(mfoc.MSA(mfoc.minimisers.Descent(0.05, steps=3)), lambda T: 1),
     # J before and after a try, the gaps that weigh it, and the inner minimiser's own
-    "EMSA": Counted(mfoc.EMSA(1.0, adaptive=True, inner=mfoc.minimisers.LBFGS(3)), lambda T: 7 + 5 * T, copies=2),
+    "EMSA": Counted(mfoc.EMSA(1.0, adaptive=True, inner=mfoc.minimisers.LBFGS(3)), lambda T: 7 + 6 * T, copies=2),
     # whether J is finite, the first slope of a search, its products and its end, and what J says of its step
     "NewtonCG": Counted(mfoc.NewtonCG(products=4), lambda T: 4 + 4),
     "NewtonCG(radius)": Counted(mfoc.NewtonCG(radius=0.1, products=4), lambda T: 4 + 4),
