@@ -205,7 +205,7 @@ def norms(tree: Tree) -> list[Tensor]:
 
 def floats(scalars: Sequence[Tensor]) -> list[float]:
     """Numbers of scalar tensors; on a GPU it is waited for once."""
-    if not scalars or all(scalar.device.type == "cpu" for scalar in scalars):
+    if not scalars or all(scalar.is_cpu for scalar in scalars):
         return [scalar.item() for scalar in scalars]
     wide = functools.reduce(torch.promote_types, (scalar.dtype for scalar in scalars))
     return [float(number) for number in torch.stack([scalar.detach().to(wide) for scalar in scalars]).tolist()]

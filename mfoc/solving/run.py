@@ -142,8 +142,7 @@ class Run:
         """Looks at every J that has been read since: how the solve ends, where it has diverged."""
         while self.unwatched and not math.isnan(self.unwatched[0][0]["value"]):
             record, place = self.unwatched.popleft()
-            self.watch.see(record["value"], place)
-            if self.watch.diverged(record["value"]):
+            if self.watch.see(record["value"], place):
                 self._forget(place[0] + 1)
                 return self._diverged(record["value"], place[0])
         return None

@@ -237,7 +237,7 @@ def _stationary(tol: float, norms: list[Tensor], _value: Tensor, slopes: list[Te
 
 def _at_hand(value: Tensor) -> bool:
     """Whether it takes no time to look at a number."""
-    return value.device.type == "cpu"
+    return bool(value.is_cpu)
 
 
 def stepping(problem: Problem, solver: Solver, source: Population, at: Iterate) -> Steps:

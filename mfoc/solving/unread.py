@@ -40,13 +40,14 @@ class Unread:
 
     def read(self) -> Record | None:
         """Fills in the records of all steps; the first in which a number is not finite, if there is one."""
-        kept = [slopes for _, _, slopes in self._steps]
-        values = [value for _, value, _ in self._steps]
-        numbers = iter(tree.floats([*values, *tree.norms(kept)]))  # the norm of a norm is itself
-        for record, _, _ in self._steps:
-            record["value"] = next(numbers)
-        for (record, _, _), slopes in zip(self._steps, kept, strict=True):
-            record["residual"] = math.hypot(*(next(numbers) for _ in slopes))
+        steps = self._steps
+        # One call for all: in it the norms of small gradients take a third of the time. The norm of a norm is itself.
+        norms = list(torch._foreach_norm([slope for _, _, slopes in steps for slope in slopes])) if steps else []
+        numbers = tree.floats([*norms, *(value for _, value, _ in steps)])
+        first = 0
+        for (record, _, slopes), value in zip(steps, numbers[len(norms) :], strict=True):
+            record["value"], record["residual"] = value, math.hypot(*numbers[first : first + len(slopes)])
+            first += len(slopes)
         read, self._steps = self._steps, []
         if self._bad is None:
             self._bad = next((record for record, _, _ in read if not finite(record)), None)

@@ -41,10 +41,12 @@ class Watch:
         """Whether the size of J is still being found."""
         return len(self.sizes) < _BEGINNING
 
-    def see(self, value: float, place: Place) -> None:
-        """Takes in J at a place."""
+    def see(self, value: float, place: Place) -> bool:
+        """Takes in J at a place; whether it has grown beyond return."""
         if value < self.lowest:
             self.best, self.lowest = place, value
+            return False
+        return self.diverged(value)
 
     def measure(self, value: float, change: float) -> None:
         """Takes in |J| in the beginning, and what it would change by, ||dJ/du|| (1 + ||u||)."""
