@@ -17,10 +17,12 @@ from torch import Tensor
 from mfoc.errors import InvalidValue
 from mfoc.tree import leaves, pieces
 
+_AVAILABLE = dist.is_available()  # of this build of torch; it is asked several times a step
+
 
 def world_size() -> int:
     """The number of ranks; 1 without a process group."""
-    return int(dist.get_world_size()) if dist.is_available() and dist.is_initialized() else 1
+    return int(dist.get_world_size()) if _AVAILABLE and dist.is_initialized() else 1
 
 
 def active() -> bool:

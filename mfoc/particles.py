@@ -63,6 +63,13 @@ class Particles:
         if len(first) == 0:
             raise InvalidValue(f"{name} is empty; a cloud needs at least one particle")
 
+    @classmethod
+    def of_fitting(cls, state: Tree, data: Tree, index: Tensor | None) -> Particles:
+        """The same without a look at the leaves: for rows of a cloud that was looked at, of which there are some."""
+        made = object.__new__(cls)
+        made.__dict__.update(state=state, data=data, index=index)
+        return made
+
     def __repr__(self) -> str:
         data = "no data" if self.data is None else f"data {printing.short(self.data)}"
         return f"Particles({len(self)}: state {printing.short(self.state)}, {data})"

@@ -544,3 +544,9 @@ def test_ranks_share_the_batches_of_an_iterable(tmp_path):
         assert same_bits(read, listed)
     for k, cloud in enumerate(whole):
         assert sorted(torch.cat([read[k][2] for read, _ in ranks]).tolist()) == sorted(cloud.indices().tolist())
+
+
+def test_no_particles_are_no_batch():
+    source = mfoc.population((torch.randn(5, 2), torch.arange(5)))
+    with pytest.raises(mfoc.InvalidValue, match="empty"):
+        source.fetch(torch.empty(0, dtype=torch.int64), 0)

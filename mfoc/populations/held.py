@@ -24,7 +24,9 @@ class Held:
         take, own = taking(index), self._cloud
         data = None if own.data is None else tree.map(take, own.data)
         # A copy of the places: they are a part of the epoch's permutation, which nothing may change or keep.
-        return Particles(tree.map(take, own.state), data, index.clone() if own.index is None else take(own.index))
+        places = index.clone() if own.index is None else take(own.index)
+        make = Particles.of_fitting if len(index) else Particles  # which refuses none
+        return make(tree.map(take, own.state), data, places)
 
     def whole(self) -> Particles:
         """The cloud itself, not a copy."""

@@ -3,8 +3,9 @@
     python -m tests.benchmarks.bench_solve
 
 On a GPU (``make bench-gpu``) batches and widths are eight times as large.
-The time of a step is the difference of two lengths, so that what comes before the first step cancels. Both sides draw
-batches from memory, take turns in one process on one thread, and keep the value of each step.
+Both sides draw batches from memory and keep the value of each step. They take turns in one process on one thread: after
+each block of steps the population of the solve runs a block of the loop by hand. A block has as many steps as there are
+between two snapshots of a solve, so each holds one; what comes before the first step is not in them.
 """
 
 import itertools
@@ -20,6 +21,7 @@ from torch import nn
 import mfoc
 from tests.benchmarks.timing import Times, clock, device, machine, quick, report
 
+BLOCK = 32  # steps
 SAMPLES = 8192
 WIDER = 1 if device() == "cpu" else 8
 
@@ -40,61 +42,69 @@ def convnet():
 
 
 def by_hand(net, loss, factory, x, y, batch):
-    """The loop that one would write: shuffled epochs, and the loss of each step kept."""
+    """The loop that one would write, shuffled epochs, and the loss of each step kept; it goes on where it was."""
+    optimizer, generator = factory(list(net.parameters())), torch.Generator().manual_seed(0)
+    values, per_epoch, at = [], len(x) // batch, {"step": 0, "order": None}
 
     def run(steps):
-        optimizer = factory(list(net.parameters()))
-        generator, values, order = torch.Generator().manual_seed(0), [], None
-        per_epoch = len(x) // batch
-        for step in range(steps):
+        for step in range(at["step"], at["step"] + steps):
             if step % per_epoch == 0:
-                order = torch.randperm(len(x), generator=generator).to(x.device)
-            rows = order[step % per_epoch * batch :][:batch]
+                at["order"] = torch.randperm(len(x), generator=generator).to(x.device)
+            rows = at["order"][step % per_epoch * batch :][:batch]
             optimizer.zero_grad()
             value = loss(net(x[rows]), y[rows])
             value.backward()
             optimizer.step()
-            values.append(value.item() if value.device.type == "cpu" else value.detach())
-        return values if values and isinstance(values[0], float) else torch.stack(values).tolist()
+            values.append(value.item())
+        at["step"] += steps
 
     return run
 
 
-def by_mfoc(net, loss, factory, x, y, batch):
+class Turns(mfoc.Population):
+    """A population that lets another side work after each block of batches, and notes what both took."""
+
+    def __init__(self, source, other):
+        self.size, self.batch_size, self.batches_per_epoch = source.size, source.batch_size, source.batches_per_epoch
+        self.taken, self._source, self._other = {"mfoc": [], "by hand": []}, source, other
+        self._next, self._began = BLOCK, None
+
+    def __call__(self, step):
+        if step == self._next:
+            ended = clock()
+            if self._began is not None:
+                self.taken["mfoc"].append(ended - self._began)
+            began = clock()
+            self._other(BLOCK)
+            self._began = clock()
+            if step > BLOCK:
+                self.taken["by hand"].append(self._began - began)
+            self._next += BLOCK
+        return self._source(step)
+
+    def epoch(self):
+        return self._source.epoch()
+
+
+def in_turns(net, loss, factory, x, y, batch, blocks):
+    """Seconds of each block of steps, of ``mfoc.solve`` and of the loop by hand; the first two warm up."""
     problem, source = mfoc.from_module(net, loss), mfoc.population((x, y), batch_size=batch)
-
-    def run(steps):
-        return mfoc.solve(problem, mfoc.Gradient(factory), source, steps=steps)
-
-    return run
+    turns = Turns(source, by_hand(net, loss, factory, x, y, batch))
+    mfoc.solve(problem, mfoc.Gradient(factory), turns, steps=BLOCK * (blocks + 3))
+    return Times({name: taken[1 : blocks + 1] for name, taken in turns.taken.items()})
 
 
-def steps_timed(sides, short, long, rounds):
-    """Seconds a step of each side, from the difference of a long and a short run; the sides take turns."""
-    taken = {name: [] for name in sides}
-    for k in range(rounds + 1):
-        for name in sides if k % 2 else reversed(sides):
-            spent = []
-            for steps in (short, long):
-                began = clock()
-                sides[name](steps)
-                spent.append(clock() - began)
-            if k:  # the first round warms up
-                taken[name].append((spent[1] - spent[0]) / (long - short))
-    return Times(taken)
-
-
-def compare(name, make, shape, factories, *, batch=128, long=300, rounds=7, target="", outputs=10):
-    batch, rounds, long = batch * WIDER, rounds - 2 * quick(), long // (4 if quick() else 1)
+def compare(name, make, shape, factories, *, batch=128, blocks=40, target="", outputs=10):
+    batch, blocks = batch * WIDER, blocks // (3 if quick() else 1)
     samples = SAMPLES * WIDER
     for label, factory in factories.items():
         torch.manual_seed(0)
         x = torch.randn(samples, *shape).to(device())
         y = (torch.randint(0, outputs, (samples,)) if outputs > 1 else torch.randn(samples, 1)).to(device())
         loss, net = (F.cross_entropy if outputs > 1 else F.mse_loss), make().to(device())
-        sides = {"mfoc": by_mfoc(net, loss, factory, x, y, batch), "by hand": by_hand(net, loss, factory, x, y, batch)}
-        times = steps_timed(sides, 20, 20 + long, rounds)
-        print(f"{'':4s}{1e6 * times.median('mfoc'):.0f} us and {1e6 * times.median('by hand'):.0f} us a step")
+        times = in_turns(net, loss, factory, x, y, batch, blocks)
+        ours, theirs = (1e6 / BLOCK * times.median(side) for side in ("mfoc", "by hand"))
+        print(f"{'':4s}{ours:.0f} us and {theirs:.0f} us a step")
         report(
             f"solve, {name}, {label}", times.ratio("mfoc", "by hand"), of="mfoc.solve", to="by hand", target=target,
             headline=bool(target),
@@ -127,13 +137,13 @@ def main():
     usual = {"SGD": sgd, "momentum": partial(torch.optim.SGD, lr=0.01, momentum=0.9), "Adam": adam}
     wide = 256 * WIDER
     compare(f"MLP 784-{wide}-{wide}-10", partial(chain, 784, wide, wide, 10), (784,), usual, target="at most 1.05")
-    compare("net 10-50-1", partial(chain, 10, 50, 1, activation=nn.Tanh), (10,), usual, long=1000, outputs=1,
+    compare("net 10-50-1", partial(chain, 10, 50, 1, activation=nn.Tanh), (10,), usual, blocks=90, outputs=1,
             target="at most 1.10")  # fmt: skip
     wide = 64 * WIDER
     compare(f"20 layers of {wide}", partial(chain, *[wide] * 21), (wide,), usual, target="at most 1.10", outputs=wide)
     if quick():
         return
-    compare("conv net", convnet, (1, 28, 28), {"SGD": sgd, "Adam": adam}, long=40, rounds=5)
+    compare("conv net", convnet, (1, 28, 28), {"SGD": sgd, "Adam": adam}, blocks=4)
     if device() != "cpu":
         return
     stored, recomputed = (

@@ -34,10 +34,15 @@ class Run:
 
 
 def scripts(*, only: list[str] | None = None, knows: str = "") -> list[str]:
-    """The benchmarks by name, those whose name holds one of the words, and whose source calls ``timing.<knows>()``."""
+    """The benchmarks by name, those whose name holds one of the words, and whose source calls ``timing.<knows>()``.
+
+    Of the quick ones, those that have a headline.
+    """
     found = sorted(path.stem for path in FOLDER.glob("bench_*.py"))
     if knows:
-        found = [name for name in found if f"{knows}()" in (FOLDER / f"{name}.py").read_text(encoding="utf-8")]
+        words = [f"{knows}()", *(["headline="] if knows == "quick" else [])]
+        sources = {name: (FOLDER / f"{name}.py").read_text(encoding="utf-8") for name in found}
+        found = [name for name in found if all(word in sources[name] for word in words)]
     return [name for name in found if not only or any(word in name for word in only)]
 
 
