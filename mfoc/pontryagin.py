@@ -84,6 +84,23 @@ def rollout(problem: Problem, controls: HasControls | Tree, particles: Any) -> T
 
 def rollout_from(problem: Problem, controls: Tree, stage: int, x: Tree, z: Tree = None) -> Trajectory:
     """Runs the dynamics forward from the states x ``[N, ...]`` that enter a later stage: its cost is the cost-to-go."""
+    states, running = _stages_from(problem, controls, stage, x, z)
+    return Trajectory(states, _whole_cost(problem, states, z, running))
+
+
+def mean_cost(problem: Problem, controls: Tree, particles: Particles) -> Tensor:
+    """This rank's mean of the cost: by the terminal cost's own mean, where it is ``Averaged``, which is cheaper."""
+    problem.check_stages(controls)
+    states, running = _stages_from(problem, controls, 0, particles.state, particles.data)
+    terminal, z = problem.terminal_cost, particles.data
+    at_once = terminal.mean(states[-1], z) if isinstance(terminal, Averaged) else None
+    if at_once is None:
+        return _whole_cost(problem, states, z, running).mean(-1)
+    return at_once if running is None else running.mean(-1) + at_once
+
+
+def _stages_from(problem: Problem, controls: Tree, stage: int, x: Tree, z: Tree) -> tuple[list[Tree], Tensor | None]:
+    """The states from x on, and the sum of the running costs ``[N]``; None where there are none."""
     states, total = [x], None
     n = len(tree.leaves(x)[0])
     for t in range(stage, problem.stages):
@@ -94,29 +111,14 @@ def rollout_from(problem: Problem, controls: Tree, stage: int, x: Tree, z: Tree 
             total = cost if total is None else total + cost
         x = problem.dynamics(t, x, u, z)
         states.append(x)
-    cost = problem.terminal_cost(x, z)
-    check_cost(cost, n, "terminal_cost")
-    return Trajectory(states, cost if total is None else total + cost)
+    return states, total
 
 
-def mean_cost(problem: Problem, controls: Tree, particles: Particles) -> Tensor:
-    """This rank's mean of the cost: by the terminal cost's own mean, where it is ``Averaged``, which is cheaper."""
-    x, z, total = particles.state, particles.data, None
-    n = len(particles)
-    problem.check_stages(controls)
-    for t in range(problem.stages):
-        u = problem.schedule(controls, t)
-        if problem.running_cost is not None:
-            cost = problem.running_cost(t, x, u, z)
-            check_cost(cost, n, f"stage {t}: running_cost")
-            total = cost if total is None else total + cost
-        x = problem.dynamics(t, x, u, z)
-    at_once = problem.terminal_cost.mean(x, z) if isinstance(problem.terminal_cost, Averaged) else None
-    if at_once is not None:
-        return at_once if total is None else total.mean(-1) + at_once
-    cost = problem.terminal_cost(x, z)
-    check_cost(cost, n, "terminal_cost")
-    return (cost if total is None else total + cost).mean(-1)
+def _whole_cost(problem: Problem, states: list[Tree], z: Tree, running: Tensor | None) -> Tensor:
+    """The cost of each particle ``[N]``, as many as entered, with its running costs."""
+    cost = problem.terminal_cost(states[-1], z)
+    check_cost(cost, len(tree.leaves(states[0])[0]), "terminal_cost")
+    return cost if running is None else running + cost
 
 
 def hamiltonian(problem: Problem, t: int, x: Tree, p: Tree, u: Tree, z: Tree = None) -> Tensor:
