@@ -105,9 +105,18 @@ def any_rank(flag: object, like: Any) -> bool:
         flag: this rank's; its truth counts.
         like: a tree with a tensor on this rank's device.
     """
+    return bool(largest(bool(flag), like))
+
+
+def largest(number: int, like: Any) -> int:
+    """The largest of all ranks' numbers: of votes, the one that counts.
+
+    Args:
+        number: this rank's.
+        like: a tree with a tensor on this rank's device.
+    """
     if not active():
-        return bool(flag)
-    device = leaves(like)[0].device
-    vote = torch.tensor([int(bool(flag))], device=device)
+        return number
+    vote = torch.tensor([number], device=leaves(like)[0].device)
     dist.all_reduce(vote, op=dist.ReduceOp.MAX)
-    return bool(vote.item())
+    return int(vote.item())

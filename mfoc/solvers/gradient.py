@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, TypeVar
 
@@ -15,6 +15,7 @@ from mfoc.bounds import Region
 from mfoc.checks import check_callable, check_non_negative, check_signature, kind_of
 from mfoc.deprecation import renamed
 from mfoc.errors import InvalidType, InvalidValue, MfocError
+from mfoc.identity import Plain, described
 from mfoc.particles import Particles
 from mfoc.pontryagin import value_and_slopes
 from mfoc.problem import Problem
@@ -106,6 +107,26 @@ class Gradient:
         check_recompute(self.recompute)
         check_callable("a function of the step", optional=True, lr_schedule=self.lr_schedule)
         check_signature(("k",), optional=True, lr_schedule=self.lr_schedule)
+
+    def settings(self, problem: Problem) -> dict[str, Plain]:
+        """What a run is known by: the optimiser and its hyper-parameters, however it is made."""
+        optimizer = self._make(fresh(problem.controls))
+        made = {"type": type(optimizer).__qualname__, "groups": described(capture(optimizer)["groups"])}
+        rest = {field.name: described(getattr(self, field.name)) for field in fields(self)}
+        return {"type": type(self).__qualname__, **rest, "optimizer": made}
+
+    def changed(self, state: Tree, fresh: Tree, before: Mapping[str, Plain]) -> Tree:
+        """The memory of a run with the hyper-parameters that were changed since.
+
+        Args:
+            state: the memory.
+            fresh: that of an optimiser that has seen nothing.
+            before: the ``settings`` that the run was made with.
+        """
+        old = before.get("optimizer", {}).get("groups", [])
+        for group, now, then in zip(state["groups"], fresh["groups"], old, strict=False):
+            group.update({key: one for key, one in now.items() if key not in then or described(one) != then[key]})
+        return state
 
     def init(self, problem: Problem, controls: Tree) -> Tree:
         """An optimiser that has seen nothing."""

@@ -17,15 +17,17 @@ from mfoc.errors import InvalidType
 logger = logging.getLogger(__name__)
 
 
+_METHODS = {"start": ["steps"], "finish": ["solution"], "failed": ["iterate"], "close": []}
+
+
 def check_hooks(hooks: Any) -> None:
     """Refuses what is no list of functions of the iterate."""
     if not isinstance(hooks, Sequence) or not all(callable(hook) and not isinstance(hook, type) for hook in hooks):
         raise InvalidType("hooks must be a list of functions of the iterate (instances, not classes)")
     for k, hook in enumerate(hooks):
-        for method, arguments in {"start": ["steps"], "finish": ["solution"], "close": []}.items():
-            check_signature(
-                arguments, **{f"hooks[{k}].{method}": getattr(hook, method)} if hasattr(hook, method) else {}
-            )
+        for method, arguments in _METHODS.items():
+            if hasattr(hook, method):
+                check_signature(arguments, **{f"hooks[{k}].{method}": getattr(hook, method)})
         check_signature(["iterate"], **{f"hooks[{k}]": hook})
 
 

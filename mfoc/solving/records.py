@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 import math
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol, overload, runtime_checkable
@@ -134,6 +134,8 @@ class Iterate(HasControls[Controls]):
         state: the solver's state after them.
         info: what the last step saw at the controls it started from; None at step 0 and after loading.
         history: the records of ``solve`` up to here, as in ``Solution``; a solve that starts here carries them on.
+        origin: what it is an iterate of, in plain values: problem, solver, population, and a fingerprint of the last
+            batch. ``solve`` does not go on from it with something else unless asked to. None: not known.
     """
 
     step: int
@@ -141,14 +143,20 @@ class Iterate(HasControls[Controls]):
     state: Tree
     info: Info | None = None
     history: Sequence[dict[str, float]] = field(default=(), repr=False)
+    origin: Mapping[str, Any] | None = field(default=None, repr=False)
 
     @classmethod
     def later(
-        cls, step: int, recover: Callable[[], tuple[Tree, Tree]], info: Info | None, history: Sequence[dict[str, float]]
+        cls,
+        step: int,
+        recover: Callable[[], tuple[Tree, Tree]],
+        info: Info | None,
+        history: Sequence[dict[str, float]],
+        origin: Mapping[str, Any] | None,
     ) -> Iterate:
         """An iterate whose controls and state are made when they are first read, by ``recover()``."""
         made = object.__new__(cls)
-        made.__dict__.update(step=step, info=info, history=history, _recover=recover)
+        made.__dict__.update(step=step, info=info, history=history, origin=origin, _recover=recover)
         return made
 
     if not TYPE_CHECKING:  # else every name would be an attribute
@@ -230,7 +238,8 @@ class Solution(HasControls[Controls]):
 
     Attributes:
         controls: the last good controls.
-        value: J at these controls, on the batch that comes next (the whole population when it is not batched).
+        value: J at these controls, on the batch of the last step (the whole population when it is not batched), or that
+            of the next where one was begun. NaN where the solve was interrupted before J was known.
         residual: ||E dH/du|| there.
         status: why the solve ended. DIVERGED: J rose above its lowest value by a million times its size in the first
             five steps (of a solve of less than ten: in the first): the largest |J|, or ||dJ/du|| (1 + ||u||) where that

@@ -5,35 +5,53 @@ from __future__ import annotations
 import logging
 import math
 import time
+import weakref
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 
 from mfoc import tree
-from mfoc.distributed import any_rank
+from mfoc.distributed import active
 from mfoc.errors import NonFiniteError
+from mfoc.identity import Plain
+from mfoc.particles import Particles
 from mfoc.pontryagin import evaluate
 from mfoc.populations import Population
 from mfoc.problem import Problem
-from mfoc.solving.calls import says_stop
+from mfoc.solving.calls import all_called, says_stop
+from mfoc.solving.origin import Origin, mark
 from mfoc.solving.records import Hook, Iterate, Past, Solution, Solver, Status
+from mfoc.solving.signals import Signals, Terminated
 from mfoc.solving.steps import stepping
+from mfoc.solving.together import agreed
 from mfoc.solving.unread import Record
 from mfoc.solving.watch import Place, Watch, find_nonfinite
 
 logger = logging.getLogger(__name__)
 
 
-@dataclass
+@dataclass(eq=False)
 class Run:
-    """A solve under way: where it is, and the last iterate known to be good."""
+    """A solve under way: where it is, and the last iterate known to be good.
+
+    Attributes:
+        settings: what is solved, by what and on what, in plain values.
+        signals: what is asked for from outside.
+        terminated: whether it ended for SIGTERM.
+        judged: whether there is a solution.
+    """
 
     problem: Problem
     solver: Solver
     source: Population
     at: Iterate
+    settings: Mapping[str, Plain]
+    signals: Signals
+    terminated: bool = field(init=False, default=False)
+    judged: bool = field(init=False, default=False)
 
     def __post_init__(self) -> None:
         self.first, past = self.at.step, self.at.history
@@ -42,11 +60,28 @@ class Run:
         self.steps = stepping(self.problem, self.solver, self.source, self.at)
         self.here = self.good = self.steps.place()
         self.watch = Watch(self.here)
+        self.together = active()
         self.unwatched: deque[tuple[Record, Place]] = deque()
 
     def _iterate(self, place: Place) -> Iterate:
         """The iterate at a place, with the records of the steps before it."""
-        return self.steps.iterate(place, Past(self.history, self._before(place[0]), self.steps.settle))
+        history = Past(self.history, self._before(place[0]), self.steps.settle)
+        return self.steps.iterate(place, history, self._origin(place[0]))
+
+    def _origin(self, step: int) -> Origin:
+        return Origin(self.settings, step, partial(_marked, weakref.ref(self)))
+
+    def mark(self, step: int) -> Plain:
+        """What the batch before a step is known by; None where it cannot be had."""
+        number = max(step - 1, 0)
+        with suppress(Exception):  # a population that fails now must not keep an iterate from being saved
+            return mark(number, self._drawn(number))
+        return None
+
+    def _drawn(self, number: int) -> Particles:
+        """A batch; the last is at hand."""
+        held = self.steps.batch
+        return held if held is not None and self.steps.drawn == number else self.source(number)
 
     def _rescued(self) -> Iterate:
         """The last iterate that can be had, after an error; the records of all steps are filled in."""
@@ -58,12 +93,12 @@ class Run:
             _ = at.controls
         except Exception:  # what went wrong goes wrong again
             return self._whole()
-        return replace(at, history=self._past(at.step))
+        return replace(at, history=self._past(at.step), origin=self._origin(at.step))
 
     def _whole(self) -> Iterate:
         """The last iterate that is held whole: it takes nothing to have it."""
         at = self.steps.at
-        return replace(at, history=self._past(at.step))
+        return replace(at, history=self._past(at.step), origin=self._origin(at.step))
 
     def _past(self, step: int) -> Past:
         """The records of the steps before this one, which hold on to nothing else."""
@@ -78,7 +113,7 @@ class Run:
         """Whatever is raised within carries the last iterate: nothing is lost."""
         try:
             yield
-        except BaseException as error:  # Ctrl-C in a hook, or while the solution is judged, too
+        except BaseException as error:  # Ctrl-C in a hook too
             try:
                 _hold(error, self._rescued())
             except BaseException as second:  # Ctrl-C again, which does not wait for steps that are made again
@@ -86,17 +121,29 @@ class Run:
                 raise
             raise
 
+    @contextmanager
+    def rescuing(self, failed: Callable[[Iterate], Sequence[Callable[[], object]]]) -> Iterator[None]:
+        """Where something is raised within, steps were made, and there is no solution, the last iterate is handed over.
+
+        Args:
+            failed: the functions to call with that iterate.
+        """
+        try:
+            yield
+        except BaseException as error:
+            if self.here[0] > self.first and not self.judged:
+                all_called(failed(self._rescued()), error)
+            raise
+
     def to(self, steps: int, tol: float | None, hooks: Sequence[Hook]) -> tuple[Status, str]:
         """Steps until something ends the solve: why, and in words."""
         try:
             try:
                 ended = self._until(steps, tol, hooks)
-            except KeyboardInterrupt:
-                logger.warning("solve interrupted after step %d; the last iterate is in the solution", self.here[0])
-                ended = Status.INTERRUPTED, f"interrupted after step {self.here[0]}"
-                self._forget(self.here[0])  # a step that was made and not yet counted
-                self.steps.keep(surely=True)
-            self.steps.settle()
+                self.steps.settle()
+            except KeyboardInterrupt as error:
+                ended = self._interrupted(error)
+                self.steps.settle()
             return self._watched() or ended
         except NonFiniteError as error:
             if error.last is not None:  # a hook may raise one without
@@ -104,6 +151,16 @@ class Run:
                 self._forget(error.last.step + 1 if error.step is None else error.step)
             logger.warning("solve stopped: %s", error)
             return Status.NONFINITE, str(error)
+
+    def _interrupted(self, error: KeyboardInterrupt) -> tuple[Status, str]:
+        """Ends at the last iterate: why, and in words."""
+        self.signals.heard()
+        self.terminated |= isinstance(error, Terminated)
+        what = "terminated" if isinstance(error, Terminated) else "interrupted"
+        logger.warning("solve %s after step %d; the last iterate is in the solution", what, self.here[0])
+        self._forget(self.here[0])  # a step that was made and not yet counted
+        self.steps.keep(surely=True)
+        return Status.INTERRUPTED, f"{what} after step {self.here[0]}"
 
     def _until(self, steps: int, tol: float | None, hooks: Sequence[Hook]) -> tuple[Status, str]:
         while self.here[0] < steps:
@@ -116,11 +173,12 @@ class Run:
                 if residual <= tol or self.here[0] == self.good[0]:  # no step was needed
                     self.here = self.good
                     return Status.CONVERGED, f"residual {residual:.3g} <= tol {tol:.3g} at step {self.here[0]}"
-            if hooks:
-                stopped = self._hooked(hooks)
+            if hooks or self.together:
+                stopped = self._stopped(hooks)
                 self.steps.keep(surely=True)
                 if stopped:
                     return Status.STOPPED, f"a hook stopped the solve at step {self.here[0]}"
+            self.signals.check()
         done = f"did {steps - self.first} step{'s' * (steps - self.first != 1)}"
         return Status.MAX_STEPS, f"{done}, {steps} in all" if self.first else done
 
@@ -154,15 +212,31 @@ class Run:
     def _hooked(self, hooks: Sequence[Hook]) -> bool:
         """Whether a hook stops the solve; every one of them is called."""
         at = self._iterate(self.here)
-        stops = [hook for hook in hooks if says_stop(hook(at))]
-        return any_rank(stops, self.steps.controls)
+        return bool([hook for hook in hooks if says_stop(hook(at))])
+
+    def _stopped(self, hooks: Sequence[Hook]) -> bool:
+        """Whether a hook stops the solve, over ranks one of any rank."""
+        if not self.together:
+            return self._hooked(hooks)
+        return agreed(self.here[0], lambda: bool(hooks) and self._hooked(hooks), self.signals, self.steps.controls)
 
     def finished(self, status: Status, message: str) -> Solution:
         """The solution at the last iterate, or at the one before where J or its gradient is not finite there."""
+        try:
+            solution = self._finished(status, message)
+        except KeyboardInterrupt as error:
+            message = f"{self._interrupted(error)[1]}, before J was known there ({message})"
+            at = self._iterate(self.here)
+            at = replace(at, history=self._past(at.step))
+            solution = self._solution(at, (math.nan, math.nan), Status.INTERRUPTED, message)
+        self.judged = True
+        return solution
+
+    def _finished(self, status: Status, message: str) -> Solution:
         at = self._iterate(self.here)
         value, residual = self._judged(at)
         if self.good[0] != self.here[0] and not (math.isfinite(value) and math.isfinite(residual)):
-            what = find_nonfinite(self.problem, at.controls, self.source(at.step))[1]
+            what = find_nonfinite(self.problem, at.controls, self._batch(at.step))[1]
             status, message = Status.NONFINITE, f"step {at.step}: {what}"
             logger.warning("solve stopped: %s", message)
             at = self._iterate(self.good)
@@ -172,7 +246,10 @@ class Run:
             at = self._iterate(self.here)
             value, residual = self._judged(at)
         at = replace(at, history=self._past(at.step))
-        return Solution(at.controls, value, residual, status, self.history, at, message, self.problem, self.source)
+        return self._solution(at, (value, residual), status, message)
+
+    def _solution(self, at: Iterate, judged: tuple[float, float], status: Status, message: str) -> Solution:
+        return Solution(at.controls, *judged, status, self.history, at, message, self.problem, self.source)
 
     def _diverged(self, value: float, step: int) -> tuple[Status, str]:
         """Back to the best iterate: why, and in words."""
@@ -187,9 +264,16 @@ class Run:
         logger.warning("solve diverged: %s", message)
         return Status.DIVERGED, message
 
+    def _batch(self, step: int) -> Particles:
+        """The batch on which an iterate is judged: that of the step from it, if one was begun, or of the step to it.
+
+        No other is drawn: a population may have no more than there were steps.
+        """
+        return self._drawn(max(min(step, self.steps.drawn), 0))
+
     def _judged(self, at: Iterate) -> tuple[float, float]:
-        """J and the residual on the batch that comes next."""
-        problem, solver, particles = self.problem, self.solver, self.source(at.step)
+        """J and the residual."""
+        problem, solver, particles = self.problem, self.solver, self._batch(at.step)
         if hasattr(solver, "evaluate"):
             value, gradient = solver.evaluate(problem, at.controls, at.state, particles)
         else:
@@ -198,6 +282,12 @@ class Run:
         if hasattr(solver, "violation"):
             residual = math.hypot(residual, solver.violation(problem, at.controls, at.state, particles))
         return value, residual
+
+
+def _marked(run: weakref.ref[Run], step: int) -> Plain:
+    """Of a run that may be over: iterates do not keep it."""
+    alive = run()
+    return None if alive is None else alive.mark(step)
 
 
 def _hold(error: BaseException, at: Iterate) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import threading
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -21,6 +21,7 @@ from torch import Tensor
 from mfoc import tree
 from mfoc.distributed import active
 from mfoc.errors import InvalidValue, NonFiniteError
+from mfoc.particles import Particles
 from mfoc.populations import Population
 from mfoc.problem import Problem
 from mfoc.solving.records import Info, InPlace, Iterate, Solver
@@ -38,12 +39,22 @@ class Steps:
         step: how many steps were made, those before it began included.
         at: the iterate where it is; in place, the last that is held whole.
         good: the last iterate where J and its gradient were finite; in place it has to be found again.
+        drawn: the number of the last batch that was drawn for a step.
+        batch: that batch; None before the first, and while one is drawn.
     """
 
     def __init__(self, problem: Problem, solver: Solver, source: Population, at: Iterate) -> None:
         self._problem, self._solver, self._source = problem, solver, source
         self.at = self.good = at
         self.step = at.step
+        self.drawn = at.step - 1
+        self.batch: Particles | None = None
+
+    def _next(self) -> Particles:
+        """The batch of the step to come."""
+        self.batch = None  # there is to be one at a time
+        self.batch, self.drawn = self._source(self.step), self.step
+        return self.batch
 
     def advance(self, record: Record, tol: float | None = None) -> None:
         """One step; J and the residual where it began are filled into the record, at once or by ``settle``.
@@ -53,8 +64,7 @@ class Steps:
         Raises:
             NonFiniteError: one of them is not finite; ``last`` is the last iterate where both were.
         """
-        at = self.at
-        particles = self._source(at.step)
+        at, particles = self.at, self._next()
         controls, state, info = self._solver.step(self._problem, at.controls, at.state, particles)
         if self._problem.region is not None and info.projected is None:
             info = replace(info, projected=self._problem.region.stationary(at.controls, info.gradient))
@@ -90,9 +100,9 @@ class Steps:
         """The controls where it is, which may move with it."""
         return self.at.controls
 
-    def iterate(self, place: Place, history: Sequence[Record] = ()) -> Iterate:
+    def iterate(self, place: Place, history: Sequence[Record] = (), origin: Mapping[str, Any] | None = None) -> Iterate:
         """The iterate at a place."""
-        return replace(place[1], history=history)
+        return replace(place[1], history=history, origin=origin)
 
 
 class StepsInPlace(Steps):
@@ -121,7 +131,7 @@ class StepsInPlace(Steps):
         if self.step - self.at.step >= _EVERY:
             self.settle()
             self._before, self.at = self.at, Iterate(self.step, *self._live.copies(), self._info())
-        particles = self._source(self.step)
+        particles = self._next()
         with self._lock:
             norms: list[Tensor] = []
             value, slopes = self._live.step(particles, None if tol is None else partial(_stationary, tol, norms))
@@ -143,8 +153,8 @@ class StepsInPlace(Steps):
 
     def _fail(self, step: int) -> None:
         """Finds the last iterate that was good, and what is wrong with the one after, by making the steps again."""
-        origin = self.at if self.at.step < step else self._before
-        again = self._again(step + 1, origin)
+        snapshot = self.at if self.at.step < step else self._before
+        again = self._again(step + 1, snapshot)
         raise NonFiniteError(
             f"step {step}: J or its gradient was not finite, and is when it is evaluated again",
             stage=None,
@@ -157,12 +167,12 @@ class StepsInPlace(Steps):
         """The controls where it is, which move with it."""
         return self._live.controls
 
-    def iterate(self, place: Place, history: Sequence[Record] = ()) -> Iterate:
+    def iterate(self, place: Place, history: Sequence[Record] = (), origin: Mapping[str, Any] | None = None) -> Iterate:
         """The iterate at a place, whose controls and state are made when they are read."""
-        step, origin = place
-        if step != self.step or step == origin.step:
-            return replace(self._again(step, origin).at, history=history)
-        made = Iterate.later(step, partial(self._recover, step, origin), self._info(), history)
+        step, snapshot = place
+        if step != self.step or step == snapshot.step:
+            return replace(self._again(step, snapshot).at, history=history, origin=origin)
+        made = Iterate.later(step, partial(self._recover, step, snapshot), self._info(), history, origin)
         if self._copies:
             _ = made.controls
         else:
@@ -181,15 +191,15 @@ class StepsInPlace(Steps):
         with self._lock:
             self._unread.own()
 
-    def _again(self, step: int, origin: Iterate) -> Steps:
+    def _again(self, step: int, snapshot: Iterate) -> Steps:
         """The steps from an iterate to another, made again."""
-        again = Steps(self._problem, self._solver, self._source, origin)
+        again = Steps(self._problem, self._solver, self._source, snapshot)
         with torch.inference_mode(False):  # of who reads, which has no derivatives
             while again.step < step:
                 again.advance({})
         return again
 
-    def _recover(self, step: int, origin: Iterate) -> tuple[Tree, Tree]:
+    def _recover(self, step: int, snapshot: Iterate) -> tuple[Tree, Tree]:
         """Controls and state at a step."""
         with self._lock:
             if self._live.taken == step - self._first:
@@ -198,7 +208,7 @@ class StepsInPlace(Steps):
                     made = self._live.copies()
                 self._lent += [(leaf, leaf._version) for leaf in tree.tensors(made[0])]
                 return made
-        at = self._again(step, origin).at  # it has moved on, or stopped in the middle of a step
+        at = self._again(step, snapshot).at  # it has moved on, or stopped in the middle of a step
         return at.controls, at.state
 
     def _check_lent(self) -> None:

@@ -29,7 +29,7 @@ def test_the_budget(case):
 def test_the_report_is_about_the_controls_returned(case):
     problem, source = case
     solution = mfoc.solve(problem, ADAM, source, steps=4)
-    found = mfoc.evaluate(problem, solution.controls, source(4))
+    found = mfoc.evaluate(problem, solution.controls, source(3))  # the last batch there was
     assert solution.value == float(found.value)
     assert solution.residual == pytest.approx(math.sqrt(sum(float(g.square().sum()) for g in leaves(found.gradient))))
     assert same_bits(solution.controls, solution.last.controls)
@@ -267,4 +267,4 @@ def test_a_population_function_is_asked_for_the_step():
         return mfoc.Particles(normal(3, 2, seed=n))
 
     mfoc.solve(problem, SGD, draw, steps=3)
-    assert sorted(set(asked)) == [0, 1, 2, 3]
+    assert sorted(set(asked)) == [0, 1, 2]  # and for no more than there are steps

@@ -1,0 +1,169 @@
+"""What things are, in plain values: so that a run can be told from another, on another day or on another rank.
+
+A description holds dicts, lists, words and numbers only, no address and no order of a hash. Equal things have equal
+descriptions; not the other way round: of a function its name is known, and the numbers that are written in it.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import inspect
+import types
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mfoc import tree
+from mfoc.printing import short
+from mfoc.tree import Tree
+
+Plain = Any  # None, a bool, a number, a word; a list or a dict by words of these
+
+_MOST = 2**16  # entries of a tensor up to which its values are looked at
+_DEEP = 8  # levels
+
+
+def described(value: Any, *, depth: int = _DEEP) -> Plain:
+    """What a value is: its class or its name, and its settings, those of what it is made of included."""
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if depth == 0:
+        return type(value).__qualname__
+    inside = functools.partial(described, depth=depth - 1)
+    if isinstance(value, Tensor):
+        return _of_tensor(value)
+    if isinstance(value, nn.Module):
+        return _of_module(value)
+    if isinstance(value, functools.partial):
+        given = {str(place): inside(one) for place, one in enumerate(value.args)}
+        given |= {name: inside(one) for name, one in value.keywords.items()}
+        return {"type": _name(value.func), **given}
+    if isinstance(value, type):
+        return _name(value)
+    if callable(value) and (code := getattr(value, "__code__", None)) is not None:
+        numbers = [repr(number) for number in _numbers(value, code)]
+        return {"type": _name(value), "numbers": numbers} if numbers else _name(value)
+    if is_dataclass(value):
+        own = {field.name: getattr(value, field.name, None) for field in fields(value) if field.init}
+        return {"type": _name(type(value)), **{name: inside(one) for name, one in own.items()}}
+    if isinstance(value, Mapping):
+        return {str(name): inside(one) for name, one in value.items()}
+    if isinstance(value, set | frozenset):
+        return sorted(map(repr, value))
+    if isinstance(value, Sequence):
+        return [inside(one) for one in value]
+    return _name(value) if hasattr(value, "__qualname__") else type(value).__qualname__
+
+
+def _name(value: Any) -> str:
+    """Without the module, which is another when a script is imported, or a library put in order."""
+    return str(getattr(value, "__qualname__", type(value).__qualname__))
+
+
+def _of_tensor(value: Tensor) -> Plain:
+    if value.numel() == 1 and not value.is_meta:
+        return value.item()
+    return f"{short(value)} {fingerprint(value)}" if value.numel() <= _MOST else short(value)
+
+
+def _of_module(module: nn.Module) -> Plain:
+    """Its class, and a digest of its layers and their settings; not of its weights."""
+    lines = []
+    for name, part in module.named_modules():
+        own = {key: one for key, one in vars(part).items() if not key.startswith("_")}
+        plain = {key: one for key, one in sorted(own.items()) if isinstance(one, bool | int | float | str | tuple)}
+        lines.append(f"{name}: {type(part).__qualname__} {plain}")
+    lines += [f"{name}: {tuple(weight.shape)}" for name, weight in module.named_parameters()]
+    return {"type": type(module).__qualname__, "layers": _digest("\n".join(lines).encode())}
+
+
+def _numbers(function: Callable[..., Any], code: types.CodeType) -> list[float]:
+    """The numbers that are not whole in a function's code, defaults and closure: whole ones may be a rank, or a count.
+
+    Without those of functions that it calls, and without global ones.
+    """
+    found = _constants(code)
+    found += [one for one in getattr(function, "__defaults__", None) or () if isinstance(one, float)]
+    for cell in getattr(function, "__closure__", None) or ():
+        try:
+            held = cell.cell_contents
+        except ValueError:  # not yet filled
+            continue
+        if isinstance(held, float):
+            found.append(held)
+        elif inspect.isfunction(held) and held is not function:
+            found += _constants(held.__code__)
+    return found
+
+
+def _constants(code: types.CodeType) -> list[float]:
+    found = []
+    for one in code.co_consts:
+        if isinstance(one, float):
+            found.append(one)
+        elif isinstance(one, types.CodeType):
+            found += _constants(one)
+    return found
+
+
+def layout(of: Tree, name: str, *, lead: bool = True) -> Plain:
+    """The leaves of a tree by their names: shape and dtype.
+
+    Args:
+        of: the tree.
+        name: what to call it.
+        lead: with the leading axis.
+    """
+    return {
+        label: f"{str(leaf.dtype).removeprefix('torch.')} {list(leaf.shape[0 if lead else 1 :])}"
+        for label, leaf in tree.named_leaves(of, name)
+    }
+
+
+def fingerprint(of: Tree) -> str:
+    """A digest of the values of a tree, bit for bit, wherever it is: equal trees have one, and others another."""
+    digest = hashlib.blake2b(digest_size=12)
+    for leaf in tree.leaves(of):
+        if not isinstance(leaf, Tensor):
+            digest.update(repr(described(leaf)).encode())
+            continue
+        digest.update(f"{leaf.dtype} {tuple(leaf.shape)};".encode())
+        if leaf.numel() and not leaf.is_meta:
+            flat = leaf.detach().resolve_conj().resolve_neg().to("cpu").contiguous().reshape(-1)
+            digest.update(flat.view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _digest(words: bytes) -> str:
+    return hashlib.blake2b(words, digest_size=8).hexdigest()
+
+
+def entries(description: Plain, name: str = "") -> dict[str, str]:
+    """The entries of a description by their dotted names, in words."""
+    if isinstance(description, Mapping):
+        named = {str(key): one for key, one in description.items()}
+    elif isinstance(description, list):
+        named = {str(place): one for place, one in enumerate(description)}
+    else:
+        return {name: repr(description)}
+    found: dict[str, str] = {}
+    for key, one in named.items():
+        found |= entries(one, _joined(name, key))
+    return found or {name: "{}" if isinstance(description, Mapping) else "[]"}
+
+
+def _joined(name: str, key: str) -> str:
+    if not name:
+        return key
+    return name if key == "type" else f"{name}.{key}"
+
+
+def differences(before: Plain, now: Plain) -> dict[str, tuple[str, str]]:
+    """What differs between two descriptions: name -> (before, now)."""
+    old, new = entries(before), entries(now)
+    names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
+    return {name: (old.get(name, "nothing"), new.get(name, "nothing")) for name in names}

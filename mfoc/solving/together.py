@@ -1,0 +1,60 @@
+"""Ranks end together: after a step each says what it wants, and all do the same."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable
+from typing import Any
+
+from mfoc.distributed import largest
+from mfoc.errors import NonFiniteError
+from mfoc.solving.signals import Signals, Terminated, error_of
+
+
+class _Wish(enum.IntEnum):
+    """What a rank wants after a step; the largest of all ranks' is what they do."""
+
+    GO_ON = 0
+    STOP = 1
+    INTERRUPT = 2
+    TERMINATE = 3
+    NONFINITE = 4
+    FAIL = 5
+
+
+def agreed(step: int, stops: Callable[[], bool], signals: Signals, like: Any) -> bool:
+    """Whether a hook of any rank stops the solve after this step.
+
+    Args:
+        step: its number.
+        stops: calls this rank's hooks.
+        signals: what this rank was asked for.
+        like: a tree with a tensor on this rank's device.
+
+    Raises:
+        KeyboardInterrupt: a rank was asked to end, ``Terminated`` where by SIGTERM.
+        NonFiniteError: a hook of a rank says that something is not finite.
+        BaseException: what a hook of this rank raised; ``RankError`` where it was one of another rank.
+    """
+    failure: BaseException | None = None
+    try:
+        wish = _Wish.STOP if stops() else _Wish.GO_ON
+    except BaseException as error:  # which the others have to know of
+        failure, wish = error, _wish_of(error)
+    if signals.asked is not None:
+        wish = max(wish, _wish_of(error_of(signals.asked)))
+    wish = _Wish(largest(wish, like))
+    if wish is _Wish.FAIL:
+        raise failure or RuntimeError(f"a hook of another rank failed at step {step}")
+    if wish is _Wish.NONFINITE:
+        words = "a hook of another rank found what is not finite"
+        raise failure or NonFiniteError(words, stage=None, step=step, last=None)
+    if wish >= _Wish.INTERRUPT:
+        raise Terminated() if wish is _Wish.TERMINATE else KeyboardInterrupt()
+    return wish is _Wish.STOP
+
+
+def _wish_of(error: BaseException) -> _Wish:
+    if isinstance(error, KeyboardInterrupt):
+        return _Wish.TERMINATE if isinstance(error, Terminated) else _Wish.INTERRUPT
+    return _Wish.NONFINITE if isinstance(error, NonFiniteError) else _Wish.FAIL
