@@ -238,7 +238,7 @@ def voting(code: int) -> Iterator[Ballot]:
 
 
 def differing(entries: Mapping[str, str], like: Any) -> str:
-    """What differs between the ranks, in words: ``"the seed of the population: 0 on ranks 0, 2; 1 on rank 1"``.
+    """In words, what differs between the ranks.
 
     Where they agree, which is found by their digests, it costs one reduction of a few numbers.
 

@@ -178,6 +178,7 @@ class _Group:
     def _lost(self, error: RuntimeError | None) -> BaseException:
         """Why a collective cannot end: found together with the ranks that are left."""
         number = self._failures + 1
+        time.sleep(0.05 if error else 0)  # sockets are closed a little before a process has ended
         if self._alive(0) is False and not self._store_lives():  # asked in vain, it prints the stack of C++
             return _without_store(error)
         try:
