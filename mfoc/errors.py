@@ -35,6 +35,20 @@ class NonFiniteError(MfocError, ArithmeticError):
         self.last = last
 
 
+class RankError(MfocError, RuntimeError):
+    """Another rank of the process group failed, so that this one cannot go on.
+
+    Attributes:
+        rank: the rank that failed, the first of them; None where it is not known.
+        step: the step of the solve at which it did, where it could say so.
+    """
+
+    def __init__(self, message: str, *, rank: int | None = None, step: int | None = None) -> None:
+        super().__init__(message)
+        self.rank = rank
+        self.step = step
+
+
 class MissingExtra(MfocError, ImportError):
     """An optional dependency is not installed."""
 

@@ -21,10 +21,9 @@ from contextvars import ContextVar
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
-from mfoc.distributed import active, rank, world_size
+from mfoc.distributed import active, all_reduce, rank, world_size
 from mfoc.errors import InvalidType, InvalidValue
 
 
@@ -143,7 +142,7 @@ class _Summed(torch.autograd.Function):
     @staticmethod
     def forward(x: Tensor) -> Tensor:
         total = x.clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(total)
+        all_reduce(total)
         return total
 
     @staticmethod
@@ -186,7 +185,7 @@ def _counts(x: Tensor) -> Tensor:
     """How many particles each rank holds ``[ranks]``."""
     counts = torch.zeros(world_size(), dtype=torch.int64, device=x.device)
     counts[rank()] = len(x)
-    dist.all_reduce(counts)
+    all_reduce(counts)
     return counts
 
 

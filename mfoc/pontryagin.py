@@ -17,7 +17,7 @@ from torch import Tensor
 
 from mfoc import tree
 from mfoc.derivatives import gradients, tree_gradients
-from mfoc.distributed import active, expectation
+from mfoc.distributed import active, average, expectation
 from mfoc.particles import Particles
 from mfoc.populations import as_particles
 from mfoc.printing import by_identity, short
@@ -228,18 +228,43 @@ def value_and_slopes(
     """``evaluate`` where the controls are made of these leaves, which require grad: the hot path of ``Gradient``."""
     if recompute:
         cost, slopes = recomputed(problem, controls, particles, recompute)
-        value = cost.mean()
+        value, *slopes = expectation([cost.mean().detach(), *slopes], len(particles))
+    elif active():
+        value, slopes = _over_ranks(problem, controls, leaves, particles)
     else:
         with torch.enable_grad():
-            if active():
-                value, slopes = mean_and_slopes(rollout(problem, controls, particles).cost, leaves)
-            else:
-                value = mean_cost(problem, controls, particles)
-                slopes = gradients(value, leaves)
-    value = value.detach()
-    if active():
-        value, *slopes = expectation([value, *slopes], len(particles))
+            value = mean_cost(problem, controls, particles)
+            slopes = gradients(value, leaves)
+        value = value.detach()
     return value if problem.region is None else penalised(problem, controls, value), slopes
+
+
+def _over_ranks(
+    problem: Problem, controls: Tree, leaves: list[Tensor], particles: Particles
+) -> tuple[Tensor, list[Tensor]]:
+    """J and its gradient, in one reduction; sums are differentiated, not means (see ``mean_and_slopes``).
+
+    A terminal cost that knows its mean (``Averaged``) is asked for this rank's, and for the weight that it has in that
+    of all: a loss that ignores some targets divides by the others, of which each rank has its own number.
+    """
+    n, terminal, z = len(particles), problem.terminal_cost, particles.data
+    with torch.enable_grad():
+        problem.check_stages(controls)
+        states, running = _stages_from(problem, controls, 0, particles.state, z)
+        at_once = weight = None
+        if running is None and isinstance(terminal, Averaged):
+            weight = terminal.weight(states[-1], z)
+            at_once = None if weight is None else terminal.mean(states[-1], z)
+        if at_once is None or weight is None:
+            cost = _whole_cost(problem, states, z, running)
+            mean, weight, slopes = cost.mean(-1), n, gradients(cost, leaves)
+        else:
+            mean = at_once
+            slopes = gradients([mean], leaves, [torch.as_tensor(weight, dtype=mean.dtype, device=mean.device)])
+    wide = mean.detach().to(torch.promote_types(mean.dtype, torch.float32))
+    total = torch.where(torch.as_tensor(weight, device=wide.device) > 0, wide * weight, 0)  # a mean of none is NaN
+    value, *slopes = average([total, *slopes], weight)
+    return value.to(mean.dtype), slopes
 
 
 @torch.no_grad()

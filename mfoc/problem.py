@@ -56,6 +56,10 @@ class Averaged:
         """The mean over the particles, but for rounding that of the costs; None where it has to be taken of them."""
         raise NotImplementedError
 
+    def weight(self, x: Tree, z: Tree) -> float | Tensor | None:
+        """What that mean divides by, so that the means of parts of the particles make that of all; None: not known."""
+        return None
+
 
 STAGE = ("t", "x", "u", "z")  # what dynamics and running costs are called with
 

@@ -33,6 +33,7 @@ LAYERS = [
         "identity",
         "streams",
         "figures",
+        "ranks",
     },
     {"distributed", "derivatives", "particles", "bounds", "vectorisation"},
     {"law"},

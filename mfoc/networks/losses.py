@@ -82,7 +82,7 @@ class _PerSample(Averaged):
     each: Loss  # the loss without its reduction
     source: Any  # the function of torch that it is
     factors: Tensor | None  # its weights
-    weight: _Weight | None  # what a mean divides by
+    weighed: _Weight | None  # what a mean divides by
     _: KW_ONLY
     summed: bool
 
@@ -95,12 +95,12 @@ class _PerSample(Averaged):
             )
         if found.dim() > 1:
             found = found.flatten(1).sum(1) if self.summed else found.flatten(1).mean(1)
-        if self.weight is None:
+        if self.weighed is None:
             return found
         if self.source in _ENTRIES and self.factors is not None:
             found = found / self.factors.mean()
         if self.source in _CLASSES and isinstance(z, Tensor) and not z.is_floating_point():
-            found = found / self.weight.mean(z, found.dtype)
+            found = found / self.weighed.mean(z, found.dtype)
         return found
 
     def mean(self, x: Tree, z: Tree) -> Tensor | None:
@@ -108,11 +108,18 @@ class _PerSample(Averaged):
 
         It costs a third of the mean of what the particles pay, and is the same number but for its rounding.
         """
-        if self.whole is None or self.weight is None or not isinstance(x, Tensor) or not isinstance(z, Tensor):
+        if self.whole is None or self.weighed is None or not isinstance(x, Tensor) or not isinstance(z, Tensor):
             return None
         classes = self.source in _CLASSES and not z.is_floating_point() and x.shape[:1] + x.shape[2:] == z.shape
         entries = self.source in _PLAIN and self.factors is None and x.shape == z.shape
         return self.whole(x, z) if classes or entries else None
+
+    def weight(self, x: Tree, z: Tree) -> float | Tensor | None:
+        """What ``mean`` divides by: how many targets are not ignored, or the number of particles."""
+        if self.weighed is None or self.factors is not None or not isinstance(z, Tensor):
+            return None
+        counts_targets = self.source in _CLASSES and not z.is_floating_point()
+        return self.weighed.total(z) if counts_targets else float(len(z))
 
 
 def _reductions(loss: Loss | nn.Module) -> tuple[Loss | None, Loss, Any]:
@@ -182,6 +189,11 @@ class _Weight:
             self.last = (weakref.ref(z), z._version, dtype, mean)
         found: Tensor = mean
         return found
+
+    @torch.no_grad()
+    def total(self, z: Tensor) -> Tensor:
+        """The sum of the weights of this rank's targets."""
+        return self._of(z, torch.float32).sum()
 
     def _of(self, z: Tensor, dtype: torch.dtype) -> Tensor:
         counted = torch.ones_like(z, dtype=torch.bool) if self.ignored is None else z.ne(self.ignored)

@@ -21,7 +21,7 @@ from mfoc.particles import Particles
 from mfoc.pontryagin import rollout
 from mfoc.populations import Population
 from mfoc.problem import Problem
-from mfoc.solving.origin import check_batch, check_same, check_starts_alike, settings
+from mfoc.solving.origin import check_alike, check_batch, check_same, settings
 from mfoc.solving.records import Iterate, Solution, Solver
 from mfoc.tree import Tree
 from mfoc.validation import on_few
@@ -38,6 +38,7 @@ def begin(
     nominal: bool,
     allow_changes: bool,
     steps: int | None = None,
+    tol: float | None = None,
 ) -> tuple[Iterate, Mapping[str, Plain]]:
     """The iterate that a solve starts at, and what it is a solve of, in plain values.
 
@@ -49,6 +50,7 @@ def begin(
         nominal: see ``mfoc.solve``.
         allow_changes: see ``mfoc.solve``.
         steps: the step to stop at; None where it is not known.
+        tol: see ``mfoc.solve``.
 
     Raises:
         InvalidType, InvalidValue: see ``mfoc.solve``.
@@ -74,7 +76,7 @@ def begin(
     fresh = solver.init(problem, controls)
     known = settings(problem, solver, source, particles)
     state = fresh if start is None else _state(solver, start, fresh, known, allow_changes)
-    check_starts_alike(known, first, controls, state)
+    check_alike(known, {"step": first, "steps": steps, "tol": tol, "controls": controls, "state": state}, controls)
     if start is not None and start.origin is not None and not allow_changes:
         check_batch(start.origin, source, controls)
     problem.validate(particles, controls)

@@ -31,6 +31,16 @@ def check_hooks(hooks: Any) -> None:
         check_signature(["iterate"], **{f"hooks[{k}]": hook})
 
 
+def kept_at(hooks: Sequence[Any]) -> str:
+    """Where hooks have saved iterates, in words: those with a ``path``, and ``saved``, the step of what is there."""
+    found = []
+    for hook in hooks:
+        if (path := getattr(hook, "path", None)) is not None:
+            saved = getattr(hook, "saved", None)
+            found.append(f"the last checkpoint is {path}" + ("" if saved is None else f", of step {saved}"))
+    return ", and ".join(found)
+
+
 def says_stop(returned: object) -> bool:
     """Whether a hook returned True: Python's, NumPy's, or a tensor's; no number is one."""
     if isinstance(returned, Tensor):

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from mfoc.checks import check_integer, check_non_negative
-from mfoc.distributed import active
+from mfoc.distributed import active, announcing
 from mfoc.identity import Plain
 from mfoc.populations import population as as_population
 from mfoc.problem import Controls, Problem
@@ -47,14 +47,16 @@ def iterate(
         NonFiniteError: a state, costate, cost or gradient is not finite; ``error.last`` is the last good iterate.
     """
     source = as_population(population)
-    at, known = begin(problem, solver, source, start, nominal=nominal, allow_changes=allow_changes)
+    with announcing():
+        at, known = begin(problem, solver, source, start, nominal=nominal, allow_changes=allow_changes)
     return _iterates(stepping(problem, solver, source, at), known)
 
 
 def _iterates(steps: Steps, known: Mapping[str, Plain]) -> Iterator[Iterate]:
     while True:
         check_derivatives()
-        steps.advance({"step": steps.step})
+        with announcing(steps.step):
+            steps.advance({"step": steps.step})
         yield steps.iterate(steps.place(), origin=known)
 
 
@@ -109,14 +111,17 @@ def solve(
     check_non_negative(tol=tol, finite=False, optional=True)
     check_hooks(hooks)
     source = as_population(population)
-    at, known = begin(problem, solver, source, start, nominal=nominal, allow_changes=allow_changes, steps=steps)
+    with announcing():
+        at, known = begin(
+            problem, solver, source, start, nominal=nominal, allow_changes=allow_changes, steps=steps, tol=tol
+        )
 
     def of(method: str, *arguments: object) -> list[Callable[[], object]]:
         return [partial(getattr(hook, method), *arguments) for hook in hooks if hasattr(hook, method)]
 
     with listening(together=active()) as signals:
         run = Run(problem, solver, source, at, known, signals)
-        with run.kept(), closing(of("close")), run.rescuing(lambda at: of("failed", at)):
+        with run.kept(), closing(of("close")), run.rescuing(hooks):
             all_called(of("start", steps))
             solution = run.finished(*run.to(steps, tol, hooks))
             all_called(of("finish", solution))

@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields
 from typing import Any
 
-from mfoc.distributed import any_rank, is_main, world_size
+from mfoc import tree
+from mfoc.distributed import active, any_rank, differing, is_main, world_size
 from mfoc.errors import InvalidValue
-from mfoc.identity import Plain, described, differences, fingerprint, layout
+from mfoc.identity import Plain, described, differences, entries, fingerprint, layout
 from mfoc.particles import Particles
 from mfoc.populations import Population
 from mfoc.problem import Problem
@@ -115,9 +116,28 @@ def check_batch(origin: Mapping[str, Any], source: Population, like: Tree) -> No
         )
 
 
-def check_starts_alike(now: Mapping[str, Plain], first: int, controls: Tree, state: Tree) -> None:
-    """Refuses ranks that start differently, which would go apart, each for itself.
+def check_alike(now: Mapping[str, Plain], start: Mapping[str, Tree], like: Tree) -> None:
+    """Refuses ranks that start differently: they would go apart, each for itself.
+
+    Args:
+        now: what is solved, in plain values.
+        start: where it starts and ends, by name: compared bit for bit.
+        like: a tree with a tensor on this rank's device.
 
     Raises:
         InvalidValue: something differs; it is named.
     """
+    if not active():
+        return
+    words = entries(now) | {name: _word(one) for name, one in start.items()}
+    if found := differing(words, like):
+        raise InvalidValue(
+            f"the ranks do not start alike. {found}. Every rank needs the same, such as by one seed, or a broadcast "
+            "from rank 0 (torch.distributed.broadcast)"
+        )
+
+
+def _word(start: Tree) -> str:
+    if start is None or isinstance(start, int | float):
+        return repr(start)
+    return f"values with digest {fingerprint(tree.leaves(start))}"

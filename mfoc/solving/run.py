@@ -8,20 +8,20 @@ import time
 import weakref
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 
 from mfoc import tree
-from mfoc.distributed import active
-from mfoc.errors import NonFiniteError
+from mfoc.distributed import active, announce
+from mfoc.errors import NonFiniteError, RankError
 from mfoc.identity import Plain
 from mfoc.particles import Particles
 from mfoc.pontryagin import evaluate
 from mfoc.populations import Population
 from mfoc.problem import Problem
-from mfoc.solving.calls import all_called, says_stop
+from mfoc.solving.calls import all_called, kept_at, says_stop
 from mfoc.solving.origin import Origin, mark
 from mfoc.solving.records import Hook, Iterate, Past, Solution, Solver, Status
 from mfoc.solving.signals import Signals, Terminated
@@ -122,17 +122,20 @@ class Run:
             raise
 
     @contextmanager
-    def rescuing(self, failed: Callable[[Iterate], Sequence[Callable[[], object]]]) -> Iterator[None]:
-        """Where something is raised within, steps were made, and there is no solution, the last iterate is handed over.
+    def rescuing(self, hooks: Sequence[Hook]) -> Iterator[None]:
+        """Where something is raised within, the other ranks are told, and hooks are handed the last iterate.
 
-        Args:
-            failed: the functions to call with that iterate.
+        Only where steps were made, and there is no solution: else nothing would be lost.
         """
         try:
             yield
         except BaseException as error:
+            announce(error, self.here[0])
             if self.here[0] > self.first and not self.judged:
-                all_called(failed(self._rescued()), error)
+                at = self._rescued()
+                all_called([partial(hook.failed, at) for hook in hooks if hasattr(hook, "failed")], error)
+            if isinstance(error, RankError) and (places := kept_at(hooks)):
+                error.args = (f"{error}; {places}",)
             raise
 
     def to(self, steps: int, tol: float | None, hooks: Sequence[Hook]) -> tuple[Status, str]:

@@ -108,6 +108,10 @@ class Steps:
 class StepsInPlace(Steps):
     """The same bits by a solver that works in place.
 
+    Over ranks no rank can make a step again alone, and hooks may run on some of them only: whoever holds an iterate
+    has it copied before the solver moves on, and each step is known to be finite, on all ranks, before the next. Steps
+    are made again only where all ranks do so.
+
     A thread that was handed an iterate may read it at any time: nothing moves while it copies, and it copies nothing
     that is half written.
     """
@@ -115,6 +119,7 @@ class StepsInPlace(Steps):
     def __init__(self, problem: Problem, solver: Solver, source: Population, at: Iterate, live: InPlace) -> None:
         super().__init__(problem, solver, source, at)
         self._live, self._first, self._unread = live, at.step, Unread()
+        self._over_ranks = active()
         self._seen: tuple[Tensor, list[Tensor]] | None = None  # J and its gradient at the last step
         self._before = at  # the snapshot before the one in self.at
         self._handed: list[weakref.ref[Iterate]] = []
@@ -125,7 +130,7 @@ class StepsInPlace(Steps):
     def advance(self, record: Record, tol: float | None = None) -> None:
         """One step; see ``Steps``."""
         if self._handed:
-            self.keep()
+            self.keep(surely=self._over_ranks)
         if self._lent:
             self._check_lent()
         if self.step - self.at.step >= _EVERY:
@@ -139,7 +144,9 @@ class StepsInPlace(Steps):
             if self._live.taken != self.step - self._first:
                 self._seen = value, slopes
                 self.step += 1
-        if _at_hand(value):
+        if self._over_ranks:
+            self.settle()
+        elif _at_hand(value):
             record["value"] = value.item()
             if not math.isfinite(record["value"]):
                 self.settle()
@@ -253,9 +260,8 @@ def _at_hand(value: Tensor) -> bool:
 def stepping(problem: Problem, solver: Solver, source: Population, at: Iterate) -> Steps:
     """The steps of a solver from an iterate on."""
     make: Any = getattr(solver, "in_place", None)
-    # Over ranks a step cannot be made again by one of them, which may be all that fails; and steps that were made
-    # within autocast are others when an iterate is read outside of it.
-    pure = make is None or active() or any(map(torch.is_autocast_enabled, ("cpu", "cuda")))
+    # Steps that were made within autocast are others when an iterate is read outside of it.
+    pure = make is None or any(map(torch.is_autocast_enabled, ("cpu", "cuda")))
     live = None if pure else make(problem, at.controls, at.state)
     if live is None:
         return Steps(problem, solver, source, at)

@@ -6,7 +6,7 @@ import enum
 from collections.abc import Callable
 from typing import Any
 
-from mfoc.distributed import largest
+from mfoc.distributed import vote
 from mfoc.errors import NonFiniteError
 from mfoc.solving.signals import Signals, Terminated, error_of
 
@@ -19,7 +19,6 @@ class _Wish(enum.IntEnum):
     INTERRUPT = 2
     TERMINATE = 3
     NONFINITE = 4
-    FAIL = 5
 
 
 def agreed(step: int, stops: Callable[[], bool], signals: Signals, like: Any) -> bool:
@@ -34,18 +33,16 @@ def agreed(step: int, stops: Callable[[], bool], signals: Signals, like: Any) ->
     Raises:
         KeyboardInterrupt: a rank was asked to end, ``Terminated`` where by SIGTERM.
         NonFiniteError: a hook of a rank says that something is not finite.
-        BaseException: what a hook of this rank raised; ``RankError`` where it was one of another rank.
+        RankError: a hook of another rank raised something.
     """
     failure: BaseException | None = None
     try:
         wish = _Wish.STOP if stops() else _Wish.GO_ON
-    except BaseException as error:  # which the others have to know of
+    except (KeyboardInterrupt, NonFiniteError) as error:  # anything else ends this rank, which tells the others
         failure, wish = error, _wish_of(error)
     if signals.asked is not None:
         wish = max(wish, _wish_of(error_of(signals.asked)))
-    wish = _Wish(largest(wish, like))
-    if wish is _Wish.FAIL:
-        raise failure or RuntimeError(f"a hook of another rank failed at step {step}")
+    wish = _Wish(vote(wish, like))
     if wish is _Wish.NONFINITE:
         words = "a hook of another rank found what is not finite"
         raise failure or NonFiniteError(words, stage=None, step=step, last=None)
@@ -55,6 +52,6 @@ def agreed(step: int, stops: Callable[[], bool], signals: Signals, like: Any) ->
 
 
 def _wish_of(error: BaseException) -> _Wish:
-    if isinstance(error, KeyboardInterrupt):
-        return _Wish.TERMINATE if isinstance(error, Terminated) else _Wish.INTERRUPT
-    return _Wish.NONFINITE if isinstance(error, NonFiniteError) else _Wish.FAIL
+    if isinstance(error, NonFiniteError):
+        return _Wish.NONFINITE
+    return _Wish.TERMINATE if isinstance(error, Terminated) else _Wish.INTERRUPT
