@@ -22,7 +22,19 @@ OPTIONAL = {"matplotlib", "rich", "sklearn", "scipy", "torchvision", "curvlinops
 # The layers from the ground up. A file imports only from layers below it, or from its own, without a circle.
 LAYERS = [
     {"errors"},
-    {"deprecation", "tree", "tree_nodes", "checks", "seeding", "printing", "statistics", "streams", "figures"},
+    {
+        "deprecation",
+        "tree",
+        "tree_nodes",
+        "checks",
+        "seeding",
+        "draws",
+        "kept",
+        "printing",
+        "statistics",
+        "streams",
+        "figures",
+    },
     {"distributed", "derivatives", "particles", "bounds", "vectorisation"},
     {"law"},
     {"constraints"},

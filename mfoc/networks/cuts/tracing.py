@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from mfoc.draws import draws, watched
 from mfoc.networks.cuts.operations import asserted
 from mfoc.networks.cuts.transformers import plain_forward
 from mfoc.networks.inspection import has_own_pass
-from mfoc.seeding import watched
 
 # What makes tensors of a size, which torch alone does not record where the size is of what is traced.
 _FACTORIES: tuple[Any, ...] = tuple(
@@ -180,7 +180,7 @@ def trace(net: nn.Module, names: Sequence[str], given: Sequence[str], *, opened:
             raise Untraceable(str(error)) from error
         new = {(part, key) for part in net.modules() for key in changed(part)}
         made = {key: net.__dict__[key] for key in tracer.tensor_attrs.values() if (net, key) in new}
-        if drawn():
+        if drawn() and draws(lambda: _Tracer(net, names, given, opened=opened).trace(net)):
             raise Untraceable("it draws random numbers")
         if len(new) > len(made):
             raise Untraceable("it changes its own attributes")
