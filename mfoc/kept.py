@@ -20,10 +20,14 @@ class Kept:
 
     def __init__(self) -> None:
         self._trees: list[tuple[Tree, list[Any], list[Any]]] = []
+        self._known: set[int] = set()
 
     def keep(self, given: Tree) -> None:
-        """Remembers the leaves of a tree and their values."""
+        """Remembers the leaves of a tree and their values, unless it knows all of them."""
         found = tree.leaves(given)
+        if self._known.issuperset(map(id, found)):
+            return
+        self._known.update(map(id, found))  # which stay what they are: the leaves are held
         copies = [leaf.clone() if isinstance(leaf, Tensor) else leaf for leaf in found]
         self._trees.append((given, found, copies))
 

@@ -55,9 +55,15 @@ def check_leaves(named: Sequence[tuple[str, Tensor]], *, per_particle: bool) -> 
 def validate(problem: Problem, particles: Particles, controls: Tree) -> None:
     """See ``Problem.validate``."""
     _check_agreement(problem, particles, controls)
+    few, given = particles[:_FEW], Kept()
+    given.keep([few.state, few.data, controls])
     with torch.no_grad():
         drawn = watched()
         _run(problem, particles, controls, _still)
+        if not given.unchanged():  # in a way that no version tells
+            given.restore()
+            on_few(lambda few: _run(problem, few, controls, _untouched), particles)
+            raise InvalidValue(_writes("one of dynamics and costs"))
         if any_rank(drawn(), controls):  # by whom is asked only then: it takes several calls of each function
             on_few(lambda few: _run(problem, few, controls, partial(_undrawn, controls)), particles)
         on_few(lambda few: _check_again(problem, few, controls), particles)
@@ -108,7 +114,7 @@ def _check_again(problem: Problem, particles: Particles, controls: Tree) -> None
                 f"{what} gives another value when it is called again (a random generator of its own, a counter?); it "
                 "must be pure: take the randomness from the data z"
             )
-        if what.endswith("dynamics"):
+        if what.endswith(("dynamics", "schedule")):
             given.keep(first)
         return first
 
