@@ -90,13 +90,20 @@ def _restless(seconds: float) -> bool:
 class _Sight(TorchDispatchMode):
     """Sees the operations of this thread that draw from a generator which they were not given."""
 
+    supports_higher_order_operators = True  # they are called as they are
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """To keep the compiler out of it would import it, which takes seconds."""
+        return False
+
     def __init__(self) -> None:
         super().__init__()
         self.drawn = False
 
     def __torch_dispatch__(self, func: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:
         given = kwargs or {}
-        if torch.Tag.nondeterministic_seeded not in func.tags or _has_generator(args, given):
+        if torch.Tag.nondeterministic_seeded not in getattr(func, "tags", ()) or _has_generator(args, given):
             return func(*args, **given)
         moved = watched()  # not all of them draw: attention without dropout does not
         found = func(*args, **given)

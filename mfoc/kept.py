@@ -59,5 +59,7 @@ def equal(one: Tensor, other: Tensor) -> bool:
 
 def all_equal(one: Tree, other: Tree) -> bool:
     """Whether the tensors of two trees of one structure hold the same values."""
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        return equal(one, other)
     pairs = zip(tree.leaves(one), tree.leaves(other), strict=True)
     return all(equal(a, b) for a, b in pairs if isinstance(a, Tensor))

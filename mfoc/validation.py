@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
@@ -73,8 +72,8 @@ def _run(problem: Problem, particles: Particles, controls: Tree, watch: Watch) -
     """Calls every function once along the stages, each of them through ``watch``."""
     x, z, n = particles.state, particles.data, len(particles)
 
-    def ask(what: str, arguments: Tree, function: Callable[..., Any], *args: Any, label: str = "") -> Any:
-        return watch(what, arguments, partial(_call, label or what, x, z, function, *args))
+    def ask(what: str, given: Tree, function: Callable[..., Any], *args: Any, label: Callable[[], str] = str) -> Any:
+        return watch(what, given, partial(_call, lambda: label() or what, x, z, function, *args))
 
     for t in range(problem.stages):
         u = ask(f"stage {t}: the schedule", controls, problem.schedule, controls, t)
@@ -84,16 +83,21 @@ def _run(problem: Problem, particles: Particles, controls: Tree, watch: Watch) -
         for constraint in problem.path_constraints:
             what = f"stage {t}: a path constraint"
             ask(what, [x, u, z], constraint.of, n, what, t, x, u, z)
-        came, what = tree.describe(x), f"stage {t}: dynamics"
-        label = f"{what} (state {came}, control {tree.describe(u)})"
-        moved = ask(what, [x, u, z], problem.dynamics, t, x, u, z, label=label)
-        _check_state(moved, n, f"{what} (given a state {came})")
+        what = f"stage {t}: dynamics"
+        moved = ask(what, [x, u, z], problem.dynamics, t, x, u, z, label=partial(_labelled, what, state=x, control=u))
+        if not _fits(moved, n):
+            _check_state(moved, n, f"{what} (given a state {tree.describe(x)})")
         x = moved
-    label = f"terminal_cost (state {tree.describe(x)}, data {tree.describe(z)})"
+    label = partial(_labelled, "terminal_cost", state=x, data=z)
     ask("terminal_cost", [x, z], _cost, problem.terminal_cost, n, "terminal_cost", x, z, label=label)
     for constraint in problem.terminal_constraints:
         what = "a terminal constraint"
         ask(what, [x, z], constraint.of, n, what, x, z)
+
+
+def _labelled(what: str, **given: Tree) -> str:
+    """A call with the shapes it was given; asked for when it fails only, as shapes of large trees take long."""
+    return f"{what} ({', '.join(f'{name} {tree.describe(value)}' for name, value in given.items())})"
 
 
 def _cost(function: Callable[..., Any], n: int, what: str, *args: Any) -> Tensor:
@@ -109,7 +113,7 @@ def _check_again(problem: Problem, particles: Particles, controls: Tree) -> None
 
     def twice(what: str, _arguments: Tree, call: Callable[[], Any]) -> Any:
         first, again = call(), call()
-        if not same_values(first, again) or _keeps_changing(first, again, call):
+        if not all_equal(first, again) and (not same_values(first, again) or _keeps_changing([first, again], call)):
             raise InvalidValue(
                 f"{what} gives another value when it is called again (a random generator of its own, a counter?); it "
                 "must be pure: take the randomness from the data z"
@@ -212,15 +216,14 @@ def same_values(first: Tree, second: Tree) -> bool:
     return True
 
 
-def _keeps_changing(first: Tree, second: Tree, call: Callable[[], Tree]) -> bool:
+def _keeps_changing(seen: list[Tree], call: Callable[[], Tree]) -> bool:
     """Whether each call has another value, if by little: small noise, where rounding has a few values at most.
 
     Asked on the CPU only, as a GPU may add in another order each time; and on one rank, as a call may wait for others.
     """
-    found = [leaf for leaf in tree.leaves(first) if isinstance(leaf, Tensor)]
-    if all_equal(first, second) or active() or any(leaf.device.type != "cpu" for leaf in found):
+    if active() or any(leaf.device.type != "cpu" for leaf in tree.leaves(seen[0]) if isinstance(leaf, Tensor)):
         return False
-    seen = [first, second, *(call() for _ in range(_AGAIN))]
+    seen = [*seen, *(call() for _ in range(_AGAIN))]
     return not any(all_equal(a, b) for a, b in combinations(seen, 2))
 
 
@@ -239,6 +242,11 @@ def check_cost(cost: Any, n: int, name: str) -> None:
         raise InvalidValue(f"{name} returned shape {tuple(cost.shape)}; expected one cost per particle, ({n},){hint}")
 
 
+def _fits(state: Tree, n: int) -> bool:
+    """Whether a state is one tensor ``[n, ...]``, as most are: others are looked at leaf by leaf."""
+    return isinstance(state, Tensor) and state.dim() > 0 and state.shape[0] == n
+
+
 def _check_state(state: Tree, n: int, name: str) -> None:
     leaves = tree.named_leaves(state, f"{name}: x_next")
     if not leaves:
@@ -251,25 +259,18 @@ def _check_state(state: Tree, n: int, name: str) -> None:
             )
 
 
-def _call(what: str, x: Tree, z: Tree, function: Callable[..., Any], *args: Any) -> Any:
-    """Calls user code; an error it raises comes back with the stage and the shapes it was given."""
-    with _explained(what, x, z):
-        return function(*args)
-
-
-@contextmanager
-def _explained(what: str, x: Tree = (), z: Tree = ()) -> Iterator[None]:
-    """An error in user code comes back with the stage and the shapes it was given, and what may be behind it."""
+def _call(label: Callable[[], str], x: Tree, z: Tree, function: Callable[..., Any], *args: Any) -> Any:
+    """Calls user code; an error comes back with the stage, the shapes it was given, and what may be behind it."""
     try:
-        yield
+        return function(*args)
     except MfocError as error:
         if type(error) not in (InvalidValue, InvalidType) or not (cause := _cause(error, x, z)):
             raise
         raise type(error)(f"{error}; {cause}") from error
     except (RuntimeError, ValueError, LookupError, AttributeError, AssertionError, ArithmeticError) as error:
-        raise InvalidValue(_failed(what, error, x, z)) from error
+        raise InvalidValue(_failed(label(), error, x, z)) from error
     except TypeError as error:
-        raise InvalidType(_failed(what, error, x, z)) from error
+        raise InvalidType(_failed(label(), error, x, z)) from error
 
 
 def _failed(what: str, error: Exception, x: Tree, z: Tree) -> str:
