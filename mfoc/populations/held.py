@@ -14,6 +14,8 @@ from mfoc.populations.stored import Key
 class Held:
     """A cloud as a source."""
 
+    runs_user_code = False
+
     def __init__(self, cloud: Particles) -> None:
         self._cloud, self.device = cloud, cloud.indices().device
 

@@ -19,7 +19,7 @@ from mfoc.particles import Particles
 from mfoc.populations.datasets import Collate, collated
 from mfoc.populations.protocol import Population, shared
 from mfoc.populations.stored import Keys
-from mfoc.seeding import mixed_seed, seeded
+from mfoc.seeding import mixed_seed, seeded, turn
 
 _BLOCKS, _BYTES = 64, 1 << 26  # what was read last is kept: a solve looks back by tens of steps
 _END = object()
@@ -57,9 +57,19 @@ class Streamed(Population):
     def __call__(self, step: int) -> Particles:
         check_integer(0, step=step)
         first = step * self.batch_size % self._used
-        if first not in self._kept:
-            self._keep(first, self._read(first))
-        return shared(self._kept[first])
+        with turn():  # one thread at a time moves the iterator
+            if first not in self._kept:
+                self._keep(first, self._read(first))
+            return shared(self._kept[first])
+
+    def described(self) -> dict[str, Any]:
+        return {
+            "kind": "iterable",
+            "size": self.size,
+            "batch_size": self.batch_size,
+            "seed": self._seed,
+            "drop_last": self._used < self.size,
+        }
 
     def _read(self, first: int) -> Particles:
         rows: list[Any] = []
