@@ -1,7 +1,7 @@
 """Fingerprints of batches: whether a source gives the same batch when it is asked again.
 
-A population is a pure function of the step. Where a user's code makes the batches, that is a promise, which a source may
-break: one that draws from a generator that moves on, counts its calls, or reads a file that has changed.
+A population is a pure function of the step. Where a user's code makes the batches, that is a promise, which a source
+may break: one that draws from a generator that moves on, counts its calls, or reads a file that has changed.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from mfoc.populations.protocol import Population
 
 _CURE = (
-    "a batch must be a function of n alone: draw from torch.Generator().manual_seed(n), not from a generator that moves "
-    "on, the clock or a count of calls"
+    "a batch must be a function of n alone: draw from torch.Generator().manual_seed(n), not from a generator that "
+    "moves on, the clock or a count of calls"
 )
 
 
@@ -50,7 +50,7 @@ def check_repeatable(source: Population, step: int, particles: Particles) -> Non
     """
     if not source.runs_user_code:
         return
-    before, now = _hashes(particles), _hashes(source(step))
+    before, now = _hashes(particles), _hashes(source.again(step))
     differing = [name for name in before if before[name] != now[name]]
     if differing:
         raise InvalidValue(

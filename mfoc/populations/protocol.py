@@ -38,6 +38,10 @@ class Population:
         """
         return True
 
+    def again(self, step: int) -> Particles:
+        """The batch of step ``step``, made once more where a user's code makes it, whatever is kept."""
+        return self(step)
+
     def described(self) -> dict[str, Any]:
         """What decides which particles a step sees, as plain values: of two runs, or two ranks, these are compared."""
         return {"kind": type(self).__name__.strip("_"), "size": self.size, "batch_size": self.batch_size}
