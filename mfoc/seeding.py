@@ -22,7 +22,7 @@ _legacy: Any = np.random  # whose stubs do not know that its generator can be re
 _turns = [threading.RLock()]  # one for the process; in a list, as a forked process gets another
 
 
-def turn() -> threading.RLock:  # type: ignore[valid-type]  # which the stubs say is a function
+def turn() -> Any:
     """The lock of whoever seeds the global generators, or reads a source whose items may draw from them.
 
     There is one for both: two locks would be taken in either order, by a dataset that reads a population, say.

@@ -30,6 +30,7 @@ LAYERS = [
         "seeding",
         "draws",
         "kept",
+        "switches",
         "printing",
         "statistics",
         "streams",

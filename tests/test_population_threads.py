@@ -1,6 +1,7 @@
 """One population object, or problem, in several threads: each sees what a single thread sees."""
 
 import copy
+import os
 import pickle
 import random
 import sys
@@ -134,3 +135,42 @@ def test_two_solves_of_one_problem_give_the_bits_of_one(interacting):
     for _ in range(2):
         with ThreadPoolExecutor(len(rates)) as pool:
             assert all(map(torch.equal, pool.map(solve, rates), wanted))
+
+
+@pytest.mark.parametrize("flag", ["distributions", "fast path"])
+def test_a_flag_of_the_process_is_put_back_by_whoever_leaves_last(flag):
+    from mfoc.derivatives import without_fast_path
+    from paradigms.bayesian.laws.normal import unvalidated
+
+    switched, read = {
+        "distributions": (unvalidated, lambda: torch.distributions.Distribution._validate_args),
+        "fast path": (without_fast_path, torch.backends.mha.get_fastpath_enabled),
+    }[flag]
+    before, first, second = read(), switched(), switched()
+    assert before
+    first.__enter__()
+    second.__enter__()  # in another thread, say
+    first.__exit__(None, None, None)
+    assert not read()
+    second.__exit__(None, None, None)
+    assert read()
+
+
+def test_a_forked_process_takes_its_turn_though_another_thread_had_it():
+    held, over = threading.Event(), threading.Event()
+
+    def hold():
+        with seeded(0):
+            held.set()
+            over.wait()
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    held.wait()
+    child = os.fork()
+    if child == 0:  # pragma: no cover
+        with seeded(1):
+            os._exit(7)
+    over.set()
+    thread.join()
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
