@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from threading import RLock
 from types import FrameType
 from typing import Any
 
@@ -18,6 +19,8 @@ from mfoc.draws import draws, watched
 from mfoc.networks.cuts.operations import asserted
 from mfoc.networks.cuts.transformers import plain_forward
 from mfoc.networks.inspection import has_own_pass
+
+_TRACING = RLock()  # the network is written into and put back, and so is a class of torch
 
 # What makes tensors of a size, which torch alone does not record where the size is of what is traced.
 _FACTORIES: tuple[Any, ...] = tuple(
@@ -173,7 +176,7 @@ def trace(net: nn.Module, names: Sequence[str], given: Sequence[str], *, opened:
     if not given:
         raise Untraceable("its arguments have no names")
     drawn = watched()
-    with _restored(net) as changed, _whole_functions(), torch.enable_grad():
+    with _TRACING, _restored(net) as changed, _whole_functions(), torch.enable_grad():
         try:
             graph = tracer.trace(net)
         except Exception as error:  # whatever the forward pass says to tracing
