@@ -87,7 +87,7 @@ def _restless(seconds: float) -> bool:
     return drawn()
 
 
-class _Sight(TorchDispatchMode):
+class _Sight(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Sees the operations of this thread that draw from a generator which they were not given."""
 
     supports_higher_order_operators = True  # they are called as they are
@@ -98,7 +98,7 @@ class _Sight(TorchDispatchMode):
         return False
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.drawn = False
 
     def __torch_dispatch__(self, func: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:

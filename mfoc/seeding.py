@@ -11,7 +11,7 @@ import os
 import random
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import cache
 from typing import Any
 
@@ -22,7 +22,7 @@ _legacy: Any = np.random  # whose stubs do not know that its generator can be re
 _turns = [threading.RLock()]  # one for the process; in a list, as a forked process gets another
 
 
-def turn() -> Any:
+def turn() -> AbstractContextManager[Any]:
     """The lock of whoever seeds the global generators, or reads a source whose items may draw from them.
 
     There is one for both: two locks would be taken in either order, by a dataset that reads a population, say.
