@@ -27,6 +27,7 @@ from mfoc.checks import check_instance
 from mfoc.derivatives import transforming
 from mfoc.networks.recomputation import without_reentry
 from mfoc.problem import Problem
+from mfoc.switches import Shared
 from mfoc.tree import Tree
 
 
@@ -103,6 +104,7 @@ class _Compiled:
         return self.function(t, x, u, z)
 
 
+@Shared
 @contextmanager
 def validation_kept() -> Iterator[None]:
     """torch.compile switches the validation of torch.distributions off, in all the process and for good."""

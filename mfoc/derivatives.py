@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,8 +15,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from mfoc import tree
 from mfoc.errors import InvalidValue
+from mfoc.switches import Shared
 from mfoc.tree import Tree
 
+_plain_attention = Shared(partial(sdpa_kernel, SDPBackend.MATH))
+_without_cudnn = Shared(partial(torch.backends.cudnn.flags, enabled=False))
 _twice = ContextVar("twice", default=False)
 _functorch: Any = torch._C._functorch  # noqa: SLF001  there is no public way to ask
 
@@ -130,7 +134,7 @@ def twice_differentiable() -> Iterator[None]:
     """
     token = _twice.set(True)
     try:
-        with without_fast_path(), sdpa_kernel(SDPBackend.MATH):
+        with without_fast_path(), _plain_attention():
             yield
     finally:
         _twice.reset(token)
@@ -148,10 +152,11 @@ def recurrent_kernels(training: bool) -> Iterator[None]:
     if not torch.is_grad_enabled() or (training and not _twice.get()):
         yield
         return
-    with torch.backends.cudnn.flags(enabled=False):
+    with _without_cudnn():
         yield
 
 
+@Shared
 @contextmanager
 def without_fast_path() -> Iterator[None]:
     """Within it ``nn.TransformerEncoderLayer`` and its kin in evaluation mode run as in training mode.

@@ -1,11 +1,17 @@
-"""Seeds: unrelated random streams from a few integers, global generators seeded for a while, or watched."""
+"""Seeds: unrelated random streams from a few integers, and global generators seeded for a while.
+
+The global generators belong to all threads of a process. Those that seed them take turns (``turn``): what is drawn
+within ``seeded`` is then a function of its seed, whatever other threads do by ``seeded`` at the same time.
+"""
 
 from __future__ import annotations
 
 import ctypes
+import os
 import random
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import cache
 from typing import Any
 
@@ -13,6 +19,27 @@ import numpy as np
 import torch
 
 _legacy: Any = np.random  # whose stubs do not know that its generator can be replaced
+_turns = [threading.RLock()]  # one for the process; in a list, as a forked process gets another
+
+
+def turn() -> AbstractContextManager[Any]:
+    """The lock of whoever seeds the global generators, or reads a source whose items may draw from them.
+
+    There is one for both: two locks would be taken in either order, by a dataset that reads a population, say.
+    """
+    return _turns[0]
+
+
+def _renew() -> None:
+    """In a forked process: the thread that had its turn may not be there to end it."""
+    if _turns[0].acquire(blocking=False):
+        _turns[0].release()
+    else:
+        _turns[0] = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew)
 
 
 def mixed_seed(*parts: int) -> int:
@@ -32,10 +59,17 @@ def mixed_seed(*parts: int) -> int:
 def seeded(key: int, device: torch.device | None = None) -> Iterator[None]:
     """Random transforms draw from global generators: seeded for the length of the block, then put back.
 
+    Blocks of several threads wait for one another. What a thread draws outside of such blocks can still come between.
+
     Args:
         key: the seed.
         device: a GPU whose generator is seeded and put back as well.
     """
+    with turn():
+        yield from _seeded(key, device)
+
+
+def _seeded(key: int, device: torch.device | None) -> Iterator[None]:
     gpu = device if device is not None and device.type == "cuda" else None
     # Not by ``torch.random.fork_rng``, which takes five times as long: this runs once a batch.
     torch_state, python_state = torch.default_generator.get_state(), random.getstate()
@@ -110,41 +144,3 @@ def _lies_as_expected() -> bool:
     one.random_raw(3)
     state: Any = one.state["state"]
     return bool(_memory(one).raw == state["key"].tobytes() + np.int32(state["pos"]).tobytes())
-
-
-def watched() -> Callable[[], bool]:
-    """Watches the global generators; what it returns says whether they have been drawn from since.
-
-    These are torch's (the CPU's and those of GPUs), NumPy's and Python's own. One in the user's hands cannot be
-    watched: what draws from it gives another value each time.
-    """
-    before = _states()
-
-    def drawn() -> bool:
-        now = _states()
-        return any(_moved(before.get(name), state) for name, state in now.items())
-
-    return drawn
-
-
-def _states() -> dict[str, Any]:
-    """The state of each global generator there is now: those of a GPU appear when it is first used."""
-    numpy: Any = np.random.get_state(legacy=False)  # noqa: NPY002
-    words = {key: value.tobytes() if isinstance(value, np.ndarray) else value for key, value in numpy["state"].items()}
-    states: dict[str, Any] = {
-        "torch": torch.get_rng_state(),
-        "python": random.getstate(),
-        "numpy": (words, numpy["has_gauss"], numpy["gauss"]),
-    }
-    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-        states |= {f"cuda:{k}": state for k, state in enumerate(torch.cuda.get_rng_state_all())}
-    if torch.backends.mps.is_available():
-        states["mps"] = torch.mps.get_rng_state()
-    return states
-
-
-def _moved(before: Any, now: Any) -> bool:
-    """Whether a generator has drawn since; one that has just appeared, whether it has drawn at all."""
-    if before is None:  # a GPU's Philox generator: eight bytes of seed, eight of how far it has come
-        return len(now) != 16 or bool(now[8:].any())
-    return not torch.equal(before, now) if isinstance(now, torch.Tensor) else before != now

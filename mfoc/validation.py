@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,18 +12,20 @@ from torch import Tensor
 
 from mfoc import tree
 from mfoc.checks import kind_of
-from mfoc.distributed import active
+from mfoc.distributed import active, any_rank
+from mfoc.draws import draws, watched
 from mfoc.errors import InvalidType, InvalidValue, MfocError
+from mfoc.kept import Kept, all_equal
 from mfoc.particles import Particles
-from mfoc.seeding import watched
 from mfoc.tree import Tree
 
 if TYPE_CHECKING:
     from mfoc.problem import Problem
 
-Pure = Callable[..., AbstractContextManager[None]]  # (what, arguments) -> a watch over a call
+Watch = Callable[[str, Tree, Callable[[], Any]], Any]  # (what, arguments, call) -> what the call returns
 
 _FEW = 4  # particles on which a stage is evaluated a second time
+_AGAIN = 4  # times more, where it gave nearly the same
 
 
 def check_leaves(named: Sequence[tuple[str, Tensor]], *, per_particle: bool) -> None:
@@ -51,54 +54,83 @@ def check_leaves(named: Sequence[tuple[str, Tensor]], *, per_particle: bool) -> 
 def validate(problem: Problem, particles: Particles, controls: Tree) -> None:
     """See ``Problem.validate``."""
     _check_agreement(problem, particles, controls)
+    few, given = particles[:_FEW], Kept()
+    given.keep([few.state, few.data, controls])
     with torch.no_grad():
         drawn = watched()
         _run(problem, particles, controls, _still)
-        if drawn():  # by which of them is asked only then: the state of a generator is large
-            _run(problem, particles, controls, _undrawn)
-            raise InvalidValue(_draws("one of dynamics and costs"))
-        on_few(lambda few: _check_repeatable(problem, few, controls), particles)
+        if not given.unchanged():  # in a way that no version tells
+            given.restore()
+            on_few(lambda few: _run(problem, few, controls, _untouched), particles)
+            raise InvalidValue(_writes("one of dynamics and costs"))
+        if any_rank(drawn(), controls):  # by whom is asked only then: it takes several calls of each function
+            on_few(lambda few: _run(problem, few, controls, partial(_undrawn, controls)), particles)
+        on_few(lambda few: _check_again(problem, few, controls), particles)
 
 
-def _run(problem: Problem, particles: Particles, controls: Tree, pure: Pure) -> None:
+def _run(problem: Problem, particles: Particles, controls: Tree, watch: Watch) -> None:
+    """Calls every function once along the stages, each of them through ``watch``."""
     x, z, n = particles.state, particles.data, len(particles)
+
+    def ask(what: str, given: Tree, function: Callable[..., Any], *args: Any, label: Callable[[], str] = str) -> Any:
+        return watch(what, given, partial(_call, lambda: label() or what, x, z, function, *args))
+
     for t in range(problem.stages):
-        with pure(f"stage {t}: the schedule", controls):
-            u = _call(f"stage {t}: the schedule", problem.schedule, controls, t)
+        u = ask(f"stage {t}: the schedule", controls, problem.schedule, controls, t)
         if problem.running_cost is not None:
             what = f"stage {t}: running_cost"
-            with pure(what, [x, u, z]), _explained(what, x, z):
-                check_cost(problem.running_cost(t, x, u, z), n, what)
+            ask(what, [x, u, z], _cost, problem.running_cost, n, what, t, x, u, z)
         for constraint in problem.path_constraints:
             what = f"stage {t}: a path constraint"
-            with pure(what, [x, u, z]), _explained(what, x, z):
-                constraint.of(n, what, t, x, u, z)
-        came = tree.describe(x)
-        with pure(f"stage {t}: dynamics", [x, u, z]):
-            with _explained(f"stage {t}: dynamics (state {came}, control {tree.describe(u)})", x, z):
-                moved = problem.dynamics(t, x, u, z)
-            _check_state(moved, n, f"stage {t}: dynamics (given a state {came})")
+            ask(what, [x, u, z], constraint.of, n, what, t, x, u, z)
+        what = f"stage {t}: dynamics"
+        moved = ask(what, [x, u, z], problem.dynamics, t, x, u, z, label=partial(_labelled, what, state=x, control=u))
+        if not _fits(moved, n):
+            _check_state(moved, n, f"{what} (given a state {tree.describe(x)})")
         x = moved
-    given = f"terminal_cost (state {tree.describe(x)}, data {tree.describe(z)})"
-    with pure("terminal_cost", [x, z]), _explained(given, x, z):
-        check_cost(problem.terminal_cost(x, z), n, "terminal_cost")
+    label = partial(_labelled, "terminal_cost", state=x, data=z)
+    ask("terminal_cost", [x, z], _cost, problem.terminal_cost, n, "terminal_cost", x, z, label=label)
     for constraint in problem.terminal_constraints:
-        with pure("a terminal constraint", [x, z]), _explained("a terminal constraint", x, z):
-            constraint.of(n, "a terminal constraint", x, z)
+        what = "a terminal constraint"
+        ask(what, [x, z], constraint.of, n, what, x, z)
 
 
-def _check_repeatable(problem: Problem, particles: Particles, controls: Tree) -> None:
-    """Refuses functions that give another value the second time: their randomness may be in a user's hands."""
-    x, z = particles.state, particles.data
-    for t in range(problem.stages):
-        u = problem.schedule(controls, t)
-        if problem.running_cost is not None:
-            cost = problem.running_cost(t, x, u, z)
-            _check_same(cost, problem.running_cost(t, x, u, z), f"stage {t}: running_cost")
-        moved = problem.dynamics(t, x, u, z)
-        _check_same(moved, problem.dynamics(t, x, u, z), f"stage {t}: dynamics")
-        x = moved
-    _check_same(problem.terminal_cost(x, z), problem.terminal_cost(x, z), "terminal_cost")
+def _labelled(what: str, **given: Tree) -> str:
+    """A call with the shapes it was given; asked for when it fails only, as shapes of large trees take long."""
+    return f"{what} ({', '.join(f'{name} {tree.describe(value)}' for name, value in given.items())})"
+
+
+def _cost(function: Callable[..., Any], n: int, what: str, *args: Any) -> Tensor:
+    cost: Tensor = function(*args)
+    check_cost(cost, n, what)
+    return cost
+
+
+def _check_again(problem: Problem, particles: Particles, controls: Tree) -> None:
+    """Calls every function twice; refuses those that say something else then, or that change what they are given."""
+    given = Kept()
+    given.keep([particles.state, particles.data, controls])
+
+    def twice(what: str, _arguments: Tree, call: Callable[[], Any]) -> Any:
+        first, again = call(), call()
+        if not all_equal(first, again) and (not same_values(first, again) or _keeps_changing([first, again], call)):
+            raise InvalidValue(
+                f"{what} gives another value when it is called again (a random generator of its own, a counter?); it "
+                "must be pure: take the randomness from the data z"
+            )
+        if what.endswith(("dynamics", "schedule")):
+            given.keep(first)
+        return first
+
+    try:
+        _run(problem, particles, controls, twice)
+    except InvalidValue:
+        if given.unchanged():
+            raise
+    if not given.unchanged():
+        given.restore()
+        _run(problem, particles, controls, _untouched)
+        raise InvalidValue(_writes("one of dynamics and costs"))
 
 
 def _check_agreement(problem: Problem, particles: Particles, controls: Tree) -> None:
@@ -134,35 +166,40 @@ def on_few(check: Callable[[Particles], None], particles: Particles) -> None:
         check(particles)
 
 
-@contextmanager
-def _still(what: str, arguments: Tree) -> Iterator[None]:
-    """Refuses a call that writes into its arguments."""
+def _still(what: str, arguments: Tree, call: Callable[[], Any]) -> Any:
+    """Refuses a call that writes into its arguments, as their versions tell."""
     tensors = [leaf for leaf in tree.leaves(arguments) if isinstance(leaf, Tensor)]
     versions = _versions(tensors)
-    yield
+    found = call()
     if versions != _versions(tensors):
-        raise InvalidValue(f"{what} writes into its arguments (an in-place operation?); it must be pure")
+        raise InvalidValue(_writes(what))
+    return found
 
 
-@contextmanager
-def _undrawn(what: str, _arguments: Tree) -> Iterator[None]:
+def _untouched(what: str, arguments: Tree, call: Callable[[], Any]) -> Any:
+    """Refuses a call that changes its arguments, as their values tell."""
+    given = Kept()
+    given.keep(arguments)
+    found = call()
+    if not given.unchanged():
+        given.restore()
+        raise InvalidValue(_writes(what))
+    return found
+
+
+def _undrawn(controls: Tree, what: str, _arguments: Tree, call: Callable[[], Any]) -> Any:
     """Refuses a call that draws random numbers."""
-    drawn = watched()
-    yield
-    if drawn():
+    if draws(call, lambda flag: any_rank(flag, controls)):
         raise InvalidValue(_draws(what))
+    return call()
+
+
+def _writes(what: str) -> str:
+    return f"{what} writes into its arguments (an in-place operation, .data, a NumPy view?); it must be pure"
 
 
 def _draws(what: str) -> str:
     return f"{what} draws random numbers (dropout?); it must be pure: take the randomness from the data z"
-
-
-def _check_same(first: Tree, second: Tree, what: str) -> None:
-    if not same_values(first, second):
-        raise InvalidValue(
-            f"{what} gives another value when it is called again (a random generator of its own, a counter?); it "
-            "must be pure: take the randomness from the data z"
-        )
 
 
 def same_values(first: Tree, second: Tree) -> bool:
@@ -177,6 +214,17 @@ def same_values(first: Tree, second: Tree) -> bool:
         if not same:
             return False
     return True
+
+
+def _keeps_changing(seen: list[Tree], call: Callable[[], Tree]) -> bool:
+    """Whether each call has another value, if by little: small noise, where rounding has a few values at most.
+
+    Asked on the CPU only, as a GPU may add in another order each time; and on one rank, as a call may wait for others.
+    """
+    if active() or any(leaf.device.type != "cpu" for leaf in tree.leaves(seen[0]) if isinstance(leaf, Tensor)):
+        return False
+    seen = [*seen, *(call() for _ in range(_AGAIN))]
+    return not any(all_equal(a, b) for a, b in combinations(seen, 2))
 
 
 def _versions(tensors: list[Tensor]) -> list[int]:
@@ -194,6 +242,11 @@ def check_cost(cost: Any, n: int, name: str) -> None:
         raise InvalidValue(f"{name} returned shape {tuple(cost.shape)}; expected one cost per particle, ({n},){hint}")
 
 
+def _fits(state: Tree, n: int) -> bool:
+    """Whether a state is one tensor ``[n, ...]``, as most are: others are looked at leaf by leaf."""
+    return isinstance(state, Tensor) and state.dim() > 0 and state.shape[0] == n
+
+
 def _check_state(state: Tree, n: int, name: str) -> None:
     leaves = tree.named_leaves(state, f"{name}: x_next")
     if not leaves:
@@ -206,25 +259,18 @@ def _check_state(state: Tree, n: int, name: str) -> None:
             )
 
 
-def _call(what: str, function: Callable[..., Any], *args: Any) -> Any:
-    """Calls user code; an error it raises comes back with the stage and the shapes it was given."""
-    with _explained(what):
-        return function(*args)
-
-
-@contextmanager
-def _explained(what: str, x: Tree = (), z: Tree = ()) -> Iterator[None]:
-    """An error in user code comes back with the stage and the shapes it was given, and what may be behind it."""
+def _call(label: Callable[[], str], x: Tree, z: Tree, function: Callable[..., Any], *args: Any) -> Any:
+    """Calls user code; an error comes back with the stage, the shapes it was given, and what may be behind it."""
     try:
-        yield
+        return function(*args)
     except MfocError as error:
         if type(error) not in (InvalidValue, InvalidType) or not (cause := _cause(error, x, z)):
             raise
         raise type(error)(f"{error}; {cause}") from error
     except (RuntimeError, ValueError, LookupError, AttributeError, AssertionError, ArithmeticError) as error:
-        raise InvalidValue(_failed(what, error, x, z)) from error
+        raise InvalidValue(_failed(label(), error, x, z)) from error
     except TypeError as error:
-        raise InvalidType(_failed(what, error, x, z)) from error
+        raise InvalidType(_failed(label(), error, x, z)) from error
 
 
 def _failed(what: str, error: Exception, x: Tree, z: Tree) -> str:

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from mfoc import tree
 from mfoc.checks import kind_of
 from mfoc.derivatives import gradients, transforming, without_fast_path
+from mfoc.draws import draws, watched
 from mfoc.errors import InvalidType, InvalidValue
-from mfoc.seeding import watched
 from mfoc.tree import Tree
 
 logger = logging.getLogger(__name__)
@@ -131,7 +131,7 @@ class Mapper:
             except Exception as error:  # as above
                 return error
         finally:
-            if drawn():
+            if drawn() and draws(lambda: way.evidence(way.loop, function, few)):
                 raise InvalidValue(
                     f"{self._what} draws random numbers in its forward pass (dropout?); costs must be pure: switch it "
                     "off, by .eval() say"

@@ -165,3 +165,51 @@ def test_a_file_larger_than_memory(tmp_path):
             assert cloud.state.shape == (64, 1024)
     finally:
         resource.setrlimit(resource.RLIMIT_DATA, kept)
+
+
+@pytest.mark.parametrize("kind", [np.uint16, np.uint32, np.uint64])
+@pytest.mark.parametrize("batch_size", [None, 3])
+def test_wide_unsigned_integers_are_int64_wherever_they_are(tmp_path, kind, batch_size):
+    values = np.arange(8, dtype=kind).reshape(4, 2) + 60_000
+    np.save(tmp_path / "x.npy", values)
+    wanted = torch.arange(8).reshape(4, 2) + 60_000
+    files = np.load(tmp_path / "x.npy", mmap_mode="r")
+    for x, y in [
+        (values, values[:, 0]),
+        (files, files[:, 0]),
+        (torch.from_numpy(values), torch.from_numpy(values)[:, 0]),
+    ]:
+        cloud = mfoc.population((x, {"y": y, "all": x}), batch_size=batch_size, shuffle=False)(0)
+        assert torch.equal(cloud.state, wanted[: len(cloud)])
+        assert torch.equal(cloud.data["y"], wanted[: len(cloud), 0])
+        assert torch.equal(cloud.data["all"], wanted[: len(cloud)])
+
+
+def test_unsigned_integers_that_int64_does_not_hold_are_refused():
+    with pytest.raises(mfoc.InvalidValue, match=r"2\^63"):
+        mfoc.population(np.array([1, 2**63], dtype=np.uint64))
+
+
+@pytest.mark.parametrize("through", ["numpy", "dataset"])
+def test_a_large_tensor_over_a_file_is_looked_at_a_batch_at_a_time(tmp_path, monkeypatch, through):
+    monkeypatch.setattr("mfoc.populations.door._LARGE", 100)
+    np.save(tmp_path / "x.npy", np.where(np.arange(64) == 50, np.nan, 1.0).astype(np.float32))
+    x = torch.from_numpy(np.load(tmp_path / "x.npy", mmap_mode="c"))
+    source = x if through == "numpy" else torch.utils.data.TensorDataset(x)
+    population = mfoc.population(source, batch_size=16, shuffle=False)
+    assert population(0).state.isfinite().all()
+    with pytest.raises(mfoc.InvalidValue, match="first at particle 50"):
+        population(3)
+    for whole in (None, 64, 100):
+        with pytest.raises(mfoc.InvalidValue, match="first at particle 50"):
+            mfoc.population(source, batch_size=whole)
+
+
+def test_files_that_are_read_whole_say_so(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("mfoc.populations.door._LARGE", 100)
+    np.save(tmp_path / "x.npy", np.ones(64, dtype=np.float32))
+    files = np.load(tmp_path / "x.npy", mmap_mode="r")
+    mfoc.population(files, batch_size=16)
+    assert not caplog.records
+    mfoc.population(files)
+    assert "read into memory" in caplog.text

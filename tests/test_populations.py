@@ -550,3 +550,22 @@ def test_no_particles_are_no_batch():
     source = mfoc.population((torch.randn(5, 2), torch.arange(5)))
     with pytest.raises(mfoc.InvalidValue, match="empty"):
         source.fetch(torch.empty(0, dtype=torch.int64), 0)
+
+
+@pytest.mark.parametrize("option", [{"num_workers": 2}, {"pin_memory": True}], ids=["workers", "pinned"])
+def test_what_a_loader_does_elsewhere_is_refused(option):
+    loader = DataLoader(TensorDataset(torch.arange(8.0)), batch_size=4, **option)
+    with pytest.raises(mfoc.InvalidValue, match=f"{next(iter(option))}=.*expected {next(iter(option))}"):
+        mfoc.population(loader)
+
+
+def test_the_seed_of_a_loaders_generator_counts():
+    def order(seed, own=0):
+        generator = torch.Generator().manual_seed(own)
+        loader = DataLoader(TensorDataset(torch.arange(32.0)), batch_size=32 // 2, shuffle=True, generator=generator)
+        torch.rand(5, generator=generator)  # where it is does not
+        return mfoc.population(loader, seed=seed)(0).state.tolist()
+
+    assert order(0) == order(0)
+    assert order(0) != order(1)
+    assert order(0) != order(0, own=1)

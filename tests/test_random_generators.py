@@ -10,7 +10,8 @@ from torch import nn
 
 import mfoc
 import paradigms
-from mfoc.seeding import seeded, watched
+from mfoc.draws import watched
+from mfoc.seeding import seeded
 
 
 def test_draws_are_seen_and_nothing_else_is():

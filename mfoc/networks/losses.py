@@ -87,7 +87,8 @@ class _PerSample(Averaged):
     summed: bool
 
     def __call__(self, x: Tree, z: Tree) -> Tensor:
-        found = self.each(x, z)
+        target = self._target(x, z)
+        found = self.each(x, target)
         if isinstance(x, Tensor) and isinstance(z, Tensor) and found.numel() > x.numel():
             raise InvalidValue(
                 f"loss: the output {tuple(x.shape)} and the data {tuple(z.shape)} were broadcast to "
@@ -99,9 +100,17 @@ class _PerSample(Averaged):
             return found
         if self.source in _ENTRIES and self.factors is not None:
             found = found / self.factors.mean()
-        if self.source in _CLASSES and isinstance(z, Tensor) and not z.is_floating_point():
+        if self.source in _CLASSES and isinstance(target, Tensor) and not target.is_floating_point():
             found = found / self.weighed.mean(z, found.dtype)
         return found
+
+    def _target(self, x: Tree, z: Tree) -> Tree:
+        """The data as torch takes them: of bool, which its losses refuse, class indices, or numbers as the output's."""
+        if not isinstance(x, Tensor) or not isinstance(z, Tensor) or z.dtype != torch.bool:
+            return z
+        if self.source in _CLASSES and x.shape != z.shape:
+            return z.long()
+        return z.to(x.dtype) if self.source in (*_CLASSES, *_PLAIN) else z
 
     def mean(self, x: Tree, z: Tree) -> Tensor | None:
         """The mean over the particles in the one call that torch has for it; None where it is something else.
@@ -110,9 +119,10 @@ class _PerSample(Averaged):
         """
         if self.whole is None or self.weighed is None or not isinstance(x, Tensor) or not isinstance(z, Tensor):
             return None
-        classes = self.source in _CLASSES and not z.is_floating_point() and x.shape[:1] + x.shape[2:] == z.shape
+        target: Any = self._target(x, z)
+        classes = self.source in _CLASSES and not target.is_floating_point() and x.shape[:1] + x.shape[2:] == z.shape
         entries = self.source in _PLAIN and self.factors is None and x.shape == z.shape
-        return self.whole(x, z) if classes or entries else None
+        return self.whole(x, target) if classes or entries else None
 
     def weight(self, x: Tree, z: Tree) -> float | Tensor | None:
         """What ``mean`` divides by: how many targets are not ignored, or the number of particles."""

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from mfoc import tree
 from mfoc.checks import kind_of
+from mfoc.draws import draws, watched
 from mfoc.errors import InvalidType, InvalidValue
 from mfoc.networks.copies import without_computed
 from mfoc.networks.functional import FunctionalModule, asks_for_gradients
 from mfoc.networks.inspection import HOOKS
-from mfoc.seeding import watched
 from mfoc.tree import Tree
 from mfoc.tree_nodes import registered
 from mfoc.validation import same_values
@@ -63,7 +63,8 @@ def check_pure(
         same = same_values(first, trial.run(trial.module))
     except _CAUGHT:
         same = False
-    if not same and not drawn():  # random numbers are another matter
+    # Random numbers are another matter.
+    if not same and not (drawn() and draws(lambda: trial.run(trial.module))):
         raise InvalidValue(
             f"{name} is another function after it has run: its output depends on a buffer or an attribute that its "
             "forward pass changes (a counter, a running average it normalises by, a cache), and it must be pure; "

@@ -149,6 +149,15 @@ class AdaptiveBatch(Population):
         self._every, self._seed, self._shuffle, self._first = every, seed, shuffle, batch_size
         self._follow([])
 
+    @property
+    def runs_user_code(self) -> bool:
+        """See ``Population``."""
+        return self._source.runs_user_code
+
+    def described(self) -> dict[str, Any]:
+        """See ``Population``; the batch size is that of the start, as later ones are measured."""
+        return {"kind": "AdaptiveBatch", **self._settings}
+
     def __call__(self, step: int) -> Particles:
         """This rank's share of the batch of step ``step``.
 

@@ -52,9 +52,11 @@ class Orders:
 
     def _order(self, epoch: int) -> Tensor:
         """The order of an epoch, from which the batch that crosses into it takes no particle that it already holds."""
-        if epoch not in self._orders:
-            self._orders[epoch] = self._apart(epoch)
-        return self._orders[epoch]
+        orders = self._orders  # read once: another thread may replace it
+        if (order := orders.get(epoch)) is None:
+            order = self._apart(epoch)
+            self._orders = {**orders, epoch: order}
+        return order
 
     def _apart(self, epoch: int) -> Tensor:
         order, begin = self._permutation(epoch), epoch * self._size

@@ -9,7 +9,8 @@ population, ``Particles.index``.
 """
 
 from mfoc.populations.door import as_particles, population
+from mfoc.populations.fingerprints import check_repeatable, fingerprint
 from mfoc.populations.orders import shuffled
 from mfoc.populations.protocol import Fetch, Population
 
-__all__ = ["Fetch", "Population", "as_particles", "population", "shuffled"]
+__all__ = ["Fetch", "Population", "as_particles", "check_repeatable", "fingerprint", "population", "shuffled"]

@@ -15,7 +15,8 @@ from mfoc.errors import InvalidType, InvalidValue
 from mfoc.particles import Particles
 from mfoc.tree import Tree
 
-_NARROW = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.uint16, torch.uint32)
+_NARROW = (torch.uint8, torch.int8, torch.int16, torch.int32)
+_UNSIGNED = (torch.uint16, torch.uint32, torch.uint64)  # with which torch can compute next to nothing
 
 
 def parts(source: Any) -> tuple[Tree, Tree, Tensor | None]:
@@ -33,12 +34,13 @@ def parts(source: Any) -> tuple[Tree, Tree, Tensor | None]:
     return source, None, None
 
 
-def converted(source: Any, index: Tensor | None = None) -> Particles:
+def converted(source: Any, index: Tensor | None = None, *, check: bool = True) -> Particles:
     """A cloud from tensors or arrays.
 
     Args:
         source: a cloud, a pair or a state.
         index: which particles of their population these are.
+        check: whether all of them are looked at, for values that are not finite.
 
     Raises:
         InvalidType: something is neither tensor nor array of numbers.
@@ -51,7 +53,8 @@ def converted(source: Any, index: Tensor | None = None) -> Particles:
         found = tree.leaves(state)
         own = index.to(found[0].device) if found else index
     cloud = Particles(state, data, own)
-    check_finite(cloud)
+    if check:
+        check_finite(cloud)
     return cloud
 
 
@@ -108,13 +111,27 @@ def check_array(leaf: np.ndarray[Any, Any], name: str) -> None:
 
 
 def image(leaf: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """uint8 is taken for an image: floats in [0, 1], of the default dtype when None."""
-    return leaf.to(dtype or torch.get_default_dtype()) / 255 if leaf.dtype == torch.uint8 else leaf
+    """uint8 is taken for an image: floats in [0, 1], of the default dtype when None. Wider integers are numbers."""
+    return leaf.to(dtype or torch.get_default_dtype()) / 255 if leaf.dtype == torch.uint8 else _signed(leaf)
 
 
 def label(leaf: Tensor) -> Tensor:
     """Narrow integers, one for each particle, are taken for labels: int64."""
-    return leaf.long() if leaf.dtype in _NARROW and leaf.dim() == 1 else leaf
+    return leaf.long() if leaf.dtype in _NARROW and leaf.dim() == 1 else _signed(leaf)
+
+
+def _signed(leaf: Tensor) -> Tensor:
+    """Unsigned integers of 16 bits and more (tokens, depths, labels) as int64, which holds their values.
+
+    Raises:
+        InvalidValue: it does not hold them: some are 2^63 or more.
+    """
+    if leaf.dtype not in _UNSIGNED:
+        return leaf
+    wide = leaf.long()
+    if leaf.dtype == torch.uint64 and not leaf.is_meta and bool((wide < 0).any()):
+        raise InvalidValue("a uint64 leaf holds values of 2^63 and more, which int64 does not; expected smaller ones")
+    return wide
 
 
 def _of_many(source: Any) -> str:

@@ -22,7 +22,7 @@ Collate = Callable[[list[Any]], Tree]
 class Items:
     """A dataset as a source: anything with ``__getitem__`` and ``__len__``."""
 
-    device = torch.device("cpu")
+    device, runs_user_code = torch.device("cpu"), True
 
     def __init__(self, dataset: Any, collate: Collate) -> None:
         self._dataset, self._collate = dataset, collate

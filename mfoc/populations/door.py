@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import numpy as np
@@ -15,16 +16,22 @@ from torch.utils.data import (
     default_collate,
 )
 
+from mfoc import tree
 from mfoc.checks import check_flag, check_integer, check_signature, kind_of
 from mfoc.errors import InvalidType, InvalidValue
 from mfoc.particles import Particles
-from mfoc.populations.conversion import converted
+from mfoc.populations.conversion import check_finite, converted, parts
 from mfoc.populations.datasets import Items
 from mfoc.populations.held import Held
 from mfoc.populations.mapped import Mapped, mapped
 from mfoc.populations.protocol import Drawn, Population
 from mfoc.populations.stored import Stored
 from mfoc.populations.streamed import Streamed
+from mfoc.seeding import mixed_seed
+
+logger = logging.getLogger(__name__)
+
+_LARGE = 1 << 28  # bytes
 
 
 def population(source: Any, *, batch_size: int | None = None, shuffle: bool = True, seed: int = 0) -> Population:
@@ -45,10 +52,12 @@ def population(source: Any, *, batch_size: int | None = None, shuffle: bool = Tr
               that follow one another read on; one far back (64 batches, fewer where they are large) begins again, and
               reads up to there;
             * a ``DataLoader``: its dataset, batch size, collate function, ``drop_last`` and choice of shuffling are
-              used; its workers and generator are not;
+              used, and the seed of its generator beside ``seed``; one with workers or pinned memory is refused;
             * a function ``n -> Particles``, which must depend on nothing but n.
 
-            uint8 states (images) become floats in [0, 1], integer class labels (1-D data) become int64.
+            uint8 states (images) become floats in [0, 1], integer class labels (1-D data) become int64, and so do
+            unsigned integers of 16 bits and more, wherever they are. bool stays what it is: a mask. Of tensors larger
+            than 256 MiB a batch is checked when it is taken, not all of them here.
         batch_size: particles in a batch; all of them when None.
         shuffle: a new order each epoch, a function of (seed, epoch); else batch n holds the particles from
             n * batch_size on, and those that are missing at the end from the beginning.
@@ -106,7 +115,26 @@ def _arrays(source: Any, batch_size: int | None) -> Held | Mapped:
         files = Mapped(source)
         if batch_size < len(files):
             return files
-    return Held(converted(source))
+    if mapped(source) and (size := _bytes(source)) > _LARGE:
+        logger.warning(
+            "all particles are read into memory at once, %.1f GB of mapped files; with batch_size=... smaller than the "
+            "population a batch at a time is", size / 2**30,
+        )  # fmt: skip
+    # Tensors may be mapped from files, too, and do not say so: large ones are not read through here.
+    checked = batch_size is None or _bytes(source) <= _LARGE
+    cloud = converted(source, check=checked)
+    return Held(cloud, checked=checked) if batch_size is None or batch_size < len(cloud) else Held(_finite(cloud))
+
+
+def _finite(cloud: Particles) -> Particles:
+    check_finite(cloud)
+    return cloud
+
+
+def _bytes(source: Any) -> int:
+    """The size of a source in memory, or in files."""
+    state, data, _ = parts(source)
+    return sum(int(getattr(leaf, "nbytes", 0)) for leaf in tree.leaves([state, data]))
 
 
 def _iterable(source: Any) -> bool:
@@ -122,6 +150,19 @@ def _iterable(source: Any) -> bool:
 def _from_loader(loader: Any, batch_size: int | None, seed: int) -> Population:
     if batch_size is not None:
         raise InvalidValue("batch_size was given with a DataLoader; set it on the DataLoader")
+    if loader.num_workers:
+        raise InvalidValue(
+            f"the DataLoader has num_workers={loader.num_workers}, and batches are made in this process, when a step "
+            "asks for them; expected num_workers=0. Items that take long to make are made once, beforehand, and held "
+            "as tensors, or kept in a file that is mapped (np.memmap)"
+        )
+    if loader.pin_memory:
+        raise InvalidValue(
+            "the DataLoader has pin_memory=True, and particles are not moved to a device: their data have to be where "
+            "the controls are; expected pin_memory=False, and a dataset or collate_fn whose tensors are there"
+        )
+    if loader.generator is not None:  # whose state moves on: its seed decides instead
+        seed = mixed_seed(seed, loader.generator.initial_seed(), 6)
     data, sampler, count = loader.dataset, loader.sampler, loader.batch_size
     if isinstance(data, IterableDataset) and count is not None:
         return Streamed(data, count, loader.collate_fn, seed=seed, drop_last=loader.drop_last)

@@ -8,14 +8,22 @@ from torch import Tensor
 
 from mfoc import tree
 from mfoc.particles import Particles
+from mfoc.populations.conversion import check_finite
 from mfoc.populations.stored import Key
 
 
 class Held:
-    """A cloud as a source."""
+    """A cloud as a source.
 
-    def __init__(self, cloud: Particles) -> None:
-        self._cloud, self.device = cloud, cloud.indices().device
+    Args:
+        cloud: the particles.
+        checked: whether all states are known to be finite; else those of a batch are looked at when it is taken.
+    """
+
+    runs_user_code = False
+
+    def __init__(self, cloud: Particles, *, checked: bool = True) -> None:
+        self._cloud, self.device, self._checked = cloud, cloud.indices().device, checked
 
     def __len__(self) -> int:
         return len(self._cloud)
@@ -26,7 +34,10 @@ class Held:
         # A copy of the places: they are a part of the epoch's permutation, which nothing may change or keep.
         places = index.clone() if own.index is None else take(own.index)
         make = Particles.of_fitting if len(index) else Particles  # which refuses none
-        return make(tree.map(take, own.state), data, places)
+        taken = make(tree.map(take, own.state), data, places)
+        if not self._checked:
+            check_finite(taken)
+        return taken
 
     def whole(self) -> Particles:
         """The cloud itself, not a copy."""

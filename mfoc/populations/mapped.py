@@ -46,6 +46,8 @@ class Mapped:
         InvalidValue: leaves of unequal length, or a state in memory that is not finite.
     """
 
+    runs_user_code = False
+
     def __init__(self, source: Any) -> None:
         state, data, _ = parts(source)
         self._state = tree.map(lambda leaf: _ready(leaf, "state", image), state)

@@ -43,7 +43,8 @@ class Order:
         else:
             self.batches_per_epoch = size // batch_size if drop_last else -(-size // batch_size)
         self.least = (self._shuffle and not drop_last and size % batch_size) or batch_size  # particles in a batch
-        self._made: dict[int, Tensor] = {}  # the permutations last used, a memo
+        # A memo, the last used first. It is replaced as a whole: threads that meet here see one or the other.
+        self._made: tuple[tuple[int, Tensor], ...] = ()
 
     def __call__(self, step: int) -> Tensor:
         """The places of the particles of a step, int64 ``[N]``, those of all ranks."""
@@ -56,10 +57,11 @@ class Order:
         return places if first + self._batch <= self._size else places % self._size
 
     def _permutation(self, epoch: int) -> Tensor:
-        made = self._made.pop(epoch, None)
+        kept = self._made
+        if kept and kept[0][0] == epoch:
+            return kept[0][1]
+        made = next((order for known, order in kept if known == epoch), None)
         if made is None:
             made = shuffled(self._size, self._seed, epoch).to(self._device)
-            for old in list(self._made)[: 1 - _KEPT]:  # least lately used first
-                del self._made[old]
-        self._made[epoch] = made
+        self._made = ((epoch, made), *(entry for entry in kept if entry[0] != epoch))[:_KEPT]
         return made

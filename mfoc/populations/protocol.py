@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,6 +29,25 @@ class Population:
     size: int | None = None
     batch_size: int | None = None
     batches_per_epoch: int = 1
+
+    @property
+    def runs_user_code(self) -> bool:
+        """Whether a user's code makes the batches, so that nobody knows that batch n is a function of n.
+
+        A population of tensors or mapped files says False: to draw a batch again, and compare, would be in vain.
+        """
+        return True
+
+    def again(self, step: int) -> Particles:
+        """The batch of step ``step``, made once more where a user's code makes it, whatever is kept."""
+        return self(step)
+
+    def described(self) -> dict[str, Any]:
+        """What decides which particles a step sees, as plain values: of two runs, or two ranks, these are compared."""
+        return {"type": type(self).__name__.strip("_"), "size": self.size, "batch_size": self.batch_size}
+
+    def close(self) -> None:
+        """Ends what fetches batches ahead, if anything does; a batch that is asked for later begins it again."""
 
     def __call__(self, step: int) -> Particles:
         """This rank's share of the batch of step ``step``."""
@@ -69,6 +89,9 @@ class Drawn(Population):
 
     def epoch(self) -> Iterator[Particles]:
         yield self._all(0)
+
+    def described(self) -> dict[str, Any]:
+        return {"type": "function", "size": None, "batch_size": None}
 
     def _all(self, step: int) -> Particles:
         cloud = self._draw(step)

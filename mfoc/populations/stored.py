@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -30,13 +30,17 @@ class Keys:
 
     def __init__(self, seed: int) -> None:
         self._seed = seed
-        self._mixed: tuple[int, list[int]] = -1, []  # those of some steps from the first on, a memo
+        self._mixed: tuple[int, list[int]] = (
+            -1,
+            [],
+        )  # those of some steps from the first on, a memo, replaced as a whole
 
     def __call__(self, step: int) -> int:
         first = step - step % _KEYS
-        if self._mixed[0] != first:
-            self._mixed = first, [mixed_seed(self._seed, first + k, 1) for k in range(_KEYS)]
-        return self._mixed[1][step - first]
+        mixed = self._mixed  # read once: another thread may replace it
+        if mixed[0] != first:
+            mixed = self._mixed = first, [mixed_seed(self._seed, first + k, 1) for k in range(_KEYS)]
+        return mixed[1][step - first]
 
 
 class Source(Protocol):
@@ -44,9 +48,11 @@ class Source(Protocol):
 
     Attributes:
         device: where it wants the places to be.
+        runs_user_code: whether a user's code makes the particles.
     """
 
     device: torch.device
+    runs_user_code: bool
 
     def __len__(self) -> int:
         """The number of particles."""
@@ -71,13 +77,28 @@ class Stored(Population):
         if size == 0:
             raise InvalidValue("source is empty; a population needs at least one particle")
         self.size, self.batch_size = size, size if batch_size is None else min(batch_size, size)
-        self._source, self._seed = source, seed
+        self._source, self._seed, self._drop_last = source, seed, drop_last
+        self._shuffle = shuffle and self.batch_size < size
         self._order = Order(
             size, self.batch_size, shuffle=shuffle, seed=seed, drop_last=drop_last, device=source.device
         )
         self.batches_per_epoch = self._order.batches_per_epoch
         self._key = Keys(seed)
         share(torch.arange(self._order.least, device="cpu"))  # refuses batches too short to split
+
+    @property
+    def runs_user_code(self) -> bool:
+        return self._source.runs_user_code
+
+    def described(self) -> dict[str, Any]:
+        return {
+            "type": "data",
+            "size": self.size,
+            "batch_size": self.batch_size,
+            "shuffle": self._shuffle,
+            "seed": self._seed if self._shuffle or self.runs_user_code else None,  # elsewhere nothing is drawn
+            "drop_last": self._drop_last,
+        }
 
     def __call__(self, step: int) -> Particles:
         check_integer(0, step=step)

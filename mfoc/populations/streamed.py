@@ -19,7 +19,7 @@ from mfoc.particles import Particles
 from mfoc.populations.datasets import Collate, collated
 from mfoc.populations.protocol import Population, shared
 from mfoc.populations.stored import Keys
-from mfoc.seeding import mixed_seed, seeded
+from mfoc.seeding import mixed_seed, seeded, turn
 
 _BLOCKS, _BYTES = 64, 1 << 26  # what was read last is kept: a solve looks back by tens of steps
 _END = object()
@@ -57,20 +57,38 @@ class Streamed(Population):
     def __call__(self, step: int) -> Particles:
         check_integer(0, step=step)
         first = step * self.batch_size % self._used
-        if first not in self._kept:
-            self._keep(first, self._read(first))
-        return shared(self._kept[first])
+        with turn():  # one thread at a time moves the iterator
+            if first not in self._kept:
+                self._keep(first, self._read(first, self._blocks))
+            return shared(self._kept[first])
 
-    def _read(self, first: int) -> Particles:
+    def again(self, step: int) -> Particles:
+        """See ``Population``; far from the beginning what is kept, as it would take a pass up to there."""
+        first = step * self.batch_size % self._used
+        if first >= _BLOCKS * self.batch_size:
+            return self(step)
+        with turn():
+            return shared(self._read(first, self._reader()))
+
+    def described(self) -> dict[str, Any]:
+        return {
+            "type": "iterable",
+            "size": self.size,
+            "batch_size": self.batch_size,
+            "seed": self._seed,
+            "drop_last": self._used < self.size,
+        }
+
+    def _read(self, first: int, blocks: _Blocks) -> Particles:
         rows: list[Any] = []
         place = first
         while wanted := self.batch_size - len(rows):
             block, skip = divmod(place, self.batch_size)
-            found = self._blocks(block)[skip : skip + min(wanted, self._used - place)]
+            found = blocks(block)[skip : skip + min(wanted, self._used - place)]
             rows += found
             place = (place + len(found)) % self._used
         places = torch.arange(first, first + self.batch_size, device="cpu")
-        return self._blocks.cloud(rows, places if place == first + len(rows) else places % self._used, first)
+        return blocks.cloud(rows, places if place == first + len(rows) else places % self._used, first)
 
     def _keep(self, first: int, cloud: Particles) -> None:
         room = min(_BLOCKS, max(2, _BYTES // _bytes(cloud)))

@@ -20,6 +20,7 @@ from mfoc.lagrangian import constraint_values
 from mfoc.particles import Particles
 from mfoc.pontryagin import rollout
 from mfoc.populations import Population
+from mfoc.populations.fingerprints import check_repeatable
 from mfoc.problem import Problem
 from mfoc.solving.origin import check_alike, check_batch, check_same, settings
 from mfoc.solving.records import Iterate, Solution, Solver
@@ -67,7 +68,9 @@ def begin(
             f"ten more are steps={first + 10}"
         )
     # The batch of the first step. If there is none to make, that of the last: there may be no more.
-    particles = source(max(first - 1, 0) if steps == first else first)
+    asked = max(first - 1, 0) if steps == first else first
+    particles = source(asked)
+    check_repeatable(source, asked, particles)
     _check_solver(problem, solver, particles, nominal)
     if start is not None and not tree.same_structure(start.controls, problem.controls):
         raise InvalidValue("start holds controls of another structure than the problem's: it is of another problem")

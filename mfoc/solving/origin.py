@@ -12,6 +12,7 @@ from mfoc.errors import InvalidValue
 from mfoc.identity import Plain, described, differences, entries, fingerprint, layout
 from mfoc.particles import Particles
 from mfoc.populations import Population
+from mfoc.populations.fingerprints import fingerprint as of_batch
 from mfoc.problem import Problem
 from mfoc.tree import Tree
 
@@ -50,7 +51,7 @@ def settings(problem: Problem, solver: Any, source: Population, particles: Parti
     return {
         "problem": _of_problem(problem, particles),
         "solver": described(solver) if of_solver is None else of_solver(problem),
-        "population": _of_population(source),
+        "population": source.described(),
     }
 
 
@@ -66,14 +67,9 @@ def _of_problem(problem: Problem, particles: Particles) -> Plain:
     }
 
 
-def _of_population(source: Population) -> Plain:
-    return {"type": type(source).__name__, "size": source.size, "batch_size": source.batch_size}
-
-
 def mark(step: int, particles: Particles) -> Plain:
     """What a batch is known by later: the fingerprint of this rank's share of it."""
-    values = fingerprint([particles.state, particles.data])
-    return {"step": step, "ranks": world_size(), "fingerprint": values}
+    return {"step": step, "ranks": world_size(), "fingerprint": of_batch(particles)}
 
 
 def check_same(origin: Mapping[str, Any], now: Mapping[str, Plain]) -> None:

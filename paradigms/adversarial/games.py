@@ -217,6 +217,16 @@ class _Pairs(mfoc.Population):
         self._source, self.size = source, source.size
         self.batch_size, self.batches_per_epoch = source.batch_size, source.batches_per_epoch
 
+    @property
+    def runs_user_code(self) -> bool:
+        return self._source.runs_user_code
+
+    def described(self) -> dict[str, Any]:
+        return {"kind": "Pairs", "of": self._source.described()}
+
+    def close(self) -> None:
+        self._source.close()
+
     def __call__(self, step: int) -> mfoc.Particles:
         return _doubled(self._source(step))
 

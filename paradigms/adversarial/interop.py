@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -17,7 +17,7 @@ from mfoc import InvalidType, InvalidValue, require
 from mfoc.checks import check_callable, check_instance, kind_of
 from mfoc.games import entering, undisturbed, with_target
 from mfoc.games.maximisers import Maximiser
-from mfoc.seeding import mixed_seed, seeded
+from mfoc.seeding import mixed_seed, seeded, turn
 from paradigms.adversarial.attack import as_two, attack_class
 from paradigms.adversarial.games import GameFormulation
 
@@ -168,10 +168,10 @@ class _Logits(nn.Module):
 def _randomness(generator: torch.Generator | None, device: torch.device, number: int) -> AbstractContextManager[None]:
     """Global randomness for the length of a call: a function of the generator and a number, then put back.
 
-    As it is when the generator is None.
+    As it is when the generator is None. Threads take turns either way: an attack holds the network it attacks.
     """
     if generator is None:
-        return nullcontext()
+        return turn()
     key = int(torch.randint(2**62, (1,), generator=generator, device=generator.device))
     return seeded(mixed_seed(key, number % 2**63), device)
 

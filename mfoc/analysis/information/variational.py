@@ -263,6 +263,13 @@ class _Noisy(Population):
         self.size, self.batch_size, self.batches_per_epoch = base.size, base.batch_size, base.batches_per_epoch
         self._base, self._latent, self._seed = base, latent, seed
 
+    @property
+    def runs_user_code(self) -> bool:
+        return self._base.runs_user_code
+
+    def described(self) -> dict[str, Any]:
+        return {"kind": "Noisy", "seed": self._seed, "latent": self._latent, "of": self._base.described()}
+
     def __call__(self, step: int) -> Particles:
         return self._noisy(self._base(step), mixed_seed(self._seed, step, 5))
 

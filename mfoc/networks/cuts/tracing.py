@@ -8,16 +8,19 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from threading import RLock
 from types import FrameType
 from typing import Any
 
 import torch
 from torch import fx, nn
 
+from mfoc.draws import draws, watched
 from mfoc.networks.cuts.operations import asserted
 from mfoc.networks.cuts.transformers import plain_forward
 from mfoc.networks.inspection import has_own_pass
-from mfoc.seeding import watched
+
+_TRACING = RLock()  # the network is written into and put back, and so is a class of torch
 
 # What makes tensors of a size, which torch alone does not record where the size is of what is traced.
 _FACTORIES: tuple[Any, ...] = tuple(
@@ -173,14 +176,14 @@ def trace(net: nn.Module, names: Sequence[str], given: Sequence[str], *, opened:
     if not given:
         raise Untraceable("its arguments have no names")
     drawn = watched()
-    with _restored(net) as changed, _whole_functions(), torch.enable_grad():
+    with _TRACING, _restored(net) as changed, _whole_functions(), torch.enable_grad():
         try:
             graph = tracer.trace(net)
         except Exception as error:  # whatever the forward pass says to tracing
             raise Untraceable(str(error)) from error
         new = {(part, key) for part in net.modules() for key in changed(part)}
         made = {key: net.__dict__[key] for key in tracer.tensor_attrs.values() if (net, key) in new}
-        if drawn():
+        if drawn() and draws(lambda: _Tracer(net, names, given, opened=opened).trace(net)):
             raise Untraceable("it draws random numbers")
         if len(new) > len(made):
             raise Untraceable("it changes its own attributes")

@@ -31,11 +31,11 @@ class Traced:
     def __call__(self, *args: Tensor) -> Any:
         """The function, recorded at the first call with such arguments."""
         key = tuple((arg.shape, arg.dtype, arg.device) for arg in args)
-        if key not in self._recorded:
-            if len(self._recorded) >= _KEPT:
-                del self._recorded[next(iter(self._recorded))]
-            self._recorded[key] = self._record(args)
-        return self._recorded[key](*args)
+        recorded = self._recorded  # replaced as a whole: other threads may add to it
+        if (found := recorded.get(key)) is None:
+            found = self._record(args)
+            self._recorded = dict([*recorded.items(), (key, found)][-_KEPT:])
+        return found(*args)
 
     def _record(self, args: tuple[Tensor, ...]) -> Callable[..., Any]:
         from torch.fx.experimental.proxy_tensor import make_fx

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mfoc.switches import Shared
+
 HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
 
 
@@ -20,6 +22,7 @@ def normal_log_prob(x: Tensor, loc: Any, scale: Any) -> Tensor:
     return value
 
 
+@Shared
 @contextmanager
 def unvalidated() -> Iterator[None]:
     """Without torch's checks of distributions, which no ``vmap`` can run; the flag is restored."""

@@ -42,6 +42,21 @@ class LatentDraws(mfoc.Population):
             self.batches_per_epoch = source.batches_per_epoch
         self._source, self._samples, self._seed = source, settings.samples, settings.seed
 
+    @property
+    def runs_user_code(self) -> bool:
+        """See ``mfoc.Population``: what is drawn here is a function of the step."""
+        return self._source is not None and self._source.runs_user_code
+
+    def described(self) -> dict[str, Any]:
+        """See ``mfoc.Population``."""
+        of = None if self._source is None else self._source.described()
+        return {"kind": "LatentDraws", "samples": self._samples, "seed": self._seed, "of": of}
+
+    def close(self) -> None:
+        """See ``mfoc.Population``."""
+        if self._source is not None:
+            self._source.close()
+
     def __call__(self, step: int) -> mfoc.Particles:
         """The draws of step ``step`` on its batch."""
         return self._cloud(None if self._source is None else self._source(step), mixed_seed(self._seed, step, 3))

@@ -43,10 +43,11 @@ class NetworkDraws(LatentDraws):
 
     def _cloud(self, batch: mfoc.Particles | None, key: int) -> mfoc.Particles:
         s, batch = self._samples, self._source.cloud() if batch is None else batch
-        if self._last is None or self._last[0] is not batch:  # one without minibatches is the same at each step
+        last = self._last  # read once: another thread may replace it
+        if last is None or last[0] is not batch:  # one without minibatches is the same at each step
             views = [tree.map(lambda leaf: leaf.expand(s, *leaf.shape), part) for part in (batch.state, batch.data)]
-            self._last = (batch, *views)
-        _, x, y = self._last
+            last = self._last = (batch, *views)
+        _, x, y = last
         return mfoc.Particles(x, {"y": y, "noise": self._noise(batch.state, key)})
 
     def _noise(self, x: Any, key: int) -> list[Weights]:

@@ -7,6 +7,7 @@ s = sqrt(1 - c), in which those of activations with kinks are smooth.
 from __future__ import annotations
 
 import math
+import threading
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import pairwise
@@ -20,6 +21,7 @@ from mfoc.analysis.propagation.theory.mehler import columns, terms_for
 
 FARTHEST = 10  # octave of the largest r: q = 1e6, as far as SignalPropagation's grid looks
 _LOWEST = -5  # all below 2^-5 is one piece
+_EXTENDING = threading.RLock()
 _MANY_TERMS = 2**15  # of Mehler's series
 _NEAR = 0.1  # the s below which it has too many for an activation with kinks
 
@@ -49,9 +51,10 @@ class LengthTable:
 
     def extend(self, top: int) -> None:
         """Goes on to the octave ``top``."""
-        if top > self.top:
-            self._extend([2.0**octave for octave in range(self.top, top + 1)])
-            self.top = top
+        with _EXTENDING:  # the table is one for all threads
+            if top > self.top:
+                self._extend([2.0**octave for octave in range(self.top, top + 1)])
+                self.top = top
 
     def __call__(self, q: Tensor) -> Tensor:
         """V, E phi'^2 and dV/dq at q [P], at most ``farthest``: [3, P]."""
@@ -61,7 +64,7 @@ class LengthTable:
         return found
 
     def _extend(self, edges: list[float]) -> None:
-        self.pieces += interpolate(self._exact, edges)
+        self.pieces = self.pieces + interpolate(self._exact, edges)
 
     def _exact(self, r: Tensor) -> tuple[Tensor, Tensor]:
         q = r.square()

@@ -1,0 +1,93 @@
+"""Fingerprints of batches: whether a source gives the same batch when it is asked again.
+
+A population is a pure function of the step. Where a user's code makes the batches, that is a promise, which a source
+may break: one that draws from a generator that moves on, counts its calls, or reads a file that has changed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from mfoc import tree
+from mfoc.errors import InvalidValue
+from mfoc.particles import Particles
+
+if TYPE_CHECKING:
+    from mfoc.populations.protocol import Population
+
+_CURE = (
+    "a batch must be a function of n alone: draw from torch.Generator().manual_seed(n), not from a generator that "
+    "moves on, the clock or a count of calls"
+)
+
+
+def fingerprint(particles: Particles) -> str:
+    """A hash of a cloud: the structure, dtypes, shapes and bits of its state, data and index, wherever they are.
+
+    Args:
+        particles: the cloud.
+
+    Returns:
+        32 hexadecimal digits. Particles without an index have that of 0 .. N-1.
+    """
+    return _digest([value.encode() for value in _hashes(particles).values()])
+
+
+def check_repeatable(source: Population, step: int, particles: Particles) -> None:
+    """Asks a population for a batch again; only where a user's code makes its batches.
+
+    Args:
+        source: the population.
+        step: the step.
+        particles: the batch that it gave for that step.
+
+    Raises:
+        InvalidValue: it gives another batch now; which part differs, and what to do.
+    """
+    if not source.runs_user_code:
+        return
+    before, now = _hashes(particles), _hashes(source.again(step))
+    differing = [name for name in before if before[name] != now[name]]
+    if differing:
+        raise InvalidValue(
+            f"the population gives another batch when step {step} is asked for again (its {' and '.join(differing)}): "
+            f"{_CURE}"
+        )
+
+
+def _hashes(particles: Particles) -> dict[str, str]:
+    return {name: _of_tree(value) for name, value in _parts(particles).items()}
+
+
+def _parts(particles: Particles) -> dict[str, Any]:
+    return {"state": particles.state, "data": particles.data, "index": particles.indices()}
+
+
+def _of_tree(value: Any) -> str:
+    pieces: list[bytes | memoryview] = []
+    for path, leaf in [] if value is None else tree.dotted(value).items():
+        pieces += [path.encode(), *_of_leaf(leaf)]
+    return _digest(pieces)
+
+
+def _of_leaf(leaf: Any) -> list[bytes | memoryview]:
+    if not isinstance(leaf, Tensor):
+        return [repr(leaf).encode()]
+    kind = f"{leaf.dtype} {tuple(leaf.shape)}".encode()
+    if leaf.is_meta:
+        return [kind]
+    # A tensor that is conjugated or negated lazily has other bits in memory than its values have.
+    plain = leaf.detach().cpu().resolve_conj().resolve_neg().contiguous().reshape(-1)
+    return [kind, plain.view(torch.uint8).numpy().data]
+
+
+def _digest(pieces: list[bytes | memoryview]) -> str:
+    found = hashlib.blake2b(digest_size=16)
+    for piece in pieces:
+        found.update(len(piece).to_bytes(8, "little"))
+        found.update(piece)
+    return found.hexdigest()
