@@ -134,6 +134,7 @@ class Iterate(HasControls[Controls]):
         state: the solver's state after them.
         info: what the last step saw at the controls it started from; None at step 0 and after loading.
         history: the records of ``solve`` up to here, as in ``Solution``; a solve that starts here carries them on.
+        origin: what it is an iterate of, in plain values; None where nothing is known.
     """
 
     step: int
@@ -141,6 +142,7 @@ class Iterate(HasControls[Controls]):
     state: Tree
     info: Info | None = None
     history: Sequence[dict[str, float]] = field(default=(), repr=False)
+    origin: Any = field(default=None, repr=False)
 
     @classmethod
     def later(
