@@ -18,6 +18,7 @@ _END = 22
 _TAG = b"mfoc sha256 "
 _COMMENT = len(_TAG) + 64
 _BLOCK = 2**20
+_FOLDER = 0x10  # the bit of an entry's attributes that says so
 
 
 def write_archive(record: dict[str, Any], file: BinaryIO) -> None:
@@ -46,7 +47,8 @@ def _first(error: BaseException) -> BaseException:
 class _Sealing:
     """A file that is written through to another, and hashed on the way.
 
-    After an error nothing more is written and torch is told that all is well: it ends soon, and the error is raised then.
+    After an error nothing more is written and torch is told that all is well: it ends soon, and then the error is
+    raised.
     """
 
     def __init__(self, file: BinaryIO) -> None:
@@ -110,11 +112,16 @@ def read_archive(file: BinaryIO, map_location: Any) -> tuple[Any, bool]:
     except MemoryError:
         raise
     except Exception as error:  # torch raises pickle, zip and runtime errors alike
-        reason = str(error).partition("\n")[0]
+        reason = first_line(error)
         if sealed:
             where = "" if map_location is None else f" with map_location={map_location!r}"
             raise InvalidValue(f"it is whole, but its tensors cannot be read{where}: {reason}") from error
         raise InvalidValue(f"it is not a checkpoint: {reason}") from error
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, without torch's pages on it."""
+    return str(error).partition("\n")[0]
 
 
 def _digest(file: BinaryIO, size: int) -> bytes:
@@ -131,8 +138,9 @@ def _check_entries(file: BinaryIO) -> None:
     """Refuses an archive whose entries are not what their checksums say, which torch does not look at."""
     try:
         with zipfile.ZipFile(file) as archive:
-            if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
-                raise InvalidValue("it is not a checkpoint: torch compresses nothing in those")
+            for entry in archive.infolist():  # torch reads nothing of a "folder", and leaves its tensor as it comes
+                if entry.compress_type != zipfile.ZIP_STORED or entry.external_attr & _FOLDER:
+                    raise InvalidValue(f"it is not a checkpoint, or a damaged one: {entry.filename} is no plain entry")
             damaged = archive.testzip()
     except InvalidValue:
         raise

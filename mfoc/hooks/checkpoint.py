@@ -15,7 +15,7 @@ import torch
 from mfoc.checks import check_instance, check_integer, kind_of
 from mfoc.distributed import is_main
 from mfoc.errors import InvalidType, InvalidValue
-from mfoc.hooks.archive import read_archive, write_archive
+from mfoc.hooks.archive import first_line, read_archive, write_archive
 from mfoc.hooks.files import Target, checked_name, opened
 from mfoc.hooks.history import packed, unpacked
 from mfoc.hooks.values import check_readable, plain
@@ -35,8 +35,9 @@ class Checkpoint:
     The history goes with it: some 32 bytes a step, and eight more for each number that the solver reports of itself.
 
     The file is written beside its place, synced, and renamed over it: at any moment the path holds a whole checkpoint,
-    and the permissions of the file stay. It carries its SHA-256: one that was damaged is refused when it is loaded. What
-    cannot be saved so that it comes back as it was is refused after the first step, whatever ``every`` is.
+    and its permissions stay. It carries its SHA-256: one that was damaged is refused when it is loaded. What would not
+    come back as it was is refused after the first step, whatever ``every`` is.
+
     Resuming is exact when the population is a function of the step (``mfoc.population`` is) and the machine, the
     library versions and the number of threads are the same.
 
@@ -99,16 +100,16 @@ class Checkpoint:
     def _record(self, iterate: Iterate) -> dict[str, Any]:
         """What is written of an iterate."""
         check_instance(Iterate, "mfoc.Iterate", iterate=iterate)
+        record: dict[str, Any] = {"format": f"mfoc.iterate.v{_VERSION}", "step": iterate.step}
+        record["versions"] = {"mfoc": _own_version(), "torch": str(torch.__version__)}
         try:
-            named = plain(controls=iterate.controls, state=iterate.state, origin=iterate.origin)
+            record |= plain(controls=iterate.controls, state=iterate.state, origin=iterate.origin)
+            if not self._known:
+                check_readable(record)
         except InvalidType:
             self._refused = True
             raise
-        record = {"format": f"mfoc.iterate.v{_VERSION}", "step": iterate.step, **named}
-        record["versions"] = {"mfoc": _own_version(), "torch": str(torch.__version__)}
-        if not self._known:
-            check_readable(record)
-            self._known = True
+        self._known = True
         return {**record, "history": packed(iterate.history)}
 
 
@@ -145,9 +146,7 @@ def _check_location(where: Any) -> None:
         try:
             torch.device(where)
         except RuntimeError as error:
-            raise InvalidValue(
-                f"map_location is {where!r}; it is no device: {str(error).partition(chr(10))[0]}"
-            ) from error
+            raise InvalidValue(f"map_location is {where!r}; it is no device: {first_line(error)}") from error
     elif not (where is None or isinstance(where, torch.device | Mapping) or callable(where)):
         raise InvalidType(
             f"map_location is {kind_of(where)}; expected a device, its name, a dict of names, a function as in "
@@ -165,8 +164,8 @@ def _iterate_of(record: Any, sealed: bool) -> Iterate:
         versions = record.get("versions")
         writer = f" ({versions.get('mfoc')})" if isinstance(versions, dict) and "mfoc" in versions else ""
         raise InvalidValue(
-            f"it is a checkpoint of format {version}, written by a newer mfoc{writer}; this one, {_own_version()}, reads "
-            f"formats up to {_VERSION}: upgrade mfoc"
+            f"it is a checkpoint of format {version}, written by a newer mfoc{writer}; this one, {_own_version()}, "
+            f"reads formats up to {_VERSION}: upgrade mfoc"
         )
     if version >= 3 and not sealed:
         raise InvalidValue("it is a damaged mfoc checkpoint: the checksum at its end is not there")

@@ -45,8 +45,8 @@ class Target:
     """A file to be replaced, again and again.
 
     What can be known to be wrong with a path is said when it is made: a name that the system cannot hold, a folder that
-    is not there or cannot be written to, something at the path that is no file. A symbolic link stays one: the file that
-    it points to now is the one replaced.
+    is not there or cannot be written to, something at the path that is no file. A symbolic link stays one: the file
+    that it points to now is the one replaced.
 
     Args:
         path: the file, which need not exist.

@@ -129,8 +129,8 @@ def _cure(value: Any) -> str:
 def _refused(path: str, what: str, cure: str = "") -> InvalidType:
     hint = f": {cure}" if cure else ""
     return InvalidType(
-        f"{path} is {what}; a checkpoint holds tensors and plain values (numbers, strings, None, and lists, tuples, sets "
-        f"and dicts of them), which come back as they were and run no code when they are read{hint}"
+        f"{path} is {what}; a checkpoint holds tensors and plain values (numbers, strings, None, and lists, tuples, "
+        f"sets and dicts of them), which come back as they were and run no code when they are read{hint}"
     )
 
 
