@@ -18,6 +18,7 @@ _VALUES = {type(None), bool, int, float, complex, str, bytes, torch.Size, torch.
 _DICTS = {dict, OrderedDict, Counter}
 _TENSORS = {Tensor, torch.nn.Parameter}
 _DEEPEST = 100
+_WIDEST = 8 * 255  # bits of an int, with its sign: longer ones are written in a way that torch does not read
 _CURES = {
     "ndarray": "torch.as_tensor(...) makes one",
     "deque": "list(...) makes one",
@@ -55,6 +56,8 @@ class _Plain:
 
     def of(self, value: Any, path: str) -> Any:
         kind = type(value)
+        if kind is int and value.bit_length() >= _WIDEST:
+            raise _refused(path, f"an int of {value.bit_length()} bits, which torch cannot read back")
         if kind in _VALUES:
             return value
         if isinstance(value, Tensor):
@@ -78,7 +81,7 @@ class _Plain:
             pairs = ((_key(k, f"a key of {path}"), self.of(entry, f"{path}[{k!r}]")) for k, entry in value.items())
             made: Any = type(value)()
             for key, entry in pairs:
-                dict.__setitem__(made, key, entry)
+                made[key] = entry
             return made
         return type(value)([self.of(entry, f"{path}[{k}]") for k, entry in enumerate(value)])
 
@@ -98,7 +101,7 @@ class _Plain:
         memory = value.untyped_storage()
         place = value.device, memory.data_ptr()
         whole = memory.nbytes() == value.numel() * value.element_size()
-        if value.numel() and (not whole or place in self._met):  # a view is saved alone
+        if not whole or (value.numel() and place in self._met):  # a view is saved alone
             return value.clone()
         self._met.add(place)
         return value
