@@ -56,10 +56,8 @@ class _Plain:
 
     def of(self, value: Any, path: str) -> Any:
         kind = type(value)
-        if kind is int and value.bit_length() >= _WIDEST:
-            raise _refused(path, f"an int of {value.bit_length()} bits, which torch cannot read back")
         if kind in _VALUES:
-            return value
+            return _value(value, path)
         if isinstance(value, Tensor):
             return self._tensor(value, path)
         if kind not in _DICTS and kind not in (list, tuple, set):
@@ -113,6 +111,14 @@ def _key(value: Any, path: str) -> Any:
         return tuple([_key(entry, path) for entry in value])
     if type(value) not in _VALUES:
         raise _refused(path, _words(value))
+    return _value(value, path)
+
+
+def _value(value: Any, path: str) -> Any:
+    if type(value) is int and value.bit_length() >= _WIDEST:
+        raise _refused(path, f"an int of {value.bit_length()} bits, which torch does not read back")
+    if value == b"":
+        raise _refused(path, "bytes of length 0, which torch does not read back")
     return value
 
 
@@ -149,7 +155,8 @@ def check_readable(record: dict[str, Any]) -> None:
         written.seek(0)
         torch.load(written, weights_only=True)
     except Exception as error:  # torch raises pickle and runtime errors alike
-        reason = str(error).splitlines()[0]
+        told = str(error).splitlines()  # at length, how to read what is not safe
+        reason = next((line.strip() for line in told if "Unpickler error" in line), told[0])
         raise InvalidType(f"torch {torch.__version__} cannot read back what the iterate holds: {reason}") from error
 
 
