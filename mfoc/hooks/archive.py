@@ -6,7 +6,7 @@ import hashlib
 import os
 import struct
 import zipfile
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import torch
 
@@ -29,7 +29,7 @@ def write_archive(record: dict[str, Any], file: BinaryIO) -> None:
     """
     sealing = _Sealing(file)
     try:
-        torch.save(record, sealing)
+        torch.save(record, cast(BinaryIO, sealing))  # which calls write and flush only
     except BaseException as error:
         raise sealing.failed or _first(error) from None
     if sealing.failed is not None:

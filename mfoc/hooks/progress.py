@@ -27,7 +27,8 @@ class Progress:
             raise InvalidType(f"label is {kind_of(label)}; expected a string")
         if not isinstance(display, self._rich.Progress | None):
             raise InvalidType(f"display is {kind_of(display)}; expected a rich.progress.Progress or None")
-        self._label, self._display, self._own = label, display, display is None
+        self._display: Any = display
+        self._label, self._own = label, display is None
         self._task: Any = None
 
     def start(self, steps: int) -> None:

@@ -140,7 +140,7 @@ def test_a_checkpoint_of_this_version_without_its_digest_is_damaged(saved, tmp_p
     path = tmp_path / "run"
     path.write_bytes(saved[0])
     torch.save(torch.load(path, weights_only=True), path)
-    with pytest.raises(mfoc.InvalidValue, match="damaged.*checksum"):
+    with pytest.raises(mfoc.InvalidValue, match=r"damaged.*checksum"):
         hooks.load(path)
 
 

@@ -211,9 +211,10 @@ def test_where_no_space_is_left_the_old_checkpoint_stays(tmp_path, room):
 def test_whatever_the_system_refuses_is_said(tmp_path, monkeypatch, number, words, call):
     save(tmp_path / "run")
     checkpoint = hooks.Checkpoint(tmp_path / "run", every=1)
-    with monkeypatch.context() as patch, pytest.raises(mfoc.StorageError, match=words) as caught:
+    with monkeypatch.context() as patch:
         patch.setattr(os, call, lambda *_, **__: (_ for _ in ()).throw(OSError(number, os.strerror(number))))
-        checkpoint(at(2))
+        with pytest.raises(mfoc.StorageError, match=words) as caught:
+            checkpoint(at(2))
     assert caught.value.errno == number
     assert (hooks.load(tmp_path / "run").step, checkpoint.saved) == (1, None)
     assert [p.name for p in tmp_path.iterdir()] == ["run"]

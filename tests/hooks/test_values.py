@@ -4,6 +4,7 @@ import collections
 import enum
 import math
 import warnings
+from contextlib import suppress
 from functools import partial
 
 import numpy as np
@@ -136,13 +137,10 @@ def test_what_is_saved_is_left_as_it_was(tmp_path):
 def test_every_dtype(dtype, tmp_path):
     size = torch.empty(0, dtype=dtype).element_size()
     tensor = torch.arange(8 * size, dtype=torch.uint8).view(dtype)
-    try:
+    found: object = None
+    with suppress(mfoc.InvalidType):  # some of torch's have no way to a file
         found = round_trip({"a": tensor}, tmp_path / "run").state["a"]
-    except mfoc.InvalidType as error:
-        assert "cannot read back" in str(error)  # some of torch's have no way to a file
-        assert dtype.itemsize == 1
-    else:
-        assert equal(found, tensor)
+    assert equal(found, tensor) or (found is None and dtype.itemsize == 1 and not list(tmp_path.iterdir()))
 
 
 def odd():
@@ -196,7 +194,7 @@ def test_what_would_not_come_back_is_refused_by_its_path(what, around, tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("odd_key", [np.int64(1), b"", 2**3000, frozenset([1]), Colour.RED, torch.ones(1)], ids=str)
+@pytest.mark.parametrize("odd_key", [np.int64(1), b"", 2**3000, frozenset([1]), Colour.RED, torch.ones(1)], ids=type)
 def test_odd_keys_and_entries_of_sets_are_refused(odd_key, tmp_path):
     for state in ({odd_key: 1}, {"a": {odd_key}}, {"a": {(1, odd_key): 2}}):
         with pytest.raises(mfoc.InvalidType, match=r"a key of state|an entry of state"):
@@ -225,8 +223,8 @@ def test_the_memory_of_an_optimiser_is_refused_after_the_first_step(what, place,
     problem, cloud = mlp()
     solver = mfoc.Gradient(partial(Odd, **{place: odd()[what]}))
     seen = []
+    watching = [hooks.Checkpoint(tmp_path / "run", every=100), lambda it: seen.append(it.step)]
     with pytest.raises(mfoc.InvalidType, match=rf"state\['(memory|groups)'\]\[0\]\['(window|setting)'\] is {what}"):
-        watching = [hooks.Checkpoint(tmp_path / "run", every=100), lambda it: seen.append(it.step)]
         mfoc.solve(problem, solver, cloud, steps=200, hooks=watching)
     assert seen in ([], [1])
     assert list(tmp_path.iterdir()) == []
