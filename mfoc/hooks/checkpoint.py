@@ -16,8 +16,9 @@ from mfoc.checks import check_instance, check_integer, kind_of
 from mfoc.distributed import is_main
 from mfoc.errors import InvalidType, InvalidValue
 from mfoc.hooks.archive import first_line, read_archive, write_archive
-from mfoc.hooks.files import Target, checked_name, opened
+from mfoc.hooks.files import Target
 from mfoc.hooks.history import packed, unpacked
+from mfoc.hooks.names import checked_name, opened
 from mfoc.hooks.values import check_readable, plain
 from mfoc.solving import Iterate, Solution
 

@@ -14,8 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from mfoc.checks import kind_of
-from mfoc.errors import InvalidType, InvalidValue, StorageError
+from mfoc.errors import InvalidValue, StorageError
+from mfoc.hooks.names import check_file, checked_name, explained_names, kind_at, status_of
 
 fcntl: Any
 try:
@@ -32,13 +32,6 @@ _FULL = {
     errno.EDQUOT: " (the quota is used up)",
     errno.EFBIG: " (a file may not be as large: ulimit -f)",
 }
-_KINDS = [
-    (stat.S_ISDIR, "a folder"),
-    (stat.S_ISFIFO, "a FIFO"),
-    (stat.S_ISSOCK, "a socket"),
-    (stat.S_ISCHR, "a device"),
-    (stat.S_ISBLK, "a device"),
-]
 
 
 class Target:
@@ -60,8 +53,8 @@ class Target:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         name = checked_name(path)
         self.path = Path(os.path.abspath(name))
-        with _explained_names(name):
-            _check_kind(name, _status(name))
+        with explained_names(name):
+            check_file(name, status_of(name))
             place = os.path.realpath(name)
             if not os.path.isdir(os.path.dirname(place)):
                 raise InvalidValue(f"path is {name}; its folder does not exist")
@@ -102,9 +95,9 @@ class Target:
             raise self._failure(error) from error
 
     def _write(self, fill: Callable[[BinaryIO], None]) -> None:
-        old = _status(self._place, follow=False)
+        old = status_of(self._place, follow=False)
         if old is not None and not (stat.S_ISREG(old.st_mode) or stat.S_ISLNK(old.st_mode)):
-            raise StorageError(f"{self.path} is {_kind(old)} now and is left alone; expected a file", path=self.path)
+            raise StorageError(f"{self.path} is {kind_at(old)} now and is left alone; expected a file", path=self.path)
         temporary = self._temporary()
         handle = os.open(temporary, _FLAGS, 0o600)  # private until it is whole
         try:
@@ -155,87 +148,6 @@ class Target:
         else:
             message = f"{self.path} cannot be written: {error.strerror or error}"
         return StorageError(message + left, errno=error.errno, path=self.path)
-
-
-def checked_name(path: Any) -> str:
-    """The name of a file, as a string.
-
-    Raises:
-        InvalidType: it is none: neither a string nor a path.
-        InvalidValue: no file can have it.
-    """
-    name = os.fspath(path) if isinstance(path, str | os.PathLike) else path
-    if not isinstance(name, str):
-        raise InvalidType(f"path is {kind_of(path)}; expected a file name, a string or a pathlib.Path")
-    if not name:
-        raise InvalidValue("path is an empty string; expected a file name")
-    try:
-        os.fsencode(name)
-    except UnicodeEncodeError as error:
-        raise InvalidValue(f"path is {name!r}; the system cannot write such a name: {error.reason}") from error
-    if "\0" in name:
-        raise InvalidValue(f"path is {name!r}; a name holds no NUL")
-    return name
-
-
-def opened(path: str | os.PathLike[str]) -> BinaryIO:
-    """A regular file, open for reading: what could block, or has no end, is not read.
-
-    Raises:
-        InvalidType: the path is no file name.
-        InvalidValue: there is no such file, it may not be read, or it is something else than a file.
-    """
-    name = checked_name(path)
-    with _explained_names(name):
-        status = _status(name)
-        if status is None:
-            raise InvalidValue(f"path is {name}; there is no such file")
-        _check_kind(name, status)
-        flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
-        try:
-            handle = os.open(name, flags)
-        except FileNotFoundError as error:
-            raise InvalidValue(f"path is {name}; there is no such file") from error
-    file = os.fdopen(handle, "rb")
-    try:
-        _check_kind(name, os.fstat(handle))  # it may be another one since
-    except InvalidValue:
-        file.close()
-        raise
-    return file
-
-
-@contextlib.contextmanager
-def _explained_names(name: str) -> Any:
-    """What the system says of a name, as an error of this library."""
-    try:
-        yield
-    except StorageError:
-        raise
-    except OSError as error:
-        reasons = {
-            errno.ENAMETOOLONG: "the name is longer than the system can hold",
-            errno.ELOOP: "its symbolic links lead in a circle",
-        }
-        short = name if len(name) < 200 else f"{name[:80]}...{name[-40:]}"
-        raise InvalidValue(f"path is {short}; {reasons.get(error.errno or 0, error.strerror or error)}") from error
-
-
-def _status(name: str, *, follow: bool = True) -> os.stat_result | None:
-    """What is there; None where nothing is."""
-    try:
-        return os.stat(name, follow_symlinks=follow)
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-
-
-def _kind(status: os.stat_result) -> str:
-    return next((words for is_one, words in _KINDS if is_one(status.st_mode)), "something else")
-
-
-def _check_kind(name: str, status: os.stat_result | None) -> None:
-    if status is not None and not stat.S_ISREG(status.st_mode):
-        raise InvalidValue(f"path is {name}; it is {_kind(status)}, expected a file")
 
 
 def _stem(folder: str, name: str) -> str:
