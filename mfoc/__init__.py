@@ -38,7 +38,16 @@ from mfoc.bounds import L1, Box, Simplex
 from mfoc.certificate import Certificate, Measure, certify, certify_module
 from mfoc.compilation import compiled
 from mfoc.constraints import Equality, Inequality
-from mfoc.errors import InvalidType, InvalidValue, MfocError, MissingExtra, NonFiniteError, RankError, require
+from mfoc.errors import (
+    InvalidType,
+    InvalidValue,
+    MfocError,
+    MissingExtra,
+    NonFiniteError,
+    RankError,
+    StorageError,
+    require,
+)
 from mfoc.formulation import Formulation
 from mfoc.games import Ball, Game
 from mfoc.heads import with_head
@@ -61,7 +70,8 @@ __all__ = [
     "Equality", "Equilibrium", "Evaluation", "Formulation", "FreeTime", "Game", "Gradient", "HasControls",
     "Inequality", "Info", "InvalidType", "InvalidValue", "Iterate", "Measure", "MfocError", "Minimax",
     "MissingExtra", "NewtonCG", "NonFiniteError", "Particles", "Population", "Problem", "RankError", "Simplex",
-    "Solution", "Solver", "Status", "Trajectory", "analysis", "best_response", "bounds", "certificate", "certify",
+    "Solution", "Solver", "Status", "StorageError", "Trajectory", "analysis", "best_response", "bounds",
+    "certificate", "certify",
     "certify_module", "checks", "compilation", "compiled", "constraints", "continuous", "controls_of", "costates",
     "covariance", "deprecation", "derivatives", "distributed", "dopri5", "errors", "euler", "euler_maruyama",
     "evaluate", "exploitability", "feedback", "from_module", "games", "hamiltonian", "heads", "heun", "hjb",

@@ -49,6 +49,30 @@ class RankError(MfocError, RuntimeError):
         self.step = step
 
 
+class StorageError(MfocError, OSError):
+    """A file cannot be written: no space is left, the folder is not to be written to, it is gone, ...
+
+    Attributes:
+        errno: the number of the system's error, or None.
+        path: the file.
+    """
+
+    def __init__(self, message: str, *, errno: int | None = None, path: Any = None) -> None:
+        super().__init__(message)
+        self.errno = errno
+        self.path = path
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _storage_error, (str(self), self.errno, self.path), self.__dict__
+
+
+def _storage_error(message: str, errno: int | None, path: Any) -> StorageError:
+    return StorageError(message, errno=errno, path=path)
+
+
 class MissingExtra(MfocError, ImportError):
     """An optional dependency is not installed."""
 
