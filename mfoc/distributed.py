@@ -219,7 +219,7 @@ _BALLOT: ContextVar[Ballot | None] = ContextVar("ballot", default=None)
 
 @contextmanager
 def voting(code: int) -> Iterator[Ballot]:
-    """Within, the first expectation carries a vote: ``with voting(code) as ballot: ...; ballot.result(controls)``.
+    """Within, the first expectation carries a vote; ``ballot.result(controls)`` of the ballot it gives counts it.
 
     Args:
         code: what this rank votes for: 0 for nothing, up to 3 for what is most urgent.
