@@ -5,13 +5,18 @@ from __future__ import annotations
 import os
 import signal
 import time
+from functools import partial
 
 import pytest
 import torch
 import torch.distributed as dist
+import torch.distributed.tensor
+import torch.nn.functional as F
+from torch import nn
 
 import mfoc
 from mfoc import distributed
+from tests.problems import distance, same_bits
 from tests.ranks import failing_ranks, on_ranks
 
 WITHIN = 2.0  # seconds, beside those that a busy machine takes to let a process run
@@ -169,6 +174,63 @@ def test_ranks_that_fail_alike_go_on_and_others_do_not(tmp_path):
     assert alike == ([0.5, 0.5], [0.5, 0.5])
     for found in alone:
         assert all(words.startswith("RankError: rank 1 failed at step 5: ValueError: alone") for words in found)
+
+
+LOSSES = {
+    "mean": nn.CrossEntropyLoss(),
+    "some ignored": nn.CrossEntropyLoss(ignore_index=1),
+    "all of a rank ignored": nn.CrossEntropyLoss(ignore_index=0),
+    "weights of classes": nn.CrossEntropyLoss(weight=torch.tensor([1.0, 2.0, 0.5], dtype=torch.float64)),
+    "weights, some ignored": nn.CrossEntropyLoss(
+        weight=torch.tensor([1.0, 2.0, 0.5], dtype=torch.float64), ignore_index=1
+    ),
+    "smoothed": nn.CrossEntropyLoss(label_smoothing=0.1),
+    "sum": nn.CrossEntropyLoss(reduction="sum"),
+    "squares": lambda x, z: F.mse_loss(x, F.one_hot(z, 3).to(x), reduction="none").mean(1),
+}
+
+
+def losses():
+    """J, its gradient and ten steps; 7 particles are 4 and 3, and the second rank's targets are all of class 0."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(7, 4, generator=generator, dtype=torch.float64)
+    z = torch.tensor([0, 0, 1, 0, 2, 0, 2])
+    found = {}
+    for name, loss in LOSSES.items():
+        torch.manual_seed(1)
+        net = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)).double()
+        problem, source = mfoc.from_module(net, loss), mfoc.population((x, z))
+        value, gradient = mfoc.evaluate(problem, problem.controls, source(0))
+        held = []
+        hooks = [held.append] if distributed.is_main() else []
+        adam = mfoc.Gradient(partial(torch.optim.Adam, lr=0.02))
+        solution = mfoc.solve(problem, adam, source, steps=40, hooks=hooks or [lambda _: False])
+        early = held[3].controls if held else solution.controls  # one rank alone looks back
+        found[name] = (value, gradient, solution.controls, torch.tensor(solution.value))
+        found[f"early {name}"] = early
+    return found
+
+
+@pytest.mark.slow
+def test_losses_over_ranks_are_those_of_one(tmp_path):
+    alone = losses()
+    first, second = (found for (found,) in on_ranks(tmp_path, losses))
+    for name in LOSSES:
+        assert same_bits(first[name], second[name]), name
+        assert distance(first[name], alone[name]) < 1e-12, name
+        # A hook of rank 0 keeps iterates of a solve in place, and no other rank has to make steps again for it.
+        assert distance(first[f"early {name}"], alone[f"early {name}"]) < 1e-12, name
+
+
+def test_controls_that_are_split_over_ranks_are_refused():
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        mesh = dist.device_mesh.init_device_mesh("cpu", (1,))
+        split = dist.tensor.distribute_tensor(torch.ones(2, 2), mesh)
+        with pytest.raises(mfoc.InvalidType, match=r"is a DTensor, of which each rank holds a part.*full_tensor"):
+            mfoc.Problem(lambda t, x, u, z: x @ u, lambda x, z: x.sum(1), [split])
+    finally:
+        dist.destroy_process_group()
 
 
 def test_without_a_group_votes_are_ones_own():

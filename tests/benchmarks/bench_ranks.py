@@ -3,9 +3,10 @@
     python -m tests.benchmarks.bench_ranks
 
 Efficiency is the CPU time of a step of one process on the whole batch, over the sum of the CPU times of both ranks at
-the same batch: 1 where nothing is lost. It is the time of the process, with that of gloo's own threads, and not the wall
-time, which says nothing on shared cores. One process on half the batch, twice at once, says how much of the loss is the
-smaller batch and the busier caches; what is left is that of the ranks. All sides take turns, in the same processes.
+the same batch: 1 where nothing is lost. It is the time of the process, with that of gloo's own threads, and not the
+wall time, which says nothing on shared cores. One process on half the batch, twice at once, says how much of the loss
+is the smaller batch and the busier caches; what is left is that of the ranks. All sides take turns, in the same
+processes.
 """
 
 import multiprocessing
