@@ -204,7 +204,7 @@ def losses():
         held = []
         hooks = [held.append] if distributed.is_main() else []
         adam = mfoc.Gradient(partial(torch.optim.Adam, lr=0.02))
-        solution = mfoc.solve(problem, adam, source, steps=40, hooks=hooks or [lambda _: False])
+        solution = mfoc.solve(problem, adam, source, steps=34, hooks=hooks or [lambda _: False])
         early = held[3].controls if held else solution.controls  # one rank alone looks back
         found[name] = (value, gradient, solution.controls, torch.tensor(solution.value))
         found[f"early {name}"] = early
