@@ -108,7 +108,7 @@ class _Group:
         self._failures = 0
         self._broken: RankError | None = None
         self._last: dict[str, Any] = {}  # what this rank announced last
-        self._store = dist.PrefixStore("mfoc", _store(group))
+        self._store = dist.PrefixStore("mfoc", _store(group))  # type: ignore[attr-defined]
         self._own, self._ranks = dist.get_rank(), range(dist.get_world_size())
         self._processes: dict[int, tuple[str, int]] = {}
         self._were_gone = False  # at the last look
