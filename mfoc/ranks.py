@@ -117,7 +117,8 @@ class _Group:
         self.failed = False  # this rank, and it is not known yet whether the others are in step with it
         self._failures = 0
         self._broken: RankError | None = None
-        self._store = dist.PrefixStore("mfoc", _store(group))
+        self._last: dict[str, Any] = {}  # what this rank announced last
+        self._store = dist.PrefixStore("mfoc", _store(group))  # type: ignore[attr-defined]
         self._own, self._ranks = dist.get_rank(), range(dist.get_world_size())
         self._processes: dict[int, tuple[str, int]] = {}
         self._were_gone = False  # at the last look
@@ -215,7 +216,8 @@ class _Group:
         """Leaves a note."""
         self._failures += 1
         self.failed = True
-        self._write(self._failures, [self._own], step, words)
+        self._last = {"ranks": [self._own], "step": step, "words": words}
+        self._write(self._failures, **self._last)
         self._store.set(f"ended/{self._failures}/{self._own}", str(self.done))
         self._linger(self._failures)
 
@@ -235,8 +237,8 @@ class _Group:
                 self._broken = _told(self._note(number) or {})
             except RankError:
                 raise
-            except RuntimeError as error:
-                self._broken = _without_store(error)
+            except RuntimeError:  # the others have ended, and the store with them
+                self._broken = _told(self._last)
         raise RankError(str(self._broken), rank=self._broken.rank, step=self._broken.step)
 
     def _write(self, number: int, ranks: list[int], step: int | None, words: str) -> None:

@@ -32,6 +32,11 @@ def check_leaves(named: Sequence[tuple[str, Tensor]], *, per_particle: bool) -> 
     """Refuses leaves of controls that are no finite floating-point numbers, or do not fit one another."""
     first_name, first = named[0]
     for name, leaf in named:
+        if hasattr(leaf, "placements"):  # a DTensor: asking for its type imports what takes long
+            raise InvalidType(
+                f"{name} is {kind_of(leaf)}, of which each rank holds a part (fully_shard, FSDP2, tensor parallelism); "
+                "controls are held whole by every rank, and the population is split: give leaf.full_tensor()"
+            )
         if not leaf.is_floating_point():
             raise InvalidType(f"{name} has dtype {leaf.dtype}; controls must be floating point")
         if per_particle and (not leaf.dim() or len(leaf) != len(first)):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import socket
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,29 +15,74 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 
-def _work(rank: int, ranks: int, port: int, path: str, functions: list[Callable[[], Any]]) -> None:
+def _join(rank: int, ranks: int, port: int) -> None:
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), GLOO_SOCKET_IFNAME="lo")
     torch.set_num_threads(1)
     dist.init_process_group("gloo", rank=rank, world_size=ranks)
+
+
+def _work(rank: int, ranks: int, port: int, path: str, functions: list[Callable[[], Any]], barrier: bool) -> None:
+    _join(rank, ranks, port)
     torch.save([function() for function in functions], f"{path}/{rank}.pt")
-    dist.barrier()
-    dist.destroy_process_group()
+    if barrier:
+        dist.barrier()
+        dist.destroy_process_group()
 
 
-def on_ranks(path: Path, *functions: Callable[[], Any], ranks: int = 2) -> list[list[Any]]:
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+def on_ranks(path: Path, *functions: Callable[[], Any], ranks: int = 2, barrier: bool = True) -> list[list[Any]]:
     """For each rank what each function returned there: tensors and plain values.
 
     Args:
         path: an empty folder.
         functions: functions of a module, which the processes can import.
         ranks: processes.
+        barrier: whether they end together; not where they are out of step.
     """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = _free_port()
     # Forked from one process that has imported what takes long, whichever test module comes first. Not from this one,
     # which may have threads and a GPU.
     multiprocessing.set_forkserver_preload(["torch._dynamo", "mfoc"])
-    arguments = (ranks, port, str(path), list(functions))
+    arguments = (ranks, port, str(path), list(functions), barrier)
     mp.start_processes(_work, arguments, nprocs=ranks, start_method="forkserver")
     return [torch.load(path / f"{rank}.pt", weights_only=True) for rank in range(ranks)]
+
+
+def _fail(rank: int, ranks: int, port: int, path: str, run: Any, fault: Any, victim: int) -> None:
+    _join(rank, ranks, port)
+    try:
+        for instant in run(fault, victim):  # the victim says when
+            Path(f"{path}/began").write_text(str(instant), encoding="ascii")
+    except Exception as error:
+        found = {name: getattr(error, name, None) for name in ("rank", "step")}
+        found |= {"kind": type(error).__name__, "words": str(error), "ended": time.time()}
+        torch.save(found, f"{path}/{rank}.pt")
+    os._exit(0)  # without a word to the others
+
+
+def failing_ranks(path: Path, run: Any, fault: Any, victim: int, *, ranks: int = 2) -> dict[int, dict[str, Any]]:
+    """What ends each of the ranks where one of them fails, and how many seconds after.
+
+    Args:
+        path: an empty folder.
+        run: a generator function of ``fault`` and ``victim``; the victim yields the time at which it fails.
+        fault: what it does then.
+        victim: the rank that fails.
+        ranks: processes.
+    """
+    multiprocessing.set_forkserver_preload(["torch._dynamo", "mfoc"])
+    context = multiprocessing.get_context("forkserver")
+    arguments = (ranks, _free_port(), str(path), run, fault, victim)
+    processes = [context.Process(target=_fail, args=(rank, *arguments)) for rank in range(ranks)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(120)
+    began = float((path / "began").read_text(encoding="ascii"))
+    found = {r: torch.load(path / f"{r}.pt", weights_only=True) for r in range(ranks) if (path / f"{r}.pt").exists()}
+    return {r: each | {"after": each["ended"] - began} for r, each in found.items()}
