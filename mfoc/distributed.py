@@ -6,7 +6,9 @@ Without a process group it returns what it was given.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import reduce
 from typing import Any
 
@@ -14,15 +16,30 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from mfoc.errors import InvalidValue
 from mfoc.tree import leaves, pieces
 
 _AVAILABLE = dist.is_available()  # of this build of torch; it is asked several times a step
 
 
+_ALONE: ContextVar[bool] = ContextVar("alone", default=False)
+
+
 def world_size() -> int:
-    """The number of ranks; 1 without a process group."""
-    return int(dist.get_world_size()) if _AVAILABLE and dist.is_initialized() else 1
+    """The number of ranks; 1 without a process group, or within ``alone``."""
+    return int(dist.get_world_size()) if _AVAILABLE and dist.is_initialized() and not _ALONE.get() else 1
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Within, this process counts as the only one: for what every rank computes by itself, on all the particles.
+
+    The numbers are then those of one process to the bit, and no rank waits for another.
+    """
+    token = _ALONE.set(True)
+    try:
+        yield
+    finally:
+        _ALONE.reset(token)
 
 
 def active() -> bool:
@@ -37,24 +54,20 @@ def rank() -> int:
 
 def is_main() -> bool:
     """Whether this process is the one that writes files and shows progress."""
-    return rank() == 0
+    return not (_AVAILABLE and dist.is_initialized()) or dist.get_rank() == 0  # within ``alone``, too
 
 
 def share(index: Tensor) -> Tensor:
     """This rank's part of the particles of a batch.
 
+    A batch of fewer particles than ranks is whole on every rank: no rank is without a particle, which networks cannot
+    run on, and means over equal copies are the batch's own. Ranks that would have waited compute what others do.
+
     Args:
         index: particle indices of the whole batch ``[N]``.
-
-    Raises:
-        InvalidValue: fewer particles than ranks.
     """
-    if not active():
-        return index
     ranks = world_size()
-    if len(index) < ranks:
-        raise InvalidValue(f"a batch of {len(index)} particles cannot be split over {ranks} ranks; use larger batches")
-    return index[rank() :: ranks]
+    return index if len(index) < ranks or ranks == 1 else index[rank() :: ranks]
 
 
 def expectation(means: Sequence[Tensor], particles: int) -> list[Tensor]:

@@ -77,7 +77,6 @@ class Stored(Population):
         )
         self.batches_per_epoch = self._order.batches_per_epoch
         self._key = Keys(seed)
-        share(torch.arange(self._order.least, device="cpu"))  # refuses batches too short to split
 
     def __call__(self, step: int) -> Particles:
         check_integer(0, step=step)

@@ -24,7 +24,7 @@ from mfoc.networks.arguments import Arguments
 from mfoc.networks.inspection import mixes, training_norms
 from paradigms.bayesian.laws.likelihoods import Categorical, Gaussian, aligned
 from paradigms.bayesian.laws.priors import divergence
-from paradigms.bayesian.vi.draws import LatentDraws, Settings, formulated
+from paradigms.bayesian.vi.draws import SHARE, LatentDraws, Settings, formulated
 from paradigms.bayesian.vi.posterior import NetworkPosterior, RandomNetwork, observed
 from paradigms.bayesian.vi.stages import Weights, drawn, first
 
@@ -48,6 +48,19 @@ class NetworkDraws(LatentDraws):
             self._last = (batch, *views)
         _, x, y = self._last
         return mfoc.Particles(x, {"y": y, "noise": self._noise(batch.state, key)})
+
+    def _own(self, cloud: mfoc.Particles, rows: Tensor, weight: float) -> mfoc.Particles:
+        def kept(name: str, leaf: Tensor) -> Tensor:
+            """Noise, which but for that of weights is drawn for each observation."""
+            return leaf if name == "weights" else leaf[:, rows.to(leaf.device)]
+
+        def seen(leaf: Tensor) -> Tensor:
+            """Of the batch, which all draws hold as one tensor."""
+            return leaf[0][rows.to(leaf.device)].expand(self._samples, len(rows), *leaf.shape[2:])
+
+        x, y = (tree.map(seen, part) for part in (cloud.state, cloud.data["y"]))
+        noise = [{name: kept(name, leaf) for name, leaf in stage.items()} for stage in cloud.data["noise"]]
+        return mfoc.Particles(x, {"y": y, "noise": noise, SHARE: self._like.new_full((self._samples,), weight)})
 
     def _noise(self, x: Any, key: int) -> list[Weights]:
         generator, plan, like = torch.Generator().manual_seed(key), self._plan(x), self._like
@@ -144,7 +157,8 @@ def problem_of(
         return (tau * measure(u["loc"], F.softplus(u["scale"]), draw)).expand(len(leaf))
 
     def terminal_cost(x: Any, z: Any) -> Tensor:
-        return network.likelihood.cost(x, z["y"])
+        cost = network.likelihood.cost(x, z["y"])
+        return z[SHARE] * cost if SHARE in z else cost
 
     def affine(t: int) -> bool:
         return t < len(stages) and network.base.affine is not None and network.base.affine(t)
