@@ -24,7 +24,7 @@ from torch import Tensor
 import mfoc
 from mfoc import InvalidType, InvalidValue, tree
 from mfoc.checks import check_choice, check_instance, check_integer, kind_of
-from mfoc.distributed import gathered, share
+from mfoc.distributed import alone, gathered, share
 from mfoc.formulation import Formulation
 from mfoc.law import jointly
 from mfoc.problem import controls_of
@@ -122,7 +122,8 @@ def sampler(
     problem = mfoc.Problem(dynamics, terminal_cost, controls, horizon=steps, schedule=schedule, interacting="batch")
 
     def readout(solution: Any) -> dict[str, Tensor]:
-        return density.named(sample(made, controls=controls_of(solution), burn_in=steps - 1).x[-1])
+        with alone():  # a rank may read out by itself
+            return density.named(sample(made, controls=controls_of(solution), burn_in=steps - 1).x[-1])
 
     made = Sampler(problem, mfoc.population(draw), readout, density, flow, start, seed)
     return made

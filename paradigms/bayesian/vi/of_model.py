@@ -91,7 +91,7 @@ def of_model(model: Callable[..., Any], data: Any, guide: Any, settings: Setting
         return prior, observed
 
     def terminal_cost(x: Tensor, z: Any) -> Tensor:
-        rows = None if z is None else {name: leaf for name, leaf in z.items() if name is not SHARE}
+        rows = None if z is None else {name: leaf for name, leaf in z.items() if name != SHARE}
         count = n if rows is None else next(iter(rows.values())).shape[1]
         prior, observed = _by_batch(joint, x, rows)
         if z is not None and SHARE in z:

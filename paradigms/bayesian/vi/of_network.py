@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 import mfoc
 from mfoc import InvalidValue, tree
+from mfoc.distributed import alone
 from mfoc.formulation import Formulation
 from mfoc.networks import MaskedDropout
 from mfoc.networks.arguments import Arguments
@@ -98,7 +99,8 @@ def of_network(network: RandomNetwork, data: Any, init_scale: float, settings: S
     n = source.size if settings.size is None else settings.size
     if n is None:
         raise InvalidValue("N is missing: data are drawn on demand, so pass size=N, the number of observations")
-    batch = source(0)
+    with alone():  # a learned noise starts from it, on all ranks the same
+        batch = source(0)
     check_data(network, batch, None if settings.batch_size is None else _observations(data))
     controls = with_noise(network, network.controls(init_scale), batch.state, batch.data)
     made = partial(problem_of, network, controls, 1 / n if settings.tau is None else settings.tau)
