@@ -180,7 +180,7 @@ def certified_game() -> Any:
     from paradigms.adversarial import certify, game
 
     made = game(mlp_net(), F.cross_entropy, (normal(7, 3).sigmoid(), problems.labels(7, 2)), epsilon=0.1)
-    found = certify(made, made.problem.controls, maximiser=PGD(2), best_response=PGD(3), restarts=1, starts=1)
+    found = certify(made, made.problem.controls, maximiser=PGD(2), best_response=PGD(3), restarts=1, **QUICK)
     return numbers(found)
 
 
@@ -211,14 +211,17 @@ def numbers(thing: Any) -> list[float]:
     return [n for part in vars(thing).values() for n in numbers(part)] if hasattr(thing, "__dataclass_fields__") else []
 
 
-def certified(case: Callable[[], problems.Case], **options: Any) -> list[float]:
+QUICK: dict[str, Any] = {"starts": 1, "lanczos": 3, "groups": 3, "inner": LBFGS(3, trials=5)}
+
+
+def certified(case: Callable[[], problems.Case]) -> list[float]:
     problem, particles = case()
-    return numbers(mfoc.certify(problem, problem.controls, particles, starts=2, lanczos=5, **options))
+    return numbers(mfoc.certify(problem, problem.controls, particles, **QUICK))
 
 
 def certified_module() -> list[float]:
     data = normal(9, 3), problems.labels(9, 2)
-    return numbers(mfoc.certify_module(mlp_net(), F.cross_entropy, data, starts=1, lanczos=5))
+    return numbers(mfoc.certify_module(mlp_net(), F.cross_entropy, data, **QUICK))
 
 
 def equilibrium(solver: Any) -> dict[str, Any]:
