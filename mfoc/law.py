@@ -220,7 +220,6 @@ def _counts(x: Tensor) -> Tensor:
 
 def _gathered(x: Tensor) -> Tensor:
     """The particles of all ranks ``[M, ...]``, in the order of the ranks."""
-
     return _asked(x, lambda: _gathered_now(x), cloud=True)
 
 

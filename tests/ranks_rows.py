@@ -37,7 +37,7 @@ def add(name: str, function: Callable[..., Any], *args: Any, **options: Any) -> 
 
 def answer(solution: mfoc.Solution) -> dict[str, Any]:
     """What two ways to the same solution are compared by."""
-    # A residual is a difference of terms of the size of the first: that, not what is left, is what rounding is a share of.
+    # What rounding is a share of is the size of the terms whose difference a residual is: that of the first.
     residual = torch.tensor([solution.residual, solution.history[0]["residual"]], dtype=D)
     return {"controls": solution.controls, "value": solution.value, "residual": residual}
 
@@ -112,6 +112,14 @@ def batch_norms() -> problems.Case:
     return mfoc.from_module(normed(), F.cross_entropy), mfoc.Particles(*data)
 
 
+def weighed(batch: int) -> dict[str, Any]:
+    """Targets that are ignored, and classes with weights, which make J a ratio of two means."""
+    loss = partial(F.cross_entropy, weight=torch.tensor([0.3, 2.0], dtype=D))
+    data = normal(7, 3), torch.tensor([0, 1, 0, 1, 1, 0, 0])
+    source = mfoc.population(data, batch_size=batch, seed=1)
+    return answer(mfoc.solve(mfoc.from_module(mlp_net(), loss), mfoc.Gradient(ADAM), source, steps=6))
+
+
 def discretised(levels: str) -> dict[str, Any]:
     solver = mfoc.DiscreteMSA(levels, a=0.5)
     problem = solver.discretised(mfoc.from_module(normed(), F.cross_entropy))
@@ -140,6 +148,8 @@ add("Gradient, L1", bounded, mfoc.L1(0.1), mfoc.Gradient(SGD))
 add("Gradient, feedback", of_feedback, mfoc.Gradient(ADAM))
 add("Gradient, swarm", solved, problems.swarm, mfoc.Gradient(SGD))
 add("Gradient, all laws", solved, coupled, mfoc.Gradient(SGD))
+for count in (1, 2, 3):
+    add(f"Gradient, classes with weights, batch {count}", weighed, count)
 add("MSA", solved, problems.decayed, mfoc.MSA(Descent(0.05, steps=3)))
 add("MSA, batches of one", solved, problems.decayed, mfoc.MSA(Descent(0.05, steps=3)), 4, 1)
 add("EMSA, fixed", solved, problems.decayed, mfoc.EMSA(1.0, 0.5, inner=LBFGS(2, trials=6), adaptive=False), 2)
@@ -172,6 +182,7 @@ def played(inner: Any, *, norm: str = "linf", outer: Any = ADAM, batch: int | No
 
 def attacked() -> dict[str, Any]:
     import torchattacks
+
     from paradigms.adversarial import FromTorchattacks, game
 
     data = normal(7, 3).sigmoid(), problems.labels(7, 2)
@@ -267,10 +278,12 @@ add("readout, averages of batch norm", averages)
 # ---- what adapts
 
 
-def adaptive_batches() -> dict[str, Any]:
+def adaptive_batches(scale: str) -> dict[str, Any]:
+    from mfoc.analysis.noise.scales import noise_scale
     from tests.optim.test_batch import SGD, bowl, data, exact
 
-    source = AdaptiveBatch(data(), bowl(), scale=exact, batch_size=4, every=2, seed=3)
+    measure = {"exact": exact, "noise_scale": noise_scale}[scale]
+    source = AdaptiveBatch(data(), bowl(), scale=measure, batch_size=4, every=2, seed=3)
     solution = mfoc.solve(bowl(), SGD, source, steps=8, hooks=[source.measure])
     return answer(solution) | {"sizes": [float(size) for _, size in source.schedule]}
 
@@ -285,7 +298,8 @@ def controlled_rate() -> list[Any]:
     return [x.detach(), control.lr]
 
 
-add("AdaptiveBatch", adaptive_batches)
+add("AdaptiveBatch, exact", adaptive_batches, "exact")
+add("AdaptiveBatch, noise_scale", adaptive_batches, "noise_scale")
 add("LearningRateControl", controlled_rate)
 
 
@@ -328,7 +342,9 @@ def variational_model(batch: int | None) -> dict[str, Any]:
 def gaussian_density() -> Any:
     from paradigms.bayesian import log_density
 
-    return log_density(lambda x: -0.5 * (x * torch.tensor([1.0, 3.0], dtype=D) * x).sum(1), like=torch.zeros(2, dtype=D))
+    return log_density(
+        lambda x: -0.5 * (x * torch.tensor([1.0, 3.0], dtype=D) * x).sum(1), like=torch.zeros(2, dtype=D)
+    )
 
 
 def particle_method(make: Callable[[Any], Any]) -> list[Any]:
@@ -407,7 +423,9 @@ def learned(algorithm: str, count: int = 3, **options: Any) -> dict[str, Any]:
     net = seeded(lambda: nn.Sequential(nn.Linear(1, 4), nn.Tanh(), nn.Linear(4, 1)))
     tasks = meta.sinusoids(tasks=count, shots=3, queries=3, dtype=D)
     if options.get("rule") == "Coordinatewise":
-        options["rule"] = seeded(lambda: meta.Coordinatewise(nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 1))))
+        options["rule"] = seeded(
+            lambda: meta.Coordinatewise(nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 1)))
+        )
     options = {"inner_steps": 2, "inner_lr": 0.01} | options
     made = getattr(meta, algorithm)(net, F.mse_loss, tasks, **options)
     solution = made.solve(mfoc.Gradient(partial(torch.optim.SGD, lr=0.01)), steps=3)

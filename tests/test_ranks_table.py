@@ -119,7 +119,7 @@ def test_every_solver_maximiser_and_paradigm_has_a_row():
     from paradigms import adversarial, bayesian, meta
 
     wanted = [*solvers.__all__, *concretes(maximisers, "maximise"), "Picard", "Box", "Simplex", "L1", "CSGD", "CMSGD"]
-    wanted += concretes(adversarial, "maximise") + ["TRADES", "certify", "certify_module", "price_of_anarchy"]
+    wanted += [*concretes(adversarial, "maximise"), "TRADES", "certify", "certify_module", "price_of_anarchy"]
     wanted += concretes(bayesian, "init", "step") + concretes(bayesian, "direction") + concretes(bayesian, "move")
     wanted += [name for name in concretes(bayesian, "start", "draw", "step") if name != "Stein"]  # svgd makes it
     wanted += returning(bayesian, "Formulation", "Sampler", "Follmer") + returning(meta, "MetaFormulation")

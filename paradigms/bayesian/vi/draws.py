@@ -11,11 +11,11 @@ from torch import Tensor
 
 import mfoc
 from mfoc import InvalidValue
+from mfoc.deprecation import warn
 from mfoc.distributed import active, alone, share, world_size
 from mfoc.formulation import Formulation
 from mfoc.problem import controls_of
 from mfoc.seeding import mixed_seed
-
 
 SHARE = "share of the batch"  # in a particle's data: the weight of its mean over observations, where that is not 1
 
@@ -110,3 +110,8 @@ def check_finite(problem: mfoc.Problem, particles: mfoc.Particles) -> None:
             f"the log density is {float(cost[~cost.isfinite()][0])} at draws of the initial law; check the likelihood "
             "and the prior (improper? outside the support?), and the data"
         )
+
+
+def check_shares(_source: mfoc.Population) -> None:
+    """Deprecated: ranks may share batches out unevenly, whose costs are weighed."""
+    warn("check_shares does nothing any more: batches need not be split evenly over ranks")
