@@ -239,7 +239,7 @@ def _copies(everyone: Tensor, counts: list[int]) -> bool:
     n = counts[0]
     if n >= len(counts) or any(other != n for other in counts):
         return False
-    blocks = everyone.unflatten(0, (len(counts), n))
+    blocks = everyone.reshape(len(counts), n, *everyone.shape[1:])
     try:
         return bool((blocks == blocks[:1]).all())
     except RuntimeError:  # under vmap there is no such question: the mean over equal copies is what it is

@@ -209,7 +209,8 @@ def certified_game() -> Any:
 
 
 MAXIMISERS = {
-    "PGD": PGD(2), "FGSM": FGSM(), "FGSM, random": FGSM(0.4, random_start=True), "YOPO": YOPO(2, 2), "Free": Free(2, 0.1)
+    "PGD": PGD(2), "FGSM": FGSM(), "FGSM, random": FGSM(0.4, random_start=True), "YOPO": YOPO(2, 2),
+    "Free": Free(2, 0.1),
 }  # fmt: skip
 for made, inner in MAXIMISERS.items():
     add(f"Minimax, {made}", played, inner, batch=5)

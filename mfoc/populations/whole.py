@@ -23,7 +23,7 @@ def copied(cloud: Particles) -> bool:
     ranks, n = world_size(), len(index)
     if cloud.index is None or len(counted) != ranks * n or n >= ranks:
         return False
-    rows = counted.unflatten(0, (n, ranks))
+    rows = counted.reshape(n, ranks, 2)
     return bool((rows == rows[:, :1]).all())
 
 
