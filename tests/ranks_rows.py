@@ -7,12 +7,14 @@ order of the table. ``tests/test_ranks_table.py`` compares them and prints the t
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
 import mfoc
 from mfoc.games.maximisers import FGSM, PGD, YOPO, Free
@@ -25,6 +27,7 @@ from tests.problems import D, normal
 Row = Callable[[], Any]
 ROWS: dict[str, Row] = {}
 
+QUICK: dict[str, Any] = {"starts": 1, "lanczos": 3, "groups": 3, "inner": LBFGS(3, trials=5)}
 ADAM = partial(torch.optim.Adam, lr=0.02)
 SGD = partial(torch.optim.SGD, lr=0.05, momentum=0.9)
 
@@ -62,16 +65,16 @@ def bounded(bounds: Any, solver: Any) -> dict[str, Any]:
     return answer(mfoc.solve(problem, solver, normal(7, 3), steps=4))
 
 
-def constrained() -> dict[str, Any]:
+def constrained(solver: Any, **constraints: Any) -> dict[str, Any]:
     problem = mfoc.Problem(
         lambda t, x, u, z: x + 0.5 * u * torch.cos(x),
         lambda x, z: x.square().sum(1),
         [0.1 * normal(2, seed=t) for t in range(3)],
         running_cost=lambda t, x, u, z: (0.1 * u.square().sum()).expand(len(x)),
-        terminal=mfoc.Inequality(lambda x, z: x[:, :1] - 0.5),
+        **constraints,
     )
-    solver = mfoc.AugmentedLagrangian(mfoc.Gradient(partial(torch.optim.SGD, lr=0.05)), steps=10)
-    return answer(mfoc.solve(problem, solver, normal(7, 2), steps=3))
+    solution = mfoc.solve(problem, mfoc.AugmentedLagrangian(solver, steps=5), normal(7, 2), steps=3)
+    return answer(solution) | {"certificate": numbers(mfoc.certify(problem, solution, normal(7, 2), **QUICK))}
 
 
 def of_feedback(solver: Any) -> dict[str, Any]:
@@ -120,6 +123,25 @@ def weighed(batch: int) -> dict[str, Any]:
     return answer(mfoc.solve(mfoc.from_module(mlp_net(), loss), mfoc.Gradient(ADAM), source, steps=6))
 
 
+def own_populations(batch: int) -> dict[str, Any]:
+    """Each batch is a population of its own, of which the law is."""
+    problem, particles = problems.swarm()
+    source = mfoc.population(particles, batch_size=batch, seed=1)
+    return answer(mfoc.solve(replace(problem, interacting="batch"), mfoc.Gradient(SGD), source, steps=5))
+
+
+def streamed() -> dict[str, Any]:
+    loader = DataLoader(TensorDataset(normal(7, 3), problems.labels(7, 2)), batch_size=3)
+    return answer(mfoc.solve(problems.mlp()[0], mfoc.Gradient(ADAM), loader, steps=5))
+
+
+def drawn(n: int) -> dict[str, Any]:
+    def draw(k: int) -> mfoc.Particles:
+        return mfoc.Particles(normal(n, 3, seed=k), problems.labels(n, 2))
+
+    return answer(mfoc.solve(problems.mlp()[0], mfoc.Gradient(ADAM), draw, steps=4))
+
+
 def discretised(levels: str) -> dict[str, Any]:
     solver = mfoc.DiscreteMSA(levels, a=0.5)
     problem = solver.discretised(mfoc.from_module(normed(), F.cross_entropy))
@@ -145,6 +167,13 @@ add("Gradient, batch norm after a bias", solved, problems.batch_norm, mfoc.Gradi
 add("Gradient, Box", bounded, mfoc.Box(-0.2, 0.4), mfoc.Gradient(SGD))
 add("Gradient, Simplex", bounded, mfoc.Simplex(), mfoc.Gradient(SGD))
 add("Gradient, L1", bounded, mfoc.L1(0.1), mfoc.Gradient(SGD))
+add("MSA, L1", bounded, mfoc.L1(0.1), mfoc.MSA(LBFGS(2)))
+add("MSA, Simplex", bounded, mfoc.Simplex(), mfoc.MSA(Descent(0.05, steps=2)))
+for count in (1, 2, 3, 5):
+    add(f"Gradient, swarm, batch {count}", own_populations, count)
+add("Gradient, DataLoader", streamed)
+for count in (1, 5):
+    add(f"Gradient, {count} drawn on demand", drawn, count)
 add("Gradient, feedback", of_feedback, mfoc.Gradient(ADAM))
 add("Gradient, swarm", solved, problems.swarm, mfoc.Gradient(SGD))
 add("Gradient, all laws", solved, coupled, mfoc.Gradient(SGD))
@@ -155,6 +184,7 @@ add("MSA, batches of one", solved, problems.decayed, mfoc.MSA(Descent(0.05, step
 add("EMSA, fixed", solved, problems.decayed, mfoc.EMSA(1.0, 0.5, inner=LBFGS(2, trials=6), adaptive=False), 2)
 add("EMSA, adaptive", solved, problems.decayed, mfoc.EMSA(0.1, inner=LBFGS(2, trials=6), adaptive=True), 2)
 add("EMSA, swarm", solved, problems.swarm, mfoc.EMSA(1.0, inner=Descent(0.05, steps=3), adaptive=False), 2)
+add("EMSA, tails of one", solved, problems.mlp, mfoc.EMSA(), 3, 3)
 add("EMSA, Box", bounded, mfoc.Box(-0.2, 0.4), mfoc.EMSA(1.0))
 add("DiscreteMSA, binary", discretised, "binary")
 add("DiscreteMSA, ternary", discretised, "ternary")
@@ -166,7 +196,12 @@ add("DDPNOpt, kronecker", solved, problems.mlp, mfoc.DDPNOpt(0.01, "kronecker"))
 add("DDPNOpt, a tail of one", solved, problems.mlp, mfoc.DDPNOpt(0.05), 4, 6)
 add("NewtonCG", solved, problems.mlp, mfoc.NewtonCG(), 3)
 add("NewtonCG, all laws", solved, coupled, mfoc.NewtonCG(), 3)
-add("AugmentedLagrangian", constrained)
+add("NewtonCG, uneven batches", solved, problems.mlp, mfoc.NewtonCG(), 5, 3)
+NEAR = mfoc.Inequality(lambda x, z: x[:, :1] - 0.5)
+add("AugmentedLagrangian, Gradient", constrained, mfoc.Gradient(partial(torch.optim.SGD, lr=0.05)), terminal=NEAR)
+add("AugmentedLagrangian, EMSA", constrained, mfoc.EMSA(), path=mfoc.Inequality(lambda t, x, u, z: u + 0 * x - 0.5))
+THERE = mfoc.Equality(lambda x, z: x[:, :1] - 0.2, in_mean=True)
+add("AugmentedLagrangian, NewtonCG, in mean", constrained, mfoc.NewtonCG(), terminal=THERE)
 
 
 # ---- games
@@ -216,6 +251,7 @@ for made, inner in MAXIMISERS.items():
     add(f"Minimax, {made}", played, inner, batch=5)
     add(f"Minimax, {made}, l2", played, inner, norm="l2")
     add(f"Minimax, {made}, tails of one", played, inner, batch=4)
+add("Minimax, PGD and NewtonCG", played, PGD(2), outer=mfoc.NewtonCG())
 add("Minimax, YOPO and EMSA", played, YOPO(1, 2), outer=mfoc.EMSA(1.0, inner=Descent(0.02, steps=2), adaptive=False))
 add("adversarial, TRADES", trades)
 add("adversarial, certify", certified_game)
@@ -234,9 +270,6 @@ def numbers(thing: Any) -> list[float]:
     if isinstance(thing, list | tuple):
         return [n for part in thing for n in numbers(part)]
     return [n for part in vars(thing).values() for n in numbers(part)] if hasattr(thing, "__dataclass_fields__") else []
-
-
-QUICK: dict[str, Any] = {"starts": 1, "lanczos": 3, "groups": 3, "inner": LBFGS(3, trials=5)}
 
 
 def certified(case: Callable[[], problems.Case]) -> list[float]:
@@ -440,5 +473,5 @@ add("maml, multi-step", learned, "maml", step_losses=[0.5, 1.0])
 add("meta_sgd", learned, "meta_sgd")
 add("anil", learned, "anil")
 add("learned_update", learned, "learned_update", rule="Coordinatewise", inner_lr=0.1)
-add("reptile", learned, "reptile")
+add("reptile", learned, "reptile", inner_lr=0.3)
 add("imaml", learned, "imaml", strength=2.0)
