@@ -317,8 +317,8 @@ def adaptive_batches(scale: str) -> dict[str, Any]:
     from tests.optim.test_batch import SGD, bowl, data, exact
 
     measure = {"exact": exact, "noise_scale": noise_scale}[scale]
-    source = AdaptiveBatch(data(), bowl(), scale=measure, batch_size=4, every=2, seed=3)
-    solution = mfoc.solve(bowl(), SGD, source, steps=8, hooks=[source.measure])
+    source = AdaptiveBatch(data(), bowl(), scale=measure, batch_size=4, every=2, draws=32, seed=3)
+    solution = mfoc.solve(bowl(), SGD, source, steps=6, hooks=[source.measure])
     return answer(solution) | {"sizes": [float(size) for _, size in source.schedule]}
 
 
