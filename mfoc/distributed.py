@@ -23,30 +23,26 @@ import torch.distributed as dist
 from torch import Tensor
 
 from mfoc.errors import InvalidValue, RankError
-from mfoc.ranks import active, all_reduce, announce, announcing, is_main, rank, world_size
+from mfoc.ranks import active, all_reduce, alone, announce, announcing, is_main, rank, world_size
 from mfoc.tree import leaves, pieces
 
 __all__ = [
-    "Ballot", "RankError", "active", "all_reduce", "announce", "announcing", "any_rank", "average", "differing",
-    "expectation", "gathered", "is_main", "rank", "share", "vote", "voting", "world_size",
+    "Ballot", "RankError", "active", "all_reduce", "alone", "announce", "announcing", "any_rank", "average",
+    "differing", "expectation", "gathered", "is_main", "rank", "share", "vote", "voting", "world_size",
 ]  # fmt: skip
 
 
 def share(index: Tensor) -> Tensor:
     """This rank's part of the particles of a batch.
 
+    A batch of fewer particles than ranks is whole on every rank: no rank is without a particle, which networks cannot
+    run on, and means over equal copies are the batch's own. Ranks that would have waited compute what others do.
+
     Args:
         index: particle indices of the whole batch ``[N]``.
-
-    Raises:
-        InvalidValue: fewer particles than ranks.
     """
-    if not active():
-        return index
     ranks = world_size()
-    if len(index) < ranks:
-        raise InvalidValue(f"a batch of {len(index)} particles cannot be split over {ranks} ranks; use larger batches")
-    return index[rank() :: ranks]
+    return index if len(index) < ranks or ranks == 1 else index[rank() :: ranks]
 
 
 def expectation(means: Sequence[Tensor], particles: int) -> list[Tensor]:

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from mfoc import tree
 from mfoc.constraints import Constraint
-from mfoc.distributed import active
 from mfoc.errors import InvalidValue
 from mfoc.particles import Particles
 from mfoc.pontryagin import rollout
@@ -147,8 +146,6 @@ class Lagrangian:
 
 def constraint_values(problem: Problem, controls: Tree, particles: Particles) -> Values:
     """The values of a problem's constraints, terminal ones first: ``[N, k]``, along the path ``[N, T, k]``."""
-    if active():
-        raise InvalidValue("constraints hold a multiplier for each particle, on one rank; run on one rank")
     states, z, n = rollout(problem, controls, particles).states, particles.data, len(particles)
     found = [c.of(n, _name(False, None), states[-1], z) for c in problem.terminal_constraints]
     for c in problem.path_constraints:

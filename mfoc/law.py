@@ -100,9 +100,37 @@ def kernel_mean(kernel: Callable[[Tensor, Tensor], Tensor], x: Tensor, y: Tensor
     return pairs.mean(1)
 
 
+def jointly(function: Callable[..., Tensor], *clouds: Tensor) -> Tensor:
+    """What a function of the whole cloud says of this rank's particles.
+
+    For couplings that are no mean, such as a bandwidth from the median of all distances. Every rank holds all particles
+    and evaluates the function on them. Where the law is held or frozen, so is all that the function sees.
+
+    Args:
+        function: ``function(*clouds)`` of tensors ``[M, ...]``, the particles of all ranks, returning ``[M, ...]``.
+        clouds: this rank's particles ``[N, ...]``, as many in each.
+
+    Returns:
+        The rows of this rank ``[N, ...]``.
+
+    Raises:
+        InvalidType, InvalidValue: as ``mean``.
+    """
+    for x in clouds:
+        _check(x)
+    everyone = [_gathered(x) for x in clouds]
+    before = int(_asked(torch.tensor(0), lambda: _before(clouds[0], everyone[0])))
+    return function(*everyone)[before : before + len(clouds[0])]
+
+
 def count(x: Tensor) -> int:
     """The number of particles of all ranks, of which ``x`` ``[N, ...]`` holds this rank's."""
-    return int(_asked(torch.tensor(len(x)), lambda: _counts(x).sum() if active() else torch.tensor(len(x))))
+
+    def overall() -> Tensor:
+        everyone = _gathered_now(x.detach())
+        return torch.tensor(len(everyone))
+
+    return int(_asked(torch.tensor(len(x)), overall))
 
 
 def shared(x: Tensor) -> Tensor:
@@ -191,17 +219,37 @@ def _counts(x: Tensor) -> Tensor:
 
 def _gathered(x: Tensor) -> Tensor:
     """The particles of all ranks ``[M, ...]``, in the order of the ranks."""
+    return _asked(x, lambda: _gathered_now(x), cloud=True)
 
-    def overall() -> Tensor:
-        if not active():
-            return x
-        counts = _counts(x)
-        before, after = int(counts[: rank()].sum()), int(counts[rank() + 1 :].sum())
-        # Each rank's particles in their place among zeros: what is left to do is again a sum over ranks.
-        shape = x.shape[1:]
-        return _summed(torch.cat([x.new_zeros(before, *shape), x, x.new_zeros(after, *shape)]))
 
-    return _asked(x, overall, cloud=True)
+def _gathered_now(x: Tensor) -> Tensor:
+    if not active():
+        return x
+    counts = _counts(x)
+    before, after = int(counts[: rank()].sum()), int(counts[rank() + 1 :].sum())
+    # Each rank's particles in their place among zeros: what is left to do is again a sum over ranks.
+    shape = x.shape[1:]
+    everyone = _summed(torch.cat([x.new_zeros(before, *shape), x, x.new_zeros(after, *shape)]))
+    return x if _copies(everyone.detach(), counts.tolist()) else everyone
+
+
+def _copies(everyone: Tensor, counts: list[int]) -> bool:
+    """Whether every rank holds the same particles, as of a batch of fewer than there are ranks (``share``)."""
+    n = counts[0]
+    if n >= len(counts) or any(other != n for other in counts):
+        return False
+    blocks = everyone.reshape(len(counts), n, *everyone.shape[1:])
+    try:
+        return bool((blocks == blocks[:1]).all())
+    except RuntimeError:  # under vmap there is no such question: the mean over equal copies is what it is
+        return False
+
+
+def _before(x: Tensor, everyone: Tensor) -> Tensor:
+    """How many particles lie before this rank's in those of all ranks."""
+    if not active() or len(everyone) == len(x):
+        return torch.tensor(0)
+    return _counts(x)[: rank()].sum().cpu()
 
 
 # ---- what is asked of the law: noted and played again, which tells other couplings from it; or held

@@ -18,6 +18,7 @@ import logging
 import os
 import time
 from collections.abc import Iterable, Iterator
+from contextvars import ContextVar
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, NoReturn
@@ -35,9 +36,25 @@ _GRACE = 1.0  # seconds in which the ranks that are left find one another
 _AGAIN = "the ranks are out of step: start all of them again"
 
 
+_ALONE: ContextVar[bool] = ContextVar("alone", default=False)
+
+
 def world_size() -> int:
-    """The number of ranks; 1 without a process group."""
-    return int(dist.get_world_size()) if _AVAILABLE and dist.is_initialized() else 1
+    """The number of ranks; 1 without a process group, or within ``alone``."""
+    return int(dist.get_world_size()) if _AVAILABLE and dist.is_initialized() and not _ALONE.get() else 1
+
+
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """Within, this process counts as the only one: for what every rank computes by itself, on all the particles.
+
+    The numbers are then those of one process to the bit, and no rank waits for another.
+    """
+    token = _ALONE.set(True)
+    try:
+        yield
+    finally:
+        _ALONE.reset(token)
 
 
 def active() -> bool:
@@ -52,7 +69,7 @@ def rank() -> int:
 
 def is_main() -> bool:
     """Whether this process is the one that writes files and shows progress."""
-    return rank() == 0
+    return not (_AVAILABLE and dist.is_initialized()) or dist.get_rank() == 0  # within ``alone``, too
 
 
 def all_reduce(buffer: Tensor, op: Any = None) -> None:

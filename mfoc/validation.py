@@ -162,12 +162,15 @@ def _check_agreement(problem: Problem, particles: Particles, controls: Tree) -> 
 
 def on_few(check: Callable[[Particles], None], particles: Particles) -> None:
     """A check on a few particles; on all of them where the problem cannot run on fewer (a control for each, say)."""
-    if len(particles) <= _FEW:
+    if len(particles) <= _FEW and not active():  # ranks may hold more and fewer, and must do the same
         check(particles)
         return
+    failed = False
     try:
         check(particles[:_FEW])
     except Exception:  # of whatever kind: it counts if it comes again on all of them
+        failed = True
+    if any_rank(failed, particles.state):
         check(particles)
 
 

@@ -39,6 +39,7 @@ from mfoc.certificate.verdict import FLAT, Evidence
 from mfoc.checks import check_between, check_flag, check_instance, check_integer, check_non_negative
 from mfoc.deprecation import warn
 from mfoc.derivatives import twice_differentiable
+from mfoc.distributed import alone
 from mfoc.errors import InvalidType, InvalidValue
 from mfoc.minimisers import LBFGS, Minimiser, check_minimiser
 from mfoc.networks import Loss, from_module
@@ -54,6 +55,7 @@ _EXACT = 100  # so few controls have all products with the Hessian of J taken, a
 _UNKNOWN = Measure(math.nan, math.nan, math.nan)
 
 
+@alone()
 def certify(
     problem: Problem,
     controls: HasControls | Tree,
@@ -73,6 +75,7 @@ def certify(
     """Measures how near controls are to a minimum of J, and says in a sentence what follows.
 
     The particles of one epoch are taken as one cloud: give a subsample of a population that does not fit in memory.
+    Over ranks each of them certifies by itself, with the numbers of one process.
 
     Intervals are about the population that the particles are a sample of, not about the sample: the residual is freed
     of the bias of a norm, what a search finds without a fifth of the particles is judged on that fifth, Student's t.
@@ -111,7 +114,7 @@ def certify(
     check_integer(0, 2**63 - 1, seed=seed)
     _check_names(names, problem.stages)
     if replicates is not None:
-        warn("certify(replicates=) does nothing any more: the intervals are not resampled", stacklevel=3)
+        warn("certify(replicates=) does nothing any more: the intervals are not resampled", stacklevel=4)
     inner = LBFGS(steps=100, history=20) if inner is None else inner
     check_minimiser(inner)
     if torch.is_inference_mode_enabled():

@@ -142,7 +142,6 @@ class AdaptiveBatch(Population):
                 f"batch_size is {batch_size} of {self.size} particles; expected at most half of them to grow from, "
                 f"{self.size // 2}"
             )
-        share(torch.arange(batch_size, device="cpu"))  # refuses batches too short to split over ranks
         self._problem, self._scale, self._ratio = problem, scale, ratio
         self._most, self._draws = self.size if most is None else min(most, self.size), min(draws, self.size)
         self._settings = {"batch_size": batch_size, "every": every, "seed": seed, "shuffle": shuffle, "size": self.size}

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from mfoc.checks import kind_of
-from mfoc.distributed import share
+from mfoc.distributed import active, share
 from mfoc.errors import InvalidType, InvalidValue
 from mfoc.particles import Particles, concatenated
 
@@ -101,6 +102,8 @@ class Drawn(Population):
 
 
 def shared(cloud: Particles) -> Particles:
-    """This rank's share of a cloud."""
+    """This rank's share of a cloud, whose particles know their numbers where there are ranks."""
+    if not active():
+        return cloud
     mine = share(torch.arange(len(cloud), device="cpu"))
-    return cloud if len(mine) == len(cloud) else cloud[mine]
+    return replace(cloud, index=cloud.indices()) if len(mine) == len(cloud) else cloud[mine]

@@ -84,7 +84,6 @@ class Stored(Population):
         )
         self.batches_per_epoch = self._order.batches_per_epoch
         self._key = Keys(seed)
-        share(torch.arange(self._order.least, device="cpu"))  # refuses batches too short to split
 
     @property
     def runs_user_code(self) -> bool:

@@ -13,7 +13,6 @@ from torch.utils.data import default_collate
 
 from mfoc import tree
 from mfoc.checks import check_integer, kind_of
-from mfoc.distributed import share
 from mfoc.errors import InvalidType, InvalidValue
 from mfoc.particles import Particles
 from mfoc.populations.datasets import Collate, collated
@@ -46,7 +45,6 @@ class Streamed(Population):
         self.batch_size = self.size if batch_size is None else min(batch_size, self.size)
         self._used = self.size - self.size % self.batch_size if drop_last else self.size
         self.batches_per_epoch = self._used // math.gcd(self._used, self.batch_size)
-        share(torch.arange(self.batch_size, device="cpu"))  # refuses batches too short to split
         self._source, self._collate, self._seed = source, collate, seed
         self._blocks = self._reader()
         self._kept: dict[int, Particles] = {}  # batches by their first place, the last read last

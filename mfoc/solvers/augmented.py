@@ -11,10 +11,12 @@ from torch import Tensor
 
 from mfoc import tree
 from mfoc.checks import check_instance, check_integer, check_positive
+from mfoc.distributed import alone
 from mfoc.errors import InvalidType, InvalidValue
 from mfoc.lagrangian import Lagrangian, Values, check_same, constraint_values
 from mfoc.particles import Particles
 from mfoc.pontryagin import Evaluation, evaluate
+from mfoc.populations.whole import whole
 from mfoc.problem import Problem
 from mfoc.solving import Info, Solver
 from mfoc.tree import Tree
@@ -38,7 +40,8 @@ class AugmentedLagrangian:
     ``Info.gradient`` is that of the Lagrangian; the residual that ``tol=`` is compared with has the violation in it,
     sqrt(E |c|^2) with what complementarity lacks. ``certify`` takes the solution, with its multipliers.
 
-    Every particle holds its own multipliers, so the population is taken whole, in one order, on one rank.
+    Every particle holds its own multipliers, so the population is taken whole, in one order. Over ranks each of them
+    makes every step, on the particles of all: nothing is won by more of them.
 
     Attributes:
         solver: what minimises: ``mfoc.EMSA()``, ``mfoc.NewtonCG()``, ``mfoc.Gradient(...)``, any ``Solver``.
@@ -79,6 +82,11 @@ class AugmentedLagrangian:
 
     def step(self, problem: Problem, controls: Tree, state: Tree, particles: Particles) -> tuple[Tree, Tree, Info]:
         """One minimisation and one update of the multipliers; see ``mfoc.Solver``."""
+        particles = whole(particles)
+        with alone():
+            return self._step(problem, controls, state, particles)
+
+    def _step(self, problem: Problem, controls: Tree, state: Tree, particles: Particles) -> tuple[Tree, Tree, Info]:
         values = _values(problem, controls, particles)
         value, gradient = evaluate(problem, controls, particles)
         if state["multipliers"] is None:
@@ -108,17 +116,21 @@ class AugmentedLagrangian:
 
     def evaluate(self, problem: Problem, controls: Tree, state: Tree, particles: Particles) -> Evaluation:
         """J, and the gradient of the Lagrangian."""
-        value, gradient = evaluate(problem, controls, particles)
-        if state["multipliers"] is not None:
-            gradient = self._slope(Lagrangian(problem, state["multipliers"], 0.0), controls, particles)
+        particles = whole(particles)
+        with alone():
+            value, gradient = evaluate(problem, controls, particles)
+            if state["multipliers"] is not None:
+                gradient = self._slope(Lagrangian(problem, state["multipliers"], 0.0), controls, particles)
         return Evaluation(value, gradient)
 
     def violation(self, problem: Problem, controls: Tree, state: Tree, particles: Particles) -> float:
         """How far the constraints are from being met."""
-        values = _values(problem, controls, particles)
-        if state["multipliers"] is None:
-            return Lagrangian.start(problem, values, 1.0).violation(values)
-        return Lagrangian(problem, state["multipliers"], state["penalty"]).violation(values)
+        particles = whole(particles)
+        with alone():
+            values = _values(problem, controls, particles)
+            if state["multipliers"] is None:
+                return Lagrangian.start(problem, values, 1.0).violation(values)
+            return Lagrangian(problem, state["multipliers"], state["penalty"]).violation(values)
 
     def _first(self, value: float, values: Values) -> float:
         """The first penalty (Birgin & Martinez 2014, sec. 12.4)."""

@@ -75,6 +75,12 @@ class Gradient:
     admissible controls: it rests where they are stationary, whatever its metric. It solves problems of every class of
     control.
 
+    Over ranks a step is that of one process to rounding. Two things make rounding visible: ``torch.optim.LBFGS`` on
+    minibatches, whose differences of gradients are of different batches and whose line search compares values that are
+    nearly equal, and optimisers that divide a slope by its size (Adam) where it is zero but for rounding, as that of a
+    bias before a batch norm is. The ranks agree with one another to the bit all the same. (Line searches of adaptive
+    ``EMSA`` magnify it too, along directions in which H is flat.)
+
     Attributes:
         optimizer: makes the optimiser from a list of tensors: ``functools.partial(torch.optim.SGD, lr=0.1)``.
         recompute: activation checkpointing, of sqrt(T) stages at a time or of as many as an integer says; see

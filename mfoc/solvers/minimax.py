@@ -18,6 +18,7 @@ from mfoc.games import Game, entering
 from mfoc.games.maximisers import Maximiser, SharingMaximiser, begun
 from mfoc.particles import Particles
 from mfoc.pontryagin import Evaluation, evaluate, penalised
+from mfoc.populations.whole import copied
 from mfoc.problem import Problem
 from mfoc.seeding import mixed_seed
 from mfoc.solvers.gradient import Gradient
@@ -86,7 +87,8 @@ class Minimax:
         after = {**state, "steps": state["steps"] + 1}
         if isinstance(inner, SharingMaximiser) and isinstance(outer, Gradient):
             whole = state["disturbance"] if inner.carries else None
-            previous = whole if whole is None else whole[rank() :: world_size()]
+            split = inner.carries and not copied(particles)  # else each rank has the whole of a short batch
+            previous = whole[rank() :: world_size()] if split and whole is not None else whole
             x = game.target(entering(game, controls, particles))
             eta = begun(inner, game, x, generator, previous, particles.index)
             seen = []
@@ -96,7 +98,7 @@ class Minimax:
                 seen.append(info)
                 eta = plays.eta
             if inner.carries:  # of the whole batch, so that the state is one on all ranks
-                after["disturbance"] = _kept(gathered(eta), whole)
+                after["disturbance"] = _kept(gathered(eta) if split else eta, whole)
             return controls, after, next((info for info in seen if not info.value.isfinite()), seen[0])
         eta = inner.maximise(game, controls, particles, generator)
         controls, after["outer"], info = outer.step(game, controls, state["outer"], game.disturb(particles, eta))

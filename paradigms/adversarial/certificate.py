@@ -11,6 +11,7 @@ from torch import Tensor
 import mfoc
 from mfoc import InvalidType, InvalidValue
 from mfoc.checks import check_between, check_instance, check_integer, kind_of
+from mfoc.distributed import alone
 from mfoc.formulation import Formulation
 from mfoc.games import costate_at, entering
 from mfoc.games.maximisers import PGD, Maximiser
@@ -50,6 +51,7 @@ class GameCertificate:
         )
 
 
+@alone()
 def certify(
     formulation: Formulation,
     solution: Any,

@@ -11,11 +11,12 @@ from torch import Tensor
 
 from mfoc import tree
 from mfoc.checks import check_flag, check_instance
-from mfoc.distributed import active
+from mfoc.distributed import alone
 from mfoc.errors import InvalidType, InvalidValue
 from mfoc.interacting import coupling
 from mfoc.particles import Particles
 from mfoc.pontryagin import evaluate, rollout
+from mfoc.populations.whole import whole
 from mfoc.problem import Problem
 from mfoc.solvers.ddp.backward import Limits, Policy, best_policy, control_slopes
 from mfoc.solvers.ddp.expansion import Slopes, check_curved, curvatures, slopes
@@ -82,9 +83,14 @@ class DDP:
         guess = None if self.states is None else [tree.copy(x) for x in self.states]
         return {"states": guess, "gains": None, **Pace.unknown()}
 
-    @torch.no_grad()
     def step(self, problem: Problem, controls: Tree, state: Tree, particles: Particles) -> tuple[Tree, Tree, Info]:
-        """One iteration; see ``mfoc.Solver``."""
+        """One iteration; see ``mfoc.Solver``. Over ranks each of them makes it, on the particles of all."""
+        particles = whole(particles)
+        with alone():
+            return self._step(problem, controls, state, particles)
+
+    @torch.no_grad()
+    def _step(self, problem: Problem, controls: Tree, state: Tree, particles: Particles) -> tuple[Tree, Tree, Info]:
         first = state["regularisation"] is None
         if first:
             _check(problem, controls, particles)
@@ -209,8 +215,6 @@ def _check(problem: Problem, controls: Tree, particles: Particles) -> None:
     """Refuses what DDP cannot solve; asked at the first step."""
     if not problem.per_stage:
         raise InvalidValue("the stages share their control and DDP needs one of its own for each; use NewtonCG")
-    if active():
-        raise InvalidValue("DDP runs on one rank, which holds all particles; use NewtonCG on several")
     if problem.region is not None:
         try:
             problem.limits(0)

@@ -24,7 +24,9 @@ from torch import Tensor
 import mfoc
 from mfoc import InvalidType, InvalidValue, tree
 from mfoc.checks import check_choice, check_instance, check_integer, kind_of
+from mfoc.distributed import alone, gathered, share
 from mfoc.formulation import Formulation
+from mfoc.law import jointly
 from mfoc.problem import controls_of
 from mfoc.seeding import mixed_seed
 from paradigms.bayesian.density import LogDensity, log_density
@@ -108,7 +110,7 @@ def sampler(
 
     def terminal_cost(x: Any, z: Any) -> Tensor:
         x = points(x)
-        return discrepancy(x, density.score(x))
+        return jointly(discrepancy, x, density.score(x))
 
     def draw(k: int) -> mfoc.Particles:
         generator = torch.Generator().manual_seed(mixed_seed(seed, k))
@@ -120,7 +122,8 @@ def sampler(
     problem = mfoc.Problem(dynamics, terminal_cost, controls, horizon=steps, schedule=schedule, interacting="batch")
 
     def readout(solution: Any) -> dict[str, Tensor]:
-        return density.named(sample(made, controls=controls_of(solution), burn_in=steps - 1).x[-1])
+        with alone():  # a rank may read out by itself
+            return density.named(sample(made, controls=controls_of(solution), burn_in=steps - 1).x[-1])
 
     made = Sampler(problem, mfoc.population(draw), readout, density, flow, start, seed)
     return made
@@ -220,6 +223,7 @@ def sample(
     """Runs a sampler for any number of steps, keeping every ``thin``-th cloud after the first ``burn_in`` steps.
 
     Over the horizon, with ``seed=0``, it is ``mfoc.rollout`` on the particles ``formulation.population(0)`` to the bit.
+    Over ranks each of them moves its share of the particles, and all get the draws of all: every rank must call.
 
     Args:
         formulation: what ``langevin`` or ``svgd`` returned.
@@ -259,15 +263,28 @@ def sample(
     n, generator = len(formulation.start), torch.Generator().manual_seed(mixed_seed(formulation.seed, seed))
     for _ in range(first):
         flow.draw(density, n, generator)  # the noise of the steps made before
+    mine = share(torch.arange(n, device=formulation.start.device))
+    split = len(mine) < n
+
+    def own(rows: Any) -> Any:
+        """This rank's share."""
+        return tree.map(lambda leaf: leaf[mine], rows) if split else rows
+
+    def joined(rows: Any) -> Any:
+        """Those of all ranks."""
+        return tree.map(gathered, rows) if split else rows
+
+    state = own(state)
     kept, moved, sizes = [], [], dict[int, Tensor]()
     for t in range(first, first + steps):
         u = problem.schedule(controls, t)["log_step"]
         h, before = sizes.setdefault(id(u), u.exp()), points(state)
-        state = flow.step(density, t, state, h, flow.draw(density, n, generator))
+        state = flow.step(density, t, state, h, own(flow.draw(density, n, generator)))
         x = points(state)
-        moved.append((x != before).any(1).to(h.dtype).mean())
+        moved.append((x != before).any(1).to(h.dtype))
         if t - first >= burn_in and (t - first - burn_in + 1) % thin == 0:
-            kept.append(x)
+            kept.append(joined(x))
+    x, state, moves = joined(x), joined(state), joined(torch.stack(moved, 1)).mean(0)
     if lost := int((~x.isfinite()).any(1).sum()):
         raise InvalidValue(f"after {steps} steps {lost} of {n} particles are not finite; take smaller steps")
-    return Draws(torch.stack(kept), state, torch.stack(moved), density, first + steps)
+    return Draws(torch.stack(kept), state, moves, density, first + steps)

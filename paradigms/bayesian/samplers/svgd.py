@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mfoc import InvalidValue
 from mfoc.checks import check_instance, check_non_negative
+from mfoc.law import jointly
 from paradigms.bayesian.density.density import LogDensity
 from paradigms.bayesian.samplers.kernels import RBF, Kernel
 from paradigms.bayesian.samplers.runs import Sampler, State, Steps, as_density, points, sampler
@@ -130,7 +131,8 @@ class Stein:
     def step(self, density: LogDensity, t: int, state: State, h: Tensor, z: Mapping[str, Tensor]) -> State:
         """See ``Flow``."""
         x, remembers = points(state), isinstance(state, dict)
-        moved = self.rule.move(t, x, self.kernel.direction(x, density.score(x)), h, state if remembers else {})
+        direction = jointly(self.kernel.direction, x, density.score(x))
+        moved = self.rule.move(t, x, direction, h, state if remembers else {})
         return moved if remembers else moved["x"]
 
 

@@ -7,13 +7,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 import mfoc
 from mfoc import InvalidValue
-from mfoc.distributed import world_size
+from mfoc.deprecation import warn
+from mfoc.distributed import active, alone, share, world_size
 from mfoc.formulation import Formulation
 from mfoc.problem import controls_of
 from mfoc.seeding import mixed_seed
+
+SHARE = "share of the batch"  # in a particle's data: the weight of its mean over observations, where that is not 1
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -32,13 +36,12 @@ class Settings:
 class LatentDraws(mfoc.Population):
     """Particles that are draws of the latents, each on the whole batch of a population of observations, if any.
 
-    Without a process group the batch of step n is that of the source; over ranks, each rank has its part of the batch
-    and, for draws of weights, the same draws.
+    The batch of step n is that of the source. Over ranks each has all draws, on its share of the observations: their
+    costs are weighed by it, so that the mean over ranks is over the observations, however many each has.
     """
 
     def __init__(self, source: mfoc.Population | None, settings: Settings) -> None:
         if source is not None:
-            check_shares(source)
             self.batches_per_epoch = source.batches_per_epoch
         self._source, self._samples, self._seed = source, settings.samples, settings.seed
 
@@ -58,8 +61,14 @@ class LatentDraws(mfoc.Population):
             self._source.close()
 
     def __call__(self, step: int) -> mfoc.Particles:
-        """The draws of step ``step`` on its batch."""
-        return self._cloud(None if self._source is None else self._source(step), mixed_seed(self._seed, step, 3))
+        """The draws of step ``step`` on its batch, or on this rank's share of it."""
+        with alone():  # what is drawn for an observation must not hang on how they are shared out
+            batch = None if self._source is None else self._source(step)
+            cloud = self._cloud(batch, mixed_seed(self._seed, step, 3))
+        if batch is None or not active():
+            return cloud
+        mine = share(torch.arange(len(batch), device="cpu"))
+        return cloud if len(mine) == len(batch) else self._own(cloud, mine, world_size() * len(mine) / len(batch))
 
     def epoch(self) -> Iterator[mfoc.Particles]:
         """Fresh draws on all observations at once: batches of unequal size would count alike."""
@@ -67,6 +76,10 @@ class LatentDraws(mfoc.Population):
 
     def _cloud(self, batch: mfoc.Particles | None, key: int) -> mfoc.Particles:
         """Draws on a batch, or on all observations."""
+        raise NotImplementedError
+
+    def _own(self, cloud: mfoc.Particles, rows: Tensor, weight: float) -> mfoc.Particles:
+        """The same draws on some of the observations, whose mean counts for so much; see ``SHARE``."""
         raise NotImplementedError
 
 
@@ -114,17 +127,6 @@ def check_finite(problem: mfoc.Problem, particles: mfoc.Particles) -> None:
         )
 
 
-def check_shares(source: mfoc.Population) -> None:
-    """Refuses batches that ranks would split unevenly: each rank counts by its draws, which are equally many."""
-    ranks = world_size()
-    if source.size is None or source.batch_size is None:
-        return
-    last = source.size - (source.batches_per_epoch - 1) * source.batch_size
-    if not 0 < last < source.batch_size:  # every batch is full
-        last = source.batch_size
-    for rows in (source.batch_size, last):
-        if rows % ranks:
-            raise InvalidValue(
-                f"a batch of {rows} observations cannot be split evenly over {ranks} ranks; choose N and batch_size "
-                f"divisible by {ranks}"
-            )
+def check_shares(_source: mfoc.Population) -> None:
+    """Deprecated: ranks may share batches out unevenly, whose costs are weighed."""
+    warn("check_shares does nothing any more: batches need not be split evenly over ranks")

@@ -22,7 +22,7 @@ from mfoc.formulation import Formulation
 from paradigms.bayesian.density.density import split
 from paradigms.bayesian.pyro.guides import guide_of
 from paradigms.bayesian.pyro.trace import Arguments, check_batch, evaluate, prototype, quietly
-from paradigms.bayesian.vi.draws import LatentDraws, Settings, formulated
+from paradigms.bayesian.vi.draws import SHARE, LatentDraws, Settings, formulated
 from paradigms.bayesian.vi.stages import shared
 
 
@@ -38,6 +38,10 @@ class ModelDraws(LatentDraws):
         noise = torch.randn(s, self._dimension, generator=generator, dtype=self._like.dtype, device="cpu")
         rows = None if batch is None else {k: v.expand(s, *v.shape) for k, v in batch.state.items()}
         return mfoc.Particles(noise.to(self._like.device), rows)
+
+    def _own(self, cloud: mfoc.Particles, rows: Tensor, weight: float) -> mfoc.Particles:
+        own = {k: v[0][rows.to(v.device)].expand(self._samples, len(rows), *v.shape[2:]) for k, v in cloud.data.items()}
+        return mfoc.Particles(cloud.state, {**own, SHARE: self._like.new_full((self._samples,), weight)})
 
 
 def of_model(model: Callable[..., Any], data: Any, guide: Any, settings: Settings) -> Formulation:
@@ -87,8 +91,11 @@ def of_model(model: Callable[..., Any], data: Any, guide: Any, settings: Setting
         return prior, observed
 
     def terminal_cost(x: Tensor, z: Any) -> Tensor:
-        count = n if z is None else next(iter(z.values())).shape[1]
-        prior, observed = _by_batch(joint, x, z)
+        rows = None if z is None else {name: leaf for name, leaf in z.items() if name != SHARE}
+        count = n if rows is None else next(iter(rows.values())).shape[1]
+        prior, observed = _by_batch(joint, x, rows)
+        if z is not None and SHARE in z:
+            observed = z[SHARE] * observed
         cost: Tensor = -observed / count - temperature * prior
         return cost
 

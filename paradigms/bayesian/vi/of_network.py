@@ -18,13 +18,14 @@ from torch import Tensor, nn
 
 import mfoc
 from mfoc import InvalidValue, tree
+from mfoc.distributed import alone
 from mfoc.formulation import Formulation
 from mfoc.networks import MaskedDropout
 from mfoc.networks.arguments import Arguments
 from mfoc.networks.inspection import mixes, training_norms
 from paradigms.bayesian.laws.likelihoods import Categorical, Gaussian, aligned
 from paradigms.bayesian.laws.priors import divergence
-from paradigms.bayesian.vi.draws import LatentDraws, Settings, formulated
+from paradigms.bayesian.vi.draws import SHARE, LatentDraws, Settings, formulated
 from paradigms.bayesian.vi.posterior import NetworkPosterior, RandomNetwork, observed
 from paradigms.bayesian.vi.stages import Weights, drawn, first
 
@@ -49,6 +50,19 @@ class NetworkDraws(LatentDraws):
             last = self._last = (batch, *views)
         _, x, y = last
         return mfoc.Particles(x, {"y": y, "noise": self._noise(batch.state, key)})
+
+    def _own(self, cloud: mfoc.Particles, rows: Tensor, weight: float) -> mfoc.Particles:
+        def kept(name: str, leaf: Tensor) -> Tensor:
+            """Noise, which but for that of weights is drawn for each observation."""
+            return leaf if name == "weights" else leaf[:, rows.to(leaf.device)]
+
+        def seen(leaf: Tensor) -> Tensor:
+            """Of the batch, which all draws hold as one tensor."""
+            return leaf[0][rows.to(leaf.device)].expand(self._samples, len(rows), *leaf.shape[2:])
+
+        x, y = (tree.map(seen, part) for part in (cloud.state, cloud.data["y"]))
+        noise = [{name: kept(name, leaf) for name, leaf in stage.items()} for stage in cloud.data["noise"]]
+        return mfoc.Particles(x, {"y": y, "noise": noise, SHARE: self._like.new_full((self._samples,), weight)})
 
     def _noise(self, x: Any, key: int) -> list[Weights]:
         generator, plan, like = torch.Generator().manual_seed(key), self._plan(x), self._like
@@ -86,7 +100,8 @@ def of_network(network: RandomNetwork, data: Any, init_scale: float, settings: S
     n = source.size if settings.size is None else settings.size
     if n is None:
         raise InvalidValue("N is missing: data are drawn on demand, so pass size=N, the number of observations")
-    batch = source(0)
+    with alone():  # a learned noise starts from it, on all ranks the same
+        batch = source(0)
     check_data(network, batch, None if settings.batch_size is None else _observations(data))
     controls = with_noise(network, network.controls(init_scale), batch.state, batch.data)
     made = partial(problem_of, network, controls, 1 / n if settings.tau is None else settings.tau)
@@ -145,7 +160,8 @@ def problem_of(
         return (tau * measure(u["loc"], F.softplus(u["scale"]), draw)).expand(len(leaf))
 
     def terminal_cost(x: Any, z: Any) -> Tensor:
-        return network.likelihood.cost(x, z["y"])
+        cost = network.likelihood.cost(x, z["y"])
+        return z[SHARE] * cost if SHARE in z else cost
 
     def affine(t: int) -> bool:
         return t < len(stages) and network.base.affine is not None and network.base.affine(t)

@@ -176,15 +176,24 @@ def test_a_model_that_scales_its_batches_itself_is_refused(make):
         make(scaled)
 
 
-@pytest.mark.parametrize(
-    ("batch", "shuffle", "short"), [(4, True, 2), (4, False, None), (3, False, 3), (10, True, None)]
-)
-def test_batches_are_split_over_ranks_as_they_are(batch, shuffle, short, monkeypatch):
-    """Ten observations: shuffled in fours the last batch holds two; in order every batch holds four."""
-    source = mfoc.population(torch.arange(10.0), batch_size=batch, shuffle=shuffle)
-    monkeypatch.setattr(draws, "world_size", lambda: 4 if batch == 4 else 2)
-    if short is None:
-        draws.check_shares(source)
-        return
-    with pytest.raises(mfoc.InvalidValue, match=f"a batch of {short} observations cannot be split evenly"):
-        draws.check_shares(source)
+@pytest.mark.parametrize("estimator", ["weights", "local", "flipout"])
+def test_shares_of_a_batch_are_weighed(estimator, monkeypatch):
+    """Seven observations on three ranks: the mean over ranks of what each says is what one process says."""
+    net = nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 1)).double()
+    x = torch.randn(7, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    made = variational(net, (x, x.sum(1)), likelihood="gaussian", samples=2, estimator=estimator)
+    expected = mfoc.rollout(made.problem, made.problem.controls, made.population(0)).cost
+    found = []
+    for rank in range(3):
+        monkeypatch.setattr(draws, "active", lambda: True)
+        monkeypatch.setattr(draws, "world_size", lambda: 3)
+        monkeypatch.setattr(draws, "share", lambda index, rank=rank: index[rank::3])
+        cloud = made.population(0)
+        assert cloud.state.shape == (2, len(range(rank, 7, 3)), 2)
+        found.append(mfoc.rollout(made.problem, made.problem.controls, cloud).cost)
+    torch.testing.assert_close(torch.stack(found).mean(0), expected, rtol=1e-13, atol=0)
+
+
+def test_the_old_check_of_shares_says_that_it_is_none():
+    with pytest.warns(DeprecationWarning, match="need not be split evenly"):
+        draws.check_shares(mfoc.population(torch.arange(10.0), batch_size=3))
