@@ -7,6 +7,7 @@ floating point (labels, tokens) carry no gradient and no costate; the helpers he
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -198,9 +199,54 @@ def dot(left: Tree, right: Tree) -> Tensor:
 
 
 def norms(tree: Tree) -> list[Tensor]:
-    """Euclidean norm of each differentiable leaf: scalars, whose root of the sum of squares is that of the tree."""
+    """Euclidean norm of each differentiable leaf, right over the whole range of its dtype.
+
+    Scalars, in double precision where another would not hold them; the root of the sum of their squares is the norm of
+    the tree.
+    """
     found = tensors(tree)
-    return list(torch._foreach_norm(found)) if found else []  # one call; that of torch.nn.utils.get_total_norm
+    if not all(leaf.is_cpu for leaf in found):  # to look twice is to wait for the device
+        if any(leaf.is_complex() or leaf.dtype == torch.float64 or leaf.device.type == "mps" for leaf in found):
+            return [length(leaf, wide=True) for leaf in found]
+        return list(torch._foreach_norm(found, 2, torch.float64))
+    plain = torch._foreach_norm(found) if found else ()  # one call; that of torch.nn.utils.get_total_norm
+    pairs = zip(plain, found, strict=True)
+    return [size if holds(size.item(), leaf) else length(leaf, wide=True) for size, leaf in pairs]
+
+
+def holds(size: float, leaf: Tensor) -> bool:
+    """Whether a norm of a leaf, found by summing squares in the leaf's dtype, is right to that dtype's rounding.
+
+    The square of 1e-24 is zero in single precision, and that of 1e20 is infinite.
+    """
+    if size != size:  # NaN, which it stays
+        return True
+    limits = torch.finfo(leaf.dtype)
+    if limits.bits < 32 or size == math.inf:
+        return False
+    return size * size >= leaf.numel() * (limits.tiny / limits.eps)  # what underflow takes away is less than rounding
+
+
+def length(x: Tensor, dim: int | None = None, *, keepdim: bool = False, wide: bool = False) -> Tensor:
+    """Euclidean norm, along an axis or over all of them, whose squares neither under- nor overflow.
+
+    Args:
+        x: a floating-point or complex tensor.
+        dim: the axis; all when None.
+        keepdim: keep that axis, with one entry.
+        wide: in double precision (which not every device has); else in the precision of ``x``.
+    """
+    own = x.abs().dtype if x.is_complex() else x.dtype
+    if own != torch.float64 and x.device.type != "mps":
+        double = torch.complex128 if x.is_complex() else torch.float64
+        size = torch.linalg.vector_norm(x, dim=dim, keepdim=keepdim, dtype=double)
+        return size if wide else size.to(own)
+    if x.numel() == 0:
+        return torch.linalg.vector_norm(x, dim=dim, keepdim=keepdim)
+    most = x.detach().abs().amax(() if dim is None else dim, keepdim=True)
+    unit = torch.where((most > 0) & most.isfinite(), most, torch.ones_like(most))
+    size = torch.linalg.vector_norm(x / unit, dim=dim, keepdim=keepdim)
+    return size * unit.reshape(size.shape)
 
 
 def floats(scalars: Sequence[Tensor]) -> list[float]:
@@ -211,13 +257,24 @@ def floats(scalars: Sequence[Tensor]) -> list[float]:
     return [float(number) for number in torch.stack([scalar.detach().to(wide) for scalar in scalars]).tolist()]
 
 
+def power_of_two(size: Tensor) -> Tensor:
+    """The power of two next above each size (any shape), by which a division is exact; 1 for zero and what is no number."""
+    wide = size.to(torch.promote_types(size.dtype, torch.float32))
+    mantissa, _ = torch.frexp(wide)
+    power: Tensor = (wide / mantissa).to(size.dtype)
+    fits = (size > 0) & power.isfinite() & (power > 0)
+    return torch.where(fits, power, torch.ones_like(power))
+
+
 def norm(tree: Tree) -> Tensor:
-    """Euclidean norm over every differentiable leaf: a scalar."""
-    norms = [torch.linalg.vector_norm(leaf) for leaf in tensors(tree)]
-    if not norms:
-        return torch.zeros(())
-    total: Tensor = norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
-    return total
+    """Euclidean norm over every differentiable leaf, right over the whole range of their dtypes: a scalar."""
+    found = norms(tree)
+    if not found:
+        return torch.zeros((), device="cpu")
+    if len(found) == 1:
+        return found[0]
+    wide = functools.reduce(torch.promote_types, (size.dtype for size in found))
+    return length(torch.stack([size.to(wide) for size in found]), wide=True)
 
 
 def ravel(tree: Tree) -> Tensor:

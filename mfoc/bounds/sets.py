@@ -9,6 +9,7 @@ from numbers import Real
 import torch
 from torch import Tensor
 
+from mfoc import tree
 from mfoc.bounds.protocol import count
 from mfoc.checks import check_positive, kind_of
 from mfoc.errors import InvalidType, InvalidValue
@@ -228,8 +229,9 @@ class EuclideanBall(_Convex):
 
 def _norm(u: Tensor, lead: int) -> Tensor:
     """Norms over all but the leading axes, which they broadcast against."""
-    axes = tuple(range(lead, u.dim()))
-    return torch.linalg.vector_norm(u, dim=axes, keepdim=True) if axes else u.abs()
+    if lead == u.dim():
+        return u.abs()
+    return tree.length(u.flatten(lead), lead, keepdim=True).view(*u.shape[:lead], *[1] * (u.dim() - lead))
 
 
 def _inner(a: Tensor, b: Tensor, lead: int) -> Tensor:
