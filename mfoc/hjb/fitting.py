@@ -144,7 +144,7 @@ def _labelled(made: Bellman, x: Tensor, controls: list[Tensor]) -> Paths:
     with torch.no_grad():
         trajectory = rollout(problem, controls, x)
     adjoint = costates(problem, controls, trajectory, x)
-    stages = torch.arange(len(controls)).to(x)
+    stages = torch.arange(len(controls), device="cpu").to(x)
     return Paths(
         stages[None, :, None].expand(len(x), -1, 1),
         torch.stack(trajectory.states[:-1], 1),
@@ -159,7 +159,7 @@ def _fitted(
     with seeded(seed, found.state.device):
         n, like = found.state.shape[2], found.state
         net = (_Network(n) if net is None else copy.deepcopy(net)).to(like)
-        order = torch.randperm(len(found.state))
+        order = torch.randperm(len(found.state), device="cpu")
     kept = max(4, int((1 - _HELD_OUT) * len(order)))
     seen, unseen = (_flat(found, order[part]) for part in (slice(kept), slice(kept, None)))
     scales = seen.value.var().sqrt(), seen.costate.square().sum(1).mean().sqrt()

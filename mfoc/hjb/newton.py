@@ -32,7 +32,10 @@ def lattice(centre: Tensor, low: Tensor, high: Tensor) -> Tensor:
         InvalidValue: the combinations are too many.
     """
     bounded = low.isfinite() & high.isfinite()
-    shares, steps = torch.linspace(0, 1, _GRID).to(centre), torch.tensor([0.0, -1.0, 1.0]).to(centre)
+    shares, steps = (
+        torch.linspace(0, 1, _GRID, device="cpu").to(centre),
+        torch.tensor([0.0, -1.0, 1.0], device="cpu").to(centre),
+    )
     axes = [low[k] + shares * (high[k] - low[k]) if bounded[k] else centre[k] + steps for k in range(len(centre))]
     m = len(axes)
     if (count := math.prod(len(axis) for axis in axes)) > _MOST_STARTS:

@@ -93,5 +93,5 @@ def brownian(n: int, steps: int, dim: int, *, seed: int, like: Tensor | None = N
     check_integer(1, n=n, steps=steps, dim=dim)
     check_integer(0, seed=seed)
     dtype = like.dtype if like is not None else torch.get_default_dtype()
-    noise = torch.randn(n, steps, dim, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+    noise = torch.randn(n, steps, dim, generator=torch.Generator().manual_seed(seed), dtype=dtype, device="cpu")
     return noise if like is None else noise.to(like.device)

@@ -268,7 +268,7 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
 
 
 def _signs(like: Tensor, generator: torch.Generator) -> Tensor:
-    return torch.randint(0, 2, like.shape, generator=generator).to(like) * 2 - 1
+    return torch.randint(0, 2, like.shape, generator=generator, device="cpu").to(like) * 2 - 1
 
 
 def _holds(leaf: Tensor, levels: tuple[float, ...]) -> bool:

@@ -150,7 +150,7 @@ def writes_gradients(optimizer: torch.optim.Optimizer) -> bool:
             for parameter in group["params"]:
                 parameter.grad = torch.ones_like(parameter)
                 gradients.append((parameter.grad, parameter.grad._version))
-        optimizer.step(lambda: torch.ones(()))  # type: ignore[arg-type, return-value]
+        optimizer.step(lambda: torch.ones((), device="cpu"))  # type: ignore[arg-type, return-value]
     return any(gradient._version != before for gradient, before in gradients)
 
 

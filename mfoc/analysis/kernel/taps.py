@@ -165,4 +165,4 @@ def slopes_at(out: Tensor, calls: list[Call], columns: range) -> list[Tensor]:
 def normal_like(like: Tensor) -> Tensor:
     """Normal numbers, the same each time, of the shape of a tensor."""
     generator = torch.Generator().manual_seed(0)
-    return torch.randn(like.shape, generator=generator, dtype=torch.float64).to(like)
+    return torch.randn(like.shape, generator=generator, dtype=torch.float64, device="cpu").to(like)

@@ -169,7 +169,9 @@ class Samples:
     def gradient(self, cloud: Particles | None = None, weights: Tensor | None = None) -> Tensor:
         """The gradient of sum_i w_i loss_i ``[P]``, wide; of the mean without weights ``[n]``."""
         cloud = self.cloud if cloud is None else cloud
-        weights = torch.full((len(cloud),), 1 / len(cloud), dtype=self.wide) if weights is None else weights
+        weights = (
+            torch.full((len(cloud),), 1 / len(cloud), dtype=self.wide, device="cpu") if weights is None else weights
+        )
         total = torch.zeros(self.size, dtype=self.wide, device=self.device)
         for part, w in zip(self.chunks(cloud), torch.split(weights, self.chunk), strict=True):
             with plainly(), refusing_checkpoints("the gradient of one sample"):

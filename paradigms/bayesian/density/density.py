@@ -136,12 +136,14 @@ class LogDensity:
         """Points to start from ``[n, d]``, a function of the seed."""
         if self.draw is not None:
             return self.draw(n, seed)
-        uniform = torch.rand(n, self.dim, generator=torch.Generator().manual_seed(seed), dtype=self.like.dtype)
+        uniform = torch.rand(
+            n, self.dim, generator=torch.Generator().manual_seed(seed), dtype=self.like.dtype, device="cpu"
+        )
         return (4 * uniform - 2).to(self.like.device)
 
     def normals(self, n: int, generator: torch.Generator) -> Tensor:
         """Standard normals ``[n, d]``, in the dtype and on the device of the particles."""
-        return torch.randn(n, self.dim, generator=generator, dtype=self.like.dtype).to(self.like.device)
+        return torch.randn(n, self.dim, generator=generator, dtype=self.like.dtype, device="cpu").to(self.like.device)
 
     def check(self, x: Tensor) -> Tensor:
         """The points themselves, if their log densities are finite.

@@ -238,7 +238,7 @@ def _of_network(net: nn.Module, data: Any, likelihood: Any, noise: Any, prior: A
             points = [law.expand(shapes[name]).sample((n,)).reshape(n, -1) for name, law in laws.items()]
             if learned:
                 next(reversed(laws.values())).sample((n,))  # so that a seed starts where it always has
-                points.append(torch.randn(n, 1))
+                points.append(torch.randn(n, 1, device="cpu"))
         return torch.cat([point.to(vector) for point in points], dim=1)
 
     def constrain(x: Tensor) -> dict[str, Tensor]:

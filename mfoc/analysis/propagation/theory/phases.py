@@ -192,10 +192,10 @@ def _critical_line(moments: GaussianMoments, weights: Tensor, biases: Tensor, la
     if moments.homogeneous:
         at, bias = critical_line(moments.activation, bias_variance=0.0)
         inside = float(weights[0]) <= at <= float(weights[-1]) and float(biases[0]) == 0
-        return torch.tensor([[at, bias]] if inside else [], dtype=torch.float64).reshape(-1, 2)
+        return torch.tensor([[at, bias]] if inside else [], dtype=torch.float64, device="cpu").reshape(-1, 2)
     table = length_table(moments)
     top = math.sqrt(min(table.farthest, 1.05 * largest + 1e-3))
-    q = torch.linspace(0, top, _LINE, dtype=torch.float64).square()
+    q = torch.linspace(0, top, _LINE, dtype=torch.float64, device="cpu").square()
     second, slopes, growth = table(q)
     w = 1 / slopes
     b = q - w * second
@@ -203,7 +203,7 @@ def _critical_line(moments: GaussianMoments, weights: Tensor, biases: Tensor, la
     inside = (w >= weights[0]) & (w <= weights[-1]) & (b >= biases[0]) & (b <= biases[-1]) & (w * growth < 1 + 1e-6)
     kept = inside.nonzero()[:, 0]
     if not len(kept):
-        return torch.zeros(0, 2, dtype=torch.float64)
+        return torch.zeros(0, 2, dtype=torch.float64, device="cpu")
     reached = lengths(table, w[kept], b[kept, None]).q[:, 0]
     kept = kept[(reached - q[kept]).abs() <= 1e-4 * q[kept].clamp(min=1e-3)]
     rows = []
@@ -211,4 +211,4 @@ def _critical_line(moments: GaussianMoments, weights: Tensor, biases: Tensor, la
         if index and place != int(kept[index - 1]) + 1:
             rows.append([math.nan, math.nan])
         rows.append([float(w[place]), float(b[place])])
-    return torch.tensor(rows, dtype=torch.float64).reshape(-1, 2)
+    return torch.tensor(rows, dtype=torch.float64, device="cpu").reshape(-1, 2)

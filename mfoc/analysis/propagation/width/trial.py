@@ -147,7 +147,7 @@ class Study:
         if not (isinstance(output, Tensor) and output.is_floating_point()):
             raise InvalidType(f"the net returns {kind_of(output)}; give x as (x, y) and a loss(output, y)")
         generator = torch.Generator().manual_seed(key)
-        return torch.randn(output.shape, generator=generator, dtype=torch.float32).to(output)
+        return torch.randn(output.shape, generator=generator, dtype=torch.float32, device="cpu").to(output)
 
     def _optimizer(self, net: nn.Module) -> torch.optim.Optimizer:
         given = [p for p in net.parameters() if p.requires_grad] if self.groups is None else self.groups(net)
