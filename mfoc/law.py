@@ -103,12 +103,8 @@ def kernel_mean(kernel: Callable[[Tensor, Tensor], Tensor], x: Tensor, y: Tensor
 
 def count(x: Tensor) -> int:
     """The number of particles of all ranks, of which ``x`` ``[N, ...]`` holds this rank's."""
-    return int(
-        _asked(
-            torch.tensor(len(x), device="cpu"),
-            lambda: _counts(x).sum() if active() else torch.tensor(len(x), device="cpu"),
-        )
-    )
+    own = torch.tensor(len(x), device="cpu")
+    return int(_asked(own, lambda: _counts(x).sum() if active() else own))
 
 
 def shared(x: Tensor) -> Tensor:

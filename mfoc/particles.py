@@ -36,6 +36,9 @@ class Particles:
             found += tree.leaves(self.data)
         if not _share_an_axis(found):
             self._refuse()
+        if any(leaf.is_inference() for leaf in found):  # autograd refuses those where it needs them, deep in a solve
+            for name in ("state", "data"):
+                object.__setattr__(self, name, _plain(getattr(self, name)))
         if self.index is not None:
             first = found[0]
             check_instance(Tensor, f"the numbers of {len(first)} particles, an int64 tensor, or None", index=self.index)
@@ -110,6 +113,18 @@ def _share_an_axis(leaves: list[Any]) -> bool:
         return False
     count = leaves[0].shape[0]
     return count > 0 and all(isinstance(leaf, Tensor) and leaf.dim() and leaf.shape[0] == count for leaf in leaves)
+
+
+def _plain(part: Tree) -> Tree:
+    """The same with copies of tensors that were made in inference mode, unless it is still on."""
+    return None if part is None else tree.map(tree.plain, part)
+
+
+def usable(cloud: Particles) -> Particles:
+    """The cloud as autograd takes it: a copy of one that was made in inference mode, others as they are."""
+    held = tree.leaves((cloud.state, cloud.data))
+    made = any(isinstance(leaf, Tensor) and leaf.is_inference() for leaf in held)
+    return Particles(cloud.state, cloud.data, cloud.index) if made and type(cloud) is Particles else cloud
 
 
 def concatenated(clouds: Iterable[Particles]) -> Particles:

@@ -167,16 +167,32 @@ def describe(tree: Tree) -> str:
     return parts[0] if isinstance(tree, Tensor) else f"[{', '.join(parts)}]"
 
 
+def tensor_of(value: Any, dtype: torch.dtype | None = None) -> Tensor:
+    """A tensor where it is; of numbers and arrays one on the CPU, whatever torch's default device is."""
+    if isinstance(value, Tensor):
+        return value if dtype is None else value.to(dtype)
+    return torch.as_tensor(value, dtype=dtype, device="cpu")
+
+
 def detached(tree: Tree, *, requires_grad: bool = False) -> Tree:
     """The same values cut from any graph; differentiable leaves may become graph leaves."""
 
     def cut(leaf: Any) -> Any:
         if not isinstance(leaf, Tensor):
             return leaf
-        leaf = leaf.detach()
-        return leaf.requires_grad_() if requires_grad and differentiable(leaf) else leaf
+        return free(leaf) if requires_grad and differentiable(leaf) else leaf.detach()
 
     return map(cut, tree)
+
+
+def free(leaf: Tensor) -> Tensor:
+    """The same values as a leaf of the graph; those of a tensor that was made in inference mode are copied."""
+    return plain(leaf.detach()).requires_grad_()
+
+
+def plain(leaf: Tensor) -> Tensor:
+    """A tensor that autograd takes: a copy of one that was made in inference mode, others as they are."""
+    return leaf.clone() if leaf.is_inference() and not torch.is_inference_mode_enabled() else leaf
 
 
 def copy(tree: Tree) -> Tree:

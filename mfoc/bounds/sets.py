@@ -68,7 +68,7 @@ class Box(_Convex):
             if isinstance(bound, Tensor) and not bound.is_floating_point():
                 raise InvalidType(f"{name} is a {bound.dtype} tensor; expected floating point, {name}.double() say")
             object.__setattr__(self, name, bound.detach() if isinstance(bound, Tensor) else float(bound))
-        low, high = torch.as_tensor(self.low), torch.as_tensor(self.high)
+        low, high = tree.tensor_of(self.low), tree.tensor_of(self.high)
         try:
             fits = bool((low.to(high.device) <= high).all())  # false for NaN, too
         except RuntimeError as error:

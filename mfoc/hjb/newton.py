@@ -12,6 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from mfoc import tree
 from mfoc.derivatives import gradients, refuse_once_differentiable, second_order
 from mfoc.errors import InvalidValue
 
@@ -122,7 +123,7 @@ def _descend(
 def _derivatives(function: Callable[[Tensor], Tensor], point: Tensor) -> tuple[Tensor, Tensor]:
     """Slopes ``[G, m]`` and Hessians ``[G, m, m]``: rows do not depend on one another."""
     with torch.enable_grad(), second_order(*_NEEDS):
-        u = point.detach().requires_grad_()
+        u = tree.free(point)
         value = function(u)
         refuse_once_differentiable(value, *_NEEDS)
         (slope,) = gradients(value, [u], create_graph=True)

@@ -164,7 +164,7 @@ class DiscreteMSA:
         if state["steps"] == 0:
             self._check_affine(problem, controls, which, particles)
         weights, rest = _parted(tree.leaves(controls), which)
-        free = [weight.detach().requires_grad_() for weight in weights]
+        free = [tree.free(weight) for weight in weights]
         first: list[list[Tensor]] = []  # the slopes of the discrete leaves; an optimiser may evaluate again, elsewhere
 
         def evaluate(moving: list[Tensor]) -> tuple[Tensor, list[Tensor]]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from itertools import islice
 
-import torch
 from torch import Tensor
 
 from mfoc import tree

@@ -164,12 +164,8 @@ def sharpness(
             eigenvalues, errors = _largest(hessian, top, tol, start)
             trace, spread = _trace(xtrace, hessian, seed)
         else:  # a Hessian of zero, which neither can take
-            eigenvalues, errors, trace, spread = (
-                torch.zeros(top, device="cpu"),
-                torch.zeros(top, device="cpu"),
-                0.0,
-                0.0,
-            )
+            eigenvalues, errors = torch.zeros(2, top, device="cpu")
+            trace, spread = 0.0, 0.0
     like = samples.leaves[0]
     return Sharpness(eigenvalues.to(like), errors.to(like), trace, spread, samples.size, lr, float(momentum))
 

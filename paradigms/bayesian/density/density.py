@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from mfoc import InvalidType, InvalidValue, tree
-from mfoc.derivatives import twice_differentiable, without_fast_path
+from mfoc.derivatives import check_derivatives, twice_differentiable, without_fast_path
 from mfoc.vectorisation import Mapper
 from paradigms.bayesian.density.traced import Traced
 from paradigms.bayesian.laws.normal import shape_or_type, unvalidated
@@ -86,8 +86,9 @@ class LogDensity:
             self._check_points(x)
             with torch.no_grad():  # the data may ask for gradients
                 return self.fused(x.detach())
+        check_derivatives("a score")
         with torch.enable_grad(), twice_differentiable() if recorded else nullcontext():
-            point = x if recorded else x.detach().requires_grad_()
+            point = x if recorded else tree.free(x)
             if index is None:
                 value = self(point)
             elif self.minibatch is not None:

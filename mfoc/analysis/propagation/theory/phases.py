@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
+from mfoc import tree
 from mfoc.analysis.activations import ActivationLike
 from mfoc.analysis.gaussian import GaussianMoments
 from mfoc.analysis.propagation.theory.critical import critical_line
@@ -164,7 +165,7 @@ def _grid(name: str, values: Grid, *, positive: bool) -> Tensor:
         if isinstance(values, str | bytes) or not hasattr(values, "__len__"):
             raise InvalidType(f"{name} is {kind_of(values)}; expected a tensor [n] or a sequence of {expected}")
         try:
-            values = torch.as_tensor(values, dtype=torch.float64)
+            values = tree.tensor_of(values, torch.float64)
         except (TypeError, ValueError, RuntimeError) as error:
             raise InvalidType(f"{name} does not make a tensor ({error}); expected {expected}") from error
     if values.is_complex() or values.dtype == torch.bool:
