@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from mfoc.errors import InvalidValue
+from mfoc.lq.conditions import check_range, is_semidefinite
 from mfoc.printing import by_identity
 
 
@@ -97,19 +98,14 @@ def check_convex(mode: Mode, Q: str, R: str, QT: str) -> None:
 
     Q, R and QT are what its weights are called in messages.
     """
-    if torch.linalg.cholesky_ex(mode.R.detach()).info.any():
+    if torch.linalg.cholesky_ex(check_range(R, mode.R.detach())).info.any():
         raise InvalidValue(f"{R} is not positive definite; expected a weight that makes every control cost")
     weight = mode.Q
     if mode.cross is not None:
         weight = block_matrix([mode.Q, mode.cross], [mode.cross.mT, mode.R])
         Q = f"the weight [[{Q}, cross], [cross', {R}]]"
     for name, x in ((Q, weight.detach()), (QT, mode.QT.detach())):
-        if not torch.linalg.cholesky_ex(x).info.any():
-            continue
-        size = x.diagonal(dim1=-2, dim2=-1).abs().amax(-1)[..., None, None]
-        eye = torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
-        slack = 100 * x.shape[-1] * torch.finfo(x.dtype).eps * size + torch.finfo(x.dtype).tiny
-        if torch.linalg.cholesky_ex(x + slack * eye).info.any():
+        if not is_semidefinite(check_range(name, x)):
             raise InvalidValue(f"{name} is not positive semi-definite; expected a convex cost")
 
 

@@ -230,6 +230,11 @@ def _checked_net(net: object, width: int) -> nn.Module:
     if not any(parameter.requires_grad for parameter in net.parameters()):
         raise InvalidValue(f"make_net({width}) has no parameter that requires grad; expected something to train")
     for name, parameter in net.named_parameters():
+        if parameter.is_inference():
+            raise InvalidValue(
+                f"make_net({width}): the weights {name!r} were made in torch.inference_mode(), and cannot be trained; "
+                "expected a net that is made outside of it"
+            )
         if not bool(parameter.isfinite().all()):
             raise InvalidValue(
                 f"make_net({width}): the weights {name!r} are not finite before any step; expected numbers: look at "
