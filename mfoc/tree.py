@@ -274,7 +274,7 @@ def floats(scalars: Sequence[Tensor]) -> list[float]:
 
 
 def power_of_two(size: Tensor) -> Tensor:
-    """The power of two next above each size (any shape), by which a division is exact; 1 for zero and what is no number."""
+    """The power of two next above each size, by which division is exact; 1 for zero and what is no number."""
     wide = size.to(torch.promote_types(size.dtype, torch.float32))
     mantissa, _ = torch.frexp(wide)
     power: Tensor = (wide / mantissa).to(size.dtype)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from mfoc.checks import check_instance
 from mfoc.errors import InvalidValue
-from mfoc.lq.conditions import CURE, check_range
+from mfoc.lq.conditions import CURE, check_finite, check_range
 from mfoc.lq.linear_quadratic import LinearQuadratic
 from mfoc.lq.modes import block_matrix, gramian, halvings_of
 from mfoc.lq.terms import TIMELESS, broadcast
@@ -79,7 +79,9 @@ def equilibrium(
             "the problem is a sampled one: discretise() keeps what the population pays, and not how a player's cost "
             "depends on the law. Expected the problem in continuous time, or LinearQuadratic.discrete(...)"
         )
+    check_instance(Tensor, "the initial mean, a tensor [..., n]", mean0=mean0)
     zero = torch.zeros_like(mean0)
+    check_finite("mean0", mean0)
     spread = problem.value(zero, cov0, shared=shared)  # also refuses a mean0 or cov0 that does not fit
     solution = problem.riccati()
     course = (_discrete if problem.dt is None else _continuous)(problem, mean0)
@@ -160,7 +162,6 @@ def _continuous(problem: LinearQuadratic, mean0: Tensor) -> _Course:
     assert problem.dt is not None
     at, n = _Stage(problem, 0), problem.A.shape[-1]
     act, move, price = _flow(at, broadcast(problem.batch))
-    check_range("the flow of the game", move)
     halvings = halvings_of(move, problem.dt)
     if halvings > _HALVINGS:
         raise InvalidValue(

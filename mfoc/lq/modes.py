@@ -125,7 +125,12 @@ def block_matrix(*rows: list[Tensor]) -> Tensor:
 
 
 def halvings_of(matrix: Tensor, step: float) -> int:
-    """How often ``step`` must be halved for the exponential of ``matrix * step`` to stay near the identity."""
+    """How often ``step`` must be halved for the exponential of ``matrix * step`` to stay near the identity.
+
+    Raises:
+        InvalidValue: the matrix is not finite.
+    """
+    check_range("the flow of a step", matrix)
     norm = float(torch.linalg.matrix_norm(matrix.detach(), ord=1).amax()) * step
     return max(0, math.ceil(math.log2(2.0 * norm))) if norm > 0.0 else 0
 
@@ -140,7 +145,7 @@ def gramian(A: Tensor, W: Tensor, step: float) -> tuple[Tensor, Tensor, Tensor]:
     scale = W.detach().abs().amax((-2, -1), keepdim=True).clamp_min(torch.finfo(W.dtype).tiny)
     W = W / scale  # V is linear in W: keep its size out of exp
     halvings = halvings_of(A, step)
-    h = step / 2**halvings
+    h = math.ldexp(step, -halvings)
     blocks = torch.matrix_exp(block_matrix([-A.mT, eye, zero], [zero, -A.mT, W], [zero, zero, A]) * h)
     flowed = blocks[:, 2 * d :, 2 * d :]
     V, area = flowed.mT @ blocks[:, d : 2 * d, 2 * d :], flowed.mT @ blocks[:, :d, 2 * d :]

@@ -9,6 +9,7 @@ Reference:
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -116,7 +117,7 @@ def span(parts: Flow, step: float | None) -> Span:
     G, Q = G * unit, Q / unit
     hamiltonian = block_matrix([A, -G], [-Q, -A.mT])
     halvings = halvings_of(hamiltonian, step)
-    flowed = torch.matrix_exp(hamiltonian * (step / 2**halvings))
+    flowed = torch.matrix_exp(hamiltonian * math.ldexp(step, -halvings))
     inverse = torch.linalg.inv(flowed[:, n:, n:])
     found = Span(inverse.mT, symmetric(-flowed[:, :n, n:] @ inverse), symmetric(-inverse @ flowed[:, n:, :n]))
     for _ in range(halvings):
