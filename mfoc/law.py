@@ -24,6 +24,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from mfoc.checks import check_dense
 from mfoc.distributed import active, rank, world_size
 from mfoc.errors import InvalidType, InvalidValue
 
@@ -127,6 +128,7 @@ def is_frozen() -> bool:
 def _check(x: Any) -> None:
     if not isinstance(x, Tensor):
         raise InvalidType(f"x is a {type(x).__name__}; expected a tensor, the particles on its leading axis [N, ...]")
+    check_dense(x=x)
     if not (x.is_floating_point() or x.is_complex()):
         raise InvalidType(f"x is a {x.dtype} tensor, which has no mean; make it floating point, as in x.to(u.dtype)")
     if x.dim() == 0 or len(x) == 0:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mfoc import printing, tree
-from mfoc.checks import check_instance
+from mfoc.checks import check_dense, check_instance
 from mfoc.errors import InvalidValue
 from mfoc.tree import Tree
 
@@ -56,6 +56,7 @@ class Particles:
             named += tree.named_leaves(self.data, "data")
         name, first = named[0]
         for label, leaf in named:
+            check_dense(**{label: leaf})
             if leaf.dim() == 0:
                 raise InvalidValue(f"{label} is a scalar; expected a leading particle axis, [N, ...]")
             if len(leaf) != len(first):
@@ -109,10 +110,15 @@ class Particles:
 
 def _share_an_axis(leaves: list[Any]) -> bool:
     """Whether these are tensors, at least one, of one leading axis that is not empty."""
-    if not leaves or not isinstance(leaves[0], Tensor) or leaves[0].dim() == 0:
+    if not leaves or not all(map(_dense, leaves)) or leaves[0].dim() == 0:
         return False
     count = leaves[0].shape[0]
-    return count > 0 and all(isinstance(leaf, Tensor) and leaf.dim() and leaf.shape[0] == count for leaf in leaves)
+    return count > 0 and all(leaf.dim() and leaf.shape[0] == count for leaf in leaves)
+
+
+def _dense(leaf: Any) -> bool:
+    """Whether it is a tensor with rows."""
+    return isinstance(leaf, Tensor) and leaf.layout is torch.strided and not leaf.is_nested
 
 
 def _plain(part: Tree) -> Tree:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mfoc import tree
-from mfoc.checks import check_integer, kind_of
+from mfoc.checks import check_dense, check_integer, kind_of
 from mfoc.errors import InvalidType, InvalidValue
 from mfoc.lq.conditions import check_covariance, check_finite, is_symmetric
 from mfoc.printing import by_identity
@@ -92,8 +92,7 @@ class Coefficients:
                 raise InvalidType(f"{name} has dtype {x.dtype}; expected a floating-point tensor")
             if torch.finfo(x.dtype).bits < 32:
                 raise InvalidType(f"{name} has dtype {x.dtype}, too short to factorise; expected {name}.float()")
-            if x.layout is not torch.strided or x.is_nested:
-                raise InvalidType(f"{name} is sparse or nested; expected a dense tensor, as {name}.to_dense() is")
+            check_dense(**{name: x})
             object.__setattr__(self, name, tree.plain(x))
         for name, x, _ in self.given():
             self._check_tensor(name, x)
