@@ -103,9 +103,7 @@ def check_dense(**values: Any) -> None:
     """
     for name, value in values.items():
         if value.is_nested:
-            raise InvalidType(
-                f"{name} is a nested tensor; expected a dense one, as torch.nested.to_padded_tensor makes"
-            )
+            raise InvalidType(f"{name} is a nested tensor; expected a dense one (nested.to_padded_tensor)")
         if value.layout is not torch.strided:
             raise InvalidType(f"{name} is a sparse tensor ({value.layout}); expected a dense one, {name}.to_dense()")
 

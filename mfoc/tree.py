@@ -235,12 +235,16 @@ def holds(size: float, leaf: Tensor) -> bool:
 
     The square of 1e-24 is zero in single precision, and that of 1e20 is infinite.
     """
-    if size != size:  # NaN, which it stays
-        return True
-    limits = torch.finfo(leaf.dtype)
-    if limits.bits < 32 or size == math.inf:
-        return False
-    return size * size >= leaf.numel() * (limits.tiny / limits.eps)  # what underflow takes away is less than rounding
+    least = _LEAST.get(leaf.dtype)
+    if least is None:  # half precision, in which a sum is soon infinite
+        return size != size
+    # Less than rounding is lost to underflow; NaN stays what it is.
+    return leaf.numel() * least <= size * size < math.inf or size != size
+
+
+# The square of a norm, over the number of entries, from which on what underflow takes away is less than rounding.
+_LEAST = {dtype: torch.finfo(dtype).tiny / torch.finfo(dtype).eps for dtype in (torch.float32, torch.float64)}
+_LEAST |= {torch.complex64: _LEAST[torch.float32], torch.complex128: _LEAST[torch.float64]}
 
 
 def length(x: Tensor, dim: int | None = None, *, keepdim: bool = False, wide: bool = False) -> Tensor:

@@ -98,9 +98,7 @@ def brownian(n: int, steps: int, dim: int, *, seed: int, like: Tensor | None = N
     check_integer(1, n=n, steps=steps, dim=dim)
     check_integer(0, seed=seed)
     if n * steps * dim > _MOST:
-        raise InvalidValue(
-            f"{n} x {steps} x {dim} normals are more than any memory holds; expected {_MOST:.0e} at most"
-        )
+        raise InvalidValue(f"{n} x {steps} x {dim} normals are more than memory holds; expected {_MOST:.0e} at most")
     if like is not None and not (isinstance(like, Tensor) and like.is_floating_point()):
         raise InvalidType(f"like is {tree.describe(like)}; expected a floating-point tensor, or None")
     dtype = like.dtype if like is not None else torch.get_default_dtype()
