@@ -74,7 +74,7 @@ class Block:
     def evaluate(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """E H ``[G]`` and dE H/du ``[G, n]`` over all ranks; the rows do not interact."""
         with torch.enable_grad(), self.within():
-            free = rows.detach().requires_grad_()
+            free = tree.free(rows)
             if self.outcome is None:
                 value, (slope,) = mean_and_slopes(self.per_particle(free), [free])
             else:

@@ -9,10 +9,16 @@ from __future__ import annotations
 
 import inspect
 import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import torch
+
 from mfoc.errors import InvalidType, InvalidValue
+
+_MOST = sys.float_info.max  # which an int may be above
+_COUNTS, _SEEDS = 2**31 - 1, 2**64 - 1  # the most that counts and seeds may be
 
 
 def kind_of(value: object) -> str:
@@ -30,13 +36,20 @@ def with_article(name: str) -> str:
 def check_integer(least: int, most: int | None = None, /, *, optional: bool = False, **values: object) -> None:
     """Refuses what is no integer from ``least`` on, up to ``most``: counts and seeds.
 
+    Where ``most`` is None, what counts from 1 on is at most 2^31 - 1, of which no machine holds more, one by one; and
+    what may be 0, a seed or a place, is at most 2^64 - 1, as torch's seeds are.
+
     Raises:
         InvalidType: it is no integer.
         InvalidValue: it is out of range.
     """
     kinds = {0: "a non-negative integer", 1: "a positive integer"}
     expected = kinds.get(least, f"an integer from {least} on") if most is None else f"an integer from {least} to {most}"
-    _check(values, int, lambda value: least <= value and (most is None or value <= most), expected, optional)
+    largest = most if most is not None else _SEEDS if least <= 0 else _COUNTS
+    above = [value for value in values.values() if isinstance(value, int) and value > largest]
+    if most is None and above:
+        expected += f" of at most {largest}"
+    _check(values, int, lambda value: least <= value <= largest, expected, optional)
 
 
 def check_positive(*, finite: bool = True, optional: bool = False, **values: object) -> None:
@@ -47,7 +60,7 @@ def check_positive(*, finite: bool = True, optional: bool = False, **values: obj
         InvalidValue: it is not positive, or not finite.
     """
     expected = f"a positive {'finite ' * finite}number"
-    _check(values, int | float, lambda value: value > 0 and not (finite and value == math.inf), expected, optional)
+    _check(values, int | float, lambda value: value > 0 and _held(value, finite), expected, optional)
 
 
 def check_non_negative(*, finite: bool = True, optional: bool = False, **values: object) -> None:
@@ -58,7 +71,7 @@ def check_non_negative(*, finite: bool = True, optional: bool = False, **values:
         InvalidValue: it is negative, or not finite.
     """
     expected = f"a non-negative {'finite ' * finite}number"
-    _check(values, int | float, lambda value: value >= 0 and not (finite and value == math.inf), expected, optional)
+    _check(values, int | float, lambda value: value >= 0 and _held(value, finite), expected, optional)
 
 
 def check_between(low: float, high: float, /, *, optional: bool = False, **values: object) -> None:
@@ -80,6 +93,19 @@ def check_flag(**values: object) -> None:
     for name, value in values.items():
         if not isinstance(value, bool):
             raise InvalidType(f"{name} is {value!r}; expected True or False")
+
+
+def check_dense(**values: Any) -> None:
+    """Refuses sparse and nested tensors, which have no rows to index and few of torch's operations.
+
+    Raises:
+        InvalidType: a tensor is one.
+    """
+    for name, value in values.items():
+        if value.is_nested:
+            raise InvalidType(f"{name} is a nested tensor; expected a dense one (nested.to_padded_tensor)")
+        if value.layout is not torch.strided:
+            raise InvalidType(f"{name} is a sparse tensor ({value.layout}); expected a dense one, {name}.to_dense()")
 
 
 def check_choice(*choices: str, **values: object) -> None:
@@ -190,11 +216,23 @@ def check_instance(kind: Any, expected: str, /, **values: object) -> None:
             raise InvalidType(f"{name} is {kind_of(value)}; expected {expected}")
 
 
+def _held(value: float, finite: bool) -> bool:
+    """Whether a float holds the number; infinity, too, unless it is to be finite."""
+    return value <= _MOST or (value == math.inf and not finite)
+
+
+def _shown(value: object) -> str:
+    """The value as it is written; an integer of thousands of digits is not."""
+    return (
+        "an integer of thousands of digits" if isinstance(value, int) and value.bit_length() > 10_000 else repr(value)
+    )
+
+
 def _check(values: dict[str, Any], kind: Any, fits: Callable[[Any], bool], expected: str, optional: bool) -> None:
     for name, value in values.items():
         if optional and value is None:
             continue
-        message = f"{name} is {value!r}; expected {expected}{' or None' * optional}"
+        message = f"{name} is {_shown(value)}; expected {expected}{' or None' * optional}"
         if isinstance(value, bool) or not isinstance(value, kind):
             raise InvalidType(message)
         if not fits(value):

@@ -82,7 +82,7 @@ def _grid(name: str, given: Sequence[str]) -> Tensor:
         raise InvalidValue(f"{name} is {' '.join(given)} ({error}); {expected}") from error
     if not (low < high and count >= 2):
         raise InvalidValue(f"{name} is {' '.join(given)}; {expected}")
-    return torch.linspace(low, high, count, dtype=torch.float64)
+    return torch.linspace(low, high, count, dtype=torch.float64, device="cpu")
 
 
 if __name__ == "__main__":

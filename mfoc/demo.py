@@ -67,7 +67,7 @@ def digits(seed: int) -> tuple[Particles, Particles]:
     data = require("sklearn.datasets", "data").load_digits()
     split = require("sklearn.model_selection", "data").train_test_split
     parts = split(data.data / 16, data.target, test_size=0.2, stratify=data.target, random_state=seed)
-    x, x_test, y, y_test = (torch.as_tensor(part) for part in parts)
+    x, x_test, y, y_test = (torch.as_tensor(part, device="cpu") for part in parts)
     return Particles(x.float(), y), Particles(x_test.float(), y_test)
 
 

@@ -24,6 +24,19 @@ _twice = ContextVar("twice", default=False)
 _functorch: Any = torch._C._functorch  # noqa: SLF001  there is no public way to ask
 
 
+def check_derivatives(what: str = "this") -> None:
+    """Refuses to take derivatives where torch records none, so that all of them would be zero.
+
+    Args:
+        what: what needs them.
+
+    Raises:
+        InvalidValue: ``torch.inference_mode()`` is on.
+    """
+    if torch.is_inference_mode_enabled():
+        raise InvalidValue(f"torch.inference_mode() is on and {what} needs derivatives; leave it (no_grad is fine)")
+
+
 def gradients(
     outputs: Tensor | Sequence[Tensor],
     inputs: Sequence[Tensor],
@@ -43,7 +56,11 @@ def gradients(
 
     Returns:
         A tensor for each input, of its shape.
+
+    Raises:
+        InvalidValue: ``torch.inference_mode()`` is on.
     """
+    check_derivatives()
     if isinstance(outputs, Tensor):
         if seeds is None and outputs.requires_grad and all(leaf.requires_grad for leaf in inputs) and inputs:
             seed = None if outputs.dim() == 0 else _ones(outputs)
@@ -86,7 +103,11 @@ def reached(outputs: Sequence[Tensor], inputs: Sequence[Tensor]) -> list[bool]:
     Args:
         outputs: tensors.
         inputs: leaves of the graph that require grad.
+
+    Raises:
+        InvalidValue: ``torch.inference_mode()`` is on, in which there is no graph.
     """
+    check_derivatives()
     found = {id(output) for output in outputs}  # an output may be an input itself
     found |= {id(node.variable) for node in _nodes(outputs) if hasattr(node, "variable")}  # leaves accumulate there
     return [id(leaf) in found for leaf in inputs]
@@ -131,7 +152,11 @@ def twice_differentiable() -> Iterator[None]:
 
     So do recurrent layers on a GPU, see ``recurrent_kernels``. Enter it around the forward pass whose graph is
     differentiated twice; where one derivative is enough, the fast kernels are right.
+
+    Raises:
+        InvalidValue: ``torch.inference_mode()`` is on.
     """
+    check_derivatives()
     token = _twice.set(True)
     try:
         with without_fast_path(), _plain_attention():

@@ -190,7 +190,7 @@ class _Headed:
         cost = self.head_cost if t == self.last else self.problem.running_cost
         if cost is not None:
             return cost(t, x, u, z)
-        like: Tensor = (tree.tensors(x) or tree.tensors(u) or [torch.zeros(())])[0]
+        like: Tensor = (tree.tensors(x) or tree.tensors(u) or [torch.zeros((), device="cpu")])[0]
         first: Tensor = tree.leaves(x)[0]
         return like.new_zeros(len(first), device=first.device)
 

@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mfoc.checks import check_dense
 from mfoc.distributed import active, all_reduce, rank, world_size
 from mfoc.errors import InvalidType, InvalidValue
 
@@ -119,7 +120,7 @@ def jointly(function: Callable[..., Tensor], *clouds: Tensor) -> Tensor:
     for x in clouds:
         _check(x)
     everyone = [_gathered(x) for x in clouds]
-    before = int(_asked(torch.tensor(0), lambda: _before(clouds[0], everyone[0])))
+    before = int(_asked(torch.tensor(0, device="cpu"), lambda: _before(clouds[0], everyone[0])))
     return function(*everyone)[before : before + len(clouds[0])]
 
 
@@ -128,9 +129,9 @@ def count(x: Tensor) -> int:
 
     def overall() -> Tensor:
         everyone = _gathered_now(x.detach())
-        return torch.tensor(len(everyone))
+        return torch.tensor(len(everyone), device="cpu")
 
-    return int(_asked(torch.tensor(len(x)), overall))
+    return int(_asked(torch.tensor(len(x), device="cpu"), overall))
 
 
 def shared(x: Tensor) -> Tensor:
@@ -153,6 +154,7 @@ def is_frozen() -> bool:
 def _check(x: Any) -> None:
     if not isinstance(x, Tensor):
         raise InvalidType(f"x is a {type(x).__name__}; expected a tensor, the particles on its leading axis [N, ...]")
+    check_dense(x=x)
     if not (x.is_floating_point() or x.is_complex()):
         raise InvalidType(f"x is a {x.dtype} tensor, which has no mean; make it floating point, as in x.to(u.dtype)")
     if x.dim() == 0 or len(x) == 0:
@@ -248,7 +250,7 @@ def _copies(everyone: Tensor, counts: list[int]) -> bool:
 def _before(x: Tensor, everyone: Tensor) -> Tensor:
     """How many particles lie before this rank's in those of all ranks."""
     if not active() or len(everyone) == len(x):
-        return torch.tensor(0)
+        return torch.tensor(0, device="cpu")
     return _counts(x)[: rank()].sum().cpu()
 
 

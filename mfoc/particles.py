@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mfoc import printing, tree
-from mfoc.checks import check_instance
+from mfoc.checks import check_dense, check_instance
 from mfoc.errors import InvalidValue
 from mfoc.tree import Tree
 
@@ -36,6 +36,9 @@ class Particles:
             found += tree.leaves(self.data)
         if not _share_an_axis(found):
             self._refuse()
+        if any(leaf.is_inference() for leaf in found):  # autograd refuses those where it needs them, deep in a solve
+            for name in ("state", "data"):
+                object.__setattr__(self, name, _plain(getattr(self, name)))
         if self.index is not None:
             first = found[0]
             check_instance(Tensor, f"the numbers of {len(first)} particles, an int64 tensor, or None", index=self.index)
@@ -53,6 +56,7 @@ class Particles:
             named += tree.named_leaves(self.data, "data")
         name, first = named[0]
         for label, leaf in named:
+            check_dense(**{label: leaf})
             if leaf.dim() == 0:
                 raise InvalidValue(f"{label} is a scalar; expected a leading particle axis, [N, ...]")
             if len(leaf) != len(first):
@@ -106,10 +110,27 @@ class Particles:
 
 def _share_an_axis(leaves: list[Any]) -> bool:
     """Whether these are tensors, at least one, of one leading axis that is not empty."""
-    if not leaves or not isinstance(leaves[0], Tensor) or leaves[0].dim() == 0:
+    if not leaves or not all(map(_dense, leaves)) or leaves[0].dim() == 0:
         return False
     count = leaves[0].shape[0]
-    return count > 0 and all(isinstance(leaf, Tensor) and leaf.dim() and leaf.shape[0] == count for leaf in leaves)
+    return count > 0 and all(leaf.dim() and leaf.shape[0] == count for leaf in leaves)
+
+
+def _dense(leaf: Any) -> bool:
+    """Whether it is a tensor with rows."""
+    return isinstance(leaf, Tensor) and leaf.layout is torch.strided and not leaf.is_nested
+
+
+def _plain(part: Tree) -> Tree:
+    """The same with copies of tensors that were made in inference mode, unless it is still on."""
+    return None if part is None else tree.map(tree.plain, part)
+
+
+def usable(cloud: Particles) -> Particles:
+    """The cloud as autograd takes it: a copy of one that was made in inference mode, others as they are."""
+    held = tree.leaves((cloud.state, cloud.data))
+    made = any(isinstance(leaf, Tensor) and leaf.is_inference() for leaf in held)
+    return Particles(cloud.state, cloud.data, cloud.index) if made and type(cloud) is Particles else cloud
 
 
 def concatenated(clouds: Iterable[Particles]) -> Particles:

@@ -205,7 +205,7 @@ def evaluate(
     """
     check_recompute(recompute)
     particles, controls = as_particles(particles), controls_of(controls)
-    free = [leaf.detach().requires_grad_() for leaf in tree.leaves(controls)]
+    free = [tree.free(leaf) for leaf in tree.leaves(controls)]
     value, slopes = value_and_slopes(problem, tree.rebuild(controls, free), free, particles, recompute=recompute)
     return Evaluation(value, tree.rebuild(controls, slopes))
 

@@ -64,13 +64,13 @@ def second_adjoints(sweep: Sweep) -> list[Tensor]:
 
 def _second_adjoints(sweep: Sweep) -> list[Tensor]:
     problem, z = sweep.problem, sweep.data
-    x = sweep.states[-1].detach().requires_grad_()
+    x = tree.free(sweep.states[-1])
     value = problem.terminal_cost(x, z)
     _twice(value)
     slope = gradients(value, [x], create_graph=True)[0]
     found = [_rows(slope, x)]
     for t in reversed(range(problem.stages)):
-        x, u = sweep.states[t].detach().requires_grad_(), problem.schedule(sweep.controls, t)
+        x, u = tree.free(sweep.states[t]), problem.schedule(sweep.controls, t)
         value, moved = hamiltonian_and_next(problem, t, x, sweep.costates[t + 1], u, z)
         _twice(value)
         slope = gradients(value, [x], create_graph=True)[0]

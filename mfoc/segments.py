@@ -221,7 +221,7 @@ def _put(given: Tree, moved: Tree) -> Tree:
     def put(x: Tensor, y: Tensor) -> Tensor:
         if not tree.differentiable(x):
             return x
-        node: Tensor = _Put.apply(y, x.detach()) if y.requires_grad else x.detach().requires_grad_()
+        node: Tensor = _Put.apply(y, x.detach()) if y.requires_grad else tree.free(x)
         return node
 
     return put(given, moved) if isinstance(given, Tensor) else tree.map(put, given, moved)  # spares a walk each stage

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import math
+from statistics import NormalDist
 
 from torch import Tensor
 
-from mfoc.checks import check_between, check_integer
+from mfoc.checks import check_between, check_instance, check_integer
+from mfoc.errors import InvalidValue
+
+_MANY = 10_000  # degrees of freedom from which on the law is the normal one, corrected
 
 
 def student_t_quantile(confidence: float, freedom: int) -> float:
@@ -24,6 +28,8 @@ def student_t_quantile(confidence: float, freedom: int) -> float:
     """
     check_between(0, 1, confidence=confidence)
     check_integer(1, freedom=freedom)
+    if freedom > _MANY:
+        return _nearly_normal(NormalDist().inv_cdf(0.5 + confidence / 2), freedom)
     low, high = 0.0, math.pi / 2  # of theta = atan(t / sqrt(freedom))
     for _ in range(200):
         theta = (low + high) / 2
@@ -39,13 +45,27 @@ def mean_interval(sample: Tensor, confidence: float) -> tuple[float, float]:
     The width is infinite for a sample of one, or with members that are not finite.
 
     Raises:
-        InvalidType, InvalidValue: no such level.
+        InvalidType, InvalidValue: no such level; no sample, which is a vector of one number at least.
     """
+    check_between(0, 1, confidence=confidence)
+    check_instance(Tensor, "a sample, a tensor [n]", sample=sample)
+    if sample.dim() != 1 or len(sample) == 0 or sample.is_complex():
+        raise InvalidValue(f"sample is {sample.dtype} of shape {tuple(sample.shape)}; expected real numbers [n], n > 0")
     sample = sample.double()
     mean = float(sample.mean())
     if len(sample) < 2 or not math.isfinite(mean):
         return mean, math.inf
     return mean, student_t_quantile(confidence, len(sample) - 1) * float(sample.std()) / math.sqrt(len(sample))
+
+
+def _nearly_normal(z: float, freedom: int) -> float:
+    """Student's quantile from the normal one (Abramowitz & Stegun 1964, eq. 26.7.5), for many degrees of freedom."""
+    corrections = (
+        (z**3 + z) / 4,
+        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
+        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
+    )
+    return z + sum(part / freedom ** (k + 1) for k, part in enumerate(corrections))
 
 
 def _within(theta: float, freedom: int) -> float:

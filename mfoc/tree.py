@@ -7,6 +7,7 @@ floating point (labels, tokens) carry no gradient and no costate; the helpers he
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -166,16 +167,32 @@ def describe(tree: Tree) -> str:
     return parts[0] if isinstance(tree, Tensor) else f"[{', '.join(parts)}]"
 
 
+def tensor_of(value: Any, dtype: torch.dtype | None = None) -> Tensor:
+    """A tensor where it is; of numbers and arrays one on the CPU, whatever torch's default device is."""
+    if isinstance(value, Tensor):
+        return value if dtype is None else value.to(dtype)
+    return torch.as_tensor(value, dtype=dtype, device="cpu")
+
+
 def detached(tree: Tree, *, requires_grad: bool = False) -> Tree:
     """The same values cut from any graph; differentiable leaves may become graph leaves."""
 
     def cut(leaf: Any) -> Any:
         if not isinstance(leaf, Tensor):
             return leaf
-        leaf = leaf.detach()
-        return leaf.requires_grad_() if requires_grad and differentiable(leaf) else leaf
+        return free(leaf) if requires_grad and differentiable(leaf) else leaf.detach()
 
     return map(cut, tree)
+
+
+def free(leaf: Tensor) -> Tensor:
+    """The same values as a leaf of the graph; those of a tensor that was made in inference mode are copied."""
+    return plain(leaf.detach()).requires_grad_()
+
+
+def plain(leaf: Tensor) -> Tensor:
+    """A tensor that autograd takes: a copy of one that was made in inference mode, others as they are."""
+    return leaf.clone() if leaf.is_inference() and not torch.is_inference_mode_enabled() else leaf
 
 
 def copy(tree: Tree) -> Tree:
@@ -198,9 +215,58 @@ def dot(left: Tree, right: Tree) -> Tensor:
 
 
 def norms(tree: Tree) -> list[Tensor]:
-    """Euclidean norm of each differentiable leaf: scalars, whose root of the sum of squares is that of the tree."""
+    """Euclidean norm of each differentiable leaf, right over the whole range of its dtype.
+
+    Scalars, in double precision where another would not hold them; the root of the sum of their squares is the norm of
+    the tree.
+    """
     found = tensors(tree)
-    return list(torch._foreach_norm(found)) if found else []  # one call; that of torch.nn.utils.get_total_norm
+    if not all(leaf.is_cpu for leaf in found):  # to look twice is to wait for the device
+        if any(leaf.is_complex() or leaf.dtype == torch.float64 or leaf.device.type == "mps" for leaf in found):
+            return [length(leaf, wide=True) for leaf in found]
+        return list(torch._foreach_norm(found, 2, torch.float64))
+    plain = torch._foreach_norm(found) if found else ()  # one call; that of torch.nn.utils.get_total_norm
+    pairs = zip(plain, found, strict=True)
+    return [size if holds(size.item(), leaf) else length(leaf, wide=True) for size, leaf in pairs]
+
+
+def holds(size: float, leaf: Tensor) -> bool:
+    """Whether a norm of a leaf, found by summing squares in the leaf's dtype, is right to that dtype's rounding.
+
+    The square of 1e-24 is zero in single precision, and that of 1e20 is infinite.
+    """
+    least = _LEAST.get(leaf.dtype)
+    if least is None:  # half precision, in which a sum is soon infinite
+        return size != size
+    # Less than rounding is lost to underflow; NaN stays what it is.
+    return leaf.numel() * least <= size * size < math.inf or size != size
+
+
+# The square of a norm, over the number of entries, from which on what underflow takes away is less than rounding.
+_LEAST = {dtype: torch.finfo(dtype).tiny / torch.finfo(dtype).eps for dtype in (torch.float32, torch.float64)}
+_LEAST |= {torch.complex64: _LEAST[torch.float32], torch.complex128: _LEAST[torch.float64]}
+
+
+def length(x: Tensor, dim: int | None = None, *, keepdim: bool = False, wide: bool = False) -> Tensor:
+    """Euclidean norm, along an axis or over all of them, whose squares neither under- nor overflow.
+
+    Args:
+        x: a floating-point or complex tensor.
+        dim: the axis; all when None.
+        keepdim: keep that axis, with one entry.
+        wide: in double precision (which not every device has); else in the precision of ``x``.
+    """
+    own = x.abs().dtype if x.is_complex() else x.dtype
+    if own != torch.float64 and x.device.type != "mps":
+        double = torch.complex128 if x.is_complex() else torch.float64
+        size = torch.linalg.vector_norm(x, dim=dim, keepdim=keepdim, dtype=double)
+        return size if wide else size.to(own)
+    if x.numel() == 0:
+        return torch.linalg.vector_norm(x, dim=dim, keepdim=keepdim)
+    most = x.detach().abs().amax(() if dim is None else dim, keepdim=True)
+    unit = torch.where((most > 0) & most.isfinite(), most, torch.ones_like(most))
+    size = torch.linalg.vector_norm(x / unit, dim=dim, keepdim=keepdim)
+    return size * unit.reshape(size.shape)
 
 
 def floats(scalars: Sequence[Tensor]) -> list[float]:
@@ -211,13 +277,24 @@ def floats(scalars: Sequence[Tensor]) -> list[float]:
     return [float(number) for number in torch.stack([scalar.detach().to(wide) for scalar in scalars]).tolist()]
 
 
+def power_of_two(size: Tensor) -> Tensor:
+    """The power of two next above each size, by which division is exact; 1 for zero and what is no number."""
+    wide = size.to(torch.promote_types(size.dtype, torch.float32))
+    mantissa, _ = torch.frexp(wide)
+    power: Tensor = (wide / mantissa).to(size.dtype)
+    fits = (size > 0) & power.isfinite() & (power > 0)
+    return torch.where(fits, power, torch.ones_like(power))
+
+
 def norm(tree: Tree) -> Tensor:
-    """Euclidean norm over every differentiable leaf: a scalar."""
-    norms = [torch.linalg.vector_norm(leaf) for leaf in tensors(tree)]
-    if not norms:
-        return torch.zeros(())
-    total: Tensor = norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
-    return total
+    """Euclidean norm over every differentiable leaf, right over the whole range of their dtypes: a scalar."""
+    found = norms(tree)
+    if not found:
+        return torch.zeros((), device="cpu")
+    if len(found) == 1:
+        return found[0]
+    wide = functools.reduce(torch.promote_types, (size.dtype for size in found))
+    return length(torch.stack([size.to(wide) for size in found]), wide=True)
 
 
 def ravel(tree: Tree) -> Tensor:

@@ -192,7 +192,7 @@ class _Gradients:
     def loop(self, function: Function, trees: Sequence[Tree]) -> Tree:
         """By plain autograd: torch.func's gradients know no checkpointing, for one."""
         with torch.enable_grad():
-            x = trees[0].detach().requires_grad_()
+            x = tree.free(trees[0])
             value = _Values([True]).loop(function, (x,))
             return gradients(value, [x])[0], value.detach()
 

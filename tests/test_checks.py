@@ -24,7 +24,7 @@ from mfoc.checks import (
 NO_NUMBER = [True, False, "1", 1j, [1], np.int64(1), np.float32(0.5)]
 CASES = [  # check, accepted, refused for its value, refused for its type, what the message says
     (partial(check_integer, 0), [0, 7], [-1], [0.0], "a non-negative integer"),
-    (partial(check_integer, 1), [1, 2**70], [0, -1], [1.0], "a positive integer"),
+    (partial(check_integer, 1), [1, 2**31 - 1], [0, -1], [1.0], "a positive integer"),
     (partial(check_integer, 2), [2], [1], [nan, inf], "an integer from 2 on"),
     (partial(check_integer, 1, 3), [1, 3], [0, 4], [2.0], "an integer from 1 to 3"),
     (check_positive, [1, 1e-300, np.float64(2)], [0, -1, inf, nan], [], "a positive finite number"),
@@ -46,6 +46,23 @@ def test_numbers(check, accepted, out_of_range, no_number, expected, optional):
             with pytest.raises(error) as caught:
                 check(right=accepted[0], wrong=value, optional=optional)
             assert str(caught.value) == f"wrong is {value!r}; expected {expected}{' or None' if optional else ''}"
+
+
+@pytest.mark.parametrize(
+    ("least", "most"), [(0, 2**64 - 1), (1, 2**31 - 1), (2, 2**31 - 1)], ids=["a seed", "a count", "several"]
+)
+def test_what_no_machine_holds_is_refused(least, most):
+    check_integer(least, number=most)
+    for number in (most + 1, 2**80, 10**400):
+        with pytest.raises(mfoc.InvalidValue, match=f"number is {str(number)[:30]}.*of at most {most}"):
+            check_integer(least, number=number)
+
+
+@pytest.mark.parametrize("check", [check_positive, check_non_negative])
+def test_integers_beyond_the_range_of_a_float_are_not_finite(check):
+    check(number=10**308)
+    with pytest.raises(mfoc.InvalidValue, match="finite number"):
+        check(number=10**309)
 
 
 REFUSED = [

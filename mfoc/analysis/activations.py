@@ -169,7 +169,7 @@ def _exact(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
 def _check_elementwise(function: Callable[[Tensor], Tensor], name: str) -> Callable[[Tensor], Tensor]:
     """Refuses what is no function of each entry alone with a derivative; the function itself otherwise."""
     where = f"activation {name!r}"
-    u = torch.linspace(-2.3, 2.9, 12, dtype=torch.float64)
+    u = torch.linspace(-2.3, 2.9, 12, dtype=torch.float64, device="cpu")
     kept = u.clone()
     try:
         with seeded(0):
@@ -214,8 +214,8 @@ def derivative(function: Callable[[Tensor], Tensor], u: Tensor, order: int) -> T
 
 def _cells() -> tuple[Tensor, Tensor]:
     """Where kinks are looked for: fine around zero, coarse up to 1e4. No edge is a number that people choose."""
-    near = torch.linspace(-40.0123, 40.0377, 4002, dtype=torch.float64)
-    far = torch.logspace(1.603, 4.003, 400, dtype=torch.float64)
+    near = torch.linspace(-40.0123, 40.0377, 4002, dtype=torch.float64, device="cpu")
+    far = torch.logspace(1.603, 4.003, 400, dtype=torch.float64, device="cpu")
     edges = torch.cat([-far.flip(0), near, far])
     return edges[:-1], edges[1:]
 
@@ -244,7 +244,7 @@ def _find_kinks(function: Callable[[Tensor], Tensor], name: str) -> tuple[float,
 
 def _discontinuities(function: Callable[[Tensor], Tensor], places: list[float]) -> list[float]:
     """Those kinks at which the function itself jumps, too little, against its slope, for the search to follow."""
-    kinks = torch.tensor(places, dtype=torch.float64)
+    kinks = torch.tensor(places, dtype=torch.float64, device="cpu")
     step = 1e-10 * kinks.abs().clamp(min=1.0)
     sides = function(kinks - step), function(kinks + step)
     changes = (sides[1] - sides[0]).abs() > _JUMP * torch.maximum(sides[0].abs(), sides[1].abs()).clamp(min=1.0)
@@ -292,7 +292,9 @@ def _far_slopes(function: Callable[[Tensor], Tensor]) -> tuple[float, float]:
     """The slopes at minus and plus infinity: zero where it grows more slowly than u, infinite where faster."""
 
     def limit(sign: float) -> float:
-        near, middle, far = function(sign * torch.tensor([1e12, 2e12, 4e12], dtype=torch.float64)).tolist()
+        near, middle, far = function(
+            sign * torch.tensor([1e12, 2e12, 4e12], dtype=torch.float64, device="cpu")
+        ).tolist()
         first, second = sign * (middle - near) / 1e12, sign * (far - middle) / 2e12
         if max(abs(first), abs(second)) < 1e-5:
             return 0.0
@@ -302,13 +304,16 @@ def _far_slopes(function: Callable[[Tensor], Tensor]) -> tuple[float, float]:
 
 
 def _family(function: Callable[[Tensor], Tensor], kinks: tuple[float, ...]) -> Family:
-    u = torch.linspace(-7.03, 7.01, 301, dtype=torch.float64)
+    u = torch.linspace(-7.03, 7.01, 301, dtype=torch.float64, device="cpu")
     value = function(u)
 
     def same(other: Tensor) -> bool:
         return bool(((value - other).abs() <= 4e-16 * (1 + other.abs())).all())
 
-    left, right = -function(torch.tensor([-1.0], dtype=u.dtype)), function(torch.tensor([1.0], dtype=u.dtype))
+    left, right = (
+        -function(torch.tensor([-1.0], dtype=u.dtype, device="cpu")),
+        function(torch.tensor([1.0], dtype=u.dtype, device="cpu")),
+    )
     if all(kink == 0 for kink in kinks) and same(torch.where(u < 0, left * u, right * u)):
         return "homogeneous"
     if same(torch.erf(u)):

@@ -68,7 +68,7 @@ def _mean_slope(
     first, last = torch.log1p(r * low), torch.log1p(r * high)
     pieces = max(1, math.ceil(float((last - first).max()) / _PANEL)) if r.numel() else 1
     x, w = (part.to(r) for part in legendre())
-    x = ((torch.arange(pieces).to(r)[:, None] + x) / pieces).reshape(-1)
+    x = ((torch.arange(pieces, device="cpu").to(r)[:, None] + x) / pieces).reshape(-1)
     share = (last - first)[..., None]
     t = torch.expm1(first[..., None] + share * x) / r[..., None]
     values = slope(r[..., None], place(t)) * (1 / r[..., None] + t) * share

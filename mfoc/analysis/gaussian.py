@@ -156,8 +156,8 @@ class GaussianMoments:
 
     def _at_zero(self) -> tuple[float, float]:
         """phi(0)^2, and the mean of phi'^2 on both sides of zero: what a vanishing variance sees, exactly."""
-        sides = torch.tensor([-1e-15, 1e-15], dtype=torch.float64)
-        value = self.activation.function(torch.zeros(1, dtype=torch.float64))
+        sides = torch.tensor([-1e-15, 1e-15], dtype=torch.float64, device="cpu")
+        value = self.activation.function(torch.zeros(1, dtype=torch.float64, device="cpu"))
         return float(value.square()), float(self.activation.slope(sides).square().mean())
 
     def _terms(self, q: Tensor) -> int:
@@ -253,7 +253,7 @@ def _checked(q: Tensor) -> Tensor:
 
 def _tuned(activation: Activation) -> GaussianMoments:
     """The coarsest rule that agrees with a finer and longer one on every moment."""
-    q = torch.tensor(_TRIED, dtype=torch.float64)
+    q = torch.tensor(_TRIED, dtype=torch.float64, device="cpu")
 
     def all_of(strip: float, reach: float) -> Tensor:
         rule = GaussianMoments(activation, strip, reach)
@@ -278,7 +278,7 @@ def _grown(equal: GaussianMoments) -> GaussianMoments:
     A narrow strip, which says that the activation varies fast, is not tried: equal panels would take too many nodes.
     """
     growing, finer = (GaussianMoments(equal.activation, equal.strip, equal.reach, by) for by in (2.0, 1.6))
-    q = torch.tensor(_FAR, dtype=torch.float64)
+    q = torch.tensor(_FAR, dtype=torch.float64, device="cpu")
 
     def all_of(moments: GaussianMoments, q: Tensor) -> Tensor:
         return torch.stack([moments.second_moment(q), moments.slope_moment(q), moments.growth(q)])

@@ -30,7 +30,7 @@ MOST = 1024
 def _basis(terms: int) -> tuple[Tensor, Tensor]:
     """Nodes z [k], and He_n(z) / sqrt(n!) times the density and the step, [k, terms]."""
     half = math.ceil(_REACH / _STEP)
-    z = torch.linspace(-_REACH, _REACH, 2 * half + 1, dtype=torch.float64)
+    z = torch.linspace(-_REACH, _REACH, 2 * half + 1, dtype=torch.float64, device="cpu")
     # Hermite functions, with exp(-z^2 / 4) inside: their recurrence neither overflows nor loses digits.
     rows = [torch.exp(-z.square() / 4)]
     rows.append(z * rows[0])

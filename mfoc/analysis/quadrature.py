@@ -31,7 +31,7 @@ def trapezoid(strip: float, reach: float = REACH, *, digits: float = 38.0) -> tu
     """
     y = min(strip, 8.0)
     half = math.ceil(reach * (digits + y * y / 2) / (2 * math.pi * y))
-    z = torch.linspace(-reach, reach, 2 * half + 1, dtype=torch.float64)
+    z = torch.linspace(-reach, reach, 2 * half + 1, dtype=torch.float64, device="cpu")
     return z, _DENSITY * (reach / half) * torch.exp(-z.square() / 2)
 
 
@@ -60,10 +60,10 @@ def panels(
     """
     turns = math.ceil(math.log(2 * reach / longest, growing)) + 1 if growing > 1 and longest < reach else 0
     if turns and 2 * turns * breaks.shape[-1] < 2 * reach / longest:
-        steps = longest * growing ** torch.arange(turns).to(breaks)
+        steps = longest * growing ** torch.arange(turns, device="cpu").to(breaks)
         around = (breaks[..., None] + torch.cat([-steps, steps])).flatten(-2)
         breaks, longest = torch.cat([breaks, around], -1), _LONGEST
-    grid = torch.linspace(-reach, reach, max(1, math.ceil(2 * reach / longest)) + 1).to(breaks)
+    grid = torch.linspace(-reach, reach, max(1, math.ceil(2 * reach / longest)) + 1, device="cpu").to(breaks)
     edges = torch.cat([grid.expand(*breaks.shape[:-1], -1), breaks.clamp(-reach, reach)], -1).sort(-1).values
     lengths = edges.diff(dim=-1)[..., None]
     x, w = (part.to(breaks) for part in legendre(order))

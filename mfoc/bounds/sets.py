@@ -9,6 +9,7 @@ from numbers import Real
 import torch
 from torch import Tensor
 
+from mfoc import tree
 from mfoc.bounds.protocol import count
 from mfoc.checks import check_positive, kind_of
 from mfoc.errors import InvalidType, InvalidValue
@@ -67,7 +68,7 @@ class Box(_Convex):
             if isinstance(bound, Tensor) and not bound.is_floating_point():
                 raise InvalidType(f"{name} is a {bound.dtype} tensor; expected floating point, {name}.double() say")
             object.__setattr__(self, name, bound.detach() if isinstance(bound, Tensor) else float(bound))
-        low, high = torch.as_tensor(self.low), torch.as_tensor(self.high)
+        low, high = tree.tensor_of(self.low), tree.tensor_of(self.high)
         try:
             fits = bool((low.to(high.device) <= high).all())  # false for NaN, too
         except RuntimeError as error:
@@ -228,8 +229,9 @@ class EuclideanBall(_Convex):
 
 def _norm(u: Tensor, lead: int) -> Tensor:
     """Norms over all but the leading axes, which they broadcast against."""
-    axes = tuple(range(lead, u.dim()))
-    return torch.linalg.vector_norm(u, dim=axes, keepdim=True) if axes else u.abs()
+    if lead == u.dim():
+        return u.abs()
+    return tree.length(u.flatten(lead), lead, keepdim=True).view(*u.shape[:lead], *[1] * (u.dim() - lead))
 
 
 def _inner(a: Tensor, b: Tensor, lead: int) -> Tensor:

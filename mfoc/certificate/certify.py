@@ -236,7 +236,7 @@ class _Certifying:
         return search_starts(row, None if torch.equal(initial, row) else initial, self.starts - 1, generator)
 
     def _stage(self, t: int, row: Row, around: Surroundings) -> StageCertificate:
-        own = float(row.slopes.norm(dim=1).square().mean().sqrt())
+        own = float(tree.length(row.slopes, 1).double().square().mean().sqrt())
         measures = (row.residual, max(around.far[t], own), row.gap, row.curvature, row.error, row.bound)
         return StageCertificate(self._label(t), row.slopes.shape[1], *measures, around.flat(t, own), row.note)
 

@@ -32,6 +32,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mfoc import tree
 from mfoc.checks import check_between, check_integer
 from mfoc.errors import InvalidValue
 from mfoc.statistics import student_t_quantile
@@ -390,7 +391,7 @@ def _unknown(values: Array) -> Measure:
 
 
 def _numbers(values: Tensor) -> Array:
-    return np.asarray(torch.as_tensor(values).detach().to("cpu", torch.float64).numpy())
+    return np.asarray(tree.tensor_of(values).detach().to("cpu", torch.float64).numpy())
 
 
 def _shares(weights: Tensor) -> Array:

@@ -9,6 +9,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from mfoc import tree
 from mfoc.printing import by_identity
 
 
@@ -66,15 +67,15 @@ def lowest_eigenpair(
     steps = min(iterations, size)
     narrow, like = like, like.to(torch.promote_types(like.dtype, torch.float32))  # half precision has no eigh
     vector = torch.randn(rows, size, generator=generator, dtype=torch.float64, device="cpu").to(like)
-    vector = vector / vector.norm(dim=1, keepdim=True)
+    vector = vector / tree.length(vector, 1, keepdim=True)
     if first is not None:
         vector = first.to(like) + 0.1 * vector
-        vector = vector / vector.norm(dim=1, keepdim=True)
+        vector = vector / tree.length(vector, 1, keepdim=True)
     if face is not None:
         vector = face.along(vector.to(narrow)).to(like) * (face.dimension > 0)[:, None]
-        length = vector.norm(dim=1, keepdim=True)
+        length = tree.length(vector, 1, keepdim=True)
         vector = torch.where(length > 0, vector / torch.where(length > 0, length, 1.0), 0.0)
-    nowhere = vector.norm(dim=1) == 0
+    nowhere = (vector == 0).all(1)
     basis, diagonal, off = [vector], [], []
     for step in range(steps):
         image = product(vector.to(narrow)).to(like)
@@ -82,7 +83,7 @@ def lowest_eigenpair(
         frame = torch.stack(basis, 1)  # [G, k, n]
         for _ in range(2):  # once is not enough in finite precision
             image = image - torch.einsum("gk,gkn->gn", torch.einsum("gkn,gn->gk", frame, image), frame)
-        length = image.norm(dim=1)
+        length = tree.length(image, 1)
         off.append(length)
         # A row whose Krylov space is exhausted goes on with a zero vector; see _tridiagonal.
         scale = torch.stack([d.abs() for d in diagonal]).amax(0) + torch.finfo(like.dtype).tiny

@@ -76,7 +76,7 @@ class Search:
         floor = 1e2 * torch.finfo(here.dtype).eps * float(here.abs().mean()) + total.residual.value**2 / total.largest
         best, falls, both = 0.0, None, False
         for length in _LENGTHS:
-            step = length * (1 + float(point.norm()))
+            step = length * (1 + float(tree.length(point)))
             sides = [
                 here
                 - self._cost(self.split.whole, self._admitted(tree.rebuild(self.controls, tree.pieces(moved, held))))
@@ -97,8 +97,8 @@ class Search:
     def _candidates(self, rows: Mapping[int, Row], rounding: float) -> Iterator[tuple[int, float]]:
         promising = [t for t, row in rows.items() if row.points and row.gap.value > rounding]
         for t in sorted(promising, key=lambda t: -rows[t].gap.value)[:_TRIED]:
-            length, share = float((rows[t].points[0] - self._point(t)).norm()), 1.0
-            least = _LEAST * (1 + float(self._point(t).norm()))
+            length, share = float(tree.length(rows[t].points[0] - self._point(t))), 1.0
+            least = _LEAST * (1 + float(tree.length(self._point(t))))
             while share > _FARTHEST and (share == 1 or share * length > least):
                 yield t, share
                 share /= 4

@@ -289,7 +289,7 @@ class Study:
         wide = slopes.double()
         gram = (wide @ wide.mT).cpu()
         residual = residual_interval(gram, weights, level, dimension=slopes.shape[1])
-        residual = self._known(replace(residual, value=float(whole.slope.norm())))
+        residual = self._known(replace(residual, value=float(tree.length(whole.slope))))
         curvature, error, bound, largest = _NOTHING, math.nan, math.nan, math.nan
         if whole.low is not None and whole.low[0] == math.inf:  # no direction is left free
             curvature, error, bound, largest = Measure(math.inf, math.inf, math.inf), *whole.low[1:]
@@ -381,7 +381,7 @@ def _directions(before: list[_Found]) -> Tensor | None:
 def _off_the_saddle(block: Block, lowest: Lowest) -> Tensor:
     """A start a little down the direction of negative curvature: from a saddle or a maximum no slope leads away."""
     start = block.start
-    length = 1e-3 * (1 + start.norm(dim=1, keepdim=True)) * (lowest.value < -lowest.error)[:, None]
+    length = 1e-3 * (1 + tree.length(start, 1, keepdim=True)) * (lowest.value < -lowest.error)[:, None]
     uphill = (block.evaluate(start)[1] * lowest.vector).sum(1, keepdim=True) > 0
     return start + torch.where(uphill, -length, length) * lowest.vector
 
@@ -395,9 +395,9 @@ def _barred(block: Block, lowest: Lowest) -> list[bool]:
     if block.region is None:
         return [False] * len(block.start)
     eps = math.sqrt(torch.finfo(block.start.dtype).eps)
-    step = eps * (1 + block.start.norm(dim=1, keepdim=True)) * lowest.vector
+    step = eps * (1 + tree.length(block.start, 1, keepdim=True)) * lowest.vector
     kept = [block.region.project(moved) - moved for moved in (block.start + step, block.start - step)]
-    leaves = torch.stack(kept).norm(dim=2).amin(0) > 0.1 * step.norm(dim=1)
+    leaves = tree.length(torch.stack(kept), 2).amin(0) > 0.1 * tree.length(step, 1)
     barred: list[bool] = (leaves & (lowest.value < -eps * lowest.largest.abs())).tolist()
     return barred
 

@@ -273,7 +273,7 @@ def costate_at(game: Game, controls: Tree, x: Tree, z: Tree, eta: Tensor) -> Ten
     p_s(i) = N dJ/dx_s(i) is the gradient of the sum of costs: where particles do not interact it is that of the
     particle's own cost, however many others are in the cloud.
     """
-    point = game.ball.enter(game.target(x), eta).detach().requires_grad_()
+    point = tree.free(game.ball.enter(game.target(x), eta))
     entered, held = with_target(game.part, x, point), tree.detached(controls_of(controls))
     cost = rollout_from(game, held, game.stage, entered, z).cost
     return gradients(cost, [point])[0]

@@ -76,7 +76,7 @@ class Passes:
         game, s = self.game, self.game.stage
         point = game.ball.enter(target, eta)
         if not point.requires_grad:
-            point = point.detach().requires_grad_()
+            point = tree.free(point)
         entry = with_target(game.part, x, point)
         moved, cost = self._through(range(s, s + 1), entry)
         return Pass(target.detach(), point, entry, moved, cost, point.new_full((len(point),), torch.nan))

@@ -250,7 +250,7 @@ def _rule(nodes: int, k: int, like: Tensor) -> tuple[Tensor, Tensor]:
 
 def interacts(found: Bellman, state: Tensor) -> bool:
     """Whether the particles of the problem interact, as seen on four of these states."""
-    four = state[torch.linspace(0, len(state) - 1, 4).long()]
+    four = state[torch.linspace(0, len(state) - 1, 4, device="cpu").long()]
     controls = [found.problem.schedule(found.problem.controls, t) for t in range(found.problem.stages)]
     if found.problem.per_particle:
         controls = [u[:1].expand(4, *u.shape[1:]) for u in controls]

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from mfoc import printing
+from mfoc import printing, tree
 from mfoc.checks import check_instance, check_integer, check_non_negative
 from mfoc.derivatives import check_twice, gradients, twice_differentiable
 from mfoc.errors import InvalidType, InvalidValue
@@ -144,7 +144,7 @@ def _labelled(made: Bellman, x: Tensor, controls: list[Tensor]) -> Paths:
     with torch.no_grad():
         trajectory = rollout(problem, controls, x)
     adjoint = costates(problem, controls, trajectory, x)
-    stages = torch.arange(len(controls)).to(x)
+    stages = torch.arange(len(controls), device="cpu").to(x)
     return Paths(
         stages[None, :, None].expand(len(x), -1, 1),
         torch.stack(trajectory.states[:-1], 1),
@@ -159,7 +159,7 @@ def _fitted(
     with seeded(seed, found.state.device):
         n, like = found.state.shape[2], found.state
         net = (_Network(n) if net is None else copy.deepcopy(net)).to(like)
-        order = torch.randperm(len(found.state))
+        order = torch.randperm(len(found.state), device="cpu")
     kept = max(4, int((1 - _HELD_OUT) * len(order)))
     seen, unseen = (_flat(found, order[part]) for part in (slice(kept), slice(kept, None)))
     scales = seen.value.var().sqrt(), seen.costate.square().sum(1).mean().sqrt()
@@ -201,7 +201,7 @@ def _flat(found: Paths, rows: Tensor) -> Paths:
 def _above_terminal(made: Bellman, at: Paths) -> Paths:
     """What is left for the network: the values and slopes without those of the terminal cost."""
     with torch.enable_grad():
-        x = at.state.detach().requires_grad_()
+        x = tree.free(at.state)
         last = made.terminal(x)
         (slope,) = gradients(last, [x])
     return at._replace(value=at.value - last.detach(), costate=at.costate - slope)
@@ -210,7 +210,7 @@ def _above_terminal(made: Bellman, at: Paths) -> Paths:
 def _errors(value: FittedValue, at: Paths, scales: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
     """Mean squares of what is wrong with the values and with their gradients, in units of ``scales``."""
     with torch.enable_grad(), twice_differentiable():
-        x = at.state.detach().requires_grad_()
+        x = tree.free(at.state)
         found = value.above_terminal(at.stage, x)
         (slope,) = gradients(found, [x], create_graph=True)
         first = (found - at.value).square().mean() / scales[0] ** 2

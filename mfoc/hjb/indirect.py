@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mfoc import tree
 from mfoc.bounds import Box
 from mfoc.checks import check_instance, check_integer, check_positive
 from mfoc.derivatives import gradients
@@ -182,7 +183,7 @@ class _Principle:
 
     def terminal_slope(self, x: Tensor) -> Tensor:
         """dPhi/dx ``[K, n]``."""
-        free = x.detach().requires_grad_()
+        free = tree.free(x)
         return gradients(self.terminal_cost(free, self.z), [free])[0]
 
 

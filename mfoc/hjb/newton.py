@@ -12,6 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from mfoc import tree
 from mfoc.derivatives import gradients, refuse_once_differentiable, second_order
 from mfoc.errors import InvalidValue
 
@@ -32,7 +33,10 @@ def lattice(centre: Tensor, low: Tensor, high: Tensor) -> Tensor:
         InvalidValue: the combinations are too many.
     """
     bounded = low.isfinite() & high.isfinite()
-    shares, steps = torch.linspace(0, 1, _GRID).to(centre), torch.tensor([0.0, -1.0, 1.0]).to(centre)
+    shares, steps = (
+        torch.linspace(0, 1, _GRID, device="cpu").to(centre),
+        torch.tensor([0.0, -1.0, 1.0], device="cpu").to(centre),
+    )
     axes = [low[k] + shares * (high[k] - low[k]) if bounded[k] else centre[k] + steps for k in range(len(centre))]
     m = len(axes)
     if (count := math.prod(len(axis) for axis in axes)) > _MOST_STARTS:
@@ -119,7 +123,7 @@ def _descend(
 def _derivatives(function: Callable[[Tensor], Tensor], point: Tensor) -> tuple[Tensor, Tensor]:
     """Slopes ``[G, m]`` and Hessians ``[G, m, m]``: rows do not depend on one another."""
     with torch.enable_grad(), second_order(*_NEEDS):
-        u = point.detach().requires_grad_()
+        u = tree.free(point)
         value = function(u)
         refuse_once_differentiable(value, *_NEEDS)
         (slope,) = gradients(value, [u], create_graph=True)

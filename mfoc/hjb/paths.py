@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from mfoc import tree
 from mfoc.derivatives import gradients
 from mfoc.hjb.bellman import Bellman
 from mfoc.hjb.newton import minimise
@@ -91,7 +92,7 @@ def open_loop(made: Bellman, x: Tensor) -> tuple[list[Tensor], Tensor]:
 
     def evaluate(flat: Tensor) -> tuple[Tensor, Tensor]:
         with torch.enable_grad():
-            free = flat.detach().requires_grad_()
+            free = tree.free(flat)
             value = cost(torch.arange(len(x), device=x.device), free)
             return value.detach(), gradients(value, [free])[0]
 

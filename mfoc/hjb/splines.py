@@ -113,11 +113,13 @@ def _cubic(s: Tensor) -> Tensor:
 
 def _interpolation(n: int, like: Tensor) -> Tensor:
     """Values at n nodes to the n + 2 coefficients of the not-a-knot spline ``[n + 2, n]``."""
-    system = torch.zeros(n + 2, n + 2, dtype=torch.float64)
-    rows = torch.arange(n)
+    system = torch.zeros(n + 2, n + 2, dtype=torch.float64, device="cpu")
+    rows = torch.arange(n, device="cpu")
     for k, weight in enumerate((1 / 6, 4 / 6, 1 / 6)):
         system[rows, rows + k] = weight
-    fourth = torch.tensor([-1.0, 4.0, -6.0, 4.0, -1.0], dtype=torch.float64)  # the third derivative does not jump
+    fourth = torch.tensor(
+        [-1.0, 4.0, -6.0, 4.0, -1.0], dtype=torch.float64, device="cpu"
+    )  # the third derivative does not jump
     system[n, :5] = fourth
     system[n + 1, -5:] = fourth
     inverse: Tensor = torch.linalg.inv(system)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mfoc import tree
 from mfoc.checks import check_integer, kind_of
 from mfoc.derivatives import gradients
 from mfoc.errors import InvalidType, InvalidValue
@@ -65,7 +66,7 @@ class Value(ABC):
     def gradient(self, t: int, x: Tensor) -> Tensor:
         """dV/dx ``[N, n]``: the costate p_t of an optimal path through x, where particles do not interact."""
         with torch.enable_grad():
-            free = self._checked(t, x, self.problem.stages).detach().requires_grad_()
+            free = tree.free(self._checked(t, x, self.problem.stages))
             return gradients(self.evaluate(t, free), [free])[0]
 
     def policy(self, t: int, x: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mfoc import tree
 from mfoc.checks import check_instance, check_integer
 from mfoc.errors import InvalidType, InvalidValue
 from mfoc.hjb.bellman import Bellman, check_controls, interacts
@@ -111,6 +112,6 @@ def _gradient_errors(made: Bellman, value: Value, states: list[Tensor], controls
     adjoint = costates(problem, controls, rollout(problem, controls, states[0]), states[0])
     errors = []
     for t, (x, p) in enumerate(zip(states, adjoint, strict=True)):
-        largest = p.norm(dim=1).max().clamp_min(torch.finfo(p.dtype).tiny)
-        errors.append((value.gradient(t, x) - p).norm(dim=1).max() / largest)
+        largest = tree.length(p, 1).max().clamp_min(torch.finfo(p.dtype).tiny)
+        errors.append(tree.length(value.gradient(t, x) - p, 1).max() / largest)
     return torch.stack(errors)

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from mfoc.checks import check_instance
 from mfoc.errors import InvalidValue
+from mfoc.lq.conditions import CURE, check_finite, check_range
 from mfoc.lq.linear_quadratic import LinearQuadratic
 from mfoc.lq.modes import block_matrix, gramian, halvings_of
 from mfoc.lq.terms import TIMELESS, broadcast
@@ -78,10 +79,14 @@ def equilibrium(
             "the problem is a sampled one: discretise() keeps what the population pays, and not how a player's cost "
             "depends on the law. Expected the problem in continuous time, or LinearQuadratic.discrete(...)"
         )
+    check_instance(Tensor, "the initial mean, a tensor [..., n]", mean0=mean0)
     zero = torch.zeros_like(mean0)
+    check_finite("mean0", mean0)
     spread = problem.value(zero, cov0, shared=shared)  # also refuses a mean0 or cov0 that does not fit
     solution = problem.riccati()
     course = (_discrete if problem.dt is None else _continuous)(problem, mean0)
+    for part in (course.states, course.controls, course.cost):
+        check_range("the equilibrium", part)
     return Equilibrium(
         course.states, course.controls, course.cost + spread, solution.P, course.G, solution.K, course.Kbar
     )
@@ -157,7 +162,13 @@ def _continuous(problem: LinearQuadratic, mean0: Tensor) -> _Course:
     assert problem.dt is not None
     at, n = _Stage(problem, 0), problem.A.shape[-1]
     act, move, price = _flow(at, broadcast(problem.batch))
-    parts = 2 ** halvings_of(move, problem.dt)
+    halvings = halvings_of(move, problem.dt)
+    if halvings > _HALVINGS:
+        raise InvalidValue(
+            f"a step of the grid is {2.0**halvings:.0e} times as long as what the game's equation can be followed for, "
+            f"and leaves the range of the dtype; {CURE}"
+        )
+    parts = 2**halvings
     flowed, V = _over_a_step(move, price, problem.dt / parts)
     a, b, c, d = flowed[..., :n, :n], flowed[..., :n, n:], flowed[..., n:, :n], flowed[..., n:, n:]
     end, pull = at.ends()
@@ -200,6 +211,8 @@ def _over_a_step(move: Tensor, price: Tensor, h: float) -> tuple[Tensor, Tensor]
     flowed, V, _ = gramian(move.reshape(-1, *move.shape[-2:]), price.reshape(-1, *price.shape[-2:]), h)
     return flowed.reshape(move.shape), V.reshape(move.shape)
 
+
+_HALVINGS = 16  # of a step, each of which doubles the work
 
 _EXPLODES = (
     "the game has no equilibrium that is linear in the mean over this horizon (its Riccati equation explodes): the "

@@ -15,6 +15,7 @@ from mfoc.checks import check_integer, check_positive, kind_of
 from mfoc.deprecation import renamed
 from mfoc.errors import InvalidType, InvalidValue
 from mfoc.lq.cloud import Cloud, noise_factors
+from mfoc.lq.conditions import check_covariance, check_finite, check_range
 from mfoc.lq.modes import Mode, check_convex, merge, sample, split, trace_product
 from mfoc.lq.paths import stagewise_course, stationary_course
 from mfoc.lq.riccati import BackwardPass, backward_pass, noise_cost
@@ -187,8 +188,8 @@ class LinearQuadratic(Coefficients):
         course = None if self.varying else stationary_course(mode, starts, self.steps, self.dt)
         if course is None:
             course = stagewise_course(mode, starts, self.steps, self.dt)
-        cost = (starts * torch.bmm(starts, course.P)).sum(-1).mT
-        states, controls = (x.permute(2, 0, 1, 3) for x in course[:2])
+        cost = check_range("the cost", (starts * torch.bmm(starts, course.P)).sum(-1).mT)
+        states, controls = (check_range("the path", x.permute(2, 0, 1, 3)) for x in course[:2])
         return Path(*(x.reshape((*lead, *x.shape[2:])) for x in (states, controls, cost)))
 
     def open_loop(self, m0: Tensor) -> Tensor:
@@ -217,16 +218,20 @@ class LinearQuadratic(Coefficients):
 
         Returns:
             ``[...]``.
+
+        Raises:
+            InvalidType, InvalidValue: a moment of another shape, dtype or device, or not finite; ``cov0`` is no
+                covariance; or the value is beyond the range of the dtype.
         """
         self._check_vector("mean0", mean0)
         modes = self._modes()
         solved = self._solved(modes)
         deviation, mean = self._spread(cov0, shared, modes, solved)
         value = (mean0 * _apply(self._unflat(solved[1].P[0]), mean0)).sum(-1) + deviation
-        if particles is None:
-            return value
-        check_integer(1, particles=particles)
-        return value + (mean - deviation) / particles
+        if particles is not None:
+            check_integer(1, particles=particles)
+            value = value + (mean - deviation) / particles
+        return check_range("the value", value)
 
     def finite_population_gap(self, cov0: Tensor | None, N: int, *, shared: bool = False) -> Tensor:
         """J_N - J, exactly: what N particles pay more on average than the infinite population.
@@ -245,7 +250,7 @@ class LinearQuadratic(Coefficients):
         """
         check_integer(1, N=N)
         deviation, mean = self._spread(cov0, shared, self._modes())
-        return (mean - deviation) / N
+        return check_range("the gap", (mean - deviation) / N)
 
     def discretise(self, steps: int | None = None) -> LinearQuadratic:
         """The discrete problem of a control held constant over each of ``steps`` equal steps (zero-order hold).
@@ -340,6 +345,7 @@ class LinearQuadratic(Coefficients):
             cost = self._unflat(noise_cost(mode, each, self.dt))
             if cov0 is not None:
                 self._check_vector("cov0", cov0, square=True)
+                check_covariance("cov0", cov0)
                 cost = cost + trace_product(self._unflat(each.P[0]), cov0)
             costs.append(cost if self.offset is None else cost + self.steps * self.offset)
         return costs[0], costs[1] if self.offsetbar is None else costs[1] + self.steps * self.offsetbar
@@ -367,6 +373,7 @@ class LinearQuadratic(Coefficients):
         if x.shape[-len(shape) :] != shape:
             raise InvalidValue(f"{name} has shape {tuple(x.shape)}; expected (..., {', '.join(map(str, shape))})")
         self.check_agrees(name, x)
+        check_finite(name, x)
 
 
 def _apply(matrix: Tensor, x: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from mfoc.errors import InvalidValue
+from mfoc.lq.conditions import check_range, is_semidefinite
 from mfoc.printing import by_identity
 
 
@@ -97,19 +98,14 @@ def check_convex(mode: Mode, Q: str, R: str, QT: str) -> None:
 
     Q, R and QT are what its weights are called in messages.
     """
-    if torch.linalg.cholesky_ex(mode.R.detach()).info.any():
+    if torch.linalg.cholesky_ex(check_range(R, mode.R.detach())).info.any():
         raise InvalidValue(f"{R} is not positive definite; expected a weight that makes every control cost")
     weight = mode.Q
     if mode.cross is not None:
         weight = block_matrix([mode.Q, mode.cross], [mode.cross.mT, mode.R])
         Q = f"the weight [[{Q}, cross], [cross', {R}]]"
     for name, x in ((Q, weight.detach()), (QT, mode.QT.detach())):
-        if not torch.linalg.cholesky_ex(x).info.any():
-            continue
-        size = x.diagonal(dim1=-2, dim2=-1).abs().amax(-1)[..., None, None]
-        eye = torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
-        slack = 100 * x.shape[-1] * torch.finfo(x.dtype).eps * size + torch.finfo(x.dtype).tiny
-        if torch.linalg.cholesky_ex(x + slack * eye).info.any():
+        if not is_semidefinite(check_range(name, x)):
             raise InvalidValue(f"{name} is not positive semi-definite; expected a convex cost")
 
 
@@ -129,7 +125,12 @@ def block_matrix(*rows: list[Tensor]) -> Tensor:
 
 
 def halvings_of(matrix: Tensor, step: float) -> int:
-    """How often ``step`` must be halved for the exponential of ``matrix * step`` to stay near the identity."""
+    """How often ``step`` must be halved for the exponential of ``matrix * step`` to stay near the identity.
+
+    Raises:
+        InvalidValue: the matrix is not finite.
+    """
+    check_range("the flow of a step", matrix)
     norm = float(torch.linalg.matrix_norm(matrix.detach(), ord=1).amax()) * step
     return max(0, math.ceil(math.log2(2.0 * norm))) if norm > 0.0 else 0
 
@@ -144,7 +145,7 @@ def gramian(A: Tensor, W: Tensor, step: float) -> tuple[Tensor, Tensor, Tensor]:
     scale = W.detach().abs().amax((-2, -1), keepdim=True).clamp_min(torch.finfo(W.dtype).tiny)
     W = W / scale  # V is linear in W: keep its size out of exp
     halvings = halvings_of(A, step)
-    h = step / 2**halvings
+    h = math.ldexp(step, -halvings)
     blocks = torch.matrix_exp(block_matrix([-A.mT, eye, zero], [zero, -A.mT, W], [zero, zero, A]) * h)
     flowed = blocks[:, 2 * d :, 2 * d :]
     V, area = flowed.mT @ blocks[:, d : 2 * d, 2 * d :], flowed.mT @ blocks[:, :d, 2 * d :]

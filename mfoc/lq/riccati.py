@@ -9,13 +9,19 @@ Reference:
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from mfoc.derivatives import transforming
+from mfoc.errors import InvalidValue
+from mfoc.lq.conditions import CURE, check_range
 from mfoc.lq.modes import Mode, block_matrix, halvings_of, symmetric, trace_product
 from mfoc.printing import by_identity
+
+_LOST = 0.1  # share of a number that rounding may be, beyond which nothing is left of it
 
 
 @by_identity
@@ -111,7 +117,7 @@ def span(parts: Flow, step: float | None) -> Span:
     G, Q = G * unit, Q / unit
     hamiltonian = block_matrix([A, -G], [-Q, -A.mT])
     halvings = halvings_of(hamiltonian, step)
-    flowed = torch.matrix_exp(hamiltonian * (step / 2**halvings))
+    flowed = torch.matrix_exp(hamiltonian * math.ldexp(step, -halvings))
     inverse = torch.linalg.inv(flowed[:, n:, n:])
     found = Span(inverse.mT, symmetric(-flowed[:, :n, n:] @ inverse), symmetric(-inverse @ flowed[:, n:, :n]))
     for _ in range(halvings):
@@ -145,7 +151,20 @@ def backward_pass(mode: Mode, steps: int, step: float | None) -> BackwardPass:
         Ps.append(P)
         moves.append(move)
     Ps.reverse()
+    _check_nodes(Ps, parts)
     return BackwardPass(Ps, [parts.R_inv_Bt @ P + parts.shift for P in Ps], moves[::-1])
+
+
+def _check_nodes(Ps: list[Tensor], parts: Flow) -> None:
+    """Refuses a pass in continuous time that left the range of the dtype.
+
+    Raises:
+        InvalidValue: names the node.
+    """
+    check_range("B R^-1 B'", parts.G)
+    if not transforming() and not Ps[0].detach().isfinite().all():
+        for t in reversed(range(len(Ps))):
+            check_range(f"the Riccati equation at node {t}", Ps[t])
 
 
 def _per_stage(x: Tensor, steps: int) -> list[Tensor]:
@@ -179,7 +198,35 @@ def _discrete(mode: Mode, steps: int) -> BackwardPass:
             P = torch.baddbmm(P, weights[t][:, :, :n].mT, K, alpha=-1)
         Ks.append(K)
         Ps.append(P)
-    return BackwardPass(Ps[::-1], Ks[::-1], moves)
+    Ps.reverse()
+    _check_stages(Ps, moves)
+    return BackwardPass(Ps, Ks[::-1], moves)
+
+
+def _check_stages(Ps: list[Tensor], moves: list[Tensor]) -> None:
+    """Refuses a pass in which a product left the range of the dtype, or rounding is as large as what it is added to.
+
+    The gain is then zero where it should be small, and P is wrong without being infinite. What P_t is made of,
+    A' P_(t+1) A and what control takes off it, is rounded to eps times its size.
+
+    Raises:
+        InvalidValue: names the stage.
+    """
+    if transforming():
+        return
+    n, dtype = Ps[0].shape[-1], Ps[0].dtype
+    P, F = (
+        torch.stack([x.detach() for x in part])
+        for part in (Ps, moves[:1] if all(move is moves[0] for move in moves) else moves)
+    )
+    ahead = F.mT @ P[1:] @ F
+    reached = ahead[..., :n, :n].abs().amax((-2, -1))
+    sound = ahead.isfinite().all((-2, -1)) & (
+        torch.finfo(dtype).eps * reached <= _LOST * P[:-1].abs().amax((-2, -1)).clamp_min(torch.finfo(dtype).tiny)
+    )
+    if not sound.all():
+        t = int((~sound).any(1).nonzero().max())
+        raise InvalidValue(f"the Riccati equation at stage {t} leaves the range of {dtype}; {CURE}")
 
 
 def noise_cost(mode: Mode, solved: BackwardPass, step: float | None) -> Tensor:

@@ -10,8 +10,10 @@ from typing import TypedDict
 import torch
 from torch import Tensor
 
-from mfoc.checks import check_integer, kind_of
+from mfoc import tree
+from mfoc.checks import check_dense, check_integer, kind_of
 from mfoc.errors import InvalidType, InvalidValue
+from mfoc.lq.conditions import check_covariance, check_finite, is_symmetric
 from mfoc.printing import by_identity
 
 # Rows and columns of each matrix: n states, m controls, any number k of noises.
@@ -88,11 +90,19 @@ class Coefficients:
                 raise InvalidType(f"{name} is {kind_of(x)}; expected a tensor")
             if not x.is_floating_point():
                 raise InvalidType(f"{name} has dtype {x.dtype}; expected a floating-point tensor")
+            if torch.finfo(x.dtype).bits < 32:
+                raise InvalidType(f"{name} has dtype {x.dtype}, too short to factorise; expected {name}.float()")
+            check_dense(**{name: x})
+            object.__setattr__(self, name, tree.plain(x))
         for name, x, _ in self.given():
             self._check_tensor(name, x)
         for name, needed in (("noisebar", "noise"), ("S", "Qbar"), ("ST", "QbarT")):
             if getattr(self, name) is not None and getattr(self, needed) is None:
                 raise InvalidValue(f"{name} is given without {needed}; expected both")
+        if self.noise is not None:
+            check_covariance("noise", self.noise)
+            if self.noisebar is not None:
+                check_covariance("noise + noisebar", self.noise + self.noisebar)
         reached = torch.Size()
         for name, _, lead in self.given():
             try:
@@ -129,9 +139,8 @@ class Coefficients:
     def _check_tensor(self, name: str, x: Tensor) -> None:
         self.check_agrees(name, x)
         self._check_shape(name, x)
-        if not x.sum().isfinite() and not x.isfinite().all():  # the sum alone is faster, and may overflow
-            raise InvalidValue(f"{name} holds NaN or infinite values; expected finite ones")
-        if name in _SYMMETRIC and not _is_symmetric(x):
+        check_finite(name, x)
+        if name in _SYMMETRIC and not is_symmetric(x):
             raise InvalidValue(f"{name} is not symmetric; expected ({name} + {name}.mT) / 2, which costs the same")
 
     def _check_shape(self, name: str, x: Tensor) -> None:
@@ -152,9 +161,3 @@ class Coefficients:
 def broadcast(*shapes: torch.Size) -> torch.Size:
     """The shape that several broadcast to."""
     return torch.Size(torch.broadcast_shapes(*shapes))  # type: ignore[no-untyped-call]
-
-
-def _is_symmetric(x: Tensor) -> bool:
-    """Whether it is, up to rounding."""
-    x = x.detach()
-    return torch.equal(x, x.mT) or bool((x - x.mT).abs().amax() <= 100 * torch.finfo(x.dtype).eps * x.abs().amax())

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mfoc import tree
 from mfoc.checks import (
     check_callable,
     check_instance,
@@ -220,7 +221,7 @@ class DensityProblem:
 
     def _slope(self, function: Callable[[Tensor], Tensor], m: Tensor) -> Tensor:
         with torch.enable_grad():
-            free = m.detach().requires_grad_()
+            free = tree.free(m)
             return gradients(function(free), [free])[0]
 
     def _drifts(self, m: Tensor) -> Tensor:

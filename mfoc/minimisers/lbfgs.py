@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from mfoc import tree
 from mfoc.bounds import RowRegion
 from mfoc.checks import check_integer, check_non_negative
 from mfoc.minimisers.memory import Memory, dot, where
@@ -89,7 +90,7 @@ class LBFGS:
                 minimisation of something alike returned. What is not positive and finite counts as not known.
         """
         value, slope = first
-        unit = _power_of_two(slope.abs().amax(1))
+        unit = tree.power_of_two(slope.abs().amax(1))
         eps = torch.finfo(value.dtype).eps
 
         def at(point: Tensor) -> _Point:
@@ -149,18 +150,9 @@ class LBFGS:
         return Warm(Minimum(here.point, here.value, unbounded, evaluations), memory.scale[:, 0] / unit)
 
 
-def _power_of_two(size: Tensor) -> Tensor:
-    """The power of two next above each size ``[G]``, by which a division is exact; 1 for zero and what is no number."""
-    wide = size.to(torch.promote_types(size.dtype, torch.float32))
-    mantissa, _ = torch.frexp(wide)
-    power: Tensor = (wide / mantissa).to(size.dtype)
-    fits = (size > 0) & power.isfinite() & (power > 0)
-    return torch.where(fits, power, torch.ones_like(power))
-
-
 def _first_length(here: _Point) -> Tensor:
     """The length at which steepest descent moves a row by a small share of its size, whatever the scale of H."""
-    step = _FIRST * here.point.norm(dim=1).clamp_min(1.0)
+    step = _FIRST * tree.length(here.point, 1).clamp_min(1.0)
     length: Tensor = step / here.slope.norm(dim=1).clamp_min(torch.finfo(step.dtype).tiny)
     return length
 

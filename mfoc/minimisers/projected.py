@@ -16,6 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from mfoc import tree
 from mfoc.bounds import RowRegion
 from mfoc.minimisers.memory import Memory, dot, where
 from mfoc.minimisers.protocol import Evaluate, Minimum
@@ -64,7 +65,7 @@ def minimise_within(region: RowRegion, evaluate: Evaluate, start: Tensor, settin
     size = here.projected.abs().amax(1)
     floor, eps = settings.tol * size, torch.finfo(start.dtype).eps
     tiny = torch.finfo(start.dtype).tiny
-    first = _FIRST * here.point.norm(dim=1).clamp_min(1.0) / here.projected.norm(dim=1).clamp_min(tiny)
+    first = _FIRST * tree.length(here.point, 1).clamp_min(1.0) / tree.length(here.projected, 1).clamp_min(tiny)
     memory = Memory(settings.history, start, first)
     unbounded = torch.zeros_like(size, dtype=torch.bool)
     active = here.value.isfinite() & size.isfinite() & (size > floor)

@@ -109,7 +109,7 @@ class FunctionalModule:
 
     def with_gradients(self, weights: Mapping[str, Tensor], args: Any, kwargs: Any) -> Any:
         """The output of a forward pass that takes gradients in its weights or its input, where none are asked for."""
-        free = {key: w if w.requires_grad else w.detach().requires_grad_() for key, w in weights.items()}
+        free = {key: w if w.requires_grad else tree.free(w) for key, w in weights.items()}
         given = [leaf for leaf in tree.leaves([weights, args, kwargs]) if isinstance(leaf, Tensor)]
         asked = torch.is_grad_enabled() and any(leaf.requires_grad for leaf in given)
         with torch.enable_grad():

@@ -216,9 +216,10 @@ def to_module(
         A new module, in the mode of ``net``.
 
     Raises:
-        InvalidType: no controls.
+        InvalidType: no network, or no controls.
         InvalidValue: the controls are not of this network.
     """
+    check_instance(nn.Module, "the network that was solved, a torch.nn.Module", net=net)
     known = getattr(controls, "problem", None)
     if stages is None and isinstance(known, NetworkProblem):
         stages = known.cut

@@ -19,7 +19,7 @@ from torch.utils.data import (
 from mfoc import tree
 from mfoc.checks import check_flag, check_integer, check_signature, kind_of
 from mfoc.errors import InvalidType, InvalidValue
-from mfoc.particles import Particles
+from mfoc.particles import Particles, usable
 from mfoc.populations.conversion import check_finite, converted, parts
 from mfoc.populations.datasets import Items
 from mfoc.populations.held import Held
@@ -106,7 +106,7 @@ def population(source: Any, *, batch_size: int | None = None, shuffle: bool = Tr
 
 def as_particles(source: Any) -> Particles:
     """Particles as they are, or every particle of what ``population`` takes, as one cloud."""
-    return source if isinstance(source, Particles) else population(source).cloud()
+    return usable(source) if isinstance(source, Particles) else population(source).cloud()
 
 
 def _arrays(source: Any, batch_size: int | None) -> Held | Mapped:

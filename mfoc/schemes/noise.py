@@ -16,6 +16,8 @@ from mfoc.errors import InvalidType, InvalidValue
 from mfoc.problem import STAGE
 from mfoc.tree import Tree
 
+_MOST = 10**12  # numbers
+
 
 @dataclass(frozen=True)
 class euler_maruyama:
@@ -88,10 +90,17 @@ def brownian(n: int, steps: int, dim: int, *, seed: int, like: Tensor | None = N
         steps: stages of the problem.
         dim: dimension k of the Brownian motion.
         seed: seed of the generator.
-        like: a tensor whose dtype and device the noise takes.
+        like: a tensor whose dtype and device the noise takes; torch's defaults when None.
+
+    Raises:
+        InvalidType, InvalidValue: a number is none, or out of range; ``like`` is no floating-point tensor.
     """
     check_integer(1, n=n, steps=steps, dim=dim)
     check_integer(0, seed=seed)
+    if n * steps * dim > _MOST:
+        raise InvalidValue(f"{n} x {steps} x {dim} normals are more than memory holds; expected {_MOST:.0e} at most")
+    if like is not None and not (isinstance(like, Tensor) and like.is_floating_point()):
+        raise InvalidType(f"like is {tree.describe(like)}; expected a floating-point tensor, or None")
     dtype = like.dtype if like is not None else torch.get_default_dtype()
-    noise = torch.randn(n, steps, dim, generator=torch.Generator().manual_seed(seed), dtype=dtype)
-    return noise if like is None else noise.to(like.device)
+    noise = torch.randn(n, steps, dim, generator=torch.Generator().manual_seed(seed), dtype=dtype, device="cpu")
+    return noise.to(torch.get_default_device() if like is None else like.device)

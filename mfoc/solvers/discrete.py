@@ -164,7 +164,7 @@ class DiscreteMSA:
         if state["steps"] == 0:
             self._check_affine(problem, controls, which, particles)
         weights, rest = _parted(tree.leaves(controls), which)
-        free = [weight.detach().requires_grad_() for weight in weights]
+        free = [tree.free(weight) for weight in weights]
         first: list[list[Tensor]] = []  # the slopes of the discrete leaves; an optimiser may evaluate again, elsewhere
 
         def evaluate(moving: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
@@ -268,7 +268,7 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
 
 
 def _signs(like: Tensor, generator: torch.Generator) -> Tensor:
-    return torch.randint(0, 2, like.shape, generator=generator).to(like) * 2 - 1
+    return torch.randint(0, 2, like.shape, generator=generator, device="cpu").to(like) * 2 - 1
 
 
 def _holds(leaf: Tensor, levels: tuple[float, ...]) -> bool:

@@ -47,7 +47,7 @@ def expand(problem: Problem, controls: Tree, particles: Particles, *, gauss_newt
     Raises:
         InvalidValue: an operation of the problem cannot be differentiated twice.
     """
-    point = tree.ravel(controls).detach().requires_grad_()
+    point = tree.free(tree.ravel(controls))
     n = len(particles)
     with torch.enable_grad(), second_order(*_NEEDS):
         whole = tree.rebuild(controls, tree.pieces(point, tree.leaves(controls)))

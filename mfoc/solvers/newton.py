@@ -90,7 +90,7 @@ class NewtonCG:
         place = _Place(problem, controls, particles, model, _box(problem, controls, model))
         gradient = place.tree_of(model.slope)
         finite = model.value.isfinite() & model.slope.isfinite().all()
-        good, size = tree.floats([finite.to(model.slope.dtype), place.stationary().norm()])
+        good, size = tree.floats([finite.to(model.slope.dtype), tree.length(place.stationary())])
         if not good:
             return controls, state, Info(model.value, gradient)  # the solve ends here, and says where it came from
         moved, radius, expected, report = self._search(place, state["radius"] or math.inf, self._share(size, state))
@@ -111,7 +111,7 @@ class NewtonCG:
             report["products"] += found.products
             report["negative_curvature"] += found.curved
             if found.curved and math.isinf(radius):
-                radius = 1.0 + float(place.point.norm())
+                radius = 1.0 + float(tree.length(place.point))
                 continue
             trial = place.tried(found)
             if trial.length == 0:
@@ -186,7 +186,7 @@ class _Place:
             cost = rollout(self.problem, trial, self.particles).cost.mean()
         reached = expectation([cost], len(self.particles))[0]
         change = model.slope @ found.step + found.step @ found.image / 2
-        norms = [found.step.norm(), self.stationary(found).norm()]
+        norms = [tree.length(found.step), tree.length(self.stationary(found))]
         length, slope, after, before, size, fall = tree.floats([*norms, reached, model.value, model.size, -change])
         if length == 0 or not math.isfinite(after):
             return _Trial(trial, length, -math.inf, slope)

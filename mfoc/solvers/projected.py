@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from mfoc import tree
 from mfoc.solvers.steihaug import Descent, steihaug
 
 _DECREASE = 1e-2  # share of the decrease that the slope promises, asked of the Cauchy point and of a projected search
@@ -47,12 +48,12 @@ class Boxed:
         Conjugate gradients run on the entries that are free at the Cauchy point, and again when their step, projected
         onto the box, has reached another face: until the projected slope is a share of the one at the start.
         """
-        goal = share * float(self.projected_slope(self.slope, self.point).norm())
+        goal = share * float(tree.length(self.projected_slope(self.slope, self.point)))
         at, curved, face = self._cauchy(radius), False, None
         while at.products < products:
             here, slope = self.landed(at.step), self.slope + at.image
             free = (here > self.low) & (here < self.high)
-            size = float((slope * free).norm())
+            size = float(tree.length(slope * free))
             if size <= goal or size == 0 or (face is not None and torch.equal(free, face)):
                 break
             left = products - at.products
@@ -74,11 +75,12 @@ class Boxed:
     def _cauchy(self, radius: float) -> Descent:
         """A point of the path along which the projection of -slope leads, that lowers the model enough."""
         along = self.projected_slope(self.slope, self.point)
-        size = float(along.norm())
+        size = float(tree.length(along))
         if size == 0:
             return Descent(torch.zeros_like(along), torch.zeros_like(along), 0, False, False)
-        curvature = float(along @ self.product(along)) / size**2
-        reach = radius if math.isfinite(radius) else 1.0 + float(self.point.norm())
+        unit = along / size  # whose square is no smaller than the dtype holds
+        curvature = float(unit @ self.product(unit))
+        reach = radius if math.isfinite(radius) else 1.0 + float(tree.length(self.point))
         length = min(1 / curvature if curvature > 0 else math.inf, reach / size)
         spent = 1
         while True:
@@ -86,7 +88,7 @@ class Boxed:
             step = self._into(-length * self.slope)
             image = self.product(step)
             promised = float(self.slope @ step)
-            enough = promised + float(step @ image) / 2 <= _DECREASE * promised and float(step.norm()) <= reach
+            enough = promised + float(step @ image) / 2 <= _DECREASE * promised and float(tree.length(step)) <= reach
             if enough or spent == _HALVINGS:
                 return Descent(step, image, spent, False, False)
             length /= 2

@@ -54,7 +54,7 @@ class Running:
         _restore(self.optimizer, state)
         self._factor, self._region = factor, region
         self._writes, self._steps = state["writes_gradients"], state["steps"]
-        self.leaves = [p.detach().requires_grad_() for p in self._parameters]
+        self.leaves = [tree.free(p) for p in self._parameters]
         shapes = tree.map(lambda leaf: leaf.detach().new_empty(0), controls)
         self.shaped = functools.partial(tree.rebuild, shapes)
         self.controls = self.shaped([p.detach() for p in self._parameters])
@@ -150,7 +150,7 @@ def writes_gradients(optimizer: torch.optim.Optimizer) -> bool:
             for parameter in group["params"]:
                 parameter.grad = torch.ones_like(parameter)
                 gradients.append((parameter.grad, parameter.grad._version))
-        optimizer.step(lambda: torch.ones(()))  # type: ignore[arg-type, return-value]
+        optimizer.step(lambda: torch.ones((), device="cpu"))  # type: ignore[arg-type, return-value]
     return any(gradient._version != before for gradient, before in gradients)
 
 

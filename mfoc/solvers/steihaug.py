@@ -59,13 +59,20 @@ def steihaug(
     """
     step, image = torch.zeros_like(slope), torch.zeros_like(slope)
     residual = slope if free is None else slope * free
+    unit = tree.power_of_two(residual.abs().amax())  # in it no square leaves the dtype, and division by it is exact
+    residual = residual / unit
     direction = -residual
     square = residual @ residual
-    left = square.item()
+    left, size = tree.floats([square, unit])
+    radius /= size
+
+    def found(step: Tensor, image: Tensor, products: int, curved: bool, bounded: bool) -> Descent:
+        return Descent(unit * step, unit * image, products, curved, bounded)
+
     goal = share**2 * left
     for k in range(products):
         if left <= goal:
-            return Descent(step, image, k, False, False)
+            return found(step, image, k, False, False)
         moved = product(direction)
         # What the next iteration begins with is made before it is known whether there is one, so that the host waits
         # once a product.
@@ -74,22 +81,25 @@ def steihaug(
         longer = step + length * direction
         residual = residual + length * (moved if free is None else moved * free)
         before, square = square, residual @ residual
-        curvature, size, left = tree.floats([bent, torch.linalg.vector_norm(longer), square])
+        curvature, size, left = tree.floats([bent, tree.length(longer), square])
         if not math.isfinite(curvature):
-            return Descent(step, image, k + 1, False, False)
+            return found(step, image, k + 1, False, False)
         if curvature <= 0 or size >= radius:
             if math.isinf(radius):
-                return Descent(step, image, k + 1, True, False)
+                return found(step, image, k + 1, True, False)
             reach = _to_boundary(step, direction, radius)
-            return Descent(step + reach * direction, image + reach * moved, k + 1, curvature <= 0, True)
+            return found(step + reach * direction, image + reach * moved, k + 1, curvature <= 0, True)
         step, image = longer, image + length * moved
         direction = (square / before) * direction - residual
-    return Descent(step, image, products, False, False)
+    return found(step, image, products, False, False)
 
 
 def _to_boundary(step: Tensor, direction: Tensor, radius: float) -> float:
     """The t >= 0 at which ||step + t direction|| is the radius."""
-    a, b, square = tree.floats([direction @ direction, step @ direction, step @ step])
-    room = max(radius**2 - square, 0.0)
-    root = math.sqrt(b * b + a * room)
-    return room / (b + root) if b > 0 else (root - b) / a  # the form that does not cancel
+    size = tree.length(direction)
+    along, begun = direction / size, step / radius  # of the ball of radius 1, so that no square leaves the dtype
+    b, square, long = tree.floats([begun @ along, begun @ begun, size])
+    room = max(1 - square, 0.0)
+    root = math.sqrt(b * b + room)
+    reach = room / (b + root) if b > 0 else root - b  # the form that does not cancel
+    return reach * (radius / long)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from mfoc import tree
+
 _FLAT = 1e-3  # curvature below this share of the largest counts as that much
 _FAR = 10.0  # most lengths of the new direction that a step may have
 
@@ -57,7 +59,7 @@ def combined(
         return None
     along = -(axes.mT @ slope) / sizes.clamp_min(_FLAT * float(sizes.max()))
     most = _FAR * float(gram[0, 0].sqrt())
-    along = along * min(1.0, most / max(float(along.norm()), torch.finfo(along.dtype).tiny))
+    along = along * min(1.0, most / max(float(tree.length(along)), torch.finfo(along.dtype).tiny))
     step: Tensor = torch.stack([direction, *steps]).mT @ (axes @ along).to(direction)
     return step
 

@@ -140,7 +140,7 @@ class StepsInPlace(Steps):
         with self._lock:
             norms: list[Tensor] = []
             value, slopes = self._live.step(particles, None if tol is None else partial(_stationary, tol, norms))
-            self._unread.add(record, value, norms or slopes)
+            self._unread.add(record, value, norms or slopes, norms=bool(norms))
             if self._live.taken != self.step - self._first:
                 self._seen = value, slopes
                 self.step += 1

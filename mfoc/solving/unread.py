@@ -7,8 +7,8 @@ found is therefore kept where it is, and read for many steps at once.
 from __future__ import annotations
 
 import math
+from itertools import islice
 
-import torch
 from torch import Tensor
 
 from mfoc import tree
@@ -22,35 +22,44 @@ class Unread:
     """The steps whose numbers are still to be read, in order."""
 
     def __init__(self) -> None:
-        self._steps: list[tuple[Record, Tensor, list[Tensor]]] = []  # with J, and the gradient or its leaves' norms
+        self._steps: list[tuple[Record, Tensor, list[Tensor], bool]] = []  # with J, slopes, and whether these are norms
         self._few: bool | None = None
         self._bad: Record | None = None  # for good: whoever reads it first may not pass it on
 
-    def add(self, record: Record, value: Tensor, slopes: list[Tensor]) -> None:
-        """Takes in what a step has found, J and its gradient; the record's two numbers are filled in by ``read``."""
-        if self._few is None:
+    def add(self, record: Record, value: Tensor, slopes: list[Tensor], *, norms: bool = False) -> None:
+        """Takes in what a step has found; the record's two numbers are filled in by ``read``.
+
+        Args:
+            record: of the step.
+            value: J.
+            slopes: the leaves of its gradient, or their norms.
+            norms: whether they are norms.
+        """
+        if self._few is None and not norms:
             self._few = sum(slope.numel() for slope in slopes) <= _FEW
-        self._steps.append((record, value, slopes if self._few else list(torch._foreach_norm(slopes))))
+        known = norms or not self._few
+        self._steps.append((record, value, slopes if norms or self._few else tree.norms(slopes), known))
 
     def own(self) -> None:
         """Holds nothing of the last gradient but its norms: whoever is handed it may write into it."""
-        if self._steps and self._few:
-            record, value, slopes = self._steps[-1]
-            self._steps[-1] = record, value, tree.norms(slopes)
+        if self._steps and not self._steps[-1][3]:
+            record, value, slopes, _ = self._steps[-1]
+            self._steps[-1] = record, value, tree.norms(slopes), True
 
     def read(self) -> Record | None:
         """Fills in the records of all steps; the first in which a number is not finite, if there is one."""
         steps = self._steps
-        # One call for all: in it the norms of small gradients take a third of the time. The norm of a norm is itself.
-        norms = list(torch._foreach_norm([slope for _, _, slopes in steps for slope in slopes])) if steps else []
-        numbers = tree.floats([*norms, *(value for _, value, _ in steps)])
+        # One call for all: in it the norms of small gradients take a third of the time.
+        fresh = iter(tree.norms([slopes for _, _, slopes, known in steps if not known]))
+        norms = [size for _, _, slopes, known in steps for size in (slopes if known else islice(fresh, len(slopes)))]
+        numbers = tree.floats([*norms, *(value for _, value, _, _ in steps)])
         first = 0
-        for (record, _, slopes), value in zip(steps, numbers[len(norms) :], strict=True):
+        for (record, _, slopes, _), value in zip(steps, numbers[len(norms) :], strict=True):
             record["value"], record["residual"] = value, math.hypot(*numbers[first : first + len(slopes)])
             first += len(slopes)
         read, self._steps = self._steps, []
         if self._bad is None:
-            self._bad = next((record for record, _, _ in read if not finite(record)), None)
+            self._bad = next((record for record, *_ in read if not finite(record)), None)
         return self._bad
 
 

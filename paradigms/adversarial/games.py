@@ -204,7 +204,7 @@ def frozen(net: nn.Module, loss: Loss | nn.Module) -> mfoc.Problem:
     fixed = mfoc.networks.functional(copied(unwrapped(net)).requires_grad_(False))
     arguments = Arguments.of(fixed.module)
     weights = [leaf for leaf in [*net.parameters(), *net.buffers()] if leaf.is_floating_point()]
-    control = weights[0].new_zeros(1) if weights else torch.zeros(1)
+    control = weights[0].new_zeros(1) if weights else torch.zeros(1, device="cpu")
     return mfoc.Problem(
         lambda t, x, u, z: arguments.call(partial(fixed, {}), x), mfoc.networks.per_sample(loss), [control]
     )

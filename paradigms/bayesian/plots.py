@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from mfoc import InvalidType, InvalidValue
+from mfoc import InvalidType, InvalidValue, tree
 from mfoc.plot import COLORS, new_figure, tidy
 from paradigms.bayesian.laws.prediction import Prediction
 from paradigms.bayesian.metrics import Reliability
@@ -96,7 +95,7 @@ def band(
         axis.fill_between(at, mean - spread, mean + spread, linewidth=0, label=f"± 2 sd, {what}", **style)
     axis.plot(at, mean, color=COLORS[0], linewidth=1.8, label="predictive mean")
     if data is not None:
-        points = [torch.as_tensor(part).detach().cpu() for part in data]
+        points = [tree.tensor_of(part).detach().cpu() for part in data]
         targets = points[1].reshape(len(points[1]), -1)[:, output]
         axis.plot(points[0].reshape(-1), targets, ".", color="#333333", markersize=4, label="observations")
     axis.set(xlabel=x_label, ylabel=y_label, title=title)

@@ -89,7 +89,7 @@ def _checked_inputs(x: Any) -> Any:
     several = isinstance(x, tuple | dict) and bool(x) and all(isinstance(leaf, Tensor) for leaf in tree.leaves(x))
     if not several:
         try:
-            x = torch.as_tensor(x)
+            x = tree.tensor_of(x)
         except (TypeError, ValueError, RuntimeError) as error:
             raise InvalidType(
                 f"x is {kind_of(x)}; expected a tensor of inputs [B, ...], or a tuple or dict of tensors"

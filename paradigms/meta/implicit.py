@@ -77,7 +77,7 @@ class Equilibrium:
     def operator(self, phi: Weights, pair: Pair) -> Callable[[list[Tensor]], list[Tensor]]:
         """The map of v to (I + H / strength) v, the Hessian at phi."""
         with torch.enable_grad():
-            free = {name: leaf.detach().requires_grad_() for name, leaf in phi.items()}
+            free = {name: tree.free(leaf) for name, leaf in phi.items()}
             slopes = list(self.objective.slopes(free, {}, pair).values())
         leaves = list(free.values())
 
@@ -158,7 +158,7 @@ class _Solve(Function):
         phi, p = ctx.saved_tensors[: len(names)], ctx.saved_tensors[len(names) :]
         q = spec.solve(dict(zip(names, phi, strict=True)), h, pair)
         with torch.enable_grad():
-            free = [leaf.detach().requires_grad_() for leaf in phi]
+            free = [tree.free(leaf) for leaf in phi]
             slopes = spec.objective.slopes(dict(zip(names, free, strict=True)), {}, pair)
             bent = gradients(list(slopes.values()), free, p, create_graph=True)
             found = gradients(bent, free, q)

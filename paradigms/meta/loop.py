@@ -74,7 +74,7 @@ class TaskObjective:
             InvalidValue: an operation of the network or the loss has no second derivative.
         """
         with torch.enable_grad(), twice_differentiable():
-            free = {name: leaf.detach().requires_grad_() for name, leaf in fast.items()}
+            free = {name: tree.free(leaf) for name, leaf in fast.items()}
             total = self.loss.total(self.network({**free, **body}, pair[0], start=self.start), pair[1])
         check_twice(total, list(free.values()), "the derivative of an inner step", cure)
 
@@ -104,10 +104,7 @@ class TaskObjective:
 
     def _slopes(self, fast: Weights, body: Weights, pair: Any, onward: bool) -> Weights:
         with torch.enable_grad():
-            free = {
-                name: leaf if onward and leaf.requires_grad else leaf.detach().requires_grad_()
-                for name, leaf in fast.items()
-            }
+            free = {name: leaf if onward and leaf.requires_grad else tree.free(leaf) for name, leaf in fast.items()}
             if not onward:
                 body = {name: leaf.detach() for name, leaf in body.items()}
                 pair = tree.map(torch.Tensor.detach, pair)

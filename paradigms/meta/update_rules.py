@@ -84,10 +84,7 @@ class AdaptedRule(Rule):
         assert self.direction is not None
         before, weights, onward = memory["slopes"], memory["weights"], torch.is_grad_enabled() and not self.first_order
         with torch.enable_grad():
-            free = {
-                name: leaf if onward and leaf.requires_grad else leaf.detach().requires_grad_()
-                for name, leaf in rule.items()
-            }
+            free = {name: leaf if onward and leaf.requires_grad else tree.free(leaf) for name, leaf in rule.items()}
             if not onward:
                 before, weights, slopes = (tree.detached(part) for part in (before, weights, slopes))
             directions = self.direction(before, weights, {"rule": free})

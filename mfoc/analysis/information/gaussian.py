@@ -110,7 +110,9 @@ class GaussianBottleneck:
         critical = self.critical_betas[self.critical_betas.isfinite()]
         if len(critical):
             last = max(2 * self.beta, 20 * float(critical[-1]))
-            betas = float(critical[0]) * torch.logspace(0, 1, points, last / float(critical[0]), dtype=critical.dtype)
+            betas = float(critical[0]) * torch.logspace(
+                0, 1, points, last / float(critical[0]), dtype=critical.dtype, device="cpu"
+            )
             x, y = self.curve(betas)
             axis.plot(x.tolist(), y.tolist(), color=COLORS[0], label="the optimum")
             axis.fill_between(x.tolist(), y.tolist(), color=COLORS[0], alpha=0.08, linewidth=0)

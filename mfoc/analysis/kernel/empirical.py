@@ -70,7 +70,8 @@ def empirical_ntk(
         check_samples(x2=x2)
         check_alike(x1, x2)
     check_flag(trace=trace)
-    check_integer(1, optional=True, batch_size=batch_size, memory=memory)
+    check_integer(1, optional=True, batch_size=batch_size)
+    check_integer(1, 2**63 - 1, optional=True, memory=memory)
     x1, x2 = usable(x1), None if x2 is None else usable(x2)
     source = Source.of(net, x1, batch_size)
     room = free_memory(source.like.device) // 2 if memory is None else memory

@@ -187,7 +187,7 @@ def factorise(matrix: Tensor, ridge: float, x: Tensor) -> Tensor:
         InvalidValue: there is none, or it is rounding; it says why, and what to do.
     """
     factor: Tensor
-    factor, info = torch.linalg.cholesky_ex(matrix + ridge * torch.eye(len(matrix)).to(matrix))
+    factor, info = torch.linalg.cholesky_ex(matrix + ridge * torch.eye(len(matrix), device="cpu").to(matrix))
     size = float(matrix.diagonal().mean())
     worst = float(factor.diagonal().square().min() / matrix.diagonal().max()) if not int(info) else 0.0
     if not int(info) and worst > 1e-15 * len(matrix):

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mfoc import tree
 from mfoc.analysis.kernel.doors import check_fits
 from mfoc.analysis.kernel.taps import normal_like
 from mfoc.checks import kind_of
@@ -54,7 +55,7 @@ class Outputs:
     def slope(self, f: Tensor) -> Tensor:
         """dL/df at flat outputs."""
         with torch.enable_grad():
-            f = f.detach().requires_grad_()
+            f = tree.free(f)
             return torch.autograd.grad(self(f), f)[0].detach()
 
     def _scale(self) -> float | None:
@@ -76,7 +77,7 @@ class Outputs:
         """d^2 L / df^2 at the start, ``[N C, N C]``."""
         needs = "a Hessian of the loss in the outputs", "use a loss that has one, such as F.mse_loss"
         with torch.enable_grad(), second_order(*needs):
-            f = self.start.detach().requires_grad_()
+            f = tree.free(self.start)
             value = self(f)
             refuse_once_differentiable(value, *needs)
             slope = torch.autograd.grad(value, f, create_graph=True)[0]
@@ -104,7 +105,7 @@ def _checked(loss: Loss | nn.Module, out: Tensor, y: Any) -> Callable[[Tensor], 
         try:
             with torch.enable_grad():
                 each(out, y)
-                found = value(out.detach().requires_grad_())
+                found = value(tree.free(out))
         except (InvalidType, InvalidValue):
             raise
         except Exception as error:  # whatever a loss raises

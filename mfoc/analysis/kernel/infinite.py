@@ -85,7 +85,7 @@ def infinite_kernels(
     if x2 is not None:
         check_inputs(x2=x2)
         check_alike(x1, x2)
-    check_integer(1, optional=True, memory=memory)
+    check_integer(1, 2**63 - 1, optional=True, memory=memory)
     kernels = InfiniteKernels(*(part.to(x1.dtype) for part in network.kernels(x1, x2, memory=memory)))
     if not all(bool(part.isfinite().all()) for part in kernels):
         raise InvalidValue(f"the kernels leave the range of {x1.dtype}: give inputs in float64, or take fewer layers")

@@ -160,7 +160,7 @@ def laziness(
         sums = theta if trace else theta.diagonal(dim1=2, dim2=3).sum(-1)
         aligned = math.nan if target is None else _alignment(sums, target)
         rows.append([*_moves(theta, first), aligned, _ratio((out - start).norm(), start.norm())])
-    drift, turn, scale, alignment, moved = torch.tensor(rows, dtype=torch.float64).unbind(1)
+    drift, turn, scale, alignment, moved = torch.tensor(rows, dtype=torch.float64, device="cpu").unbind(1)
     return Laziness(drift, turn, scale, None if target is None else alignment, moved)
 
 

@@ -212,7 +212,7 @@ class NTKOperator:
         check_integer(0, seed=seed)
         check_positive(tol=tol)
         generator = torch.Generator().manual_seed(seed)
-        start = torch.randn(size, min(size, count + _SPARE), generator=generator, dtype=torch.float64)
+        start = torch.randn(size, min(size, count + _SPARE), generator=generator, dtype=torch.float64, device="cpu")
         like = self._source.like.to(torch.promote_types(self.dtype, torch.float32))  # half precision has no eigh
         fresh = torch.linalg.qr(start.to(like))[0]
         basis, image = fresh[:, :0], fresh[:, :0]

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mfoc import tree
 from mfoc.analysis.kernel.layers import has_sample_axis, is_known
 from mfoc.derivatives import twice_differentiable
 
@@ -69,7 +70,7 @@ class Taps:
         def run(input: Tensor) -> Tensor:  # noqa: A002 - what every layer of torch calls it
             output: Tensor = forward(frozen, input)
             if not output.requires_grad:  # nothing before it is trained; a leaf could not be written into
-                output = output.detach().requires_grad_().clone()
+                output = tree.free(output).clone()
             edge = torch.autograd.graph.get_gradient_edge(output)
             sampled = has_sample_axis(layer, output)
             self.calls[name].append(Call(input.detach(), input._version, edge, output.shape, sampled))
@@ -165,4 +166,4 @@ def slopes_at(out: Tensor, calls: list[Call], columns: range) -> list[Tensor]:
 def normal_like(like: Tensor) -> Tensor:
     """Normal numbers, the same each time, of the shape of a tensor."""
     generator = torch.Generator().manual_seed(0)
-    return torch.randn(like.shape, generator=generator, dtype=torch.float64).to(like)
+    return torch.randn(like.shape, generator=generator, dtype=torch.float64, device="cpu").to(like)

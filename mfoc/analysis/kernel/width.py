@@ -67,7 +67,7 @@ class WidthDrift:
         for k, column in enumerate(self.drifts.mT.tolist()):
             axis.loglog(self.widths, column, "o", color="#0072B2", alpha=0.5, label="" if k else "measured, each seed")
         centre = self.drifts.log().mean()
-        logs = torch.tensor(self.widths, dtype=torch.float64).log()
+        logs = torch.tensor(self.widths, dtype=torch.float64, device="cpu").log()
         line = (centre + self.slope * (logs - logs.mean())).exp()
         axis.loglog(self.widths, line.tolist(), color="#D55E00", label=f"width^{self.slope:.2f}")
         axis.set_xticks(self.widths, [str(width) for width in self.widths])
@@ -118,7 +118,7 @@ def drift_against_width(
         raise InvalidValue(f"widths is {list(widths)}; expected two or more that differ")
     if len(widths) * seeds < 3:
         raise InvalidValue("two networks leave no error to judge a slope by; expected three or more: seeds=2")
-    drifts = torch.zeros(len(widths), seeds, dtype=torch.float64)
+    drifts = torch.zeros(len(widths), seeds, dtype=torch.float64, device="cpu")
     for i, width in enumerate(widths):
         for k in range(seeds):
             with seeded(mixed_seed(seed, k), x.device):
@@ -131,7 +131,7 @@ def drift_against_width(
             drifts[i, k] = laziness(start, [start, end], x, trace=trace).drift[-1]
     if not bool((drifts > 0).all()):
         raise InvalidValue("the kernel did not move in a training; a power law is of drifts above zero: train longer")
-    slope, half = _fit(torch.tensor(list(widths)).double().log(), drifts.log(), confidence)
+    slope, half = _fit(torch.tensor(list(widths), device="cpu").double().log(), drifts.log(), confidence)
     return WidthDrift(tuple(widths), drifts, slope, (slope - half, slope + half), confidence)
 
 

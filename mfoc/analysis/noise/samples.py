@@ -93,7 +93,7 @@ class Samples:
             cloud = cloud[order[:draws].to(tree.leaves(cloud.state)[0].device)]
         cloud = Particles(tree.detached(cloud.state), tree.detached(cloud.data), cloud.index)
         parameters, cost = of_problem(net, loss, cloud) if isinstance(net, Problem) else of_network(net, loss, cloud)
-        parameters = tree.map(lambda leaf: leaf.detach().requires_grad_(), parameters)
+        parameters = tree.map(tree.free, parameters)
         size = sum(leaf.numel() * leaf.dtype.itemsize for leaf in tree.tensors(parameters))
         made = cls(parameters, cloud, cost, batch_size or max(1, min(_CHUNK, _BUDGET // size)))
         bad = ~made.losses().isfinite()
@@ -169,7 +169,8 @@ class Samples:
     def gradient(self, cloud: Particles | None = None, weights: Tensor | None = None) -> Tensor:
         """The gradient of sum_i w_i loss_i ``[P]``, wide; of the mean without weights ``[n]``."""
         cloud = self.cloud if cloud is None else cloud
-        weights = torch.full((len(cloud),), 1 / len(cloud), dtype=self.wide) if weights is None else weights
+        if weights is None:
+            weights = torch.full((len(cloud),), 1 / len(cloud), dtype=self.wide, device="cpu")
         total = torch.zeros(self.size, dtype=self.wide, device=self.device)
         for part, w in zip(self.chunks(cloud), torch.split(weights, self.chunk), strict=True):
             with plainly(), refusing_checkpoints("the gradient of one sample"):

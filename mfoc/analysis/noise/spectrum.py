@@ -154,7 +154,7 @@ def sharpness(
     hessian = Hessian(samples)
     if samples.size <= _SMALL:
         values = torch.linalg.eigvalsh(samples.hessian())
-        eigenvalues, errors = values.flip(0)[:top], torch.zeros(top)
+        eigenvalues, errors = values.flip(0)[:top], torch.zeros(top, device="cpu")
         trace, spread = float(values.sum()), 0.0
     else:
         xtrace = require("curvlinops", "spectra").xtrace  # missed before there is anything to wait for
@@ -164,7 +164,8 @@ def sharpness(
             eigenvalues, errors = _largest(hessian, top, tol, start)
             trace, spread = _trace(xtrace, hessian, seed)
         else:  # a Hessian of zero, which neither can take
-            eigenvalues, errors, trace, spread = torch.zeros(top), torch.zeros(top), 0.0, 0.0
+            eigenvalues, errors = torch.zeros(2, top, device="cpu")
+            trace, spread = 0.0, 0.0
     like = samples.leaves[0]
     return Sharpness(eigenvalues.to(like), errors.to(like), trace, spread, samples.size, lr, float(momentum))
 

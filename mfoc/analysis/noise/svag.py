@@ -104,8 +104,8 @@ def _train(
     own = replace(samples, parameters=tree.map(lambda p: p.detach().clone().requires_grad_(), samples.parameters))
     wide = [leaf.detach().to(samples.wide, copy=True) for leaf in own.leaves]  # in bfloat16 small steps would be lost
     batches = svag_weights(factor)[: 1 if factor == 1 else 2]  # the second has weight zero in SGD
-    weights = torch.cat([torch.full((batch_size,), c / batch_size, dtype=torch.float64) for c in batches])
-    found = torch.full((points,), math.inf, dtype=torch.float64)
+    weights = torch.cat([torch.full((batch_size,), c / batch_size, dtype=torch.float64, device="cpu") for c in batches])
+    found = torch.full((points,), math.inf, dtype=torch.float64, device="cpu")
     places = {round((k + 1) * steps / points) * factor: k for k in range(points)}  # the same times for every l
     for step in range(1, steps * factor + 1):
         drawn = torch.randint(len(samples), (len(weights),), generator=generator, device="cpu").to(samples.device)

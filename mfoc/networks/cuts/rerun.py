@@ -64,7 +64,7 @@ class Rerun:
         """The parameters that are trained, for the time being as new leaves that require grad."""
         slots = [(part, leaf) for part in self.net.modules() for leaf, p in part._parameters.items() if p is not None]
         before = [part._parameters[leaf] for part, leaf in slots]
-        held = {id(p): p.detach().requires_grad_() for k, p in self.net.named_parameters() if k in self.trained}
+        held = {id(p): tree.free(p) for k, p in self.net.named_parameters() if k in self.trained}
         names = {key: held[id(p)] for key, p in self.net.named_parameters() if key in self.trained}
         try:
             for part, leaf in slots:

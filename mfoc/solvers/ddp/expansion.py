@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mfoc import tree
 from mfoc.derivatives import check_twice, gradients, twice_differentiable
 from mfoc.solvers.ddp.lanes import Lanes
 
@@ -132,7 +133,7 @@ def check_curved(lanes: Lanes, xs: list[Tensor], us: list[Tensor], *, exact: boo
 def _check_curved(asked: list[tuple[Function, Tensor]], what: str, cure: str, index: Tensor) -> None:
     for function, y in asked:
         with torch.enable_grad(), twice_differentiable():
-            free = y.detach().requires_grad_()
+            free = tree.free(y)
             out = function(free, index)
         check_twice(out, [free], what, cure)
 

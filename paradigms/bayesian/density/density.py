@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from mfoc import InvalidType, InvalidValue, tree
-from mfoc.derivatives import twice_differentiable, without_fast_path
+from mfoc.derivatives import check_derivatives, twice_differentiable, without_fast_path
 from mfoc.vectorisation import Mapper
 from paradigms.bayesian.density.traced import Traced
 from paradigms.bayesian.laws.normal import shape_or_type, unvalidated
@@ -86,8 +86,9 @@ class LogDensity:
             self._check_points(x)
             with torch.no_grad():  # the data may ask for gradients
                 return self.fused(x.detach())
+        check_derivatives("a score")
         with torch.enable_grad(), twice_differentiable() if recorded else nullcontext():
-            point = x if recorded else x.detach().requires_grad_()
+            point = x if recorded else tree.free(x)
             if index is None:
                 value = self(point)
             elif self.minibatch is not None:
@@ -136,12 +137,14 @@ class LogDensity:
         """Points to start from ``[n, d]``, a function of the seed."""
         if self.draw is not None:
             return self.draw(n, seed)
-        uniform = torch.rand(n, self.dim, generator=torch.Generator().manual_seed(seed), dtype=self.like.dtype)
+        uniform = torch.rand(
+            n, self.dim, generator=torch.Generator().manual_seed(seed), dtype=self.like.dtype, device="cpu"
+        )
         return (4 * uniform - 2).to(self.like.device)
 
     def normals(self, n: int, generator: torch.Generator) -> Tensor:
         """Standard normals ``[n, d]``, in the dtype and on the device of the particles."""
-        return torch.randn(n, self.dim, generator=generator, dtype=self.like.dtype).to(self.like.device)
+        return torch.randn(n, self.dim, generator=generator, dtype=self.like.dtype, device="cpu").to(self.like.device)
 
     def check(self, x: Tensor) -> Tensor:
         """The points themselves, if their log densities are finite.

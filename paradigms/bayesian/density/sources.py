@@ -97,11 +97,20 @@ def log_density(
     """
     check_integer(1, size=size, optional=True)
     check_flag(traced=traced)
-    options = {"like": like, "likelihood": likelihood, "noise": noise, "prior": prior, "minibatch": minibatch}
+    check_positive(temperature=temperature, finite=False)
+    options: dict[str, Any] = {
+        "like": like,
+        "likelihood": likelihood,
+        "noise": noise,
+        "prior": prior,
+        "minibatch": minibatch,
+    }
+    options |= {"size": size, "temperature": None if temperature == 1 else temperature}
     if isinstance(source, LogDensity):
+        _refuse({**options, "data": data}, "a LogDensity, which has everything", set())
         return source
     if isinstance(source, mfoc.Problem):
-        _refuse(options, "a problem", {"prior"})
+        _refuse(options, "a problem", {"prior", "temperature"})
         made = _of_problem(source, data, prior, temperature, traced)
     elif isinstance(source, nn.Module) and likelihood is not None:
         _refuse(options, "a network", {"likelihood", "noise", "prior"})
@@ -114,10 +123,10 @@ def log_density(
             "likelihood or an mfoc.Problem"
         )
     elif like is not None:
-        _refuse(options, "a function", {"like", "minibatch"})
+        _refuse({**options, "data": data}, "a function", {"like", "minibatch", "size"})
         made = _of_function(source, like, size, minibatch)
     elif isinstance(data, tuple | dict):
-        _refuse(options, "a Pyro model", set())
+        _refuse(options, "a Pyro model", {"size"})
         made = _of_model(source, data, size, traced)
     else:
         raise InvalidValue(
@@ -238,7 +247,7 @@ def _of_network(net: nn.Module, data: Any, likelihood: Any, noise: Any, prior: A
             points = [law.expand(shapes[name]).sample((n,)).reshape(n, -1) for name, law in laws.items()]
             if learned:
                 next(reversed(laws.values())).sample((n,))  # so that a seed starts where it always has
-                points.append(torch.randn(n, 1))
+                points.append(torch.randn(n, 1, device="cpu"))
         return torch.cat([point.to(vector) for point in points], dim=1)
 
     def constrain(x: Tensor) -> dict[str, Tensor]:

@@ -207,7 +207,7 @@ def likelihood_of(what: Any, noise: Any = None) -> Likelihood:
         if noise is None or isinstance(noise, Tensor):
             return Gaussian(noise)
         check_positive(noise=noise)
-        return Gaussian(torch.tensor(noise, dtype=torch.float64))
+        return Gaussian(torch.tensor(noise, dtype=torch.float64, device="cpu"))
     if noise is not None:
         raise InvalidValue(f"noise was given with likelihood={what!r}; only a Gaussian has one")
     if isinstance(what, str) and what == "categorical":

@@ -58,7 +58,7 @@ class Ensemble:
         """Outputs ``[S, B, ...]`` of all networks, or of ``samples`` of them, drawn without replacement, if fewer."""
         chosen = slice(None)
         if samples < len(self):
-            order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
+            order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed), device="cpu")
             chosen = order[:samples].to(next(iter(self.weights.values())).device)  # type: ignore[assignment]
         some = {name: value[chosen] for name, value in self.weights.items()}
         with torch.no_grad():

@@ -120,7 +120,7 @@ def _normal(mean: Tensor, scale: Tensor) -> Divergence:
 def _term(prior: Distribution, exact: bool) -> tuple[Callable[..., Tensor], bool]:
     if exact:
         try:
-            kl_divergence(Normal(torch.zeros(()), torch.ones(())), prior)
+            kl_divergence(Normal(torch.zeros((), device="cpu"), torch.ones((), device="cpu")), prior)
             return lambda loc, scale, w: kl_divergence(Normal(loc, scale, validate_args=False), prior).sum(), False
         except NotImplementedError:
             pass

@@ -129,7 +129,7 @@ class LowRank:
     def _root(self, u: Parameters) -> Tensor:
         """The triangle C of C C' = I + W' W; not a number, and no error, where W is none."""
         factor = u["cov_factor"]
-        root: Tensor = torch.linalg.cholesky_ex(torch.eye(self.rank).to(factor) + factor.mT @ factor).L
+        root: Tensor = torch.linalg.cholesky_ex(torch.eye(self.rank, device="cpu").to(factor) + factor.mT @ factor).L
         return root
 
     def _volume(self, u: Parameters, root: Tensor) -> Tensor:

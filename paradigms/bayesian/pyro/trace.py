@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from mfoc import InvalidType, InvalidValue, require
+from mfoc import InvalidType, InvalidValue, require, tree
 from mfoc.checks import kind_of
 from mfoc.printing import by_identity
 from mfoc.seeding import mixed_seed, seeded
@@ -187,7 +187,7 @@ def check_batch(whole: Any, part: Any, *, instead: str) -> None:
                 f"{name!r} is observed once for all data, not once for each observation, and a batch counts N / B "
                 f"times; {instead}"
             )
-        if float(torch.as_tensor(site["scale"]).max()) != 1:
+        if float(tree.tensor_of(site["scale"]).max()) != 1:
             raise InvalidValue(
                 f"the model scales its observations ({name!r}) to the whole data; leave that out: a batch counts for N"
             )

@@ -242,8 +242,10 @@ class PathProblem(mfoc.Problem):
         diffusion, stages, T = self.diffusion, self.stages, self.diffusion.times[-1]
         generator = torch.Generator().manual_seed(key)
         times, lengths = pool.new_tensor(diffusion.times[:-1]), pool.new_tensor(diffusion.lengths)
-        end = pool[torch.randint(len(pool), (n,), generator=generator).to(pool.device)]
-        stage = (torch.arange(n) + torch.randint(stages, (1,), generator=generator)) % stages
+        end = pool[torch.randint(len(pool), (n,), generator=generator, device="cpu").to(pool.device)]
+        stage = (
+            torch.arange(n, device="cpu") + torch.randint(stages, (1,), generator=generator, device="cpu")
+        ) % stages
         t, h = times[stage.to(pool.device)], lengths[stage.to(pool.device)]
         deviation = diffusion.sigma * (t * (T - t) / T).sqrt()
         x = t[:, None] / T * end + deviation[:, None] * self.density.normals(n, generator)

@@ -64,7 +64,7 @@ class Drift(nn.Module):
             self.out = nn.Linear(hidden, 3 * dim if score else 2 * dim)
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
-        self.register_buffer("frequencies", torch.arange(1, 9) * math.pi)
+        self.register_buffer("frequencies", torch.arange(1, 9, device="cpu") * math.pi)
 
     def forward(self, t: Tensor, x: Tensor, score: Tensor | None = None) -> Tensor:
         """Time (a scalar), points ``[n, d]`` and gradients ``[n, d]`` to drifts ``[n, d]``."""

@@ -227,6 +227,8 @@ def systematic(log_weights: Tensor, n: int, seed: int) -> Tensor:
     check_integer(1, n=n)
     check_integer(0, seed=seed)
     total = log_weights.double().softmax(0).cumsum(0)
-    offset = torch.rand(1, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(total.device)
+    offset = torch.rand(1, generator=torch.Generator().manual_seed(seed), dtype=torch.float64, device="cpu").to(
+        total.device
+    )
     level = (torch.arange(n, device=total.device) + offset) / n
     return torch.searchsorted(total / total[-1], level).clamp_max(len(total) - 1)

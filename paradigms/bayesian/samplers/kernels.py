@@ -20,8 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mfoc import InvalidValue
-from mfoc.checks import check_between, check_choice, check_positive
+from mfoc import InvalidValue, tree
+from mfoc.checks import check_between, check_choice, check_instance, check_positive
 
 
 @runtime_checkable
@@ -234,9 +234,20 @@ def discrepancy(x: Tensor, score: Tensor, *, length: float = 1.0, beta: float = 
 
     Returns:
         mean_j k_p(x_i, x_j), ``[n]``.
+
+    Raises:
+        InvalidType, InvalidValue: points and scores are not floating-point tensors of one shape ``[n, d]``; a length or
+            an exponent that is none.
     """
     check_positive(length=length)
     check_between(-1, 0, beta=beta)
+    check_instance(Tensor, "points [n, d], a tensor", x=x)
+    check_instance(Tensor, "the score at the points [n, d], a tensor", score=score)
+    if x.dim() != 2 or x.shape != score.shape or not len(x) or not (x.is_floating_point() and x.dtype == score.dtype):
+        raise InvalidValue(
+            f"x is {tree.describe(x)} and score {tree.describe(score)}; expected floating-point tensors of one shape "
+            "[n, d] and of one dtype"
+        )
     d, c = x.shape[1], length**-2
     x = x - x.mean(0)
     r = c * _squares(x)

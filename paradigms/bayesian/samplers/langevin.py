@@ -56,7 +56,7 @@ class SGLD(ULA):
     def draw(self, density: LogDensity, n: int, generator: torch.Generator) -> dict[str, Tensor]:
         """See ``Flow``; "index" holds the observations of each particle."""
         assert density.size is not None
-        index = torch.randint(density.size, (n, self.batch_size), generator=generator)
+        index = torch.randint(density.size, (n, self.batch_size), generator=generator, device="cpu")
         return {"index": index.to(density.like.device), **super().draw(density, n, generator)}
 
 
@@ -78,7 +78,7 @@ class MALA(ULA):
     def draw(self, density: LogDensity, n: int, generator: torch.Generator) -> dict[str, Tensor]:
         """See ``Flow``; "level" is the logarithm of a uniform number."""
         noise = super().draw(density, n, generator)
-        uniform = torch.rand(n, generator=generator, dtype=density.like.dtype).to(density.like.device)
+        uniform = torch.rand(n, generator=generator, dtype=density.like.dtype, device="cpu").to(density.like.device)
         return {**noise, "level": (1 - uniform).log()}  # in (0, 1], so that a sure move is never refused
 
     def step(self, density: LogDensity, t: int, state: State, h: Tensor, z: Mapping[str, Tensor]) -> State:

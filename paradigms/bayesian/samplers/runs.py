@@ -167,7 +167,7 @@ def _schedule(density: LogDensity, step: Any, steps: int) -> tuple[Any, Any]:
 def _log_step(density: LogDensity, h: Any) -> Tensor:
     message = f"step is {h!r}; expected a positive finite step size, or one for each of {density.dim} axes"
     try:
-        size = torch.as_tensor(None if isinstance(h, bool) else h, dtype=density.like.dtype).to(density.like).detach()
+        size = tree.tensor_of(None if isinstance(h, bool) else h, density.like.dtype).to(density.like).detach()
     except (RuntimeError, TypeError, ValueError) as error:
         raise InvalidType(message) from error
     if not (size.isfinite() & (size > 0)).all() or size.shape not in ((), (density.dim,)):

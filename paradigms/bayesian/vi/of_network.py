@@ -119,7 +119,7 @@ def _observations(data: Any) -> Tensor | None:
     y = data.data if isinstance(data, mfoc.Particles) else data[1] if isinstance(data, tuple | list) else None
     if not isinstance(y, Tensor | np.ndarray):
         return None
-    found: Tensor = mfoc.population((torch.arange(len(y)), y))(0).data  # with labels widened
+    found: Tensor = mfoc.population((torch.arange(len(y), device="cpu"), y))(0).data  # with labels widened
     return found
 
 

@@ -222,7 +222,9 @@ class NetworkPosterior:
         check_integer(1, samples=samples)
         generator, like = torch.Generator().manual_seed(seed), first([u for u in self.controls if u])
         sizes = [stage.size for stage in self.network.stages]
-        return [torch.randn(samples, n, generator=generator, dtype=like.dtype).to(like.device) for n in sizes]
+        return [
+            torch.randn(samples, n, generator=generator, dtype=like.dtype, device="cpu").to(like.device) for n in sizes
+        ]
 
     def samples(self, samples: int, *, seed: int = 0) -> dict[str, Tensor]:
         """The same draws by the sites of ``model``, for ``Predictive(model, posterior_samples=...)``."""

@@ -128,7 +128,7 @@ class Annealing:
             InvalidType, InvalidValue: T is no positive number.
         """
         check_positive(T=T)
-        t = torch.linspace(0, T, 300, dtype=torch.float64)
+        t = torch.linspace(0, T, 300, dtype=torch.float64, device="cpu")
         figure, (left, right) = new_axes(8.0, 3.2, 2)
         left.plot(t.tolist(), self.control(t).tolist(), color=COLORS[0])
         left.set(xlabel="time: lr times steps", ylabel="factor of the learning rate", ylim=(0, 1.05))

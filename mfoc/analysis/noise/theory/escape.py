@@ -110,7 +110,7 @@ def escape_time(potential: Potential, minimum: float, barrier: float, end: float
     kramers = kramers_time(potential, minimum, barrier, diffusion)
     if (end - barrier) * (barrier - minimum) <= 0:
         raise InvalidValue(f"end is {end!r}; expected a point beyond the barrier {barrier!r}, seen from {minimum!r}")
-    u = evaluate(potential, torch.tensor([minimum, barrier], dtype=torch.float64))
+    u = evaluate(potential, torch.tensor([minimum, barrier], dtype=torch.float64, device="cpu"))
     exact = mean_first_passage_time(potential, minimum, end, diffusion)
     return Escape(exact, kramers, float(u[1] - u[0]), float(diffusion))
 
@@ -207,7 +207,7 @@ class FlatSharp:
         figure, (axis,) = new_axes(6.4, 3.6)
         left, right = self.well.flat_minimum, self.well.sharp_minimum
         room = 0.3 * (right - left)  # for the notes
-        x = torch.linspace(left - room, right + room, 1000, dtype=torch.float64)
+        x = torch.linspace(left - room, right + room, 1000, dtype=torch.float64, device="cpu")
         x = x[self.well(x) < 1.2 * self.well.height]  # below the notes
         axis.plot(x.tolist(), self.well(x).tolist(), color=COLORS[0], linewidth=2)
         for point, name, escape in ((left, "flat", self.flat), (right, "sharp", self.sharp)):
@@ -250,7 +250,7 @@ def flat_against_sharp(flat: float, sharp: float, height: float, diffusion: floa
 
 def _derivatives(potential: Potential, *points: float) -> tuple[list[float], list[float], list[float]]:
     """U, U' and U'' at some points, by autograd."""
-    x = torch.tensor(points, dtype=torch.float64)
+    x = torch.tensor(points, dtype=torch.float64, device="cpu")
     evaluate(potential, x)
     with torch.enable_grad():
         x = x.requires_grad_()

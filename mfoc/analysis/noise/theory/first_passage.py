@@ -127,21 +127,21 @@ def _pieces(scaled: Callable[[Tensor], Tensor], start: float, end: float) -> Ten
     least, confined = math.inf, 0
     for k in range(1, _DOUBLINGS):
         left = start - length * (2.0**k - 1)
-        x = torch.linspace(left, edges[-1], 129, dtype=torch.float64)
+        x = torch.linspace(left, edges[-1], 129, dtype=torch.float64, device="cpu")
         u = scaled(x)
         walled = (u >= _WALL).nonzero()
         if len(walled):
             last = int(walled[-1])
             if last < len(x) - 1:  # else at the last edge itself
                 edges.append(_wall(scaled, float(x[last]), float(x[last + 1])))
-            return torch.tensor(edges[::-1], dtype=torch.float64)
+            return torch.tensor(edges[::-1], dtype=torch.float64, device="cpu")
         least = min(least, float(u.min()))
         edges.append(left)
         # The length of the piece counts as well: a logarithm confines only where its factor is large.
         rise = float(u[:65].min()) - least - math.log(2) * k
         confined = confined + 1 if rise > _DEEP else 0
         if confined == 3:  # not only there, but all the way through pieces that reach eight times as far
-            return torch.tensor(edges[:-2][::-1], dtype=torch.float64)
+            return torch.tensor(edges[:-2][::-1], dtype=torch.float64, device="cpu")
     raise InvalidValue(
         f"the potential does not confine the path on the far side of the start: {abs(left):.3g} away it is only "
         f"{float(u[0]) - least:.3g} D above its lowest value. The mean time is infinite unless U rises there"
@@ -151,7 +151,7 @@ def _pieces(scaled: Callable[[Tensor], Tensor], start: float, end: float) -> Ten
 def _wall(scaled: Callable[[Tensor], Tensor], inside: float, outside: float) -> float:
     """The point to the right of a wall, to rounding."""
     while inside < (middle := (inside + outside) / 2) < outside:
-        if float(scaled(torch.tensor([middle], dtype=torch.float64))) >= _WALL:
+        if float(scaled(torch.tensor([middle], dtype=torch.float64, device="cpu"))) >= _WALL:
             inside = middle
         else:
             outside = middle
@@ -160,7 +160,7 @@ def _wall(scaled: Callable[[Tensor], Tensor], inside: float, outside: float) -> 
 
 def _log_time(scaled: Callable[[Tensor], Tensor], pieces: Tensor, panels: int) -> float:
     """The logarithm of the double integral, with that many panels in each piece."""
-    steps = torch.arange(panels, dtype=torch.float64) / panels
+    steps = torch.arange(panels, dtype=torch.float64, device="cpu") / panels
     edges = torch.cat([(pieces[:-1, None] + pieces.diff()[:, None] * steps).flatten(), pieces[-1:]])
     lengths = edges.diff()[:, None]
     nodes, weights = legendre(_ORDER)
@@ -169,7 +169,7 @@ def _log_time(scaled: Callable[[Tensor], Tensor], pieces: Tensor, panels: int) -
     density = torch.exp(floor - u)
     inside = (lengths * (density @ _antiderivatives().mT)).clamp(min=0).log() - floor  # from the panel's left end
     whole = (lengths[:, 0] * (density @ weights)).log() - floor[:, 0]
-    before = torch.cat([torch.full((1,), -torch.inf, dtype=torch.float64), whole.logcumsumexp(0)[:-1]])
+    before = torch.cat([torch.full((1,), -torch.inf, dtype=torch.float64, device="cpu"), whole.logcumsumexp(0)[:-1]])
     inner = torch.logaddexp(before[:, None], inside)
     climbed = (u + inner + (lengths * weights).log())[-panels:]  # of the last piece, from start to end
     return float(climbed.flatten().logsumexp(0))

@@ -138,7 +138,7 @@ class ModifiedEquation:
         """
         check_integer(1, steps=steps, substeps=substeps)
         check_callable("a function Phi(x, z) -> [N]", optional=True, terminal_cost=terminal_cost)
-        controls = [torch.ones((), dtype=None if like is None else like.dtype) for _ in range(steps)]
+        controls = [torch.ones((), dtype=None if like is None else like.dtype, device="cpu") for _ in range(steps)]
         if like is not None:
             controls = [control.to(like.device) for control in controls]
 

@@ -215,7 +215,7 @@ def _axes(grid: Tensor | Sequence[Tensor]) -> list[Tensor]:
 def _isotropic(noise: float | Tensor, d: int) -> float:
     (S,) = as_matrices(noise=noise)
     level = float(S.diagonal().mean())
-    isotropic = float((S - level * torch.eye(len(S)).to(S)).abs().max()) <= rounding(S)
+    isotropic = float((S - level * torch.eye(len(S), device="cpu").to(S)).abs().max()) <= rounding(S)
     if not isotropic or level <= 0 or len(S) not in (1, d):
         raise InvalidValue(
             f"noise {list(S.shape)} on {d} axes: expected a positive number, or a positive multiple of the identity "

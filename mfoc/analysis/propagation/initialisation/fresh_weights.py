@@ -21,7 +21,7 @@ def weights(layer: Any, variance: float, *, orthogonal: bool, spread: bool, gene
         spread: orthogonal over all taps: for a layer that reads data, which few channels at one tap see little of.
         generator: on the CPU.
     """
-    drawn = torch.empty(layer.weight.shape, dtype=torch.float64)
+    drawn = torch.empty(layer.weight.shape, dtype=torch.float64, device="cpu")
     fan_in = drawn[0].numel()
     if not orthogonal:
         return drawn.normal_(0.0, math.sqrt(variance / fan_in), generator=generator)
@@ -44,5 +44,5 @@ def _one_tap(layer: Any) -> bool:
 
 def biases(layer: Any, variance: float, *, generator: torch.Generator) -> Tensor:
     """Normal numbers of exactly this mean square, also of a narrow layer; float64 on the CPU."""
-    drawn = torch.randn(layer.bias.shape, generator=generator, dtype=torch.float64)
+    drawn = torch.randn(layer.bias.shape, generator=generator, dtype=torch.float64, device="cpu")
     return drawn * math.sqrt(variance / float(drawn.square().mean()))

@@ -48,7 +48,9 @@ class Step:
 
 def step_at(moments: GaussianMoments, q: float) -> Step:
     """The layer after an activation at length q, with the largest gain up to one at which q lasts."""
-    value, slope, growth = (float(part) for part in _moments(moments, torch.tensor([q], dtype=torch.float64)))
+    value, slope, growth = (
+        float(part) for part in _moments(moments, torch.tensor([q], dtype=torch.float64, device="cpu"))
+    )
     chi = min(1.0, *(_ratio(slope, other) for other in (value / q, growth)))
     chi = 1.0 if chi > 1 - _EXACT else chi
     variance = chi / slope
@@ -68,8 +70,10 @@ def lasting_length(activations: Sequence[GaussianMoments], q_star: float, *, lea
     """
     if not activations:
         return q_star
-    q = torch.logspace(math.log10(q_star), math.log10(max(_FURTHEST, q_star)), _TRIED, dtype=torch.float64)
-    q = torch.cat([torch.tensor([q_star], dtype=torch.float64), q[1:]])
+    q = torch.logspace(
+        math.log10(q_star), math.log10(max(_FURTHEST, q_star)), _TRIED, dtype=torch.float64, device="cpu"
+    )
+    q = torch.cat([torch.tensor([q_star], dtype=torch.float64, device="cpu"), q[1:]])
     chi, growth, lost = torch.ones_like(q), torch.zeros_like(q), torch.zeros_like(q)
     for moments in activations:
         value, slope, rate = _moments(moments, q)

@@ -110,6 +110,8 @@ def _check(weight: Tensor, gain: float, generator: torch.Generator | None) -> No
         raise InvalidValue("weight is lazy, it has no shape yet; run the network once on a batch")
     if not weight.is_floating_point():
         raise InvalidType(f"weight is {weight.dtype}; expected a floating dtype")
+    if weight.is_inference() and not torch.is_inference_mode_enabled():
+        raise InvalidValue("weight was made in torch.inference_mode(), and cannot be filled outside of it; clone it")
     check_non_negative(gain=gain)
     if generator is not None:
         check_instance(torch.Generator, "a torch.Generator or None", generator=generator)

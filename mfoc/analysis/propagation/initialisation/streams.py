@@ -191,7 +191,9 @@ def read(found: Pass, start: int | None, end: int, *, seed: int, probes: int) ->
     generator = torch.Generator().manual_seed(seed)
     squares = 0.0
     for _ in range(probes):
-        probe = torch.randn(output.shape, generator=generator, dtype=torch.float32).to(output.device, output.dtype)
+        probe = torch.randn(output.shape, generator=generator, dtype=torch.float32, device="cpu").to(
+            output.device, output.dtype
+        )
         squares += sum(float(part.double().square().sum()) for part in _pull(output, begin, probe))
     growth = 0.0
     if start is not None:

@@ -72,7 +72,7 @@ class Layer:
         q = gain * mean_square + self.bias_variance
         if self.activation is None:
             return q, gain, q
-        moments, at = GaussianMoments.of(self.activation), torch.tensor([q], dtype=torch.float64)
+        moments, at = GaussianMoments.of(self.activation), torch.tensor([q], dtype=torch.float64, device="cpu")
         return q, gain * float(moments.slope_moment(at)), float(moments.second_moment(at))
 
 
@@ -141,7 +141,11 @@ def averages(block: Block) -> bool:
 def _seen(module: Any, x: Tensor) -> float:
     if module.padding_mode != "zeros":
         return 1.0
-    ones = torch.ones(1, 1, *x.shape[2:]) if x.dim() == module.weight.dim() else torch.ones(1, 1, *x.shape[1:])
+    ones = (
+        torch.ones(1, 1, *x.shape[2:], device="cpu")
+        if x.dim() == module.weight.dim()
+        else torch.ones(1, 1, *x.shape[1:], device="cpu")
+    )
     # Each tap counts by its weights: the centre, where delta-orthogonal kernels have all of theirs, is always seen.
     kernel = module.weight.detach().cpu().float().square().sum((0, 1), keepdim=True)
     total = float(kernel.sum())

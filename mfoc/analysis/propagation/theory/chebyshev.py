@@ -17,8 +17,8 @@ from mfoc.errors import InvalidValue
 @lru_cache(maxsize=8)
 def _points(count: int) -> tuple[Tensor, Tensor]:
     """Chebyshev points of the first kind on [-1, 1], [count], and what turns values there into coefficients."""
-    angle = math.pi * (torch.arange(count, dtype=torch.float64) + 0.5) / count
-    matrix = torch.cos(torch.arange(count, dtype=torch.float64)[:, None] * angle) * (2 / count)
+    angle = math.pi * (torch.arange(count, dtype=torch.float64, device="cpu") + 0.5) / count
+    matrix = torch.cos(torch.arange(count, dtype=torch.float64, device="cpu")[:, None] * angle) * (2 / count)
     matrix[0] /= 2
     return torch.cos(angle), matrix
 

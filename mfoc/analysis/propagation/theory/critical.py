@@ -52,7 +52,7 @@ def stable_variances(moments: GaussianMoments) -> list[tuple[float, float]]:
     Args:
         moments: of the activation.
     """
-    q = torch.logspace(*_SCANNED, dtype=torch.float64)
+    q = torch.logspace(*_SCANNED, dtype=torch.float64, device="cpu")
     weights, biases = _line(moments, q)
     good = (biases >= -1e-15 * q) & (weights * moments.growth(q) < 1 - 1e-12)
     intervals: list[tuple[float, float]] = []
@@ -72,7 +72,7 @@ def _line(moments: GaussianMoments, q: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _at(moments: GaussianMoments, q: float) -> tuple[float, float]:
-    weights, biases = (float(part) for part in _line(moments, torch.tensor(q, dtype=torch.float64)))
+    weights, biases = (float(part) for part in _line(moments, torch.tensor(q, dtype=torch.float64, device="cpu")))
     name = moments.activation.name
     biases = 0.0 if abs(biases) <= 4e-15 * max(q, 1e-300) else biases
     if biases < 0:
@@ -103,13 +103,13 @@ def _advice(moments: GaussianMoments) -> str:
 
 def _with_bias(moments: GaussianMoments, bias: float) -> tuple[float, float]:
     """The stable point with that bias that q = 1 leads to, or else the first one."""
-    zero = torch.zeros((), dtype=torch.float64)
+    zero = torch.zeros((), dtype=torch.float64, device="cpu")
     candidates = [0.0] if bias == 0 and float(moments.second_moment(zero)) == 0 else []
-    q = torch.logspace(*_SCANNED, dtype=torch.float64)
+    q = torch.logspace(*_SCANNED, dtype=torch.float64, device="cpu")
     excess = (_line(moments, q)[1] - bias).tolist()
 
     def off(value: float) -> float:
-        return float(_line(moments, torch.tensor(value, dtype=torch.float64))[1]) - bias
+        return float(_line(moments, torch.tensor(value, dtype=torch.float64, device="cpu"))[1]) - bias
 
     ends = q.tolist()
     for low, high, at_low, at_high in zip(ends[:-1], ends[1:], excess[:-1], excess[1:], strict=True):
@@ -117,7 +117,7 @@ def _with_bias(moments: GaussianMoments, bias: float) -> tuple[float, float]:
             candidates.append(crossing(off, low, high))
     stable = []
     for value in candidates:
-        weights = float(_line(moments, torch.tensor(value, dtype=torch.float64))[0])
+        weights = float(_line(moments, torch.tensor(value, dtype=torch.float64, device="cpu"))[0])
         length_map = LengthMap(moments, weights, bias)
         if length_map.is_stable(value):
             stable.append((weights, value, length_map))
@@ -137,5 +137,5 @@ def _of_homogeneous(moments: GaussianMoments, bias: float) -> tuple[float, float
             f"bias_variance is {bias:g}: with {moments.activation.name!r}, whose critical point is without biases, "
             "the variance would grow with depth; expected 0"
         )
-    rate = float(moments.slope_moment(torch.ones((), dtype=torch.float64)))
+    rate = float(moments.slope_moment(torch.ones((), dtype=torch.float64, device="cpu")))
     return 1 / rate, 0.0

@@ -124,7 +124,12 @@ _GRIDS: WeakKeyDictionary[GaussianMoments, tuple[list[float], list[float]]] = We
 def _grid(moments: GaussianMoments) -> tuple[list[float], list[float]]:
     """Variances, and V there."""
     if moments not in _GRIDS:
-        q = torch.cat([torch.zeros(1, dtype=torch.float64), torch.logspace(-18, 6, 241, dtype=torch.float64)])
+        q = torch.cat(
+            [
+                torch.zeros(1, dtype=torch.float64, device="cpu"),
+                torch.logspace(-18, 6, 241, dtype=torch.float64, device="cpu"),
+            ]
+        )
         values = moments.second_moment(q).nan_to_num(nan=math.inf)
         _GRIDS[moments] = (q.tolist(), values.tolist())
     return _GRIDS[moments]
@@ -258,7 +263,7 @@ def _iterated(length_map: LengthMap, points: tuple[FixedPoint, ...], start: floa
 
 
 def _one(q: float) -> Tensor:
-    return torch.tensor(q, dtype=torch.float64)
+    return torch.tensor(q, dtype=torch.float64, device="cpu")
 
 
 def crossing(function: Callable[[float], float], low: float, high: float) -> float:

@@ -86,11 +86,13 @@ def _scanned(table: LengthTable, weight: float, bias: float) -> tuple[Tensor, Te
 
 
 def _variances(farthest: float) -> Tensor:
-    below = torch.logspace(-18, 0, 18 * _PER_DECADE + 1, dtype=torch.float64)
-    above = torch.logspace(0, math.log10(farthest), math.ceil(math.log10(farthest) * _PER_DECADE), dtype=torch.float64)
+    below = torch.logspace(-18, 0, 18 * _PER_DECADE + 1, dtype=torch.float64, device="cpu")
+    above = torch.logspace(
+        0, math.log10(farthest), math.ceil(math.log10(farthest) * _PER_DECADE), dtype=torch.float64, device="cpu"
+    )
     above[-1] = farthest
     below[-1] = 1.0
-    return torch.cat([torch.zeros(1, dtype=torch.float64), below, above[1:]])
+    return torch.cat([torch.zeros(1, dtype=torch.float64, device="cpu"), below, above[1:]])
 
 
 def _first_above(values: Tensor, noise: Tensor, levels: Tensor) -> tuple[Tensor, Tensor]:
@@ -117,7 +119,7 @@ def _newton(table: LengthTable, weights: Tensor, biases: Tensor, low: Tensor, hi
     q = low + share * (high - low)
     falls = ends[1] < 0
     converged = torch.zeros_like(q, dtype=torch.bool)
-    active = torch.arange(len(q))
+    active = torch.arange(len(q), device="cpu")
     for _ in range(_STEPS):
         here, w, b = q[active], weights[active], biases[active]
         second, _, growth = table(here)
@@ -142,7 +144,7 @@ def _iterated(table: LengthTable, weights: Tensor, biases: Tensor) -> Lengths:
     w, b = (part.expand_as(biases).reshape(-1) for part in (weights[:, None], biases))
     q = torch.ones_like(w)
     unknown = torch.zeros_like(q, dtype=torch.bool)
-    active = torch.arange(len(q))
+    active = torch.arange(len(q), device="cpu")
     for _ in range(_ITERATIONS):
         here = q[active]
         following = w[active] * table(here)[0] + b[active]
@@ -199,7 +201,7 @@ def _cells(strip: Strip, along: Tensor, weights: Tensor) -> Tensor:
     """In which piece of s the decorrelation, which falls, is 1 / sigma_w^2: [P]."""
     starts = [cell[0] @ _at_start(cell.shape[2]) for cell in strip.cells[1:]]
     passed = [(weights * (along @ start) > 1).long() for start in starts]
-    return torch.stack(passed).sum(0) if passed else torch.zeros(len(weights), dtype=torch.long)
+    return torch.stack(passed).sum(0) if passed else torch.zeros(len(weights), dtype=torch.long, device="cpu")
 
 
 def _along(ends: tuple[float, float]) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
@@ -210,7 +212,7 @@ def _along(ends: tuple[float, float]) -> Callable[[Tensor, Tensor, Tensor], Tens
 
 def _at_start(count: int) -> Tensor:
     """Chebyshev polynomials at -1."""
-    return 1.0 - 2.0 * (torch.arange(count, dtype=torch.float64) % 2)
+    return 1.0 - 2.0 * (torch.arange(count, dtype=torch.float64, device="cpu") % 2)
 
 
 def _descend(
@@ -230,7 +232,7 @@ def _descend(
     s = (low + high) / 2
     lost, chi = torch.zeros_like(s), torch.zeros_like(s)
     converged = torch.zeros_like(s, dtype=torch.bool)
-    active = torch.arange(len(s))
+    active = torch.arange(len(s), device="cpu")
     for _ in range(_STEPS):
         here = s[active]
         spread, slope = both(here, weights[active], data)

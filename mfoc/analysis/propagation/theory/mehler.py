@@ -38,11 +38,11 @@ def columns(moments: GaussianMoments, r: Tensor, delta: Tensor) -> Tensor:
     parts = series.square() / r.square()[:, None]  # a_n^2 / q
     # With kinks, what is beyond the last term is still in V.
     rest = moments.second_moment(r.square()) / r.square() - parts.sum(1) if phi.kinks else torch.zeros_like(r)
-    out = torch.zeros(2, len(r), len(delta), dtype=r.dtype)
+    out = torch.zeros(2, len(r), len(delta), dtype=r.dtype, device="cpu")
     out[0] = rest[:, None] / delta
     for start in range(0, terms, _CHUNK):
         some = parts[:, start : start + _CHUNK]
-        n = torch.arange(start, start + some.shape[1], dtype=r.dtype)[:, None]
+        n = torch.arange(start, start + some.shape[1], dtype=r.dtype, device="cpu")[:, None]
         near = delta < 0.5
         lost = torch.where(near, -torch.expm1(n * torch.log1p(-torch.where(near, delta, 0.25))), 1 - (1 - delta) ** n)
         out[0] += some @ (lost / delta)

@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
+from mfoc import tree
 from mfoc.analysis.activations import ActivationLike
 from mfoc.analysis.gaussian import GaussianMoments
 from mfoc.analysis.propagation.theory.critical import critical_line
@@ -164,7 +165,7 @@ def _grid(name: str, values: Grid, *, positive: bool) -> Tensor:
         if isinstance(values, str | bytes) or not hasattr(values, "__len__"):
             raise InvalidType(f"{name} is {kind_of(values)}; expected a tensor [n] or a sequence of {expected}")
         try:
-            values = torch.as_tensor(values, dtype=torch.float64)
+            values = tree.tensor_of(values, torch.float64)
         except (TypeError, ValueError, RuntimeError) as error:
             raise InvalidType(f"{name} does not make a tensor ({error}); expected {expected}") from error
     if values.is_complex() or values.dtype == torch.bool:
@@ -192,10 +193,10 @@ def _critical_line(moments: GaussianMoments, weights: Tensor, biases: Tensor, la
     if moments.homogeneous:
         at, bias = critical_line(moments.activation, bias_variance=0.0)
         inside = float(weights[0]) <= at <= float(weights[-1]) and float(biases[0]) == 0
-        return torch.tensor([[at, bias]] if inside else [], dtype=torch.float64).reshape(-1, 2)
+        return torch.tensor([[at, bias]] if inside else [], dtype=torch.float64, device="cpu").reshape(-1, 2)
     table = length_table(moments)
     top = math.sqrt(min(table.farthest, 1.05 * largest + 1e-3))
-    q = torch.linspace(0, top, _LINE, dtype=torch.float64).square()
+    q = torch.linspace(0, top, _LINE, dtype=torch.float64, device="cpu").square()
     second, slopes, growth = table(q)
     w = 1 / slopes
     b = q - w * second
@@ -203,7 +204,7 @@ def _critical_line(moments: GaussianMoments, weights: Tensor, biases: Tensor, la
     inside = (w >= weights[0]) & (w <= weights[-1]) & (b >= biases[0]) & (b <= biases[-1]) & (w * growth < 1 + 1e-6)
     kept = inside.nonzero()[:, 0]
     if not len(kept):
-        return torch.zeros(0, 2, dtype=torch.float64)
+        return torch.zeros(0, 2, dtype=torch.float64, device="cpu")
     reached = lengths(table, w[kept], b[kept, None]).q[:, 0]
     kept = kept[(reached - q[kept]).abs() <= 1e-4 * q[kept].clamp(min=1e-3)]
     rows = []
@@ -211,4 +212,4 @@ def _critical_line(moments: GaussianMoments, weights: Tensor, biases: Tensor, la
         if index and place != int(kept[index - 1]) + 1:
             rows.append([math.nan, math.nan])
         rows.append([float(w[place]), float(b[place])])
-    return torch.tensor(rows, dtype=torch.float64).reshape(-1, 2)
+    return torch.tensor(rows, dtype=torch.float64, device="cpu").reshape(-1, 2)

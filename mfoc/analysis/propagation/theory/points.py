@@ -53,7 +53,7 @@ class Points:
         closeness = (1 - self.chi_q).abs().reshape(-1)[known]
         worst = known[closeness.argsort()[:_FEW]]
         sample = torch.cat([worst, known[:: max(1, len(known) // _FEW)]])
-        off = torch.zeros(self.q.numel(), dtype=torch.bool)
+        off = torch.zeros(self.q.numel(), dtype=torch.bool, device="cpu")
         moved = self._moved(moments, w, b, sample)
         off[sample] = moved > _RESIDUAL
         if bool((moved > _WRONG).any()):  # no rounding: the table is not to be trusted
@@ -92,7 +92,7 @@ class Points:
             else:
                 solved = lost_one_by_one(moments, q[inside], gain[inside])
             lost[inside], chi[inside], found[inside] = solved
-        sample = torch.arange(len(q))[:: max(1, len(q) // _FEW)]
+        sample = torch.arange(len(q), device="cpu")[:: max(1, len(q) // _FEW)]
         sample = torch.cat([sample, lost.argmin()[None], lost.argmax()[None]])
         sample = sample[found[sample]]
         spread = gain[sample] * moments.decorrelation(q[sample], lost[sample])[0]
@@ -125,7 +125,7 @@ class Points:
 
 def _homogeneous(moments: GaussianMoments, weights: Tensor, biases: Tensor) -> Points:
     """In closed form: V is proportional to q."""
-    rate = float(moments.slope_moment(torch.ones((), dtype=torch.float64)))
+    rate = float(moments.slope_moment(torch.ones((), dtype=torch.float64, device="cpu")))
     slope = (weights[:, None] * rate).expand_as(biases).contiguous()
     q = torch.where(slope < 1, biases / (1 - slope), math.inf)
     q[(biases == 0) & ((slope - 1).abs() < 2e-14)] = 1.0  # every variance stays as it is

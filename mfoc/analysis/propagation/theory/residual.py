@@ -101,10 +101,12 @@ class ResidualPropagation:
                 d.append(self._apart(q[-1], d[-1]))
             p.append(p[-1] + added)
             gains.append(gain)
-        lengths = torch.tensor(p, dtype=torch.float64)
-        factors = torch.tensor([1.0, *reversed(gains)], dtype=torch.float64)
-        c = None if d is None else 1 - torch.tensor(d, dtype=torch.float64) / lengths
-        return ResidualSignal(lengths, torch.tensor(q, dtype=torch.float64), c, factors.cumprod(0).flip(0))
+        lengths = torch.tensor(p, dtype=torch.float64, device="cpu")
+        factors = torch.tensor([1.0, *reversed(gains)], dtype=torch.float64, device="cpu")
+        c = None if d is None else 1 - torch.tensor(d, dtype=torch.float64, device="cpu") / lengths
+        return ResidualSignal(
+            lengths, torch.tensor(q, dtype=torch.float64, device="cpu"), c, factors.cumprod(0).flip(0)
+        )
 
     def gradient_factor(self, p: float) -> float:
         """By how much a block enlarges squared gradients, where the states before it have mean square p.
@@ -214,20 +216,20 @@ class ResidualPropagation:
 
     def _branch(self, q: float) -> tuple[float, float]:
         """What a block adds to p, and by what it multiplies squared gradients."""
-        at = torch.tensor(q, dtype=torch.float64)
+        at = torch.tensor(q, dtype=torch.float64, device="cpu")
         branch = self.branch_weight_variance / (1 - self.dropout)
         added = branch * float(self._moments.second_moment(at)) + self.branch_bias_variance
         return added, 1 + branch * self.weight_variance * float(self._moments.slope_moment(at))
 
     def _apart(self, q: float, d: float) -> float:
         """Half the mean-square distance d after a block, from that before it."""
-        at = torch.tensor(q, dtype=torch.float64)
+        at = torch.tensor(q, dtype=torch.float64, device="cpu")
         noise = 0.0
         if self.dropout > 0:
             noise = self.branch_weight_variance * (1 / (1 - self.dropout) - 1) * float(self._moments.second_moment(at))
         if q == 0 or d == 0:  # all pre-activations are equal
             return d + noise
-        delta = torch.tensor(min(self.weight_variance * d / q, 2.0), dtype=torch.float64)
+        delta = torch.tensor(min(self.weight_variance * d / q, 2.0), dtype=torch.float64, device="cpu")
         apart = q * float(delta) * float(self._moments.decorrelation(at, delta)[0])
         return d + self.branch_weight_variance * apart + noise
 
@@ -245,7 +247,10 @@ class ResidualPropagation:
             return math.inf
         if any(slopes):
             return 1.0
-        near, far = (float(self._moments.second_moment(torch.tensor(q, dtype=torch.float64))) for q in (_FAR, 4 * _FAR))
+        near, far = (
+            float(self._moments.second_moment(torch.tensor(q, dtype=torch.float64, device="cpu")))
+            for q in (_FAR, 4 * _FAR)
+        )
         power = math.log(far / near, 4) if near > 0 else 0.0
         return power if power > 0.02 else 0.0
 

@@ -247,7 +247,7 @@ class SignalPropagation:
             lengths.append(q)
             losses.append(delta)
             factors.append(factor)
-        backward = torch.tensor([*factors, 1.0], dtype=torch.float64).flip(0).cumprod(0).flip(0)
+        backward = torch.tensor([*factors, 1.0], dtype=torch.float64, device="cpu").flip(0).cumprod(0).flip(0)
         return Course(torch.stack(lengths), 1 - torch.stack(losses), backward)
 
     # ---- in words
@@ -313,4 +313,6 @@ def depth_scale(chi: Tensor) -> Tensor:
 
 
 def _tensor(value: Tensor | float | list[float] | list[list[float]]) -> Tensor:
-    return value.to(torch.float64) if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)
+    return (
+        value.to(torch.float64) if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64, device="cpu")
+    )

@@ -41,7 +41,7 @@ class LengthTable:
     pieces: list[Piece] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.from_zero = float(self.moments.second_moment(torch.zeros((), dtype=torch.float64))) == 0
+        self.from_zero = float(self.moments.second_moment(torch.zeros((), dtype=torch.float64, device="cpu"))) == 0
         self._extend([0.0, 2.0**_LOWEST])
 
     @property

@@ -88,11 +88,13 @@ def width_check(
         nets = [one.net for one in trials[0]]
         for key in (mixed_seed(seed, index) for index in range(1, seeds)):  # other nets than the first are not kept
             trials.append([replace(study.trial(w, key), net=net) for w, net in zip(ordered, nets, strict=True)])
-    fit = _Fit(torch.tensor(ordered, dtype=torch.float64).log(), confidence)
+    fit = _Fit(torch.tensor(ordered, dtype=torch.float64, device="cpu").log(), confidence)
     layers = []
     for name, kind in trials[0][0].kinds.items():
         starts, changes = (
-            torch.tensor([[getattr(one, what)[name] for one in row] for row in trials], dtype=torch.float64)
+            torch.tensor(
+                [[getattr(one, what)[name] for one in row] for row in trials], dtype=torch.float64, device="cpu"
+            )
             for what in ("starts", "changes")
         )
         slope = fit(changes)
@@ -137,7 +139,9 @@ def _mends(fit: _Fit, trials: list[list[Trial]], roles: dict[str, Role]) -> list
     octaves = float(fit.logarithms[-1] - fit.logarithms[0])
     found = []
     for name, role in roles.items():
-        sizes = torch.tensor([[one.sizes.get(name, math.nan) for one in row] for row in trials], dtype=torch.float64)
+        sizes = torch.tensor(
+            [[one.sizes.get(name, math.nan) for one in row] for row in trials], dtype=torch.float64, device="cpu"
+        )
         if role.role == "fixed" or bool(sizes.isnan().any()):
             continue
         variance = 0.0
@@ -146,7 +150,10 @@ def _mends(fit: _Fit, trials: list[list[Trial]], roles: dict[str, Role]) -> list
         rule, rates = trials[0][0].rule, [one.rates.get(name, 0.0) for one in trials[0]]
         rate = None
         if rule is not None and min(rates) > 0:
-            rate = _plain(math.log(role.rate(rule)) / octaves - fit(torch.tensor([rates], dtype=torch.float64)).value)
+            rate = _plain(
+                math.log(role.rate(rule)) / octaves
+                - fit(torch.tensor([rates], dtype=torch.float64, device="cpu")).value
+            )
         found.append(Mend(name, role.role, _plain(variance), rate))
     return found
 

@@ -147,7 +147,7 @@ class Study:
         if not (isinstance(output, Tensor) and output.is_floating_point()):
             raise InvalidType(f"the net returns {kind_of(output)}; give x as (x, y) and a loss(output, y)")
         generator = torch.Generator().manual_seed(key)
-        return torch.randn(output.shape, generator=generator, dtype=torch.float32).to(output)
+        return torch.randn(output.shape, generator=generator, dtype=torch.float32, device="cpu").to(output)
 
     def _optimizer(self, net: nn.Module) -> torch.optim.Optimizer:
         given = [p for p in net.parameters() if p.requires_grad] if self.groups is None else self.groups(net)
@@ -230,6 +230,11 @@ def _checked_net(net: object, width: int) -> nn.Module:
     if not any(parameter.requires_grad for parameter in net.parameters()):
         raise InvalidValue(f"make_net({width}) has no parameter that requires grad; expected something to train")
     for name, parameter in net.named_parameters():
+        if parameter.is_inference():
+            raise InvalidValue(
+                f"make_net({width}): the weights {name!r} were made in torch.inference_mode(), and cannot be trained; "
+                "expected a net that is made outside of it"
+            )
         if not bool(parameter.isfinite().all()):
             raise InvalidValue(
                 f"make_net({width}): the weights {name!r} are not finite before any step; expected numbers: look at "
