@@ -1,0 +1,103 @@
+"""What is no door: it is short, and each line has its reason."""
+
+from __future__ import annotations
+
+# Modules below the doors. The docstring of each says so, in these words.
+SENTENCE = "does not check its arguments"
+MODULES = {
+    "mfoc.tree",
+    "mfoc.derivatives",
+    "mfoc.distributed",
+    "mfoc.printing",
+    "mfoc.checks",
+    "mfoc.deprecation",
+    "mfoc.errors",
+    "mfoc.vectorisation",
+    "mfoc.lagrangian",
+    "mfoc.networks.inspection",
+    "mfoc.networks.packed",
+    "mfoc.networks.cuts",
+}
+
+# What functions return and nobody makes; named tuples are results, too.
+RESULTS = set(
+    """
+    Certificate Measure StageCertificate Verdict Solution Info Iterate Coupling
+    Bounds GaussianBottleneck InformationBottleneck InformationPlane LayerInformation FittedKernel Laziness
+    NTKConvergence WidthDrift Alignment Annealing DoubleWell Escape FlatSharp GradientNoise ModifiedEquation NoiseScales
+    Scale Sharpness ValidSDE BlockDiagnosis Course Diagnosis FixedPoint Initialisation PhaseDiagram ResidualSignal
+    WidthCheck WithHead Extremal FittedValue GridValue Verification Value DensitySolution Exploitability PriceOfAnarchy
+    NetworkProblem Measurement Feedback Policy Tracking GameCertificate GameFormulation Robustness Draws Ensemble
+    Evidence Follmer NetworkPosterior PathProblem Potential Prediction Reliability Sampler Adaptation MetaFormulation
+    Region RowRegion Constraint Population Tape FunctionalModule HasControls Bellman Rates
+    """.split()
+)
+
+NAMES = {
+    "mfoc.compiled": "compiles, which takes a minute; see tests/test_compilation.py",
+    "mfoc.plot.certificate": "takes its certificates one after another",
+    "mfoc.seeding.mixed_seed": "below everything that is seeded",
+    "mfoc.seeding.seeded": "the same",
+    "mfoc.require": "an error of its own: MissingExtra",
+    "mfoc.law.Tape": "what the library holds the law with while it looks at single particles",
+    "mfoc.law.taped": "the same",
+    "mfoc.law.frozen": "the same",
+    "mfoc.law.is_frozen": "the same",
+    "mfoc.law.shared": "the same",
+    "mfoc.law.count": "the same",
+    "mfoc.networks.functional": "below from_module",
+    "mfoc.networks.place": "below to_module",
+    "mfoc.networks.named_stages": "below from_module",
+    "mfoc.constraints.listed": "below Problem",
+    "mfoc.interacting.check_interaction": "asked by solve, of what it has checked",
+    "mfoc.interacting.check_own": "the same",
+    "mfoc.particles.concatenated": "below population",
+    "mfoc.bounds.region": "below Problem",
+    "mfoc.games.costate_at": "asked by maximisers, of what a game has checked",
+    "mfoc.games.entering": "the same",
+    "mfoc.games.target_of": "the same",
+    "mfoc.games.undisturbed": "the same",
+    "mfoc.games.with_target": "the same",
+    "mfoc.compilation.validation_kept": "a context of compiled",
+    "mfoc.seeding.watched": "a context of solve",
+    "mfoc.plot.new_figure": "below the plots",
+    "mfoc.plot.tidy": "below the plots",
+}
+
+# Methods that the library calls on what users hand to it, between checks of its own. See CONTRIBUTING.md.
+METHODS = set(
+    """
+    init step follow in_place evaluate violation discretised
+    bend check dimension face land limits penalty project stationary rows
+    ascend enter gap sample disturb target check_controls check_played check_potential check_stages check_rows
+    projected rebuilt schedule missed next_multiplier of term stretched increment of_fitting later
+    maximise plan begin play minimise moved warm over start finish close memory move direction draw
+    plot noting cloud fetch epoch state_dict load_state_dict measure add_param_group get_lr mean_momentum mean_control
+    FunctionalModule.initial NoiseScale.__call__ Checkpoint.__call__ Progress.__call__ FunctionalModule.__call__
+    AdaptiveBatch.__call__ discretise modules given check_agrees check_bridges bridges normals value_and_score as_bounds check_output cost log_prob
+    forward row paths policy at_mean about_input about_labels indices
+    diffusion drift best bounds control expectation tried terminal value diagonals at on run settle twin with_gradients mend
+    """.split()
+)
+
+# Results that say of themselves, by NaN or infinity, what is not known.
+DOCUMENTED = {
+    "Measure": "an end that is not known is infinite; what was not measured is NaN",
+    "StageCertificate": "what was not measured is NaN",
+    "Certificate": "what was not measured is NaN",
+    "Scale": "no signal beside the noise: an infinite scale",
+    "NoiseScales": "the same",
+    "NoiseScales.lr": "the same",
+    "BlockDiagnosis": "what a block has no counterpart of is NaN",
+    "BlockInitialisation": "the same",
+    "Initialisation": "the same",
+    "Diagnosis": "the same",
+    "Reliability": "a bin without predictions has no accuracy",
+}
+
+# Doors that may draw from the process's generators, as their docstrings say, or change what they are given.
+RANDOM = ("orthogonal_", "delta_orthogonal_", "NetworkPosterior.__call__", "Learner.clone", "as_model")
+MUTABLE = ("_", "CSGD", "CMSGD", "OptimalAnnealing", "LearningRateControl", "refresh_averages", "drift_against_width")
+
+# What takes seconds at its best: these have fewer trials.
+SLOW = ("certify", "certify_module", "hjb.solve_bvp", "FittedValue.__call__")
