@@ -25,7 +25,7 @@ def main() -> int:
     parser = argparse.ArgumentParser("python -m tests.fuzz", description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=600.0)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", default="", help="doors whose names begin like this")
+    parser.add_argument("--only", default="", help="a regular expression of the names' beginnings")
     parser.add_argument("--repeat", help="one line of the table")
     asked = parser.parse_args()
     logging.disable(logging.CRITICAL)
@@ -36,8 +36,9 @@ def main() -> int:
         trial = parsed(asked.repeat, known)
         print(trial, run(trial))
         return 0
-    chosen = [door for door in known if door.name.startswith(asked.only)]
+    chosen = [door for door in known if re.match(asked.only, door.name)]
     found, counts = search(chosen, asked.seconds, asked.seed)
+    print()
     for trial, outcome in sorted(found.items(), key=lambda item: (item[1].kind, item[0])):
         print(f"{outcome.kind:8s} {trial}  {outcome.note}")
     print(f"{sum(counts.values())} calls of {len(chosen)} callables: " + ", ".join(f"{counts[k]} {k}" for k in KINDS))
@@ -60,6 +61,7 @@ def search(chosen: list[Door], seconds: float, seed: int) -> tuple[dict[str, Out
             counts[outcome.kind] += 1
             if not outcome.fine:
                 found[str(trial)] = outcome
+                print(".", end="", flush=True)
             if time.monotonic() > end:
                 break
     return found, counts

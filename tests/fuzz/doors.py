@@ -37,8 +37,9 @@ class Door:
 def doors() -> list[Door]:
     """Every door, sorted by name."""
     found: dict[int, Door] = {}
+    excluded = {id(item) for name, item in _public() if name in NAMES}
     for name, item in _public():
-        if id(item) in found or name in NAMES:
+        if id(item) in found or id(item) in excluded:
             continue
         if not isinstance(item, type):
             found[id(item)] = _door(name, None, item)

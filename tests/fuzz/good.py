@@ -572,6 +572,7 @@ BY_DOOR: dict[str, Make] = {
     "band.x": lambda: torch.linspace(-1, 1, 8),
     "band.prediction": lambda: regression(),
     "Robustness.__getitem__.attack": lambda: "FGSM",
+    "meta.Learner.adapt.allow_nograd": lambda: True,
     "meta.Learner.adapt.allow_unused": lambda: True,
     "meta.Learner.adapt.loss": lambda: normal(1).requires_grad_().sum(),
     # paradigms
@@ -701,7 +702,7 @@ INSTANCES: dict[str, Make] = {
     "Learner": lambda: meta.Learner(maml()).clone(),
     "Equilibrium": lambda: mfoc.Equilibrium(problem()),
     "Game": lambda: mfoc.Game.of(problem(), mfoc.Ball(0.1)),
-    "WithHead": lambda: mfoc.with_head(problem(), lambda x, u: x @ u, torch.eye(2)),
+    "WithHead": lambda: mfoc.with_head(problem(), lambda x, u, z: x @ u, torch.eye(2)),
     "Feedback": closed_loop,
     "InformationBottleneck": bottleneck,
     "ModifiedEquation": lambda: noise.modified_equation(lambda x: x, 0.1, lr=0.1),

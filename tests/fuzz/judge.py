@@ -46,7 +46,9 @@ class Outcome:
         return self.kind in ("result", "refused")
 
 
-def judged(call: Callable[[], Any], arguments: Mapping[str, Any], *, mutable: bool, random: bool) -> Outcome:
+def judged(
+    call: Callable[[], Any], arguments: Mapping[str, Any], *, mutable: bool, random: bool, unknown: bool
+) -> Outcome:
     """Calls, within ``SECONDS``, and judges.
 
     Args:
@@ -54,9 +56,12 @@ def judged(call: Callable[[], Any], arguments: Mapping[str, Any], *, mutable: bo
         arguments: these, by name.
         mutable: whether it may change them, as optimisers and functions that end in an underscore do.
         random: whether it may draw from the process's generators.
+        unknown: whether its result may say by NaN or infinity what is not known.
     """
     before, process = _marks(arguments), _process()
     outcome = _called(call)
+    if unknown and outcome.kind == "silent":
+        outcome = Outcome("result")
     left = _differences(process, _process())
     if left:
         _restore(process)
@@ -149,7 +154,7 @@ def _mark(value: Any, depth: int = 0) -> Any:
             return None
         return (value.detach().clone(), value.requires_grad)
     if isinstance(value, np.ndarray):
-        return copy.deepcopy(value)
+        return None if value.dtype == object else copy.deepcopy(value)
     if isinstance(value, nn.Module):
         return [_mark(part) for part in value.state_dict().values()], value.training
     if isinstance(value, mfoc.Particles):
