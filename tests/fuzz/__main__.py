@@ -1,6 +1,6 @@
 """The long mode: ``python -m tests.fuzz --seconds 600 --seed 3 [--only mfoc.hjb]``.
 
-Prints what was wrong and, for each, the line that repeats it: ``python -m tests.fuzz --repeat "mfoc.solve(steps=NaN)"``.
+Prints what was wrong and, for each, what repeats it: ``python -m tests.fuzz --repeat "mfoc.solve(steps=NaN)"``.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def main() -> int:
 
 
 def search(chosen: list[Door], seconds: float, seed: int) -> tuple[dict[str, Outcome], collections.Counter[str]]:
-    """Trials of each door in turn, a few at a time, until the time is over; what was wrong, and how many of each kind."""
+    """Trials of each door in turn until the time is over: what was wrong, and how many of each kind there were."""
     found: dict[str, Outcome] = {}
     counts: collections.Counter[str] = collections.Counter()
     end = time.monotonic() + seconds

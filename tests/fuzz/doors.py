@@ -10,7 +10,6 @@ from importlib import import_module
 from types import ModuleType
 from typing import Any, is_typeddict
 
-
 from tests.fuzz.exclusions import METHODS, MODULES, NAMES, RESULTS
 
 ROOTS = ("mfoc", "paradigms", "paradigms.adversarial", "paradigms.bayesian", "paradigms.meta")
@@ -110,5 +109,3 @@ def _door(name: str, owner: type | None, call: Any) -> Door:
         parameters.pop(next(iter(parameters)))
     kinds = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     return Door(name, owner, call, {key: part for key, part in parameters.items() if part.kind not in kinds})
-
-

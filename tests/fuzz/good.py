@@ -565,7 +565,6 @@ BY_DOOR: dict[str, Make] = {
     "networks.NetworkProblem.readout.solution": lambda: mfoc.from_module(net(), F.cross_entropy).controls,
     "Problem.validate.particles": cloud,
     "adversarial.GameFormulation.certify.maximiser": attack,
-    "adversarial.GameFormulation.certify.solution": game_solution,
     "certify.replicates": lambda: 0,
     "adversarial.certify.restarts": lambda: 1,
     "hooks.load.path": checkpoint,
@@ -653,11 +652,7 @@ BY_DOOR: dict[str, Make] = {
         f"meta.{name}.loss": lambda: F.mse_loss
         for name in ("maml", "anil", "meta_sgd", "reptile", "imaml", "learned_update", "from_learn2learn")
     },
-    **{
-        f"meta.{name}.{part}": lambda: None
-        for name in ("evaluate", "residuals")
-        for part in ("tasks",)
-    },
+    **{f"meta.{name}.{part}": lambda: None for name in ("evaluate", "residuals") for part in ("tasks",)},
 }
 
 # What a method is called on.

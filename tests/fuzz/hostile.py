@@ -150,9 +150,9 @@ def hostile(make: Make | None) -> dict[str, Make]:
     first = _first(value)
     if first is not None:
         for name, change in OF_TENSOR.items():
-            if first.is_floating_point() or "NaN" not in name and "inf" not in name:
-                if first.dim() or "row" not in name:
-                    found[f"a tensor {name}"] = lambda change=change: _changed(make(), change)
+            real = first.is_floating_point() or not ("NaN" in name or "inf" in name)
+            if real and (first.dim() or "row" not in name):
+                found[f"a tensor {name}"] = lambda change=change: _changed(make(), change)
     if isinstance(value, list | tuple):
         found["one entry less"] = lambda: make()[:-1]
         found["one entry more"] = lambda: [*make(), make()[-1]]

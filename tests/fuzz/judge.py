@@ -93,7 +93,9 @@ def _called(call: Callable[[], Any]) -> Outcome:
         ours = [frame for frame in where if "/mfoc/" in frame.filename or "/paradigms/" in frame.filename]
         frame = (ours or where or [None])[-1]
         at = f"{frame.filename.rpartition('/wt/')[2]}:{frame.lineno}" if frame else "the call itself"
-        return Outcome("raw", f"{type(error).__name__}: {str(error).splitlines()[0][:150] if str(error) else ''} @ {at}")
+        return Outcome(
+            "raw", f"{type(error).__name__}: {str(error).splitlines()[0][:150] if str(error) else ''} @ {at}"
+        )
     bad = next(_non_finite(result), None)
     return Outcome("result") if bad is None else Outcome("silent", bad)
 

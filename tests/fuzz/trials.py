@@ -18,10 +18,32 @@ from tests.fuzz.hostile import hostile
 from tests.fuzz.judge import Outcome, judged
 
 # What arguments are made of, and are called once they are inside.
-KNOWN = set(
-    "state dynamics running_cost terminal_cost controls stage stages source population net points density paradigm "
-    "labels x1 x2 trajectory kernels bottleneck correlation outputs cloud horizon plan".split()
-)
+KNOWN = {
+    "state",
+    "dynamics",
+    "running_cost",
+    "terminal_cost",
+    "controls",
+    "stage",
+    "stages",
+    "source",
+    "population",
+    "net",
+    "points",
+    "density",
+    "paradigm",
+    "labels",
+    "x1",
+    "x2",
+    "trajectory",
+    "kernels",
+    "bottleneck",
+    "correlation",
+    "outputs",
+    "cloud",
+    "horizon",
+    "plan",
+}
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from mfoc import InvalidValue
-from mfoc.checks import check_between, check_choice, check_positive
+from mfoc.checks import check_between, check_choice, check_positive, check_tensor
 
 
 @runtime_checkable
@@ -234,9 +234,25 @@ def discrepancy(x: Tensor, score: Tensor, *, length: float = 1.0, beta: float = 
 
     Returns:
         mean_j k_p(x_i, x_j), ``[n]``.
+
+    Raises:
+        InvalidType, InvalidValue: no tensors of finite numbers of one shape, dtype and device; a wrong scale or
+            exponent.
     """
+    check_tensor("points [n, d]", dim=2, x=x)
+    check_tensor("gradients of the log density, [n, d]", dim=2, score=score)
+    if score.shape != x.shape or score.dtype != x.dtype or score.device != x.device:
+        raise InvalidValue(
+            f"score is {tuple(score.shape)} of {score.dtype} on {score.device}; "
+            f"expected it as x, {tuple(x.shape)} of {x.dtype} on {x.device}"
+        )
     check_positive(length=length)
     check_between(-1, 0, beta=beta)
+    return squared_discrepancy(x, score, length, beta)
+
+
+def squared_discrepancy(x: Tensor, score: Tensor, length: float = 1.0, beta: float = -0.5) -> Tensor:
+    """See ``discrepancy``; it does not check its arguments."""
     d, c = x.shape[1], length**-2
     x = x - x.mean(0)
     r = c * _squares(x)

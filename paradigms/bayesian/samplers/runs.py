@@ -28,7 +28,7 @@ from mfoc.formulation import Formulation
 from mfoc.problem import controls_of
 from mfoc.seeding import mixed_seed
 from paradigms.bayesian.density import LogDensity, log_density
-from paradigms.bayesian.samplers.kernels import discrepancy
+from paradigms.bayesian.samplers.kernels import squared_discrepancy
 
 State = Any
 Steps = float | Tensor | Sequence[float] | Callable[[int], float]
@@ -108,7 +108,7 @@ def sampler(
 
     def terminal_cost(x: Any, z: Any) -> Tensor:
         x = points(x)
-        return discrepancy(x, density.score(x))
+        return squared_discrepancy(x, density.score(x))
 
     def draw(k: int) -> mfoc.Particles:
         generator = torch.Generator().manual_seed(mixed_seed(seed, k))
@@ -238,7 +238,7 @@ def sample(
     problem, density, flow = formulation.problem, formulation.density, formulation.flow
     steps = problem.stages if steps is None else steps
     check_integer(1, steps=steps, thin=thin)
-    check_integer(0, burn_in=burn_in)
+    check_integer(0, burn_in=burn_in, seed=seed)
     if burn_in >= steps:
         raise InvalidValue(f"burn_in is {burn_in} of {steps} steps; nothing would be kept")
     controls = problem.controls if controls is None else controls_of(controls)
