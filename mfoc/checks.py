@@ -3,6 +3,8 @@
 Arguments are given as ``name=value``, as in ``check_integer(1, steps=steps)``. The first that does not fit is named in
 the error: an ``InvalidType`` where its type is wrong, an ``InvalidValue`` where its value is. Booleans are no numbers
 here. With ``optional=True`` None is accepted too.
+
+What is refused here is the values; the module itself does not check its arguments.
 """
 
 from __future__ import annotations

@@ -2,6 +2,8 @@
 
 Every mean over particles goes through ``expectation``: one all-reduce of one flat buffer, whatever is averaged.
 Without a process group it returns what it was given.
+
+This is below the public doors: it does not check its arguments.
 """
 
 from __future__ import annotations

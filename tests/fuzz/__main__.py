@@ -57,13 +57,13 @@ def search(chosen: list[Door], seconds: float, seed: int) -> tuple[dict[str, Out
             if trial is None:
                 sources.remove(source)
                 continue
+            if time.monotonic() > end:
+                break
             outcome = run(trial)
             counts[outcome.kind] += 1
             if not outcome.fine:
                 found[str(trial)] = outcome
                 print(".", end="", flush=True)
-            if time.monotonic() > end:
-                break
     return found, counts
 
 

@@ -150,7 +150,7 @@ def hostile(make: Make | None) -> dict[str, Make]:
     first = _first(value)
     if first is not None:
         for name, change in OF_TENSOR.items():
-            real = first.is_floating_point() or not ("NaN" in name or "inf" in name)
+            real = first.is_floating_point() or not any(part in name for part in ("NaN", "inf", "1e30", "negated"))
             if real and (first.dim() or "row" not in name):
                 found[f"a tensor {name}"] = lambda change=change: _changed(make(), change)
     if isinstance(value, list | tuple):
