@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from mfoc import InvalidType, InvalidValue, tree
-from mfoc.checks import check_instance, check_integer, check_plain
+from mfoc.checks import check_callable, check_instance, check_integer, check_plain
 from mfoc.derivatives import twice_differentiable, without_fast_path
 from mfoc.vectorisation import Mapper
 from paradigms.bayesian.density.traced import Traced
@@ -50,6 +50,14 @@ class LogDensity:
     fused: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None
     slope: Function | None = None
     prior: Callable[[int, int], Tensor] | None = None
+
+    def __post_init__(self) -> None:
+        check_callable("a function of points [n, d]", function=self.function)
+        check_instance(Mapping, "a dict, name -> shape", shapes=self.shapes)
+        check_plain("a point [d]", like=self.like)
+        given = {"draw": self.draw, "constrain": self.constrain, "minibatch": self.minibatch, "fused": self.fused}
+        check_callable("a function", optional=True, **given, slope=self.slope, prior=self.prior)
+        check_integer(1, optional=True, size=self.size)
 
     def __repr__(self) -> str:
         parameters = ", ".join(f"{name} {tuple(shape)}" for name, shape in self.shapes.items())

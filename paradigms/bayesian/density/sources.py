@@ -97,6 +97,11 @@ def log_density(
     """
     check_integer(1, size=size, optional=True)
     check_flag(traced=traced)
+    check_positive(temperature=temperature, finite=False)
+    if temperature != 1 and not isinstance(source, mfoc.Problem):
+        raise InvalidValue(
+            f"temperature is {temperature!r}, which is of the Gibbs law of an mfoc.Problem; leave it out"
+        )
     options = {"like": like, "likelihood": likelihood, "noise": noise, "prior": prior, "minibatch": minibatch}
     if isinstance(source, LogDensity):
         return source
@@ -110,7 +115,7 @@ def log_density(
         made = _of_network(source, data, likelihood, noise, prior)
     elif not callable(source):
         raise InvalidType(
-            f"the log density is {kind_of(source)}; expected a function, a Pyro model, a network with a "
+            f"source is {kind_of(source)}, of which there is no log density; expected a function, a Pyro model, a network with a "
             "likelihood or an mfoc.Problem"
         )
     elif like is not None:

@@ -45,7 +45,7 @@ class RBF:
     bandwidth: float | None = None
 
     def __post_init__(self) -> None:
-        check_positive(bandwidth=self.bandwidth, finite=False, optional=True)
+        check_positive(bandwidth=self.bandwidth, optional=True)
 
     def direction(self, x: Tensor, score: Tensor) -> Tensor:
         """See ``Kernel``."""

@@ -86,7 +86,14 @@ class ModifiedEquation:
         return torch.cat([weights, torch.zeros_like(weights)], 1) if self.momentum else weights
 
     def weights(self, state: Tensor) -> Tensor:
-        """The weights ``[..., d]`` in a state."""
+        """The weights ``[..., d]`` in a state.
+
+        Raises:
+            InvalidType, InvalidValue: no state.
+        """
+        check_tensor("a state [..., d], with momentum [..., 2 d]", state=state)
+        if not state.dim():
+            raise InvalidValue("state is a scalar; expected a state [..., d], with momentum [..., 2 d]")
         return state[..., : state.shape[-1] // 2] if self.momentum else state
 
     def drift(self, t: float, x: Tensor, u: Tree, z: Tree) -> Tensor:

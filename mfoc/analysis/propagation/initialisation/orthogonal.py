@@ -14,7 +14,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from mfoc.checks import check_instance, check_integer, check_non_negative
+from mfoc.checks import check_instance, check_integer, check_non_negative, check_plain
 from mfoc.errors import InvalidType, InvalidValue
 
 
@@ -108,9 +108,12 @@ def _check(weight: Tensor, gain: float, generator: torch.Generator | None) -> No
     check_instance(Tensor, "a tensor of weights", weight=weight)
     if isinstance(weight, nn.parameter.UninitializedParameter):
         raise InvalidValue("weight is lazy, it has no shape yet; run the network once on a batch")
+    check_plain("a tensor of weights", weight=weight)
     if not weight.is_floating_point():
         raise InvalidType(f"weight is {weight.dtype}; expected a floating dtype")
     check_non_negative(gain=gain)
+    if gain > torch.finfo(weight.dtype).max:
+        raise InvalidValue(f"gain is {gain!r}; expected a number that {weight.dtype} holds")
     if generator is not None:
         check_instance(torch.Generator, "a torch.Generator or None", generator=generator)
 
