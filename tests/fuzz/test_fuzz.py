@@ -19,7 +19,7 @@ from tests.fuzz.judge import judged
 from tests.fuzz.trials import Trial, missing, run, trials
 
 DOORS = doors()
-CALLS, CALLS_OF_SLOW = 12, 3
+CALLS, CALLS_OF_SLOW = 8, 2
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -18,32 +18,11 @@ from tests.fuzz.hostile import hostile
 from tests.fuzz.judge import Outcome, judged
 
 # What arguments are made of, and are called once they are inside.
-KNOWN = {
-    "state",
-    "dynamics",
-    "running_cost",
-    "terminal_cost",
-    "controls",
-    "stage",
-    "stages",
-    "source",
-    "population",
-    "net",
-    "points",
-    "density",
-    "paradigm",
-    "labels",
-    "x1",
-    "x2",
-    "trajectory",
-    "kernels",
-    "bottleneck",
-    "correlation",
-    "outputs",
-    "cloud",
-    "horizon",
-    "plan",
-}
+_KNOWN = """
+    state dynamics running_cost terminal_cost controls stage stages source population net points density paradigm labels
+    x1 x2 trajectory kernels bottleneck correlation outputs cloud horizon plan
+"""
+KNOWN = set(_KNOWN.split())
 
 
 @dataclass(frozen=True)

@@ -115,8 +115,8 @@ def log_density(
         made = _of_network(source, data, likelihood, noise, prior)
     elif not callable(source):
         raise InvalidType(
-            f"source is {kind_of(source)}, of which there is no log density; expected a function, a Pyro model, a network with a "
-            "likelihood or an mfoc.Problem"
+            f"source is {kind_of(source)}, of which there is no log density; expected a function, a Pyro model, a "
+            "network with a likelihood or an mfoc.Problem"
         )
     elif like is not None:
         _refuse(options, "a function", {"like", "minibatch"})
