@@ -33,6 +33,12 @@ _RESULTS = """
 RESULTS = set(_RESULTS.split())
 
 NAMES = {
+    "mfoc.euler": "a scheme, which continuous calls between checks of its own",
+    "mfoc.heun": "the same",
+    "mfoc.rk4": "the same",
+    "mfoc.rk38": "the same",
+    "mfoc.per_stage": "a schedule, which a problem calls on controls that it has checked",
+    "mfoc.tied": "the same",
     "mfoc.compiled": "compiles, which takes a minute; see tests/test_compilation.py",
     "mfoc.plot.certificate": "takes its certificates one after another",
     "mfoc.seeding.mixed_seed": "below everything that is seeded",
@@ -74,12 +80,12 @@ _METHODS = {
     ),
     "a problem's own parts": (
         "check_controls check_played check_potential check_stages check_rows check_agrees check_bridges bridges "
-        "projected rebuilt schedule stretched given increment forward policy"
+        "projected rebuilt schedule stretched given increment forward policy dopri5.__call__"
     ),
     "a game's and a maximiser's protocol": "ascend enter gap sample disturb target maximise plan begin play",
     "a minimiser's": "minimise moved warm",
     "a hook's, which solve calls": (
-        "start finish close NoiseScale.__call__ Checkpoint.__call__ Progress.__call__ AdaptiveBatch.__call__ measure"
+        "Record.__call__ start finish close NoiseScale.__call__ Checkpoint.__call__ Progress.__call__ AdaptiveBatch.__call__ measure"
     ),
     "a sampler's flow, rule and kernel": "memory move direction draw normals value_and_score paths",
     "a population's protocol, which solve calls": "cloud fetch epoch",
@@ -87,7 +93,7 @@ _METHODS = {
     "made of results by the library": "later of_fitting noting row modules at_mean indices discretise",
     "an estimator's protocol": "about_input about_labels",
     "dynamic programming's, on states that hjb has checked": (
-        "best bounds control expectation tried terminal value Grid.coefficients Grid.evaluate Grid.inside Grid.nearest"
+        "best bounds control expectation tried terminal value above_terminal Grid.coefficients Grid.evaluate Grid.inside Grid.nearest"
     ),
     "called in a simulation, on what continuous has checked": "diffusion drift diagonals",
     "below from_module": (
@@ -99,6 +105,17 @@ METHODS = set(" ".join(_METHODS.values()).split())
 
 # Results that say of themselves, by NaN or infinity, what is not known.
 DOCUMENTED = {
+    "Box": "a side without a bound is infinite",
+    "DDPNOpt": "an infinite clip is none",
+    "Particles": "solve looks at what it is given",
+    "mean": "dynamics take means of what they are given; solve looks at the states",
+    "variance": "the same",
+    "covariance": "the same",
+    "kernel_mean": "the same",
+    "rollout": "what leaves the range of its dtype does so in sight; solve stops there",
+    "evaluate": "the same",
+    "costates": "the same",
+    "hamiltonian": "the same",
     "Measure": "an end that is not known is infinite; what was not measured is NaN",
     "StageCertificate": "what was not measured is NaN",
     "Certificate": "what was not measured is NaN",

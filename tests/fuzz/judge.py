@@ -23,6 +23,7 @@ import mfoc
 from tests.fuzz.exclusions import DOCUMENTED
 
 SECONDS = 4.0  # of the processor, for one call: another's load on the machine is no hang
+USERS = ("tests/fuzz/good.py", "tests/fuzz/hostile.py")  # functions here are users': their errors are their own
 PATIENCE = 60.0  # on the clock
 
 
@@ -92,6 +93,8 @@ def _called(call: Callable[[], Any]) -> Outcome:
     except Exception as error:
         where = [frame for frame in traceback.extract_tb(error.__traceback__) if "/tests/" not in frame.filename]
         ours = [frame for frame in where if "/mfoc/" in frame.filename or "/paradigms/" in frame.filename]
+        if innermost(error).endswith(USERS):
+            return Outcome("refused", f"a function of the user's own: {error}, of state, controls and the like")
         frame = (ours or where or [None])[-1]
         at = f"{frame.filename.rpartition('/wt/')[2]}:{frame.lineno}" if frame else "the call itself"
         return Outcome(
@@ -99,6 +102,11 @@ def _called(call: Callable[[], Any]) -> Outcome:
         )
     bad = next(_non_finite(result), None)
     return Outcome("result") if bad is None else Outcome("silent", bad)
+
+
+def innermost(error: Exception) -> str:
+    """The file in which an error was raised."""
+    return traceback.extract_tb(error.__traceback__)[-1].filename
 
 
 @contextlib.contextmanager
