@@ -85,7 +85,8 @@ _METHODS = {
     "a game's and a maximiser's protocol": "ascend enter gap sample disturb target maximise plan begin play",
     "a minimiser's": "minimise moved warm",
     "a hook's, which solve calls": (
-        "Record.__call__ start finish close NoiseScale.__call__ Checkpoint.__call__ Progress.__call__ AdaptiveBatch.__call__ measure"
+        "Record.__call__ start finish close "
+        "NoiseScale.__call__ Checkpoint.__call__ Progress.__call__ AdaptiveBatch.__call__ measure"
     ),
     "a sampler's flow, rule and kernel": "memory move direction draw normals value_and_score paths",
     "a population's protocol, which solve calls": "cloud fetch epoch",
@@ -93,7 +94,8 @@ _METHODS = {
     "made of results by the library": "later of_fitting noting row modules at_mean indices discretise",
     "an estimator's protocol": "about_input about_labels",
     "dynamic programming's, on states that hjb has checked": (
-        "best bounds control expectation tried terminal value above_terminal Grid.coefficients Grid.evaluate Grid.inside Grid.nearest"
+        "best bounds control expectation tried terminal "
+        "value above_terminal Grid.coefficients Grid.evaluate Grid.inside Grid.nearest"
     ),
     "called in a simulation, on what continuous has checked": "diffusion drift diagonals",
     "below from_module": (
