@@ -99,9 +99,7 @@ def log_density(
     check_flag(traced=traced)
     check_positive(temperature=temperature, finite=False)
     if temperature != 1 and not isinstance(source, mfoc.Problem):
-        raise InvalidValue(
-            f"temperature is {temperature!r}, which is of the Gibbs law of an mfoc.Problem; leave it out"
-        )
+        raise InvalidValue(f"temperature is {temperature!r}; only an mfoc.Problem has one, that of its Gibbs law")
     options = {"like": like, "likelihood": likelihood, "noise": noise, "prior": prior, "minibatch": minibatch}
     if isinstance(source, LogDensity):
         return source
