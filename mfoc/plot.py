@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mfoc import tree
 from mfoc.certificate import Certificate, Measure
-from mfoc.checks import check_instance, check_tensor, kind_of
+from mfoc.checks import check_flag, check_instance, check_tensor, kind_of
 from mfoc.errors import InvalidType, InvalidValue, require
 from mfoc.figures import COLORS as COLORS
 from mfoc.figures import INK
@@ -48,6 +48,7 @@ def curves(
         InvalidValue: x and y of different lengths.
     """
     check_instance(Mapping, "a dict, name -> (x, y)", series=series)
+    check_flag(log=log)
     if not series:
         raise InvalidValue("series is empty; expected at least one curve")
     for name, pair in series.items():

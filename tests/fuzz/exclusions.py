@@ -124,6 +124,9 @@ DOCUMENTED = {
     "Scale": "no signal beside the noise: an infinite scale",
     "NoiseScales": "the same",
     "NoiseScales.lr": "the same",
+    "escape_time": "a time too large for a float is infinite",
+    "mean_first_passage_time": "the same",
+    "SignalPropagation.iterate": "a length that diverges is infinite, and what follows NaN",
     "kramers_time": "a time too large for a float is infinite",
     "gradient_depth": "a depth that is not reached is infinite",
     "DoubleWell.__call__": "a potential is infinite at infinity",
@@ -145,3 +148,16 @@ MUTABLE = ("_", "CSGD", "CMSGD", "OptimalAnnealing", "LearningRateControl", "ref
 
 # What takes seconds at its best: these have fewer trials.
 SLOW = ("certify", "certify_module", "hjb.solve_bvp", "FittedValue.__call__")
+
+# Faults that are known and not mended yet, by the file they are raised in: a trial that ends there is expected to fail.
+OPEN = {
+    "mfoc/particles.py": "nested tensors, odd indices",
+    "mfoc/populations/protocol.py": "a module is taken for a function of the step",
+    "mfoc/analysis/kernel/doors.py": "sparse samples, which populations let in",
+    "mfoc/networks/stages.py": "tensors without data, and quantised ones, which populations let in",
+    "mfoc/interacting.py": "clouds of other shapes than the problem's",
+    "mfoc/tree.py": "tensors without data, which populations let in",
+    "mfoc/lq/game.py": "means that are no tensors",
+    "mfoc/lq/linear_quadratic.py": "flags that are no flags",
+    "mfoc/certificate/surroundings.py": "controls of other shapes",
+}

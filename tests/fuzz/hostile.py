@@ -73,7 +73,6 @@ PLAIN: dict[str, Make] = {
     "a dict by number": lambda: {1: torch.ones(2)},
     "an object": object,
     "a class": lambda: int,
-    "a class of ours": lambda: mfoc.Problem,
     "a generator": _generator,
     "a dtype": lambda: torch.float32,
     "a device": lambda: torch.device("cpu"),

@@ -20,7 +20,8 @@ from tests.fuzz.judge import Outcome, judged
 # What arguments are made of, and are called once they are inside.
 _KNOWN = """
     state dynamics running_cost terminal_cost controls stage stages source population net points density paradigm labels
-    x1 x2 trajectory kernels bottleneck correlation outputs cloud horizon plan
+    x1 x2 trajectory kernels bottleneck correlation outputs cloud horizon plan data
+    particles kernel starts x
 """
 KNOWN = set(_KNOWN.split())
 

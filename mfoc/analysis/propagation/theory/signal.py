@@ -238,6 +238,8 @@ class SignalPropagation:
         """
         check_integer(1, depth=depth)
         check_positive(q0=q0)
+        if not q0 < _TOO_LARGE:
+            raise InvalidValue(f"q0 is {q0!r}; expected a variance below {_TOO_LARGE:g}")
         if not isinstance(c0, int | float) or not -1 <= c0 <= 1:
             raise InvalidValue(f"c0 is {c0!r}; expected a correlation, from -1 to 1")
         q, delta = _tensor(float(q0)), _tensor(1 - float(c0))
