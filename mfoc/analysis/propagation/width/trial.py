@@ -151,7 +151,10 @@ class Study:
 
     def _optimizer(self, net: nn.Module) -> torch.optim.Optimizer:
         given = [p for p in net.parameters() if p.requires_grad] if self.groups is None else self.groups(net)
-        made: object = self.optimizer(given)
+        try:
+            made: object = self.optimizer(given)
+        except (TypeError, ValueError) as error:  # as torch says what it cannot train
+            raise InvalidValue(f"optimizer cannot be made of what groups(net) returned: {error}") from error
         if not isinstance(made, torch.optim.Optimizer):
             raise InvalidType(f"optimizer(...) returned {kind_of(made)}; expected a torch.optim.Optimizer")
         return made
