@@ -30,6 +30,13 @@ def _generator() -> Iterator[int]:
     yield 1
 
 
+class Hollow:
+    """A class that takes anything, in place of a function or of an instance."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.kept = args, kwargs
+
+
 PLAIN: dict[str, Make] = {
     "None": lambda: None,
     "a word": lambda: "abc",
@@ -72,7 +79,7 @@ PLAIN: dict[str, Make] = {
     "a dict": lambda: {"a": 1},
     "a dict by number": lambda: {1: torch.ones(2)},
     "an object": object,
-    "a class": lambda: int,
+    "a class": lambda: Hollow,
     "a generator": _generator,
     "a dtype": lambda: torch.float32,
     "a device": lambda: torch.device("cpu"),

@@ -21,7 +21,7 @@ from tests.fuzz.judge import Outcome, judged
 _KNOWN = """
     state dynamics running_cost terminal_cost controls stage stages source population net points density paradigm labels
     x1 x2 trajectory kernels bottleneck correlation outputs cloud horizon plan data
-    particles kernel starts x
+    particles kernel starts x parameters
 """
 KNOWN = set(_KNOWN.split())
 

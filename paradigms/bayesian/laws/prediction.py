@@ -71,7 +71,10 @@ class Ensemble:
         with torch.no_grad():
             x = _cast(x, next(iter(some.values())))
             arguments = Arguments.of(self.net)
-            found = self._mapper(lambda weights: arguments.call(partial(self._function, weights), x), some)
+            try:
+                found = self._mapper(lambda weights: arguments.call(partial(self._function, weights), x), some)
+            except RuntimeError as error:
+                raise InvalidValue(f"net cannot be evaluated on x, {tree.describe(x)}: {error}") from error
         if self.noise is None:
             return found
         scale = self.noise[chosen]
