@@ -255,8 +255,13 @@ class NetworkPosterior:
             leaf = leaf.to(noise[0]) if leaf.is_floating_point() else leaf.to(noise[0].device)
             return leaf.expand(samples, *leaf.shape)
 
-        with torch.no_grad():
-            return self.network.evaluated.outputs(self.controls, tree.map(shared, x), noise)
+        try:
+            with torch.no_grad():
+                return self.network.evaluated.outputs(self.controls, tree.map(shared, x), noise)
+        except (RuntimeError, TypeError, AttributeError) as error:
+            if isinstance(error, mfoc.MfocError):
+                raise
+            raise InvalidValue(f"the network cannot be evaluated on x, {tree.describe(x)}: {error}") from error
 
     @cached_property
     def model(self) -> Any:
