@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-gpu lint tutorials bench bench-quick bench-gpu bench-readme clean
+.PHONY: demo test test-gpu lint tutorials bench bench-quick bench-gpu bench-readme fuzz clean
 
 demo: $(READY)
 	$(BIN)/mfoc demo --out figures
@@ -16,6 +16,10 @@ test: $(READY)
 test-gpu: $(READY)
 	$(BIN)/python -m pytest -m cuda
 	$(BIN)/python -m pytest tests/doors --device cuda
+
+# Hostile arguments at every public door, for ten minutes; the tests do so for some seconds.
+fuzz: $(READY)
+	$(BIN)/python -m tests.fuzz --seconds 600 --seed $(or $(SEED),0)
 
 lint: $(READY)
 	$(BIN)/ruff check .

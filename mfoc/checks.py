@@ -3,6 +3,8 @@
 Arguments are given as ``name=value``, as in ``check_integer(1, steps=steps)``. The first that does not fit is named in
 the error: an ``InvalidType`` where its type is wrong, an ``InvalidValue`` where its value is. Booleans are no numbers
 here. With ``optional=True`` None is accepted too.
+
+What is refused here is the values; the module itself does not check its arguments.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from mfoc.errors import InvalidType, InvalidValue
 
@@ -34,7 +37,7 @@ def with_article(name: str) -> str:
 
 
 def check_integer(least: int, most: int | None = None, /, *, optional: bool = False, **values: object) -> None:
-    """Refuses what is no integer from ``least`` on, up to ``most``: counts and seeds.
+    """Refuses what is no integer from ``least`` on, up to ``most``, in 64 bits: counts and seeds.
 
     Where ``most`` is None, what counts from 1 on is at most 2^31 - 1, of which no machine holds more, one by one; and
     what may be 0, a seed or a place, is at most 2^64 - 1, as torch's seeds are.
@@ -82,6 +85,71 @@ def check_between(low: float, high: float, /, *, optional: bool = False, **value
         InvalidValue: it is not in the interval.
     """
     _check(values, int | float, lambda value: low < value < high, f"a number between {low} and {high}", optional)
+
+
+def check_number(*, optional: bool = False, **values: object) -> None:
+    """Refuses what is no finite number.
+
+    Raises:
+        InvalidType: it is no number.
+        InvalidValue: it is not finite.
+    """
+    _check(values, int | float, math.isfinite, "a finite number", optional)
+
+
+def check_tensor(
+    expected: str, /, *, dim: int | None = None, floating: bool = True, optional: bool = False, **values: object
+) -> None:
+    """Refuses what is no plain tensor of finite numbers: strided, with data, neither nested nor quantised.
+
+    Args:
+        expected: what is wanted, as in "points [n, d]".
+        dim: how many axes it has; any number when None.
+        floating: whether integers and booleans are refused, too.
+        optional: accept None.
+        **values: name = value.
+
+    Raises:
+        InvalidType: it is no tensor, of another kind, or of another dtype.
+        InvalidValue: it is empty, has another number of axes, or holds NaN or infinity.
+    """
+    for name, value in values.items():
+        if optional and value is None:
+            continue
+        check_plain(expected, **{name: value})
+        assert isinstance(value, Tensor)
+        if value.is_complex() or (floating and not value.is_floating_point()):
+            wanted = "a floating-point tensor" if floating else "real numbers"
+            raise InvalidType(f"{name} has dtype {value.dtype}; expected {expected}, {wanted}")
+        if not value.numel() or (dim is not None and value.dim() != dim):
+            raise InvalidValue(f"{name} has shape {tuple(value.shape)}; expected {expected}")
+        if value.is_floating_point() and not bool(value.detach().isfinite().all()):
+            raise InvalidValue(f"{name} holds NaN or infinity; expected {expected}, finite numbers")
+
+
+def check_plain(expected: str, /, **values: object) -> None:
+    """Refuses what is no tensor, and tensors that most operations do not know: see ``check_tensor``.
+
+    Raises:
+        InvalidType: it is none, or sparse, nested, quantised or without data.
+    """
+    for name, value in values.items():
+        check_instance(Tensor, expected, **{name: value})
+        assert isinstance(value, Tensor)
+        kind, cure = _unusual(value)
+        if kind:
+            raise InvalidType(f"{name} is a {kind} tensor; expected {expected}: {cure}")
+
+
+def _unusual(x: Tensor) -> tuple[str, str]:
+    """The kind of a tensor that is no plain one, and what to do."""
+    if x.is_nested:
+        return "nested", "pad it to one shape, with torch.nested.to_padded_tensor"
+    if x.is_quantized:
+        return "quantised", "x.dequantize()"
+    if x.layout != torch.strided:
+        return "sparse", "x.to_dense()"
+    return ("meta", "one with data") if x.is_meta else ("", "")
 
 
 def check_flag(**values: object) -> None:
@@ -228,10 +296,18 @@ def _shown(value: object) -> str:
     )
 
 
+def _check_size(values: dict[str, Any], limit: int) -> None:
+    """Refuses integers that machines' own numbers do not reach: a loop would not end, a conversion overflow."""
+    for name, value in values.items():
+        if isinstance(value, int) and abs(value) >= limit:
+            raise InvalidValue(f"{name} has {value.bit_length()} bits; expected a number below {float(limit):.3g}")
+
+
 def _check(values: dict[str, Any], kind: Any, fits: Callable[[Any], bool], expected: str, optional: bool) -> None:
     for name, value in values.items():
         if optional and value is None:
             continue
+        _check_size({name: value}, 2**1023)
         message = f"{name} is {_shown(value)}; expected {expected}{' or None' * optional}"
         if isinstance(value, bool) or not isinstance(value, kind):
             raise InvalidType(message)

@@ -1,4 +1,7 @@
-"""Names of the past: they still work, and say once what has taken their place."""
+"""Names of the past: they still work, and say once what has taken their place.
+
+This is for authors of libraries: it does not check its arguments.
+"""
 
 from __future__ import annotations
 

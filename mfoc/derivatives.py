@@ -1,4 +1,7 @@
-"""Derivatives by autograd that are zero where nothing depends on an input, in place of an error or None."""
+"""Derivatives by autograd that are zero where nothing depends on an input, in place of an error or None.
+
+This is below the public doors: it does not check its arguments.
+"""
 
 from __future__ import annotations
 

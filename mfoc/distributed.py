@@ -6,6 +6,8 @@ failed: it raises ``mfoc.errors.RankError`` (see ``mfoc.ranks``).
 
 Controls are held whole by every rank, and so is the optimiser's memory: what is split is the population. Controls that
 are larger than a device (FSDP2, ``DTensor``) are not supported, and refused where they come in.
+
+This is below the public doors: it does not check its arguments.
 """
 
 from __future__ import annotations

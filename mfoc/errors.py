@@ -1,4 +1,7 @@
-"""The errors mfoc raises: each is also the built-in error a caller would expect."""
+"""The errors mfoc raises: each is also the built-in error a caller would expect.
+
+This is below everything: it does not check its arguments.
+"""
 
 from __future__ import annotations
 

@@ -2,6 +2,8 @@
 
 Every particle carries the multipliers of its own constraints, as part of its data; those of constraints in mean are the
 population's. So every solver, and the certificate, sees a control problem like any other.
+
+This is what ``AugmentedLagrangian`` is made of: it does not check its arguments.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mfoc.checks import check_dense
+from mfoc.checks import check_callable, check_dense
 from mfoc.distributed import active, all_reduce, rank, world_size
 from mfoc.errors import InvalidType, InvalidValue
 
@@ -87,6 +87,7 @@ def kernel_mean(kernel: Callable[[Tensor, Tensor], Tensor], x: Tensor, y: Tensor
     Raises:
         InvalidType, InvalidValue: as ``mean``, or the kernel returned another shape.
     """
+    check_callable("a function of pairs (x, y)", kernel=kernel)
     _check(x)
     y = x if y is None else y
     _check(y)

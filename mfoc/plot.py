@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mfoc import tree
 from mfoc.certificate import Certificate, Measure
-from mfoc.checks import check_instance, kind_of
+from mfoc.checks import check_flag, check_instance, check_tensor, kind_of
 from mfoc.errors import InvalidType, InvalidValue, require
 from mfoc.figures import COLORS as COLORS
 from mfoc.figures import INK
@@ -48,9 +48,16 @@ def curves(
         InvalidValue: x and y of different lengths.
     """
     check_instance(Mapping, "a dict, name -> (x, y)", series=series)
+    check_flag(log=log)
     if not series:
         raise InvalidValue("series is empty; expected at least one curve")
-    for name, (x, y) in series.items():
+    for name, pair in series.items():
+        check_instance(tuple | list, "a pair (x, y) of numbers", **{f"series[{name!r}]": pair})
+        if len(pair) != 2:
+            raise InvalidValue(f"series[{name!r}] has {len(pair)} parts; expected a pair (x, y) of numbers")
+        x, y = pair
+        check_instance(Sequence | Tensor, "numbers, a list or a tensor", **{f"series[{name!r}]": x})
+        check_instance(Sequence | Tensor, "numbers, a list or a tensor", **{f"series[{name!r}]": y})
         if len(x) != len(y):
             raise InvalidValue(f"series[{name!r}] has {len(x)} x and {len(y)} y values; they must agree")
     log = log and all(min(y, default=1) > 0 for _, y in series.values())  # a logarithm shows no negative J
@@ -139,6 +146,8 @@ def cloud(trajectory: Trajectory, labels: Tensor | None = None, *, stages: Seque
         raise InvalidType(f"trajectory: cloud draws states that are single tensors; got {tree.describe(states[0])}")
     last = len(states) - 1
     count = min(5, last)
+    if stages is not None:
+        check_instance(Sequence, f"stages from 0 to {last}", stages=stages)
     shown = sorted({round(k * last / count) for k in range(count + 1)}) if stages is None else list(stages)
     if not shown or not all(isinstance(t, int) and 0 <= t <= last for t in shown):
         raise InvalidValue(f"stages is {stages}; expected stages from 0 to {last}")
@@ -173,7 +182,14 @@ def cloud(trajectory: Trajectory, labels: Tensor | None = None, *, stages: Seque
 
 
 def principal_components(state: Tensor) -> Tensor:
-    """The two first principal components of a cloud ``[N, ...]``: ``[N, 2]`` (one column is zero if there is one)."""
+    """The two first principal components of a cloud ``[N, ...]``: ``[N, 2]`` (one column is zero if there is one).
+
+    Raises:
+        InvalidType, InvalidValue: no tensor of finite real numbers.
+    """
+    check_tensor("a cloud [N, ...]", floating=False, state=state)
+    if not state.dim():
+        raise InvalidValue("state is a scalar; expected a cloud [N, ...]")
     flat = state.detach().flatten(1) if state.dim() > 1 else state.detach()[:, None]
     centred = flat.double() - flat.double().mean(0)
     left, scale, _ = torch.linalg.svd(centred, full_matrices=False)

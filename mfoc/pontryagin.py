@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from mfoc import tree
+from mfoc.checks import check_instance
 from mfoc.derivatives import gradients, tree_gradients
 from mfoc.distributed import active, average, expectation
 from mfoc.particles import Particles
@@ -74,9 +75,10 @@ def rollout(problem: Problem, controls: HasControls | Tree, particles: Any) -> T
         The states x_0..x_T and the cost of each particle ``[N]``; differentiable in controls and states.
 
     Raises:
-        InvalidType: no controls, or nothing a population can be made of.
+        InvalidType: no problem, no controls, or nothing a population can be made of.
         InvalidValue: a cost is not ``[N]``, or the controls are not T.
     """
+    check_instance(Problem, "mfoc.Problem", problem=problem)
     particles, controls = as_particles(particles), controls_of(controls)
     problem.check_stages(controls)
     return rollout_from(problem, controls, 0, particles.state, particles.data)
@@ -134,7 +136,13 @@ def hamiltonian(problem: Problem, t: int, x: Tree, p: Tree, u: Tree, z: Tree = N
 
     Returns:
         The Hamiltonian ``[N]``.
+
+    Raises:
+        InvalidType: no problem, or x, p or u hold something else than tensors.
     """
+    check_instance(Problem, "mfoc.Problem", problem=problem)
+    for name, part in {"x": x, "p": p, "u": u}.items():
+        tree.named_leaves(part, name)
     return hamiltonian_and_next(problem, t, x, p, u, z)[0]
 
 
@@ -179,7 +187,12 @@ def costates(problem: Problem, controls: HasControls | Tree, trajectory: Traject
 
     Returns:
         T+1 pytrees shaped as the states; p_t(i) = N dJ/dx_t(i). Leaves that are not floating point get zeros.
+
+    Raises:
+        InvalidType: no problem, no controls, no trajectory.
     """
+    check_instance(Problem, "mfoc.Problem", problem=problem)
+    check_instance(Trajectory, "what mfoc.rollout returns", trajectory=trajectory)
     return adjoint(problem, controls_of(controls), trajectory, as_particles(particles))[0]
 
 
@@ -200,9 +213,10 @@ def evaluate(
         The value, a scalar, and the gradient shaped as the controls; expectations are over all ranks.
 
     Raises:
-        InvalidType: ``recompute`` is neither a flag nor an integer.
+        InvalidType: no problem, no controls, or ``recompute`` is neither a flag nor an integer.
         InvalidValue: it is an integer below 1.
     """
+    check_instance(Problem, "mfoc.Problem", problem=problem)
     check_recompute(recompute)
     particles, controls = as_particles(particles), controls_of(controls)
     free = [tree.free(leaf) for leaf in tree.leaves(controls)]

@@ -2,6 +2,8 @@
 
 ``==`` on tensors is a tensor, so that named tuples and dataclasses of tensors can be neither compared nor looked up in
 a list; and their printed form is pages of numbers.
+
+This is below the public doors: it does not check its arguments.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mfoc import tree
-from mfoc.checks import check_instance, kind_of
+from mfoc.checks import check_instance, check_integer, kind_of
 from mfoc.derivatives import tree_gradients
 from mfoc.formulation import Formulation
 from mfoc.interacting import check_own
@@ -62,9 +62,11 @@ def check_solver(solver: Solver, problem: Problem, particles: Any) -> None:
         particles: a cloud, or what ``mfoc.population`` takes, all of it.
 
     Raises:
+        InvalidType: no solver, no problem.
         AssertionError: a law is broken; the message says which.
     """
     check_instance(Solver, "an object with init() and step()", solver=solver)
+    check_instance(Problem, "mfoc.Problem", problem=problem)
     controls, particles = tree.copy(problem.controls), as_particles(particles)
     state = solver.init(problem, controls)
     before = tree.copy([controls, state, particles.state, particles.data])
@@ -104,7 +106,7 @@ def check_formulation(formulation: Formulation, solver: Solver, *, steps: int = 
     check_instance(Formulation, "mfoc.Formulation", formulation=formulation)
     first, again = (formulation.population(0) for _ in range(2))
     _same_bits([first.state, first.data], [again.state, again.data], "the population is not a function of the step")
-    _require(isinstance(steps, int) and steps > 0, f"steps is {steps!r}; expected a positive number of steps")
+    check_integer(1, steps=steps)
     cost = rollout(formulation.problem, formulation.problem.controls, first).cost
     _require(bool(cost.isfinite().all()), "the cost of the initial controls is not finite")
     check_problem(formulation.problem, first[: min(len(first), 8)])

@@ -2,6 +2,8 @@
 
 A state, a control and a datum are pytrees (tensor, dict, list, tuple, nested). Leaves that are not
 floating point (labels, tokens) carry no gradient and no costate; the helpers here pass them by.
+
+This is below the public doors: it does not check its arguments.
 """
 
 from __future__ import annotations

@@ -4,6 +4,8 @@ vmap cannot follow everything that a network may do: recurrent layers, a forward
 for ``.item()``, activation checkpointing, custom autograd functions. What it cannot follow a ``Mapper`` evaluates
 element by element, differentiated by plain autograd, and says so once. Where vmap runs it is compared with the loop on
 the first elements, in values and in gradients, before it is believed.
+
+This is below the public doors: it does not check its arguments.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ from importlib.metadata import entry_points
 from typing import Any
 
 from mfoc import InvalidValue
+from mfoc.checks import check_instance
 
 _GROUP = "mfoc.paradigms"
 
@@ -25,8 +26,10 @@ def load(name: str) -> Any:
         What its entry point names: a module of functions that return formulations.
 
     Raises:
+        InvalidType: no name.
         InvalidValue: no such paradigm is installed.
     """
+    check_instance(str, "the name of a paradigm", name=name)
     for point in entry_points(group=_GROUP):
         if point.name == name:
             return point.load()

@@ -5,6 +5,7 @@ from math import inf, nan
 
 import numpy as np
 import pytest
+import torch
 
 import mfoc
 from mfoc.checks import (
@@ -15,8 +16,11 @@ from mfoc.checks import (
     check_instance,
     check_integer,
     check_non_negative,
+    check_number,
+    check_plain,
     check_positive,
     check_signature,
+    check_tensor,
     kind_of,
     with_article,
 )
@@ -31,6 +35,7 @@ CASES = [  # check, accepted, refused for its value, refused for its type, what 
     (partial(check_positive, finite=False), [1, inf], [0, -1, nan, -inf], [], "a positive number"),
     (check_non_negative, [0, -0.0, 2], [-1e-300, inf, nan], [], "a non-negative finite number"),
     (partial(check_non_negative, finite=False), [0, inf], [-1, nan, -inf], [], "a non-negative number"),
+    (check_number, [0, -1.5], [nan, inf, -inf], [], "a finite number"),
     (partial(check_between, 0, 1), [0.5, 1e-9], [0.0, 1.0, 0, 1, nan, 95], [], "a number between 0 and 1"),
 ]
 
@@ -135,3 +140,58 @@ def test_signatures_that_may_be_right(own):
 def test_signatures_that_cannot_be_right(own):
     with pytest.raises(mfoc.InvalidType, match=r"f takes \(.*called as f\(t, x, u, z\)"):
         check_signature(("t", "x", "u", "z"), f=eval(f"lambda {own}: 0"))
+
+
+# The last is printed by nothing: Python refuses to.
+@pytest.mark.parametrize("value", [2**63, -(2**63), 10**400, 10**5000], ids=["2**63", "-2**63", "10**400", "10**5000"])
+def test_an_integer_that_a_machine_does_not_hold_is_refused_by_its_size(value):
+    with pytest.raises(mfoc.InvalidValue, match=r"steps has \d+ bits; expected a number below 9\.22e\+18"):
+        check_integer(-(2**70), steps=value)
+
+
+@pytest.mark.parametrize("check", [check_positive, check_non_negative, check_number, partial(check_between, 0, 1)])
+def test_an_integer_that_a_float_does_not_hold_is_no_number(check):
+    with pytest.raises(mfoc.InvalidValue, match="lr has 1329 bits"):
+        check(lr=10**400)
+
+
+X = torch.ones(2, 3)
+NOT_PLAIN = {
+    "nested": torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]),
+    "quantised": torch.quantize_per_tensor(X, 0.1, 0, torch.qint8),
+    "sparse": X.to_sparse(),
+    "meta": X.to("meta"),
+}
+
+
+@pytest.mark.parametrize("kind", NOT_PLAIN)
+def test_a_tensor_that_most_operations_do_not_know_is_refused_by_its_kind(kind):
+    for check in (check_plain, check_tensor):
+        check("points [n, d]", x=X)
+        with pytest.raises(mfoc.InvalidType, match=rf"x is a {kind} tensor; expected points \[n, d\]: "):
+            check("points [n, d]", x=NOT_PLAIN[kind])
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "message"),
+    [
+        (None, mfoc.InvalidType, "x is a NoneType; expected points"),
+        (torch.Tensor, mfoc.InvalidType, "x is the class Tensor"),
+        (X.long(), mfoc.InvalidType, "x has dtype torch.int64; expected points, a floating-point tensor"),
+        (X.bool(), mfoc.InvalidType, "x has dtype torch.bool"),
+        (X.to(torch.complex64), mfoc.InvalidType, "x has dtype torch.complex64"),
+        (X[:0], mfoc.InvalidValue, r"x has shape \(0, 3\); expected points"),
+        (X[0], mfoc.InvalidValue, r"x has shape \(3,\); expected points"),
+        (X.log() / 0, mfoc.InvalidValue, "x holds NaN or infinity"),
+    ],
+)
+def test_a_tensor_of_finite_numbers(value, error, message):
+    with pytest.raises(error, match=message):
+        check_tensor("points", dim=2, x=value)
+
+
+def test_a_tensor_may_be_left_out_or_hold_integers_where_that_is_said():
+    check_tensor("points", optional=True, x=None)
+    check_tensor("points", floating=False, x=X.long())
+    with pytest.raises(mfoc.InvalidType, match="expected points, real numbers"):
+        check_tensor("points", floating=False, x=X.to(torch.complex64))

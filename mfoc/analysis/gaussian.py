@@ -27,8 +27,8 @@ from mfoc.analysis.activations import Activation, ActivationLike
 from mfoc.analysis.closed import closed_decorrelation, closed_pair, mean_square_slope
 from mfoc.analysis.hermite import MOST, coefficients, correlated, enough_terms, lost, slope_at
 from mfoc.analysis.quadrature import panels, trapezoid
-from mfoc.checks import check_instance
-from mfoc.errors import InvalidValue
+from mfoc.checks import check_plain
+from mfoc.errors import InvalidType, InvalidValue
 from mfoc.printing import by_identity
 
 _LEAST = 1e-30  # a variance that stands for zero: what is linear at zero is linear there
@@ -244,7 +244,9 @@ _FOUND: WeakKeyDictionary[Activation, GaussianMoments] = WeakKeyDictionary()
 
 
 def _checked(q: Tensor) -> Tensor:
-    check_instance(Tensor, "a tensor of variances", q=q)
+    check_plain("a tensor of variances", q=q)
+    if q.is_complex():
+        raise InvalidType(f"q has dtype {q.dtype}; expected variances, real numbers")
     q = q.detach().to(torch.float64)
     if bool(((q < 0) | ~q.isfinite()).any()):
         raise InvalidValue("q holds a negative or non-finite number; expected variances")

@@ -12,7 +12,7 @@ from torch import Tensor
 from mfoc import tree
 from mfoc.bounds.protocol import AdmissibleSet
 from mfoc.bounds.sets import Box
-from mfoc.checks import kind_of
+from mfoc.checks import check_signature, kind_of
 from mfoc.errors import InvalidType, InvalidValue
 from mfoc.tree import Tree
 
@@ -121,6 +121,7 @@ def region(bounds: Bounds, controls: Tree, *, lead: int = 0, per_stage: bool = F
     """
     if callable(bounds) and not isinstance(bounds, type):
         rule = bounds
+        check_signature(("name", "leaf"), synonyms={}, bounds=rule)
         sets = [_spread(rule(name, leaf), leaf, f"bounds({name!r})")[0] for name, leaf in tree.dotted(controls).items()]
     elif per_stage and not isinstance(bounds, list | tuple):
         sets = [own for stage in controls for own in _spread(_of_stage(bounds, stage, controls), stage, "bounds")]

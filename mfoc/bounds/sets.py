@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import dataclass
 from numbers import Real
 
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from mfoc import tree
 from mfoc.bounds.protocol import count
-from mfoc.checks import check_positive, kind_of
+from mfoc.checks import check_plain, check_positive, kind_of
 from mfoc.errors import InvalidType, InvalidValue
 
 
@@ -65,6 +66,10 @@ class Box(_Convex):
             bound = getattr(self, name)
             if isinstance(bound, bool) or not isinstance(bound, Real | Tensor):
                 raise InvalidType(f"{name} is {kind_of(bound)}; expected a number or a tensor of the control's shape")
+            if isinstance(bound, Tensor):
+                check_plain("a number or a tensor of the control's shape", **{name: bound})
+            elif abs(bound) > sys.float_info.max and bound not in (math.inf, -math.inf):
+                raise InvalidValue(f"{name} is {bound!r}; expected a number that a float holds, or infinity")
             if isinstance(bound, Tensor) and not bound.is_floating_point():
                 raise InvalidType(f"{name} is a {bound.dtype} tensor; expected floating point, {name}.double() say")
             object.__setattr__(self, name, bound.detach() if isinstance(bound, Tensor) else float(bound))

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from mfoc import tree
-from mfoc.checks import check_instance
+from mfoc.checks import check_instance, check_tensor
 from mfoc.derivatives import without_fast_path
 from mfoc.errors import InvalidType, InvalidValue, MfocError
 from mfoc.games import Game
@@ -234,8 +234,8 @@ def check_controls(problem: Problem) -> None:
 def _checked_candidates(candidates: Tensor | None, m: int) -> Tensor | None:
     if candidates is None:
         return None
-    check_instance(Tensor, "a tensor [C, m] of controls, or None", candidates=candidates)
-    if candidates.dim() != 2 or candidates.shape[1] != m or not len(candidates) or not candidates.isfinite().all():
+    check_tensor(f"finite controls [C, {m}], a tensor or None", floating=False, candidates=candidates)
+    if candidates.dim() != 2 or candidates.shape[1] != m:
         raise InvalidValue(f"candidates has shape {tuple(candidates.shape)}; expected finite controls [C, {m}]")
     return candidates
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from mfoc import tree
 from mfoc.bounds import Box
-from mfoc.checks import check_instance, check_integer, check_positive
+from mfoc.checks import check_instance, check_integer, check_positive, check_tensor
 from mfoc.derivatives import gradients
 from mfoc.errors import InvalidValue, require
 from mfoc.hjb.bellman import Bellman, bellman
@@ -110,10 +110,7 @@ def solve_bvp(
     check_positive(tol=tol)
     check_integer(4, max_nodes=max_nodes)
     for name, vector in (("x0", x0), ("control", control)):
-        check_instance(Tensor, "a floating-point tensor", **{name: vector})
-        if not vector.is_floating_point() or vector.dim() != 1 or not len(vector) or not vector.isfinite().all():
-            what = f"{vector.dtype} {tuple(vector.shape)}"
-            raise InvalidValue(f"{name} is {what}; expected finite floating-point numbers, one for each variable")
+        check_tensor("finite floating-point numbers, one for each variable", dim=1, **{name: vector})
     start, own = (vector.detach().double().cpu() for vector in (x0, control))
     problem = continuous(drift, terminal_cost, [own] * _STAGES, running_cost=running_cost, T=T, bounds=bounds)
     made = bellman(problem, start[None], z, None, 2, None)

@@ -15,8 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mfoc import tree
-from mfoc.checks import kind_of
+from mfoc.checks import check_choice, check_instance, check_tensor, kind_of
 from mfoc.errors import InvalidType, InvalidValue
 
 LEAST = {"cubic": 4, "linear": 2}  # nodes of an axis
@@ -25,15 +24,27 @@ WIDTH = {"cubic": 4, "linear": 2}  # splines of an axis that are not zero at a p
 
 @dataclass(frozen=True, eq=False)
 class Grid:
-    """A box of points: the product of uniform axes.
+    """A box of points: the product of uniform axes. What its methods are given is not checked: a value's is.
 
     Attributes:
         axes: of each state, increasing and equally spaced ``[n_i]``.
         kind: "cubic" or "linear".
+
+    Raises:
+        InvalidType, InvalidValue: no tensors, fewer nodes than the splines need, axes that do not increase in equal
+            steps.
     """
 
     axes: tuple[Tensor, ...]
     kind: str = "cubic"
+
+    def __post_init__(self) -> None:
+        check_choice(*LEAST, kind=self.kind)
+        check_instance(tuple | list, "a tensor [n] for each state variable", axes=self.axes)
+        if not self.axes:
+            raise InvalidValue("axes is empty; expected a tensor [n] for each state variable")
+        for k, axis in enumerate(self.axes):
+            _check_axis(f"axes[{k}]", axis, self.kind)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -137,14 +148,19 @@ def as_grid(axes: Any, kind: str, like: Tensor) -> Grid:
         raise InvalidType(f"axes is {kind_of(axes)}; expected a list of one tensor [n] for each state variable")
     if not 1 <= len(axes) <= 3:
         raise InvalidValue(f"axes are {len(axes)}; a grid serves 1 to 3 state variables; mfoc.hjb.fit serves more")
-    for name, axis in tree.named_leaves(list(axes), "axes"):
-        if axis.dim() != 1 or len(axis) < LEAST[kind]:
-            raise InvalidValue(f"{name} has shape {tuple(axis.shape)}; expected [n] with n >= {LEAST[kind]} ({kind})")
-        gaps = axis.double().diff()
-        if not bool((gaps > 0).all()) or float((gaps - gaps.mean()).abs().max()) > 1e-3 * float(gaps.mean()):
-            raise InvalidValue(f"{name} is not increasing in equal steps; expected torch.linspace(low, high, n)")
+    for k, axis in enumerate(axes):
+        _check_axis(f"axes[{k}]", axis, kind)
     # Made anew: to a rounding of the spacing, which the axes given may have in another dtype.
     return Grid(tuple(_axis(axis, like) for axis in axes), kind)
+
+
+def _check_axis(name: str, axis: Any, kind: str) -> None:
+    check_tensor(f"an axis [n] with n >= {LEAST[kind]} ({kind})", floating=False, dim=1, **{name: axis})
+    if len(axis) < LEAST[kind]:
+        raise InvalidValue(f"{name} has shape {tuple(axis.shape)}; expected [n] with n >= {LEAST[kind]} ({kind})")
+    gaps = axis.double().diff()
+    if not bool((gaps > 0).all()) or float((gaps - gaps.mean()).abs().max()) > 1e-3 * float(gaps.mean()):
+        raise InvalidValue(f"{name} is not increasing in equal steps; expected torch.linspace(low, high, n)")
 
 
 def _axis(given: Tensor, like: Tensor) -> Tensor:

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from mfoc import tree
-from mfoc.checks import check_integer, kind_of
+from mfoc.checks import check_integer, check_tensor
 from mfoc.derivatives import gradients
-from mfoc.errors import InvalidType, InvalidValue
+from mfoc.errors import InvalidValue
 from mfoc.figures import new_axes
 from mfoc.hjb.bellman import Bellman
 from mfoc.hjb.paths import ClosedLoop, follow
@@ -106,8 +106,7 @@ class Value(ABC):
 
     def _checked(self, t: int, x: Any, last: int) -> Tensor:
         check_integer(0, last, t=t)
-        if not isinstance(x, Tensor) or not x.is_floating_point():
-            raise InvalidType(f"x is {kind_of(x)}; expected floating-point states [N, {self.dimension}]")
+        check_tensor(f"floating-point states [N, {self.dimension}], N >= 1", x=x)
         if x.dim() != 2 or x.shape[1] != self.dimension or not len(x):
             raise InvalidValue(f"x has shape {tuple(x.shape)}; expected states [N, {self.dimension}], N >= 1")
         if (x.dtype, x.device) != (self.like.dtype, self.like.device):

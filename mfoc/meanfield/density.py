@@ -24,11 +24,11 @@ from torch import Tensor
 from mfoc import tree
 from mfoc.checks import (
     check_callable,
-    check_instance,
     check_integer,
     check_non_negative,
     check_positive,
     check_signature,
+    check_tensor,
     kind_of,
 )
 from mfoc.derivatives import gradients
@@ -119,7 +119,7 @@ class DensityProblem:
         check_signature(("t", "x", "m"), optional=True, drift=self.drift, running_cost=self.running_cost)
         check_callable("a function (x, m)", optional=True, terminal_cost=self.terminal_cost)
         check_signature(("x", "m"), optional=True, terminal_cost=self.terminal_cost)
-        check_instance(Tensor, "a tensor [n]", x=self.x, density=self.density)
+        check_tensor("a tensor [n], two nodes or more", dim=1, x=self.x, density=self.density)
         self._check_grid()
 
     def _check_grid(self) -> None:
@@ -199,10 +199,25 @@ class DensityProblem:
         if not residual <= tol:
             logger.warning("density: residual %.3g after %d iterations, tol %.3g", residual, done, tol)
         times = self.dt * torch.arange(self.steps + 1, dtype=m.dtype, device=m.device)
-        return DensitySolution(times, m, V, u, self.cost(u, m), done, residual, residual <= tol)
+        return DensitySolution(times, m, V, u, self._cost(u, m), done, residual, residual <= tol)
 
     def cost(self, controls: Tensor, density: Tensor) -> float:
-        """J of controls ``[T, n]`` on the densities ``[T+1, n]`` that they make."""
+        """J of controls ``[T, n]`` on the densities ``[T+1, n]`` that they make.
+
+        Raises:
+            InvalidType, InvalidValue: they are of other shapes, or not finite.
+        """
+        n = len(self.x)
+        check_tensor(f"controls [{self.steps}, {n}]", dim=2, controls=controls)
+        check_tensor(f"densities [{self.steps + 1}, {n}]", dim=2, density=density)
+        if controls.shape != (self.steps, n) or density.shape != (self.steps + 1, n):
+            raise InvalidValue(
+                f"controls have shape {tuple(controls.shape)} and density {tuple(density.shape)}; "
+                f"expected [{self.steps}, {n}] and [{self.steps + 1}, {n}]"
+            )
+        return self._cost(controls, density)
+
+    def _cost(self, controls: Tensor, density: Tensor) -> float:
         running = self.weight * controls.square() + self._over_time("running_cost", self.running_cost, density)
         total = self.dt * (density[1:] * running).sum() + (density[-1] * self._end(density[-1])).sum()
         return float(total) * self.h

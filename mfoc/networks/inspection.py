@@ -2,6 +2,8 @@
 
 For adapters of your own, too: everything here is public. Functions that find something yield (name, module) pairs, or
 pairs of names, so that an error can say which part it is.
+
+It does not check its arguments.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mfoc.checks import check_callable, check_signature
+from mfoc.checks import check_callable, check_flag, check_signature
 from mfoc.distributed import active, expectation
 from mfoc.errors import InvalidType, InvalidValue
 from mfoc.networks.inspection import has_own_pass
@@ -63,6 +63,7 @@ def per_sample(loss: Loss | nn.Module, *, weigh: bool = True) -> TerminalCost:
     if isinstance(loss, type):
         raise InvalidType(f"loss is the class {loss.__name__}; make an instance, {loss.__name__}()")
     check_callable("a function loss(output, z) -> [N]", loss=loss)
+    check_flag(weigh=weigh)
     settings = _settings(loss)
     check_signature(("output", "target"), synonyms=_NAMES, loss=loss)
     if "reduction" not in settings:

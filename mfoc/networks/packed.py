@@ -1,4 +1,7 @@
-"""Networks whose weights are stored in one bit or two: what ``mfoc.DiscreteMSA`` has solved for, as it is shipped."""
+"""Networks whose weights are stored in one bit or two: what ``mfoc.DiscreteMSA`` has solved for, as it is shipped.
+
+This is below ``DiscreteMSA``: it does not check its arguments.
+"""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mfoc import tree
 from mfoc.checks import check_instance
-from mfoc.errors import InvalidType, InvalidValue
+from mfoc.errors import InvalidType, InvalidValue, MfocError
 from mfoc.networks.arguments import Arguments
 from mfoc.networks.inspection import Norm, copied, is_chain, trainable, training_norms
 from mfoc.networks.reparametrised import settle
@@ -111,13 +111,21 @@ def refresh_averages(net: nn.Module, batches: Iterable[Any]) -> None:
             inputs are a tuple in the order of the arguments, or a dict by their names.
 
     Raises:
-        InvalidType: ``batches`` is one tensor.
+        InvalidType: no network, or ``batches`` is one tensor or no iterable.
+        InvalidValue: the network cannot be evaluated on a batch.
     """
+    check_instance(nn.Module, "a torch.nn.Module", net=net)
     if isinstance(batches, Tensor):
         raise InvalidType("batches is a tensor; expected an iterable of batches, [x] for all inputs at once")
+    check_instance(Iterable, "an iterable of batches, [x] for all inputs at once", batches=batches)
     if averaging(net):
         several = Arguments.of(net)
-        _average(net, lambda batch: several.call(net, batch), batches)
+        try:
+            _average(net, lambda batch: several.call(net, batch), batches)
+        except (TypeError, ValueError, RuntimeError) as error:
+            if isinstance(error, MfocError):
+                raise
+            raise InvalidValue(f"net cannot be evaluated on one of the batches: {error}") from error
 
 
 def averaging(net: nn.Module) -> list[Norm]:

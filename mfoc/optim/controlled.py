@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from mfoc.checks import check_choice, check_flag, check_non_negative, check_positive
+from mfoc.checks import check_choice, check_flag, check_instance, check_non_negative, check_positive
 from mfoc.compilation import validation_kept
 from mfoc.errors import InvalidType, InvalidValue, MissingExtra
 from mfoc.optim.many import Many
@@ -34,7 +34,14 @@ class Controlled(Optimizer):
 
     def __init__(self, params: Iterable[Any], defaults: dict[str, Any]) -> None:
         self.skipped = 0
-        super().__init__(params, defaults)
+        if not isinstance(params, Tensor):  # which torch refuses by name
+            check_instance(Iterable, "parameters to train, as net.parameters() gives", params=params)
+        try:
+            super().__init__(params, defaults)
+        except (InvalidType, InvalidValue):
+            raise
+        except (TypeError, ValueError, KeyError, AttributeError) as error:  # as torch says what it cannot train
+            raise InvalidValue(f"params cannot be trained: {error}") from error
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.skipped = 0

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mfoc import InvalidType, InvalidValue
-from mfoc.checks import check_instance, check_integer, kind_of
+from mfoc.checks import check_integer, check_plain, check_tensor, kind_of
 from paradigms.bayesian.laws.likelihoods import aligned
 from paradigms.bayesian.laws.prediction import Prediction
 
@@ -96,6 +96,8 @@ def rmse(prediction: Prediction | Tensor, y: Tensor) -> float:
         raise InvalidType(f"prediction is of several outputs; give one of them, as prediction.mean[0]: {prediction!r}")
     if not isinstance(mean, Tensor) or not isinstance(y, Tensor):
         raise InvalidType(f"expected tensors; prediction is {kind_of(prediction)} and y {kind_of(y)}")
+    check_tensor("a Prediction, or numbers [N, ...]", floating=False, prediction=mean)
+    check_tensor("observations [N, ...]", floating=False, y=y)
     return float((mean - aligned(y, mean)).double().square().mean().sqrt())
 
 
@@ -103,10 +105,10 @@ def _probabilities(prediction: Prediction | Tensor, y: Any) -> Tensor:
     if isinstance(prediction, Prediction) and not prediction.classes:
         raise InvalidValue("prediction is of numbers; calibration and accuracy are for classes")
     found = prediction.mean if isinstance(prediction, Prediction) else prediction
-    check_instance(Tensor, "a Prediction, or the probabilities of classes [N, C]", prediction=found)
+    check_tensor("a Prediction, or the probabilities of classes [N, C]", prediction=found)
     if found.dim() != 2:
         raise InvalidValue(f"prediction has shape {tuple(found.shape)}; expected the probabilities of classes [N, C]")
-    check_instance(Tensor, f"{len(found)} integer labels (torch.int64)", y=y)
+    check_plain(f"{len(found)} integer labels (torch.int64)", y=y)
     if y.dtype != torch.int64:
         raise InvalidType(f"y has dtype {y.dtype}; expected {len(found)} integer labels (torch.int64)")
     if y.shape != (len(found),):

@@ -7,7 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
-from mfoc import InvalidType, InvalidValue, tree
+from mfoc import InvalidType, InvalidValue
+from mfoc.checks import check_instance, check_integer, check_tensor
 from mfoc.plot import COLORS, new_figure, tidy
 from paradigms.bayesian.laws.prediction import Prediction
 from paradigms.bayesian.metrics import Reliability
@@ -71,6 +72,8 @@ def band(
         InvalidType: a prediction of several outputs.
         InvalidValue: classes, or inputs of more than one variable.
     """
+    check_instance(Prediction, "what predict(...) returns", prediction=prediction)
+    check_tensor("the inputs of the prediction, [B] or [B, 1]", floating=False, x=x)
     if prediction.classes:
         raise InvalidValue("prediction is of classes; a band is for numbers")
     if not isinstance(prediction.mean, Tensor):
@@ -79,6 +82,9 @@ def band(
         raise InvalidValue(
             f"x has shape {tuple(x.shape)}; expected one number for each of {len(prediction.mean)} inputs"
         )
+    outputs = prediction.mean.numel() // len(prediction.mean)
+    check_integer(0, outputs - 1, output=output)
+    points = None if data is None else _points(data, output)
     order = x.reshape(-1).argsort()
 
     def column(values: Tensor) -> Tensor:
@@ -94,11 +100,21 @@ def band(
         spread = 2 * column(variance).sqrt()
         axis.fill_between(at, mean - spread, mean + spread, linewidth=0, label=f"± 2 sd, {what}", **style)
     axis.plot(at, mean, color=COLORS[0], linewidth=1.8, label="predictive mean")
-    if data is not None:
-        points = [tree.tensor_of(part).detach().cpu() for part in data]
-        targets = points[1].reshape(len(points[1]), -1)[:, output]
-        axis.plot(points[0].reshape(-1), targets, ".", color="#333333", markersize=4, label="observations")
+    if points is not None:
+        axis.plot(*points, ".", color="#333333", markersize=4, label="observations")
     axis.set(xlabel=x_label, ylabel=y_label, title=title)
     tidy(axis, grid="both")
     axis.legend(frameon=False, loc="best")
     return figure
+
+
+def _points(data: Any, output: int) -> tuple[Tensor, Tensor]:
+    """Observations of one variable and of one output, ``[n]`` each."""
+    check_instance(tuple | list, "observations, a pair (x, y) of tensors", data=data)
+    if len(data) != 2:
+        raise InvalidValue(f"data has {len(data)} parts; expected a pair (x, y)")
+    x, y = data
+    check_tensor("observations (x, y), tensors [n] or [n, k]", floating=False, **{"data[0]": x, "data[1]": y})
+    if not y.dim() or x.numel() != len(y) or y.numel() <= output * len(y):
+        raise InvalidValue(f"data has x {tuple(x.shape)} and y {tuple(y.shape)}; expected one x for each y, [n]")
+    return x.detach().cpu().reshape(-1), y.detach().cpu().reshape(len(y), -1)[:, output]

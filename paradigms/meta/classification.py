@@ -10,7 +10,7 @@ from torch import Tensor
 
 import mfoc
 from mfoc import InvalidType, InvalidValue
-from mfoc.checks import check_flag, check_integer, kind_of
+from mfoc.checks import check_flag, check_integer, check_plain, kind_of
 from mfoc.seeding import mixed_seed, seeded
 from paradigms.meta.task_laws import Pair, as_tasks, check_tasks, placeholder
 
@@ -211,6 +211,8 @@ def _labelled(x: Any, y: Any) -> Pair:
     if y is None:
         raise InvalidType("y is None; expected integer labels [N]")
     inputs, labels = _tensor(x, "x"), _tensor(y, "y")
+    check_plain("examples [N, ...]", x=inputs)
+    check_plain("integer labels [N]", y=labels)
     if inputs.dim() < 2 or not inputs.numel():
         raise InvalidValue(f"x has shape {tuple(inputs.shape)}; expected examples [N, ...], none of them empty")
     if labels.dim() != 1 or len(labels) != len(inputs) or labels.is_floating_point() or labels.is_complex():

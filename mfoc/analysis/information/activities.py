@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mfoc.analysis.kernel.taps import plainly
-from mfoc.checks import check_instance
+from mfoc.checks import check_instance, check_plain
 from mfoc.errors import InvalidType, InvalidValue
 from mfoc.networks.inspection import ELEMENTWISE, pure_copy, random_parts, refuse_lazy, unwrapped, without_inplace
 
@@ -51,7 +51,7 @@ def activities(net: nn.Module, x: Tensor, layers: Sequence[str] | None) -> dict[
 
 def _refuse_unfit(net: nn.Module, x: Tensor) -> None:
     check_instance(nn.Module, "a torch.nn.Module", net=net)
-    check_instance(Tensor, "a tensor of inputs [N, ...]", x=x)
+    check_plain("a tensor of inputs [N, ...]", x=x)
     if x.dim() == 0 or len(x) < 2:
         raise InvalidValue(f"x has shape {tuple(x.shape)}; expected two inputs or more, [N, ...]")
     if (x.is_floating_point() or x.is_complex()) and not bool(x.isfinite().all()):

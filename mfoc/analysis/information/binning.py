@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mfoc.analysis.information.bounds import Bounds, checked_activity, checked_labels, entropy
-from mfoc.checks import check_choice, check_integer
+from mfoc.checks import check_choice, check_integer, check_plain
 from mfoc.errors import InvalidType, InvalidValue
 
 
@@ -40,6 +40,7 @@ class Binned:
         if not isinstance(self.bins, Tensor):
             check_integer(2, bins=self.bins)
             return
+        check_plain("edges, floating-point numbers", bins=self.bins)
         if not self.bins.is_floating_point():
             raise InvalidType(f"bins is a tensor of {self.bins.dtype}; expected edges, floating-point numbers")
         if self.bins.dim() != 1 or len(self.bins) < 3 or not bool(self.bins.isfinite().all()):

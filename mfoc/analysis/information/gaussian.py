@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mfoc.checks import check_instance, check_integer, check_positive
+from mfoc.checks import check_instance, check_integer, check_plain, check_positive, check_tensor
 from mfoc.errors import InvalidType, InvalidValue
 from mfoc.figures import COLORS, INK, new_axes
 from mfoc.printing import by_identity
@@ -98,8 +98,8 @@ class GaussianBottleneck:
         Raises:
             InvalidType, InvalidValue: no tensor of positive finite numbers.
         """
-        check_instance(Tensor, "a tensor of trade-offs", betas=betas)
-        if not bool(((betas > 0) & betas.isfinite()).all()):
+        check_tensor("a tensor of trade-offs", floating=False, betas=betas)
+        if not bool((betas > 0).all()):
             raise InvalidValue("betas holds numbers that are not positive and finite")
         return _informations(self.eigenvalues, 1 / self.critical_betas, betas.to(self.eigenvalues))
 
@@ -203,7 +203,7 @@ def checked_covariance(name: str, matrix: Tensor, *, definite: bool = False) -> 
         InvalidType: no tensor of floating-point numbers.
         InvalidValue: it is not square, finite, symmetric or positive semidefinite; with ``definite``, singular.
     """
-    check_instance(Tensor, "a covariance matrix, a tensor [d, d]", **{name: matrix})
+    check_plain("a covariance matrix, a tensor [d, d]", **{name: matrix})
     matrix = matrix.detach()
     if not matrix.is_floating_point():
         raise InvalidType(f"{name} is {matrix.dtype}; expected floating-point numbers")

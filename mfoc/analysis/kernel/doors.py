@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils.spectral_norm import SpectralNorm
 
 from mfoc.analysis.kernel.taps import normal_like, plainly
-from mfoc.checks import check_instance
+from mfoc.checks import check_instance, check_plain
 from mfoc.draws import draws, watched
 from mfoc.errors import InvalidType, InvalidValue
 from mfoc.networks.inspection import mixes, pure_copy, random_parts, trainable, without_inplace
@@ -40,7 +40,7 @@ def check_samples(**samples: object) -> None:
         InvalidValue: it is empty, has no axis, or is not finite.
     """
     for name, x in samples.items():
-        check_instance(Tensor, "a tensor of samples [N, ...]", **{name: x})
+        check_plain("a tensor of samples [N, ...]", **{name: x})
         assert isinstance(x, Tensor)
         if x.dim() == 0 or not x.numel():
             raise InvalidValue(f"{name} has shape {tuple(x.shape)}; expected at least one sample, [N, ...]")

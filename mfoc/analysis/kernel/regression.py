@@ -17,7 +17,7 @@ from mfoc.analysis.activations import ActivationLike
 from mfoc.analysis.gaussian import GaussianMoments
 from mfoc.analysis.kernel.fitted import FittedKernel, check_prior, factorise, log_likelihood
 from mfoc.analysis.kernel.infinite import InfiniteNetwork, check_inputs
-from mfoc.checks import check_choice, check_instance, check_non_negative, check_positive
+from mfoc.checks import check_choice, check_instance, check_non_negative, check_plain, check_positive
 from mfoc.errors import InvalidType, InvalidValue
 from mfoc.printing import by_identity
 
@@ -97,6 +97,8 @@ class KernelPredictor:
         if by == "likelihood":
             check_prior(self.kernel, "by='likelihood'")
         check_inputs(x=x)
+        if ridges is not None:
+            check_instance(Sequence, "a list of positive numbers", ridges=ridges)
         targets, _ = _targets(y, len(x), x.device)
         matrix = self._network.kernels(x, None)[("nngp", "ntk").index(self.kernel)]
         tried = [float(matrix.diagonal().mean()) * k for k in _RIDGES] if ridges is None else list(ridges)
@@ -124,7 +126,7 @@ class KernelPredictor:
 
 def _targets(y: object, n: int, device: torch.device) -> tuple[Tensor, Tensor | None]:
     """Targets [N, k] in float64, and the labels where they are classes."""
-    check_instance(Tensor, "a tensor of numbers [N] or [N, k], or of classes [N]", y=y)
+    check_plain("a tensor of numbers [N] or [N, k], or of classes [N]", y=y)
     assert isinstance(y, Tensor)
     if y.dim() not in (1, 2) or len(y) != n or not y.numel():
         raise InvalidValue(f"y has shape {tuple(y.shape)} for {n} inputs; expected [{n}], or [{n}, k] of numbers")

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mfoc.analysis.kernel.doors import check_samples
 from mfoc.analysis.kernel.lazy import laziness
 from mfoc.checks import check_between, check_callable, check_instance, check_integer, kind_of
 from mfoc.errors import InvalidType, InvalidValue
@@ -109,6 +110,7 @@ def drift_against_width(
     check_callable("a function of the width that makes a network", make_net=make_net)
     check_callable("a function that trains a network", train=train)
     check_instance(list | tuple, "a list of widths", widths=widths)
+    check_samples(x=x)
     check_integer(1, seeds=seeds)
     check_integer(0, seed=seed)
     check_between(0, 1, confidence=confidence)

@@ -13,7 +13,7 @@ from torch.func import functional_call
 from mfoc import tree
 from mfoc.analysis.kernel.doors import GRADIENTS, check_outputs, private_copy
 from mfoc.analysis.kernel.taps import plainly
-from mfoc.checks import check_instance, kind_of
+from mfoc.checks import check_instance, check_plain, kind_of
 from mfoc.derivatives import gradients
 from mfoc.errors import InvalidType, InvalidValue
 from mfoc.interacting import coupling
@@ -66,7 +66,7 @@ def of_network(net: nn.Module, loss: Loss | nn.Module, cloud: Particles) -> tupl
                 "torch.func.functional_call; give the plain module that it was made of (.module of a DataParallel)"
             )
     private = private_copy(net, GRADIENTS)
-    check_instance(Tensor, "a tensor of samples [N, ...]", x=cloud.state)
+    check_plain("a tensor of samples [N, ...]", x=cloud.state)
     check_outputs(private, cloud.state, GRADIENTS)
     free = trainable(private)
     constants = {name: p.detach() for name, p in private.named_parameters() if name not in free}

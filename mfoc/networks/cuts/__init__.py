@@ -2,6 +2,8 @@
 
 ``cut`` reads the forward pass by symbolic tracing where it can (``tracing``, ``alive``, ``segments``) and otherwise
 runs the network itself up to the next cut (``hooked``).
+
+This is below ``from_module``: it does not check its arguments.
 """
 
 from mfoc.networks.cuts.cutting import cut, shared_between

@@ -7,12 +7,13 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 
 from mfoc import InvalidType, InvalidValue, tree
+from mfoc.checks import check_callable, check_instance, check_integer, check_plain
 from mfoc.derivatives import check_derivatives, twice_differentiable, without_fast_path
 from mfoc.vectorisation import Mapper
 from paradigms.bayesian.density.traced import Traced
@@ -50,6 +51,14 @@ class LogDensity:
     slope: Function | None = None
     prior: Callable[[int, int], Tensor] | None = None
 
+    def __post_init__(self) -> None:
+        check_callable("a function of points [n, d]", function=self.function)
+        check_instance(Mapping, "a dict, name -> shape", shapes=self.shapes)
+        check_plain("a point [d]", like=self.like)
+        given = {"draw": self.draw, "constrain": self.constrain, "minibatch": self.minibatch, "fused": self.fused}
+        check_callable("a function", optional=True, **given, slope=self.slope, prior=self.prior)
+        check_integer(1, optional=True, size=self.size)
+
     def __repr__(self) -> str:
         parameters = ", ".join(f"{name} {tuple(shape)}" for name, shape in self.shapes.items())
         observations = "" if self.size is None else f" given {self.size} observations"
@@ -81,9 +90,9 @@ class LogDensity:
             x: points ``[n, d]``.
             index: a batch of observations for each particle ``[n, B]``; all observations when None.
         """
+        self._check_points(x)
         recorded = torch.is_grad_enabled() and x.requires_grad
         if index is None and self.fused is not None and not recorded:
-            self._check_points(x)
             with torch.no_grad():  # the data may ask for gradients
                 return self.fused(x.detach())
         check_derivatives("a score")
@@ -103,8 +112,8 @@ class LogDensity:
 
     def score(self, x: Tensor, index: Tensor | None = None) -> Tensor:
         """The gradient of the log density ``[n, d]``; see ``value_and_score``."""
+        self._check_points(x)
         if index is None and self.slope is not None and not (torch.is_grad_enabled() and x.requires_grad):
-            self._check_points(x)
             with torch.no_grad():
                 return self.slope(x.detach())
         return self.value_and_score(x, index)[1]
@@ -118,14 +127,22 @@ class LogDensity:
         return self.unravel(x) if self.constrain is None else self.constrain(x)
 
     def unravel(self, x: Tensor) -> dict[str, Tensor]:
-        """Points ``[..., d]`` as unconstrained parameters, name -> ``[..., *shape]``."""
+        """Points ``[..., d]`` as unconstrained parameters, name -> ``[..., *shape]``.
+
+        Raises:
+            InvalidType, InvalidValue: the points are of another dimension.
+        """
+        if not isinstance(x, Tensor) or x.dim() < 1 or x.shape[-1] != self.dim or x.is_nested:
+            self._refuse_points(x)
         return split(x, self.shapes)
 
     def ravel(self, parameters: Mapping[str, Tensor]) -> Tensor:
         """Unconstrained parameters, name -> ``[n, *shape]``, as points ``[n, d]``: the inverse of ``unravel``."""
+        check_instance(Mapping, "a dict, name -> tensor [n, *shape]", parameters=parameters)
         if parameters.keys() != self.shapes.keys():
             raise InvalidValue(f"parameters are named {sorted(parameters)}; expected {sorted(self.shapes)}")
-        n = len(next(iter(parameters.values())))
+        check_plain("a tensor [n, *shape]", **{f"parameters[{name!r}]": part for name, part in parameters.items()})
+        n = next((len(part) for part in parameters.values() if part.dim()), 0)
         for name, shape in self.shapes.items():
             if parameters[name].shape != (n, *shape):
                 raise InvalidValue(
@@ -134,7 +151,13 @@ class LogDensity:
         return torch.cat([parameters[name].reshape(n, -1) for name in self.shapes], dim=1)
 
     def initial(self, n: int, seed: int = 0) -> Tensor:
-        """Points to start from ``[n, d]``, a function of the seed."""
+        """Points to start from ``[n, d]``, a function of the seed.
+
+        Raises:
+            InvalidType, InvalidValue: no count, no seed.
+        """
+        check_integer(1, n=n)
+        check_integer(0, seed=seed)
         if self.draw is not None:
             return self.draw(n, seed)
         uniform = torch.rand(
@@ -165,11 +188,18 @@ class LogDensity:
         return x
 
     def _check_points(self, x: Tensor) -> None:
-        if not isinstance(x, Tensor) or x.dim() != 2 or x.shape[1] != self.dim:
-            error = InvalidValue if isinstance(x, Tensor) else InvalidType
-            raise error(
-                f"the points are {shape_or_type(x)}; expected particles of dimension {self.dim}, (n, {self.dim})"
-            )
+        if not isinstance(x, Tensor) or x.is_nested or x.dim() != 2 or x.shape[1] != self.dim:
+            self._refuse_points(x)
+        if x.dtype != self.like.dtype or x.device != self.like.device or x.layout != torch.strided:
+            check_plain(f"points (n, {self.dim})", x=x)
+            if not x.is_floating_point():
+                raise InvalidType(f"the points x have dtype {x.dtype}; expected {self.like.dtype}")
+
+    def _refuse_points(self, x: object) -> NoReturn:
+        check_plain(f"points, particles of dimension {self.dim}, (n, {self.dim})", x=x)
+        raise InvalidValue(
+            f"the points x are {shape_or_type(x)}; expected particles of dimension {self.dim}, (n, {self.dim})"
+        )
 
 
 def vectorised(

@@ -119,8 +119,8 @@ def log_density(
         made = _of_network(source, data, likelihood, noise, prior)
     elif not callable(source):
         raise InvalidType(
-            f"the log density is {kind_of(source)}; expected a function, a Pyro model, a network with a "
-            "likelihood or an mfoc.Problem"
+            f"source is {kind_of(source)}, of which there is no log density; expected a function, a Pyro model, a "
+            "network with a likelihood or an mfoc.Problem"
         )
     elif like is not None:
         _refuse({**options, "data": data}, "a function", {"like", "minibatch", "size"})

@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mfoc import InvalidType, InvalidValue, tree
-from mfoc.checks import check_instance, check_positive, kind_of
+from mfoc.checks import check_callable, check_instance, check_positive, kind_of
 from mfoc.networks import per_sample
 from paradigms.bayesian.laws.normal import HALF_LOG_2PI, broadcasts, normal_log_prob, shape_or_type
 
@@ -143,6 +143,9 @@ class OfFunction:
 
     function: Callable[..., Tensor]
     sign: ClassVar[float]
+
+    def __post_init__(self) -> None:
+        check_callable("a function (output, y) -> [B]", function=self.function)
 
     @cached_property
     def _each(self) -> Callable[..., Tensor]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mfoc import InvalidType, InvalidValue, tree
-from mfoc.checks import check_instance, kind_of
+from mfoc.checks import check_instance, check_integer, check_plain, kind_of
 from mfoc.networks import FunctionalModule, functional
 from mfoc.networks.arguments import Arguments
 from mfoc.networks.inspection import copied, trainable, unwrapped
@@ -55,7 +55,14 @@ class Ensemble:
         return len(next(iter(self.weights.values())))
 
     def outputs(self, x: Any, samples: int = 100, *, seed: int = 0) -> Any:
-        """Outputs ``[S, B, ...]`` of all networks, or of ``samples`` of them, drawn without replacement, if fewer."""
+        """Outputs ``[S, B, ...]`` of all networks, or of ``samples`` of them, drawn without replacement, if fewer.
+
+        Raises:
+            InvalidType, InvalidValue: no count, no seed, inputs that are no tensors.
+        """
+        check_integer(1, samples=samples)
+        check_integer(0, seed=seed)
+        check_inputs(x)
         chosen = slice(None)
         if samples < len(self):
             order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed), device="cpu")
@@ -64,7 +71,10 @@ class Ensemble:
         with torch.no_grad():
             x = _cast(x, next(iter(some.values())))
             arguments = Arguments.of(self.net)
-            found = self._mapper(lambda weights: arguments.call(partial(self._function, weights), x), some)
+            try:
+                found = self._mapper(lambda weights: arguments.call(partial(self._function, weights), x), some)
+            except RuntimeError as error:
+                raise InvalidValue(f"net cannot be evaluated on x, {tree.describe(x)}: {error}") from error
         if self.noise is None:
             return found
         scale = self.noise[chosen]
@@ -183,6 +193,20 @@ def tree_of_numbers(outputs: Any, log_probs: Callable[[Any], Tensor]) -> Predict
 
     mean = tree.map(lambda leaf: each(leaf).mean, outputs)
     return Prediction(mean, tree.map(lambda leaf: each(leaf).epistemic, outputs), None, log_probs, False)
+
+
+def check_inputs(x: Any) -> None:
+    """Refuses inputs of a network that are no tree of plain, real tensors.
+
+    Raises:
+        InvalidType, InvalidValue: they are none, or empty.
+    """
+    for name, leaf in tree.named_leaves(x, "x"):
+        check_plain("inputs [B, ...], a tensor or a tuple or dict of them", **{name: leaf})
+        if leaf.is_complex():
+            raise InvalidType(f"{name} has dtype {leaf.dtype}; expected real numbers")
+    if not tree.leaves(x):
+        raise InvalidValue("x holds no tensor; expected inputs [B, ...]")
 
 
 def _cast(x: Any, like: Tensor) -> Any:

@@ -20,8 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mfoc import InvalidValue, tree
-from mfoc.checks import check_between, check_choice, check_instance, check_positive
+from mfoc import InvalidValue
+from mfoc.checks import check_between, check_choice, check_positive, check_tensor
 
 
 @runtime_checkable
@@ -45,7 +45,7 @@ class RBF:
     bandwidth: float | None = None
 
     def __post_init__(self) -> None:
-        check_positive(bandwidth=self.bandwidth, finite=False, optional=True)
+        check_positive(bandwidth=self.bandwidth, optional=True)
 
     def direction(self, x: Tensor, score: Tensor) -> Tensor:
         """See ``Kernel``."""
@@ -236,18 +236,23 @@ def discrepancy(x: Tensor, score: Tensor, *, length: float = 1.0, beta: float = 
         mean_j k_p(x_i, x_j), ``[n]``.
 
     Raises:
-        InvalidType, InvalidValue: points and scores are not floating-point tensors of one shape ``[n, d]``; a length or
-            an exponent that is none.
+        InvalidType, InvalidValue: no tensors of finite numbers of one shape, dtype and device; a wrong scale or
+            exponent.
     """
+    check_tensor("points [n, d]", dim=2, x=x)
+    check_tensor("gradients of the log density, [n, d]", dim=2, score=score)
+    if score.shape != x.shape or score.dtype != x.dtype or score.device != x.device:
+        raise InvalidValue(
+            f"score is {tuple(score.shape)} of {score.dtype} on {score.device}; "
+            f"expected it as x, {tuple(x.shape)} of {x.dtype} on {x.device}"
+        )
     check_positive(length=length)
     check_between(-1, 0, beta=beta)
-    check_instance(Tensor, "points [n, d], a tensor", x=x)
-    check_instance(Tensor, "the score at the points [n, d], a tensor", score=score)
-    if x.dim() != 2 or x.shape != score.shape or not len(x) or not (x.is_floating_point() and x.dtype == score.dtype):
-        raise InvalidValue(
-            f"x is {tree.describe(x)} and score {tree.describe(score)}; expected floating-point tensors of one shape "
-            "[n, d] and of one dtype"
-        )
+    return squared_discrepancy(x, score, length, beta)
+
+
+def squared_discrepancy(x: Tensor, score: Tensor, length: float = 1.0, beta: float = -0.5) -> Tensor:
+    """See ``discrepancy``; it does not check its arguments."""
     d, c = x.shape[1], length**-2
     x = x - x.mean(0)
     r = c * _squares(x)

@@ -30,7 +30,7 @@ from mfoc.law import jointly
 from mfoc.problem import controls_of
 from mfoc.seeding import mixed_seed
 from paradigms.bayesian.density import LogDensity, log_density
-from paradigms.bayesian.samplers.kernels import discrepancy
+from paradigms.bayesian.samplers.kernels import squared_discrepancy
 
 State = Any
 Steps = float | Tensor | Sequence[float] | Callable[[int], float]
@@ -110,7 +110,7 @@ def sampler(
 
     def terminal_cost(x: Any, z: Any) -> Tensor:
         x = points(x)
-        return jointly(discrepancy, x, density.score(x))
+        return jointly(squared_discrepancy, x, density.score(x))
 
     def draw(k: int) -> mfoc.Particles:
         generator = torch.Generator().manual_seed(mixed_seed(seed, k))
@@ -242,7 +242,7 @@ def sample(
     problem, density, flow = formulation.problem, formulation.density, formulation.flow
     steps = problem.stages if steps is None else steps
     check_integer(1, steps=steps, thin=thin)
-    check_integer(0, burn_in=burn_in)
+    check_integer(0, burn_in=burn_in, seed=seed)
     if burn_in >= steps:
         raise InvalidValue(f"burn_in is {burn_in} of {steps} steps; nothing would be kept")
     controls = problem.controls if controls is None else controls_of(controls)

@@ -119,6 +119,10 @@ class Stein:
     kernel: Kernel
     rule: Rule
 
+    def __post_init__(self) -> None:
+        check_instance(Kernel, "a kernel such as RBF()", kernel=self.kernel)
+        check_instance(Rule, "a rule such as AdamRule()", rule=self.rule)
+
     def start(self, density: LogDensity, x: Tensor) -> State:
         """See ``Flow``."""
         memory = self.rule.memory(x)

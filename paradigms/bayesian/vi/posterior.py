@@ -24,6 +24,7 @@ from mfoc.derivatives import without_fast_path
 from mfoc.networks import named_stages
 from mfoc.networks.inspection import copied, trainable
 from paradigms.bayesian.laws.likelihoods import Gaussian, Likelihood
+from paradigms.bayesian.laws.prediction import check_inputs
 from paradigms.bayesian.laws.priors import prior_of
 from paradigms.bayesian.pyro.guides import name_apart, set_up
 from paradigms.bayesian.pyro.networks import pyro_model
@@ -220,6 +221,7 @@ class NetworkPosterior:
     def _normals(self, samples: int, seed: int) -> list[Tensor]:
         """Normals ``[samples, n]`` for the weights of each stage."""
         check_integer(1, samples=samples)
+        check_integer(0, seed=seed)
         generator, like = torch.Generator().manual_seed(seed), first([u for u in self.controls if u])
         sizes = [stage.size for stage in self.network.stages]
         return [
@@ -248,14 +250,20 @@ class NetworkPosterior:
         The networks are those of ``weights(samples, seed=seed)``, in evaluation mode. ``x`` are inputs ``[B, ...]``; a
         tuple or dict of them where the network has several.
         """
+        check_inputs(x)
         noise = self._normals(samples, seed)
 
         def shared(leaf: Tensor) -> Tensor:
             leaf = leaf.to(noise[0]) if leaf.is_floating_point() else leaf.to(noise[0].device)
             return leaf.expand(samples, *leaf.shape)
 
-        with torch.no_grad():
-            return self.network.evaluated.outputs(self.controls, tree.map(shared, x), noise)
+        try:
+            with torch.no_grad():
+                return self.network.evaluated.outputs(self.controls, tree.map(shared, x), noise)
+        except (RuntimeError, TypeError, AttributeError) as error:
+            if isinstance(error, mfoc.MfocError):
+                raise
+            raise InvalidValue(f"the network cannot be evaluated on x, {tree.describe(x)}: {error}") from error
 
     @cached_property
     def model(self) -> Any:

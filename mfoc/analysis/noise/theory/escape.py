@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mfoc.analysis.noise.theory.first_passage import Potential, check_points, evaluate, mean_first_passage_time
-from mfoc.checks import check_callable, check_positive
+from mfoc.checks import check_callable, check_plain, check_positive
 from mfoc.derivatives import gradients
 from mfoc.errors import InvalidValue
 from mfoc.figures import COLORS, new_axes
@@ -153,7 +153,12 @@ class DoubleWell:
         return self._distance(self.sharp)
 
     def __call__(self, x: Tensor) -> Tensor:
-        """The potential at points ``[...]``."""
+        """The potential at points ``[...]``.
+
+        Raises:
+            InvalidType: no plain tensor.
+        """
+        check_plain("points [...], a tensor", x=x)
         return torch.where(x < 0, self._side(-x, self.flat), self._side(x, self.sharp))
 
     def _distance(self, curvature: float) -> float:

@@ -35,7 +35,7 @@ from torch import Tensor
 from mfoc import schemes
 from mfoc.analysis.noise.theory.quantities import as_tensors
 from mfoc.analysis.noise.theory.roots import Field, root_of
-from mfoc.checks import check_callable, check_instance, check_integer, check_positive, kind_of
+from mfoc.checks import check_callable, check_instance, check_integer, check_positive, check_tensor, kind_of
 from mfoc.errors import InvalidType, InvalidValue
 from mfoc.particles import Particles
 from mfoc.pontryagin import rollout
@@ -86,7 +86,14 @@ class ModifiedEquation:
         return torch.cat([weights, torch.zeros_like(weights)], 1) if self.momentum else weights
 
     def weights(self, state: Tensor) -> Tensor:
-        """The weights ``[..., d]`` in a state."""
+        """The weights ``[..., d]`` in a state.
+
+        Raises:
+            InvalidType, InvalidValue: no state.
+        """
+        check_tensor("a state [..., d], with momentum [..., 2 d]", state=state)
+        if not state.dim():
+            raise InvalidValue("state is a scalar; expected a state [..., d], with momentum [..., 2 d]")
         return state[..., : state.shape[-1] // 2] if self.momentum else state
 
     def drift(self, t: float, x: Tensor, u: Tree, z: Tree) -> Tensor:
@@ -138,6 +145,7 @@ class ModifiedEquation:
         """
         check_integer(1, steps=steps, substeps=substeps)
         check_callable("a function Phi(x, z) -> [N]", optional=True, terminal_cost=terminal_cost)
+        check_tensor("a tensor whose dtype and device to take", optional=True, like=like)
         controls = [torch.ones((), dtype=None if like is None else like.dtype, device="cpu") for _ in range(steps)]
         if like is not None:
             controls = [control.to(like.device) for control in controls]

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
-from mfoc.checks import kind_of
+from mfoc.checks import check_number, check_plain, kind_of
 from mfoc.errors import InvalidType, InvalidValue
 
 _SLACK = 64  # roundings, relative to the largest entry, by which a matrix may miss its kind
@@ -28,8 +26,8 @@ def as_tensors(**values: float | Tensor) -> list[Tensor]:
             _check_tensor(name, value)
         elif isinstance(value, bool) or not isinstance(value, int | float):
             raise InvalidType(f"{name} is {kind_of(value)}; expected a number or a floating-point tensor")
-        elif not math.isfinite(value):
-            raise InvalidValue(f"{name} is {value!r}; expected a finite number")
+        else:
+            check_number(**{name: value})
     _check_alike(given)
     like = next(iter(given.values()), torch.zeros((), dtype=torch.float64, device="cpu"))
     return [given[name].detach() if name in given else like.new_tensor(value) for name, value in values.items()]
@@ -102,6 +100,7 @@ def rounding(x: Tensor) -> float:
 
 
 def _check_tensor(name: str, value: Tensor) -> None:
+    check_plain("a number or a floating-point tensor", **{name: value})
     if not value.is_floating_point():
         raise InvalidType(f"{name} is a {value.dtype} tensor; expected a floating-point one, such as {name}.double()")
     if not value.numel():

@@ -23,7 +23,7 @@ from mfoc.analysis.propagation.initialisation.report import Initialisation, Init
 from mfoc.analysis.propagation.initialisation.segments import Segment, own, refuse_fixed, segments_of
 from mfoc.analysis.propagation.initialisation.streams import run
 from mfoc.analysis.propagation.initialisation.tuning import BAND, STEER, Tuned, Tuner
-from mfoc.checks import check_flag, check_instance, check_integer, check_positive, kind_of
+from mfoc.checks import check_flag, check_instance, check_integer, check_plain, check_positive, kind_of
 from mfoc.errors import InvalidType, InvalidValue
 from mfoc.networks.inspection import bare_matrices, refuse_lazy
 
@@ -251,6 +251,7 @@ def _checked(x: Any) -> tuple[Any, ...] | None:
             f"x is {kind_of(x)}; expected a tensor [N, ...], or a tuple of arguments that begins with one"
         )
     for tensor in tensors:
+        check_plain("tensors [N, ...]", x=tensor)
         if not tensor.numel():
             raise InvalidValue(f"x has shape {list(tensor.shape)}; expected at least one particle")
         if tensor.is_floating_point() and not bool(tensor.isfinite().all()):

@@ -14,7 +14,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from mfoc.checks import check_instance, check_integer, check_non_negative
+from mfoc.checks import check_instance, check_integer, check_non_negative, check_plain
 from mfoc.errors import InvalidType, InvalidValue
 
 
@@ -108,11 +108,14 @@ def _check(weight: Tensor, gain: float, generator: torch.Generator | None) -> No
     check_instance(Tensor, "a tensor of weights", weight=weight)
     if isinstance(weight, nn.parameter.UninitializedParameter):
         raise InvalidValue("weight is lazy, it has no shape yet; run the network once on a batch")
+    check_plain("a tensor of weights", weight=weight)
     if not weight.is_floating_point():
         raise InvalidType(f"weight is {weight.dtype}; expected a floating dtype")
     if weight.is_inference() and not torch.is_inference_mode_enabled():
         raise InvalidValue("weight was made in torch.inference_mode(), and cannot be filled outside of it; clone it")
     check_non_negative(gain=gain)
+    if gain > torch.finfo(weight.dtype).max:
+        raise InvalidValue(f"gain is {gain!r}; expected a number that {weight.dtype} holds")
     if generator is not None:
         check_instance(torch.Generator, "a torch.Generator or None", generator=generator)
 

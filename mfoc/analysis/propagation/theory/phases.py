@@ -18,7 +18,7 @@ from mfoc.analysis.propagation.theory.grids import lengths
 from mfoc.analysis.propagation.theory.points import Points
 from mfoc.analysis.propagation.theory.signal import CRITICAL, Phase, depth_scale
 from mfoc.analysis.propagation.theory.tables import length_table
-from mfoc.checks import check_integer, kind_of
+from mfoc.checks import check_choice, check_integer, check_plain, kind_of
 from mfoc.errors import InvalidType, InvalidValue
 from mfoc.printing import by_identity
 
@@ -83,11 +83,10 @@ class PhaseDiagram:
         """The share of the grid's points in that phase.
 
         Raises:
-            InvalidValue: an unknown phase.
+            InvalidType, InvalidValue: an unknown phase.
         """
         codes = {name: code for code, name in _NAMES.items()}
-        if phase not in codes:
-            raise InvalidValue(f"phase is {phase!r}; expected 'ordered', 'critical' or 'chaotic'")
+        check_choice("ordered", "critical", "chaotic", phase=phase)
         return float((self.codes == codes[phase]).double().mean())
 
     def plot(self) -> Any:
@@ -168,6 +167,7 @@ def _grid(name: str, values: Grid, *, positive: bool) -> Tensor:
             values = tree.tensor_of(values, torch.float64)
         except (TypeError, ValueError, RuntimeError) as error:
             raise InvalidType(f"{name} does not make a tensor ({error}); expected {expected}") from error
+    check_plain(f"a tensor [n] of {expected}", **{name: values})
     if values.is_complex() or values.dtype == torch.bool:
         raise InvalidType(f"{name} is of {values.dtype}; expected {expected}")
     if values.dim() != 1 or not len(values):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from torch import Tensor
 from mfoc.analysis.activations import ActivationLike
 from mfoc.analysis.gaussian import GaussianMoments
 from mfoc.analysis.propagation.theory.fixed_points import FixedPoint, LengthMap, fixed_points, reached
-from mfoc.checks import check_integer, check_non_negative, check_positive
+from mfoc.checks import check_integer, check_non_negative, check_number, check_positive, check_tensor
 from mfoc.errors import InvalidValue
 from mfoc.printing import by_identity, table
 
@@ -90,8 +90,12 @@ class SignalPropagation:
         return LengthMap(self.moments, self.weight_variance / (1 - self.dropout), self.bias_variance)
 
     def length_map(self, q: Tensor | float) -> Tensor:
-        """The variance in the next layer, sigma_w^2 V(q) + sigma_b^2, for q [...]."""
-        return self._lengths.gain * self.moments.second_moment(_tensor(q)) + self.bias_variance
+        """The variance in the next layer, sigma_w^2 V(q) + sigma_b^2, for q [...].
+
+        Raises:
+            InvalidType, InvalidValue: q is no variance.
+        """
+        return self._lengths.gain * self.moments.second_moment(_checked("variances", q=q)) + self.bias_variance
 
     def correlation_map(self, c: Tensor | float, q: Tensor | float | None = None) -> Tensor:
         """The correlation in the next layer, for c [...] in [-1, 1].
@@ -101,14 +105,14 @@ class SignalPropagation:
             q: their variance, [...]; the fixed point when None.
 
         Raises:
-            InvalidValue: c outside [-1, 1]; no q where there is no fixed point above zero.
+            InvalidType, InvalidValue: no numbers; c outside [-1, 1]; no q where there is no fixed point above zero.
         """
-        c = _tensor(c)
+        c = _checked("correlations", c=c)
         if bool((c.abs() > 1).any()):
             raise InvalidValue("c holds a number outside [-1, 1]; expected correlations")
         if q is None and not 0 < self.q_star < math.inf:
             raise InvalidValue(f"q is None and the fixed point is {self.q_star:g}; give the variance q")
-        q = _tensor(self.q_star if q is None else q)
+        q = _checked("variances", q=self.q_star if q is None else q)
         return 1 - self._uncorrelated(q, 1 - c)[0]
 
     def _uncorrelated(self, q: Tensor, delta: Tensor) -> tuple[Tensor, Tensor]:
@@ -234,6 +238,8 @@ class SignalPropagation:
         """
         check_integer(1, depth=depth)
         check_positive(q0=q0)
+        if not q0 < _TOO_LARGE:
+            raise InvalidValue(f"q0 is {q0!r}; expected a variance below {_TOO_LARGE:g}")
         if not isinstance(c0, int | float) or not -1 <= c0 <= 1:
             raise InvalidValue(f"c0 is {c0!r}; expected a correlation, from -1 to 1")
         q, delta = _tensor(float(q0)), _tensor(1 - float(c0))
@@ -316,3 +322,13 @@ def _tensor(value: Tensor | float | list[float] | list[list[float]]) -> Tensor:
     return (
         value.to(torch.float64) if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64, device="cpu")
     )
+
+
+def _checked(expected: str, /, **values: Any) -> Tensor:
+    """One finite number, or a tensor of them, in float64."""
+    (value,) = values.values()
+    if isinstance(value, Tensor):
+        check_tensor(expected, floating=False, **values)
+    else:
+        check_number(**values)
+    return _tensor(value)

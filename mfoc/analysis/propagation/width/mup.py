@@ -85,6 +85,8 @@ def roles_of(net: nn.Module, base_net: nn.Module, roles: Mapping[str, str] | Non
         raise InvalidValue(
             f"parameter {odd!r} is in one of net and base_net alone; expected one architecture at two widths"
         )
+    if roles is not None:
+        check_instance(Mapping, "a dict, name of a parameter -> its role", roles=roles)
     given = dict(roles or {})
     for name, word in given.items():
         check_choice(*ROLES, **{f"roles[{name!r}]": word})

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from mfoc import tree
 from mfoc.analysis.propagation.width.mup import root_mean_square
-from mfoc.checks import kind_of
+from mfoc.checks import check_plain, kind_of
 from mfoc.errors import InvalidType, InvalidValue
 from mfoc.networks.inspection import refuse_lazy
 from mfoc.seeding import mixed_seed, seeded
@@ -151,7 +151,10 @@ class Study:
 
     def _optimizer(self, net: nn.Module) -> torch.optim.Optimizer:
         given = [p for p in net.parameters() if p.requires_grad] if self.groups is None else self.groups(net)
-        made: object = self.optimizer(given)
+        try:
+            made: object = self.optimizer(given)
+        except (TypeError, ValueError) as error:  # as torch says what it cannot train
+            raise InvalidValue(f"optimizer cannot be made of what groups(net) returned: {error}") from error
         if not isinstance(made, torch.optim.Optimizer):
             raise InvalidType(f"optimizer(...) returned {kind_of(made)}; expected a torch.optim.Optimizer")
         return made
@@ -214,6 +217,8 @@ def _finite(values: Any, name: str) -> Any:
     found = [leaf for leaf in tree.leaves(values) if isinstance(leaf, Tensor)]
     if not found:
         raise InvalidType(f"{name} is {kind_of(values)}; expected a tensor, or a tree of tensors")
+    for leaf in found:
+        check_plain("a tensor of samples [N, ...], or a tree of them", **{name: leaf})
     if not all(leaf.numel() for leaf in found):
         raise InvalidValue(f"{name} is empty; expected at least one sample, [N, ...]")
     if not all(bool(leaf.isfinite().all()) for leaf in found):

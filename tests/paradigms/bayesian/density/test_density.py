@@ -267,7 +267,7 @@ NET = small_net()
         ),
         (lambda: log_density(mfoc.from_module(NET, nn.MSELoss()), X), mfoc.InvalidType, "mfoc.Particles"),
         (lambda: log_density(lambda x: x.sum(1), like=LIKE)(X), mfoc.InvalidValue, r"\(n, 2\)"),
-        (lambda: log_density(lambda x: x.sum(1), like=LIKE)([0.0]), mfoc.InvalidType, "the points are list"),
+        (lambda: log_density(lambda x: x.sum(1), like=LIKE)([0.0]), mfoc.InvalidType, "x is a list; expected points"),
         (lambda: log_density(regression, (X, Y), traced="no"), mfoc.InvalidType, "traced is 'no'"),
         (lambda: log_density(NET, (X, Y)), mfoc.InvalidValue, "a network needs likelihood="),
         (lambda: log_density(NET, (X, Y), likelihood=3.0), mfoc.InvalidType, "likelihood is a float"),

@@ -1,0 +1,48 @@
+"""What fuzzing found once, one case of each kind."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import mfoc
+from mfoc import hjb
+from mfoc.analysis import propagation
+from paradigms import bayesian
+from tests.fuzz import good
+
+SIGNAL = propagation.SignalPropagation("tanh", 1.5, 0.1)
+FOUND = {
+    "an argument that was ignored": (
+        lambda: bayesian.log_density(lambda x: -x.square().sum(-1), like=torch.zeros(2), temperature="abc"),
+        "temperature is 'abc'",
+    ),
+    "an argument that only another source uses": (
+        lambda: bayesian.log_density(lambda x: -x.square().sum(-1), like=torch.zeros(2), temperature=2.0),
+        "temperature is 2.0; only an mfoc.Problem has one",
+    ),
+    "None in place of a tensor": (lambda: bayesian.discrepancy(torch.ones(4, 2), None), "score is a NoneType"),
+    "tensors of two shapes": (lambda: bayesian.discrepancy(torch.ones(4, 2), torch.ones(4, 3)), "score is .*as x"),
+    "NaN in place of numbers": (lambda: SIGNAL.length_map(float("nan")), "q is nan; expected a finite number"),
+    "a sparse tensor": (lambda: SIGNAL.length_map(torch.eye(2).to_sparse()), "q is a sparse tensor"),
+    "a seed of 64 bits": (lambda: mfoc.population(torch.ones(4, 2), seed=2**63), "seed has 64 bits"),
+    "a count of 64 bits": (lambda: mfoc.solve(good.problem(), good.solver(), good.cloud(), steps=2**63), "steps has"),
+    "a seed that is no integer": (lambda: good.posterior().weights(3, seed=1.5), "seed is 1.5"),
+    "inputs that are no tensor": (lambda: good.posterior().outputs("abc"), "x is a str"),
+    "no count": (lambda: good.density().initial(-1), "n is -1"),
+    "a class in place of a problem": (lambda: mfoc.rollout(mfoc.Problem, [], good.cloud()), "problem is the class"),
+    "a grid of NaN": (lambda: hjb.Grid((torch.full((9,), torch.nan),)), r"axes\[0\] holds NaN"),
+    "a rule of other arguments": (
+        lambda: mfoc.from_module(good.net(), torch.nn.functional.cross_entropy, bounds=lambda: None),
+        "bounds takes",
+    ),
+    "what cannot be iterated": (lambda: mfoc.networks.refresh_averages(good.net(), 3), "batches is an int"),
+    "what cannot be trained": (lambda: mfoc.optim.CSGD(3, lr=0.1), "params is an int"),
+}
+
+
+@pytest.mark.parametrize("name", FOUND)
+def test_found(name):
+    call, message = FOUND[name]
+    with pytest.raises((mfoc.InvalidType, mfoc.InvalidValue), match=message):
+        call()
