@@ -40,14 +40,14 @@ bench-readme: $(READY)
 bench-gpu: $(READY)
 	$(BIN)/python -m tests.benchmarks --device cuda
 
-# uv resolves the extras with the overrides in pyproject.toml, which pip does not know. Without a C compiler
-# learn2learn cannot be built: then everything but the `meta` extra is installed.
+# uv resolves the two last groups with the overrides in pyproject.toml, which pip does not know. Without a C compiler
+# learn2learn cannot be built: then everything else is installed.
 $(READY): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	test -x $(BIN)/uv || $(BIN)/python -m pip install -q uv
-	$(BIN)/uv pip install -q --python $(BIN)/python -e '.[all]' --group dev \
-		|| { echo "learn2learn could not be built: going on without the meta extra"; \
-		$(BIN)/uv pip install -q --python $(BIN)/python -e '.[bayes,adversarial,plot,data,spectra]' --group dev; }
+	$(BIN)/uv pip install -q --python $(BIN)/python -e '.[all]' --group dev --group torchattacks --group learn2learn \
+		|| { echo "learn2learn could not be built: going on without it"; \
+		$(BIN)/uv pip install -q --python $(BIN)/python -e '.[all]' --group dev --group torchattacks; }
 	touch $(READY)
 
 clean:
