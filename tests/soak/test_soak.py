@@ -1,0 +1,28 @@
+"""The short form of ``make soak``: whatever ends a run, nothing is lost."""
+
+import sys
+
+import pytest
+
+from tests.soak.__main__ import KINDS, timed
+from tests.soak.results import Outcome, Size, table
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="signals, limits and /proc as Linux has them")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_nothing_is_lost(kind, capsys):
+    outcome = timed(kind, Size())
+    with capsys.disabled():
+        print(f"\n{table([outcome])}")
+    assert outcome.trials > 0
+    assert outcome.faults == []
+
+
+def test_a_fault_is_told():
+    outcome = Outcome("flips", trials=3)
+    outcome.expect(True, "not this")
+    outcome.expect(False, "loaded with other values")
+    assert outcome.faults == ["loaded with other values"]
+    assert "flips: loaded with other values\n3 trials, 1 faults" in table([outcome])
