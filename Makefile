@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-gpu lint tutorials bench bench-quick bench-gpu bench-readme clean
+.PHONY: demo test test-gpu lint tutorials soak bench bench-quick bench-gpu bench-readme clean
 
 demo: $(READY)
 	$(BIN)/mfoc demo --out figures
@@ -24,6 +24,10 @@ lint: $(READY)
 
 tutorials: $(READY)
 	for script in tutorials/[0-9]*.py; do echo "$$script"; $(BIN)/python "$$script" || exit 1; done
+
+# Kills, signals, flipped bits, full disks, threads and 100,000 steps, and what was lost by them; the tests run a short form.
+soak: $(READY)
+	$(BIN)/python -m tests.soak --long
 
 # Every benchmark; its table is benchmarks/benchmarks.md, and .json.
 bench: $(READY)

@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import signal
 from collections.abc import Callable
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -20,7 +21,7 @@ def warm() -> None:
     torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
 
 
-if multiprocessing.current_process().name != "MainProcess" or os.environ.get("SOAK_WARM"):
+if os.environ.get("SOAK_WARM"):  # in the process that the others are forked from
     warm()
 
 
@@ -46,20 +47,30 @@ class Child:
     def __init__(self, function: Callable[..., Any], *arguments: Any) -> None:
         if Child._context is None:
             Child._context = multiprocessing.get_context("forkserver")
-            os.environ["SOAK_WARM"] = "1"
             Child._context.set_forkserver_preload(["mfoc", "tests.soak.children", "tests.soak.solves"])
+            os.environ["SOAK_WARM"] = "1"
+            try:
+                forkserver.ensure_running()
+            finally:
+                del os.environ["SOAK_WARM"]
         self._here, there = Child._context.Pipe()
         self._process = Child._context.Process(target=_main, args=(there, function, arguments), daemon=True)
         self._process.start()
         there.close()
+        self.said: list[Any] = []
         self.result: Any = None
 
     def next(self, timeout: float = PATIENCE) -> Any:
         """What it sends next; None where it has ended, or nothing comes."""
         try:
-            return self._here.recv() if self._here.poll(timeout) else None
+            message = self._here.recv() if self._here.poll(timeout) else None
         except (EOFError, ConnectionResetError):
             return None
+        if isinstance(message, tuple) and message[0] == "done":
+            self.result = message[1]
+        elif message is not None:
+            self.said.append(message)
+        return message
 
     def send_signal(self, number: int) -> None:
         """Sends a signal, if it is still there."""
@@ -68,9 +79,8 @@ class Child:
 
     def end(self) -> int | None:
         """Waits for its end; returns its exit code, negative for a signal, None where it hangs (it is killed then)."""
-        while (message := self.next()) is not None:
-            if isinstance(message, tuple) and message[0] == "done":
-                self.result = message[1]
+        while self.next() is not None:
+            pass
         self._process.join(PATIENCE)
         code = self._process.exitcode
         if code is None:

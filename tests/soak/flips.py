@@ -15,8 +15,6 @@ from tests.soak.children import Child, call
 from tests.soak.results import Outcome, Size
 from tests.soak.solves import NAMES, checkpointed
 
-STEPS = 12
-
 
 def flipped(content: bytes, draw: random.Random) -> bytes:
     """One bit."""
@@ -60,7 +58,7 @@ def run(size: Size) -> Outcome:
     with tempfile.TemporaryDirectory() as folder:
         for name in NAMES:
             path = Path(folder) / name
-            call(checkpointed, name, str(path), STEPS)
+            call(checkpointed, name, str(path), 12)
             for kind in DAMAGE:
                 trials = size.flips if kind == "flipped" else max(1, size.flips // 10)
                 child = Child(damaged, str(path), kind, trials, size.seed)  # a crash of the reader would be a fault

@@ -8,9 +8,10 @@ import tempfile
 import time
 from pathlib import Path
 
-from tests.soak.children import Child, call
+from tests.soak.children import Child
+from tests.soak.known import known
 from tests.soak.results import Outcome, Size
-from tests.soak.solves import NAMES, STEPS, checkpointed, step_of, undisturbed
+from tests.soak.solves import NAMES, STEPS, checkpointed, step_of
 
 LIVES = 4
 
@@ -18,25 +19,18 @@ LIVES = 4
 def run(size: Size) -> Outcome:
     """Runs are killed up to four times each, at random moments of their steps and savings."""
     draw, outcome = random.Random(size.seed), Outcome("kill -9")
-    whole = {name: call(undisturbed, name, STEPS)[1] for name in NAMES}
-    took: dict[str, float] = {}
     kills, turn = 0, 0
     while kills < size.kills:
         name, turn = NAMES[turn % len(NAMES)], turn + 1
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "run"
-            if name not in took:
-                began = time.perf_counter()
-                call(checkpointed, name, str(Path(folder) / "timing"), STEPS)
-                took[name] = time.perf_counter() - began
-                (Path(folder) / "timing").unlink()
             for _ in range(min(LIVES, size.kills - kills)):
-                kills += _killed(name, path, draw.uniform(0, took[name] / LIVES), outcome)
-            child = Child(checkpointed, name, str(path), STEPS)
+                kills += _killed(name, path, draw.uniform(0, known(name).seconds / LIVES), outcome)
+            child = Child(checkpointed, name, str(path))
             code = child.end()
             outcome.expect(code == 0, f"{name}: the last life ended with {code}")
             if code == 0:
-                same = all(child.result[key] == value for key, value in whole[name].items())
+                same = all(child.result[key] == value for key, value in known(name).solution.items())
                 outcome.expect(same, f"{name}: killed and resumed, the solution is another")
                 left = sorted(file.name for file in Path(folder).iterdir() if file.name != "run")
                 outcome.expect(not left, f"{name}: files are left behind: {left}")
@@ -46,12 +40,12 @@ def run(size: Size) -> Outcome:
 def _killed(name: str, path: Path, delay: float, outcome: Outcome) -> int:
     """One life: 1 where it was killed, 0 where it had ended by itself."""
     before = step_of(path)
-    child = Child(checkpointed, name, str(path), STEPS)
+    child = Child(checkpointed, name, str(path))
     message = child.next()
     time.sleep(delay)
     child.send_signal(signal.SIGKILL)
     code = child.end()
-    if code == 0 or (message is None and before >= STEPS):
+    if code == 0 or (message is None and before >= STEPS[name]):
         outcome.count("ended before")
         outcome.trials += 1
         return 1

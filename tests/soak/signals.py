@@ -9,8 +9,9 @@ import time
 from pathlib import Path
 
 from tests.soak.children import Child, call
+from tests.soak.known import known
 from tests.soak.results import Outcome, Size
-from tests.soak.solves import NAMES, STEPS, checkpointed, judged, step_of, undisturbed
+from tests.soak.solves import NAMES, checkpointed, judged, step_of
 
 KINDS = {signal.SIGINT: 0, signal.SIGTERM: 143}  # and the exit code: after SIGINT the solution is returned
 
@@ -18,21 +19,14 @@ KINDS = {signal.SIGINT: 0, signal.SIGTERM: 143}  # and the exit code: after SIGI
 def run(size: Size) -> Outcome:
     """Every trial is one process; the moment is drawn from the time that the whole run takes."""
     draw, outcome = random.Random(size.seed), Outcome("SIGINT, SIGTERM")
-    digests, took = {}, {}
-    for name in NAMES:
-        digests[name] = call(undisturbed, name, STEPS)[0]
-        began = time.perf_counter()
-        with tempfile.TemporaryDirectory() as folder:
-            call(checkpointed, name, str(Path(folder) / "run"), STEPS)
-        took[name] = time.perf_counter() - began
     for trial in range(size.signals):
         for number, expected in KINDS.items():
             name = NAMES[trial % len(NAMES)]
             with tempfile.TemporaryDirectory() as folder:
                 path = Path(folder) / "run"
-                child = Child(checkpointed, name, str(path), STEPS)
+                child = Child(checkpointed, name, str(path))
                 child.next()
-                time.sleep(draw.uniform(0, 0.7 * took[name]))
+                time.sleep(draw.uniform(0, 0.7 * known(name).seconds))
                 child.send_signal(number)
                 code, what = child.end(), f"{name}, {number.name}"
                 outcome.trials += 1
@@ -45,7 +39,7 @@ def run(size: Size) -> Outcome:
                     outcome.expect(said == ("INTERRUPTED", ["close", "finish"]), f"{what}: it ended {said}")
                     same = path.exists() and step_of(path) == child.result["step"]
                     outcome.expect(same, f"{what}: the checkpoint is not of the step that the solution is of")
-                fault = call(judged, name, str(path), digests[name])
+                fault = call(judged, name, str(path), known(name).digests)
                 outcome.expect(not fault, f"{what}: {fault}")
                 outcome.count(number.name)
     return outcome

@@ -14,7 +14,8 @@ from torch.nn.functional import cross_entropy
 
 import mfoc
 
-STEPS = 240
+STEPS = {"Adam": 120, "momentum": 120, "EMSA": 30}
+NAMES = tuple(STEPS)
 FURTHER = 8  # steps after a resumption that are compared
 
 
@@ -31,9 +32,6 @@ def made(name: str) -> tuple[mfoc.Problem, Any, mfoc.Population]:
     }[name]
     source = mfoc.population((x, x[:, :3].argmax(1)), batch_size=batch_size, seed=1)
     return mfoc.from_module(net, cross_entropy), solver, source
-
-
-NAMES = ("Adam", "momentum", "EMSA")
 
 
 def digest(tree: Any) -> str:
@@ -73,16 +71,17 @@ def told(solution: mfoc.Solution) -> dict[str, Any]:
     return {"step": step, "controls": digest(solution.controls), "value": value, "history": repr(records)}
 
 
-def undisturbed(_send: Any, name: str, steps: int) -> tuple[dict[int, str], dict[str, Any]]:
+def undisturbed(_send: Any, name: str) -> tuple[dict[int, str], dict[str, Any]]:
     """Digests by step, and the solution."""
     witness = Witness()
     problem, solver, source = made(name)
-    solution = mfoc.solve(problem, solver, source, steps=steps, hooks=[witness])
+    solution = mfoc.solve(problem, solver, source, steps=STEPS[name], hooks=[witness])
     return {0: digest(problem.controls)} | witness.digests, told(solution)
 
 
-def checkpointed(send: Callable[[Any], None], name: str, path: str, steps: int) -> dict[str, Any]:
+def checkpointed(send: Callable[[Any], None], name: str, path: str, steps: int = 0) -> dict[str, Any]:
     """Solves on from the checkpoint, if there is one, and keeps one at every step; says when it is under way."""
+    steps = steps or STEPS[name]
     problem, solver, source = made(name)
     start = mfoc.hooks.load(path) if Path(path).exists() else None
     said: list[bool] = []

@@ -11,21 +11,20 @@ from typing import Any
 import torch
 
 import mfoc
-from tests.soak.children import Child, call
+from tests.soak.children import Child
+from tests.soak.known import known
 from tests.soak.results import Outcome, Size
-from tests.soak.solves import NAMES, digest, made, resumed_like, told, undisturbed
+from tests.soak.solves import NAMES, STEPS, digest, made, resumed_like, told
 
 THREADS = 4
-STEPS = 60
 
 
 def run(size: Size) -> Outcome:
     """Each round is four solves at once, in a process of its own, on one population object."""
     outcome = Outcome("threads")
-    whole = {name: call(undisturbed, name, STEPS) for name in NAMES}
     for trial in range(size.threads):
         name = NAMES[trial % len(NAMES)]
-        child = Child(at_once, name, *whole[name])
+        child = Child(at_once, name, known(name).digests, known(name).solution)
         code = child.end()
         outcome.trials += THREADS
         outcome.expect(code == 0, f"{name}: exit code {code}")
@@ -49,7 +48,7 @@ def at_once(_send: Any, name: str, digests: dict[int, str], expected: dict[str, 
             torch.set_num_threads(1)
             hooks = [mfoc.hooks.Checkpoint(path, every=3)]
             try:
-                found = told(mfoc.solve(problem, solver, source, steps=STEPS, hooks=hooks))
+                found = told(mfoc.solve(problem, solver, source, steps=STEPS[name], hooks=hooks))
             except Exception as error:
                 return f"{type(error).__name__}: {error}"
             return "" if found == expected else "in a thread, the solution is another"

@@ -12,11 +12,10 @@ from typing import Any
 import torch
 
 import mfoc
-from tests.soak.children import Child, call
+from tests.soak.children import Child
+from tests.soak.known import known
 from tests.soak.results import Outcome, Size
-from tests.soak.solves import FURTHER, NAMES, Witness, made, resumed_like, undisturbed
-
-STEPS = 40
+from tests.soak.solves import NAMES, STEPS, Witness, made, resumed_like
 
 
 class Own(Exception):
@@ -106,13 +105,12 @@ ERRORS: dict[str, type[BaseException]] = {"Own": Own, "MemoryError": MemoryError
 def run(size: Size) -> Outcome:
     """Every way out with every kind of error, at random steps."""
     draw, outcome = random.Random(size.seed), Outcome("ways out")
-    digests = {name: call(undisturbed, name, STEPS + FURTHER)[0] for name in NAMES}
     for turn in range(size.ends):
         name = NAMES[turn % len(NAMES)]
         for way in WAYS:
             for error in ERRORS:
-                at = draw.randrange(2, STEPS - 1)
-                child = Child(ended, name, way, error, at, digests[name])
+                at = draw.randrange(2, STEPS[name] - 1)
+                child = Child(ended, name, way, error, at, known(name).digests)
                 code, what = child.end(), f"{name}, {error} by the {way} at step {at}"
                 outcome.trials += 1
                 outcome.expect(code == 0, f"{what}: exit code {code}")
@@ -131,7 +129,7 @@ def ended(_send: Any, name: str, way: str, error: str, at: int, digests: dict[in
         if not isinstance(population, mfoc.Population):
             population = mfoc.population(population)
         try:
-            mfoc.solve(problem, solver, population, steps=STEPS, hooks=[*hooks, *others])
+            mfoc.solve(problem, solver, population, steps=STEPS[name], hooks=[*hooks, *others])
             faults.append("no error was raised")
         except BaseException as raised:
             if not isinstance(raised, ERRORS[error]):
@@ -141,7 +139,7 @@ def ended(_send: Any, name: str, way: str, error: str, at: int, digests: dict[in
         if not path.exists():
             return [*faults, "there is no checkpoint"]
         step = mfoc.hooks.load(path).step
-        last = STEPS if way in ("finish", "close") else at
+        last = STEPS[name] if way in ("finish", "close") else at
         if step != last:
             faults.append(f"the checkpoint is of step {step}, the last good one is {last}")
         with torch.no_grad():
