@@ -15,7 +15,7 @@ from tests.soak.children import Child
 from tests.soak.results import Outcome, Size
 from tests.soak.solves import made
 
-SLACK = 4.0  # MiB that an allocator may keep
+SLACK = 2.0  # MiB that an allocator may keep
 ROUNDED = 0.15  # of the history: what an allocator adds to each of its small parts
 
 
