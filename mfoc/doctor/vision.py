@@ -56,7 +56,7 @@ def _operators_missing() -> str:
     folders = spec.submodule_search_locations or [] if spec else []
     for library in (file for folder in folders for file in Path(folder).glob("_C*") if file.suffix != ".py"):
         try:
-            torch.ops.load_library(library)
+            torch.ops.load_library(library)  # type: ignore[no-untyped-call]
         except (OSError, RuntimeError) as error:
             return f"torchvision's operators do not load into this torch: {str(error).splitlines()[0]}"
     if not hasattr(torch.ops.torchvision, "nms"):
