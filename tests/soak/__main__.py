@@ -44,8 +44,8 @@ def main() -> int:
     size = Size.long(asked.seed) if asked.long else Size(seed=asked.seed)
     outcomes = []
     for kind in asked.only:
-        print(f"---- {kind}", flush=True)
         outcomes.append(timed(kind, size))
+        print(table(outcomes[-1:]), flush=True)  # if it is stopped, what was done so far is known
     print(table(outcomes))
     return int(any(outcome.faults for outcome in outcomes) or not all(outcome.trials for outcome in outcomes))
 
