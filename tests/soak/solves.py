@@ -96,7 +96,7 @@ def checkpointed(send: Callable[[Any], None], name: str, path: str, steps: int =
     return told(solution) | {"status": solution.status.name, "called": hooks[1].called}
 
 
-def resumed_like(name: str, path: Path, digests: dict[int, str]) -> str:
+def resumed_like(name: str, path: Path, digests: dict[int, str], **options: Any) -> str:
     """What is wrong with a checkpoint, and with what a solve makes of it; "" where nothing is."""
     try:
         start = mfoc.hooks.load(path)
@@ -106,7 +106,7 @@ def resumed_like(name: str, path: Path, digests: dict[int, str]) -> str:
         return f"the checkpoint of step {start.step} holds other controls"
     problem, solver, source = made(name)
     steps = min(start.step + FURTHER, max(digests))
-    solution = mfoc.solve(problem, solver, source, steps=steps, start=start)
+    solution = mfoc.solve(problem, solver, source, steps=steps, start=start, **options)
     if [record["step"] for record in solution.history] != list(range(steps)):
         return f"steps are missing from the history of the one resumed at {start.step}"
     same = digest(solution.controls) == digests[steps]
