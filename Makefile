@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-gpu lint tutorials bench bench-quick bench-gpu bench-readme fuzz clean
+.PHONY: demo test test-gpu lint tutorials soak bench bench-quick bench-gpu bench-readme fuzz clean
 
 demo: $(READY)
 	$(BIN)/mfoc demo --out figures
@@ -29,6 +29,10 @@ lint: $(READY)
 tutorials: $(READY)
 	for script in tutorials/[0-9]*.py; do echo "$$script"; $(BIN)/python "$$script" || exit 1; done
 
+# Kills, signals, flipped bits, full disks, threads and 100,000 steps, and what was lost by them; the tests run a short form.
+soak: $(READY)
+	$(BIN)/python -m tests.soak --long
+
 # Every benchmark; its table is benchmarks/benchmarks.md, and .json.
 bench: $(READY)
 	-$(BIN)/uv pip install -q --python $(BIN)/python --no-deps mpc==0.0.6 prodigyopt schedulefree
@@ -44,14 +48,14 @@ bench-readme: $(READY)
 bench-gpu: $(READY)
 	$(BIN)/python -m tests.benchmarks --device cuda
 
-# uv resolves the extras with the overrides in pyproject.toml, which pip does not know. Without a C compiler
-# learn2learn cannot be built: then everything but the `meta` extra is installed.
+# uv resolves the two last groups with the overrides in pyproject.toml, which pip does not know. Without a C compiler
+# learn2learn cannot be built: then everything else is installed.
 $(READY): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	test -x $(BIN)/uv || $(BIN)/python -m pip install -q uv
-	$(BIN)/uv pip install -q --python $(BIN)/python -e '.[all]' --group dev \
-		|| { echo "learn2learn could not be built: going on without the meta extra"; \
-		$(BIN)/uv pip install -q --python $(BIN)/python -e '.[bayes,adversarial,plot,data,spectra]' --group dev; }
+	$(BIN)/uv pip install -q --python $(BIN)/python -e '.[all]' --group dev --group torchattacks --group learn2learn \
+		|| { echo "learn2learn could not be built: going on without it"; \
+		$(BIN)/uv pip install -q --python $(BIN)/python -e '.[all]' --group dev --group torchattacks; }
 	touch $(READY)
 
 clean:

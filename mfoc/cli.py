@@ -27,7 +27,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     demo.add_argument("--seed", type=int, default=0, help="seed of the split, the network and the batches (default: 0)")
     demo.add_argument("--scale", type=float, default=1.0, help="fraction of the steps to run (default: 1)")
     _add_phase_diagram(commands)
+    doctor = commands.add_parser("doctor", help="look at what is installed: what does not fit, what is not safe")
+    doctor.add_argument("--json", action="store_true", help="print it for a program to read")
     options = parser.parse_args(arguments)
+    if options.command == "doctor":
+        return _doctor(as_json=options.json)
     try:
         if options.command == "phase-diagram":
             _phase_diagram(options)
@@ -43,6 +47,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"mfoc: {error}\n")
         return 1
     return 0
+
+
+def _doctor(*, as_json: bool) -> int:
+    """Exit status 1 where something is broken or not safe."""
+    from mfoc.doctor import examine, report
+
+    findings = examine()
+    sys.stdout.write(report(findings, as_json=as_json) + "\n")
+    return int(any(finding.bad for finding in findings))
 
 
 def _add_phase_diagram(commands: Any) -> None:

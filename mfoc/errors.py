@@ -80,6 +80,30 @@ class MissingExtra(MfocError, ImportError):
     """An optional dependency is not installed."""
 
 
+# Packages whose own pins cannot be met safely, or that do not build by themselves: they come alone, after their extra,
+# which brings what they import.
+_ALONE = {
+    "torchattacks": ("", "pip install --no-deps 'torchattacks>=3.5.1,<4'"),
+    "learn2learn": (
+        " 'cython>=3' 'setuptools<81' wheel",
+        "pip install --no-deps --no-build-isolation --use-pep517 --config-settings=--global-option=build_ext "
+        "learn2learn==0.2.0",
+    ),
+}
+
+
+def how_to_install(module: str, extra: str) -> str:
+    """The command that installs an optional dependency by a plain pip.
+
+    Args:
+        module: dotted name of the module.
+        extra: the mfoc extra that brings it, or what it needs.
+    """
+    command = f"pip install 'mfoc[{extra}]'"
+    before, alone = _ALONE.get(module.partition(".")[0], ("", ""))
+    return f"{command}{before} && {alone}" if alone else command
+
+
 def require(module: str, extra: str) -> ModuleType:
     """Imports an optional dependency, or says how to install it.
 
@@ -88,11 +112,17 @@ def require(module: str, extra: str) -> ModuleType:
         extra: the mfoc extra that brings it.
 
     Raises:
-        MissingExtra: the module is not installed.
+        MissingExtra: the module is not installed, or something that it imports is not, or it does not load.
     """
     try:
         return import_module(module)
     except ModuleNotFoundError as error:
+        own = (error.name or module).partition(".")[0] == module.partition(".")[0]
+        lacks = "which is not installed" if own else f"and that needs {error.name!r}, which is not installed"
+        cure = how_to_install(module, extra)
+        raise MissingExtra(f"this needs {module!r}, {lacks}: {cure}", name=error.name) from error
+    except (ImportError, OSError, RuntimeError) as error:  # a library is missing, or two builds do not fit together
         raise MissingExtra(
-            f"this needs {module!r}, which is not installed: pip install 'mfoc[{extra}]'", name=error.name
+            f"this needs {module!r}, which is installed and does not load ({error}): `mfoc doctor` looks for the cause",
+            name=module,
         ) from error

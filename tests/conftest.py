@@ -20,6 +20,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--device", default="cpu", help="where the networks of tests/doors are: cpu, cuda, paper ...")
 
 
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Prints the tables that tests leave by ``record_property("table", text)``, from other processes, too."""
+    reports = [report for kind in ("passed", "failed") for report in terminalreporter.stats.get(kind, [])]
+    tables = [text for report in reports for name, text in getattr(report, "user_properties", []) if name == "table"]
+    for text in sorted(tables):
+        terminalreporter.write_line(text)
+
+
 @pytest.fixture(scope="session")
 def device(request: pytest.FixtureRequest) -> Iterator[str]:
     """The device that is asked for; its tests are skipped where this machine has none."""

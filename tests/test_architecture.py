@@ -58,7 +58,7 @@ LAYERS = [
     {"games", "frozen", "lagrangian", "second_order", "analysis", "solving"},
     {"solvers", "certificate", "optim", "hjb", "meanfield", "hooks"},
     {"formulation"},
-    {"maximisers", "plot", "testing", "demo"},
+    {"maximisers", "plot", "testing", "demo", "doctor"},
     {"cli"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

@@ -1,5 +1,7 @@
 """Errors: each is also the built-in one that a caller expects."""
 
+import sys
+
 import pytest
 import torch
 
@@ -16,6 +18,40 @@ def test_a_missing_extra_says_how_to_install_it():
         require("no_such_module", "plot")
     assert isinstance(caught.value, ImportError)
     assert caught.value.name == "no_such_module"
+
+
+@pytest.mark.parametrize(
+    ("package", "extra", "alone"),
+    [
+        ("torchattacks", "adversarial", "pip install --no-deps 'torchattacks>=3.5.1,<4'"),
+        ("learn2learn", "meta", "--config-settings=--global-option=build_ext learn2learn==0.2.0"),
+    ],
+)
+def test_a_package_with_unsafe_pins_is_installed_alone_after_what_it_needs(package, extra, alone, monkeypatch):
+    monkeypatch.setitem(sys.modules, package, None)  # as if it were not installed
+    with pytest.raises(mfoc.MissingExtra) as caught:
+        require(f"{package}.attack", extra)
+    first, second = str(caught.value).split(": ", 1)[1].split(" && ")
+    assert first.startswith(f"pip install 'mfoc[{extra}]'")
+    assert "--no-deps" in second
+    assert second.endswith(alone)
+
+
+def test_what_is_missing_may_be_what_an_extra_needs(tmp_path, monkeypatch):
+    (tmp_path / "half_there.py").write_text("import not_there_at_all")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(mfoc.MissingExtra, match="'half_there', and that needs 'not_there_at_all'") as caught:
+        require("half_there", "plot")
+    assert caught.value.name == "not_there_at_all"
+
+
+@pytest.mark.parametrize("error", ["RuntimeError", "OSError", "ImportError"])
+def test_what_is_there_and_does_not_load_is_not_a_raw_error(error, tmp_path, monkeypatch):
+    """As torchvision does beside another build of torch."""
+    (tmp_path / f"clashes_{error}.py").write_text(f"raise {error}('operator torchvision::nms does not exist')")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(mfoc.MissingExtra, match=r"does not load .*nms does not exist.*mfoc doctor"):
+        require(f"clashes_{error}", "plot")
 
 
 def test_a_failing_solve_says_where_and_keeps_its_last_iterate():
