@@ -65,7 +65,7 @@ def _nearly_normal(z: float, freedom: int) -> float:
         (5 * z**5 + 16 * z**3 + 3 * z) / 96,
         (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
     )
-    return z + sum(part / freedom ** (k + 1) for k, part in enumerate(corrections))
+    return float(z + sum(part / freedom ** (k + 1) for k, part in enumerate(corrections)))
 
 
 def _within(theta: float, freedom: int) -> float:

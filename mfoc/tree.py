@@ -261,14 +261,15 @@ def length(x: Tensor, dim: int | None = None, *, keepdim: bool = False, wide: bo
     own = x.abs().dtype if x.is_complex() else x.dtype
     if own != torch.float64 and x.device.type != "mps":
         double = torch.complex128 if x.is_complex() else torch.float64
-        size = torch.linalg.vector_norm(x, dim=dim, keepdim=keepdim, dtype=double)
+        size: Tensor = torch.linalg.vector_norm(x, dim=dim, keepdim=keepdim, dtype=double)
         return size if wide else size.to(own)
     if x.numel() == 0:
-        return torch.linalg.vector_norm(x, dim=dim, keepdim=keepdim)
+        none: Tensor = torch.linalg.vector_norm(x, dim=dim, keepdim=keepdim)
+        return none
     most = x.detach().abs().amax(() if dim is None else dim, keepdim=True)
     unit = torch.where((most > 0) & most.isfinite(), most, torch.ones_like(most))
-    size = torch.linalg.vector_norm(x / unit, dim=dim, keepdim=keepdim)
-    return size * unit.reshape(size.shape)
+    scaled: Tensor = torch.linalg.vector_norm(x / unit, dim=dim, keepdim=keepdim)
+    return scaled * unit.reshape(scaled.shape)
 
 
 def floats(scalars: Sequence[Tensor]) -> list[float]:

@@ -6,6 +6,7 @@ import math
 import sys
 from dataclasses import dataclass
 from numbers import Real
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -68,7 +69,7 @@ class Box(_Convex):
                 raise InvalidType(f"{name} is {kind_of(bound)}; expected a number or a tensor of the control's shape")
             if isinstance(bound, Tensor):
                 check_plain("a number or a tensor of the control's shape", **{name: bound})
-            elif abs(bound) > sys.float_info.max and bound not in (math.inf, -math.inf):
+            elif sys.float_info.max < abs(cast(float, bound)) < math.inf:
                 raise InvalidValue(f"{name} is {bound!r}; expected a number that a float holds, or infinity")
             if isinstance(bound, Tensor) and not bound.is_floating_point():
                 raise InvalidType(f"{name} is a {bound.dtype} tensor; expected floating point, {name}.double() say")

@@ -109,8 +109,7 @@ def solve_bvp(
     integrate = require("scipy.integrate", "spectra")
     check_positive(tol=tol)
     check_integer(4, max_nodes=max_nodes)
-    for name, vector in (("x0", x0), ("control", control)):
-        check_tensor("finite floating-point numbers, one for each variable", dim=1, **{name: vector})
+    check_tensor("finite floating-point numbers, one for each variable", dim=1, x0=x0, control=control)
     start, own = (vector.detach().double().cpu() for vector in (x0, control))
     problem = continuous(drift, terminal_cost, [own] * _STAGES, running_cost=running_cost, T=T, bounds=bounds)
     made = bellman(problem, start[None], z, None, 2, None)

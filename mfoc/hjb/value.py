@@ -113,7 +113,8 @@ class Value(ABC):
             raise InvalidValue(
                 f"x is {x.dtype} on {x.device} and the value {self.like.dtype} on {self.like.device}: x.to(value.like)"
             )
-        return x
+        checked: Tensor = x
+        return checked
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -27,7 +29,8 @@ def as_tensors(**values: float | Tensor) -> list[Tensor]:
         elif isinstance(value, bool) or not isinstance(value, int | float):
             raise InvalidType(f"{name} is {kind_of(value)}; expected a number or a floating-point tensor")
         else:
-            check_number(**{name: value})
+            named: dict[str, Any] = {name: value}
+            check_number(**named)
     _check_alike(given)
     like = next(iter(given.values()), torch.zeros((), dtype=torch.float64, device="cpu"))
     return [given[name].detach() if name in given else like.new_tensor(value) for name, value in values.items()]
