@@ -1,7 +1,7 @@
 """What things are, in plain values: so that a run can be told from another, on another day or on another rank.
 
 A description holds dicts, lists, words and numbers only, no address and no order of a hash. Equal things have equal
-descriptions; not the other way round: of a function its name is known, and the numbers that are written in it.
+descriptions; not the other way round: of a function its name is known, and the numbers that it is written with.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from mfoc.tree import Tree
 Plain = Any  # None, a bool, a number, a word; a list or a dict by words of these
 
 _MOST = 2**16  # entries of a tensor up to which its values are looked at
-_DEEP = 8  # levels
+_DEEP = 6  # levels
 
 
 def described(value: Any, *, depth: int = _DEEP) -> Plain:
@@ -44,9 +44,8 @@ def described(value: Any, *, depth: int = _DEEP) -> Plain:
         return {"type": _name(value.func), **given}
     if isinstance(value, type):
         return _name(value)
-    if callable(value) and (code := getattr(value, "__code__", None)) is not None:
-        numbers = [repr(number) for number in _numbers(value, code)]
-        return {"type": _name(value), "numbers": numbers} if numbers else _name(value)
+    if isinstance(value, types.FunctionType | types.MethodType):
+        return _of_function(value, inside)
     if is_dataclass(value):
         own = {field.name: getattr(value, field.name, None) for field in fields(value) if field.init}
         return {"type": _name(type(value)), **{name: inside(one) for name, one in own.items()}}
@@ -81,23 +80,31 @@ def _of_module(module: nn.Module) -> Plain:
     return {"type": type(module).__qualname__, "layers": _digest("\n".join(lines).encode())}
 
 
-def _numbers(function: Callable[..., Any], code: types.CodeType) -> list[float]:
-    """The numbers that are not whole in a function's code, defaults and closure: whole ones may be a rank, or a count.
+def _of_function(function: Any, inside: Callable[[Any], Plain]) -> Plain:
+    """Its name, the numbers in its code that are not whole, and what it holds: its defaults, and what it closes over.
 
-    Without those of functions that it calls, and without global ones.
+    Without global variables, and without what may change in it, such as a dict.
     """
-    found = _constants(code)
-    found += [one for one in getattr(function, "__defaults__", None) or () if isinstance(one, float)]
-    for cell in getattr(function, "__closure__", None) or ():
-        try:
-            held = cell.cell_contents
-        except ValueError:  # not yet filled
-            continue
-        if isinstance(held, float):
-            found.append(held)
-        elif inspect.isfunction(held) and held is not function:
-            found += _constants(held.__code__)
-    return found
+    plain = inspect.unwrap(getattr(function, "__func__", function))
+    held = dict(zip(plain.__code__.co_freevars, map(_contents, plain.__closure__ or ()), strict=True))
+    held |= {f"default {place}": one for place, one in enumerate(plain.__defaults__ or ())}
+    held |= plain.__kwdefaults__ or {}
+    if (owner := getattr(function, "__self__", None)) is not None:
+        held["self"] = owner
+    found = {name: inside(one) for name, one in held.items() if one is not plain and isinstance(one, _HELD)}
+    rest = {"numbers": list(map(repr, _constants(plain.__code__))), "holds": found}
+    rest = {name: one for name, one in rest.items() if one}
+    return {"type": _name(plain), **rest} if rest else _name(plain)
+
+
+_HELD = (bool, int, float, str, Tensor, nn.Module, functools.partial, types.FunctionType, types.MethodType)
+
+
+def _contents(cell: types.CellType) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:  # not yet filled
+        return None
 
 
 def _constants(code: types.CodeType) -> list[float]:

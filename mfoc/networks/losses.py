@@ -7,7 +7,7 @@ import functools
 import inspect
 import weakref
 from collections.abc import Callable
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Any
 
 import torch
@@ -183,7 +183,9 @@ class _Weight:
 
     classes: Tensor | None
     ignored: int | None
-    last: tuple[Any, ...] = (None, 0, None, None)  # a weak reference to the targets, their version, a dtype, the mean
+    last: tuple[Any, ...] = field(
+        default=(None, 0, None, None), init=False
+    )  # a weak reference to the targets, their version, a dtype, the mean
 
     @torch.no_grad()
     def mean(self, z: Tensor, dtype: torch.dtype) -> Tensor:

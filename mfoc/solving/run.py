@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import Any
 
 from mfoc import tree
 from mfoc.distributed import active, announce
@@ -229,9 +230,7 @@ class Run:
             solution = self._finished(status, message)
         except KeyboardInterrupt as error:
             message = f"{self._interrupted(error)[1]}, before J was known there ({message})"
-            at = self._iterate(self.here)
-            at = replace(at, history=self._past(at.step))
-            solution = self._solution(at, (math.nan, math.nan), Status.INTERRUPTED, message)
+            solution = self._solution(self._iterate(self.here), (math.nan, math.nan), Status.INTERRUPTED, message)
         self.judged = True
         return solution
 
@@ -248,10 +247,13 @@ class Run:
             status, message = self._diverged(value, at.step)
             at = self._iterate(self.here)
             value, residual = self._judged(at)
-        at = replace(at, history=self._past(at.step))
         return self._solution(at, (value, residual), status, message)
 
     def _solution(self, at: Iterate, judged: tuple[float, float], status: Status, message: str) -> Solution:
+        origin: Mapping[str, Any] = self._origin(at.step)
+        if self.source.runs_user_code:  # what it gives later may be something else
+            origin = dict(origin)
+        at = replace(at, history=self._past(at.step), origin=origin)
         return Solution(at.controls, *judged, status, self.history, at, message, self.problem, self.source)
 
     def _diverged(self, value: float, step: int) -> tuple[Status, str]:

@@ -1,0 +1,124 @@
+"""What things are in plain values: equal for equal things, other for others."""
+
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+
+from mfoc.identity import described, differences, entries, fingerprint, layout
+
+
+@dataclass
+class Setting:
+    rate: float
+    inner: object = None
+
+
+def cost(weight, power=2, *, scale=1.0):
+    return lambda x, z: scale * weight * (x**power).sum(1)
+
+
+class Law:
+    def __init__(self, sigma):
+        self.sigma = sigma
+
+    def drift(self, t, x, u, z):
+        return x
+
+
+def net(*, slope=0.1, width=3, train=True):
+    return nn.Sequential(nn.Linear(2, width), nn.LeakyReLU(slope)).train(train)
+
+
+def half(x):
+    return 0.5 * x
+
+
+def third(x):
+    return x / 3.0
+
+
+PAIRS = {  # made twice, and one that is another
+    "a number": (lambda: 1.5, lambda: 2.5),
+    "a class": (lambda: torch.optim.Adam, lambda: torch.optim.AdamW),
+    "a function": (lambda: half, lambda: third),
+    "what a closure holds": (lambda: cost(1.0), lambda: cost(2.0)),
+    "a whole number that it holds": (lambda: cost(1.0, 2), lambda: cost(1.0, 3)),
+    "a tensor that it holds": (lambda: cost(torch.ones(3)), lambda: cost(torch.zeros(3))),
+    "a network that it holds": (lambda: cost(net()), lambda: cost(net(width=4))),
+    "a partial": (lambda: partial(torch.optim.SGD, lr=0.1), lambda: partial(torch.optim.SGD, lr=0.2)),
+    "a partial's function": (lambda: partial(half), lambda: partial(third)),
+    "a partial within a partial": (lambda: partial(cost, inner=partial(half)), lambda: partial(cost, inner=third)),
+    "a setting": (lambda: Setting(0.1), lambda: Setting(0.2)),
+    "a setting of a setting": (lambda: Setting(0.1, Setting(1)), lambda: Setting(0.1, Setting(2))),
+    "a layer's setting": (net, lambda: net(slope=0.2)),
+    "a layer's size": (net, lambda: net(width=4)),
+    "its mode": (net, lambda: net(train=False)),
+    "a loss's setting": (nn.CrossEntropyLoss, lambda: nn.CrossEntropyLoss(label_smoothing=0.1)),
+    "a tensor's values": (lambda: torch.arange(5.0), lambda: torch.arange(5.0) + 1),
+    "its dtype": (lambda: torch.arange(5.0), lambda: torch.arange(5.0, dtype=torch.float64)),
+    "a list": (lambda: [1, {"a": 2}], lambda: [1, {"a": 3}]),
+    "its length": (lambda: [1], lambda: [1, 2]),
+    "a set": (lambda: {"b", "a"}, lambda: {"c", "a"}),
+}
+
+
+@pytest.mark.parametrize("what", PAIRS)
+def test_equal_things_have_equal_descriptions_and_others_have_others(what):
+    same, other = PAIRS[what]
+    one = described(same())
+    assert json.loads(json.dumps(one)) == one  # plain values only
+    assert not differences(one, described(same()))
+    assert differences(one, described(other()))
+
+
+def test_a_description_says_nothing_of_addresses_and_of_the_order_of_a_hash():
+    code = (
+        "import sys, json; sys.path.insert(0, '.');"
+        "from tests.test_identity import PAIRS; from mfoc.identity import described;"
+        "print(json.dumps({name: described(make()) for name, (make, _) in PAIRS.items()}))"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert json.loads(run.stdout) == {name: described(make()) for name, (make, _) in PAIRS.items()}
+
+
+def test_a_function_that_holds_itself_ends():
+    def countdown(n):
+        return n and countdown(n - 1)
+
+    one, other = {}, {}
+    one["other"], other["one"] = other, one
+    assert described(countdown) == "test_a_function_that_holds_itself_ends.<locals>.countdown"
+    assert "dict" in json.dumps(described(one))
+
+
+def test_entries_are_named_by_their_way():
+    found = entries({"solver": {"type": "Gradient", "groups": [{"lr": 0.1}], "rest": {}}})
+    assert found == {"solver": "'Gradient'", "solver.groups.0.lr": "0.1", "solver.rest": "{}"}
+
+
+def test_differences_are_named_with_both_values():
+    before, now = {"type": "A", "x": [1]}, {"type": "A", "x": [2, 3]}
+    assert differences(before, now) == {"x.0": ("1", "2"), "x.1": ("nothing", "3")}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int64, torch.bool])
+def test_a_fingerprint_is_of_the_values_however_they_lie(dtype):
+    x = torch.arange(6).reshape(2, 3).to(dtype)
+    assert fingerprint([x]) == fingerprint([x.T.contiguous().T])
+    assert fingerprint([x]) != fingerprint([x.reshape(3, 2)])
+    assert fingerprint([x]) != fingerprint([x.to(torch.float64)])
+    assert fingerprint([x, None, 1]) != fingerprint([x, None, 2])
+
+
+def test_zero_and_minus_zero_are_two():
+    assert fingerprint(torch.tensor([0.0])) != fingerprint(torch.tensor([-0.0]))
+
+
+def test_a_layout_names_leaves():
+    assert layout({"a": torch.zeros(4, 2)}, "state", lead=False) == {"state['a']": "float32 [2]"}
