@@ -132,17 +132,31 @@ def layout(of: Tree, name: str, *, lead: bool = True) -> Plain:
 
 
 def fingerprint(of: Tree) -> str:
-    """A digest of the values of a tree, bit for bit, wherever it is: equal trees have one, and others another."""
-    digest = hashlib.blake2b(digest_size=12)
-    for leaf in tree.leaves(of):
-        if not isinstance(leaf, Tensor):
-            digest.update(repr(described(leaf)).encode())
-            continue
-        digest.update(f"{leaf.dtype} {tuple(leaf.shape)};".encode())
-        if leaf.numel() and not leaf.is_meta:
-            flat = leaf.detach().resolve_conj().resolve_neg().to("cpu").contiguous().reshape(-1)
-            digest.update(flat.view(torch.uint8).numpy().data)
+    """A digest of a tree: its structure, and the values of its leaves bit for bit, wherever they are.
+
+    Args:
+        of: a pytree of tensors and plain values.
+
+    Returns:
+        32 hexadecimal digits.
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    for path, leaf in tree.dotted(of).items():
+        for piece in (path.encode(), *_pieces(leaf)):
+            digest.update(len(piece).to_bytes(8, "little"))
+            digest.update(piece)
     return digest.hexdigest()
+
+
+def _pieces(leaf: Any) -> list[bytes | memoryview]:
+    if not isinstance(leaf, Tensor):
+        return [repr(described(leaf)).encode()]
+    kind = f"{leaf.dtype} {tuple(leaf.shape)}".encode()
+    if leaf.is_meta:
+        return [kind]
+    # A tensor that is conjugated or negated lazily has other bits in memory than its values have.
+    plain = leaf.detach().cpu().resolve_conj().resolve_neg().contiguous().reshape(-1)
+    return [kind, plain.view(torch.uint8).numpy().data]
 
 
 def _digest(words: bytes) -> str:

@@ -6,13 +6,9 @@ may break: one that draws from a generator that moves on, counts its calls, or r
 
 from __future__ import annotations
 
-import hashlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
-from mfoc import tree
+from mfoc import identity
 from mfoc.errors import InvalidValue
 from mfoc.particles import Particles
 
@@ -34,7 +30,7 @@ def fingerprint(particles: Particles) -> str:
     Returns:
         32 hexadecimal digits. Particles without an index have that of 0 .. N-1.
     """
-    return _digest([value.encode() for value in _hashes(particles).values()])
+    return identity.fingerprint([particles.state, particles.data, particles.indices()])
 
 
 def check_repeatable(source: Population, step: int, particles: Particles) -> None:
@@ -60,34 +56,5 @@ def check_repeatable(source: Population, step: int, particles: Particles) -> Non
 
 
 def _hashes(particles: Particles) -> dict[str, str]:
-    return {name: _of_tree(value) for name, value in _parts(particles).items()}
-
-
-def _parts(particles: Particles) -> dict[str, Any]:
-    return {"state": particles.state, "data": particles.data, "index": particles.indices()}
-
-
-def _of_tree(value: Any) -> str:
-    pieces: list[bytes | memoryview] = []
-    for path, leaf in [] if value is None else tree.dotted(value).items():
-        pieces += [path.encode(), *_of_leaf(leaf)]
-    return _digest(pieces)
-
-
-def _of_leaf(leaf: Any) -> list[bytes | memoryview]:
-    if not isinstance(leaf, Tensor):
-        return [repr(leaf).encode()]
-    kind = f"{leaf.dtype} {tuple(leaf.shape)}".encode()
-    if leaf.is_meta:
-        return [kind]
-    # A tensor that is conjugated or negated lazily has other bits in memory than its values have.
-    plain = leaf.detach().cpu().resolve_conj().resolve_neg().contiguous().reshape(-1)
-    return [kind, plain.view(torch.uint8).numpy().data]
-
-
-def _digest(pieces: list[bytes | memoryview]) -> str:
-    found = hashlib.blake2b(digest_size=16)
-    for piece in pieces:
-        found.update(len(piece).to_bytes(8, "little"))
-        found.update(piece)
-    return found.hexdigest()
+    parts = {"state": particles.state, "data": particles.data, "index": particles.indices()}
+    return {name: identity.fingerprint(value) for name, value in parts.items()}
