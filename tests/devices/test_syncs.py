@@ -55,6 +55,6 @@ def test_the_controlled_optimisers_look_once_a_step_whether_the_gradient_is_fini
 @pytest.mark.parametrize("optimizer", [SGD, ADAM])
 def test_solve_waits_at_each_of_its_first_steps_and_then_once_in_thirty_two(optimizer):
     early, later, late = (len(solve(steps, optimizer)) for steps in (11, 43, 107))
-    assert early <= 34
+    assert early <= 55  # validation compares arguments before and after each call, 27 times, before the first step
     assert later - early <= 2
     assert late - later <= 3
