@@ -121,10 +121,12 @@ def solve(
 
     with listening(together=active()) as signals:
         run = Run(problem, solver, source, at, known, signals)
-        with run.kept(), closing(of("close")), run.rescuing(hooks):
-            all_called(of("start", steps))
-            solution = run.finished(*run.to(steps, tol, hooks))
-            all_called(of("finish", solution))
+        with run.kept():
+            with closing(of("close")), run.rescuing(hooks):
+                all_called(of("start", steps))
+                solution = run.finished(*run.to(steps, tol, hooks))
+                all_called(of("finish", solution))
+                signals.raised()
             signals.raised()
         if run.terminated:
             raise terminated(solution)
