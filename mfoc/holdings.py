@@ -120,7 +120,7 @@ def _methods(kind: type) -> dict[str, types.FunctionType]:
     """The methods of a class and of those that it is made of, without torch's own; also what is behind properties."""
     found = {}
     for base in kind.__mro__:
-        if base is object or base.__module__.partition(".")[0] == "torch" and base is not kind:
+        if base is object or (base.__module__.partition(".")[0] == "torch" and base is not kind):
             continue
         for name, member in vars(base).items():
             plain = getattr(member, "__func__", getattr(member, "fget", member))

@@ -106,7 +106,7 @@ def _of_module(module: nn.Module, inside: Callable[[Any], Plain]) -> Plain:
 
 
 def _of_layer(part: nn.Module, inside: Callable[[Any], Plain]) -> dict[str, Plain]:
-    own = {name: inside(one) for name, one in of_object(part).items() if isinstance(one, _HELD)}
+    own = {name: inside(one) for name, one in of_object(part).items() if _told(one)}
     weights = {name: str(list(weight.shape)) for name, weight in part.named_parameters(recurse=False)}
     return {"type": _name(type(part)), **own, **weights}
 
@@ -123,7 +123,7 @@ def _of_function(function: Any, inside: Callable[[Any], Plain]) -> Plain:
     held = of_function(plain)
     if (owner := getattr(function, "__self__", None)) is not None:
         held["self"] = owner
-    found = {name: inside(one) for name, one in held.items() if isinstance(one, _HELD) or name == "self"}
+    found = {name: inside(one) for name, one in held.items() if _told(one) or name == "self"}
     rest = {"numbers": list(map(repr, constants(plain.__code__))), "holds": found}
     if not of_library(plain.__module__, plain.__code__.co_filename):
         rest["code"] = _digest(repr(wording(plain.__code__)).encode())
@@ -140,14 +140,27 @@ def _of_object(value: Any, inside: Callable[[Any], Plain]) -> Plain:
     kind = type(value)
     if of_library(kind.__module__):
         return _name(value)
-    found = {name: inside(one) for name, one in of_object(value).items() if isinstance(one, _HELD)}
+    found = {name: inside(one) for name, one in of_object(value).items() if _told(one)}
     return {"type": _name(kind), "holds": found} if found else _name(kind)
 
 
 _HELD = (
     *(bool, int, float, str, np.generic, enum.Enum, torch.dtype, tuple, frozenset),
-    *(Tensor, np.ndarray, nn.Module, functools.partial, types.FunctionType, types.BuiltinFunctionType, types.MethodType),
+    *(
+        Tensor,
+        np.ndarray,
+        nn.Module,
+        functools.partial,
+        types.FunctionType,
+        types.BuiltinFunctionType,
+        types.MethodType,
+    ),
 )
+
+
+def _told(one: Any) -> bool:
+    """Whether it is told what a function or an object holds: what hardly changes by itself, and is no data."""
+    return isinstance(one, _HELD) or (callable(one) and not of_library(type(one).__module__))
 
 
 def layout(of: Tree, name: str, *, lead: bool = True) -> Plain:

@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-
 _CARRIED = ("last_iterate", "solution")  # what an error has with it
 
 
