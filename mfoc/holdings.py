@@ -51,10 +51,11 @@ def of_object(value: object) -> dict[str, Any]:
     own = getattr(value, "__dict__", None)
     if not isinstance(own, dict):
         return {}
-    changed = _changed_by(type(value))
+    kind: Any = type(value)
+    changed = _changed_by(kind)
     if isinstance(value, nn.Module):
         hidden = {name for name in own if name.startswith("_")}  # torch's own
-        changed = changed | hidden | (set() if _asks_for_mode(type(value)) else {"training"})
+        changed = changed | hidden | (set() if _asks_for_mode(kind) else {"training"})
     return {name: one for name, one in sorted(own.items()) if isinstance(name, str) and name not in changed}
 
 
