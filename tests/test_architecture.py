@@ -34,6 +34,7 @@ LAYERS = [
         "printing",
         "statistics",
         "identity",
+        "holdings",
         "streams",
         "figures",
         "ranks",

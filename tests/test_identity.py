@@ -1,11 +1,14 @@
 """What things are in plain values: equal for equal things, other for others."""
 
+import enum
+import functools
 import json
 import subprocess
 import sys
 from dataclasses import dataclass
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -43,6 +46,56 @@ def third(x):
     return x / 3.0
 
 
+WEIGHT, HEAVIER = 2.0, 3.0
+
+
+def scaled(factor):
+    """A decorator."""
+
+    def decorate(function):
+        @functools.wraps(function)
+        def inner(x):
+            return factor * function(x)
+
+        return inner
+
+    return decorate
+
+
+class Activated(nn.Module):
+    def __init__(self, activation=torch.relu, pair=(torch.relu, 1)):
+        super().__init__()
+        self.activation, self.pair, self.calls = activation, pair, 0
+
+    def forward(self, x):
+        self.calls += 1
+        return self.activation(x)
+
+
+class Cost:
+    """An object that is called, and counts it."""
+
+    def __init__(self, weight):
+        self._weight, self.calls = weight, 0
+
+    def __call__(self, x, z):
+        self.calls += 1
+        return self._weight * x
+
+    @functools.cached_property
+    def twice(self):
+        return 2 * self._weight
+
+
+class Kind(enum.IntEnum):
+    ONE = 1
+    TWO = 2
+
+
+def calls(made):
+    return lambda x: made(x, None)
+
+
 PAIRS = {  # made twice, and one that is another
     "a number": (lambda: 1.5, lambda: 2.5),
     "a class": (lambda: torch.optim.Adam, lambda: torch.optim.AdamW),
@@ -58,12 +111,30 @@ PAIRS = {  # made twice, and one that is another
     "a setting of a setting": (lambda: Setting(0.1, Setting(1)), lambda: Setting(0.1, Setting(2))),
     "a layer's setting": (net, lambda: net(slope=0.2)),
     "a layer's size": (net, lambda: net(width=4)),
-    "its mode": (net, lambda: net(train=False)),
+    "a mode that matters": (nn.Dropout, lambda: nn.Dropout().eval()),
     "a loss's setting": (nn.CrossEntropyLoss, lambda: nn.CrossEntropyLoss(label_smoothing=0.1)),
     "a tensor's values": (lambda: torch.arange(5.0), lambda: torch.arange(5.0) + 1),
     "its dtype": (lambda: torch.arange(5.0), lambda: torch.arange(5.0, dtype=torch.float64)),
     "a list": (lambda: [1, {"a": 2}], lambda: [1, {"a": 3}]),
     "its length": (lambda: [1], lambda: [1, 2]),
+    "a global variable": (lambda: lambda x: WEIGHT * x, lambda: lambda x: HEAVIER * x),
+    "a function that it calls": (lambda: lambda x: half(x), lambda: lambda x: third(x)),
+    "an operator": (lambda: lambda x, u: x + u, lambda: lambda x, u: x - u),
+    "a method's name": (lambda: lambda x: x.tanh(), lambda: lambda x: x.relu()),
+    "a whole number in it": (lambda: lambda x: x**2, lambda: lambda x: x**4),
+    "a decorator's setting": (lambda: scaled(2.0)(half), lambda: scaled(3.0)(half)),
+    "what is decorated": (lambda: scaled(2.0)(half), lambda: scaled(2.0)(third)),
+    "a layer's function": (Activated, lambda: Activated(torch.tanh)),
+    "one of its functions": (Activated, lambda: Activated(pair=(torch.tanh, 1))),
+    "an object that is called": (lambda: Cost(1.0), lambda: Cost(2.0)),
+    "one within a function": (lambda: calls(Cost(1.0)), lambda: calls(Cost(2.0))),
+    "a bound method": (lambda: Law(1.0).drift, lambda: Law(2.0).drift),
+    "a number of NumPy": (lambda: cost(np.float32(1)), lambda: cost(np.float32(2))),
+    "an array": (lambda: cost(np.ones(3)), lambda: cost(np.zeros(3))),
+    "a member of an enumeration": (lambda: cost(Kind.ONE), lambda: cost(Kind.TWO)),
+    "a long integer": (lambda: cost(3**5000), lambda: cost(3**5001)),
+    "a dtype": (lambda: cost(torch.float32), lambda: cost(torch.float64)),
+    "a set of functions": (lambda: {half}, lambda: {third}),
     "a set": (lambda: {"b", "a"}, lambda: {"c", "a"}),
 }
 
@@ -87,13 +158,59 @@ def test_a_description_says_nothing_of_addresses_and_of_the_order_of_a_hash():
     assert json.loads(run.stdout) == {name: described(make()) for name, (make, _) in PAIRS.items()}
 
 
+def test_what_changes_by_itself_is_no_setting():
+    """A counter and what is cached are others after a run of the very same thing; so is the mode of most layers."""
+    count = 0
+
+    def counting(x):
+        nonlocal count
+        count += 1
+        return x
+
+    def through(x):
+        return counting(x)
+
+    made, layer, plain = Cost(1.0), Activated(), net()
+    things = [counting, through, made, layer, plain]
+    before = [described(one) for one in things]
+    assert through(1) == count == 1
+    assert made(1.0, None) + made.twice == 3.0
+    layer(torch.ones(1))
+    plain.eval()
+    assert [described(one) for one in things] == before
+
+
+@pytest.mark.parametrize(
+    "value", [np.float64(1), np.str_("a"), np.int64(1), np.bool_(True), Kind.ONE, 3**5000, True, 1j]
+)
+def test_a_description_is_made_of_pythons_own_values(value):
+    assert type(described(value)) in (bool, int, float, str)
+
+
+def test_objects_without_a_name_are_told_by_their_class():
+    class Answering:
+        def __getattr__(self, name):
+            return object()
+
+    assert described((object(), Answering(), iter([]))) == ["object", "Answering", "list_iterator"]
+    assert described({object()}) == described({object()})
+
+
+def test_where_a_run_is_made_and_on_which_device_does_not_matter():
+    def half(x):
+        return 0.5 * x
+
+    assert described(half) == described(globals()["half"])
+    assert described(cost("cpu")) == described(cost("cuda:1"))
+
+
 def test_a_function_that_holds_itself_ends():
     def countdown(n):
         return n and countdown(n - 1)
 
     one, other = {}, {}
     one["other"], other["one"] = other, one
-    assert described(countdown) == "test_a_function_that_holds_itself_ends.<locals>.countdown"
+    assert described(countdown)["type"] == "countdown"
     assert "dict" in json.dumps(described(one))
 
 

@@ -89,14 +89,15 @@ def solve(
             solution. When several of them fail the others are called all the same, and the first error is raised,
             with a note of each other. Over ranks a hook may be on some of them only, if it needs no other rank.
         start: an iterate to resume from, or a solution, whose last one is taken. It must have been made with this
-            problem (its structure, functions and their settings), solver and population: names, layouts and numbers
-            are compared, and a fingerprint of the last batch.
+            problem (its structure, functions and what they hold), solver and population: settings, layouts, code and
+            numbers are compared, and a fingerprint of the last batch.
         nominal: solve a game without its adversary, by a solver that knows none. It is refused unless asked for.
         allow_changes: go on from ``start`` all the same. The solver's memory is kept; settings are those given now.
 
     Returns:
         The solution. A NaN, divergence or Ctrl-C ends the solve with a status, not an exception. An error in user code
-        is raised with the last good iterate attached, as ``error.last_iterate``. No batch is drawn but those of the
+        is raised with the last good iterate attached, as ``error.last_iterate``, and with ``error.solution`` where
+        there was one already. No batch is drawn but those of the
         steps.
 
     Raises:
@@ -121,10 +122,12 @@ def solve(
 
     with listening(together=active()) as signals:
         run = Run(problem, solver, source, at, known, signals)
-        with run.kept(), closing(of("close")), run.rescuing(hooks):
-            all_called(of("start", steps))
-            solution = run.finished(*run.to(steps, tol, hooks))
-            all_called(of("finish", solution))
+        with run.kept():
+            with closing(of("close")), run.rescuing(hooks):
+                all_called(of("start", steps))
+                solution = run.finished(*run.to(steps, tol, hooks))
+                all_called(of("finish", solution))
+                signals.raised()
             signals.raised()
         if run.terminated:
             raise terminated(solution)

@@ -42,7 +42,7 @@ class Run:
         settings: what is solved, by what and on what, in plain values.
         signals: what is asked for from outside.
         terminated: whether it ended for SIGTERM.
-        judged: whether there is a solution.
+        solution: what it ended with, if it has.
     """
 
     problem: Problem
@@ -52,7 +52,7 @@ class Run:
     settings: Mapping[str, Plain]
     signals: Signals
     terminated: bool = field(init=False, default=False)
-    judged: bool = field(init=False, default=False)
+    solution: Solution | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         self.first, past = self.at.step, self.at.history
@@ -116,9 +116,9 @@ class Run:
             yield
         except BaseException as error:  # Ctrl-C in a hook too
             try:
-                _hold(error, self._rescued())
+                _hold(error, self._rescued() if self.solution is None else self.solution.last, self.solution)
             except BaseException as second:  # Ctrl-C again, which does not wait for steps that are made again
-                _hold(second, self._whole())
+                _hold(second, self._whole(), self.solution)
                 raise
             raise
 
@@ -132,7 +132,7 @@ class Run:
             yield
         except BaseException as error:
             announce(error, self.here[0])
-            if self.here[0] > self.first and not self.judged:
+            if self.here[0] > self.first and self.solution is None:
                 at = self._rescued()
                 all_called([partial(hook.failed, at) for hook in hooks if hasattr(hook, "failed")], error)
             if isinstance(error, RankError) and (places := kept_at(hooks)):
@@ -231,7 +231,7 @@ class Run:
         except KeyboardInterrupt as error:
             message = f"{self._interrupted(error)[1]}, before J was known there ({message})"
             solution = self._solution(self._iterate(self.here), (math.nan, math.nan), Status.INTERRUPTED, message)
-        self.judged = True
+        self.solution = solution
         return solution
 
     def _finished(self, status: Status, message: str) -> Solution:
@@ -295,8 +295,10 @@ def _marked(run: weakref.ref[Run], step: int) -> Plain:
     return None if alive is None else alive.mark(step)
 
 
-def _hold(error: BaseException, at: Iterate) -> None:
-    """An error carries the iterate with it."""
+def _hold(error: BaseException, at: Iterate, solution: Solution | None) -> None:
+    """An error carries the iterate with it, and the solution, if there is one."""
     with suppress(Exception):  # of errors that take no attributes
         error.last_iterate = at  # type: ignore[attr-defined]
+        if solution is not None:
+            error.solution = solution  # type: ignore[attr-defined]
         error.add_note(f"mfoc.solve: after step {at.step}; that iterate is kept as error.last_iterate")

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
+_CARRIED = ("last_iterate", "solution")  # what an error has with it
+
 
 class Terminated(KeyboardInterrupt):
     """SIGTERM: ends a solve as Ctrl-C does, and then the process."""
@@ -39,6 +41,13 @@ class Signals:
         if self.asked is not None:
             raise error_of(self.asked)
 
+    def after(self, error: Exception) -> None:
+        """Raises what was asked for and not answered when something else failed, which is its cause."""
+        if self.asked is not None:
+            asked = error_of(self.asked)
+            asked.__dict__.update({name: getattr(error, name) for name in _CARRIED if hasattr(error, name)})
+            raise asked from error
+
     def handle(self, number: int, _frame: FrameType | None) -> None:
         """Takes a signal; see ``signal.signal``."""
         first, self.asked = self.asked is None, number
@@ -55,14 +64,12 @@ def error_of(number: int) -> KeyboardInterrupt:
 
 def terminated(solution: Any) -> Any:
     """What ends the process after SIGTERM, with the status by which shells and schedulers know it."""
-    error = _ending(solution.last)
-    error.solution = solution
-    return error
+    return _ending(solution.last, solution)
 
 
-def _ending(at: Any) -> Any:
+def _ending(at: Any, solution: Any) -> Any:
     error: Any = SystemExit(128 + signal.SIGTERM)
-    error.last_iterate = at
+    error.last_iterate, error.solution = at, solution
     return error
 
 
@@ -78,12 +85,16 @@ def listening(*, together: bool) -> Iterator[Signals]:
     main = threading.current_thread() is threading.main_thread()
     own = [number for number, default in defaults.items() if main and signal.getsignal(number) is default]
     try:
-        for number in own:
-            signal.signal(number, signals.handle)
-        yield signals
+        try:
+            for number in own:
+                signal.signal(number, signals.handle)
+            yield signals
+        except Exception as error:  # what failed is one thing; that the process is to end is another
+            signals.after(error)
+            raise
+        finally:
+            for number in own:
+                signal.signal(number, defaults[number])
+        signals.raised()
     except Terminated as error:
-        raise _ending(getattr(error, "last_iterate", None)) from error
-    finally:
-        for number in own:
-            signal.signal(number, defaults[number])
-    signals.raised()
+        raise _ending(getattr(error, "last_iterate", None), getattr(error, "solution", None)) from error

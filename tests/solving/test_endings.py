@@ -6,6 +6,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+from contextlib import suppress
 
 import pytest
 import torch
@@ -156,6 +157,37 @@ def test_sigterm_in_a_hook_that_is_no_step_ends_the_process_too(where, case):
     assert caught.value.code == 143
     assert caught.value.last_iterate.step == (0 if where == "start" else 2)
     assert [hook.calls[-1] for hook in hooks] == ["close"] * 2
+
+
+def swallowing(number):
+    def act():
+        with suppress(BaseException):  # as some libraries do
+            os.kill(os.getpid(), number)
+
+    return act
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
+@pytest.mark.parametrize("where", ["finish", "close"])
+def test_a_signal_that_a_hook_swallows_when_all_is_done_is_raised_with_the_solution(where, number, case):
+    hook, other = Witness(where, swallowing(number)), Witness()
+    with pytest.raises(SystemExit if number == signal.SIGTERM else KeyboardInterrupt) as caught:
+        mfoc.solve(case[0], ADAM, case[1], steps=3, hooks=[hook, other])
+    assert caught.value.solution.last.step == caught.value.last_iterate.step == 3
+    assert other.calls[-2:] == ["finish", "close"]
+    assert getattr(caught.value, "code", 143) == 143
+
+
+def test_a_signal_that_was_swallowed_is_not_lost_when_something_fails(case):
+    def act():
+        swallowing(signal.SIGTERM)()
+        raise ValueError("mine")
+
+    hook = Witness("step 2", act)
+    with pytest.raises(SystemExit) as caught:
+        mfoc.solve(case[0], ADAM, case[1], steps=3, hooks=[hook])
+    assert (caught.value.code, caught.value.last_iterate.step) == (143, 2)
+    assert hook.calls[-2:] == ["failed", "close"]
 
 
 def test_sigterm_in_a_solve_within_a_solve_ends_both(case):
