@@ -19,7 +19,6 @@ from torch import nn
 
 _LIBRARIES = {"torch", "mfoc", "paradigms", "numpy"}
 _MAKERS = {"__init__", "__post_init__", "__new__", "__setstate__"}  # methods that store what an object is made of
-_WORDS = ("BINARY_OP", "COMPARE_OP", "LOAD_ATTR", "LOAD_METHOD", "LOAD_GLOBAL")
 _INSTALLED = tuple({sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")} - {None})
 
 
@@ -97,20 +96,6 @@ def _codes(code: types.CodeType) -> Iterator[types.CodeType]:
 def _named(code: types.CodeType, *operations: str) -> frozenset[str]:
     """The names that code loads or stores, by these operations."""
     return frozenset(str(step.argval) for step in _steps(code) if step.opname in operations)
-
-
-@functools.lru_cache(maxsize=1024)
-def wording(code: types.CodeType) -> tuple[str, ...]:
-    """What code does, as far as another version of Python would say the same: names, operators and whole numbers."""
-    found = []
-    for step in _steps(code):
-        if step.opname.startswith(_WORDS):
-            found.append(step.argrepr)
-        elif step.opname.startswith("UNARY"):
-            found.append(step.opname)
-        elif isinstance(step.argval, int | tuple) and step.opname in ("LOAD_CONST", "LOAD_SMALL_INT"):
-            found.append(repr(step.argval))
-    return tuple(found)
 
 
 def _steps(code: types.CodeType) -> Iterator[dis.Instruction]:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from mfoc import tree
-from mfoc.holdings import constants, of_function, of_library, of_object, wording
+from mfoc.holdings import constants, of_function, of_library, of_object
 from mfoc.printing import short
 from mfoc.tree import Tree
 
@@ -112,7 +112,7 @@ def _of_layer(part: nn.Module, inside: Callable[[Any], Plain]) -> dict[str, Plai
 
 
 def _of_function(function: Any, inside: Callable[[Any], Plain]) -> Plain:
-    """Its name, what it holds, the numbers in its code that are not whole, and a digest of the rest of it.
+    """Its name, what it holds, and the numbers in its code that are not whole; no more of its code.
 
     Without what may change in it, such as a dict.
     """
@@ -125,8 +125,6 @@ def _of_function(function: Any, inside: Callable[[Any], Plain]) -> Plain:
         held["self"] = owner
     found = {name: inside(one) for name, one in held.items() if _told(one) or name == "self"}
     rest = {"numbers": list(map(repr, constants(plain.__code__))), "holds": found}
-    if not of_library(plain.__module__, plain.__code__.co_filename):
-        rest["code"] = _digest(repr(wording(plain.__code__)).encode())
     rest = {name: one for name, one in rest.items() if one}
     return {"type": _name(plain), **rest} if rest else _name(plain)
 

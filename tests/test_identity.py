@@ -119,9 +119,6 @@ PAIRS = {  # made twice, and one that is another
     "its length": (lambda: [1], lambda: [1, 2]),
     "a global variable": (lambda: lambda x: WEIGHT * x, lambda: lambda x: HEAVIER * x),
     "a function that it calls": (lambda: lambda x: half(x), lambda: lambda x: third(x)),
-    "an operator": (lambda: lambda x, u: x + u, lambda: lambda x, u: x - u),
-    "a method's name": (lambda: lambda x: x.tanh(), lambda: lambda x: x.relu()),
-    "a whole number in it": (lambda: lambda x: x**2, lambda: lambda x: x**4),
     "a decorator's setting": (lambda: scaled(2.0)(half), lambda: scaled(3.0)(half)),
     "what is decorated": (lambda: scaled(2.0)(half), lambda: scaled(2.0)(third)),
     "a layer's function": (Activated, lambda: Activated(torch.tanh)),
@@ -210,7 +207,7 @@ def test_a_function_that_holds_itself_ends():
 
     one, other = {}, {}
     one["other"], other["one"] = other, one
-    assert described(countdown)["type"] == "countdown"
+    assert described(countdown) == "countdown"
     assert "dict" in json.dumps(described(one))
 
 
