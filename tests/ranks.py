@@ -35,7 +35,9 @@ def _free_port() -> int:
         return int(free.getsockname()[1])
 
 
-def on_ranks(path: Path, *functions: Callable[[], Any], ranks: int = 2, barrier: bool = True) -> list[list[Any]]:
+def on_ranks(
+    path: Path, *functions: Callable[[], Any], ranks: int = 2, barrier: bool = True, within: float = 300.0
+) -> list[list[Any]]:
     """For each rank what each function returned there: tensors and plain values.
 
     Args:
@@ -43,13 +45,20 @@ def on_ranks(path: Path, *functions: Callable[[], Any], ranks: int = 2, barrier:
         functions: functions of a module, which the processes can import.
         ranks: processes.
         barrier: whether they end together; not where they are out of step.
+        within: seconds after which they are killed, and the test fails: ranks that wait for one another never end.
     """
     port = _free_port()
     # Forked from one process that has imported what takes long, whichever test module comes first. Not from this one,
     # which may have threads and a GPU.
     multiprocessing.set_forkserver_preload(["torch._dynamo", "mfoc"])
     arguments = (ranks, port, str(path), list(functions), barrier)
-    mp.start_processes(_work, arguments, nprocs=ranks, start_method="forkserver")
+    started = mp.start_processes(_work, arguments, nprocs=ranks, start_method="forkserver", join=False)
+    until = time.monotonic() + within
+    while not started.join(timeout=5.0):
+        if time.monotonic() > until:
+            for process in started.processes:
+                process.kill()
+            raise TimeoutError(f"{[function.__name__ for function in functions]} did not end within {within:.0f} s")
     return [torch.load(path / f"{rank}.pt", weights_only=True) for rank in range(ranks)]
 
 
@@ -83,6 +92,7 @@ def failing_ranks(path: Path, run: Any, fault: Any, victim: int, *, ranks: int =
         process.start()
     for process in processes:
         process.join(120)
+        process.kill()
     began = float((path / "began").read_text(encoding="ascii"))
     found = {r: torch.load(path / f"{r}.pt", weights_only=True) for r in range(ranks) if (path / f"{r}.pt").exists()}
     return {r: each | {"after": each["ended"] - began} for r, each in found.items()}

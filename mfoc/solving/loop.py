@@ -125,7 +125,7 @@ def solve(
             all_called(of("start", steps))
             solution = run.finished(*run.to(steps, tol, hooks))
             all_called(of("finish", solution))
-            signals.raised()
+            run.answer()
         if run.terminated:
             raise terminated(solution)
     return solution
