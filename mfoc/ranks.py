@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 _AVAILABLE = dist.is_available()  # of this build of torch; it is asked several times a step
 _SLICE = timedelta(milliseconds=200)  # between two looks at the notes
 _GRACE = 1.0  # seconds in which the ranks that are left find one another
-_AGAIN = "the ranks are out of step: start all of them again"
+_RESTART = "the ranks are out of step: start all of them again"
 
 
 _ALONE: ContextVar[bool] = ContextVar("alone", default=False)
@@ -108,7 +108,7 @@ def announce(error: BaseException, step: int | None = None) -> None:
     """
     if active() and not isinstance(error, RankError):
         with contextlib.suppress(RuntimeError):  # the store is gone: there is nobody to tell
-            _group().announce(f"{type(error).__name__}: {error}"[:500], step)
+            _group().announce(": ".join(filter(None, [type(error).__name__, str(error)]))[:500], step)
 
 
 @contextlib.contextmanager
@@ -156,7 +156,7 @@ class _Group:
             except KeyboardInterrupt:  # a rank that leaves now is one for which the others wait
                 if interrupted:
                     self._give_up(
-                        RankError(f"rank {self._own} was interrupted in a collective; {_AGAIN}", rank=self._own)
+                        RankError(f"rank {self._own} was interrupted in a collective; {_RESTART}", rank=self._own)
                     )
                     raise
                 interrupted = True
@@ -201,7 +201,7 @@ class _Group:
 
     def _give_up(self, error: RankError) -> None:
         self._failures += 1
-        self.failed, self._broken = True, error
+        self.failed, self._broken = True, _again(error)  # what a solve adds to its own is not of the next
 
     def _lost(self, error: RuntimeError | None) -> BaseException:
         """Why a collective cannot end: found together with the ranks that are left."""
@@ -216,7 +216,7 @@ class _Group:
             missing = [] if found else self._missing(f"ended/{number}")
             found = found or self._note(number)
             if found is None and not missing:
-                return error or RankError(f"a collective failed on another rank; {_AGAIN}")  # the same on all ranks
+                return error or RankError(f"a collective failed on another rank; {_RESTART}")  # the same on all ranks
             if found is None:
                 gone = self._gone(missing) or self._unheard(missing)
                 self._write(number, gone, None, "its process is gone (killed, or out of memory?)")
@@ -256,7 +256,7 @@ class _Group:
                 raise
             except RuntimeError:  # the others have ended, and the store with them
                 self._broken = _told(self._last)
-        raise RankError(str(self._broken), rank=self._broken.rank, step=self._broken.step)
+        raise _again(self._broken)
 
     def _write(self, number: int, ranks: list[int], step: int | None, words: str) -> None:
         """The note of a failure, unless there is one."""
@@ -321,12 +321,16 @@ def _told(note: dict[str, Any]) -> RankError:
     ranks, step, words = note.get("ranks", []), note.get("step"), note.get("words", "it is not known why")
     who = f"rank{'s' * (len(ranks) != 1)} {', '.join(map(str, ranks))}" if ranks else "a rank"
     when = "" if step is None else f" at step {step}"
-    return RankError(f"{who} failed{when}: {words}; {_AGAIN}", rank=ranks[0] if ranks else None, step=step)
+    return RankError(f"{who} failed{when}: {words}; {_RESTART}", rank=ranks[0] if ranks else None, step=step)
+
+
+def _again(error: RankError) -> RankError:
+    return RankError(str(error), rank=error.rank, step=error.step)
 
 
 def _without_store(error: BaseException | None) -> RankError:
     words = "its process is gone, and the group's store with it"
-    made = RankError(f"rank 0 failed: {words}; {_AGAIN}", rank=0)
+    made = RankError(f"rank 0 failed: {words}; {_RESTART}", rank=0)
     made.__cause__ = error
     return made
 
