@@ -52,7 +52,8 @@ def in_turn(runs: Iterable[Callable[[], Any]]) -> list[Any]:
     return found
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of this machine that nobody listens at."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return int(free.getsockname()[1])
@@ -70,7 +71,7 @@ def on_ranks(
         barrier: whether they end together; not where they are out of step.
         within: seconds after which they are killed, and the test fails: ranks that wait for one another never end.
     """
-    port = _free_port()
+    port = free_port()
     # Forked from one process that has imported what takes long, whichever test module comes first. Not from this one,
     # which may have threads and a GPU.
     multiprocessing.set_forkserver_preload(["torch._dynamo", "mfoc"])
@@ -109,7 +110,7 @@ def failing_ranks(path: Path, run: Any, fault: Any, victim: int, *, ranks: int =
     """
     multiprocessing.set_forkserver_preload(["torch._dynamo", "mfoc"])
     context = multiprocessing.get_context("forkserver")
-    arguments = (ranks, _free_port(), str(path), run, fault, victim)
+    arguments = (ranks, free_port(), str(path), run, fault, victim)
     processes = [context.Process(target=_fail, args=(rank, *arguments)) for rank in range(ranks)]
     for process in processes:
         process.start()
