@@ -16,6 +16,7 @@ import contextlib
 import json
 import logging
 import os
+import secrets
 import time
 from collections.abc import Iterable, Iterator
 from contextvars import ContextVar
@@ -23,6 +24,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, NoReturn
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
@@ -93,7 +95,7 @@ def all_reduce(buffer: Tensor, op: Any = None) -> None:
         dist.all_reduce(buffer, op=op)
     group.done += 1
     if group.done == 1:
-        group.meet()
+        group.meet(buffer.device)
 
 
 def announce(error: BaseException, step: int | None = None) -> None:
@@ -135,14 +137,22 @@ class _Group:
         self._failures = 0
         self._broken: RankError | None = None
         self._last: dict[str, Any] = {}  # what this rank announced last
-        self._store = dist.PrefixStore("mfoc", _store(group))  # type: ignore[attr-defined]
+        # torchrun's store outlives its workers: what those before a restart have noted is of another place in it.
+        self._store = self._place(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
         self._own, self._ranks = dist.get_rank(), range(dist.get_world_size())
         self._processes: dict[int, tuple[str, int]] = {}
         self._were_gone = False  # at the last look
-        self._store.set(f"process/{self._own}", json.dumps(_process()))
 
-    def meet(self) -> None:
+    def _place(self, name: str) -> Any:
+        return dist.PrefixStore(f"mfoc/{name}", _store(self.group))  # type: ignore[attr-defined]
+
+    def meet(self, device: torch.device) -> None:
         """Looks up the processes of all ranks, which have all been here: later the store may be gone."""
+        # Restarts are counted machine by machine; a place in the store that none had before is told by rank 0.
+        told = torch.tensor([secrets.randbits(62) if self._own == 0 else 0], device=device)
+        dist.all_reduce(told)
+        self._store = self._place(f"group/{int(told)}")
+        self._store.set(f"process/{self._own}", json.dumps(_process()))
         self._processes = {r: tuple(json.loads(self._store.get(f"process/{r}"))) for r in self._ranks}
 
     def wait(self, buffer: Tensor, op: Any) -> None:

@@ -87,9 +87,10 @@ class Checkpoint:
     def failed(self, iterate: Iterate) -> None:
         """Saves the last iterate of a solve that an error ended, if it is no older than what is saved.
 
-        It may be: over ranks one alone cannot make steps again, and has what it held whole.
+        It may be: over ranks one alone cannot make steps again, and has what it held whole. That rank 0 saves here is
+        nothing the others can count on: it may be the one that is gone.
         """
-        if not self._refused and iterate.step >= self._newest:  # refused: for a reason that has been said
+        if is_main() and not self._refused and iterate.step >= self._newest:  # refused: for a reason that has been said
             self._save(iterate)
 
     def _tidy(self) -> None:
