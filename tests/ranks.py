@@ -21,7 +21,16 @@ def _join(rank: int, ranks: int, port: int) -> None:
     dist.init_process_group("gloo", rank=rank, world_size=ranks)
 
 
-def _work(rank: int, ranks: int, port: int, path: str, functions: list[Callable[[], Any]], barrier: bool) -> None:
+def _work(
+    rank: int,
+    ranks: int,
+    port: int,
+    path: str,
+    functions: list[Callable[[], Any]],
+    barrier: bool,
+    environment: dict[str, str],
+) -> None:
+    os.environ.update(environment)  # the server may have been started by a test before
     _join(rank, ranks, port)
     torch.save([function() for function in functions], f"{path}/{rank}.pt")
     if barrier:
@@ -75,7 +84,7 @@ def on_ranks(
     # Forked from one process that has imported what takes long, whichever test module comes first. Not from this one,
     # which may have threads and a GPU.
     multiprocessing.set_forkserver_preload(["torch._dynamo", "mfoc"])
-    arguments = (ranks, port, str(path), list(functions), barrier)
+    arguments = (ranks, port, str(path), list(functions), barrier, dict(os.environ))
     started = mp.start_processes(_work, arguments, nprocs=ranks, start_method="forkserver", join=False)
     until = time.monotonic() + within
     while not started.join(timeout=5.0):
