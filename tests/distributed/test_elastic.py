@@ -15,7 +15,6 @@ from tests.distributed import elastic_run
 from tests.problems import same_bits
 from tests.ranks import free_port, on_ranks
 
-
 VICTIM = 0  # it writes the checkpoints, and without torchrun it would hold the store
 
 
