@@ -95,9 +95,11 @@ def _reduced(parts: Sequence[Tensor], weight: int | float | Tensor, *, scaled: b
     # Half precision cannot hold the number of particles, nor their sum.
     wide = reduce(torch.promote_types, (part.dtype for part in parts), torch.float32)
     ballot = _BALLOT.get()
-    carried = [] if ballot is None or ballot.is_counted else ballot.marks
+    carries = ballot is not None and not ballot.is_counted
     size = sum(part.numel() for part in parts)
-    buffer = torch.empty(size + 1 + len(carried), dtype=wide, device=parts[0].device)
+    # The marks have their places with and without a vote: in which order more than two ranks are summed depends on the
+    # size of the buffer, and a run is the same to the bit whether it votes or not.
+    buffer = torch.empty(size + 1 + _CODES, dtype=wide, device=parts[0].device)
     views = pieces(buffer[:size], parts)
     if isinstance(weight, int | float) and not weight:
         buffer.zero_()  # the mean of no particles is no number
@@ -110,10 +112,11 @@ def _reduced(parts: Sequence[Tensor], weight: int | float | Tensor, *, scaled: b
                 if scaled:
                     view.mul_(weight)
         buffer[size] = weight
-    if carried:
-        buffer[size + 1 :] = torch.tensor(carried, dtype=torch.float32).to(buffer.device)
+    buffer[size + 1 :] = 0
+    if ballot is not None and carries and ballot.code:
+        buffer[size + ballot.code] = 1
     all_reduce(buffer)
-    if ballot is not None and carried:
+    if ballot is not None and carries:
         ballot.counted(buffer[size + 1 :])
     buffer[:size].div_(buffer[size])
     return [view if part.dtype == wide else view.to(part.dtype) for view, part in zip(views, parts, strict=True)]
@@ -184,11 +187,6 @@ class Ballot:
     def is_counted(self) -> bool:
         """Whether an expectation has carried it."""
         return self._counts is not None
-
-    @property
-    def marks(self) -> list[float]:
-        """A number for each code, of which one is 1, or none is."""
-        return [float(self.code == code) for code in range(1, _CODES + 1)]
 
     def counted(self, counts: Tensor) -> None:
         """Takes in how many ranks voted for each code."""

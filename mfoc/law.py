@@ -135,6 +135,17 @@ def count(x: Tensor) -> int:
     return int(_asked(torch.tensor(len(x), device="cpu"), overall))
 
 
+def is_single(x: Tensor) -> bool:
+    """Whether the population is one particle, held by each rank; ``x`` ``[N, ...]`` is this rank's.
+
+    False where the law is played from a tape, and under ``torch.func.vmap``, where it cannot be told.
+    """
+    if _TAPE.get() is not None or not active():
+        return not active() and len(x) == 1
+    # In most batches one number says that it is not.
+    return int(_counts(x).sum()) == world_size() and len(_gathered_now(x.detach())) == 1
+
+
 def shared(x: Tensor) -> Tensor:
     """What the population has in common and no mean is needed of, as the control that all particles share.
 

@@ -16,6 +16,7 @@ import contextlib
 import json
 import logging
 import os
+import secrets
 import time
 from collections.abc import Iterable, Iterator
 from contextvars import ContextVar
@@ -23,6 +24,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, NoReturn
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
@@ -33,7 +35,7 @@ logger = logging.getLogger(__name__)
 _AVAILABLE = dist.is_available()  # of this build of torch; it is asked several times a step
 _SLICE = timedelta(milliseconds=200)  # between two looks at the notes
 _GRACE = 1.0  # seconds in which the ranks that are left find one another
-_AGAIN = "the ranks are out of step: start all of them again"
+_RESTART = "the ranks are out of step: start all of them again"
 
 
 _ALONE: ContextVar[bool] = ContextVar("alone", default=False)
@@ -93,7 +95,7 @@ def all_reduce(buffer: Tensor, op: Any = None) -> None:
         dist.all_reduce(buffer, op=op)
     group.done += 1
     if group.done == 1:
-        group.meet()
+        group.meet(buffer.device)
 
 
 def announce(error: BaseException, step: int | None = None) -> None:
@@ -108,7 +110,7 @@ def announce(error: BaseException, step: int | None = None) -> None:
     """
     if active() and not isinstance(error, RankError):
         with contextlib.suppress(RuntimeError):  # the store is gone: there is nobody to tell
-            _group().announce(f"{type(error).__name__}: {error}"[:500], step)
+            _group().announce(": ".join(filter(None, [type(error).__name__, str(error)]))[:500], step)
 
 
 @contextlib.contextmanager
@@ -135,14 +137,22 @@ class _Group:
         self._failures = 0
         self._broken: RankError | None = None
         self._last: dict[str, Any] = {}  # what this rank announced last
-        self._store = dist.PrefixStore("mfoc", _store(group))  # type: ignore[attr-defined]
+        # torchrun's store outlives its workers: what those before a restart have noted is of another place in it.
+        self._store = self._place(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
         self._own, self._ranks = dist.get_rank(), range(dist.get_world_size())
         self._processes: dict[int, tuple[str, int]] = {}
         self._were_gone = False  # at the last look
-        self._store.set(f"process/{self._own}", json.dumps(_process()))
 
-    def meet(self) -> None:
+    def _place(self, name: str) -> Any:
+        return dist.PrefixStore(f"mfoc/{name}", _store(self.group))  # type: ignore[attr-defined]
+
+    def meet(self, device: torch.device) -> None:
         """Looks up the processes of all ranks, which have all been here: later the store may be gone."""
+        # Restarts are counted machine by machine; a place in the store that none had before is told by rank 0.
+        told = torch.tensor([secrets.randbits(62) if self._own == 0 else 0], device=device)
+        dist.all_reduce(told)
+        self._store = self._place(f"group/{int(told)}")
+        self._store.set(f"process/{self._own}", json.dumps(_process()))
         self._processes = {r: tuple(json.loads(self._store.get(f"process/{r}"))) for r in self._ranks}
 
     def wait(self, buffer: Tensor, op: Any) -> None:
@@ -156,7 +166,7 @@ class _Group:
             except KeyboardInterrupt:  # a rank that leaves now is one for which the others wait
                 if interrupted:
                     self._give_up(
-                        RankError(f"rank {self._own} was interrupted in a collective; {_AGAIN}", rank=self._own)
+                        RankError(f"rank {self._own} was interrupted in a collective; {_RESTART}", rank=self._own)
                     )
                     raise
                 interrupted = True
@@ -201,7 +211,7 @@ class _Group:
 
     def _give_up(self, error: RankError) -> None:
         self._failures += 1
-        self.failed, self._broken = True, error
+        self.failed, self._broken = True, _again(error)  # what a solve adds to its own is not of the next
 
     def _lost(self, error: RuntimeError | None) -> BaseException:
         """Why a collective cannot end: found together with the ranks that are left."""
@@ -216,7 +226,7 @@ class _Group:
             missing = [] if found else self._missing(f"ended/{number}")
             found = found or self._note(number)
             if found is None and not missing:
-                return error or RankError(f"a collective failed on another rank; {_AGAIN}")  # the same on all ranks
+                return error or RankError(f"a collective failed on another rank; {_RESTART}")  # the same on all ranks
             if found is None:
                 gone = self._gone(missing) or self._unheard(missing)
                 self._write(number, gone, None, "its process is gone (killed, or out of memory?)")
@@ -256,7 +266,7 @@ class _Group:
                 raise
             except RuntimeError:  # the others have ended, and the store with them
                 self._broken = _told(self._last)
-        raise RankError(str(self._broken), rank=self._broken.rank, step=self._broken.step)
+        raise _again(self._broken)
 
     def _write(self, number: int, ranks: list[int], step: int | None, words: str) -> None:
         """The note of a failure, unless there is one."""
@@ -321,12 +331,16 @@ def _told(note: dict[str, Any]) -> RankError:
     ranks, step, words = note.get("ranks", []), note.get("step"), note.get("words", "it is not known why")
     who = f"rank{'s' * (len(ranks) != 1)} {', '.join(map(str, ranks))}" if ranks else "a rank"
     when = "" if step is None else f" at step {step}"
-    return RankError(f"{who} failed{when}: {words}; {_AGAIN}", rank=ranks[0] if ranks else None, step=step)
+    return RankError(f"{who} failed{when}: {words}; {_RESTART}", rank=ranks[0] if ranks else None, step=step)
+
+
+def _again(error: RankError) -> RankError:
+    return RankError(str(error), rank=error.rank, step=error.step)
 
 
 def _without_store(error: BaseException | None) -> RankError:
     words = "its process is gone, and the group's store with it"
-    made = RankError(f"rank 0 failed: {words}; {_AGAIN}", rank=0)
+    made = RankError(f"rank 0 failed: {words}; {_RESTART}", rank=0)
     made.__cause__ = error
     return made
 

@@ -6,7 +6,7 @@ import multiprocessing
 import os
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,16 @@ def _join(rank: int, ranks: int, port: int) -> None:
     dist.init_process_group("gloo", rank=rank, world_size=ranks)
 
 
-def _work(rank: int, ranks: int, port: int, path: str, functions: list[Callable[[], Any]], barrier: bool) -> None:
+def _work(
+    rank: int,
+    ranks: int,
+    port: int,
+    path: str,
+    functions: list[Callable[[], Any]],
+    barrier: bool,
+    environment: dict[str, str],
+) -> None:
+    os.environ.update(environment)  # the server may have been started by a test before
     _join(rank, ranks, port)
     torch.save([function() for function in functions], f"{path}/{rank}.pt")
     if barrier:
@@ -29,13 +38,39 @@ def _work(rank: int, ranks: int, port: int, path: str, functions: list[Callable[
         dist.destroy_process_group()
 
 
-def _free_port() -> int:
+def in_turn(runs: Iterable[Callable[[], Any]]) -> list[Any]:
+    """Each run by a process group of its own, on the same processes: after a failure they are out of step.
+
+    Args:
+        runs: functions that leave nothing behind that waits for another rank.
+    """
+    rank, ranks = dist.get_rank(), dist.get_world_size()
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    dist.barrier()
+    dist.destroy_process_group()  # and the store's server with it
+    store = dist.TCPStore(host, port + 1, ranks, is_master=rank == 0)
+    found = []
+    for k, run in enumerate(runs):
+        dist.init_process_group("gloo", rank=rank, world_size=ranks, store=dist.PrefixStore(str(k), store))
+        found.append(run())
+        store.add(f"done/{k}", 1)
+        while store.add(f"done/{k}", 0) < ranks:
+            time.sleep(0.01)
+        dist.destroy_process_group()
+    dist.init_process_group("gloo", rank=rank, world_size=ranks, store=dist.PrefixStore("end", store))
+    return found
+
+
+def free_port() -> int:
+    """A port of this machine that nobody listens at."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return int(free.getsockname()[1])
 
 
-def on_ranks(path: Path, *functions: Callable[[], Any], ranks: int = 2, barrier: bool = True) -> list[list[Any]]:
+def on_ranks(
+    path: Path, *functions: Callable[[], Any], ranks: int = 2, barrier: bool = True, within: float = 300.0
+) -> list[list[Any]]:
     """For each rank what each function returned there: tensors and plain values.
 
     Args:
@@ -43,13 +78,20 @@ def on_ranks(path: Path, *functions: Callable[[], Any], ranks: int = 2, barrier:
         functions: functions of a module, which the processes can import.
         ranks: processes.
         barrier: whether they end together; not where they are out of step.
+        within: seconds after which they are killed, and the test fails: ranks that wait for one another never end.
     """
-    port = _free_port()
+    port = free_port()
     # Forked from one process that has imported what takes long, whichever test module comes first. Not from this one,
     # which may have threads and a GPU.
     multiprocessing.set_forkserver_preload(["torch._dynamo", "mfoc"])
-    arguments = (ranks, port, str(path), list(functions), barrier)
-    mp.start_processes(_work, arguments, nprocs=ranks, start_method="forkserver")
+    arguments = (ranks, port, str(path), list(functions), barrier, dict(os.environ))
+    started = mp.start_processes(_work, arguments, nprocs=ranks, start_method="forkserver", join=False)
+    until = time.monotonic() + within
+    while not started.join(timeout=5.0):
+        if time.monotonic() > until:
+            for process in started.processes:
+                process.kill()
+            raise TimeoutError(f"{[function.__name__ for function in functions]} did not end within {within:.0f} s")
     return [torch.load(path / f"{rank}.pt", weights_only=True) for rank in range(ranks)]
 
 
@@ -77,12 +119,13 @@ def failing_ranks(path: Path, run: Any, fault: Any, victim: int, *, ranks: int =
     """
     multiprocessing.set_forkserver_preload(["torch._dynamo", "mfoc"])
     context = multiprocessing.get_context("forkserver")
-    arguments = (ranks, _free_port(), str(path), run, fault, victim)
+    arguments = (ranks, free_port(), str(path), run, fault, victim)
     processes = [context.Process(target=_fail, args=(rank, *arguments)) for rank in range(ranks)]
     for process in processes:
         process.start()
     for process in processes:
         process.join(120)
+        process.kill()
     began = float((path / "began").read_text(encoding="ascii"))
     found = {r: torch.load(path / f"{r}.pt", weights_only=True) for r in range(ranks) if (path / f"{r}.pt").exists()}
     return {r: each | {"after": each["ended"] - began} for r, each in found.items()}

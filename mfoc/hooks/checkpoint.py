@@ -62,6 +62,7 @@ class Checkpoint:
         self._target, self._every = Target(path), every
         self.path: Path = self._target.path
         self.saved: int | None = None
+        self._newest = -1  # the step of the last save of this solve
         self._known = False  # that what there is can be saved
         self._refused = False
         self._tidy()
@@ -69,6 +70,7 @@ class Checkpoint:
     def start(self, steps: int) -> None:
         """Removes what killed processes have left of this checkpoint: temporary files, beside it."""
         self._known = self._refused = False
+        self._newest = -1
         self._tidy()
 
     def __call__(self, iterate: Iterate) -> None:
@@ -83,8 +85,12 @@ class Checkpoint:
         self._save(solution.last)
 
     def failed(self, iterate: Iterate) -> None:
-        """Saves the last iterate of a solve that an error ended."""
-        if not self._refused:  # for a reason that has been said
+        """Saves the last iterate of a solve that an error ended, if it is no older than what is saved.
+
+        It may be: over ranks one alone cannot make steps again, and has what it held whole. That rank 0 saves here is
+        nothing the others can count on: it may be the one that is gone.
+        """
+        if is_main() and not self._refused and iterate.step >= self._newest:  # refused: for a reason that has been said
             self._save(iterate)
 
     def _tidy(self) -> None:
@@ -97,7 +103,7 @@ class Checkpoint:
         if is_main():
             self._target.write(lambda file: write_archive(record, file))
             logger.debug("saved step %d to %s", iterate.step, self.path)
-        self.saved = iterate.step
+        self.saved = self._newest = iterate.step
 
     def _record(self, iterate: Iterate) -> dict[str, Any]:
         """What is written of an iterate."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import cache
 from typing import Any, TypeVar
 
@@ -94,6 +95,9 @@ class _PopulationNorm(_BatchNorm):
         self._check_input_dim(x)  # type: ignore[no-untyped-call]
         axes = tuple(range(2, x.dim()))
         over = (-1, *(1 for _ in axes))
+        if math.prod(x.shape[2:]) == 1 and law.is_single(x):
+            # As torch says on one rank. Over ranks the mean of equal copies would be taken for that of a population.
+            raise ValueError(f"Expected more than 1 value per channel when training, got input size {x.shape}")
 
         def average(y: Tensor) -> Tensor:
             return law.mean(y.mean(axes) if axes else y).reshape(over)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from mfoc.checks import check_signature
+from mfoc.distributed import announcing
 from mfoc.errors import InvalidType
 
 logger = logging.getLogger(__name__)
@@ -60,7 +61,8 @@ def closing(closes: Sequence[Callable[[], object]]) -> Iterator[None]:
         error = raised
         raise
     finally:
-        all_called(closes, error)
+        with announcing():  # of an error that comes first here; one before is announced already
+            all_called(closes, error)
 
 
 def all_called(functions: Iterable[Callable[[], object]], error: BaseException | None = None) -> None:

@@ -127,7 +127,7 @@ def solve(
                 all_called(of("start", steps))
                 solution = run.finished(*run.to(steps, tol, hooks))
                 all_called(of("finish", solution))
-                signals.raised()
+                run.answer()
             signals.raised()
         if run.terminated:
             raise terminated(solution)

@@ -15,7 +15,7 @@ from functools import partial
 from typing import Any
 
 from mfoc import tree
-from mfoc.distributed import active, announce
+from mfoc.distributed import Ballot, active, announce, any_rank
 from mfoc.errors import NonFiniteError, RankError
 from mfoc.identity import Plain
 from mfoc.particles import Particles
@@ -27,7 +27,7 @@ from mfoc.solving.origin import Origin, mark
 from mfoc.solving.records import Hook, Iterate, Past, Solution, Solver, Status
 from mfoc.solving.signals import Signals, Terminated
 from mfoc.solving.steps import stepping
-from mfoc.solving.together import agreed
+from mfoc.solving.together import agreed, answer, riding
 from mfoc.solving.unread import Record
 from mfoc.solving.watch import Place, Watch, find_nonfinite
 
@@ -62,6 +62,8 @@ class Run:
         self.here = self.good = self.steps.place()
         self.watch = Watch(self.here)
         self.together = active()
+        self.hooked = False  # whether a rank has hooks
+        self.ballot: Ballot | None = None  # of the last step, where none has
         self.unwatched: deque[tuple[Record, Place]] = deque()
 
     def _iterate(self, place: Place) -> Iterate:
@@ -135,9 +137,17 @@ class Run:
             if self.here[0] > self.first and self.solution is None:
                 at = self._rescued()
                 all_called([partial(hook.failed, at) for hook in hooks if hasattr(hook, "failed")], error)
-            if isinstance(error, RankError) and (places := kept_at(hooks)):
-                error.args = (f"{error}; {places}",)
+            if isinstance(error, RankError):
+                self._placed(error, hooks)
             raise
+
+    def _placed(self, error: RankError, hooks: Sequence[Hook]) -> None:
+        """Says of another rank's failure at which step it was, which who was killed could not, and what is left."""
+        told = [str(error)]
+        if error.step is None:
+            error.step = self.here[0]  # ranks are never a step apart
+            told.append(f"it was in step {error.step}")
+        error.args = ("; ".join(filter(None, [*told, kept_at(hooks)])),)
 
     def to(self, steps: int, tol: float | None, hooks: Sequence[Hook]) -> tuple[Status, str]:
         """Steps until something ends the solve: why, and in words."""
@@ -146,6 +156,8 @@ class Run:
                 ended = self._until(steps, tol, hooks)
                 self.steps.settle()
             except KeyboardInterrupt as error:
+                if self._leaves_alone:
+                    raise
                 ended = self._interrupted(error)
                 self.steps.settle()
             return self._watched() or ended
@@ -155,6 +167,11 @@ class Run:
                 self._forget(error.last.step + 1 if error.step is None else error.step)
             logger.warning("solve stopped: %s", error)
             return Status.NONFINITE, str(error)
+
+    @property
+    def _leaves_alone(self) -> bool:
+        """Whether an interruption is this rank's only: it cannot evaluate anything more, and the others are told."""
+        return self.together and not self.signals.agreed
 
     def _interrupted(self, error: KeyboardInterrupt) -> tuple[Status, str]:
         """Ends at the last iterate: why, and in words."""
@@ -167,6 +184,7 @@ class Run:
         return Status.INTERRUPTED, f"{what} after step {self.here[0]}"
 
     def _until(self, steps: int, tol: float | None, hooks: Sequence[Hook]) -> tuple[Status, str]:
+        self.hooked = any_rank(hooks, self.steps.controls)
         while self.here[0] < steps:
             record = self._advance(tol)
             if ended := self._watched():
@@ -177,12 +195,16 @@ class Run:
                 if residual <= tol or self.here[0] == self.good[0]:  # no step was needed
                     self.here = self.good
                     return Status.CONVERGED, f"residual {residual:.3g} <= tol {tol:.3g} at step {self.here[0]}"
-            if hooks or self.together:
+            if self.hooked:
                 stopped = self._stopped(hooks)
                 self.steps.keep(surely=True)
                 if stopped:
                     return Status.STOPPED, f"a hook stopped the solve at step {self.here[0]}"
+            elif self.together:
+                answer(self.signals, self.steps.controls, self.ballot)
             self.signals.check()
+        if self.together and not self.hooked:
+            answer(self.signals, self.steps.controls)  # what came during the last step
         done = f"did {steps - self.first} step{'s' * (steps - self.first != 1)}"
         return Status.MAX_STEPS, f"{done}, {steps} in all" if self.first else done
 
@@ -191,7 +213,11 @@ class Run:
         beginning, seconds = self.watch.beginning, time.perf_counter() - self.began
         length = float(tree.norm(self.steps.controls)) if beginning else 0.0
         record: Record = {"step": self.here[0], "value": math.nan, "residual": math.nan, "seconds": seconds}
-        self.steps.advance(record, tol)
+        if self.together and not self.hooked:
+            with riding(self.signals) as self.ballot:
+                self.steps.advance(record, tol)
+        else:
+            self.steps.advance(record, tol)
         self.history.append(record)
         self.unwatched.append((record, self.here))
         self.good, self.here = self.here, self.steps.place()
@@ -224,11 +250,19 @@ class Run:
             return self._hooked(hooks)
         return agreed(self.here[0], lambda: bool(hooks) and self._hooked(hooks), self.signals, self.steps.controls)
 
+    def answer(self) -> None:
+        """Raises what was asked for and is not answered, on all ranks alike."""
+        if self.together:
+            answer(self.signals, self.steps.controls)
+        self.signals.raised()
+
     def finished(self, status: Status, message: str) -> Solution:
         """The solution at the last iterate, or at the one before where J or its gradient is not finite there."""
         try:
             solution = self._finished(status, message)
         except KeyboardInterrupt as error:
+            if self._leaves_alone:
+                raise
             message = f"{self._interrupted(error)[1]}, before J was known there ({message})"
             solution = self._solution(self._iterate(self.here), (math.nan, math.nan), Status.INTERRUPTED, message)
         self.solution = solution

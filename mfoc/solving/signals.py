@@ -21,15 +21,17 @@ class Signals:
 
     Attributes:
         asked: the signal that nobody has answered yet.
+        agreed: whether all ranks end for what one of them was asked for.
     """
 
     def __init__(self, *, together: bool) -> None:
         self._together = together
         self.asked: int | None = None
+        self.agreed = False
 
     def heard(self) -> None:
         """The solve ends for it."""
-        self.asked = None
+        self.asked, self.agreed = None, False
 
     def check(self) -> None:
         """Raises what was asked for and did not come through, as exceptions in destructors and callbacks do not."""

@@ -1,12 +1,13 @@
-"""Ranks end together: after a step each says what it wants, and all do the same."""
+"""Ranks end together: with a step, or after it, each says what it wants, and all do the same."""
 
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
-from mfoc.distributed import vote
+from mfoc.distributed import Ballot, vote, voting
 from mfoc.errors import NonFiniteError
 from mfoc.solving.signals import Signals, Terminated, error_of
 
@@ -40,15 +41,44 @@ def agreed(step: int, stops: Callable[[], bool], signals: Signals, like: Any) ->
         wish = _Wish.STOP if stops() else _Wish.GO_ON
     except (KeyboardInterrupt, NonFiniteError) as error:  # anything else ends this rank, which tells the others
         failure, wish = error, _wish_of(error)
-    if signals.asked is not None:
-        wish = max(wish, _wish_of(error_of(signals.asked)))
-    wish = _Wish(vote(wish, like))
+    wish = _Wish(vote(max(wish, _asked(signals)), like))
     if wish is _Wish.NONFINITE:
         words = "a hook of another rank found what is not finite"
         raise failure or NonFiniteError(words, stage=None, step=step, last=None)
-    if wish >= _Wish.INTERRUPT:
-        raise Terminated() if wish is _Wish.TERMINATE else KeyboardInterrupt()
+    _answered(wish, signals)
     return wish is _Wish.STOP
+
+
+@contextmanager
+def riding(signals: Signals) -> Iterator[Ballot]:
+    """A step whose expectation carries what this rank is asked for: where no rank has hooks, it costs no reduction."""
+    with voting(_asked(signals)) as ballot:
+        yield ballot
+
+
+def answer(signals: Signals, like: Any, ballot: Ballot | None = None) -> None:
+    """Ends all ranks where one was asked to end.
+
+    Args:
+        signals: what this rank was asked for.
+        like: a tree with a tensor on this rank's device.
+        ballot: of the step that carried the votes; when None they are given now.
+
+    Raises:
+        KeyboardInterrupt: a rank was asked to end, ``Terminated`` where by SIGTERM.
+        RankError: another rank failed.
+    """
+    _answered(_Wish(vote(_asked(signals), like) if ballot is None else ballot.result(like)), signals)
+
+
+def _answered(wish: _Wish, signals: Signals) -> None:
+    if wish in (_Wish.INTERRUPT, _Wish.TERMINATE):
+        signals.agreed = True
+        raise Terminated() if wish is _Wish.TERMINATE else KeyboardInterrupt()
+
+
+def _asked(signals: Signals) -> _Wish:
+    return _Wish.GO_ON if signals.asked is None else _wish_of(error_of(signals.asked))
 
 
 def _wish_of(error: BaseException) -> _Wish:

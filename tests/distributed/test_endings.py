@@ -151,7 +151,7 @@ def failing_on_one_rank() -> str:
 def test_an_error_on_one_rank_ends_all_with_what_it_was_and_where_the_checkpoint_is(tmp_path, monkeypatch):
     monkeypatch.setenv("CHECKPOINT", str(tmp_path / "run"))
     (tmp_path / "out").mkdir()
-    (first,), (second,) = on_ranks(tmp_path / "out", failing_on_one_rank)
+    (first,), (second,) = on_ranks(tmp_path / "out", failing_on_one_rank, barrier=False)
     assert second == "ValueError: mine"
     assert first.startswith("RankError: rank 1 failed at step 4: ValueError: mine")
     assert f"the last checkpoint is {tmp_path / 'run'}, of step 4" in first
