@@ -144,7 +144,7 @@ def test_what_decides_the_batches_is_described():
     x = torch.arange(8.0)
     plain = mfoc.population(x, batch_size=4, seed=3).described()
     assert plain == {
-        "kind": "data", "size": 8, "batch_size": 4, "shuffle": True, "seed": 3, "drop_last": False
+        "type": "data", "size": 8, "batch_size": 4, "shuffle": True, "seed": 3, "drop_last": False
     }  # fmt: skip
     assert mfoc.population(x, batch_size=4, seed=4).described() != plain
     assert mfoc.population(x, batch_size=2, seed=3).described() != plain

@@ -27,7 +27,7 @@ class Unread:
     def __init__(self) -> None:
         self._steps: list[tuple[Record, Tensor, Sequence[Any], bool]] = []  # J, slopes, and whether these are norms
         self._few: bool | None = None
-        self._least: float | None = None  # from which on norms are right as they are; None where it takes a look at each
+        self._least: float | None = None  # from which on norms are right; None: look at each
         self._bad: Record | None = None  # for good: whoever reads it first may not pass it on
 
     def add(self, record: Record, value: Tensor, slopes: Sequence[Any], *, norms: bool = False) -> None:
