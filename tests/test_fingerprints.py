@@ -150,5 +150,5 @@ def test_what_decides_the_batches_is_described():
     assert mfoc.population(x, batch_size=2, seed=3).described() != plain
     assert mfoc.population(x, seed=3).described() == mfoc.population(x, seed=4).described()  # all of them, in order
     assert mfoc.population(Crops(), seed=3).described() != mfoc.population(Crops(), seed=4).described()  # it may draw
-    assert mfoc.population(seeded).described()["kind"] == "function"
-    assert mfoc.population(Passes(), batch_size=4).described()["kind"] == "iterable"
+    assert mfoc.population(seeded).described()["type"] == "function"
+    assert mfoc.population(Passes(), batch_size=4).described()["type"] == "iterable"
