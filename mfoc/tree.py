@@ -244,6 +244,16 @@ def holds(size: float, leaf: Tensor) -> bool:
     return leaf.numel() * least <= size * size < math.inf or size != size
 
 
+def least(leaves: Sequence[Tensor]) -> float | None:
+    """The number from which on ``holds`` holds of a finite norm of each of these leaves.
+
+    None where such norms have to be looked at one by one, or it would take a wait for the device.
+    """
+    if not all(leaf.is_cpu and leaf.dtype in _LEAST for leaf in leaves):
+        return None
+    return math.sqrt(max((leaf.numel() * _LEAST[leaf.dtype] for leaf in leaves), default=0.0))
+
+
 # The square of a norm, over the number of entries, from which on what underflow takes away is less than rounding.
 _LEAST = {dtype: torch.finfo(dtype).tiny / torch.finfo(dtype).eps for dtype in (torch.float32, torch.float64)}
 _LEAST |= {torch.complex64: _LEAST[torch.float32], torch.complex128: _LEAST[torch.float64]}

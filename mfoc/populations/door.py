@@ -45,7 +45,8 @@ def population(source: Any, *, batch_size: int | None = None, shuffle: bool = Tr
               larger than memory (``np.memmap``, ``np.load(..., mmap_mode="r")``) are read a batch at a time, and
               converted and checked then; all at once where ``batch_size`` does not divide them into batches;
             * ``Particles``, for states that are pytrees;
-            * a map-style ``Dataset`` of tensors, or of pairs (x, z), collated as a DataLoader would;
+            * a map-style ``Dataset`` of tensors, or of pairs (x, z), collated as by a DataLoader. What its items draw
+              from the global generators is seeded; these belong to all threads: no other may draw meanwhile;
             * an ``IterableDataset``, or anything else with ``__iter__`` and a length, the number of its items: read in
               its own order, whatever ``shuffle`` says, and begun again at its end. It must give the same items each
               time: what it draws from the global generators of torch, NumPy and Python is seeded so that it does. Steps

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 _CURE = (
     "a batch must be a function of n alone: draw from torch.Generator().manual_seed(n), not from a generator that "
-    "moves on, the clock or a count of calls"
+    "moves on, the clock or a count of calls. If items draw from the global generators, which are seeded for them, no "
+    "other thread may draw from these meanwhile"
 )
 
 

@@ -7,8 +7,11 @@ found is therefore kept where it is, and read for many steps at once.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from itertools import islice
+from typing import Any
 
+import torch
 from torch import Tensor
 
 from mfoc import tree
@@ -22,37 +25,39 @@ class Unread:
     """The steps whose numbers are still to be read, in order."""
 
     def __init__(self) -> None:
-        self._steps: list[tuple[Record, Tensor, list[Tensor], bool]] = []  # with J, slopes, and whether these are norms
+        self._steps: list[tuple[Record, Tensor, Sequence[Any], bool]] = []  # J, slopes, and whether these are norms
         self._few: bool | None = None
+        self._least: float | None = None  # from which on norms are right; None: look at each
         self._bad: Record | None = None  # for good: whoever reads it first may not pass it on
 
-    def add(self, record: Record, value: Tensor, slopes: list[Tensor], *, norms: bool = False) -> None:
+    def add(self, record: Record, value: Tensor, slopes: Sequence[Any], *, norms: bool = False) -> None:
         """Takes in what a step has found; the record's two numbers are filled in by ``read``.
 
         Args:
             record: of the step.
             value: J.
-            slopes: the leaves of its gradient, or their norms.
+            slopes: the leaves of its gradient, or their norms: numbers, or scalars.
             norms: whether they are norms.
         """
         if self._few is None and not norms:
             self._few = sum(slope.numel() for slope in slopes) <= _FEW
+            self._least = tree.least(slopes)
         known = norms or not self._few
-        self._steps.append((record, value, slopes if norms or self._few else tree.norms(slopes), known))
+        self._steps.append((record, value, slopes if norms or self._few else self._norms(slopes), known))
 
     def own(self) -> None:
         """Holds nothing of the last gradient but its norms: whoever is handed it may write into it."""
         if self._steps and not self._steps[-1][3]:
             record, value, slopes, _ = self._steps[-1]
-            self._steps[-1] = record, value, tree.norms(slopes), True
+            self._steps[-1] = record, value, self._norms(slopes), True
 
     def read(self) -> Record | None:
         """Fills in the records of all steps; the first in which a number is not finite, if there is one."""
         steps = self._steps
         # One call for all: in it the norms of small gradients take a third of the time.
-        fresh = iter(tree.norms([slopes for _, _, slopes, known in steps if not known]))
+        fresh = iter(self._norms([slope for _, _, slopes, known in steps if not known for slope in slopes]))
         norms = [size for _, _, slopes, known in steps for size in (slopes if known else islice(fresh, len(slopes)))]
-        numbers = tree.floats([*norms, *(value for _, value, _, _ in steps)])
+        numbers = _numbers(norms, [value for _, value, _, _ in steps])
         first = 0
         for (record, _, slopes, _), value in zip(steps, numbers[len(norms) :], strict=True):
             record["value"], record["residual"] = value, math.hypot(*numbers[first : first + len(slopes)])
@@ -61,6 +66,24 @@ class Unread:
         if self._bad is None:
             self._bad = next((record for record, *_ in read if not finite(record)), None)
         return self._bad
+
+    def _norms(self, slopes: Sequence[Tensor]) -> Sequence[Any]:
+        """The norms of leaves: numbers where it takes no time to look at them, else scalars."""
+        if self._least is None or not slopes:
+            return tree.norms(slopes)
+        sizes = [size.item() for size in torch._foreach_norm(slopes)]
+        if self._least <= min(sizes) and max(sizes) < math.inf:
+            return sizes
+        return tree.floats(tree.norms(slopes))
+
+
+def _numbers(norms: list[Any], values: list[Tensor]) -> list[float]:
+    """What was found, in numbers; on a GPU it is waited for once."""
+    unread = tree.floats([*(size for size in norms if isinstance(size, Tensor)), *values])
+    if len(unread) == len(norms) + len(values):
+        return unread
+    scalars = iter(unread)
+    return [*(next(scalars) if isinstance(size, Tensor) else size for size in norms), *scalars]
 
 
 def finite(record: Record) -> bool:

@@ -60,6 +60,9 @@ class Witness:
     def finish(self, solution: mfoc.Solution) -> None:
         self.called.append("finish")
 
+    def failed(self, iterate: mfoc.Iterate) -> None:
+        self.called.append(f"failed at {iterate.step}")
+
     def close(self) -> None:
         self.called.append("close")
 
