@@ -72,7 +72,7 @@ class Robustness:
 
     def __getitem__(self, attack: str) -> Accuracy:
         for row in self.rows:
-            if row.attack == attack:
+            if isinstance(attack, str) and row.attack == attack:
                 return row
         raise KeyError(f"{attack!r}; the table has {[row.attack for row in self.rows]}")
 

@@ -150,16 +150,4 @@ MUTABLE = ("_", "CSGD", "CMSGD", "OptimalAnnealing", "LearningRateControl", "ref
 SLOW = ("certify", "certify_module", "hjb.solve_bvp", "FittedValue.__call__")
 
 # Faults that are known and not mended yet, by what the fuzzer prints of them: such a trial is expected to fail.
-OPEN = {
-    "mfoc/particles.py": "nested tensors, odd indices",
-    "mfoc/populations/protocol.py": "a module is taken for a function of the step",
-    "mfoc/analysis/kernel/doors.py": "sparse samples, which populations let in",
-    "mfoc/networks/stages.py": "tensors without data, and quantised ones, which populations let in",
-    "mfoc/interacting.py": "clouds of other shapes than the problem's",
-    "mfoc/tree.py": "tensors without data, which populations let in",
-    "mfoc/pontryagin.py": "tensors without data, which populations let in",
-    "LinearQuadratic.path(m0=": "a mean that is not finite",
-    "mfoc/lq/game.py": "means that are no tensors",
-    "mfoc/lq/linear_quadratic.py": "flags that are no flags",
-    "mfoc/certificate/surroundings.py": "controls of other shapes",
-}
+OPEN: dict[str, str] = {}

@@ -12,7 +12,7 @@ from torch import Tensor
 from mfoc.analysis.noise.theory.first_passage import Potential, check_points, evaluate, mean_first_passage_time
 from mfoc.checks import check_callable, check_plain, check_positive
 from mfoc.derivatives import gradients
-from mfoc.errors import InvalidValue
+from mfoc.errors import InvalidType, InvalidValue
 from mfoc.figures import COLORS, new_axes
 
 _LEVEL = 1e-4  # a slope that counts as none, as a share of curvature times distance
@@ -159,6 +159,8 @@ class DoubleWell:
             InvalidType: no plain tensor.
         """
         check_plain("points [...], a tensor", x=x)
+        if x.is_complex():
+            raise InvalidType(f"x has dtype {x.dtype}; expected real numbers")
         return torch.where(x < 0, self._side(-x, self.flat), self._side(x, self.sharp))
 
     def _distance(self, curvature: float) -> float:

@@ -88,7 +88,7 @@ class ResidualPropagation:
         Raises:
             InvalidType, InvalidValue: no such depth, length or correlation; lengths that overflow.
         """
-        check_integer(0, depth=depth)
+        check_integer(0, 2**31 - 1, depth=depth)
         check_positive(p0=p0)
         _check_correlation(c0)
         p, q, gains = [float(p0)], [], []
