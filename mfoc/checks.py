@@ -160,7 +160,8 @@ def _unusual(x: Tensor) -> tuple[str, str]:
     if x.is_quantized:
         return "quantised", "x.dequantize()"
     if x.layout is not torch.strided:
-        return str(x.layout).removeprefix("torch.").strip("_").replace("_", " "), "x.to_dense()"
+        kind = str(x.layout).removeprefix("torch.").strip("_")
+        return "sparse" if kind.startswith("sparse") else kind, "x.to_dense()"
     return "meta", "one with data"
 
 

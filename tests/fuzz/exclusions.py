@@ -128,6 +128,8 @@ DOCUMENTED = {
     "mean_first_passage_time": "the same",
     "SignalPropagation.iterate": "a length that diverges is infinite, and what follows NaN",
     "kramers_time": "a time too large for a float is infinite",
+    "Escape": "the same",
+    "NTKConvergence": "above the largest stable step the losses diverge, as the result says",
     "gradient_depth": "a depth that is not reached is infinite",
     "DoubleWell.__call__": "a potential is infinite at infinity",
     "LogDensity.__call__": "where the density is zero its logarithm is infinite; samplers check where they start",
