@@ -6,12 +6,13 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from mfoc import printing, tree
 from mfoc.checks import check_instance, check_plain, is_plain, kind_of
-from mfoc.errors import InvalidType, InvalidValue
+from mfoc.errors import InvalidType, InvalidValue, MfocError
 from mfoc.tree import Tree
 
 
@@ -119,9 +120,14 @@ def _chosen(numbers: Tensor, index: Any) -> Tensor:
     """The numbers ``[M]`` of the particles that an index chooses."""
     expected = "expected a slice, a mask [N] or a tensor of places [M]"
     try:
+        # Of a list of floats torch would take the integer parts.
+        if not isinstance(index, slice | Tensor) and np.asarray(index).dtype.kind not in "biu":
+            raise InvalidType(f"index is {kind_of(index)}; {expected}")
         chosen: Tensor = numbers[index]
     except (IndexError, OverflowError) as error:
         raise InvalidValue(f"index does not fit {len(numbers)} particles: {error}; {expected}") from error
+    except MfocError:
+        raise
     except (TypeError, ValueError, RuntimeError) as error:  # NotImplementedError is one of the last
         raise InvalidType(f"index is {kind_of(index)} that torch cannot index by: {error}; {expected}") from error
     if chosen.dim() != 1:

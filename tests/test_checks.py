@@ -145,7 +145,7 @@ def test_signatures_that_cannot_be_right(own):
 @pytest.mark.parametrize("check", [check_positive, check_non_negative, check_number, partial(check_between, 0, 1)])
 def test_an_integer_that_a_float_does_not_hold_is_no_number(check):
     for value in (10**400, -(10**400)):
-        with pytest.raises(mfoc.InvalidValue, match="lr is .*; expected"):
+        with pytest.raises(mfoc.InvalidValue, match=r"lr is .*; expected"):
             check(lr=value)
 
 

@@ -64,7 +64,6 @@ NAMES = {
     "mfoc.games.undisturbed": "the same",
     "mfoc.games.with_target": "the same",
     "mfoc.compilation.validation_kept": "a context of compiled",
-    "mfoc.seeding.watched": "a context of solve",
     "mfoc.plot.new_figure": "below the plots",
     "mfoc.plot.tidy": "below the plots",
 }
