@@ -149,6 +149,3 @@ MUTABLE = ("_", "CSGD", "CMSGD", "OptimalAnnealing", "LearningRateControl", "ref
 
 # What takes seconds at its best: these have fewer trials.
 SLOW = ("certify", "certify_module", "hjb.solve_bvp", "FittedValue.__call__")
-
-# Faults that are known and not mended yet, by what the fuzzer prints of them: such a trial is expected to fail.
-OPEN: dict[str, str] = {}
