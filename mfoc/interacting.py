@@ -23,7 +23,7 @@ from mfoc.errors import InvalidValue
 from mfoc.law import Tape, taped
 from mfoc.particles import Particles
 from mfoc.populations import Population, as_particles
-from mfoc.problem import Problem, controls_of
+from mfoc.problem import Problem, controls_for
 from mfoc.tree import Tree
 
 logger = logging.getLogger(__name__)
@@ -66,7 +66,7 @@ def coupling(problem: Problem, particles: Any, *, controls: Any = None) -> Coupl
     """
     check_instance(Problem, "mfoc.Problem", problem=problem)
     particles = as_particles(particles)
-    controls = tree.detached(problem.controls if controls is None else controls_of(controls))
+    controls = tree.detached(problem.controls if controls is None else controls_for(problem, controls))
     few = _few(particles)
     # Shaken controls may be inadmissible, and a function may be written for one number of particles.
     shaken = _shaken(controls)

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mfoc.checks import check_callable, check_dense
+from mfoc.checks import check_callable, check_plain, kind_of
 from mfoc.distributed import active, all_reduce, rank, world_size
 from mfoc.errors import InvalidType, InvalidValue
 
@@ -118,11 +118,20 @@ def jointly(function: Callable[..., Tensor], *clouds: Tensor) -> Tensor:
     Raises:
         InvalidType, InvalidValue: as ``mean``.
     """
+    check_callable("a function of clouds [M, ...]", function=function)
+    if not clouds:
+        raise InvalidValue("clouds is empty; expected at least one tensor [N, ...] after the function")
     for x in clouds:
         _check(x)
+        if len(x) != len(clouds[0]):
+            raise InvalidValue(f"clouds hold {len(clouds[0])} and {len(x)} particles; expected as many in each")
     everyone = [_gathered(x) for x in clouds]
     before = int(_asked(torch.tensor(0, device="cpu"), lambda: _before(clouds[0], everyone[0])))
-    return function(*everyone)[before : before + len(clouds[0])]
+    answer = function(*everyone)
+    if not isinstance(answer, Tensor) or answer.shape[:1] != everyone[0].shape[:1]:
+        what = f"shape {tuple(answer.shape)}" if isinstance(answer, Tensor) else kind_of(answer)
+        raise InvalidValue(f"function returned {what}; expected a row for each of {len(everyone[0])} particles")
+    return answer[before : before + len(clouds[0])]
 
 
 def count(x: Tensor) -> int:
@@ -166,7 +175,7 @@ def is_frozen() -> bool:
 def _check(x: Any) -> None:
     if not isinstance(x, Tensor):
         raise InvalidType(f"x is a {type(x).__name__}; expected a tensor, the particles on its leading axis [N, ...]")
-    check_dense(x=x)
+    check_plain("a tensor, the particles on its leading axis [N, ...]", on_meta=True, x=x)
     if not (x.is_floating_point() or x.is_complex()):
         raise InvalidType(f"x is a {x.dtype} tensor, which has no mean; make it floating point, as in x.to(u.dtype)")
     if x.dim() == 0 or len(x) == 0:

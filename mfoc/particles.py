@@ -6,12 +6,13 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from mfoc import printing, tree
-from mfoc.checks import check_dense, check_instance
-from mfoc.errors import InvalidValue
+from mfoc.checks import check_instance, check_plain, is_plain, kind_of
+from mfoc.errors import InvalidType, InvalidValue, MfocError
 from mfoc.tree import Tree
 
 
@@ -56,7 +57,7 @@ class Particles:
             named += tree.named_leaves(self.data, "data")
         name, first = named[0]
         for label, leaf in named:
-            check_dense(**{label: leaf})
+            check_plain("a tensor with leading axis N", on_meta=True, **{label: leaf})
             if leaf.dim() == 0:
                 raise InvalidValue(f"{label} is a scalar; expected a leading particle axis, [N, ...]")
             if len(leaf) != len(first):
@@ -83,8 +84,15 @@ class Particles:
         return leaf.shape[0]
 
     def __getitem__(self, index: Any) -> Particles:
-        """The particles chosen by a slice, a mask or an index tensor."""
-        return self._map(lambda leaf: leaf[index], self.indices())
+        """The particles chosen by a slice, a mask or an index tensor.
+
+        Raises:
+            InvalidType: ``index`` is none of these.
+            InvalidValue: it is a single place, which would leave no cloud, or chooses particles that there are not.
+        """
+        chosen = _chosen(self.indices(), index)
+        data = None if self.data is None else tree.map(lambda leaf: leaf[index], self.data)
+        return Particles(tree.map(lambda leaf: leaf[index], self.state), data, chosen)
 
     def indices(self) -> Tensor:
         """The particles' global indices ``[N]``, on the device of the state."""
@@ -108,17 +116,33 @@ class Particles:
         return Particles(tree.map(function, self.state), data, None if index is None else function(index))
 
 
+def _chosen(numbers: Tensor, index: Any) -> Tensor:
+    """The numbers ``[M]`` of the particles that an index chooses."""
+    expected = "expected a slice, a mask [N] or a tensor of places [M]"
+    try:
+        # Of a list of floats torch would take the integer parts.
+        if not isinstance(index, slice | Tensor) and np.asarray(index).dtype.kind not in "biu":
+            raise InvalidType(f"index is {kind_of(index)}; {expected}")
+        chosen: Tensor = numbers[index]
+    except (IndexError, OverflowError) as error:
+        raise InvalidValue(f"index does not fit {len(numbers)} particles: {error}; {expected}") from error
+    except MfocError:
+        raise
+    except (TypeError, ValueError, RuntimeError) as error:  # NotImplementedError is one of the last
+        raise InvalidType(f"index is {kind_of(index)} that torch cannot index by: {error}; {expected}") from error
+    if chosen.dim() != 1:
+        kind = f"a tensor {list(index.shape)}" if isinstance(index, Tensor) else kind_of(index)
+        cure = "; cloud[k : k + 1] holds particle k alone" if not chosen.dim() else ""
+        raise InvalidValue(f"index is {kind}; {expected}{cure}")
+    return chosen
+
+
 def _share_an_axis(leaves: list[Any]) -> bool:
     """Whether these are tensors, at least one, of one leading axis that is not empty."""
-    if not leaves or not all(map(_dense, leaves)) or leaves[0].dim() == 0:
+    if not leaves or not all(is_plain(leaf, on_meta=True) for leaf in leaves) or leaves[0].dim() == 0:
         return False
     count = leaves[0].shape[0]
     return count > 0 and all(leaf.dim() and leaf.shape[0] == count for leaf in leaves)
-
-
-def _dense(leaf: Any) -> bool:
-    """Whether it is a tensor with rows."""
-    return isinstance(leaf, Tensor) and leaf.layout is torch.strided and not leaf.is_nested
 
 
 def _plain(part: Tree) -> Tree:

@@ -16,13 +16,14 @@ import torch
 from torch import Tensor
 
 from mfoc import tree
-from mfoc.checks import check_instance
+from mfoc.checks import check_instance, check_plain
 from mfoc.derivatives import gradients, tree_gradients
 from mfoc.distributed import active, average, expectation
+from mfoc.errors import InvalidValue
 from mfoc.particles import Particles
 from mfoc.populations import as_particles
 from mfoc.printing import by_identity, short
-from mfoc.problem import Averaged, HasControls, Problem, controls_of
+from mfoc.problem import Averaged, HasControls, Problem, controls_for
 from mfoc.segments import check_recompute, recomputed, swept
 from mfoc.tree import Tree
 from mfoc.validation import check_cost
@@ -79,7 +80,7 @@ def rollout(problem: Problem, controls: HasControls | Tree, particles: Any) -> T
         InvalidValue: a cost is not ``[N]``, or the controls are not T.
     """
     check_instance(Problem, "mfoc.Problem", problem=problem)
-    particles, controls = as_particles(particles), controls_of(controls)
+    particles, controls = as_particles(particles), controls_for(problem, controls)
     problem.check_stages(controls)
     return rollout_from(problem, controls, 0, particles.state, particles.data)
 
@@ -139,20 +140,28 @@ def hamiltonian(problem: Problem, t: int, x: Tree, p: Tree, u: Tree, z: Tree = N
 
     Raises:
         InvalidType: no problem, or x, p or u hold something else than tensors.
+        InvalidValue: p is shaped otherwise than the state at stage t+1.
     """
     check_instance(Problem, "mfoc.Problem", problem=problem)
     for name, part in {"x": x, "p": p, "u": u}.items():
-        tree.named_leaves(part, name)
-    return hamiltonian_and_next(problem, t, x, p, u, z)[0]
+        for label, leaf in tree.named_leaves(part, name):
+            check_plain("a tensor with data", **{label: leaf})
+    moved = problem.dynamics(t, x, u, z)
+    given, own = tree.leaves(p), tree.leaves(moved)
+    if [leaf.shape for leaf in given] != [leaf.shape for leaf in own]:
+        raise InvalidValue(f"p is {tree.describe(p)}; expected the shape of the next state, {tree.describe(moved)}")
+    return _hamiltonian(problem, t, x, p, u, z, moved)
 
 
 def hamiltonian_and_next(problem: Problem, t: int, x: Tree, p: Tree, u: Tree, z: Tree) -> tuple[Tensor, Tree]:
     """H_t ``[N]`` and f_t, from one evaluation of the dynamics; see ``hamiltonian``."""
     moved = problem.dynamics(t, x, u, z)
+    return _hamiltonian(problem, t, x, p, u, z, moved), moved
+
+
+def _hamiltonian(problem: Problem, t: int, x: Tree, p: Tree, u: Tree, z: Tree, moved: Tree) -> Tensor:
     value = tree.dot(moved, p)
-    if problem.running_cost is not None:
-        value = value + problem.running_cost(t, x, u, z)
-    return value, moved
+    return value if problem.running_cost is None else value + problem.running_cost(t, x, u, z)
 
 
 def adjoint(problem: Problem, controls: Tree, trajectory: Trajectory, particles: Particles) -> tuple[list[Tree], Tree]:
@@ -190,10 +199,27 @@ def costates(problem: Problem, controls: HasControls | Tree, trajectory: Traject
 
     Raises:
         InvalidType: no problem, no controls, no trajectory.
+        InvalidValue: controls of another problem, or a trajectory of other particles or of another horizon.
     """
     check_instance(Problem, "mfoc.Problem", problem=problem)
     check_instance(Trajectory, "what mfoc.rollout returns", trajectory=trajectory)
-    return adjoint(problem, controls_of(controls), trajectory, as_particles(particles))[0]
+    particles, controls = as_particles(particles), controls_for(problem, controls)
+    _check_trajectory(problem, trajectory, particles)
+    return adjoint(problem, controls, trajectory, particles)[0]
+
+
+def _check_trajectory(problem: Problem, trajectory: Trajectory, particles: Particles) -> None:
+    """Refuses a trajectory that is not of these particles in this problem."""
+    states = trajectory.states
+    if not isinstance(states, list | tuple) or len(states) != problem.stages + 1:
+        raise InvalidValue(f"trajectory holds no {problem.stages + 1} states; expected what rollout returned")
+    for t, x in enumerate(states):
+        for label, leaf in tree.named_leaves(x, f"trajectory.states[{t}]"):
+            if leaf.dim() == 0 or len(leaf) != len(particles):
+                raise InvalidValue(
+                    f"{label} has shape {tuple(leaf.shape)} and there are {len(particles)} particles; expected the "
+                    "particles that the trajectory is of"
+                )
 
 
 def evaluate(
@@ -218,7 +244,7 @@ def evaluate(
     """
     check_instance(Problem, "mfoc.Problem", problem=problem)
     check_recompute(recompute)
-    particles, controls = as_particles(particles), controls_of(controls)
+    particles, controls = as_particles(particles), controls_for(problem, controls)
     free = [tree.free(leaf) for leaf in tree.leaves(controls)]
     value, slopes = value_and_slopes(problem, tree.rebuild(controls, free), free, particles, recompute=recompute)
     return Evaluation(value, tree.rebuild(controls, slopes))

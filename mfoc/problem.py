@@ -25,7 +25,9 @@ from mfoc.checks import (
     check_flag,
     check_instance,
     check_integer,
+    check_plain,
     check_signature,
+    is_plain,
     kind_of,
 )
 from mfoc.constraints import Constraint, Terms, listed
@@ -91,6 +93,32 @@ def controls_of(source: HasControls[Controls] | Controls) -> Controls:
     if isinstance(source, list | tuple | dict | Tensor) or not tree.is_leaf(source):
         return source  # a bare TypeVar is not narrowed
     raise InvalidType(f"solution is {kind_of(source)}; expected what solve() returned, an iterate or controls")
+
+
+def controls_for(problem: Problem[Any], source: HasControls[Tree] | Tree) -> Tree:
+    """The controls of a solution, an iterate or a problem, or the controls themselves, which fit a problem.
+
+    Raises:
+        InvalidType: it is none of these, or a leaf is no plain tensor.
+        InvalidValue: they are shaped otherwise than the problem's own.
+    """
+    controls = controls_of(source)
+    problem.check_stages(controls)
+    first = int(problem.per_particle)  # the axis from which on shapes are the same, whatever the number of particles
+    given, own = tree.leaves(controls), tree.leaves(problem.controls)
+    if len(given) == len(own) and all(
+        is_plain(leaf) and leaf.shape[first:] == mine.shape[first:] for leaf, mine in zip(given, own, strict=True)
+    ):
+        return controls
+    named = tree.named_leaves(controls, "controls")
+    for name, leaf in named:
+        check_plain("a control, a floating-point tensor", **{name: leaf})
+    if len(named) != len(own):
+        raise InvalidValue(f"controls holds {len(named)} tensors; those of the problem are {len(own)}")
+    for (name, leaf), mine in zip(named, own, strict=True):
+        if leaf.shape[first:] != mine.shape[first:]:
+            raise InvalidValue(f"{name} has shape {tuple(leaf.shape)}; the problem's own has {tuple(mine.shape)}")
+    return controls
 
 
 @dataclass(frozen=True, eq=False)

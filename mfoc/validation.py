@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mfoc import tree
-from mfoc.checks import kind_of
+from mfoc.checks import check_plain, kind_of
 from mfoc.distributed import active, any_rank
 from mfoc.draws import draws, watched
 from mfoc.errors import InvalidType, InvalidValue, MfocError
@@ -37,6 +37,7 @@ def check_leaves(named: Sequence[tuple[str, Tensor]], *, per_particle: bool) -> 
                 f"{name} is {kind_of(leaf)}, of which each rank holds a part (fully_shard, FSDP2, tensor parallelism); "
                 "controls are held whole by every rank, and the population is split: give leaf.full_tensor()"
             )
+        check_plain("a control, a floating-point tensor", **{name: leaf})
         if not leaf.is_floating_point():
             raise InvalidType(f"{name} has dtype {leaf.dtype}; controls must be floating point")
         if per_particle and (not leaf.dim() or len(leaf) != len(first)):

@@ -142,17 +142,17 @@ def test_signatures_that_cannot_be_right(own):
         check_signature(("t", "x", "u", "z"), f=eval(f"lambda {own}: 0"))
 
 
-# The last is printed by nothing: Python refuses to.
-@pytest.mark.parametrize("value", [2**63, -(2**63), 10**400, 10**5000], ids=["2**63", "-2**63", "10**400", "10**5000"])
-def test_an_integer_that_a_machine_does_not_hold_is_refused_by_its_size(value):
-    with pytest.raises(mfoc.InvalidValue, match=r"steps has \d+ bits; expected a number below 9\.22e\+18"):
-        check_integer(-(2**70), steps=value)
-
-
 @pytest.mark.parametrize("check", [check_positive, check_non_negative, check_number, partial(check_between, 0, 1)])
 def test_an_integer_that_a_float_does_not_hold_is_no_number(check):
-    with pytest.raises(mfoc.InvalidValue, match="lr has 1329 bits"):
-        check(lr=10**400)
+    for value in (10**400, -(10**400)):
+        with pytest.raises(mfoc.InvalidValue, match=r"lr is .*; expected"):
+            check(lr=value)
+
+
+@pytest.mark.parametrize("check", [check_positive, check_number, partial(check_integer, 1)])
+def test_what_python_refuses_to_print_is_refused_all_the_same(check):
+    with pytest.raises(mfoc.InvalidValue, match="lr is an integer of thousands of digits"):
+        check(lr=10**5000)
 
 
 X = torch.ones(2, 3)

@@ -273,3 +273,18 @@ def test_derivatives_of_the_law_are_those_of_all_ranks(alone, ranks):
         assert found["count"] == 7
         for dtype, tolerance in ((torch.float16, 2e-3), (torch.bfloat16, 2e-2), (torch.complex128, 1e-14)):
             assert distance(found[str(dtype)], expected[str(dtype)]) < tolerance
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: mfoc.law.jointly(lambda: None), "clouds is empty"),
+        (lambda: mfoc.law.jointly(3, torch.ones(2, 1)), "function is an int"),
+        (lambda: mfoc.law.jointly(lambda x, y: x, torch.ones(2, 1), torch.ones(3, 1)), "clouds hold 2 and 3"),
+        (lambda: mfoc.law.jointly(lambda x: x.mean(), torch.ones(2, 1)), "function returned"),
+        (lambda: mfoc.law.jointly(lambda x: "abc", torch.ones(2, 1)), "function returned a str"),
+    ],
+)
+def test_jointly_refuses_what_has_no_rows(call, message):
+    with pytest.raises((mfoc.InvalidType, mfoc.InvalidValue), match=message):
+        call()

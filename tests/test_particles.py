@@ -3,6 +3,7 @@
 import dataclasses
 from dataclasses import FrozenInstanceError
 
+import numpy as np
 import pytest
 import torch
 
@@ -80,3 +81,33 @@ def test_particles_keep_their_numbers():
 def test_numbers_that_are_none_are_refused(index, error, words):
     with pytest.raises(error, match=words):
         mfoc.Particles(normal(5, 2), index=index)
+
+
+INDICES = {
+    "one place": 0,
+    "one place of NumPy": np.int64(1),
+    "one place, a tensor": torch.tensor(1),
+    "two axes": (slice(0, 2), 0),
+    "pairs": torch.zeros(2, 2, dtype=torch.int64),
+    "a word": "abc",
+    "halves": [0.5],
+    "beyond the end": torch.tensor([7]),
+    "a short mask": torch.tensor([True, False]),
+    "a new axis": None,
+}
+
+
+@pytest.mark.parametrize("name", INDICES)
+def test_an_index_that_chooses_no_cloud_is_refused_by_name(name):
+    cloud = mfoc.Particles(torch.arange(12.0).reshape(4, 3))
+    with pytest.raises((mfoc.InvalidType, mfoc.InvalidValue), match="index"):
+        cloud[INDICES[name]]
+
+
+@pytest.mark.parametrize("index", [slice(1, 3), [1, 2], torch.tensor([1, 2]), torch.tensor([False, True, True, False])])
+def test_an_index_chooses_rows_and_their_numbers(index):
+    x = torch.arange(12.0).reshape(4, 3)
+    chosen = mfoc.Particles(x, x[:, 0])[index]
+    assert torch.equal(chosen.state, x[1:3])
+    assert torch.equal(chosen.data, x[1:3, 0])
+    assert chosen.indices().tolist() == [1, 2]

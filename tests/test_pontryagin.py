@@ -108,3 +108,44 @@ def test_an_unused_control_has_zero_gradient():
         found = mfoc.evaluate(problem, problem.controls, mfoc.Particles(normal(3)), recompute=recompute)
         assert float(found.gradient[1]) == 0
         assert float(found.gradient[0]) != 0
+
+
+OTHER_CONTROLS = {
+    "of another shape": lambda own: [torch.zeros(5, dtype=leaf.dtype) for leaf in own],
+    "of no stage": lambda own: [],
+    "numbers": lambda own: [1.0] * len(own),
+    "without data": lambda own: [leaf.to("meta") for leaf in own],
+    "sparse": lambda own: [leaf.to_sparse() for leaf in own],
+}
+
+
+@pytest.mark.parametrize("door", ["rollout", "evaluate", "costates", "coupling"])
+@pytest.mark.parametrize("kind", OTHER_CONTROLS)
+def test_controls_that_are_not_the_problems_are_refused_by_name(kind, door):
+    made, cloud = small(), mfoc.Particles(torch.ones(3, 2))
+    other = OTHER_CONTROLS[kind](made.controls)
+    calls = {
+        "rollout": lambda: mfoc.rollout(made, other, cloud),
+        "evaluate": lambda: mfoc.evaluate(made, other, cloud),
+        "costates": lambda: mfoc.costates(made, other, mfoc.rollout(made, made.controls, cloud), cloud),
+        "coupling": lambda: mfoc.interacting.coupling(made, cloud, controls=other),
+    }
+    with pytest.raises((mfoc.InvalidType, mfoc.InvalidValue), match="controls"):
+        calls[door]()
+
+
+def small():
+    return mfoc.Problem(lambda t, x, u, z: x + u, lambda x, z: x.square().sum(1), [torch.zeros(2), torch.zeros(2)])
+
+
+def test_a_trajectory_of_other_particles_is_refused():
+    made = small()
+    path = mfoc.rollout(made, made.controls, mfoc.Particles(torch.ones(3, 2)))
+    with pytest.raises(mfoc.InvalidValue, match=r"trajectory.states\[0\] has shape \(3, 2\) and there are 4"):
+        mfoc.costates(made, made.controls, path, mfoc.Particles(torch.ones(4, 2)))
+
+
+@pytest.mark.parametrize("p", [torch.ones(3, 3), torch.ones(4, 2), torch.ones(3, 2).to_sparse()])
+def test_a_costate_that_is_not_shaped_as_the_next_state_is_refused(p):
+    with pytest.raises((mfoc.InvalidType, mfoc.InvalidValue), match="p is "):
+        mfoc.hamiltonian(small(), 0, torch.ones(3, 2), p, torch.zeros(2))

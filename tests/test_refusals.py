@@ -150,7 +150,7 @@ BAD = {
         r"stage 1: dynamics .*control \(3,\)",
     ),
     "float64 particles": (lambda: solve(X.double()), "state is torch.float64 and .*float32"),
-    "particles elsewhere": (lambda: solve(mfoc.Particles(X.to("meta"))), "state is on meta"),
+    "particles elsewhere": (lambda: solve(mfoc.Particles(X.to("meta"))), "state is a meta tensor"),
     "lost particles": (
         lambda: solve(p=problem(dynamics=lambda t, x, u, z: x[:2])),
         r"stage 0: dynamics .*\(2, 2\); expected 4 particles",

@@ -46,7 +46,7 @@ from mfoc.networks import Loss, from_module
 from mfoc.particles import Particles
 from mfoc.pontryagin import penalised, rollout
 from mfoc.populations import population as as_population
-from mfoc.problem import HasControls, Problem, RunningCost, controls_of
+from mfoc.problem import HasControls, Problem, RunningCost, controls_for
 from mfoc.second_order import NoSecondDerivative, controls_noise, fits
 from mfoc.seeding import mixed_seed
 from mfoc.tree import Tree
@@ -123,7 +123,7 @@ def certify(
     check_flag(nominal=nominal)
     if not nominal:
         problem.check_played(cloud)
-    source, controls = controls, tree.detached(controls_of(controls))
+    source, controls = controls, tree.detached(controls_for(problem, controls))
     problem.validate(cloud, controls)
     with torch.no_grad():
         value = float(penalised(problem, controls, rollout(problem, controls, cloud).cost.mean()))

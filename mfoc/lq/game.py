@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mfoc.checks import check_instance
+from mfoc.checks import check_instance, check_plain
 from mfoc.errors import InvalidValue
 from mfoc.lq.conditions import CURE, check_finite, check_range
 from mfoc.lq.linear_quadratic import LinearQuadratic
@@ -79,7 +79,7 @@ def equilibrium(
             "the problem is a sampled one: discretise() keeps what the population pays, and not how a player's cost "
             "depends on the law. Expected the problem in continuous time, or LinearQuadratic.discrete(...)"
         )
-    check_instance(Tensor, "the initial mean, a tensor [..., n]", mean0=mean0)
+    check_plain("the initial mean, a tensor [..., n]", mean0=mean0)
     zero = torch.zeros_like(mean0)
     check_finite("mean0", mean0)
     spread = problem.value(zero, cov0, shared=shared)  # also refuses a mean0 or cov0 that does not fit

@@ -11,9 +11,9 @@ from typing import Any, NamedTuple, Unpack
 import torch
 from torch import Tensor
 
-from mfoc.checks import check_integer, check_positive, kind_of
+from mfoc.checks import check_flag, check_integer, check_plain, check_positive
 from mfoc.deprecation import renamed
-from mfoc.errors import InvalidType, InvalidValue
+from mfoc.errors import InvalidValue
 from mfoc.lq.cloud import Cloud, noise_factors
 from mfoc.lq.conditions import check_covariance, check_finite, check_range
 from mfoc.lq.modes import Mode, check_convex, merge, sample, split, trace_product
@@ -301,6 +301,7 @@ class LinearQuadratic(Coefficients):
         if self.batch:
             raise InvalidValue(f"the problem has leading axes {tuple(self.batch)}; expected a single problem")
         n, m = self.B.shape[-2:]
+        check_flag(feedback=feedback)
         cloud = Cloud(self, feedback, *noise_factors(self))
 
         def zero() -> Any:
@@ -337,6 +338,7 @@ class LinearQuadratic(Coefficients):
         self, cov0: Tensor | None, shared: bool, modes: tuple[Mode, Mode], solved: _Solved | None = None
     ) -> tuple[Tensor, Tensor]:
         """What randomness costs where it moves one particle alone, and where it moves the mean: ``[...]`` each."""
+        check_flag(shared=shared)
         if shared:
             free = modes[0].uncontrolled()
             modes, solved = (free, free if modes[1] is modes[0] else modes[1].uncontrolled()), None
@@ -368,8 +370,7 @@ class LinearQuadratic(Coefficients):
     def _check_vector(self, name: str, x: Tensor, square: bool = False) -> None:
         n = self.A.shape[-1]
         shape = (n, n) if square else (n,)
-        if not isinstance(x, Tensor):
-            raise InvalidType(f"{name} is {kind_of(x)}; expected a tensor of shape (..., {n})")
+        check_plain(f"a tensor of shape (..., {', '.join(map(str, shape))})", **{name: x})
         if x.shape[-len(shape) :] != shape:
             raise InvalidValue(f"{name} has shape {tuple(x.shape)}; expected (..., {', '.join(map(str, shape))})")
         self.check_agrees(name, x)

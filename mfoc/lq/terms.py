@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mfoc import tree
-from mfoc.checks import check_dense, check_integer, kind_of
+from mfoc.checks import check_integer, check_plain, kind_of
 from mfoc.errors import InvalidType, InvalidValue
 from mfoc.lq.conditions import check_covariance, check_finite, is_symmetric
 from mfoc.printing import by_identity
@@ -88,11 +88,11 @@ class Coefficients:
                 continue
             if not isinstance(x, Tensor):
                 raise InvalidType(f"{name} is {kind_of(x)}; expected a tensor")
+            check_plain("a matrix", **{name: x})
             if not x.is_floating_point():
                 raise InvalidType(f"{name} has dtype {x.dtype}; expected a floating-point tensor")
             if torch.finfo(x.dtype).bits < 32:
                 raise InvalidType(f"{name} has dtype {x.dtype}, too short to factorise; expected {name}.float()")
-            check_dense(**{name: x})
             object.__setattr__(self, name, tree.plain(x))
         for name, x, _ in self.given():
             self._check_tensor(name, x)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mfoc import tree
-from mfoc.checks import kind_of
+from mfoc.checks import check_plain, kind_of
 from mfoc.errors import InvalidType, InvalidValue
 from mfoc.particles import Particles
 from mfoc.tree import Tree
@@ -87,6 +87,7 @@ def as_tensor(leaf: Any, name: str) -> Tensor:
         InvalidValue: a ragged array.
     """
     if isinstance(leaf, Tensor):
+        check_plain("a tensor [N, ...] of numbers", **{name: leaf})
         return leaf.clone() if leaf.is_inference() else leaf  # those cannot be differentiated through
     if isinstance(leaf, np.ndarray):
         check_array(leaf, name)

@@ -6,7 +6,7 @@ import logging
 from typing import Any
 
 import numpy as np
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import (
     DataLoader,
     IterableDataset,
@@ -17,7 +17,7 @@ from torch.utils.data import (
 )
 
 from mfoc import tree
-from mfoc.checks import check_flag, check_integer, check_signature, kind_of
+from mfoc.checks import check_flag, check_integer, check_plain, check_signature, is_plain, kind_of
 from mfoc.errors import InvalidType, InvalidValue
 from mfoc.particles import Particles, usable
 from mfoc.populations.conversion import check_finite, converted, parts
@@ -92,7 +92,7 @@ def population(source: Any, *, batch_size: int | None = None, shuffle: bool = Tr
         return Streamed(source, batch_size, default_collate, seed=seed)
     if hasattr(source, "__getitem__") and hasattr(source, "__len__") and not isinstance(source, dict | str | bytes):
         return Stored(Items(source, default_collate), batch_size, shuffle=shuffle, seed=seed)
-    if callable(source):
+    if callable(source) and not isinstance(source, nn.Module):
         if batch_size is not None:
             raise InvalidValue("batch_size was given with a function; the function decides how many particles it draws")
         check_signature(("n",), population=source)
@@ -107,7 +107,12 @@ def population(source: Any, *, batch_size: int | None = None, shuffle: bool = Tr
 
 def as_particles(source: Any) -> Particles:
     """Particles as they are, or every particle of what ``population`` takes, as one cloud."""
-    return usable(source) if isinstance(source, Particles) else population(source).cloud()
+    cloud = usable(source) if isinstance(source, Particles) else population(source).cloud()
+    if not all(is_plain(leaf) for leaf in tree.leaves((cloud.state, cloud.data))):
+        for name, part in (("state", cloud.state), ("data", cloud.data)):
+            for label, leaf in tree.named_leaves(part, name) if part is not None else ():
+                check_plain("a tensor [N, ...] of numbers", **{label: leaf})
+    return cloud
 
 
 def _arrays(source: Any, batch_size: int | None) -> Held | Mapped:

@@ -108,7 +108,7 @@ def solve(
             its hooks have finished, and ``error.solution`` is what would have been returned.
         RankError: another rank has failed; it says which, at which step, and how.
     """
-    check_integer(0, steps=steps)
+    check_integer(0, 2**31 - 1, steps=steps)
     check_non_negative(tol=tol, finite=False, optional=True)
     check_hooks(hooks)
     source = as_population(population)

@@ -72,7 +72,7 @@ class Robustness:
 
     def __getitem__(self, attack: str) -> Accuracy:
         for row in self.rows:
-            if row.attack == attack:
+            if isinstance(attack, str) and row.attack == attack:
                 return row
         raise KeyError(f"{attack!r}; the table has {[row.attack for row in self.rows]}")
 
@@ -187,7 +187,8 @@ def _checked(attacks: Mapping[str, Attack]) -> dict[str, Maximiser]:
         raise InvalidType(f"attacks is {kind_of(attacks)}; expected a dict from names to attacks")
     chosen: dict[str, Maximiser] = {}
     for name, attack in attacks.items():
-        check_instance(str, "the name of an attack", name=name)
+        if not isinstance(name, str):
+            raise InvalidType(f"attacks has the key {name!r}, {kind_of(name)}; expected the names of attacks")
         if name == "clean":
             raise InvalidValue("attacks has the name 'clean', that of the undisturbed accuracy; choose another")
         if isinstance(attack, type) or not isinstance(attack, Maximiser):

@@ -53,7 +53,7 @@ class Adaptation:
 
     def __getitem__(self, steps: int) -> Adapted:
         for row in self.rows:
-            if row.steps == steps:
+            if isinstance(steps, int) and row.steps == steps:
                 return row
         raise KeyError(f"{steps!r}; the table has {[row.steps for row in self.rows]}")
 
@@ -94,7 +94,7 @@ def evaluate(
     if not wanted:
         raise InvalidValue(f"steps is {steps!r}; expected numbers of inner steps, such as (1, 5, 10)")
     for k in wanted:
-        check_integer(0, steps=k)
+        check_integer(0, 2**31 - 1, steps=k)
     check_integer(1, batches=batches)
     check_between(0, 1, confidence=confidence)
     wanted = sorted(set(wanted))

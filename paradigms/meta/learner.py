@@ -164,6 +164,13 @@ class Learner(nn.Module):
         """
         if not self._cloned:
             raise InvalidValue("adapt was called on the learner itself; call clone() first, and adapt the clone")
+        for flag, value in (
+            ("first_order", first_order),
+            ("allow_unused", allow_unused),
+            ("allow_nograd", allow_nograd),
+        ):
+            if value is not None:
+                check_flag(**{flag: value})
         _check_loss(loss)
         unused = self.allow_unused if allow_unused is None else allow_unused
         first = self.first_order if first_order is None else first_order

@@ -12,6 +12,7 @@ from torch import Tensor
 
 import mfoc
 from mfoc import InvalidType, InvalidValue, deprecation, tree
+from mfoc.checks import check_plain
 from mfoc.derivatives import check_twice, gradients, twice_differentiable
 from paradigms.meta.losses import TaskLoss
 from paradigms.meta.stacked import StackedNetwork, Weights
@@ -50,6 +51,8 @@ class TaskObjective:
             InvalidType, InvalidValue: inputs the network does not run on, targets that do not fit its outputs.
         """
         x, y = pair
+        for label, leaf in [*tree.named_leaves(x, f"{name} x"), *tree.named_leaves(y, f"{name} y")]:
+            check_plain("tensors [tasks, shots, ...]", **{label: leaf})
         if not all(bool(leaf.isfinite().all()) for leaf in tree.tensors(x)):
             raise InvalidValue(f"{name} x holds NaN or infinite values")
         wide = {key: leaf.detach()[None] for key, leaf in weights.items()}

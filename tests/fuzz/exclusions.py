@@ -64,7 +64,6 @@ NAMES = {
     "mfoc.games.undisturbed": "the same",
     "mfoc.games.with_target": "the same",
     "mfoc.compilation.validation_kept": "a context of compiled",
-    "mfoc.seeding.watched": "a context of solve",
     "mfoc.plot.new_figure": "below the plots",
     "mfoc.plot.tidy": "below the plots",
 }
@@ -128,6 +127,8 @@ DOCUMENTED = {
     "mean_first_passage_time": "the same",
     "SignalPropagation.iterate": "a length that diverges is infinite, and what follows NaN",
     "kramers_time": "a time too large for a float is infinite",
+    "Escape": "the same",
+    "NTKConvergence": "above the largest stable step the losses diverge, as the result says",
     "gradient_depth": "a depth that is not reached is infinite",
     "DoubleWell.__call__": "a potential is infinite at infinity",
     "LogDensity.__call__": "where the density is zero its logarithm is infinite; samplers check where they start",
@@ -148,18 +149,3 @@ MUTABLE = ("_", "CSGD", "CMSGD", "OptimalAnnealing", "LearningRateControl", "ref
 
 # What takes seconds at its best: these have fewer trials.
 SLOW = ("certify", "certify_module", "hjb.solve_bvp", "FittedValue.__call__")
-
-# Faults that are known and not mended yet, by what the fuzzer prints of them: such a trial is expected to fail.
-OPEN = {
-    "mfoc/particles.py": "nested tensors, odd indices",
-    "mfoc/populations/protocol.py": "a module is taken for a function of the step",
-    "mfoc/analysis/kernel/doors.py": "sparse samples, which populations let in",
-    "mfoc/networks/stages.py": "tensors without data, and quantised ones, which populations let in",
-    "mfoc/interacting.py": "clouds of other shapes than the problem's",
-    "mfoc/tree.py": "tensors without data, which populations let in",
-    "mfoc/pontryagin.py": "tensors without data, which populations let in",
-    "LinearQuadratic.path(m0=": "a mean that is not finite",
-    "mfoc/lq/game.py": "means that are no tensors",
-    "mfoc/lq/linear_quadratic.py": "flags that are no flags",
-    "mfoc/certificate/surroundings.py": "controls of other shapes",
-}

@@ -37,6 +37,24 @@ class Hollow:
         self.kept = args, kwargs
 
 
+class Yes:
+    """Has every attribute, and each says yes to everything: what asks by ``hasattr`` takes it for anything."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return _returning(self)
+
+
+async def _later(*args: Any) -> Tensor:
+    return torch.ones(6)
+
+
+def _of_inference(x: Tensor) -> Tensor:
+    with torch.inference_mode():
+        return x.clone()
+
+
 PLAIN: dict[str, Make] = {
     "None": lambda: None,
     "a word": lambda: "abc",
@@ -110,6 +128,22 @@ PLAIN: dict[str, Make] = {
     "a problem": lambda: makers.problem(),
     "a cloud": lambda: makers.cloud(),
     "a solver": lambda: makers.solver(),
+    "what says yes": Yes,
+    "a coroutine function": lambda: _later,
+    "'True'": lambda: "True",
+    "-7": lambda: -7,
+    "2**31": lambda: 2**31,
+    "a numpy float": lambda: np.float64(0.5),
+    "a numpy flag": lambda: np.bool_(True),
+    "an empty array": lambda: np.ones((0, 3), dtype=np.float32),
+    "a 0-d array": lambda: np.array(1.0),
+    "a tensor of no width": lambda: torch.ones(8, 0),
+    "an inference tensor": lambda: _of_inference(torch.ones(8, 3)),
+    "an MKL-DNN tensor": lambda: torch.ones(8, 3).to_mkldnn(),
+    "a CSR tensor": lambda: torch.eye(3).to_sparse_csr(),
+    "a conjugate": lambda: torch.ones(8, 3, dtype=torch.complex64).conj(),
+    "a lazy module": lambda: nn.LazyLinear(2),
+    "a loader": lambda: torch.utils.data.DataLoader(torch.utils.data.TensorDataset(torch.ones(8, 3)), batch_size=4),
 }
 
 OF_TENSOR: dict[str, Callable[[Tensor], Any]] = {
@@ -137,6 +171,11 @@ OF_TENSOR: dict[str, Callable[[Tensor], Any]] = {
     "as an array": lambda x: x.numpy(),
     "as a big-endian array": lambda x: x.numpy().astype(x.numpy().dtype.newbyteorder(">")),
     "as a list": lambda x: x.tolist(),
+    "of inference": lambda x: _of_inference(x),
+    "as float16 array": lambda x: x.numpy().astype(np.float16),
+    "without width": lambda x: x[..., :0],
+    "of rows in one place": lambda x: x[:1].expand(x.shape),
+    "backwards": lambda x: x.flip(0),
     "transposed": lambda x: x.mT.contiguous() if x.dim() > 1 else x.flip(0),
 }
 

@@ -134,6 +134,8 @@ def _non_finite(value: Any, where: str = "result", depth: int = 0) -> Iterator[s
     """The places of a result that hold NaN or infinity."""
     if depth > 4:
         return
+    if isinstance(value, nn.parameter.UninitializedParameter):
+        return
     if isinstance(value, Tensor):
         dense = not (value.is_sparse or value.is_nested or value.is_quantized or value.device.type == "meta")
         if dense and value.is_floating_point() and not bool(value.isfinite().all()):
@@ -167,6 +169,8 @@ def _marks(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 def _mark(value: Any, depth: int = 0) -> Any:
     """A copy of what could be changed in place."""
+    if isinstance(value, nn.parameter.UninitializedParameter):
+        return None
     if isinstance(value, Tensor):
         if value.is_nested or value.is_quantized or value.layout != torch.strided or value.device.type == "meta":
             return None

@@ -132,6 +132,7 @@ class InformationBottleneck(Problem[Any]):
             InvalidType, InvalidValue: controls of another problem, or a population that is none of this one's.
         """
         particles = as_particles(source)
+        self.validate(particles, controls_of(solution))
         path = rollout(self, solution, particles)
         # Not from the whole cost: of a low price, the share of it would be lost to rounding.
         rate = self.code.divergence(path.states[self.cut], controls_of(solution)[self.cut])

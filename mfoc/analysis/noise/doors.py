@@ -21,7 +21,7 @@ from mfoc.networks.inspection import trainable
 from mfoc.networks.losses import Loss, per_sample
 from mfoc.particles import Particles
 from mfoc.pontryagin import rollout
-from mfoc.problem import Problem, controls_of
+from mfoc.problem import Problem, controls_for
 from mfoc.tree import Tree
 
 Cost = Callable[[Tree, Particles], Tensor]
@@ -35,7 +35,7 @@ def of_problem(problem: Problem[Any], controls: Any, cloud: Particles) -> tuple[
     Raises:
         InvalidType, InvalidValue: the problem does not fit the particles, or they interact.
     """
-    controls = problem.controls if controls is None else controls_of(controls)
+    controls = problem.controls if controls is None else controls_for(problem, controls)
     problem.validate(cloud, controls)
     found = coupling(problem, cloud, controls=controls)
     if found or problem.interacting is not None:

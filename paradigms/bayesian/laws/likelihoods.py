@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mfoc import InvalidType, InvalidValue, tree
-from mfoc.checks import check_callable, check_instance, check_positive, kind_of
+from mfoc.checks import check_callable, check_instance, check_plain, check_positive, kind_of
 from mfoc.networks import per_sample
 from paradigms.bayesian.laws.normal import HALF_LOG_2PI, broadcasts, normal_log_prob, shape_or_type
 
@@ -126,6 +126,7 @@ class Categorical:
         integer = isinstance(y, Tensor) and not (y.is_floating_point() or y.is_complex() or y.dtype == torch.bool)
         if not integer or y.dim() != 1:
             raise InvalidType(f"y is {_described(y)}; a categorical likelihood needs integer labels [N]")
+        check_plain("integer labels [N]", y=y)
         self.check_output(output)
 
     def check(self, output: Any, y: Any) -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from mfoc import InvalidType, InvalidValue
-from mfoc.checks import check_flag, check_instance, check_integer, check_positive, kind_of
+from mfoc.checks import check_flag, check_instance, check_integer, check_plain, check_positive, kind_of
 from mfoc.seeding import seeded
 
 
@@ -110,6 +110,7 @@ class GaussianDrift(nn.Module):
             if not isinstance(value, Tensor) or not value.is_floating_point() or value.dtype != mean.dtype:
                 what = value.dtype if isinstance(value, Tensor) else kind_of(value)
                 raise InvalidType(f"{name} is {what}; expected floating-point tensors of one dtype")
+            check_plain("a floating-point tensor", **{name: value})
             if not value.isfinite().all():
                 raise InvalidValue(f"{name} holds NaN or infinite values")
         if mean.dim() != 1 or covariance.shape != (len(mean), len(mean)):

@@ -23,7 +23,7 @@ from torch import Tensor
 
 import mfoc
 from mfoc import InvalidType, InvalidValue, tree
-from mfoc.checks import check_choice, check_instance, check_integer, kind_of
+from mfoc.checks import check_choice, check_instance, check_integer, check_plain, kind_of
 from mfoc.distributed import alone, gathered, share
 from mfoc.formulation import Formulation
 from mfoc.law import jointly
@@ -165,6 +165,8 @@ def _schedule(density: LogDensity, step: Any, steps: int) -> tuple[Any, Any]:
 
 
 def _log_step(density: LogDensity, h: Any) -> Tensor:
+    if isinstance(h, Tensor):
+        check_plain("a step size, or one for each axis", step=h)
     message = f"step is {h!r}; expected a positive finite step size, or one for each of {density.dim} axes"
     try:
         size = tree.tensor_of(None if isinstance(h, bool) else h, density.like.dtype).to(density.like).detach()

@@ -260,7 +260,7 @@ class NetworkPosterior:
         try:
             with torch.no_grad():
                 return self.network.evaluated.outputs(self.controls, tree.map(shared, x), noise)
-        except (RuntimeError, TypeError, AttributeError) as error:
+        except (RuntimeError, TypeError, AttributeError, IndexError) as error:
             if isinstance(error, mfoc.MfocError):
                 raise
             raise InvalidValue(f"the network cannot be evaluated on x, {tree.describe(x)}: {error}") from error

@@ -188,7 +188,7 @@ def test_it_is_told_in_a_few_words():
     assert "diverges with depth" in str(diagram)
     shares = [diagram.share(phase) for phase in ("ordered", "critical", "chaotic")]
     assert sum(shares) == pytest.approx(1)
-    with pytest.raises(InvalidValue, match="expected 'ordered'"):
+    with pytest.raises(InvalidValue, match="expected one of 'ordered'"):
         diagram.share("liquid")
     with pytest.raises(InvalidValue, match="row"):
         diagram.phase(11, 0)

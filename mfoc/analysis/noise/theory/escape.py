@@ -12,7 +12,7 @@ from torch import Tensor
 from mfoc.analysis.noise.theory.first_passage import Potential, check_points, evaluate, mean_first_passage_time
 from mfoc.checks import check_callable, check_plain, check_positive
 from mfoc.derivatives import gradients
-from mfoc.errors import InvalidValue
+from mfoc.errors import InvalidType, InvalidValue
 from mfoc.figures import COLORS, new_axes
 
 _LEVEL = 1e-4  # a slope that counts as none, as a share of curvature times distance
@@ -130,7 +130,7 @@ class DoubleWell:
 
     Raises:
         InvalidType: not numbers.
-        InvalidValue: not positive, or sharp below flat.
+        InvalidValue: not positive, sharp below flat, or so far apart that a coefficient overflows.
     """
 
     flat: float
@@ -141,6 +141,11 @@ class DoubleWell:
         check_positive(flat=self.flat, sharp=self.sharp, height=self.height)
         if self.sharp < self.flat:
             raise InvalidValue(f"sharp is {self.sharp!r}, below flat, {self.flat!r}; expected the larger curvature")
+        if not all(math.isfinite(part) for side in (self.flat, self.sharp) for part in self._quartic(side)):
+            raise InvalidValue(
+                f"flat, sharp and height are {self.flat!r}, {self.sharp!r} and {self.height!r}, of which no quartic "
+                "has finite coefficients; measure them in units in which they are of order one"
+            )
 
     @property
     def flat_minimum(self) -> float:
@@ -159,6 +164,8 @@ class DoubleWell:
             InvalidType: no plain tensor.
         """
         check_plain("points [...], a tensor", x=x)
+        if x.is_complex():
+            raise InvalidType(f"x has dtype {x.dtype}; expected real numbers")
         return torch.where(x < 0, self._side(-x, self.flat), self._side(x, self.sharp))
 
     def _distance(self, curvature: float) -> float:
@@ -166,9 +173,16 @@ class DoubleWell:
 
     def _side(self, r: Tensor, curvature: float) -> Tensor:
         """Height - top r^2 / 2 + c3 r^3 + c4 r^4, c3 and c4 from U = U' = 0 and U'' = curvature at the minimum."""
+        c3, c4 = self._quartic(curvature)
+        return self.height + r.square() * (c3 * r + c4 * r.square() - self.flat / 4)
+
+    def _quartic(self, curvature: float) -> tuple[float, float]:
+        """c3 and c4; NaN where a float does not hold them."""
         top, w = self.flat / 2, self._distance(curvature)
-        c3, c4 = (2 * top - curvature) / (3 * w), (curvature - top) / (4 * w**2)
-        return self.height + r.square() * (c3 * r + c4 * r.square() - top / 2)
+        try:
+            return (2 * top - curvature) / (3 * w), (curvature - top) / (4 * w**2)
+        except ArithmeticError:  # w, or its square, is zero, or too large
+            return math.nan, math.nan
 
 
 @dataclass(frozen=True, eq=False)

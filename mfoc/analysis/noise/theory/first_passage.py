@@ -21,7 +21,7 @@ from torch import Tensor
 from mfoc.analysis.noise.theory.quantities import as_tensors
 from mfoc.analysis.quadrature import legendre
 from mfoc.checks import check_callable, check_positive
-from mfoc.errors import InvalidType, InvalidValue
+from mfoc.errors import InvalidType, InvalidValue, MfocError
 
 Potential = Callable[[Tensor], Tensor]
 
@@ -107,8 +107,13 @@ def evaluate(potential: Potential, x: Tensor) -> Tensor:
     Raises:
         InvalidValue: it is of another shape, NaN or -inf.
     """
-    with torch.no_grad():
-        u = potential(x)
+    try:
+        with torch.no_grad():
+            u = potential(x)
+    except (RuntimeError, TypeError, ValueError, AttributeError) as error:
+        if isinstance(error, MfocError):
+            raise
+        raise InvalidValue(f"potential cannot be evaluated at points [{len(x)}], {x.dtype}: {error}") from error
     if not isinstance(u, Tensor) or u.shape != x.shape:
         got = tuple(u.shape) if isinstance(u, Tensor) else u
         raise InvalidValue(f"potential returned {got!r} at {len(x)} points; expected a tensor of shape ({len(x)},)")

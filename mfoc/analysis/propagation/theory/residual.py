@@ -88,7 +88,7 @@ class ResidualPropagation:
         Raises:
             InvalidType, InvalidValue: no such depth, length or correlation; lengths that overflow.
         """
-        check_integer(0, depth=depth)
+        check_integer(0, 2**31 - 1, depth=depth)
         check_positive(p0=p0)
         _check_correlation(c0)
         p, q, gains = [float(p0)], [], []
@@ -134,7 +134,8 @@ class ResidualPropagation:
             InvalidType, InvalidValue: no such length or number of blocks.
         """
         check_positive(p0=p0)
-        check_integer(1, most=most)
+        check_integer(1, 2**31 - 1, most=most)
+        self._check_size(0, self.weight_variance * p0 + self.bias_variance, pairs=False)
         logarithm, p = 0.0, float(p0)
         for block in range(most if self.weight_variance * self.branch_weight_variance > 0 else 0):
             added, gain = self._branch(self.weight_variance * p + self.bias_variance)
@@ -205,8 +206,8 @@ class ResidualPropagation:
         closed = self._moments.activation.family != "other"
         if not q < (_LARGEST if self._moments.homogeneous else _WIDEST):
             raise InvalidValue(
-                f"q is {q:.3g} in block {block}; expected fewer blocks, or smaller branch weights: no deep network of "
-                "this kind can be trained"
+                f"q is {q:.3g} in block {block}; expected fewer blocks, a smaller p0 or smaller branch weights: no "
+                "deep network of this kind can be trained"
             )
         if pairs and not closed and q > _WIDEST_PAIR:
             raise InvalidValue(

@@ -17,6 +17,7 @@ from mfoc.analysis.noise import (
     momentum_stationary_variance,
     sgd_stationary_covariance,
 )
+from mfoc.draws import watched
 from mfoc.errors import InvalidType, InvalidValue
 from tests import problems
 
@@ -460,7 +461,7 @@ def test_a_singular_covariance_has_a_root():
 
 
 def test_simulating_draws_from_no_global_generator():
-    drawn = mfoc.seeding.watched()
+    drawn = watched()
     modified_equation(lambda x: x, 1.0, 0.1).simulate(torch.ones(2, 1), 3, seed=0)
     assert not drawn()
 
