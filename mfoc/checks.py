@@ -129,23 +129,23 @@ def check_tensor(
 
 def is_plain(value: object, *, on_meta: bool = False) -> bool:
     """Whether it is a tensor that torch's operations know, neither sparse nor nested nor quantised, with data."""
-    usual = isinstance(value, Tensor) and not value.is_nested and value.layout is torch.strided
-    return usual and not value.is_quantized and (on_meta or not value.is_meta)
+    if not isinstance(value, Tensor) or value.is_nested or value.layout is not torch.strided:
+        return False
+    return not value.is_quantized and (on_meta or not value.is_meta)
 
 
-def check_plain(expected: str, /, *, on_meta: bool = False, **values: object) -> None:
+def check_plain(expected: str, /, **values: object) -> None:
     """Refuses what is no tensor, and tensors that most operations do not know: see ``check_tensor``.
 
     Args:
         expected: what is wanted, as in "points [n, d]".
-        on_meta: accept tensors without data.
         **values: name = value.
 
     Raises:
         InvalidType: it is none, or sparse, nested, quantised or without data.
     """
     for name, value in values.items():
-        if is_plain(value, on_meta=on_meta):
+        if is_plain(value):
             continue
         check_instance(Tensor, expected, **{name: value})
         assert isinstance(value, Tensor)

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mfoc.checks import check_callable, check_plain, kind_of
+from mfoc.checks import check_callable, check_plain, is_plain, kind_of
 from mfoc.distributed import active, all_reduce, rank, world_size
 from mfoc.errors import InvalidType, InvalidValue
 
@@ -175,7 +175,8 @@ def is_frozen() -> bool:
 def _check(x: Any) -> None:
     if not isinstance(x, Tensor):
         raise InvalidType(f"x is a {type(x).__name__}; expected a tensor, the particles on its leading axis [N, ...]")
-    check_plain("a tensor, the particles on its leading axis [N, ...]", on_meta=True, x=x)
+    if not is_plain(x, on_meta=True):
+        check_plain("a tensor, the particles on its leading axis [N, ...]", x=x)
     if not (x.is_floating_point() or x.is_complex()):
         raise InvalidType(f"x is a {x.dtype} tensor, which has no mean; make it floating point, as in x.to(u.dtype)")
     if x.dim() == 0 or len(x) == 0:

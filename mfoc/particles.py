@@ -57,7 +57,8 @@ class Particles:
             named += tree.named_leaves(self.data, "data")
         name, first = named[0]
         for label, leaf in named:
-            check_plain("a tensor with leading axis N", on_meta=True, **{label: leaf})
+            if not is_plain(leaf, on_meta=True):
+                check_plain("a tensor with leading axis N", **{label: leaf})
             if leaf.dim() == 0:
                 raise InvalidValue(f"{label} is a scalar; expected a leading particle axis, [N, ...]")
             if len(leaf) != len(first):

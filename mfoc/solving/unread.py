@@ -7,7 +7,6 @@ found is therefore kept where it is, and read for many steps at once.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from itertools import islice
 from typing import Any
 
@@ -25,12 +24,12 @@ class Unread:
     """The steps whose numbers are still to be read, in order."""
 
     def __init__(self) -> None:
-        self._steps: list[tuple[Record, Tensor, Sequence[Any], bool]] = []  # J, slopes, and whether these are norms
+        self._steps: list[tuple[Record, Tensor, list[Any], bool]] = []  # J, slopes, and whether these are norms
         self._few: bool | None = None
         self._least: float | None = None  # from which on norms are right; None: look at each
         self._bad: Record | None = None  # for good: whoever reads it first may not pass it on
 
-    def add(self, record: Record, value: Tensor, slopes: Sequence[Any], *, norms: bool = False) -> None:
+    def add(self, record: Record, value: Tensor, slopes: list[Any], *, norms: bool = False) -> None:
         """Takes in what a step has found; the record's two numbers are filled in by ``read``.
 
         Args:
@@ -67,7 +66,7 @@ class Unread:
             self._bad = next((record for record, *_ in read if not finite(record)), None)
         return self._bad
 
-    def _norms(self, slopes: Sequence[Tensor]) -> Sequence[Any]:
+    def _norms(self, slopes: list[Tensor]) -> list[Any]:
         """The norms of leaves: numbers where it takes no time to look at them, else scalars."""
         if self._least is None or not slopes:
             return tree.norms(slopes)
