@@ -2,7 +2,7 @@
 
 Every mean over particles goes through one all-reduce of one flat buffer, whatever is averaged (``expectation``, and
 ``average`` of sums). Without a process group it returns what it was given. No collective waits for a rank that has
-failed: it raises ``mfoc.errors.RankError`` (see ``mfoc.ranks``).
+failed: it raises ``mfoc.errors.RankError`` (see ``mfoc.collectives``).
 
 Controls are held whole by every rank, and so is the optimiser's memory: what is split is the population. Controls that
 are larger than a device (FSDP2, ``DTensor``) are not supported, and refused where they come in.
@@ -24,8 +24,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from mfoc.collectives import all_reduce, announce, announcing
 from mfoc.errors import InvalidValue, RankError
-from mfoc.ranks import active, all_reduce, alone, announce, announcing, is_main, rank, world_size
+from mfoc.ranks import active, alone, is_main, rank, world_size
 from mfoc.tree import leaves, pieces
 
 __all__ = [

@@ -21,7 +21,7 @@ OPTIONAL = {"matplotlib", "rich", "sklearn", "scipy", "torchvision", "curvlinops
 
 # The layers from the ground up. A file imports only from layers below it, or from its own, without a circle.
 LAYERS = [
-    {"errors"},
+    {"errors", "ranks"},
     {
         "deprecation",
         "tree",
@@ -37,7 +37,7 @@ LAYERS = [
         "holdings",
         "streams",
         "figures",
-        "ranks",
+        "collectives",
     },
     {"distributed", "derivatives", "particles", "bounds", "vectorisation"},
     {"law"},
