@@ -28,7 +28,8 @@ def test_a_missing_extra_says_how_to_install_it():
     ],
 )
 def test_a_package_with_unsafe_pins_is_installed_alone_after_what_it_needs(package, extra, alone, monkeypatch):
-    monkeypatch.setitem(sys.modules, package, None)  # as if it were not installed
+    for name in (package, f"{package}.attack"):  # as if it were not installed
+        monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(mfoc.MissingExtra) as caught:
         require(f"{package}.attack", extra)
     first, second = str(caught.value).split(": ", 1)[1].split(" && ")

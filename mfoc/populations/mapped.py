@@ -52,7 +52,8 @@ class Mapped:
         state, data, _ = parts(source)
         self._state = tree.map(lambda leaf: _ready(leaf, "state", image), state)
         self._data = None if data is None else tree.map(lambda leaf: _ready(leaf, "data", label), data)
-        like = converted((tree.map(_outline, self._state), None if data is None else tree.map(_outline, self._data)))
+        outlines = tree.map(_outline, self._state), None if data is None else tree.map(_outline, self._data)
+        like = converted(outlines, check=False)
         held = [leaf for leaf in tree.leaves(self._state) if isinstance(leaf, Tensor)]
         if held:
             check_finite(Particles(held))
@@ -91,7 +92,7 @@ def _ready(leaf: Any, name: str, convert: Any) -> Tree:
 
 def _outline(leaf: Any) -> Tensor:
     """A tensor of the shape of a leaf, without values: so that unequal lengths are refused as they always are."""
-    return torch.empty(leaf.shape, device="meta")
+    return torch.zeros((), device="cpu").expand(leaf.shape)
 
 
 def _rows(leaf: np.ndarray[Any, Any], rows: np.ndarray[Any, Any]) -> Tensor:

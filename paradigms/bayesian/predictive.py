@@ -59,11 +59,14 @@ def _of_networks(posterior: Drawable, x: Any, samples: int, seed: int, batch_siz
     with torch.no_grad():
         try:
             parts = [posterior.outputs(tree.rebuild(x, batch), samples, seed=seed) for batch in batches]
-        except MfocError:
-            raise
-        except Exception as error:  # whatever the user's forward pass raises
+        except Exception as error:
+            cause = (
+                error.__cause__ if isinstance(error, MfocError) else error
+            )  # whatever the user's forward pass raises
+            if not isinstance(cause, Exception) or isinstance(cause, MfocError):
+                raise
             raise InvalidValue(
-                f"the network cannot take inputs x of shape {_shape(x)}; expected {_inputs(posterior)}: {error}"
+                f"the network cannot take inputs x of shape {_shape(x)}; expected {_inputs(posterior)}: {cause}"
             ) from error
     likelihood = posterior.likelihood
     noisy = isinstance(likelihood, Gaussian) and likelihood.noise is None  # pairs of an output and a learned noise
