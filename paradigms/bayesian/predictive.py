@@ -60,9 +60,7 @@ def _of_networks(posterior: Drawable, x: Any, samples: int, seed: int, batch_siz
         try:
             parts = [posterior.outputs(tree.rebuild(x, batch), samples, seed=seed) for batch in batches]
         except Exception as error:
-            cause = (
-                error.__cause__ if isinstance(error, MfocError) else error
-            )  # whatever the user's forward pass raises
+            cause = error.__cause__ if isinstance(error, MfocError) else error  # of the user's forward pass
             if not isinstance(cause, Exception) or isinstance(cause, MfocError):
                 raise
             raise InvalidValue(
