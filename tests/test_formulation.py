@@ -110,7 +110,7 @@ def test_an_unknown_paradigm_is_refused_with_those_there_are(name):
 
 @pytest.mark.parametrize("name", [None, 3, b"adversarial"])
 def test_what_is_no_name_of_a_paradigm_is_refused(name):
-    with pytest.raises(mfoc.InvalidType, match="name is a.* expected the name of a paradigm"):
+    with pytest.raises(mfoc.InvalidType, match=r"name is a.* expected the name of a paradigm"):
         paradigms.load(name)
 
 

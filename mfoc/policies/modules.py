@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from mfoc.checks import check_callable, check_integer, check_plain, check_signature, kind_of
+from mfoc.checks import check_callable, check_integer, check_plain, check_signature
 from mfoc.errors import InvalidType, InvalidValue
 from mfoc.tree import Tree
 

@@ -275,6 +275,6 @@ def stepping(problem: Problem, solver: Solver, source: Population, at: Iterate) 
         return Steps(problem, solver, source, at)
     if not isinstance(getattr(live, "taken", None), int):
         raise InvalidType(
-            f"solver.in_place returned {kind_of(live)}; expected an InPlace that has taken some number of steps, or None"
+            f"solver.in_place returned {kind_of(live)}; expected an InPlace, at work on some step, or None"
         )
     return StepsInPlace(problem, solver, source, at, live)

@@ -109,6 +109,7 @@ METHODS = set(" ".join(_METHODS.values()).split())
 
 # Results that say of themselves, by NaN or infinity, what is not known.
 DOCUMENTED = {
+    "controls_of": "controls are what they are; solve looks at them",
     "Box": "a side without a bound is infinite",
     "DDPNOpt": "an infinite clip is none",
     "Particles": "solve looks at what it is given",

@@ -61,7 +61,8 @@ def diagnose(
 
     Raises:
         InvalidType: no network or problem, an x without tensors, an output or loss without a derivative.
-        InvalidValue: an empty x, a lazy or parameterless network, one that fails on x or that cannot be copied; a lazy loss.
+        InvalidValue: an empty x, a lazy or parameterless network, one that fails on x or that cannot be copied, a lazy
+            loss.
     """
     check_integer(0, seed=seed)
     check_integer(1, probes=probes)
