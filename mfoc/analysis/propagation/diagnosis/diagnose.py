@@ -185,7 +185,7 @@ def _loss(loss: Any, output: Any, targets: Tree) -> Tensor:
     if isinstance(loss, type):
         raise InvalidType(f"loss is the class {loss.__name__}; make an instance, {loss.__name__}()")
     leaves = () if not isinstance(loss, nn.Module) else (*loss.parameters(), *loss.buffers())
-    if any(isinstance(leaf, nn.parameter.UninitializedTensorMixin) for leaf in leaves):
+    if any(isinstance(leaf, nn.parameter.UninitializedParameter | nn.parameter.UninitializedBuffer) for leaf in leaves):
         raise InvalidValue("loss is a lazy module, without weights yet; run it once on a batch")  # it would draw them
     given = "" if targets is None else ", targets"
     try:
