@@ -102,9 +102,15 @@ def test_a_paradigm_of_a_third_party_is_found(third_party):
     assert paradigms.load("elsewhere").answer() == 42
 
 
-@pytest.mark.parametrize("name", ["elsewhere", "", "Adversarial", None])
+@pytest.mark.parametrize("name", ["elsewhere", "", "Adversarial"])
 def test_an_unknown_paradigm_is_refused_with_those_there_are(name):
     with pytest.raises(mfoc.InvalidValue, match=f"{name!r}.*available: .*adversarial"):
+        paradigms.load(name)
+
+
+@pytest.mark.parametrize("name", [None, 3, b"adversarial"])
+def test_what_is_no_name_of_a_paradigm_is_refused(name):
+    with pytest.raises(mfoc.InvalidType, match=r"name is a.* expected the name of a paradigm"):
         paradigms.load(name)
 
 

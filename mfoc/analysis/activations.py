@@ -63,6 +63,12 @@ class Activation:
         """
         if isinstance(activation, Activation):
             return activation
+        # What is found is kept, and looked up wherever: it may not be that of a mode without derivatives.
+        with torch.inference_mode(False):
+            return Activation._of(activation)
+
+    @staticmethod
+    def _of(activation: Any) -> Activation:
         if isinstance(activation, type):
             raise InvalidType(
                 f"activation is the class {activation.__name__}; make an instance, {activation.__name__}()"
@@ -201,7 +207,7 @@ def derivative(function: Callable[[Tensor], Tensor], u: Tensor, order: int) -> T
     Raises:
         RuntimeError: torch has no derivative of that order.
     """
-    with torch.enable_grad():
+    with torch.inference_mode(False), torch.enable_grad():
         probe = u.detach().clone().requires_grad_(order > 0)
         value = function(probe)
         for left in range(order - 1, -1, -1):

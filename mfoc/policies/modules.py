@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from mfoc.checks import check_callable, check_integer, check_signature, kind_of
+from mfoc.checks import check_callable, check_integer, check_plain, check_signature
 from mfoc.errors import InvalidType, InvalidValue
 from mfoc.tree import Tree
 
@@ -61,9 +61,9 @@ class _Linear(nn.Module):
                 "features is a module; a policy whose features are trained is nn.Sequential(features, nn.Linear(k, m)) "
                 "and one whose features are fixed is linear_policy(lambda x: features(x), weight)"
             )
-        if not isinstance(weight, Tensor) or not weight.is_floating_point():
-            what = f"a {weight.dtype} tensor" if isinstance(weight, Tensor) else kind_of(weight)
-            raise InvalidType(f"weight is {what}; expected a floating-point tensor [m, k]")
+        check_plain("a floating-point tensor [m, k]", weight=weight)
+        if not weight.is_floating_point():
+            raise InvalidType(f"weight is a {weight.dtype} tensor; expected a floating-point tensor [m, k]")
         if weight.dim() != 2:
             raise InvalidValue(f"weight has shape {tuple(weight.shape)}; expected [m, k], m controls and k features")
         self.timed = takes_time(features, "features")

@@ -19,8 +19,9 @@ import torch
 from torch import Tensor
 
 from mfoc import tree
+from mfoc.checks import kind_of
 from mfoc.distributed import active
-from mfoc.errors import InvalidValue, NonFiniteError
+from mfoc.errors import InvalidType, InvalidValue, NonFiniteError
 from mfoc.particles import Particles
 from mfoc.populations import Population
 from mfoc.problem import Problem
@@ -65,7 +66,7 @@ class Steps:
             NonFiniteError: one of them is not finite; ``last`` is the last iterate where both were.
         """
         at, particles = self.at, self._next()
-        controls, state, info = self._solver.step(self._problem, at.controls, at.state, particles)
+        controls, state, info = _made(self._solver.step(self._problem, at.controls, at.state, particles))
         if self._problem.region is not None and info.projected is None:
             info = replace(info, projected=self._problem.region.stationary(at.controls, info.gradient))
         record["value"], record["residual"] = float(info.value), info.residual
@@ -252,6 +253,13 @@ def _stationary(tol: float, norms: list[Tensor], _value: Tensor, slopes: list[Te
     return math.hypot(*tree.floats(norms)) <= tol
 
 
+def _made(step: Any) -> tuple[Tree, Tree, Info]:
+    """What a solver's step made, where it is what it has to be."""
+    if isinstance(step, tuple | list) and len(step) == 3 and isinstance(step[2], Info):
+        return step[0], step[1], step[2]
+    raise InvalidType(f"solver.step returned {kind_of(step)}; expected three things: controls, state and an mfoc.Info")
+
+
 def _at_hand(value: Tensor) -> bool:
     """Whether it takes no time to look at a number."""
     return bool(value.is_cpu)
@@ -265,4 +273,8 @@ def stepping(problem: Problem, solver: Solver, source: Population, at: Iterate) 
     live = None if pure else make(problem, at.controls, at.state)
     if live is None:
         return Steps(problem, solver, source, at)
+    if not isinstance(getattr(live, "taken", None), int):
+        raise InvalidType(
+            f"solver.in_place returned {kind_of(live)}; expected an InPlace, at work on some step, or None"
+        )
     return StepsInPlace(problem, solver, source, at, live)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import mfoc
 from mfoc import InvalidType, InvalidValue, require
-from mfoc.checks import check_between, check_instance, check_integer, kind_of
+from mfoc.checks import check_between, check_flag, check_instance, check_integer, kind_of
 from mfoc.games.maximisers import FGSM, PGD, Maximiser
 from mfoc.networks import per_sample
 from mfoc.networks.inspection import copied
@@ -139,6 +139,7 @@ def evaluate(
     """
     check_instance(nn.Module, "a torch.nn.Module", net=net)
     check_between(0, 1, confidence=confidence)
+    check_flag(progress=progress)
     check_integer(0, 2**62 - 1, seed=seed)
     batched = isinstance(data, mfoc.Population | torch.utils.data.DataLoader) or callable(data)
     size = None if batched else batch_size

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mfoc import InvalidType, InvalidValue, Particles, tree
-from mfoc.checks import check_between, check_integer, kind_of
+from mfoc.checks import check_between, check_flag, check_integer, kind_of
 from mfoc.networks import refresh_averages
 from mfoc.printing import table
 from paradigms.meta.formulations import MetaFormulation, checked_controls, to_module
@@ -97,6 +97,7 @@ def evaluate(
         check_integer(0, 2**31 - 1, steps=k)
     check_integer(1, batches=batches)
     check_between(0, 1, confidence=confidence)
+    check_flag(progress=progress)
     wanted = sorted(set(wanted))
     source = formulation.population if tasks is None else as_tasks(tasks)
     if source.size is not None and source.batch_size is not None:

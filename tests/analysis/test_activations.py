@@ -125,3 +125,19 @@ def test_what_is_no_activation_is_refused(given, error, words):
 def test_a_scripted_module_is_an_activation():
     u = torch.linspace(-1, 1, 5, dtype=torch.float64)
     assert torch.equal(Activation.of(torch.jit.script(nn.Tanh())).function(u), u.tanh())
+
+
+@pytest.mark.parametrize(
+    "make",
+    [lambda: lambda u: torch.tanh(1.5 * u), nn.PReLU, lambda: nn.LeakyReLU(0.125), lambda: nn.Sequential(nn.Tanh())],
+    ids=["function", "weights", "plain", "container"],
+)
+def test_what_is_found_in_inference_mode_is_what_is_found_outside(make):
+    u = torch.linspace(-2, 2, 7, dtype=torch.float64)
+    with torch.inference_mode():
+        inside = Activation.of(make())
+        slopes = inside.slope(u), inside.slope(u.clone())
+    outside = Activation.of(make())
+    assert (inside.kinks, inside.slopes, inside.family) == (outside.kinks, outside.slopes, outside.family)
+    for slope in (*slopes, inside.slope(u)):
+        assert torch.equal(slope, outside.slope(u))

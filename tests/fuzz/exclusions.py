@@ -50,6 +50,8 @@ NAMES = {
     "mfoc.law.is_frozen": "the same",
     "mfoc.law.shared": "the same",
     "mfoc.law.count": "the same",
+    "mfoc.law.is_single": "asked by batch norm, of the batch that it was given",
+    "mfoc.law.jointly": "takes its clouds one after another",
     "mfoc.networks.functional": "below from_module",
     "mfoc.networks.place": "below to_module",
     "mfoc.networks.named_stages": "below from_module",
@@ -57,6 +59,7 @@ NAMES = {
     "mfoc.interacting.check_interaction": "asked by solve, of what it has checked",
     "mfoc.interacting.check_own": "the same",
     "mfoc.particles.concatenated": "below population",
+    "mfoc.particles.usable": "below population",
     "mfoc.bounds.region": "below Problem",
     "mfoc.games.costate_at": "asked by maximisers, of what a game has checked",
     "mfoc.games.entering": "the same",
@@ -72,7 +75,7 @@ NAMES = {
 _METHODS = {
     "a solver's protocol, which solve and iterate call": (
         "init step follow in_place evaluate violation discretised over get_lr add_param_group load_state_dict "
-        "state_dict mean_momentum mean_control"
+        "state_dict mean_momentum mean_control settings changed"
     ),
     "an admissible set's, and a constraint's": (
         "bend check dimension face land limits penalty project stationary rows missed next_multiplier of term as_bounds"
@@ -84,11 +87,11 @@ _METHODS = {
     "a game's and a maximiser's protocol": "ascend enter gap sample disturb target maximise plan begin play",
     "a minimiser's": "minimise moved warm",
     "a hook's, which solve calls": (
-        "Record.__call__ start finish close "
+        "Record.__call__ start finish failed close "
         "NoiseScale.__call__ Checkpoint.__call__ Progress.__call__ AdaptiveBatch.__call__ measure"
     ),
     "a sampler's flow, rule and kernel": "memory move direction draw normals value_and_score paths",
-    "a population's protocol, which solve calls": "cloud fetch epoch",
+    "a population's protocol, which solve calls": "cloud fetch epoch again described",
     "a likelihood's protocol": "check_output cost log_prob",
     "made of results by the library": "later of_fitting noting row modules at_mean indices discretise",
     "an estimator's protocol": "about_input about_labels",
@@ -106,6 +109,7 @@ METHODS = set(" ".join(_METHODS.values()).split())
 
 # Results that say of themselves, by NaN or infinity, what is not known.
 DOCUMENTED = {
+    "controls_of": "controls are what they are; solve looks at them",
     "Box": "a side without a bound is infinite",
     "DDPNOpt": "an infinite clip is none",
     "Particles": "solve looks at what it is given",

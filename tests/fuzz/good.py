@@ -150,6 +150,19 @@ def imaml() -> Any:
     return meta.imaml(net(), F.mse_loss, task_cloud(), inner_steps=1, inner_lr=0.1, strength=1.0)
 
 
+_CLONES: list[Any] = []  # the one that the last loss was computed with
+
+
+def loss_of_clone() -> Tensor:
+    """The loss of a task's support, with the clone that ``clone`` returns next."""
+    _CLONES[:] = [meta.Learner(maml()).clone()]
+    return F.mse_loss(_CLONES[0](normal(5, 3)), normal(5, 2, seed=1))
+
+
+def clone() -> Any:
+    return _CLONES.pop() if _CLONES else meta.Learner(maml()).clone()
+
+
 def of_one_step(make: Callable[[], Any]) -> Any:
     made = make()
     return made.solve(mfoc.Gradient(sgd), steps=1)
@@ -573,7 +586,7 @@ BY_DOOR: dict[str, Make] = {
     "Robustness.__getitem__.attack": lambda: "FGSM",
     "meta.Learner.adapt.allow_nograd": lambda: True,
     "meta.Learner.adapt.allow_unused": lambda: True,
-    "meta.Learner.adapt.loss": lambda: normal(1).requires_grad_().sum(),
+    "meta.Learner.adapt.loss": loss_of_clone,
     # paradigms
     "adversarial.FromTorchattacks.attack": lambda: lambda model: model,
     "adversarial.YOPO.m": lambda: 1,
@@ -694,7 +707,7 @@ INSTANCES: dict[str, Make] = {
     "MetaFormulation": maml,
     "Adaptation": lambda: meta.evaluate(maml(), of_one_step(maml), steps=(1,), progress=False),
     "Potential": lambda: bayesian.to_potential(density()),
-    "Learner": lambda: meta.Learner(maml()).clone(),
+    "Learner": clone,
     "Equilibrium": lambda: mfoc.Equilibrium(problem()),
     "Game": lambda: mfoc.Game.of(problem(), mfoc.Ball(0.1)),
     "WithHead": lambda: mfoc.with_head(problem(), lambda x, u, z: x @ u, torch.eye(2)),

@@ -137,7 +137,7 @@ def _non_finite(value: Any, where: str = "result", depth: int = 0) -> Iterator[s
     if isinstance(value, nn.parameter.UninitializedParameter):
         return
     if isinstance(value, Tensor):
-        dense = not (value.is_sparse or value.is_nested or value.is_quantized or value.device.type == "meta")
+        dense = not (value.is_nested or value.is_quantized or value.is_meta) and value.layout is torch.strided
         if dense and value.is_floating_point() and not bool(value.isfinite().all()):
             yield where
     elif isinstance(value, np.ndarray):

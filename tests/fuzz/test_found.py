@@ -8,8 +8,19 @@ import torch
 import mfoc
 from mfoc import hjb
 from mfoc.analysis import propagation
-from paradigms import bayesian
-from tests.fuzz import good
+from paradigms import adversarial, bayesian, meta
+from tests.fuzz import good, hostile
+
+
+class _Stepless:
+    """A solver whose step returns no iterate."""
+
+    def init(self, problem, controls):
+        return {}
+
+    def step(self, problem, controls, state, particles):
+        return {"controls": controls}
+
 
 SIGNAL = propagation.SignalPropagation("tanh", 1.5, 0.1)
 FOUND = {
@@ -40,6 +51,43 @@ FOUND = {
         "bounds takes",
     ),
     "what cannot be iterated": (lambda: mfoc.networks.refresh_averages(good.net(), 3), "batches is an int"),
+    "a solver that says yes to all": (
+        lambda: mfoc.solve(good.problem(), hostile.Yes(), good.cloud(), steps=1),
+        "in_place returned a Yes",
+    ),
+    "a solver whose step returns something else": (
+        lambda: mfoc.solve(good.problem(), _Stepless(), good.cloud(), steps=1),
+        r"solver\.step returned a dict; expected three things",
+    ),
+    "a loss that would draw its weights": (
+        lambda: propagation.diagnose(good.net(), torch.ones(4, 3), torch.nn.LazyLinear(1)),
+        "loss is a lazy module",
+    ),
+    "sparse weights of a policy": (
+        lambda: mfoc.linear_policy(lambda x: x, torch.eye(2).to_sparse_csr()),
+        "weight is a sparse tensor",
+    ),
+    "nested points": (
+        lambda: good.density().unravel(torch.nested.nested_tensor([torch.ones(2), torch.ones(3)])),
+        "x is a nested tensor",
+    ),
+    "sparse points": (lambda: good.density().unravel(torch.eye(2).to_sparse()), "x is a sparse tensor"),
+    "a scale whose square leaves the floats": (
+        lambda: bayesian.discrepancy(torch.eye(3), torch.eye(3), length=1e-300),
+        "x and score at length 1e-300 leaves the range",
+    ),
+    "a scale whose square leaves the dtype": (
+        lambda: bayesian.discrepancy(torch.eye(3), torch.eye(3), length=1e-30),
+        "leaves the range of torch.float32",
+    ),
+    "an array in place of a flag, of tasks": (
+        lambda: meta.evaluate(good.maml(), good.of_one_step(good.maml), progress=torch.ones(2)),
+        "progress is tensor.*True or False",
+    ),
+    "an array in place of a flag, of attacks": (
+        lambda: adversarial.evaluate(good.net(), good.data(), epsilon=0.1, progress=torch.ones(2)),
+        "progress is tensor.*True or False",
+    ),
     "what cannot be trained": (lambda: mfoc.optim.CSGD(3, lr=0.1), "params is an int"),
 }
 

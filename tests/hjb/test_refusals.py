@@ -22,7 +22,7 @@ PROBLEM = lq(3).problem()
         (grid(3), mfoc.InvalidValue, "n >= 4"),
         ([torch.tensor([0.0, 1.0, 2.0, 4.0])] * 2, mfoc.InvalidValue, "equal steps"),
         ([torch.linspace(1, 0, 5)] * 2, mfoc.InvalidValue, "increasing"),
-        ([torch.tensor([0.0, torch.nan, 2.0, 3.0])] * 2, mfoc.InvalidValue, "equal steps"),
+        ([torch.tensor([0.0, torch.nan, 2.0, 3.0])] * 2, mfoc.InvalidValue, r"axes\[0\] holds NaN"),
         (grid(9, 1), mfoc.InvalidValue, "stage 0"),  # the problem has two states
     ],
     ids=["tensor", "none", "four", "lists", "short", "uneven", "decreasing", "nan", "another dimension"],

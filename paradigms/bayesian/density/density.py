@@ -132,7 +132,8 @@ class LogDensity:
         Raises:
             InvalidType, InvalidValue: the points are of another dimension.
         """
-        if not isinstance(x, Tensor) or x.dim() < 1 or x.shape[-1] != self.dim or x.is_nested:
+        usual = isinstance(x, Tensor) and not x.is_nested and x.layout is torch.strided  # a nested one has no shape
+        if not usual or x.dim() < 1 or x.shape[-1] != self.dim:
             self._refuse_points(x)
         return split(x, self.shapes)
 

@@ -237,7 +237,7 @@ def discrepancy(x: Tensor, score: Tensor, *, length: float = 1.0, beta: float = 
 
     Raises:
         InvalidType, InvalidValue: no tensors of finite numbers of one shape, dtype and device; a wrong scale or
-            exponent.
+            exponent; values that leave the range of the dtype, as at a tiny length.
     """
     check_tensor("points [n, d]", dim=2, x=x)
     check_tensor("gradients of the log density, [n, d]", dim=2, score=score)
@@ -248,12 +248,18 @@ def discrepancy(x: Tensor, score: Tensor, *, length: float = 1.0, beta: float = 
         )
     check_positive(length=length)
     check_between(-1, 0, beta=beta)
-    return squared_discrepancy(x, score, length, beta)
+    found = squared_discrepancy(x, score, length, beta)
+    if not bool(found.isfinite().all()):
+        raise InvalidValue(
+            f"the discrepancy of x and score at length {length:g} leaves the range of {x.dtype}: take a length of the "
+            "size of the distances between points, or float64"
+        )
+    return found
 
 
 def squared_discrepancy(x: Tensor, score: Tensor, length: float = 1.0, beta: float = -0.5) -> Tensor:
     """See ``discrepancy``; it does not check its arguments."""
-    d, c = x.shape[1], length**-2
+    d, c = x.shape[1], 1 / length / length  # infinite where a power would raise
     x = x - x.mean(0)
     r = c * _squares(x)
     q = 1 + r

@@ -108,7 +108,7 @@ def test_the_interval_is_wilsons(successes, trials, confidence):
         (lambda: wilson("a", 2), mfoc.InvalidType, "successes is 'a'"),
         (lambda: wilson(0, 0), mfoc.InvalidValue, "trials is 0"),
         (lambda: wilson(3, 2), mfoc.InvalidValue, "successes is 3"),
-        (lambda: quiet(attacks={3: FGSM()}), mfoc.InvalidType, "name is an int"),
+        (lambda: quiet(attacks={3: FGSM()}), mfoc.InvalidType, "has the key 3, an int"),
         (lambda: quiet(attacks={"clean": FGSM()}), mfoc.InvalidValue, "'clean'"),
     ],
 )

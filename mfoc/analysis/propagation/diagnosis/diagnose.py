@@ -61,7 +61,8 @@ def diagnose(
 
     Raises:
         InvalidType: no network or problem, an x without tensors, an output or loss without a derivative.
-        InvalidValue: an empty x, a lazy or parameterless network, one that fails on x or that cannot be copied.
+        InvalidValue: an empty x, a lazy or parameterless network, one that fails on x or that cannot be copied, a lazy
+            loss.
     """
     check_integer(0, seed=seed)
     check_integer(1, probes=probes)
@@ -183,6 +184,9 @@ def _loss(loss: Any, output: Any, targets: Tree) -> Tensor:
     check_callable("a function loss(output, targets)", loss=loss)
     if isinstance(loss, type):
         raise InvalidType(f"loss is the class {loss.__name__}; make an instance, {loss.__name__}()")
+    leaves = () if not isinstance(loss, nn.Module) else (*loss.parameters(), *loss.buffers())
+    if any(isinstance(leaf, nn.parameter.UninitializedParameter | nn.parameter.UninitializedBuffer) for leaf in leaves):
+        raise InvalidValue("loss is a lazy module, without weights yet; run it once on a batch")  # it would draw them
     given = "" if targets is None else ", targets"
     try:
         value = loss(output) if targets is None else loss(output, targets)
