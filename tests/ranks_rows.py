@@ -323,8 +323,8 @@ def adaptive_batches(scale: str) -> dict[str, Any]:
 
 
 def controlled_rate() -> list[Any]:
-    x, rows = torch.full((3,), 4.0, dtype=D), normal(8, 3)
-    mine = rows[mfoc.distributed.share(torch.arange(8))]
+    x, rows = torch.full((3,), 4.0, dtype=D), normal(12, 3)  # in equal shares: it is given means, not their sizes
+    mine = rows[mfoc.distributed.share(torch.arange(12))]
     control = LearningRateControl(torch.optim.Adam([x.requires_grad_()], lr=0.01), every=2)
     for _ in range(6):
         x.grad = (x.detach() - rows.mean(0)).clone()

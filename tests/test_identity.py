@@ -235,4 +235,4 @@ def test_zero_and_minus_zero_are_two():
 
 
 def test_a_layout_names_leaves():
-    assert layout({"a": torch.zeros(4, 2)}, "state", lead=False) == {"state['a']": "float32 [2]"}
+    assert layout({"a": torch.zeros(4, 2)}, "state", sizes=False) == {"state['a']": "float32 2d"}
