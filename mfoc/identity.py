@@ -161,16 +161,16 @@ def _told(one: Any) -> bool:
     return isinstance(one, _HELD) or (callable(one) and not of_library(type(one).__module__))
 
 
-def layout(of: Tree, name: str, *, lead: bool = True) -> Plain:
-    """The leaves of a tree by their names: shape and dtype.
+def layout(of: Tree, name: str, *, sizes: bool = True) -> Plain:
+    """The leaves of a tree by their names: dtype, and shape or number of axes.
 
     Args:
         of: the tree.
         name: what to call it.
-        lead: with the leading axis.
+        sizes: with the sizes of the axes; without, of what may hang on the batch or on a rank's share of it.
     """
     return {
-        label: f"{str(leaf.dtype).removeprefix('torch.')} {list(leaf.shape[0 if lead else 1 :])}"
+        label: f"{str(leaf.dtype).removeprefix('torch.')} {list(leaf.shape) if sizes else f'{leaf.ndim}d'}"
         for label, leaf in tree.named_leaves(of, name)
     }
 
@@ -198,9 +198,19 @@ def _pieces(leaf: Any) -> list[bytes | memoryview]:
     kind = f"{leaf.dtype} {tuple(leaf.shape)}".encode()
     if leaf.is_meta:
         return [kind]
+    return [kind, raw(leaf).numpy().data]
+
+
+def raw(values: Tensor) -> Tensor:
+    """The bytes of a tensor's values in their order, on the CPU, uint8.
+
+    Args:
+        values: a dense tensor with data, of any layout in memory.
+    """
     # A tensor that is conjugated or negated lazily has other bits in memory than its values have.
-    plain = leaf.detach().cpu().resolve_conj().resolve_neg().contiguous().reshape(-1)
-    return [kind, plain.view(torch.uint8).numpy().data]
+    plain = values.detach().cpu().resolve_conj().resolve_neg().contiguous()
+    # One of a single entry counts as contiguous whatever its strides are, such as every second row of two.
+    return plain.as_strided((plain.numel(),), (1,)).view(torch.uint8)
 
 
 def _digest(words: bytes) -> str:

@@ -182,10 +182,9 @@ for count in (1, 2, 3):
 add("MSA", solved, problems.decayed, mfoc.MSA(Descent(0.05, steps=3)))
 add("MSA, batches of one", solved, problems.decayed, mfoc.MSA(Descent(0.05, steps=3)), 4, 1)
 add("EMSA, fixed", solved, problems.decayed, mfoc.EMSA(1.0, 0.5, inner=LBFGS(2, trials=6), adaptive=False), 2)
-add("EMSA, adaptive", solved, problems.decayed, mfoc.EMSA(0.1, inner=LBFGS(2, trials=6), adaptive=True), 2)
 add("EMSA, swarm", solved, problems.swarm, mfoc.EMSA(1.0, inner=Descent(0.05, steps=3), adaptive=False), 2)
-add("EMSA, tails of one", solved, problems.mlp, mfoc.EMSA(), 3, 3)
-add("EMSA, Box", bounded, mfoc.Box(-0.2, 0.4), mfoc.EMSA(1.0))
+add("EMSA, tails of one", solved, problems.mlp, mfoc.EMSA(1.0, inner=Descent(0.05, steps=3), adaptive=False), 3, 3)
+add("EMSA, Box", bounded, mfoc.Box(-0.2, 0.4), mfoc.EMSA(1.0, adaptive=False))
 add("DiscreteMSA, binary", discretised, "binary")
 add("DiscreteMSA, ternary", discretised, "ternary")
 add("DDP", solved, problems.linear_quadratic, mfoc.DDP(), 3)
@@ -199,7 +198,8 @@ add("NewtonCG, all laws", solved, coupled, mfoc.NewtonCG(), 3)
 add("NewtonCG, uneven batches", solved, problems.mlp, mfoc.NewtonCG(), 5, 3)
 NEAR = mfoc.Inequality(lambda x, z: x[:, :1] - 0.5)
 add("AugmentedLagrangian, Gradient", constrained, mfoc.Gradient(partial(torch.optim.SGD, lr=0.05)), terminal=NEAR)
-add("AugmentedLagrangian, EMSA", constrained, mfoc.EMSA(), path=mfoc.Inequality(lambda t, x, u, z: u + 0 * x - 0.5))
+FIXED = mfoc.EMSA(1.0, inner=Descent(0.05, steps=3), adaptive=False)
+add("AugmentedLagrangian, EMSA", constrained, FIXED, path=mfoc.Inequality(lambda t, x, u, z: u + 0 * x - 0.5))
 THERE = mfoc.Equality(lambda x, z: x[:, :1] - 0.2, in_mean=True)
 add("AugmentedLagrangian, NewtonCG, in mean", constrained, mfoc.NewtonCG(), terminal=THERE)
 
@@ -323,8 +323,8 @@ def adaptive_batches(scale: str) -> dict[str, Any]:
 
 
 def controlled_rate() -> list[Any]:
-    x, rows = torch.full((3,), 4.0, dtype=D), normal(8, 3)
-    mine = rows[mfoc.distributed.share(torch.arange(8))]
+    x, rows = torch.full((3,), 4.0, dtype=D), normal(12, 3)  # in equal shares: it is given means, not their sizes
+    mine = rows[mfoc.distributed.share(torch.arange(12))]
     control = LearningRateControl(torch.optim.Adam([x.requires_grad_()], lr=0.01), every=2)
     for _ in range(6):
         x.grad = (x.detach() - rows.mean(0)).clone()

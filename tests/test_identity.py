@@ -230,9 +230,19 @@ def test_a_fingerprint_is_of_the_values_however_they_lie(dtype):
     assert fingerprint([x, None, 1]) != fingerprint([x, None, 2])
 
 
+@pytest.mark.parametrize("size", [0, 1, 2, 5])
+@pytest.mark.parametrize("step", [2, 3])
+@pytest.mark.parametrize("dtype", [torch.int64, torch.float32, torch.bool, torch.complex64])
+def test_a_fingerprint_of_every_second_row_is_that_of_a_copy(size, step, dtype):
+    """A rank's share of a batch is one: of a single row it keeps a stride of which nothing is left."""
+    rows = torch.arange(size * step).to(dtype)[::step]
+    assert fingerprint([rows]) == fingerprint([rows.clone(memory_format=torch.contiguous_format)])
+    assert fingerprint([rows.expand(3, size)]) == fingerprint([rows.expand(3, size).contiguous()])
+
+
 def test_zero_and_minus_zero_are_two():
     assert fingerprint(torch.tensor([0.0])) != fingerprint(torch.tensor([-0.0]))
 
 
 def test_a_layout_names_leaves():
-    assert layout({"a": torch.zeros(4, 2)}, "state", lead=False) == {"state['a']": "float32 [2]"}
+    assert layout({"a": torch.zeros(4, 2)}, "state", sizes=False) == {"state['a']": "float32 2d"}

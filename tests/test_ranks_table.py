@@ -1,6 +1,7 @@
 """One process against several: a table of everything that is solved, which ``pytest -s`` prints.
 
-Excluded is ``torch.optim.LBFGS`` on minibatches, whose line search compares values that are equal but for rounding.
+Excluded are ``torch.optim.LBFGS`` on minibatches and adaptive ``EMSA``, which compare values that are equal but for
+rounding.
 """
 
 from __future__ import annotations

@@ -61,8 +61,9 @@ def _of_problem(problem: Problem, particles: Particles) -> Plain:
         "type": type(problem).__qualname__,
         "stages": problem.stages,
         "controls": layout(problem.controls, "controls"),
-        "state": layout(particles.state, "state", lead=False),
-        "data": {} if particles.data is None else layout(particles.data, "data", lead=False),
+        # Without sizes: sequences are padded to the longest of a batch, draws of latents hold its observations.
+        "state": layout(particles.state, "state", sizes=False),
+        "data": {} if particles.data is None else layout(particles.data, "data", sizes=False),
         **{name: described(one) for name, one in own.items() if name not in _NOT_SETTINGS},
     }
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mfoc.identity import raw
 from mfoc.networks.cuts.hooked import Hooked
 from mfoc.networks.cuts.segments import Program, Segment, Step
 from mfoc.networks.inspection import BOOKKEEPING, hooked
@@ -77,8 +78,7 @@ def _constants(module: nn.Module) -> Hashable | None:
 
 
 def _digest(value: Tensor) -> tuple[Hashable, ...]:
-    raw = value.detach().cpu().resolve_conj().resolve_neg().contiguous().reshape(-1).view(torch.uint8)
-    text = hashlib.sha256(raw.numpy().tobytes())
+    text = hashlib.sha256(raw(value).numpy().tobytes())
     return value.dtype, tuple(value.shape), text.hexdigest()
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,12 +12,12 @@ from torch import Tensor
 import mfoc
 from mfoc import InvalidValue
 from mfoc.deprecation import warn
-from mfoc.distributed import active, alone, share, world_size
+from mfoc.distributed import alone, share, world_size
 from mfoc.formulation import Formulation
 from mfoc.problem import controls_of
 from mfoc.seeding import mixed_seed
 
-SHARE = "share of the batch"  # in a particle's data: the weight of its mean over observations, where that is not 1
+SHARE = "share of the batch"  # in a particle's data, where it has a batch: the weight of its mean over observations
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -40,10 +40,11 @@ class LatentDraws(mfoc.Population):
     costs are weighed by it, so that the mean over ranks is over the observations, however many each has.
     """
 
-    def __init__(self, source: mfoc.Population | None, settings: Settings) -> None:
+    def __init__(self, source: mfoc.Population | None, settings: Settings, like: Tensor) -> None:
         if source is not None:
             self.batches_per_epoch = source.batches_per_epoch
         self._source, self._samples, self._seed = source, settings.samples, settings.seed
+        self._like = like  # of what dtype the draws are, and where
 
     @property
     def runs_user_code(self) -> bool:
@@ -65,10 +66,14 @@ class LatentDraws(mfoc.Population):
         with alone():  # what is drawn for an observation must not hang on how they are shared out
             batch = None if self._source is None else self._source(step)
             cloud = self._cloud(batch, mixed_seed(self._seed, step, 3))
-        if batch is None or not active():
+        if batch is None:
             return cloud
         mine = share(torch.arange(len(batch), device="cpu"))
-        return cloud if len(mine) == len(batch) else self._own(cloud, mine, world_size() * len(mine) / len(batch))
+        weight = 1.0
+        if len(mine) < len(batch):
+            cloud, weight = self._own(cloud, mine), world_size() * len(mine) / len(batch)
+        # With a weight of 1 as well: an iterate is known by what its particles hold, on any number of ranks.
+        return replace(cloud, data={**cloud.data, SHARE: self._like.new_full((self._samples,), weight)})
 
     def epoch(self) -> Iterator[mfoc.Particles]:
         """Fresh draws on all observations at once: batches of unequal size would count alike."""
@@ -78,8 +83,8 @@ class LatentDraws(mfoc.Population):
         """Draws on a batch, or on all observations."""
         raise NotImplementedError
 
-    def _own(self, cloud: mfoc.Particles, rows: Tensor, weight: float) -> mfoc.Particles:
-        """The same draws on some of the observations, whose mean counts for so much; see ``SHARE``."""
+    def _own(self, cloud: mfoc.Particles, rows: Tensor) -> mfoc.Particles:
+        """The same draws on some of the observations."""
         raise NotImplementedError
 
 

@@ -30,8 +30,8 @@ class ModelDraws(LatentDraws):
     """Particles that are standard normal vectors ``[S, D]``, with the rows of a batch."""
 
     def __init__(self, source: mfoc.Population | None, settings: Settings, like: Tensor, dimension: int) -> None:
-        super().__init__(source, settings)
-        self._like, self._dimension = like, dimension
+        super().__init__(source, settings, like)
+        self._dimension = dimension
 
     def _cloud(self, batch: mfoc.Particles | None, key: int) -> mfoc.Particles:
         s, generator = self._samples, torch.Generator().manual_seed(key)
@@ -39,9 +39,9 @@ class ModelDraws(LatentDraws):
         rows = None if batch is None else {k: v.expand(s, *v.shape) for k, v in batch.state.items()}
         return mfoc.Particles(noise.to(self._like.device), rows)
 
-    def _own(self, cloud: mfoc.Particles, rows: Tensor, weight: float) -> mfoc.Particles:
+    def _own(self, cloud: mfoc.Particles, rows: Tensor) -> mfoc.Particles:
         own = {k: v[0][rows.to(v.device)].expand(self._samples, len(rows), *v.shape[2:]) for k, v in cloud.data.items()}
-        return mfoc.Particles(cloud.state, {**own, SHARE: self._like.new_full((self._samples,), weight)})
+        return mfoc.Particles(cloud.state, own)
 
 
 def of_model(model: Callable[..., Any], data: Any, guide: Any, settings: Settings) -> Formulation:

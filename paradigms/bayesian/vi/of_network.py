@@ -36,11 +36,10 @@ class NetworkDraws(LatentDraws):
     _source: mfoc.Population
 
     def __init__(self, source: mfoc.Population, settings: Settings, network: RandomNetwork) -> None:
-        super().__init__(source, settings)
+        super().__init__(source, settings, first([u for u in network.base.controls if u]))
         self._network = network
         self._plans: dict[Any, Any] = {}  # a memo of shapes
         self._last: tuple[mfoc.Particles, Any, Any] | None = None  # of the batch that came last, seen by all draws
-        self._like = first([u for u in network.base.controls if u])
 
     def _cloud(self, batch: mfoc.Particles | None, key: int) -> mfoc.Particles:
         s, batch = self._samples, self._source.cloud() if batch is None else batch
@@ -51,7 +50,7 @@ class NetworkDraws(LatentDraws):
         _, x, y = last
         return mfoc.Particles(x, {"y": y, "noise": self._noise(batch.state, key)})
 
-    def _own(self, cloud: mfoc.Particles, rows: Tensor, weight: float) -> mfoc.Particles:
+    def _own(self, cloud: mfoc.Particles, rows: Tensor) -> mfoc.Particles:
         def kept(name: str, leaf: Tensor) -> Tensor:
             """Noise, which but for that of weights is drawn for each observation."""
             return leaf if name == "weights" else leaf[:, rows.to(leaf.device)]
@@ -62,7 +61,7 @@ class NetworkDraws(LatentDraws):
 
         x, y = (tree.map(seen, part) for part in (cloud.state, cloud.data["y"]))
         noise = [{name: kept(name, leaf) for name, leaf in stage.items()} for stage in cloud.data["noise"]]
-        return mfoc.Particles(x, {"y": y, "noise": noise, SHARE: self._like.new_full((self._samples,), weight)})
+        return mfoc.Particles(x, {"y": y, "noise": noise})
 
     def _noise(self, x: Any, key: int) -> list[Weights]:
         generator, plan, like = torch.Generator().manual_seed(key), self._plan(x), self._like
