@@ -45,7 +45,7 @@ def linear_policy(features: Callable[..., Tensor], weight: Tensor) -> nn.Module:
 
     Raises:
         InvalidType: features cannot be called or is a module, or the weight is no floating-point tensor.
-        InvalidValue: the weight is no matrix.
+        InvalidValue: the weight is no matrix, or not finite.
     """
     return _Linear(features, weight)
 
@@ -64,6 +64,8 @@ class _Linear(nn.Module):
         check_plain("a floating-point tensor [m, k]", weight=weight)
         if not weight.is_floating_point():
             raise InvalidType(f"weight is a {weight.dtype} tensor; expected a floating-point tensor [m, k]")
+        if not bool(weight.isfinite().all()):
+            raise InvalidValue("weight holds NaN or infinity; expected finite numbers to begin with")
         if weight.dim() != 2:
             raise InvalidValue(f"weight has shape {tuple(weight.shape)}; expected [m, k], m controls and k features")
         self.timed = takes_time(features, "features")

@@ -140,7 +140,10 @@ def _finite(cloud: Particles) -> Particles:
 def _bytes(source: Any) -> int:
     """The size of a source in memory, or in files."""
     state, data, _ = parts(source)
-    return sum(int(getattr(leaf, "nbytes", 0)) for leaf in tree.leaves([state, data]))
+    leaves = tree.leaves([state, data])
+    # A tensor that is not plain may have no such number; it is refused, by name, when it is taken in.
+    plain = (leaf for leaf in leaves if not isinstance(leaf, Tensor) or is_plain(leaf, on_meta=True))
+    return sum(int(getattr(leaf, "nbytes", 0)) for leaf in plain)
 
 
 def _iterable(source: Any) -> bool:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mfoc import InvalidType, InvalidValue, tree
-from mfoc.checks import check_flag, check_instance
+from mfoc.checks import check_flag, check_plain
 from mfoc.derivatives import check_twice, twice_differentiable
 from mfoc.networks import FunctionalModule
 from mfoc.networks.inspection import BOOKKEEPING, without_inplace
@@ -225,7 +225,7 @@ class Learner(nn.Module):
 
 
 def _check_loss(loss: Any) -> None:
-    check_instance(Tensor, "a scalar tensor, the mean over the support", loss=loss)
+    check_plain("a scalar tensor, the mean over the support", loss=loss)
     if loss.dim() != 0:
         raise InvalidValue(f"loss is no scalar tensor (shape {tuple(loss.shape)}); pass the mean over the support")
     if not loss.requires_grad:

@@ -173,7 +173,7 @@ OF_TENSOR: dict[str, Callable[[Tensor], Any]] = {
     "as a list": lambda x: x.tolist(),
     "of inference": lambda x: _of_inference(x),
     "as float16 array": lambda x: x.numpy().astype(np.float16),
-    "without width": lambda x: x[..., :0],
+    "without width": lambda x: x[..., :0] if x.dim() else x.reshape(1)[:0],
     "of rows in one place": lambda x: x[:1].expand(x.shape),
     "backwards": lambda x: x.flip(0),
     "transposed": lambda x: x.mT.contiguous() if x.dim() > 1 else x.flip(0),

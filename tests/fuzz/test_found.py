@@ -88,6 +88,26 @@ FOUND = {
         lambda: adversarial.evaluate(good.net(), good.data(), epsilon=0.1, progress=torch.ones(2)),
         "progress is tensor.*True or False",
     ),
+    "sparse inputs of a network": (
+        lambda: propagation.diagnose(good.net(), torch.eye(3).to_sparse()),
+        "x is a sparse tensor",
+    ),
+    "inputs of a network without numbers": (
+        lambda: propagation.diagnose(good.net(), torch.ones(4, 3, device="meta")),
+        "x is a meta tensor",
+    ),
+    "weights of a policy that are not finite": (
+        lambda: mfoc.linear_policy(lambda x: x, torch.full((2, 2), torch.nan)),
+        "weight holds NaN",
+    ),
+    "sparse data in batches": (
+        lambda: mfoc.population(torch.eye(3).to_sparse(), batch_size=2),
+        "is a sparse tensor",
+    ),
+    "a nested loss": (
+        lambda: good.clone().adapt(torch.nested.nested_tensor([torch.ones(2), torch.ones(3)])),
+        "loss is a nested tensor",
+    ),
     "what cannot be trained": (lambda: mfoc.optim.CSGD(3, lr=0.1), "params is an int"),
 }
 

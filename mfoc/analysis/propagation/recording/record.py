@@ -18,6 +18,7 @@ from torch.nn.utils import parametrize
 
 from mfoc import tree
 from mfoc.analysis.propagation.recording.statistics import Statistics, statistics
+from mfoc.checks import check_plain
 from mfoc.errors import InvalidType, InvalidValue
 from mfoc.networks.inspection import pure_copy, unwrapped, without_inplace
 from mfoc.seeding import seeded
@@ -152,6 +153,7 @@ def _check_input(net: nn.Module, x: Tree) -> int:
     if not named:
         raise InvalidType("x holds no tensor; expected a batch of inputs [N, ...], or a tuple of them")
     for name, leaf in named:
+        check_plain("a batch of inputs [N, ...]", **{name: leaf})
         if leaf.numel() == 0:
             raise InvalidValue(f"{name} is empty, {tuple(leaf.shape)}; expected at least one input, [N, ...]")
     return int(named[0][1].shape[0]) if named[0][1].dim() else 1
