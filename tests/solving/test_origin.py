@@ -147,3 +147,26 @@ def test_an_iterate_that_outlives_its_solve_does_not_keep_it():
     mfoc.solve(problem(), gradient(), source(), steps=3, hooks=[lambda at: kept.append(at)])
     assert kept[0].origin["solver"]["type"] == "Gradient"
     assert kept[0].origin["batch"] is None
+
+
+def padded(step):
+    """Sequences as long as the longest of their batch: one for each step."""
+    generator = torch.Generator().manual_seed(step)
+    length = 2 + step % 3
+    return mfoc.Particles(torch.randn(3, length, 2, generator=generator), torch.ones(3, length))
+
+
+@pytest.mark.parametrize("at", [1, 2, 3, 4])
+def test_batches_may_have_other_sizes_along_any_axis_when_a_run_goes_on(at):
+    sequences = mfoc.Problem(
+        lambda t, x, u, z: torch.tanh(x + u), lambda x, z: (x.square().sum(2) * z).mean(1), [torch.ones(2)] * 2
+    )
+    whole = mfoc.solve(sequences, gradient(), padded, steps=6)
+    start = mfoc.solve(sequences, gradient(), padded, steps=at).last
+    assert same_bits(mfoc.solve(sequences, gradient(), padded, steps=6, start=start).controls, whole.controls)
+
+
+def test_another_dtype_or_number_of_axes_is_another_problem(start):
+    for other, words in ((X.double(), "float32 2d' and is 'float64 2d"), (X[:, None], "2d' and is 'float32 3d")):
+        with pytest.raises(mfoc.InvalidValue, match=words):
+            mfoc.solve(problem(), gradient(), source(other), steps=9, start=start)

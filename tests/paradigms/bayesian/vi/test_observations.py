@@ -185,13 +185,26 @@ def test_shares_of_a_batch_are_weighed(estimator, monkeypatch):
     expected = mfoc.rollout(made.problem, made.problem.controls, made.population(0)).cost
     found = []
     for rank in range(3):
-        monkeypatch.setattr(draws, "active", lambda: True)
         monkeypatch.setattr(draws, "world_size", lambda: 3)
         monkeypatch.setattr(draws, "share", lambda index, rank=rank: index[rank::3])
         cloud = made.population(0)
         assert cloud.state.shape == (2, len(range(rank, 7, 3)), 2)
         found.append(mfoc.rollout(made.problem, made.problem.controls, cloud).cost)
     torch.testing.assert_close(torch.stack(found).mean(0), expected, rtol=1e-13, atol=0)
+
+
+@pytest.mark.parametrize("at", [1, 2, 3])
+def test_a_run_goes_on_at_a_batch_of_another_size(at, monkeypatch):
+    """Seven observations in batches of three: the third has one; and on other ranks it goes on as well."""
+    net = seeded(lambda: nn.Linear(2, 1))
+    x = normal(7, 2)
+    made = variational(net, (x, x.sum(1)), likelihood="gaussian", samples=2, batch_size=3)
+    solver = mfoc.Gradient(torch.optim.Adam)
+    whole, start = made.solve(solver, steps=5), made.solve(solver, steps=at).last
+    assert torch.equal(made.solve(solver, steps=5, start=start).value, whole.value)
+    monkeypatch.setattr(draws, "world_size", lambda: 2)
+    monkeypatch.setattr(draws, "share", lambda index: index[::2])
+    assert made.solve(solver, steps=5, start=start).last.step == 5
 
 
 def test_the_old_check_of_shares_says_that_it_is_none():
