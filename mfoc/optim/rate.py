@@ -52,8 +52,8 @@ class LearningRateControl:
     ``bench_optimisers`` has both. A rate or a schedule that is tuned may still be better.
 
     The optimiser's step must be proportional to its rate, and it may keep no copy of the parameters (schedule-free ones
-    do). Use no scheduler beside it. Where processes hold shares of the data, all of them take the same rate, by the mean
-    of their losses: that of the data where shares are equal, as with gradients in DistributedDataParallel.
+    do). Use no scheduler beside it. Where processes hold shares of the data, all of them take the same rate, by the
+    mean of their losses: that of the data where shares are equal, as with gradients in DistributedDataParallel.
 
     Args:
         optimizer: the optimiser. Rates of several groups keep their ratios.

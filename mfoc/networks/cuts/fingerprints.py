@@ -6,7 +6,6 @@ import hashlib
 from collections.abc import Hashable, Iterator
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from mfoc.identity import raw
