@@ -11,7 +11,7 @@ import torch
 
 from mfoc import tree
 from mfoc.checks import check_flag, check_instance
-from mfoc.derivatives import reached
+from mfoc.derivatives import check_derivatives, reached
 from mfoc.distributed import any_rank
 from mfoc.errors import InvalidValue
 from mfoc.identity import Plain
@@ -58,7 +58,7 @@ def begin(
     """
     check_instance(Problem, "mfoc.Problem", problem=problem)
     check_instance(Solver, "an object with init() and step(), such as mfoc.Gradient(...)", solver=solver)
-    check_derivatives()
+    check_derivatives("solving")
     check_flag(nominal=nominal, allow_changes=allow_changes)
     start = None if start is None else _last(start)
     first = 0 if start is None else start.step
@@ -87,12 +87,6 @@ def begin(
     check_interaction(problem, controls, source, particles)
     at = Iterate(first, controls, state) if start is None else replace(start, controls=controls, state=state)
     return at, known
-
-
-def check_derivatives() -> None:
-    """Refuses to solve where there are no derivatives."""
-    if torch.is_inference_mode_enabled():
-        raise InvalidValue("torch.inference_mode() is on and solving needs derivatives; leave it (no_grad is fine)")
 
 
 def _last(start: Iterate | Solution) -> Iterate:

@@ -7,11 +7,12 @@ from functools import partial
 from typing import Any
 
 from mfoc.checks import check_integer, check_non_negative
+from mfoc.derivatives import check_derivatives
 from mfoc.distributed import active, announcing
 from mfoc.identity import Plain
 from mfoc.populations import population as as_population
 from mfoc.problem import Controls, Problem
-from mfoc.solving.beginning import begin, check_derivatives
+from mfoc.solving.beginning import begin
 from mfoc.solving.calls import all_called, check_hooks, closing
 from mfoc.solving.records import Hook, Iterate, Solution, Solver
 from mfoc.solving.run import Run
@@ -54,7 +55,7 @@ def iterate(
 
 def _iterates(steps: Steps, known: Mapping[str, Plain]) -> Iterator[Iterate]:
     while True:
-        check_derivatives()
+        check_derivatives("solving")
         with announcing(steps.step):
             steps.advance({"step": steps.step})
         yield steps.iterate(steps.place(), origin=known)
