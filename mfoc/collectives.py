@@ -18,6 +18,7 @@ import logging
 import os
 import secrets
 import time
+import weakref
 from collections.abc import Iterable, Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -94,7 +95,8 @@ class _Group:
     """
 
     def __init__(self, group: Any) -> None:
-        self.group = group
+        self.group = weakref.ref(group)  # who destroys the group ends its threads: a later end of them may abort Python
+        self._base = _store(group)
         self.done = 0  # collectives that all ranks took part in
         self.failed = False  # this rank, and it is not known yet whether the others are in step with it
         self._failures = 0
@@ -107,7 +109,7 @@ class _Group:
         self._were_gone = False  # at the last look
 
     def _place(self, name: str) -> Any:
-        return dist.PrefixStore(f"mfoc/{name}", _store(self.group))  # type: ignore[attr-defined]
+        return dist.PrefixStore(f"mfoc/{name}", self._base)  # type: ignore[attr-defined]
 
     def meet(self, device: torch.device) -> None:
         """Looks up the processes of all ranks, which have all been here: later the store may be gone."""
@@ -278,7 +280,7 @@ _KNOWN: list[_Group] = []  # of the process group that is up
 
 def _group() -> _Group:
     group = dist.group.WORLD
-    if not _KNOWN or _KNOWN[0].group is not group:
+    if not _KNOWN or _KNOWN[0].group() is not group:
         _KNOWN[:] = [_Group(group)]
     return _KNOWN[0]
 

@@ -9,7 +9,18 @@ from mfoc.errors import require
 # Okabe & Ito's palette: told apart by readers who do not see all colours.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 INK = "#333333"
+_MARKERS = "osD^vP*"
 _LINES = ("-", "--", ":", "-.")
+
+# What has a colour and a marker of its own, in every figure. Members of one family are shades; markers serve readers
+# in grey. Keys are lower case, without what is neither letter nor digit.
+_LOOKS: dict[str, tuple[str, str]] = {
+    "gradient": ("#0072B2", "o"), "sgd": ("#0072B2", "o"), "adam": ("#56B4E9", "s"), "lbfgs": ("#003F66", "D"),
+    "msa": ("#D55E00", "v"), "msadescent": ("#D55E00", "v"), "msalbfgs": ("#8A3D00", "<"), "emsa": ("#009E73", "^"),
+    "ddp": ("#CC79A7", "P"), "newtoncg": ("#E69F00", "X"), "ddpnopt": ("#8C5A78", "p"),
+    "discretemsa": ("#7A7A7A", "h"), "minimax": ("#A65628", "*"), "hjb": ("#5E4FA2", "d"), "exact": ("#000000", "+"),
+    "standard": ("#7A7A7A", "o"), "adversarial": ("#D55E00", "s"), "bayesian": ("#0072B2", "^"), "meta": ("#009E73", "D"),
+}  # fmt: skip
 
 
 def new_figure(width: float, height: float) -> Any:
@@ -39,3 +50,17 @@ def new_axes(width: float, height: float, columns: int = 1, *, grid: str = "both
 def style(index: int) -> dict[str, Any]:
     """Colour and dashes of the line with that index: no two of the first 28 are alike."""
     return {"color": COLORS[index % len(COLORS)], "linestyle": _LINES[index // len(COLORS) % len(_LINES)]}
+
+
+def look(name: str, index: int = 0) -> dict[str, Any]:
+    """Colour and marker of a solver or a paradigm, the same in every figure.
+
+    Args:
+        name: as it is shown: "SGD", "E-MSA", "NewtonCG", "adversarial", ...; letters and digits count.
+        index: of the line, for a name that has no look of its own.
+    """
+    key = "".join(filter(str.isalnum, name.lower()))
+    if key not in _LOOKS:
+        return {"color": COLORS[index % len(COLORS)], "marker": _MARKERS[index % len(_MARKERS)]}
+    color, marker = _LOOKS[key]
+    return {"color": color, "marker": marker}

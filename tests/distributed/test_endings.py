@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import weakref
 from functools import partial
 from typing import Any
 
@@ -156,3 +157,17 @@ def test_an_error_on_one_rank_ends_all_with_what_it_was_and_where_the_checkpoint
     assert first.startswith("RankError: rank 1 failed at step 4: ValueError: mine")
     assert f"the last checkpoint is {tmp_path / 'run'}, of step 4" in first
     assert mfoc.hooks.load(tmp_path / "run").step == 4
+
+
+def destroyed() -> list[bool]:
+    """Whether the group is there after a solve, and after it was destroyed."""
+    mfoc.solve(problem(), SGD, cloud(), steps=2)
+    group = weakref.ref(dist.group.WORLD)
+    there = [group() is not None]
+    dist.destroy_process_group()
+    return [*there, group() is not None]
+
+
+def test_a_group_that_is_destroyed_is_gone(tmp_path):
+    # Its threads end with it. Where they live on into the end of the process, one of them may abort Python.
+    assert on_ranks(tmp_path, destroyed, barrier=False) == [[[True, False]]] * 2
