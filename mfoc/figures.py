@@ -19,7 +19,8 @@ _LOOKS: dict[str, tuple[str, str]] = {
     "msa": ("#D55E00", "v"), "msadescent": ("#D55E00", "v"), "msalbfgs": ("#8A3D00", "<"), "emsa": ("#009E73", "^"),
     "ddp": ("#CC79A7", "P"), "newtoncg": ("#E69F00", "X"), "ddpnopt": ("#8C5A78", "p"),
     "discretemsa": ("#7A7A7A", "h"), "minimax": ("#A65628", "*"), "hjb": ("#5E4FA2", "d"), "exact": ("#000000", "+"),
-    "standard": ("#7A7A7A", "o"), "adversarial": ("#D55E00", "s"), "bayesian": ("#0072B2", "^"), "meta": ("#009E73", "D"),
+    "standard": ("#7A7A7A", "o"), "adversarial": ("#D55E00", "s"), "bayesian": ("#0072B2", "^"),
+    "meta": ("#009E73", "D"),
 }  # fmt: skip
 
 
