@@ -9,15 +9,15 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from tests.benchmarks.runner import ROOT, Run
+from tests.benchmarks.runner import Run
 from tests.benchmarks.timing import machine
+from tests.readme import README
+from tests.readme import write as write_block
 
 PACKAGES = (
     "torch", "numpy", "scipy", "pyro-ppl", "torchattacks", "learn2learn", "mpc", "torchdiffeq", "casadi",
     "curvlinops-for-pytorch",
 )  # fmt: skip
-README = ROOT / "README.md"
-BEGIN, END = "<!-- benchmarks: begin, written by `make bench-readme` -->", "<!-- benchmarks: end -->"
 HEAD = "| what | ratio of times | median | quartiles | target | benchmark |\n|---|---|---|---|---|---|"
 
 
@@ -75,7 +75,4 @@ def write(runs: list[Run], folder: Path) -> None:
 
 def into_readme(runs: list[Run], readme: Path = README) -> None:
     """Writes the headline ratios between the markers."""
-    text = readme.read_text(encoding="utf-8")
-    before, rest = text.split(BEGIN)
-    after = rest.split(END)[1]
-    readme.write_text(f"{before}{BEGIN}\n\n{markdown(runs, headline=True)}\n\n{END}{after}", encoding="utf-8")
+    write_block("benchmarks", markdown(runs, headline=True), readme)
