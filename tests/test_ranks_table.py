@@ -79,7 +79,8 @@ def test_several_processes_equal_one(several, alone):
             text = [str(part) for part in (expected, several[0][name]) if isinstance(part, str)]
             failed.append(" ".join([lines[-1], *text]))
     head = f"{'one process against ' + str(len(several)):42} {'largest':>9} {'apart':>9}"
-    print("\n" + "\n".join([head, *lines]))
+    largest = max(gap(several[0][name], expected) for name, expected in alone.items())
+    print("\n" + "\n".join([head, *lines, f"{len(lines)} rows, largest difference {largest:.1e}"]))
     assert not failed, "\n".join(failed)
 
 
