@@ -54,38 +54,59 @@ class Claim:
 
 
 CLAIMS = [
-    Claim("solves it with Pontryagin's principle or with gradients, by changing one argument",
-          "python -m pytest tests/solvers/test_agreement_table.py"),
-    Claim("back-propagation is the gradient step on H",
-          "python -m pytest tests/test_pontryagin.py -k gradient_of_pontryagin_is_autograd"),
+    Claim(
+        "solves it with Pontryagin's principle or with gradients, by changing one argument",
+        "python -m pytest tests/solvers/test_agreement_table.py",
+    ),
+    Claim(
+        "back-propagation is the gradient step on H",
+        "python -m pytest tests/test_pontryagin.py -k gradient_of_pontryagin_is_autograd",
+    ),
     Claim("Every solver by one argument", "python -m pytest tests/paradigms/test_composition.py"),
-    Claim("A formulation is a problem, so paradigms compose",
-          "python -m tests.paradigms.composition", r"\| `maml`, query inputs attacked.*"),
+    Claim(
+        "A formulation is a problem, so paradigms compose",
+        "python -m tests.paradigms.composition",
+        r"\| `maml`, query inputs attacked.*",
+    ),
     Claim("which on a fixed population never raises J", "python -m pytest tests/solvers/test_msa.py -k emsa"),
-    Claim("with the residual, Hamiltonian gap and curvature of each stage and intervals that cover as often as they say",
-          "python -m pytest tests/certificate"),
-    Claim("solvers of one class agree, with ipopt and with Riccati too", "python -m tests.benchmarks.bench_agreement",
-          r".*ipopt.*"),
+    Claim(
+        "with the residual, Hamiltonian gap and curvature of each stage and intervals that cover as often as they say",
+        "python -m pytest tests/certificate",
+    ),
+    Claim(
+        "solvers of one class agree, with ipopt and with Riccati too",
+        "python -m tests.benchmarks.bench_agreement",
+        r".*ipopt.*",
+    ),
     Claim("with its exact law for finite populations", "python -m pytest tests/lq"),
     Claim("a checkpoint resumes to the bit", "python -m tests.soak", r"\d+ trials, \d+ faults"),
-    Claim("is its mean, on any number of machines", "python -m pytest -s tests/test_ranks_table.py",
-          r"\d+ rows, .*"),
-    Claim("Values and gradients are those of plain torch, or the network is refused by name and with the cure",
-          "python -m pytest tests/doors"),
+    Claim("is its mean, on any number of machines", "python -m pytest -s tests/test_ranks_table.py", r"\d+ rows, .*"),
+    Claim(
+        "Values and gradients are those of plain torch, or the network is refused by name and with the cure",
+        "python -m pytest tests/doors",
+    ),
     Claim("order, chaos and depth scales of any activation", "python -m pytest tests/analysis/propagation"),
     Claim("when gradient descent converges, NNGP and tangent kernels", "python -m pytest tests/analysis/kernel"),
-    Claim("noise scales, sharpness, whether an SDE describes your training, escape times",
-          "python -m pytest tests/analysis/noise"),
-    Claim("the information plane and the bottleneck as a control problem", "python -m pytest tests/analysis/information"),
+    Claim(
+        "noise scales, sharpness, whether an SDE describes your training, escape times",
+        "python -m pytest tests/analysis/noise",
+    ),
+    Claim(
+        "the information plane and the bottleneck as a control problem", "python -m pytest tests/analysis/information"
+    ),
     Claim("it trains alike from rates over four decades", "python tutorials/09_control_of_the_optimiser.py"),
     Claim("value functions on grids and fitted", "python -m pytest tests/hjb"),
-    Claim("makes the mean-field game of a problem; `price_of_anarchy` between them", "python -m pytest tests/meanfield"),
+    Claim(
+        "makes the mean-field game of a problem; `price_of_anarchy` between them", "python -m pytest tests/meanfield"
+    ),
     Claim("torchattacks in and out", "python -m pytest tests/paradigms/adversarial"),
     Claim("Pyro in and out", "python -m pytest tests/paradigms/bayesian"),
     Claim("learn2learn in and out", "python -m pytest tests/paradigms/meta"),
     Claim("five solvers, the same seconds each, three seeds, who wins", "mfoc demo", r".*(?:wins|tied|best|lowest).*"),
-    Claim("a robust network, a Bayesian one, a meta-learned one", "mfoc demo --paradigms", r".*(?:robust|Bayesian|meta).*"),
-]  # fmt: skip
+    Claim(
+        "a robust network, a Bayesian one, a meta-learned one", "mfoc demo --paradigms", r".*(?:robust|Bayesian|meta).*"
+    ),
+]
 
 
 def check(claim: Claim) -> dict[str, Any]:
