@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-INCLUDE = re.compile(r'^\{\{ (?P<file>\S+)(?: "(?P<part>[^"]+)")?(?P<optional> if there)? \}\}$', re.MULTILINE)
+INCLUDE = re.compile(r'^\{\{ (?P<file>\S+\.md)(?: "(?P<part>[^"]+)")?(?P<optional> if there)? \}\}$', re.MULTILINE)
 
 # Where what these files link to is on the site.
 MOVED = {"CONTRIBUTING.md": "architecture.md", "CHANGELOG.md": "changelog.md", "README.md": "index.md"}
