@@ -70,7 +70,7 @@ def page_of(script: Path, cells: list[Cell], images: str, executed: bool) -> str
                 figures += 1
                 parts.append(f"![Figure {figures} of tutorial {number}]({images}/{output['image']})\n")
             else:
-                parts.append(f'<div class="output" markdown>\n\n{fenced(output["text"], "text")}\n</div>\n')
+                parts.append(fenced(output["text"], "text"))
         if note and cell.markdown:
             parts.append(note + "\n")
             note = ""
