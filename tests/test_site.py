@@ -55,7 +55,18 @@ class Page(HTMLParser):
 def site(tmp_path_factory):
     """The site, built once, and its pages."""
     out = tmp_path_factory.mktemp("site")
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "-q", "-f", str(SITE / "mkdocs.yml"), "-d", str(out)]
+    command = [
+        sys.executable,
+        "-m",
+        "mkdocs",
+        "build",
+        "--strict",
+        "-q",
+        "-f",
+        str(SITE / "mkdocs.yml"),
+        "-d",
+        str(out),
+    ]
     environment = {**os.environ, "MFOC_DOCS_CACHE": str(out / "none"), "NO_MKDOCS_2_WARNING": "1"}
     environment["PYTHONPATH"] = str(ROOT)
     done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=300)
@@ -72,8 +83,10 @@ def broken(path: Path, link: str, pages: dict[Path, Page]) -> bool:
     if not target.is_file():
         return True
     # "__..." and "" are places that the theme's scripts know
-    return target in pages and not parts.fragment.startswith("__") and bool(
-        parts.fragment and unquote(parts.fragment) not in pages[target].anchors
+    return (
+        target in pages
+        and not parts.fragment.startswith("__")
+        and bool(parts.fragment and unquote(parts.fragment) not in pages[target].anchors)
     )
 
 
@@ -124,7 +137,9 @@ def test_formulas_are_set_as_formulas(site):
     assert re.search(r'class="arithmatex">\\\[\s*\\begin\{aligned\}', text)
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if SNIPPET.search(page.read_text("utf-8"))], ids=lambda page: page.stem)
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if SNIPPET.search(page.read_text("utf-8"))], ids=lambda page: page.stem
+)
 def test_snippets_run_and_print_what_the_page_says(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for code, expected in SNIPPET.findall(page.read_text(encoding="utf-8")):
@@ -142,7 +157,7 @@ def same_print(printed: str, expected: str) -> None:
     assert got == pytest.approx(numbers, rel=0.05, abs=0.011)
 
 
-SCRIPT = '''# %% [markdown]
+SCRIPT = """# %% [markdown]
 # # A title
 #
 # $$x^2$$
@@ -160,7 +175,7 @@ figure
 
 # %%
 1 + 1;
-'''
+"""
 
 
 def test_a_tutorial_is_executed_as_a_notebook_would_be(tmp_path):

@@ -27,7 +27,10 @@ def on_config(config: Config) -> Config:
         "tutorials": ["tutorials/index.md", *(f"tutorials/{script.stem}.md" for script in scripts())],
         "reference": list(reference()),
     }
-    config.nav = [{key: generated.get(value, value) if isinstance(value, str) else value for key, value in item.items()} for item in config.nav]
+    config.nav = [
+        {key: generated.get(value, value) if isinstance(value, str) else value for key, value in item.items()}
+        for item in config.nav
+    ]
     return config
 
 
@@ -86,7 +89,9 @@ def _mathjax() -> Path:
     for file in metadata.files("sphinx-mathjax-offline") or []:
         if file.name == "tex-svg.js":
             return Path(str(file.locate()))
-    raise PluginError("the package sphinx-mathjax-offline has no tex-svg.js; install the group `docs` of pyproject.toml")
+    raise PluginError(
+        "the package sphinx-mathjax-offline has no tex-svg.js; install the group `docs` of pyproject.toml"
+    )
 
 
 def _sibling_links(markdown: str) -> str:
@@ -96,7 +101,11 @@ def _sibling_links(markdown: str) -> str:
 
 
 def _tutorials() -> str:
-    lines = ["# Tutorials", "Each is a script that runs by itself: `mfoc tutorials list` lists them, `mfoc tutorials run 01` runs one.", ""]
+    lines = [
+        "# Tutorials",
+        "Each is a script that runs by itself: `mfoc tutorials list` lists them, `mfoc tutorials run 01` runs one.",
+        "",
+    ]
     for script in scripts():
         lines.append(f"- [{script.stem[:2]}: {title_of(script)}]({script.stem}.md)")
     return "\n".join(lines) + "\n"
@@ -110,7 +119,10 @@ def _gallery() -> str:
     cards = [_card(f"pictures/{picture.name}", f"pictures/{picture.name}", _words(picture)) for picture in pictures()]
     for script in scripts():
         title = f"{script.stem[:2]}: {title_of(script)}"
-        cards += [_card(f"tutorials/{script.stem}.html", f"tutorials/figures/{image.name}", title) for image in images_of(script)]
+        cards += [
+            _card(f"tutorials/{script.stem}.html", f"tutorials/figures/{image.name}", title)
+            for image in images_of(script)
+        ]
     if not cards:
         return "*The figures are made by `make docs`, which executes the tutorials.*"
     return '<div class="gallery">\n' + "\n".join(cards) + "\n</div>"
@@ -126,7 +138,9 @@ def _figures(number: str) -> str:
     images = images_of(script)
     if not images:
         return f"*The figures are on [the page of tutorial {number}](tutorials/{script.stem}.md) once it is executed.*"
-    lines = [f"[![From tutorial {number}](tutorials/figures/{image.name})](tutorials/{script.stem}.md)" for image in images]
+    lines = [
+        f"[![From tutorial {number}](tutorials/figures/{image.name})](tutorials/{script.stem}.md)" for image in images
+    ]
     return "\n\n".join(lines)
 
 

@@ -71,7 +71,10 @@ def _entries(module: ModuleType) -> list[str]:
 
 def _page(name: str, pages: list[str]) -> str:
     module = import_module(name)
-    parts = [f"# {name} {{ #{name} }}", f"::: {name}\n    options: {{ show_root_heading: false, show_root_toc_entry: false, members: false }}"]
+    parts = [
+        f"# {name} {{ #{name} }}",
+        f"::: {name}\n    options: {{ show_root_heading: false, show_root_toc_entry: false, members: false }}",
+    ]
     below = [page for page in pages if page.rpartition(".")[0] == name]
     if below:
         parts.append("\n".join(f"- [`{page}`]({page}.md): {_line(import_module(page))}" for page in below))
@@ -80,7 +83,11 @@ def _page(name: str, pages: list[str]) -> str:
 
 
 def _index(pages: list[str]) -> str:
-    lines = ["# Reference", "Every public name, from the docstrings. What is imported from `mfoc` itself:", "| `mfoc.` | |\n|---|---|"]
+    lines = [
+        "# Reference",
+        "Every public name, from the docstrings. What is imported from `mfoc` itself:",
+        "| `mfoc.` | |\n|---|---|",
+    ]
     for name in sorted(mfoc.__all__, key=str.lower):
         value = getattr(mfoc, name)
         if inspect.ismodule(value):
@@ -90,7 +97,11 @@ def _index(pages: list[str]) -> str:
     for page in pages:
         lines[-1] += f"\n| [`{page}`]({page}.md) | {_line(import_module(page))} |"
     lines += ["## paradigms { #paradigms }"]
-    lines += [f"::: paradigms.{name}\n    options: {{ heading_level: 3 }}" for name in sorted(paradigms.__all__) if name != "Formulation"]
+    lines += [
+        f"::: paradigms.{name}\n    options: {{ heading_level: 3 }}"
+        for name in sorted(paradigms.__all__)
+        if name != "Formulation"
+    ]
     return "\n\n".join(lines) + "\n"
 
 

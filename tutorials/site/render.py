@@ -73,7 +73,7 @@ def execute(script: Path, folder: Path) -> list[Cell]:
         printed = io.StringIO()
         with contextlib.redirect_stdout(printed):
             value = _run(cell, str(script), module.__dict__)
-        text = "\n".join(line.rsplit("\r", 1)[-1].rstrip() for line in printed.getvalue().splitlines()).strip("\n")
+        text = "\n".join(line.rsplit("\r", 1)[-1].rstrip() for line in printed.getvalue().split("\n")).strip("\n")
         if text:
             cell.outputs.append({"text": text})
         for shown in value if isinstance(value, (list, tuple)) and any(map(_is_figure, value)) else [value]:

@@ -14,7 +14,9 @@ MOVED = {"CONTRIBUTING.md": "architecture.md", "CHANGELOG.md": "changelog.md", "
 
 def without_code(text: str) -> str:
     """The text with fenced code blanked, line by line, so that a comment in code is no heading."""
-    return re.sub(r"^(`{3,})[^\n]*\n.*?^\1$", lambda m: re.sub(r"[^\n]", " ", m[0]), text, flags=re.MULTILINE | re.DOTALL)
+    return re.sub(
+        r"^(`{3,})[^\n]*\n.*?^\1$", lambda m: re.sub(r"[^\n]", " ", m[0]), text, flags=re.MULTILINE | re.DOTALL
+    )
 
 
 def section(text: str, heading: str) -> str | None:
