@@ -179,7 +179,7 @@ figure
 
 
 def test_a_tutorial_is_executed_as_a_notebook_would_be(tmp_path):
-    """Prints, values and figures become outputs in order; a semicolon hides; an error ends it with the script's line."""
+    """Prints, values and figures are outputs in order; a semicolon hides; an error ends it with the script's line."""
     script = tmp_path / "01_some.py"
     script.write_text(SCRIPT, encoding="utf-8")
     code = f"""

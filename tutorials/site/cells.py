@@ -59,7 +59,7 @@ def page_of(script: Path, cells: list[Cell], images: str, executed: bool) -> str
         executed: whether it was; if not, the page says so.
     """
     number = script.stem[:2]
-    note = f"*This page is [`tutorials/{script.name}`](source/{script.name}), executed. Run it: `mfoc tutorials run {number}`.*"
+    note = f"*This page is [`{script.name}`](source/{script.name}), executed. Run it: `mfoc tutorials run {number}`.*"
     if not executed:
         note = f"*This page is [`tutorials/{script.name}`](source/{script.name}), not executed here: `make docs` does.*"
     parts, figures = [], 0

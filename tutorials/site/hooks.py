@@ -95,7 +95,7 @@ def _mathjax() -> Path:
 
 
 def _sibling_links(markdown: str) -> str:
-    """Links of a tutorial: to another (`02_x.py`), and from the root or the folder of tutorials to what the site has."""
+    """Links of a tutorial, to another (`02_x.py`) or out of the folder of tutorials, to what the site has."""
     markdown = re.sub(r"\]\((?:\./)?(\d\d_\w+)\.py\)", r"](\1.md)", markdown)
     return linked(re.sub(r"\]\(\.\./", "](", markdown), "tutorials/page.md") if "](../" in markdown else markdown
 

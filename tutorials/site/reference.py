@@ -43,7 +43,7 @@ def _line(value: Any) -> str:
 
 def modules() -> list[str]:
     """The names of the modules that have a page."""
-    found = {name: None for name in ROOMS}
+    found = dict.fromkeys(ROOMS)
     for name in mfoc.__all__:
         value = getattr(mfoc, name)
         if inspect.ismodule(value):

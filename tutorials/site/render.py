@@ -28,7 +28,7 @@ SITE = Path(__file__).resolve().parent
 ROOT = SITE.parent.parent
 sys.path.insert(0, str(SITE))
 
-from cells import Cell, as_plain, cells_of, scripts  # noqa: E402
+from cells import Cell, as_plain, cells_of, scripts
 
 CACHE = Path(os.environ.get("MFOC_DOCS_CACHE", SITE / ".cache"))
 
@@ -113,7 +113,7 @@ def run(script: Path, folder: Path) -> None:
 
 
 def refresh(script: Path) -> str:
-    """Execute one tutorial in a process of its own, unless what is kept of it will do; a line that says what was done."""
+    """Execute one tutorial in a process of its own, unless what is kept will do; a line that says what was done."""
     if kept(script) is not None:
         return f"{script.stem}: kept"
     folder, begin = CACHE / script.stem, time.monotonic()
