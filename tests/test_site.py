@@ -132,6 +132,18 @@ def test_every_tutorial_has_a_page_that_the_navigation_names(site):
     assert {f"{script.stem}.html" for script in scripts} <= set(index.links)
 
 
+def test_an_inner_product_is_no_tag():
+    """`<p, f>` in running text, of a page or a docstring, stays; tags do what tags do; code is left alone."""
+    code = f"""
+import sys; sys.path.insert(0, {str(SITE)!r})
+import markdown, angles
+print(markdown.markdown("H = L + <p, f> *now* <br> `<p, f>` <b>x</b>", extensions=[angles.Angles()]))
+"""
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60).stdout
+    product = "&lt;p, f&gt;"
+    assert shown.strip() == f"<p>H = L + {product} <em>now</em> <br> <code>{product}</code> <b>x</b></p>"
+
+
 def test_formulas_are_set_as_formulas(site):
     text = next(path for path in site if path.name == "concepts.html").read_text(encoding="utf-8")
     assert re.search(r'class="arithmatex">\\\[\s*\\begin\{aligned\}', text)

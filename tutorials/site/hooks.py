@@ -8,6 +8,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from angles import Angles
 from cells import TUTORIALS, cells_of, page_of, scripts, title_of
 from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
@@ -24,13 +25,14 @@ Config = Any  # MkDocsConfig
 def on_config(config: Config) -> Config:
     """Put the tutorials and the reference where the navigation names them."""
     generated = {
-        "tutorials": ["tutorials/index.md", *(f"tutorials/{script.stem}.md" for script in scripts())],
+        "tutorials": ["tutorials/index.md", *({_name(script): f"tutorials/{script.stem}.md"} for script in scripts())],
         "reference": list(reference()),
     }
     config.nav = [
         {key: generated.get(value, value) if isinstance(value, str) else value for key, value in item.items()}
         for item in config.nav
     ]
+    config.markdown_extensions.append(Angles())
     return config
 
 
@@ -100,6 +102,10 @@ def _sibling_links(markdown: str) -> str:
     return linked(re.sub(r"\]\(\.\./", "](", markdown), "tutorials/page.md") if "](../" in markdown else markdown
 
 
+def _name(script: Path) -> str:
+    return f"{script.stem[:2]}: {title_of(script)}"
+
+
 def _tutorials() -> str:
     lines = [
         "# Tutorials",
@@ -107,7 +113,7 @@ def _tutorials() -> str:
         "",
     ]
     for script in scripts():
-        lines.append(f"- [{script.stem[:2]}: {title_of(script)}]({script.stem}.md)")
+        lines.append(f"- [{_name(script)}]({script.stem}.md)")
     return "\n".join(lines) + "\n"
 
 
@@ -118,7 +124,7 @@ def _card(link: str, image: str, words: str) -> str:
 def _gallery() -> str:
     cards = [_card(f"pictures/{picture.name}", f"pictures/{picture.name}", _words(picture)) for picture in pictures()]
     for script in scripts():
-        title = f"{script.stem[:2]}: {title_of(script)}"
+        title = _name(script)
         cards += [
             _card(f"tutorials/{script.stem}.html", f"tutorials/figures/{image.name}", title)
             for image in images_of(script)
