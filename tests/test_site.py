@@ -21,6 +21,7 @@ import torch
 import mfoc
 import paradigms
 
+pytestmark = pytest.mark.slow
 pytest.importorskip("mkdocs", reason="the site needs the dependency group `docs`: make installs it")
 
 ROOT = Path(__file__).parent.parent
@@ -53,8 +54,19 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
-    """The site, built once, and its pages."""
-    out = tmp_path_factory.mktemp("site")
+    """The site, built once for all workers of a run, and its pages."""
+    fcntl = pytest.importorskip("fcntl")
+    root = tmp_path_factory.getbasetemp()
+    out = (root.parent if "PYTEST_XDIST_WORKER" in os.environ else root) / "site"
+    with open(f"{out}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (out / "sitemap.xml").exists():  # which mkdocs writes near the end
+            build(out)
+    return {path: Page(path) for path in sorted(out.rglob("*.html"))}
+
+
+def build(out: Path) -> None:
+    """Builds the site, without executed tutorials; any warning fails it."""
     command = [
         sys.executable,
         "-m",
@@ -71,7 +83,6 @@ def site(tmp_path_factory):
     environment["PYTHONPATH"] = str(ROOT)
     done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
-    return {path: Page(path) for path in sorted(out.rglob("*.html"))}
 
 
 def broken(path: Path, link: str, pages: dict[Path, Page]) -> bool:
