@@ -143,6 +143,31 @@ def test_every_tutorial_has_a_page_that_the_navigation_names(site):
     assert {f"{script.stem}.html" for script in scripts} <= set(index.links)
 
 
+def test_links_of_what_is_included_lead_into_the_site(monkeypatch):
+    monkeypatch.syspath_prepend(str(SITE))
+    from sources import linked
+
+    for text, there in {
+        "[a](tutorials/01_some.py)": "[a](../tutorials/01_some.md)",
+        "[two\nlines](CONTRIBUTING.md#words)": "[two\nlines](../architecture.md#words)",
+        "![a](tutorials/pictures/a.gif)": "![a](../pictures/a.gif)",
+        "[![a](tutorials/pictures/a.gif)](tutorials/01_some.py)": "[![a](../pictures/a.gif)](../tutorials/01_some.md)",
+        "[table](tests/TABLE.md), [below](#below), [out](https://example.org)": "table, below, [out](https://example.org)",
+        "```python\nx[i](CHANGELOG.md)\n```": "```python\nx[i](CHANGELOG.md)\n```",
+    }.items():
+        assert linked(text, "guides/page.md") == there
+
+
+def test_a_section_ends_where_the_next_of_its_level_begins(monkeypatch):
+    monkeypatch.syspath_prepend(str(SITE))
+    from sources import section
+
+    text = "# A\n## One\n```\n# no heading\n```\n### Below\nx\n## Two\ny\n"
+    assert section(text, "^one") == "```\n# no heading\n```\n### Below\nx"
+    assert section(text, "Two") == "y"
+    assert section(text, "no heading") is None
+
+
 def test_an_inner_product_is_no_tag():
     """`<p, f>` in running text, of a page or a docstring, stays; tags do what tags do; code is left alone."""
     code = f"""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -60,6 +61,8 @@ def page_of(script: Path, cells: list[Cell], images: str, executed: bool) -> str
     """
     number = script.stem[:2]
     note = f"*This page is [`{script.name}`](source/{script.name}), executed. Run it: `mfoc tutorials run {number}`.*"
+    if executed and os.environ.get("MFOC_SMOKE"):
+        note = f"{note} **Its budgets are tiny here, to see that it runs: the numbers say nothing.**"
     if not executed:
         note = f"*This page is [`tutorials/{script.name}`](source/{script.name}), not executed here: `make docs` does.*"
     parts, figures = [], 0

@@ -72,8 +72,10 @@ def linked(text: str, page: str) -> str:
 
     def point(found: re.Match[str]) -> str:
         words, target, anchor = found["words"], found["target"], found["anchor"] or ""
-        if re.match(r"[a-z]+:|#", target):
+        if re.match(r"[a-z]+:", target):
             return found[0]
+        if not target:  # a place in the file, which need not be in the part
+            return words
         if target in MOVED:
             return f"{found['bang']}[{words}]({up}{MOVED[target]}{anchor if target != 'README.md' else ''})"
         if found["bang"] and target.startswith("tutorials/pictures/"):
@@ -82,6 +84,13 @@ def linked(text: str, page: str) -> str:
             return f"[{words}]({up}{target[:-3]}.md)"
         return words
 
-    pattern = r"(?P<bang>!?)\[(?P<words>[^\]\n]*(?:\n[^\]\n]+)?)\]\((?P<target>[^)#\s]*)(?P<anchor>#[^)\s]*)?\)"
+    pattern = r"(?P<bang>!?)\[(?P<words>[^\[\]\n]*(?:\n[^\[\]\n]+)?)\]\((?P<target>[^)#\s]*)(?P<anchor>#[^)\s]*)?\)"
     outside = re.split(r"(^`{3,}.*?^`{3,}$)", text, flags=re.MULTILINE | re.DOTALL)
-    return "".join(piece if piece.startswith("```") else re.sub(pattern, point, piece) for piece in outside)
+    return "".join(
+        piece if piece.startswith("```") else _pictures(re.sub(pattern, point, piece), up) for piece in outside
+    )
+
+
+def _pictures(text: str, up: str) -> str:
+    """Pictures that are links themselves, to what the site has."""
+    return re.sub(r"(!\[[^\]]*\]\([^)]+\))\]\((tutorials/\d\d_\w+)\.py\)", rf"\1]({up}\2.md)", text)
