@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import functools
 import hashlib
 import io
 import json
@@ -35,14 +36,18 @@ CACHE = Path(os.environ.get("MFOC_DOCS_CACHE", SITE / ".cache"))
 
 def key_of(script: Path) -> str:
     """What the outputs of a tutorial depend on, as a digest: itself, the library, these files, and the budget."""
-    digest = hashlib.sha256(os.environ.get("MFOC_SMOKE", "").encode())
-    for path in (script, SITE / "render.py", SITE / "cells.py", *_library()):
+    what = os.environ.get("MFOC_SMOKE", "").encode() + b"\0" + script.read_bytes()
+    return hashlib.sha256(what + _library()).hexdigest()
+
+
+@functools.cache
+def _library() -> bytes:
+    """A digest of the library, and of what executes tutorials."""
+    digest = hashlib.sha256()
+    modules = sorted(path for room in ("mfoc", "paradigms") for path in (ROOT / room).rglob("*.py"))
+    for path in (SITE / "render.py", SITE / "cells.py", *modules):
         digest.update(path.read_bytes())
-    return digest.hexdigest()
-
-
-def _library() -> list[Path]:
-    return sorted(path for room in ("mfoc", "paradigms") for path in (ROOT / room).rglob("*.py"))
+    return digest.digest()
 
 
 def kept(script: Path) -> list[Cell] | None:
