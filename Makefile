@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-gpu lint tutorials soak bench bench-quick bench-gpu bench-readme fuzz clean
+.PHONY: demo test test-gpu lint tutorials soak bench bench-quick bench-gpu bench-readme fuzz docs clean
 
 demo: $(READY)
 	$(BIN)/mfoc demo --out figures
@@ -28,6 +28,13 @@ lint: $(READY)
 
 tutorials: $(READY)
 	for script in tutorials/[0-9]*.py; do echo "$$script"; $(BIN)/python "$$script" || exit 1; done
+
+# The documentation, into site/: tutorials executed (kept until they or the library change), then the pages. SMOKE=1
+# executes them with tiny budgets. `python -m http.server -d site` serves it, with its search.
+docs: $(READY)
+	MFOC_SMOKE=$(SMOKE) $(BIN)/python tutorials/site/render.py
+	MFOC_SMOKE=$(SMOKE) NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict -q -f tutorials/site/mkdocs.yml
+	@echo "site/index.html"
 
 # Kills, signals, flipped bits, full disks, threads and 100,000 steps, and what was lost by them; the tests run a short form.
 soak: $(READY)
@@ -59,4 +66,4 @@ $(READY): pyproject.toml
 	touch $(READY)
 
 clean:
-	rm -rf $(VENV) figures benchmarks
+	rm -rf $(VENV) figures benchmarks site tutorials/site/.cache

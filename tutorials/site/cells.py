@@ -1,0 +1,85 @@
+"""The cells of a tutorial (a script in percent format), and the page that they and their outputs make."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+TUTORIALS = Path(__file__).resolve().parent.parent
+
+
+@dataclass
+class Cell:
+    """A cell: its text, the line that it begins at, and what it put out (``{"text": ...}`` or ``{"image": ...}``)."""
+
+    markdown: bool
+    text: str
+    line: int = 1
+    outputs: list[dict[str, str]] = field(default_factory=list)
+
+
+def scripts() -> list[Path]:
+    """All tutorials, in order."""
+    return sorted(TUTORIALS.glob("[0-9]*.py"))
+
+
+def cells_of(source: str) -> list[Cell]:
+    """The cells of a script; what stands before the first marker is code."""
+    cells = [Cell(markdown=False, text="")]
+    for number, line in enumerate(source.splitlines(), start=1):
+        marker = re.match(r"# %%(.*)$", line)
+        if marker:
+            cells.append(Cell("[markdown]" in marker[1], "", number + 1))
+        else:
+            cells[-1].text += (re.sub(r"^# ?", "", line) if cells[-1].markdown else line) + "\n"
+    return [cell for cell in cells if cell.text.strip()]
+
+
+def title_of(script: Path) -> str:
+    """The first heading of a tutorial."""
+    found = re.search(r"^# # (.+)$", script.read_text(encoding="utf-8"), re.MULTILINE)
+    return found[1].strip() if found else script.stem[3:].replace("_", " ").capitalize()
+
+
+def fenced(text: str, language: str) -> str:
+    """Text in a fence that is longer than any in it."""
+    fence = "`" * max(3, 1 + max((len(run) for run in re.findall(r"`+", text)), default=0))
+    return f"{fence}{language}\n{text.rstrip()}\n{fence}\n"
+
+
+def page_of(script: Path, cells: list[Cell], images: str, executed: bool) -> str:
+    """The page of a tutorial, in Markdown.
+
+    Args:
+        script: the tutorial.
+        cells: its cells, with outputs where it was executed.
+        images: the folder of its images, from the page.
+        executed: whether it was; if not, the page says so.
+    """
+    number = script.stem[:2]
+    note = f"*This page is [`{script.name}`](source/{script.name}), executed. Run it: `mfoc tutorials run {number}`.*"
+    if executed and os.environ.get("MFOC_SMOKE"):
+        note = f"{note} **Its budgets are tiny here, to see that it runs: the numbers say nothing.**"
+    if not executed:
+        note = f"*This page is [`tutorials/{script.name}`](source/{script.name}), not executed here: `make docs` does.*"
+    parts, figures = [], 0
+    for cell in cells:
+        parts.append(cell.text.strip() + "\n" if cell.markdown else fenced(cell.text.strip("\n"), "python"))
+        for output in cell.outputs:
+            if "image" in output:
+                figures += 1
+                parts.append(f"![Figure {figures} of tutorial {number}]({images}/{output['image']})\n")
+            else:
+                parts.append(fenced(output["text"], "text"))
+        if note and cell.markdown:
+            parts.append(note + "\n")
+            note = ""
+    return "\n".join(parts)
+
+
+def as_plain(cells: list[Cell]) -> list[dict[str, Any]]:
+    """Cells as what JSON can hold; ``Cell(**entry)`` is the way back."""
+    return [vars(cell) for cell in cells]

@@ -1,0 +1,156 @@
+"""What mkdocs calls while it builds the site: pages that are not written by hand, and includes."""
+
+from __future__ import annotations
+
+import logging
+import re
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from angles import Angles
+from cells import TUTORIALS, cells_of, page_of, scripts, title_of
+from mkdocs.exceptions import PluginError
+from mkdocs.structure.files import File, Files
+from reference import reference
+from render import CACHE, kept
+from sources import included, linked
+
+logger = logging.getLogger("mkdocs.hooks")
+PICTURES = TUTORIALS / "pictures"
+SHOWN = {".png", ".gif", ".svg"}
+Config = Any  # MkDocsConfig
+
+
+def on_config(config: Config) -> Config:
+    """Put the tutorials and the reference where the navigation names them."""
+    generated = {
+        "tutorials": ["tutorials/index.md", *({_name(script): f"tutorials/{script.stem}.md"} for script in scripts())],
+        "reference": list(reference()),
+    }
+    config.nav = [
+        {key: generated.get(value, value) if isinstance(value, str) else value for key, value in item.items()}
+        for item in config.nav
+    ]
+    config.markdown_extensions.append(Angles())
+    return config
+
+
+def on_files(files: Files, config: Config) -> Files:
+    """Add the tutorials, their figures and scripts, the reference, the pictures and MathJax."""
+
+    def add(path: str, **what: Any) -> None:
+        files.append(File.generated(config, path, **what))
+
+    for script in scripts():
+        cells = kept(script)
+        if cells is None:
+            logger.info(f"{script.name} is shown without outputs: `python tutorials/site/render.py` makes them")
+        page = page_of(script, cells or cells_of(script.read_text(encoding="utf-8")), "figures", cells is not None)
+        add(f"tutorials/{script.stem}.md", content=page)
+        add(f"tutorials/source/{script.name}", abs_src_path=str(script))
+        for image in images_of(script):
+            add(f"tutorials/figures/{image.name}", abs_src_path=str(image))
+    for picture in pictures():
+        add(f"pictures/{picture.name}", abs_src_path=str(picture))
+    for path, page in reference().items():
+        add(path, content=page)
+    add("tutorials/index.md", content=_tutorials())
+    add("assets/mathjax/tex-svg.js", abs_src_path=str(_mathjax()))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
+    """Put in what a page includes of other files, and what is made of the tutorials."""
+    path = page.file.src_uri
+    if path.startswith("reference/"):
+        return markdown
+    if re.match(r"tutorials/\d", path):
+        return _sibling_links(markdown)
+    try:
+        markdown = included(markdown, path)
+    except (LookupError, OSError) as error:
+        raise PluginError(str(error)) from error
+    markdown = re.sub(r"^\{\{ gallery \}\}$", lambda _: _gallery(), markdown, flags=re.MULTILINE)
+    markdown = re.sub(r"^\{\{ figures (\d\d) \}\}$", lambda found: _figures(found[1]), markdown, flags=re.MULTILINE)
+    return re.sub(r"^\{\{ picture \}\}$", lambda _: _picture(), markdown, flags=re.MULTILINE)
+
+
+def images_of(script: Path) -> list[Path]:
+    """The figures of a tutorial, as they were shown when it was executed."""
+    cells = kept(script) or []
+    return [CACHE / script.stem / output["image"] for cell in cells for output in cell.outputs if "image" in output]
+
+
+def pictures() -> list[Path]:
+    """The pictures that are kept in the repository."""
+    return sorted(path for path in PICTURES.glob("*") if path.suffix in SHOWN)
+
+
+def _mathjax() -> Path:
+    for file in metadata.files("sphinx-mathjax-offline") or []:
+        if file.name == "tex-svg.js":
+            return Path(str(file.locate()))
+    raise PluginError(
+        "the package sphinx-mathjax-offline has no tex-svg.js; install the group `docs` of pyproject.toml"
+    )
+
+
+def _sibling_links(markdown: str) -> str:
+    """Links of a tutorial, to another (`02_x.py`) or out of the folder of tutorials, to what the site has."""
+    markdown = re.sub(r"\]\((?:\./)?(\d\d_\w+)\.py\)", r"](\1.md)", markdown)
+    return linked(re.sub(r"\]\(\.\./", "](", markdown), "tutorials/page.md") if "](../" in markdown else markdown
+
+
+def _name(script: Path) -> str:
+    return f"{script.stem[:2]}: {title_of(script)}"
+
+
+def _tutorials() -> str:
+    lines = [
+        "# Tutorials",
+        "Each is a script that runs by itself: `mfoc tutorials list` lists them, `mfoc tutorials run 01` runs one.",
+        "",
+    ]
+    for script in scripts():
+        lines.append(f"- [{_name(script)}]({script.stem}.md)")
+    return "\n".join(lines) + "\n"
+
+
+def _card(link: str, image: str, words: str) -> str:
+    return f'<a href="{link}"><img src="{image}" alt="{words}" loading="lazy"><span>{words}</span></a>'
+
+
+def _gallery() -> str:
+    cards = [_card(f"pictures/{picture.name}", f"pictures/{picture.name}", _words(picture)) for picture in pictures()]
+    for script in scripts():
+        title = _name(script)
+        cards += [
+            _card(f"tutorials/{script.stem}.html", f"tutorials/figures/{image.name}", title)
+            for image in images_of(script)
+        ]
+    if not cards:
+        return "*The figures are made by `make docs`, which executes the tutorials.*"
+    return '<div class="gallery">\n' + "\n".join(cards) + "\n</div>"
+
+
+def _words(picture: Path) -> str:
+    """What a picture is called: its name, in words."""
+    return picture.stem.replace("_", " ").replace("-", " ")
+
+
+def _figures(number: str) -> str:
+    script = next(script for script in scripts() if script.stem.startswith(number))
+    images = images_of(script)
+    if not images:
+        return f"*The figures are on [the page of tutorial {number}](tutorials/{script.stem}.md) once it is executed.*"
+    lines = [
+        f"[![From tutorial {number}](tutorials/figures/{image.name})](tutorials/{script.stem}.md)" for image in images
+    ]
+    return "\n\n".join(lines)
+
+
+def _picture() -> str:
+    """The picture that moves, or the first that there is."""
+    chosen = sorted(pictures(), key=lambda picture: picture.suffix != ".gif")[:1]
+    return "".join(f"![{_words(picture)}](pictures/{picture.name})" for picture in chosen)
