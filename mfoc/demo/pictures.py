@@ -13,6 +13,7 @@ from mfoc.figures import INK, look, new_figure, tidy
 
 _FLOOR = 80.0  # per cent: accuracies below lie on the left edge, with their number
 _GRID = 60
+_TICKS = [digit * 10.0**power for power in range(-4, 3) for digit in (1, 2, 5)]  # of J
 
 
 def race(laps: Sequence[Lap], budget: float) -> Any:
@@ -42,6 +43,9 @@ def _curves(axis: Any, solvers: dict[str, list[Lap]], budget: float) -> None:
         marks = (order * 2 + 2, 10)  # not one above the other
         axis.plot(times, [min(value, 1e30) for value in middle], linewidth=1.8, markevery=marks, label=label, **own)
     axis.set(yscale="log", xlim=(0, budget), ylim=(0.7 * least, top))
+    ticks = [tick for tick in _TICKS if 0.7 * least <= tick <= top]
+    axis.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
+    axis.minorticks_off()
     axis.set(xlabel="time in the solver [s of processor]", ylabel="J over all training images")
     axis.set_title("Line: mean over seeds (of log J), band: least to largest", fontsize=9.5)
     tidy(axis, "both")
@@ -56,8 +60,8 @@ def _accuracies(axis: Any, solvers: dict[str, list[Lap]]) -> None:
         inside = [(share, height) for share, height in zip(shares, heights, strict=True) if share >= _FLOOR]
         axis.scatter(*zip(*inside, strict=True) if inside else ([], []), s=34, alpha=0.85, **own)
         if len(inside) < len(shares):
-            below = f"◂ {min(shares):.0f} to {max(shares):.0f} %" if len(shares) > 1 else f"◂ {shares[0]:.0f} %"
-            axis.text(_FLOOR + 0.4, row, below, color=own["color"], va="center", fontsize=9)
+            below = sorted({f"{share:.0f}" for share in (min(shares), max(shares))}, key=float)
+            axis.text(_FLOOR + 0.4, row, f"◂ {' to '.join(below)} %", color=own["color"], va="center", fontsize=9)
         else:
             axis.plot([_mean(shares)] * 2, [row - 0.33, row + 0.33], color=INK, linewidth=1.2)
     axis.set_yticks(range(len(solvers)), list(solvers))

@@ -46,8 +46,8 @@ def results(laps: Sequence[Lap]) -> str:
 
 
 LEGEND = (
-    "J and the residual ||E dH/du|| are over all training images, accuracy over all test images. Passes are over the "
-    "training images, forward and backward; what runs through H of one stage counts by its share of the stages. "
+    "J and the residual ||E dH/du|| are over all training images, accuracy over all test images. A pass is forward "
+    "and backward over the training images; through H of one stage it counts by its share of the stages. "
     "MSA (L-BFGS) minimises H with nothing to keep states and costates feasible, which Li et al. (2018) report to "
     "diverge; E-MSA penalises the infeasibility."
 )
@@ -100,7 +100,7 @@ def _range(values: Sequence[float], digits: int, form: Callable[[float, int], st
 
 def _short(value: float, digits: int) -> str:
     """A number in few characters: 4.1e4, not 4.1e+04."""
-    return f"{value:.{digits}g}".replace("e+0", "e").replace("e-0", "e-")
+    return f"{value:#.{digits}g}".rstrip(".").replace("e+0", "e").replace("e-0", "e-")
 
 
 def _mean(values: Sequence[float]) -> float:
