@@ -46,7 +46,7 @@ def run(out: Path, *, seed: int = 0, scale: float = 1.0) -> list[Lap]:
     require("matplotlib.figure", "plot")
     out.mkdir(parents=True, exist_ok=True)  # before the work, not after it
     with one_thread():
-        return _run(console, out, seed, SECONDS * scale)
+        return _run(console, out, seed, scale)
 
 
 @contextmanager
@@ -60,7 +60,8 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def _run(console: Any, out: Path, seed: int, budget: float) -> list[Lap]:
+def _run(console: Any, out: Path, seed: int, scale: float) -> list[Lap]:
+    budget = SECONDS * scale
     train, test = digits(seed)
     problem = control_problem(seed)
     size = sum(leaf.numel() for leaf in tree.leaves(problem.controls))
@@ -74,7 +75,8 @@ def _run(console: Any, out: Path, seed: int, budget: float) -> list[Lap]:
     console.print(report.results(found), highlight=False, markup=False, soft_wrap=True)
     _say(console, f"\n{report.LEGEND}\n\n{report.winners(found)}\n")
     lap = next(lap for lap in found if lap.contestant.name == _CERTIFIED and lap.seed == seed)
-    before, after = (_certified(problem, controls, train) for controls in (problem.controls, lap.solution.controls))
+    looked_at = problem.controls, lap.solution.controls
+    before, after = (_certified(problem, controls, train, scale) for controls in looked_at)
     _say(console, report.reading(_CERTIFIED, seed, budget, before, after) + "\n")
     figures = {
         "demo_loss.png": pictures.race(found, budget),
@@ -100,9 +102,10 @@ def _raced(console: Any, seed: int, budget: float) -> list[Lap]:
     return found
 
 
-def _certified(problem: Problem, controls: Any, train: Particles) -> Certificate:
+def _certified(problem: Problem, controls: Any, train: Particles, scale: float) -> Certificate:
     """A certificate with a short search for lower controls, since a demo should not take a minute to certify."""
-    return certify(problem, controls, train, inner=LBFGS(steps=20), starts=1, lanczos=20)
+    steps = max(2, round(20 * min(1.0, scale)))
+    return certify(problem, controls, train, inner=LBFGS(steps=steps), starts=1, lanczos=steps)
 
 
 def _say(console: Any, text: str) -> None:

@@ -39,7 +39,7 @@ def results(laps: Sequence[Lap]) -> str:
         loss, residual = _range([lap.loss for lap in mine], 3), _range([lap.residual for lap in mine], 2)
         right = _range([lap.accuracy for lap in mine], 1, lambda share, digits: f"{100 * share:.{digits}f}")
         rows.append((name, f"{_mean([lap.seconds[-1] for lap in mine]):.2f}", steps, passes, loss, residual, right))
-    header = "solver", "sec.", "steps", "passes", "J", "residual", "accuracy [%]"
+    header = "solver", "sec.", "steps", "passes", "J", "residual", "accuracy %"
     return (
         f"{table(header, rows)}\n{len(seeds)} seeds: means, and of J, residual and accuracy the least and the largest"
     )
@@ -95,11 +95,12 @@ def _against(winner: Winner, count: int) -> str:
 
 def _range(values: Sequence[float], digits: int, form: Callable[[float, int], str] | None = None) -> str:
     shown = [(form or _short)(value, digits) for value in (min(values), max(values))]
-    return shown[0] if shown[0] == shown[1] else f"{shown[0]} to {shown[1]}"
+    return shown[0] if shown[0] == shown[1] else f"{shown[0]}..{shown[1]}"
 
 
 def _short(value: float, digits: int) -> str:
     """A number in few characters: 4.1e4, not 4.1e+04."""
+    digits = digits if 1e-4 <= value < 1e5 else 2
     return f"{value:#.{digits}g}".rstrip(".").replace("e+0", "e").replace("e-0", "e-")
 
 
