@@ -71,7 +71,7 @@ def sign_test(one: int, other: int) -> float:
     """The two-sided p-value of so many pairs in favour of one and of the other, if both were as likely."""
     total = one + other
     tail = sum(math.comb(total, k) for k in range(min(one, other) + 1))
-    return min(1.0, 2 * tail / 2**total)
+    return min(1.0, float(2 * tail / (1 << total)))
 
 
 def _apart(differences: Tensor, names: int) -> bool:
