@@ -25,16 +25,17 @@ from torch import Tensor, nn
 
 import mfoc
 from mfoc import InvalidValue
-from mfoc.checks import check_flag, check_instance, check_integer, check_positive
+from mfoc.checks import check_flag, check_instance, check_integer, check_number, check_positive
 from mfoc.formulation import Formulation
 from paradigms.bayesian.density import LogDensity
 from paradigms.bayesian.samplers.diffusion import Diffusion, PathProblem, grid
+from paradigms.bayesian.samplers.drawing import draw_evidence
 from paradigms.bayesian.samplers.drifts import Drift
 
 
 @dataclass(frozen=True, eq=False)
 class Evidence:
-    """What weighted paths say about a target.
+    """What weighted paths say about a target; print it, or ``.plot()`` it.
 
     Attributes:
         log_z: the estimate of log Z: the log of the mean weight.
@@ -91,6 +92,20 @@ class Evidence:
     def posterior(self, n: int | None = None, *, seed: int = 0) -> dict[str, Tensor]:
         """``resampled`` as posterior samples, name -> ``[n, ...]``, for ``pyro.infer.Predictive``."""
         return self.density.named(self.resampled(n, seed=seed))
+
+    def plot(self, *, exact: float | None = None) -> Any:
+        """log Z by the number of paths with its interval and lower bound, and the weights: a ``matplotlib`` figure.
+
+        Args:
+            exact: log Z where it is known, drawn beside.
+
+        Raises:
+            InvalidType, InvalidValue: exact is no finite number.
+            MissingExtra: matplotlib is not installed.
+        """
+        check_number(optional=True, exact=exact)
+        numbers = self.log_z, self.error, self.ess, -self.J, self.J_error
+        return draw_evidence(self.log_weights, *numbers, exact)
 
     def __repr__(self) -> str:
         return (
