@@ -60,6 +60,9 @@ def draw_intervals(
     if lost:
         edge = {"transform": axis.get_xaxis_transform(), "clip_on": False, "zorder": 4}
         axis.plot(lost, [1.0] * len(lost), "x", color=color, markersize=7, markeredgewidth=2, **edge)
+    if lost and not shown:
+        axis.set_yticks([])  # it has no scale
+        axis.text(0.5, 0.5, "not finite", transform=axis.transAxes, ha="center", va="center", color=color)
 
 
 def log_scaled(axis: Any, values: Sequence[float], ratio: float = 30.0) -> bool:

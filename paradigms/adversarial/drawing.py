@@ -82,19 +82,20 @@ def draw_game(costs: Mapping[str, float], gaps: Mapping[str, Interval], *, parti
     """
     figure, (left, right) = new_axes(8.6, 2.6, 2, grid="x")
     names = ("standard", "adversarial", "minimax")
-    for place, ((name, cost), known) in enumerate(zip(costs.items(), names, strict=True)):
+    for place, (cost, known) in enumerate(zip(costs.values(), names, strict=True)):
         style = look(known)
         left.barh([place], [cost], color=style["color"], alpha=0.5, height=0.6)
         left.annotate(f"{cost:.4g}", (1.02, place), xycoords=("axes fraction", "data"), va="center", fontsize=9)
     left.set(yticks=range(len(costs)), yticklabels=list(costs), ylim=(len(costs) - 0.5, -0.5), xlabel="mean cost")
-    left.set_title(f"{particles} particles", fontsize=10, loc="left")
-    for place, (name, gap) in enumerate(gaps.items()):
+    left.set_title(f"{particles} particle{'s' * (particles != 1)}", fontsize=10, loc="left")
+    for place, gap in enumerate(gaps.values()):
         bounded = math.isfinite(gap.low) and math.isfinite(gap.high)
         ends = [gap.low, gap.high] if bounded else [gap.value] * 2
         color = COLORS[place]
         right.plot(ends, [place, place], color=color, linewidth=2, marker="|", markersize=9)
         face = color if bounded else "white"
         right.plot([gap.value], [place], marker="os"[place % 2], color=color, markerfacecolor=face, markersize=8)
+    right.margins(x=0.08)
     right.axvline(0, color=INK, linewidth=0.9, linestyle=":")
     right.set(yticks=range(len(gaps)), yticklabels=list(gaps), ylim=(len(gaps) - 0.5, -0.5))
     right.set(xlabel=f"cost, {_level(confidence)}; 0 at a saddle point")

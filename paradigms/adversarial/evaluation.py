@@ -113,7 +113,7 @@ class Robustness:
         norm, total = self.ball.norm, self.rows[0].total
         tables = by_radius([self, *others])
         if len(tables) == 1:
-            title = f"Accuracy on {total} particles, {norm} ball of radius {self.ball.epsilon:g}"
+            title = f"Accuracy on {total} particle{'s' * (total != 1)}, {norm} ball of radius {self.ball.epsilon:g}"
             return draw_attacks({row.attack: row for row in self.rows}, title=title, confidence=self.confidence)
         clean = tables[0].rows[0]
         curves: dict[str, list[tuple[float, Accuracy]]] = {}

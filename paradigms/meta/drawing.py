@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 from mfoc.figures import look, new_axes
 from paradigms.drawing import Interval, draw_intervals, log_scaled
 from paradigms.reporting import Estimate
+
+_OTHERS = (1, 0, 3, 4, 5, 6)  # looks that are not the paradigm's own
 
 
 class Progress(NamedTuple):
@@ -27,11 +30,14 @@ def draw_adaptation(found: Mapping[str, Progress], *, tasks: int, confidence: fl
         confidence: level of the intervals.
     """
     classes = all(None not in each.accuracies for each in found.values())
+    known = sorted({step for each in found.values() for step in each.steps})
     figure, axes = new_axes(8.6 if classes else 5.6, 3.8, 1 + classes)
     for place, (name, each) in enumerate(found.items()):
-        draw_intervals(axes[0], each.steps, each.losses, label=name, **_style(name, place))
+        style = look(name, _OTHERS[(place - 1) % len(_OTHERS)]) if place else look("meta")
+        at = [step + 0.008 * (known[-1] - known[0]) * (place - (len(found) - 1) / 2) for step in each.steps]
+        draw_intervals(axes[0], at, each.losses, label=name, **style)
         if classes:
-            draw_intervals(axes[1], each.steps, _percent(each.accuracies), label=name, **_style(name, place))
+            draw_intervals(axes[1], at, _percent(each.accuracies), label=name, **style)
     if not log_scaled(axes[0], [row.value for each in found.values() for row in each.losses]):
         axes[0].set_ylim(bottom=min(0.0, axes[0].get_ylim()[0]))
     level = f"{100 * confidence:g} % intervals, {tasks} tasks"
@@ -40,20 +46,16 @@ def draw_adaptation(found: Mapping[str, Progress], *, tasks: int, confidence: fl
     if classes:
         axes[1].set(ylabel="query accuracy [%]", ylim=(-2, 102))
         axes[1].set_title(f"accuracy, {level}", fontsize=10, loc="left")
-    known = sorted({step for each in found.values() for step in each.steps})
     for axis in axes:
         axis.set_xlabel("inner steps")
-        if len(known) <= 10 and all(b - a > 0.04 * (known[-1] - known[0]) for a, b in zip(known, known[1:])):  # noqa: B905, RUF007
+        apart = all(later - step > 0.04 * (known[-1] - known[0]) for step, later in pairwise(known))
+        if len(known) <= 10 and apart:
             axis.set_xticks(known)
         else:
             axis.xaxis.get_major_locator().set_params(integer=True)
     if len(found) > 1:
         axes[-1].legend(frameon=False, fontsize=9)
     return figure
-
-
-def _style(name: str, place: int) -> dict[str, Any]:
-    return look(name or "meta", place)
 
 
 def _percent(found: Sequence[Estimate | None]) -> list[Interval]:

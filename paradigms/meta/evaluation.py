@@ -40,7 +40,9 @@ class Adapted:
 
 @dataclass(frozen=True)
 class Adaptation:
-    """Query losses and accuracies after inner steps; print it, or ``.plot()`` it. ``table[10].loss.value`` is one of them.
+    """Query losses and accuracies after inner steps; print it, or ``.plot()`` it.
+
+    ``table[10].loss.value`` is one of them.
 
     Attributes:
         rows: one for each number of steps.
@@ -85,12 +87,8 @@ class Adaptation:
             raise InvalidType(f"beside is {kind_of(beside)}; expected a dict, name -> what evaluate(...) returned")
         if label in others or any(each.confidence != self.confidence for each in others.values()):
             raise InvalidValue(f"beside holds {label!r}, or another level than {self.confidence:g}; expected neither")
-        found = {name: each._progress() for name, each in {label: self, **others}.items()}
+        found = {name: _progress(each) for name, each in {label: self, **others}.items()}
         return draw_adaptation(found, tasks=self.tasks, confidence=self.confidence)
-
-    def _progress(self) -> Progress:
-        rows = self.rows
-        return Progress([r.steps for r in rows], [r.loss for r in rows], [r.accuracy for r in rows])
 
 
 def evaluate(
@@ -187,6 +185,11 @@ def adapt(formulation: MetaFormulation, solution: Any, support: Any, *, steps: i
     adapted = to_module(formulation.net, weights)
     refresh_averages(adapted, [support[0]])
     return adapted
+
+
+def _progress(found: Adaptation) -> Progress:
+    rows = found.rows
+    return Progress([r.steps for r in rows], [r.loss for r in rows], [r.accuracy for r in rows])
 
 
 def _new(tasks: Particles, counted: set[int]) -> Particles:

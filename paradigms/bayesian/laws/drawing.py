@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 from mfoc.figures import COLORS, INK, look, new_axes, new_figure, style, tidy
 
 _MEAN, _POSTERIOR, _NOISE = COLORS[0], COLORS[0], COLORS[4]
+_GROUPS = 50
 
 
 class Labels(NamedTuple):
@@ -42,13 +43,13 @@ def draw_band(
     """
     figure, (axis,) = new_axes(7.0, 4.2)
     mark = {"marker": "o"} if len(at) == 1 else {}
-    if total is not None:
-        low, high = mean - 2 * total, mean + 2 * total
-        axis.fill_between(at, low, high, color=_NOISE, alpha=0.25, linewidth=0, label="± 2 sd, with noise of the data")
-        for edge in (low, high):  # told apart from the other band in grey, too
-            axis.plot(at, edge, color=_NOISE, linewidth=0.9, linestyle="--")
-    band = {"color": _POSTERIOR, "alpha": 0.35, "linewidth": 0}
-    axis.fill_between(at, mean - 2 * posterior, mean + 2 * posterior, label="± 2 sd, of the posterior", **band)
+    inner = {"color": _POSTERIOR, "alpha": 0.3, "linewidth": 0}
+    axis.fill_between(at, mean - 2 * posterior, mean + 2 * posterior, label="± 2 sd, of the posterior", **inner)
+    if total is not None:  # beside the other band, not over it, and with edges of its own: told apart in grey, too
+        for sign, label in ((1, "± 2 sd, with noise of the data"), (-1, None)):
+            near, far = mean + 2 * sign * posterior, mean + 2 * sign * total
+            axis.fill_between(at, near, far, color=_NOISE, alpha=0.25, linewidth=0, label=label)
+            axis.plot(at, far, color=_NOISE, linewidth=0.9, linestyle="--")
     if len(at) == 1:  # of no area
         for spread, color, width in ((total, _NOISE, 2), (posterior, _POSTERIOR, 6)):
             if spread is not None:
@@ -90,7 +91,7 @@ def draw_places(mean: Tensor, posterior: Tensor, total: Tensor | None, truth: Te
     return figure
 
 
-def draw_classes(at: Tensor | None, probabilities: Tensor, parts: Sequence[Tensor], labels: Labels) -> Any:
+def draw_classes(at: Tensor | None, probabilities: Tensor, parts: list[Tensor], labels: Labels) -> Any:
     """Entropies of classes, parted; over inputs of one variable beside the probabilities, else in ascending order.
 
     Args:
@@ -111,16 +112,16 @@ def draw_classes(at: Tensor | None, probabilities: Tensor, parts: Sequence[Tenso
         x, name = at, labels.x
     else:
         order = (parts[0] + parts[1]).argsort()
-        parts = [part[order] for part in parts]
-        x, name = (
-            100 * (torch.arange(len(order), device="cpu") + 0.5) / len(order),
-            "share of the inputs [%], the surest first",
-        )
+        groups = order.tensor_split(min(len(order), _GROUPS))  # of many inputs, neighbours are drawn by their mean
+        parts = [torch.stack([part[group].mean() for group in groups]) for part in parts]
+        x = 100 * (torch.arange(len(groups), device="cpu") + 0.5) / len(groups)
+        name = "share of the inputs [%], the surest first"
         lower.set(title=labels.title, xlim=(0, 100))
     tidy(lower, grid="both")
     if len(x) == 1:
-        lower.bar(x, parts[0], color=_NOISE, alpha=0.5, hatch="//", label="data (aleatoric)")
-        lower.bar(x, parts[1], bottom=parts[0], color=_POSTERIOR, alpha=0.5, label="posterior (epistemic)")
+        width = 100.0 if at is None else 0.8
+        lower.bar(x, parts[0], width, color=_NOISE, alpha=0.5, hatch="//", label="data (aleatoric)")
+        lower.bar(x, parts[1], width, bottom=parts[0], color=_POSTERIOR, alpha=0.5, label="posterior (epistemic)")
     else:
         lower.fill_between(x, 0, parts[0], color=_NOISE, alpha=0.5, linewidth=0, label="data (aleatoric)")
         both = parts[0] + parts[1]
@@ -156,7 +157,7 @@ def draw_calibration(curves: Mapping[str, Any], title: str) -> Any:
         lower.bar(left, shares.tolist(), width=width, align="edge", color=drawn["color"])
     upper.set(ylabel="accuracy", title=title, xlim=(0, 1), ylim=(0, 1))
     upper.set_aspect("equal")
-    upper.legend(frameon=False, loc="upper left", fontsize=9)
+    upper.legend(frameon=False, loc="best", fontsize=9)
     lower.set(xlabel="confidence", ylabel="share of the\npredictions [%]")
     lower.set_yscale("log")
     for axis in (upper, lower):

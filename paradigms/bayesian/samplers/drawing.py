@@ -14,7 +14,7 @@ _COUNTS = 60
 
 
 def running_evidence(log_weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """log Z and its standard error from the first n paths: n, both at n ``[k]`` each.
+    """Estimates of log Z and their standard errors from the first n paths: n, both at n ``[k]`` each.
 
     Args:
         log_weights: of the paths ``[N]``; minus infinity where a weight is zero.
@@ -32,7 +32,7 @@ def running_evidence(log_weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def draw_evidence(
     log_weights: Tensor, log_z: float, error: float, ess: float, bound: float, bound_error: float, exact: float | None
 ) -> Any:
-    """log Z by the number of paths with two standard errors and its lower bound, and the law of the weights.
+    """The log of Z by the number of paths with two standard errors and its lower bound, and the law of the weights.
 
     Args:
         log_weights: of the paths ``[N]``.
@@ -51,13 +51,13 @@ def draw_evidence(
     left.plot(x, y, color=COLORS[0], linewidth=1.8, label="log Z, the first paths")
     left.errorbar(
         [len(log_weights)], [log_z], yerr=[2 * error if math.isfinite(error) else 0], color=COLORS[0], marker="o",
-        markersize=6, capsize=4, linestyle="", label=f"all paths: {log_z:.4g} ± {2 * error:.2g}",
+        markersize=6, capsize=4, linestyle="", label=f"all paths: {log_z:.3f} ± {2 * error:.2g}" if math.isfinite(error) else f"one path: {log_z:.3f}",
     )  # fmt: skip
     width = 2 * bound_error if math.isfinite(bound_error) else 0.0
     left.axhspan(bound - width, bound + width, color=COLORS[1], alpha=0.2, linewidth=0)
-    left.axhline(bound, color=COLORS[1], linewidth=1.4, linestyle="--", label=f"lower bound −J: {bound:.4g}")
+    left.axhline(bound, color=COLORS[1], linewidth=1.4, linestyle="--", label=f"lower bound −J: {bound:.3f}")
     if exact is not None:
-        left.axhline(exact, color=INK, linewidth=1.2, linestyle=":", label=f"exact: {exact:.4g}")
+        left.axhline(exact, color=INK, linewidth=1.2, linestyle=":", label=f"exact: {exact:.3f}")
     if len(log_weights) > 1:
         left.set_xscale("log")
     left.set(xlabel="paths", ylabel="log Z [nats]")

@@ -94,10 +94,13 @@ class Evidence:
         return self.density.named(self.resampled(n, seed=seed))
 
     def plot(self, *, exact: float | None = None) -> Any:
-        """log Z by the number of paths with its interval and lower bound, and the weights: a ``matplotlib`` figure.
+        """The log of Z by the number of paths, with its interval and lower bound, and the weights of the paths.
 
         Args:
             exact: log Z where it is known, drawn beside.
+
+        Returns:
+            A ``matplotlib.figure.Figure``.
 
         Raises:
             InvalidType, InvalidValue: exact is no finite number.

@@ -30,6 +30,7 @@ from mfoc.law import jointly
 from mfoc.problem import controls_of
 from mfoc.seeding import mixed_seed
 from paradigms.bayesian.density import LogDensity, log_density
+from paradigms.bayesian.samplers.drawing import draw_draws
 from paradigms.bayesian.samplers.kernels import squared_discrepancy
 
 State = Any
