@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mfoc.analysis.noise.drawing import draw_scales
 from mfoc.analysis.noise.ratio import signal_to_noise
 from mfoc.analysis.noise.samples import Samples, curved_products
 from mfoc.checks import check_between, check_instance, check_integer
@@ -58,7 +59,7 @@ class Scale:
 @by_identity
 @dataclass(frozen=True, eq=False)
 class NoiseScales:
-    """The two noise scales of a loss at the parameters where it is.
+    """The two noise scales of a loss at the parameters where it is; print it, or ``.plot()`` it.
 
     Attributes:
         simple: B_simple = tr(Sigma) / |G|^2 (McCandlish, Kaplan, Amodei et al. 2018, arXiv:1812.06162, sec. 2.2).
@@ -112,6 +113,21 @@ class NoiseScales:
     def __str__(self) -> str:
         lines = [f"{name} = tr{of} = {scale}" for (name, scale), of in zip(self._named(), _FORMULAS, strict=True)]
         return "\n".join([self.verdict, *lines, f"{self.draws} draws in {self.groups} groups"])
+
+    def plot(self) -> Any:
+        """What a batch buys by either scale, with intervals: the best step at each batch size.
+
+        In a share of the best step without noise, 1 / (1 + scale / B); a dashed line is an upper bound, where of the
+        scale only a lower one is known.
+
+        Returns:
+            A ``matplotlib.figure.Figure``.
+
+        Raises:
+            MissingExtra: matplotlib is not installed.
+        """
+        level = f"{100 * self.confidence:g} % intervals, {self.draws} draws"
+        return draw_scales(dict(self._named()), f"What a batch buys ({level})")
 
 
 _FORMULAS = ("(Sigma) / |G|^2", "(H Sigma) / (G'HG)")

@@ -49,10 +49,10 @@ def draw_evidence(
     x, y, spread = counts[shown], running[shown], 2 * errors[shown].nan_to_num(0)
     left.fill_between(x, y - spread, y + spread, color=COLORS[0], alpha=0.2, linewidth=0, label="± 2 standard errors")
     left.plot(x, y, color=COLORS[0], linewidth=1.8, label="log Z, the first paths")
-    left.errorbar(
-        [len(log_weights)], [log_z], yerr=[2 * error if math.isfinite(error) else 0], color=COLORS[0], marker="o",
-        markersize=6, capsize=4, linestyle="", label=f"all paths: {log_z:.3f} ± {2 * error:.2g}" if math.isfinite(error) else f"one path: {log_z:.3f}",
-    )  # fmt: skip
+    known = math.isfinite(error)
+    label = f"all paths: {log_z:.3f} ± {2 * error:.2g}" if known else f"one path: {log_z:.3f}"
+    end, bar = {"color": COLORS[0], "marker": "o", "linestyle": ""}, [2 * error if known else 0]
+    left.errorbar([len(log_weights)], [log_z], yerr=bar, markersize=6, capsize=4, label=label, **end)
     width = 2 * bound_error if math.isfinite(bound_error) else 0.0
     left.axhspan(bound - width, bound + width, color=COLORS[1], alpha=0.2, linewidth=0)
     left.axhline(bound, color=COLORS[1], linewidth=1.4, linestyle="--", label=f"lower bound −J: {bound:.3f}")
