@@ -225,7 +225,7 @@ def kernel_fit(dimensions: int = 1, *, count: int = 12, labels: bool = False) ->
     """A Gaussian process of an infinitely wide network."""
     x = 2 * numbers(count, dimensions)
     y = (x[:, 0] > 0).long() if labels else x[:, 0].sin()
-    return KernelPredictor("tanh", depth=3, weight_variance=1.5, bias_variance=0.1, ridge=1e-2).fit(x, y)
+    return KernelPredictor("relu", depth=3, weight_variance=2.0, bias_variance=0.1, ridge=1e-2).fit(x, y)
 
 
 def scales(noise: float = 40.0, *, status: str = "resolved") -> NoiseScales:
