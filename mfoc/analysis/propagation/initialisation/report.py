@@ -116,6 +116,7 @@ class Initialisation:
         most = max([self.q_star, *(b.q for b in self.blocks if math.isfinite(b.q))])
         lengths.set_ylim(0, 1.3 * most if 0 < most < math.inf else 1)
         for axis in (gains, lengths):
+            axis.set_xlim(0.5, len(self.blocks) + 0.5)
             axis.xaxis.get_major_locator().set_params(integer=True)
             axis.legend(frameon=False, fontsize=8)
         figure.suptitle(self.verdict.partition(":")[0], fontsize=10)

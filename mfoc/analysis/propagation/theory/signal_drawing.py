@@ -27,11 +27,11 @@ def draw_signals(theory: SignalPropagation, depth: int) -> Any:
     q = theory.q_star if 0 < theory.q_star < math.inf else 1.0
     c = torch.linspace(-1, 1, _POINTS, dtype=torch.float64, device="cpu")
     _map(correlations, c, theory.correlation_map(c, q), "correlation c of two inputs", "c in the next layer")
-    if math.isfinite(theory.c_star):
+    if _settles(theory):
         _fixed(correlations, theory.c_star, stable=True, name="c*")
     correlations.set_aspect("equal")
-    where = "q*" if q == theory.q_star else "q"
-    correlations.set_title(f"correlation map at {where} = {q:.3g}, slope $χ_1$ = {theory.chi_1:.3g} at c = 1")
+    reached = f"q* = {q:.3g}, slope $χ_1$ = {theory.chi_1:.3g} at c = 1" if q == theory.q_star else f"q = {q:.3g}"
+    correlations.set_title(f"correlation map at {reached}")
     _layers(layers, theory, depth, q)
     for axis in (lengths, correlations, layers):
         axis.title.set_fontsize(9.5)
@@ -43,8 +43,14 @@ def draw_signals(theory: SignalPropagation, depth: int) -> Any:
 def _headline(theory: SignalPropagation) -> str:
     given = f"$σ_w^2$ = {theory.weight_variance:.4g}, $σ_b^2$ = {theory.bias_variance:.4g}"
     dropout = f", dropout {theory.dropout:g}" if theory.dropout else ""
-    scale = f", correlations settle over $ξ_c$ = {theory.xi_c:.3g} layers" if math.isfinite(theory.xi_c) else ""
+    known = _settles(theory) and math.isfinite(theory.xi_c)
+    scale = f", correlations settle over $ξ_c$ = {theory.xi_c:.3g} layers" if known else ""
     return f"{theory.moments.activation.name}, {given}{dropout}: {theory.phase}{scale}"
+
+
+def _settles(theory: SignalPropagation) -> bool:
+    """Whether correlations have a fixed point: where lengths shrink to nothing they stay where they are instead."""
+    return theory.q_star > 0 and math.isfinite(theory.c_star)
 
 
 def _lengths(axis: Any, theory: SignalPropagation) -> None:
@@ -79,10 +85,10 @@ def _layers(axis: Any, theory: SignalPropagation, depth: int, q: float) -> None:
         course = theory.iterate(depth, q, start)
         mark = {"marker": "osD"[index], "markersize": 4, "markevery": max(1, depth // 10)}
         axis.plot(range(depth + 1), course.c.tolist(), label=f"from c = {start:g}", **style(index), **_LINE, **mark)
-    if math.isfinite(theory.c_star):
+    if _settles(theory):
         axis.axhline(theory.c_star, color=INK, linewidth=1, linestyle=":", label=f"c* = {theory.c_star:.3g}")
     for count in (1, 6):  # 6 xi_c: as deep as networks were seen to train (Schoenholz et al. 2017)
-        if count * theory.xi_c <= depth:
+        if _settles(theory) and count * theory.xi_c <= depth:
             axis.axvline(count * theory.xi_c, color=INK, linewidth=0.8, linestyle="-.")
             name = f"${'' if count == 1 else count}ξ_c$"
             axis.annotate(
@@ -108,7 +114,7 @@ def draw_course(panels: Mapping[str, Tensor], *, linear: str, x_label: str, titl
         shown = [value if math.isfinite(value) else math.nan for value in values.tolist()]
         mark = {"marker": "o", "markersize": 4} if len(shown) <= 20 else {}
         axis.plot(range(len(shown)), shown, **style(index), **_LINE, **mark)
-        axis.set(xlabel=x_label, ylabel=name)
+        axis.set(xlabel=x_label, ylabel=name, xlim=(-0.02 * len(shown), 1.02 * (len(shown) - 1)))
         axis.xaxis.get_major_locator().set_params(integer=True)
         positive = [value for value in shown if value > 0]
         if name == linear:
