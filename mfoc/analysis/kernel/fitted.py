@@ -134,7 +134,7 @@ class FittedKernel:
 
     __repr__ = __str__
 
-    def plot(self, points: int = 200) -> Any:
+    def plot(self, points: int = 100) -> Any:
         """How well it predicts, a ``matplotlib.figure.Figure``.
 
         One output of one variable: the mean and two standard deviations. Other numbers: each point as it is predicted

@@ -60,9 +60,9 @@ class SignalPropagation:
     """Mean-field theory of h -> W phi(h) + b with W_ij ~ N(0, weight_variance / n) and b_i ~ N(0, bias_variance).
 
     Print it, or ``.plot()`` it. Of pre-activations h, q is the variance and c the correlation between two inputs; both
-    follow maps of one number (Poole et al. 2016, eqs. 3 and 5), whose fixed points and slopes say what depth does to a signal and to a gradient
-    (Schoenholz et al. 2017). It holds for convolutions, too, their fan-in in the place of n, where weights are
-    delta-orthogonal or inputs are constant over space (Xiao et al. 2018).
+    follow maps of one number (Poole et al. 2016, eqs. 3 and 5), whose fixed points and slopes say what depth does to a
+    signal and to a gradient (Schoenholz et al. 2017). It holds for convolutions, too, their fan-in in the place of n,
+    where weights are delta-orthogonal or inputs are constant over space (Xiao et al. 2018).
 
     Attributes:
         activation: a name, a function of a tensor, or a module, applied to every entry.
