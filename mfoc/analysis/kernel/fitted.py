@@ -123,7 +123,8 @@ class FittedKernel:
         if self.classes is None:
             spread = float((self.targets - self.targets.mean(0)).square().mean())
             error = float((out - self.targets).square().mean())
-            verdict = f"leave-one-out RMSE {error**0.5:.3g}, {100 * error / max(spread, 1e-300):.3g}% of the variance"
+            share = f", {100 * error / spread:.3g}% of the variance" if spread > 0 else ""
+            verdict = f"leave-one-out RMSE {error**0.5:.3g}{share}"
         else:
             right = (out.argmax(1) == self.targets.argmax(1)).double().mean()
             verdict = f"leave-one-out accuracy {100 * float(right):.1f}%"
