@@ -120,7 +120,8 @@ class NTKConvergence:
         found = {"color": COLORS[0], "linewidth": 2.2, "label": "measured"}
         told = {"color": COLORS[1], "linewidth": 1.6, "linestyle": "--", "label": "predicted by the kernel"}
         for curve, line, marker in ((self.measured, found, "o"), (self.predicted, told, "s")):
-            mark = {"marker": marker, "markersize": 4} if len(curve) <= 10 else {}
+            size = {"o": 4, "s": 8}[marker]  # where they agree both are seen
+            mark = {"marker": marker, "markersize": size, "markerfacecolor": "none"} if len(curve) <= 10 else {}
             axis.plot(curve.tolist(), **line, **mark)
         axis.xaxis.get_major_locator().set_params(integer=True)
         curves = torch.cat([self.measured, self.predicted])
