@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -27,13 +28,14 @@ from mfoc.analysis.kernel import (
 )
 from mfoc.analysis.kernel.theorem import Theorem
 from mfoc.analysis.noise import (
+    Alignment,
+    GradientNoise,
     NoiseScale,
     NoiseScales,
     Scale,
     Sharpness,
     ValidSDE,
     flat_against_sharp,
-    gradient_noise,
     optimal_annealing,
 )
 from mfoc.analysis.propagation import (
@@ -91,12 +93,17 @@ def robustness_curves() -> Any:
     return first.plot(*others)
 
 
+@cache
+def certified() -> mfoc.Certificate:
+    """Of a small network."""
+    problem, cloud = mlp()
+    return mfoc.certify(problem, problem.controls, cloud, lanczos=2, groups=2)
+
+
 def game_certificate(low: float = 0.01, high: float = 0.03) -> GameCertificate:
     """Of a game whose minimiser's part is certified quickly."""
-    problem, cloud = mlp()
-    part = mfoc.certify(problem, problem.controls, cloud, lanczos=2, groups=2)
     gap = Estimate(0.02, low, high)
-    return GameCertificate(part, gap, gap, 0.9, 0.92, 0.4, 0.95)
+    return GameCertificate(certified(), gap, gap, 0.9, 0.92, 0.4, 0.95)
 
 
 # ---- Bayesian
@@ -263,11 +270,11 @@ def sde(*, diverging: bool = False) -> Any:
 
 
 def gradient_noise_figure(kind: str = "full") -> Any:
-    """Of a small network."""
-    net = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Tanh(), torch.nn.Linear(4, 1)).double()
-    data = (numbers(30, 3), numbers(30, 1, seed=1))
-    loss = torch.nn.functional.mse_loss
-    return gradient_noise(net, loss, data, covariance=kind, curvature=kind == "full").plot()
+    """Of twelve parameters, beside the Hessian where the covariance is whole."""
+    spectrum = torch.logspace(0, -5, 12, dtype=torch.float64)
+    aligned = Alignment(3.0, 2.0, 1.4, 0.1, 0.8, spectrum.sqrt() - 0.01) if kind == "full" else None
+    covariance = spectrum.diag() if kind == "full" else {"weight": spectrum}
+    return GradientNoise({"weight": numbers(12)}, kind, covariance, 1.0, 0.1, 0.5, 30, 12, aligned).plot()
 
 
 def plane(count: int = 3) -> Any:
@@ -324,8 +331,8 @@ def widths_check(spread: float = 0.1) -> Any:
 
 def adaptive(count: int = 4) -> Any:
     """Batches that grew."""
-    problem, cloud = mlp()
-    batches = AdaptiveBatch(cloud, problem, batch_size=2)
+    problem, _ = mlp()
+    batches = AdaptiveBatch(numbers(20, 3), problem, batch_size=2)
     batches.measurements = [Measurement(100 * k, 2.0 * k or None, 1.0 * k or None, 2 + k) for k in range(count)]
     return batches.plot()
 

@@ -23,7 +23,7 @@ from tests import drawn_cases as cases
 
 matplotlib = pytest.importorskip("matplotlib")
 CASES = {**cases.ANALYSIS, **cases.PARADIGMS}
-SLOW = {"diagnosis", "noise", "fitted kernel of classes"}
+SLOW = {"diagnosis"}
 TABLEAU = {matplotlib.colors.to_hex(color) for color in matplotlib.colormaps["tab10"].colors}
 
 
@@ -48,7 +48,7 @@ def shows_something(axis: object) -> bool:
     return lines or bool(axis.patches or axis.collections or axis.images)
 
 
-@pytest.mark.parametrize("name", map(marked, CASES))
+@pytest.mark.parametrize("name", [marked(name) for name in CASES])
 def test_a_result_draws_itself(name):
     with warnings.catch_warnings():
         warnings.simplefilter("error", RuntimeWarning)
@@ -114,7 +114,7 @@ def records():
                 yield name, kind
 
 
-@pytest.mark.parametrize(("name", "kind"), records())
+@pytest.mark.parametrize(("name", "kind"), list(records()))
 def test_a_public_record_is_drawn_or_left_out_for_a_reason(name, kind):
     assert hasattr(kind, "plot") or name in LEFT_OUT
 

@@ -19,7 +19,7 @@ def draw_kernels(kernels: Mapping[str, Tensor]) -> Any:
     """
     figure = new_figure(4.4 * len(kernels), 3.8)
     for axis, (name, kernel) in zip(figure.subplots(1, len(kernels), squeeze=False)[0], kernels.items(), strict=True):
-        shown = axis.imshow(kernel.detach().cpu().double(), cmap="cividis", interpolation="nearest")
+        shown = axis.imshow(kernel.detach().cpu().double().numpy(), cmap="cividis", interpolation="nearest")
         figure.colorbar(shown, ax=axis, shrink=0.85, label="kernel")
         axis.set(xlabel="input of the second set", ylabel="input of the first set")
         axis.set_title(name, fontsize=10, loc="left")

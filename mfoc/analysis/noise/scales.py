@@ -292,17 +292,19 @@ class NoiseScale:
         """Both scales along the training, a ``matplotlib.figure.Figure``; hollow: an unresolved one is that or more."""
         figure, (axis,) = new_axes(6.4, 4.0)
         axis.set(xlabel="step", ylabel="samples", yscale="log")
-        for name, color, scales in (
-            ("B_simple", COLORS[0], [value.simple for value in self.values]),
-            ("B_noise", COLORS[1], [value.curved for value in self.values]),
+        axis.xaxis.get_major_locator().set_params(integer=True)
+        for name, color, marker, scales in (
+            ("B_simple", COLORS[0], "o", [value.simple for value in self.values]),
+            ("B_noise", COLORS[1], "s", [value.curved for value in self.values]),
         ):
             value, low, high = (
                 [getattr(scale, field) if scale.resolved else math.nan for scale in scales]
                 for field in ("value", "low", "high")
             )
-            axis.plot(self.steps, value, color=color, marker="o", label=name)
+            axis.plot(self.steps, value, color=color, marker=marker, label=name)
             axis.vlines(self.steps, low, high, color=color, alpha=0.3, linewidth=4)
             least = [s.low if s.status == "unresolved" and s.low > 0 else math.nan for s in scales]
-            axis.plot(self.steps, least, "^", color=color, fillstyle="none", label=f"{name} or more")
-        axis.legend(frameon=False)
+            if any(low == low for low in least):
+                axis.plot(self.steps, least, "^", color=color, fillstyle="none", markersize=9, label=f"{name} or more")
+        figure.legend(frameon=False, fontsize=9, loc="outside right upper")
         return figure

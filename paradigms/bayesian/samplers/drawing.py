@@ -53,9 +53,13 @@ def draw_evidence(
     label = f"all paths: {log_z:.3f} ± {2 * error:.2g}" if known else f"one path: {log_z:.3f}"
     end, bar = {"color": COLORS[0], "marker": "o", "linestyle": ""}, [2 * error if known else 0]
     left.errorbar([len(log_weights)], [log_z], yerr=bar, markersize=6, capsize=4, label=label, **end)
-    width = 2 * bound_error if math.isfinite(bound_error) else 0.0
-    left.axhspan(bound - width, bound + width, color=COLORS[1], alpha=0.2, linewidth=0)
-    left.axhline(bound, color=COLORS[1], linewidth=1.4, linestyle="--", label=f"lower bound −J: {bound:.3f}")
+    lower = {"color": COLORS[1], "linewidth": 1.4, "linestyle": "--", "label": f"lower bound −J: {bound:.3f}"}
+    if math.isfinite(bound):
+        width = 2 * bound_error if math.isfinite(bound_error) else 0.0
+        left.axhspan(bound - width, bound + width, color=COLORS[1], alpha=0.2, linewidth=0)
+        left.axhline(bound, **lower)
+    else:  # a path without weight
+        left.plot([], [], **lower)
     if exact is not None:
         left.axhline(exact, color=INK, linewidth=1.2, linestyle=":", label=f"exact: {exact:.3f}")
     if len(log_weights) > 1:

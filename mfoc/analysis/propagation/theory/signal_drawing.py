@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 _POINTS = 201
 _STARTS = (0.0, 0.5, 0.9)
 _LARGE = 1e4  # lengths beyond are not drawn
+_OVERFLOW = 1e10
 _LINE = {"linewidth": 1.8}
 
 
@@ -81,10 +82,9 @@ def _fixed(axis: Any, value: float, *, stable: bool, name: str) -> None:
 
 
 def _layers(axis: Any, theory: SignalPropagation, depth: int, q: float) -> None:
-    for index, start in enumerate(_STARTS):
-        course = theory.iterate(depth, q, start)
+    for index, (start, course) in enumerate(zip(_STARTS, _courses(theory, depth, q).mT, strict=True)):
         mark = {"marker": "osD"[index], "markersize": 4, "markevery": max(1, depth // 10)}
-        axis.plot(range(depth + 1), course.c.tolist(), label=f"from c = {start:g}", **style(index), **_LINE, **mark)
+        axis.plot(range(depth + 1), course.tolist(), label=f"from c = {start:g}", **style(index), **_LINE, **mark)
     if _settles(theory):
         axis.axhline(theory.c_star, color=INK, linewidth=1, linestyle=":", label=f"c* = {theory.c_star:.3g}")
     for count in (1, 6):  # 6 xi_c: as deep as networks were seen to train (Schoenholz et al. 2017)
@@ -98,6 +98,19 @@ def _layers(axis: Any, theory: SignalPropagation, depth: int, q: float) -> None:
     axis.set(xlabel="layer", ylabel="correlation c", ylim=(-0.05, 1.05))
     axis.xaxis.get_major_locator().set_params(integer=True)
     axis.set_title("two inputs through the layers")
+
+
+def _courses(theory: SignalPropagation, depth: int, q: float) -> Tensor:
+    """Correlations by layer from each start ``[depth + 1, starts]``, all of them in one pass; NaN where q overflows."""
+    c, length = torch.tensor(_STARTS, dtype=torch.float64, device="cpu"), torch.tensor(q, dtype=torch.float64)
+    found = [c]
+    for _ in range(depth):
+        if float(length) < _OVERFLOW:
+            c, length = theory.correlation_map(c, length).clamp(-1, 1), theory.length_map(length)
+        else:
+            c = torch.full_like(c, math.nan)
+        found.append(c)
+    return torch.stack(found)
 
 
 def draw_course(panels: Mapping[str, Tensor], *, linear: str, x_label: str, title: str) -> Any:
