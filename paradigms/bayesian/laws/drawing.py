@@ -119,9 +119,9 @@ def draw_classes(at: Tensor | None, probabilities: Tensor, parts: list[Tensor], 
         lower.set(title=labels.title, xlim=(0, 100))
     tidy(lower, grid="both")
     if len(x) == 1:
-        width = 100.0 if at is None else 0.8
-        lower.bar(x, parts[0], width, color=_NOISE, alpha=0.5, hatch="//", label="data (aleatoric)")
-        lower.bar(x, parts[1], width, bottom=parts[0], color=_POSTERIOR, alpha=0.5, label="posterior (epistemic)")
+        width, (first, second) = 100.0 if at is None else 0.8, (part.tolist() for part in parts)
+        lower.bar(x.tolist(), first, width, color=_NOISE, alpha=0.5, hatch="//", label="data (aleatoric)")
+        lower.bar(x.tolist(), second, width, first, color=_POSTERIOR, alpha=0.5, label="posterior (epistemic)")
     else:
         lower.fill_between(x, 0, parts[0], color=_NOISE, alpha=0.5, linewidth=0, label="data (aleatoric)")
         both = parts[0] + parts[1]

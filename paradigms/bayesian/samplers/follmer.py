@@ -71,10 +71,10 @@ class Evidence:
         mean = scaled.mean()
         return Evidence(
             log_z=float(mean.log() + logs.max()),
-            error=float(scaled.std() / mean / math.sqrt(n)),
+            error=_deviation(scaled) / float(mean) / math.sqrt(n),
             ess=float(scaled.sum().square() / scaled.square().sum() / n),
             J=-float(logs.mean()),
-            J_error=float(logs.std() / math.sqrt(n)),
+            J_error=_deviation(logs) / math.sqrt(n),
             x=x,
             log_weights=log_weights,
             density=density,
@@ -115,6 +115,11 @@ class Evidence:
             f"log Z = {self.log_z:.4f} +- {self.error:.4f}, J = {self.J:.4f} +- {self.J_error:.4f}, "
             f"J + log Z = {self.gap:.4f}, ESS {self.ess:.1%} of {len(self.x)}"
         )
+
+
+def _deviation(sample: Tensor) -> float:
+    """The standard deviation of a sample ``[n]``; NaN of one."""
+    return float(sample.std()) if len(sample) > 1 else math.nan
 
 
 @dataclass(frozen=True, eq=False)
