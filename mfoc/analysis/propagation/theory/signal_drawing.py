@@ -36,7 +36,7 @@ def draw_signals(theory: SignalPropagation, depth: int) -> Any:
     _layers(layers, theory, depth, q)
     for axis in (lengths, correlations, layers):
         axis.title.set_fontsize(9.5)
-        axis.legend(frameon=False, fontsize=8)
+        axis.legend(fontsize=8, framealpha=0.85, edgecolor="none")
     figure.suptitle(_headline(theory), fontsize=10.5)
     return figure
 
