@@ -125,7 +125,7 @@ def draw_course(panels: Mapping[str, Tensor], *, linear: str, x_label: str, titl
     figure, axes = new_axes(3.6 * len(panels), 3.3, len(panels))
     for index, (axis, (name, values)) in enumerate(zip(axes, panels.items(), strict=True)):
         shown = [value if math.isfinite(value) else math.nan for value in values.tolist()]
-        mark = {"marker": "o", "markersize": 4} if len(shown) <= 20 else {}
+        mark = {"marker": "o", "markersize": 4} if sum(map(math.isfinite, shown)) <= 20 else {}
         axis.plot(range(len(shown)), shown, **style(index), **_LINE, **mark)
         axis.set(xlabel=x_label, ylabel=name, xlim=(-0.02 * len(shown), 1.02 * (len(shown) - 1)))
         axis.xaxis.get_major_locator().set_params(integer=True)
