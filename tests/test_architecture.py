@@ -66,13 +66,20 @@ LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 
 # The same for the paradigms, which import no other paradigm: files and folders from the ground up.
 PARADIGM_LAYERS = {
-    "adversarial": [{"certificate", "views"}, {"games", "attack"}, {"interop"}, {"evaluation"}],
+    "adversarial": [
+        {"certificate", "views", "drawing"},
+        {"games", "attack"},
+        {"interop"},
+        {"verdicts"},
+        {"evaluation"},
+        {"plots"},
+    ],
     "bayesian": [{"laws"}, {"pyro"}, {"density"}, {"vi", "samplers"}, {"predictive"}, {"metrics"}, {"plots"}],
     "meta": [
         {"columns", "layers", "losses", "task_laws"},
         {"chains"},
         {"stacked", "classification"},
-        {"update_rules"},
+        {"update_rules", "drawing"},
         {"loop"},
         {"formulations"},
         {"algorithms", "implicit", "learner", "evaluation"},

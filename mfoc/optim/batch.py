@@ -21,6 +21,7 @@ from mfoc.checks import (
 )
 from mfoc.distributed import expectation, share
 from mfoc.errors import InvalidType, InvalidValue
+from mfoc.figures import COLORS, new_axes
 from mfoc.optim.orders import Orders
 from mfoc.particles import Particles
 from mfoc.populations import Population, population, shuffled
@@ -77,7 +78,7 @@ class AdaptiveBatch(Population):
     Attributes:
         size: number of particles.
         batch_size: particles in a batch, as of the last measurement.
-        measurements: what was measured, in order.
+        measurements: what was measured, in order; ``.plot()`` draws them.
     """
 
     size: int
@@ -211,6 +212,28 @@ class AdaptiveBatch(Population):
             if row.batch_size != found[-1][1]:
                 found.append((row.step, row.batch_size))
         return found
+
+    def plot(self) -> Any:
+        """The batch size by step, and the noise scale that was measured: a ``matplotlib.figure.Figure``.
+
+        Raises:
+            MissingExtra: matplotlib is not installed.
+        """
+        figure, (axis,) = new_axes(6.4, 4.0)
+        steps = [0, *(row.step for row in self.measurements)]
+        sizes = [self._first, *(row.batch_size for row in self.measurements)]
+        end = steps[-1] + self._every  # what is known of
+        axis.plot([*steps, end], [*sizes, sizes[-1]], drawstyle="steps-post", color=COLORS[0], label="batch size")
+        for name, color, marker in (("scale", COLORS[1], "o"), ("simple", COLORS[2], "^")):
+            found = [(row.step, getattr(row, name)) for row in self.measurements]
+            known = [(step, scale) for step, scale in found if scale is not None and scale > 0]
+            if known:
+                label = {"scale": "noise scale B_noise, or at least", "simple": "B_simple, or at least"}[name]
+                axis.plot(*zip(*known, strict=True), color=color, marker=marker, linestyle="", label=label)
+        axis.set(xlabel="step", ylabel="samples", yscale="log")
+        axis.set_title(f"Batches of {self.size} particles", fontsize=10, loc="left")
+        axis.legend(frameon=False, fontsize=9)
+        return figure
 
     def state_dict(self) -> dict[str, Any]:
         """The measurements, and the settings that they belong to: plain values."""

@@ -11,6 +11,7 @@ from paradigms.adversarial.certificate import GameCertificate, certify
 from paradigms.adversarial.evaluation import Robustness, evaluate, wilson
 from paradigms.adversarial.games import TRADES, GameFormulation, game
 from paradigms.adversarial.interop import FromTorchattacks, as_attack
+from paradigms.adversarial.plots import accuracy_curves
 
 __all__ = [
     "FGSM",
@@ -22,6 +23,7 @@ __all__ = [
     "GameCertificate",
     "GameFormulation",
     "Robustness",
+    "accuracy_curves",
     "as_attack",
     "certify",
     "evaluate",

@@ -16,12 +16,13 @@ from mfoc.formulation import Formulation
 from mfoc.games import costate_at, entering
 from mfoc.games.maximisers import PGD, Maximiser
 from mfoc.problem import controls_of
+from paradigms.adversarial.drawing import draw_game
 from paradigms.reporting import Estimate, student_interval
 
 
 @dataclass(frozen=True)
 class GameCertificate:
-    """The certificate of a game; print it.
+    """The certificate of a game; print it, or ``.plot()`` it.
 
     Attributes:
         minimiser: Pontryagin's certificate of the controls, with the adversary's present answer frozen.
@@ -49,6 +50,18 @@ class GameCertificate:
             f"adversary: first-order gap {self.adversary}; duality gap (best response - present) {self.gap}\n"
             f"minimiser, adversary frozen: {self.minimiser}"
         )
+
+    def plot(self) -> Any:
+        """The three costs, and how far the adversary is from its best answer: a ``matplotlib.figure.Figure``.
+
+        The minimiser's part has a figure of its own, ``mfoc.plot.certificate(found.minimiser)``.
+
+        Raises:
+            MissingExtra: matplotlib is not installed.
+        """
+        costs = {"clean": self.clean, "present adversary": self.present, "best response": self.best}
+        gaps = {"first-order gap": self.adversary, "duality gap": self.gap}
+        return draw_game(costs, gaps, particles=self.minimiser.particles, confidence=self.confidence)
 
 
 @alone()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Any
@@ -18,12 +18,13 @@ import mfoc
 from mfoc import InvalidType, InvalidValue, require
 from mfoc.checks import check_between, check_flag, check_instance, check_integer, kind_of
 from mfoc.games.maximisers import FGSM, PGD, Maximiser
-from mfoc.networks import per_sample
 from mfoc.networks.inspection import copied
 from mfoc.printing import table
 from mfoc.seeding import mixed_seed
+from paradigms.adversarial.drawing import draw_attacks, draw_radii
 from paradigms.adversarial.games import GameFormulation, Loss, frozen, game
 from paradigms.adversarial.interop import FromTorchattacks
+from paradigms.adversarial.verdicts import Verdict, single
 from paradigms.reporting import progress_bar
 
 logger = logging.getLogger(__name__)
@@ -58,7 +59,7 @@ class Accuracy:
 
 @dataclass(frozen=True)
 class Robustness:
-    """Accuracies under attacks; print it. ``table["PGD-20"].value`` is one of them.
+    """Accuracies under attacks; print it, or ``.plot()`` it. ``table["PGD-20"].value`` is one of them.
 
     Attributes:
         rows: one for each attack, the undisturbed accuracy first ("clean").
@@ -86,6 +87,63 @@ class Robustness:
             for row in self.rows
         ]
         return f"{head}\n{table(('attack', 'accuracy', 'interval', 'seconds'), rows)}"
+
+    def under(self, attack: str) -> Accuracy:
+        """The accuracy under an attack.
+
+        Raises:
+            InvalidValue: there is no such attack in the table.
+        """
+        try:
+            return self[attack]
+        except KeyError as error:
+            raise InvalidValue(f"attack is {error.args[0]}") from None
+
+    def plot(self, *others: Robustness) -> Any:
+        """Accuracies with their intervals, a ``matplotlib.figure.Figure``; with others, against the radius.
+
+        Args:
+            *others: tables of the same network at other radii: each attack then has a curve.
+
+        Raises:
+            InvalidType: something else than tables.
+            InvalidValue: tables of several norms or levels of confidence, or two at one radius.
+            MissingExtra: matplotlib is not installed.
+        """
+        norm, total = self.ball.norm, self.rows[0].total
+        tables = by_radius([self, *others])
+        if len(tables) == 1:
+            title = f"Accuracy on {total} particle{'s' * (total != 1)}, {norm} ball of radius {self.ball.epsilon:g}"
+            return draw_attacks({row.attack: row for row in self.rows}, title=title, confidence=self.confidence)
+        clean = tables[0].rows[0]
+        curves: dict[str, list[tuple[float, Accuracy]]] = {}
+        for each in tables:
+            for row in each.rows[1:]:
+                curves.setdefault(row.attack, [(0.0, clean)]).append((each.ball.epsilon, row))
+        title = f"Accuracy on {total} particles against the radius of the ball"
+        return draw_radii(curves or {"clean": [(0.0, clean)]}, title=title, norm=norm, confidence=self.confidence)
+
+
+def by_radius(tables: Sequence[Robustness], *, repeated: bool = False) -> list[Robustness]:
+    """Tables in ascending order of their radius, which are of one norm and one level of confidence.
+
+    Args:
+        tables: what ``evaluate`` returned.
+        repeated: whether two may be of one radius.
+
+    Raises:
+        InvalidType: something else than tables.
+        InvalidValue: several norms, or levels; two of one radius.
+    """
+    for place, each in enumerate(tables):
+        check_instance(Robustness, "what evaluate(net, data, epsilon=...) returned", **{f"tables[{place}]": each})
+    kinds = {(each.ball.norm, each.confidence) for each in tables}
+    if len(kinds) > 1:
+        raise InvalidValue(f"tables are of the norms and levels {sorted(kinds)}; expected one norm and one level")
+    radii = [each.ball.epsilon for each in tables]
+    if not repeated and len(set(radii)) < len(radii):
+        raise InvalidValue(f"tables are at the radii {radii}; expected one at each radius")
+    return sorted(tables, key=lambda each: each.ball.epsilon)
 
 
 def evaluate(
@@ -143,7 +201,7 @@ def evaluate(
     check_integer(0, 2**62 - 1, seed=seed)
     batched = isinstance(data, mfoc.Population | torch.utils.data.DataLoader) or callable(data)
     size = None if batched else batch_size
-    verdict = _Verdict(loss)
+    verdict = Verdict(loss)
     problem = frozen(copied(net).eval(), verdict.cost)
     formulation = game(problem, None, data, epsilon=epsilon, norm=norm, bounds=bounds, batch_size=size, part=part)
     batches = list(formulation.population.epoch())
@@ -175,7 +233,7 @@ def _defaults(formulation: GameFormulation, batch: mfoc.Particles, seed: int) ->
     settings = {"eps": ball.epsilon / (high - low), "norm": {"linf": "Linf", "l2": "L2"}[ball.norm]}
     attacks["APGD-CE"] = FromTorchattacks(lambda net: library.APGD(net, steps=20, seed=seed, loss="ce", **settings))
     logits = _logits(formulation, batch[:1])
-    classes = 2 if _single(logits) else logits.shape[1]
+    classes = 2 if single(logits) else logits.shape[1]
     if classes >= 4:
         attacks["AutoAttack"] = FromTorchattacks(
             lambda net: library.AutoAttack(net, n_classes=classes, seed=seed, **settings)
@@ -204,86 +262,8 @@ def _logits(formulation: GameFormulation, batch: mfoc.Particles) -> Tensor:
     return out
 
 
-class _Verdict:
-    """What is raised, and when a network is right.
-
-    Attributes:
-        cost: the loss, whose labels are made to fit a network of one number.
-    """
-
-    def __init__(self, loss: Loss | nn.Module) -> None:
-        self.cost: Any = loss
-        self._loss: Any = loss
-        while hasattr(self._loss, "func"):  # of partials
-            self._loss = self._loss.func
-        kind = type(self._loss) if isinstance(self._loss, nn.Module) else self._loss
-        self._own = not str(getattr(kind, "__module__", "")).startswith("torch.")
-        self._cut = (0, 0.0) if self._own else _CUTS.get(kind)
-        if callable(loss) and not isinstance(loss, type) and not self._own:
-            self.cost = self._fitted(per_sample(loss))
-
-    def _fitted(self, each: Loss) -> Loss:
-        def cost(output: Any, z: Any) -> Tensor:
-            if _single(output) and isinstance(z, Tensor):
-                self._threshold(output)
-                if z.numel() == len(output):
-                    z = z.reshape(output.shape).to(output.dtype)
-            return each(output, z)
-
-        return cost
-
-    def _threshold(self, output: Tensor) -> tuple[int, float]:
-        """The lesser label, and where the number that stands for it ends."""
-        if self._cut is None:
-            name = getattr(self._loss, "__name__", type(self._loss).__name__)
-            raise InvalidValue(
-                f"the network returns one number for each particle, {tuple(output.shape)}, of which {name} makes no "
-                "two classes; pass loss=F.binary_cross_entropy_with_logits, or let the network return a logit for each "
-                "class"
-            )
-        return self._cut
-
-    def right(self, output: Tensor, labels: Any) -> Tensor:
-        """Which particles are classified right ``[N]``; NaN stands for no class."""
-        if _single(output):
-            least, threshold = self._threshold(output)
-            if not isinstance(labels, Tensor) or labels.numel() != len(output) or labels.dim() > 2:
-                raise InvalidType(_misfit(output, labels, f"one number [N] needs a label {least} or 1 for each"))
-            labels, output = labels.flatten(), output.flatten()
-            bad = (labels != least) & (labels != 1)
-            if bad.any():
-                raise InvalidValue(f"the labels hold {labels[bad][0].item()}; expected {least} and 1 for one logit")
-            right: Tensor = ((output > threshold) == (labels == 1)) & ~output.isnan()
-            return right
-        integer = isinstance(labels, Tensor) and not labels.is_floating_point() and labels.dim() == 1
-        if output.dim() != 2 or not integer:
-            raise InvalidType(_misfit(output, labels, "accuracy needs logits [N, classes] and integer labels [N]"))
-        right = (output.argmax(1) == labels) & ~output.isnan().any(1)
-        return right
-
-
-_CUTS: dict[Any, tuple[int, float]] = {  # losses of one number: the lesser label, and where the number is cut
-    F.binary_cross_entropy_with_logits: (0, 0.0),
-    nn.BCEWithLogitsLoss: (0, 0.0),
-    F.binary_cross_entropy: (0, 0.5),
-    nn.BCELoss: (0, 0.5),
-    F.soft_margin_loss: (-1, 0.0),
-    nn.SoftMarginLoss: (-1, 0.0),
-}
-
-
-def _single(output: Any) -> bool:
-    """Whether a network returns one number for each particle."""
-    return isinstance(output, Tensor) and (output.dim() == 1 or (output.dim() == 2 and output.shape[1] == 1))
-
-
-def _misfit(output: Tensor, labels: Any, expected: str) -> str:
-    given = f"{tuple(labels.shape)} {labels.dtype}" if isinstance(labels, Tensor) else type(labels).__name__
-    return f"{expected}; the network returns {tuple(output.shape)} and the labels are {given}"
-
-
 def _right(
-    formulation: GameFormulation, verdict: _Verdict, batch: mfoc.Particles, tick: Callable[[str], None]
+    formulation: GameFormulation, verdict: Verdict, batch: mfoc.Particles, tick: Callable[[str], None]
 ) -> Tensor:
     right = verdict.right(_logits(formulation, batch), batch.data)
     tick("clean")
@@ -292,7 +272,7 @@ def _right(
 
 def _attacked(
     formulation: GameFormulation,
-    verdict: _Verdict,
+    verdict: Verdict,
     attack: Maximiser,
     batch: mfoc.Particles,
     alive: Tensor,

@@ -10,13 +10,14 @@ from torch import Tensor
 
 from mfoc import InvalidType, InvalidValue
 from mfoc.checks import check_integer, check_plain, check_tensor, kind_of
+from paradigms.bayesian.laws.drawing import draw_calibration
 from paradigms.bayesian.laws.likelihoods import aligned
 from paradigms.bayesian.laws.prediction import Prediction
 
 
 @dataclass(frozen=True, eq=False)
 class Reliability:
-    """Confidence against accuracy in bins of equal width.
+    """Confidence against accuracy in bins of equal width; print it, or ``.plot()`` it.
 
     Attributes:
         confidence: mean probability of the predicted class in each bin ``[bins]``; NaN in an empty one.
@@ -33,6 +34,17 @@ class Reliability:
         """The expected calibration error: sum_m (n_m / n) |accuracy_m - confidence_m|."""
         gaps = (self.accuracy - self.confidence).abs().nan_to_num(0.0)
         return float((gaps * self.counts).sum() / self.counts.sum())
+
+    def plot(self, title: str = "") -> Any:
+        """Accuracy against confidence, a ``matplotlib.figure.Figure``; several: ``calibration``.
+
+        Args:
+            title: of the figure.
+
+        Raises:
+            MissingExtra: matplotlib is not installed.
+        """
+        return draw_calibration({"": self}, title)
 
     def __repr__(self) -> str:
         return f"Reliability(ECE {self.ece:.4f} of {int(self.counts.sum())} observations in {len(self.counts)} bins)"

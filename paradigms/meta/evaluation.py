@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from mfoc import InvalidType, InvalidValue, Particles, tree
-from mfoc.checks import check_between, check_flag, check_integer, kind_of
+from mfoc.checks import check_between, check_flag, check_instance, check_integer, kind_of
 from mfoc.networks import refresh_averages
 from mfoc.printing import table
+from paradigms.meta.drawing import Progress, draw_adaptation
 from paradigms.meta.formulations import MetaFormulation, checked_controls, to_module
 from paradigms.meta.losses import TaskLoss
 from paradigms.meta.task_laws import as_tasks, check_tasks
@@ -39,7 +40,9 @@ class Adapted:
 
 @dataclass(frozen=True)
 class Adaptation:
-    """Query losses and accuracies after inner steps; print it. ``table[10].loss.value`` is one of them.
+    """Query losses and accuracies after inner steps; print it, or ``.plot()`` it.
+
+    ``table[10].loss.value`` is one of them.
 
     Attributes:
         rows: one for each number of steps.
@@ -63,6 +66,29 @@ class Adaptation:
         rows = [(row.steps, row.loss, row.accuracy or "", note) for row, note in zip(self.rows, notes, strict=True)]
         head = f"Adaptation on {self.tasks} tasks ({100 * self.confidence:.0f}% intervals)"
         return f"{head}\n{table(header, rows)}"
+
+    def plot(self, *, label: str = "meta-learned", beside: Mapping[str, Adaptation] | None = None) -> Any:
+        """Loss, and accuracy where there is one, by inner step with intervals: a ``matplotlib.figure.Figure``.
+
+        A hollow point has an unbounded interval (one task), a cross at the upper edge is a loss that diverged.
+
+        Args:
+            label: what this one is called.
+            beside: others by name, as of a network that was not meta-learned.
+
+        Raises:
+            InvalidType: something else than adaptations by name.
+            InvalidValue: others of another level of confidence, or called as this one is.
+            MissingExtra: matplotlib is not installed.
+        """
+        check_instance(str, "a name", label=label)
+        others = beside or {}
+        if not isinstance(others, Mapping) or not all(isinstance(each, Adaptation) for each in others.values()):
+            raise InvalidType(f"beside is {kind_of(beside)}; expected a dict, name -> what evaluate(...) returned")
+        if label in others or any(each.confidence != self.confidence for each in others.values()):
+            raise InvalidValue(f"beside holds {label!r}, or another level than {self.confidence:g}; expected neither")
+        found = {name: _progress(each) for name, each in {label: self, **others}.items()}
+        return draw_adaptation(found, tasks=self.tasks, confidence=self.confidence)
 
 
 def evaluate(
@@ -159,6 +185,11 @@ def adapt(formulation: MetaFormulation, solution: Any, support: Any, *, steps: i
     adapted = to_module(formulation.net, weights)
     refresh_averages(adapted, [support[0]])
     return adapted
+
+
+def _progress(found: Adaptation) -> Progress:
+    rows = found.rows
+    return Progress([r.steps for r in rows], [r.loss for r in rows], [r.accuracy for r in rows])
 
 
 def _new(tasks: Particles, counted: set[int]) -> Particles:

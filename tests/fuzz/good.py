@@ -15,6 +15,7 @@ import mfoc
 from mfoc import analysis, hjb, hooks, lq, maximisers, meanfield, minimisers, optim
 from mfoc.analysis import information, kernel, noise, propagation
 from paradigms import adversarial, bayesian, meta
+from paradigms.adversarial.evaluation import Accuracy
 
 Make = Callable[[], Any]
 D = torch.float64
@@ -95,6 +96,11 @@ def matrices() -> dict[str, Tensor]:
 
 def linear_quadratic() -> lq.LinearQuadratic:
     return lq.LinearQuadratic.discrete(**matrices(), horizon=3)
+
+
+def robustness() -> Any:
+    rows = [Accuracy(name, right, 8, *adversarial.wilson(right, 8), 0.1) for name, right in (("clean", 7), ("FGSM", 3))]
+    return adversarial.Robustness(rows, mfoc.Ball(0.1), 0.95)
 
 
 def density() -> bayesian.LogDensity:
@@ -621,6 +627,8 @@ BY_DOOR: dict[str, Make] = {
     "bayesian.NegativeLogLikelihood.function": lambda: lambda output, y: (output - y).square().sum(-1),
     "bayesian.bridge_matching.made": follmer,
     "bayesian.bridge_matching.ends": lambda: normal(8, 2),
+    "accuracy_curves.tables": lambda: {"net": robustness()},
+    "accuracy_curves.attack": lambda: "FGSM",
     "bayesian.calibration.curves": lambda: {"net": bayesian.reliability(prediction(), labels())},
     "bayesian.discrepancy.score": lambda: normal(8, 3, seed=1),
     "bayesian.ensemble.draws": lambda: {k: torch.stack([v, v]) for k, v in net().state_dict().items()},

@@ -22,7 +22,7 @@ def draw(paths: Mapping[str, Path], input_limit: float, label_limit: float, titl
     )  # fmt: skip
     axis.annotate("H(Y)", (0, label_limit), xytext=(2, 3), textcoords="offset points", color=INK, fontsize=9)
     for index, (name, path) in enumerate(paths.items()):
-        _draw_path(axis, path, COLORS[index % len(COLORS)], name)
+        _draw_path(axis, path, COLORS[index % len(COLORS)], "osD^vP*"[index % 7], name)
     axis.set(
         xlabel="I(X;T) [nats]",
         ylabel="I(T;Y) [nats]",
@@ -37,12 +37,12 @@ def draw(paths: Mapping[str, Path], input_limit: float, label_limit: float, titl
     return figure
 
 
-def _draw_path(axis: Any, path: Path, color: str, name: str) -> None:
+def _draw_path(axis: Any, path: Path, color: str, marker: str, name: str) -> None:
     x, y = [about.middle for about, _ in path], [about.middle for _, about in path]
     axis.plot(x, y, color=color, linewidth=1.4, alpha=0.8, marker=".", markersize=4)
     if len(path) > 1:
-        axis.plot(x[0], y[0], "o", color=color, markerfacecolor="white", markersize=7, zorder=3)
-    axis.plot(x[-1], y[-1], "o", color=color, markersize=8, label=name, zorder=4)
+        axis.plot(x[0], y[0], marker, color=color, markerfacecolor="white", markersize=7, zorder=3)
+    axis.plot(x[-1], y[-1], marker, color=color, markersize=8, label=name, zorder=4)
     about_input, about_labels = path[-1]
     axis.plot([about_input.lower, about_input.upper], [y[-1], y[-1]], color=color, linewidth=0.9, alpha=0.6)
     axis.plot([x[-1], x[-1]], [about_labels.lower, about_labels.upper], color=color, linewidth=0.9, alpha=0.6)

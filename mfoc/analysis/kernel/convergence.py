@@ -15,7 +15,7 @@ from mfoc.analysis.kernel.function_space import Curve, Outputs
 from mfoc.analysis.kernel.taps import plainly
 from mfoc.analysis.kernel.theorem import Theorem, wide_two_layer
 from mfoc.checks import check_between, check_integer, check_positive
-from mfoc.figures import new_axes
+from mfoc.figures import COLORS, new_axes
 from mfoc.networks.inspection import trainable
 from mfoc.networks.losses import Loss
 from mfoc.printing import by_identity
@@ -117,10 +117,13 @@ class NTKConvergence:
         """Predicted against measured loss, a ``matplotlib.figure.Figure``."""
         figure, (axis,) = new_axes(6.4, 4.0)
         axis.set(xlabel="step of gradient descent", ylabel="loss")
-        axis.plot(self.measured.tolist(), color="#0072B2", linewidth=2.2, label="measured")
-        axis.plot(
-            self.predicted.tolist(), color="#D55E00", linewidth=1.6, linestyle="--", label="predicted by the kernel"
-        )
+        found = {"color": COLORS[0], "linewidth": 2.2, "label": "measured"}
+        told = {"color": COLORS[1], "linewidth": 1.6, "linestyle": "--", "label": "predicted by the kernel"}
+        for curve, line, marker in ((self.measured, found, "o"), (self.predicted, told, "s")):
+            size = {"o": 4, "s": 8}[marker]  # where they agree both are seen
+            mark = {"marker": marker, "markersize": size, "markerfacecolor": "none"} if len(curve) <= 10 else {}
+            axis.plot(curve.tolist(), **line, **mark)
+        axis.xaxis.get_major_locator().set_params(integer=True)
         curves = torch.cat([self.measured, self.predicted])
         if bool((curves[curves.isfinite()] > 0).all()):
             axis.set_yscale("log")

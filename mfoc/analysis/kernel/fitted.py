@@ -16,14 +16,15 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from mfoc.analysis.kernel.doors import check_alike
+from mfoc.analysis.kernel.drawing import draw_left_out, draw_margins, draw_process
 from mfoc.analysis.kernel.infinite import InfiniteNetwork, check_inputs
-from mfoc.checks import check_non_negative
+from mfoc.checks import check_integer, check_non_negative
 from mfoc.errors import InvalidValue
 from mfoc.printing import by_identity
 
@@ -40,7 +41,7 @@ class Prediction(NamedTuple):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class FittedKernel:
-    """A kernel predictor that has seen its data.
+    """A kernel predictor that has seen its data; print it, or ``.plot()`` it.
 
     Attributes:
         network: the infinitely wide network.
@@ -122,7 +123,8 @@ class FittedKernel:
         if self.classes is None:
             spread = float((self.targets - self.targets.mean(0)).square().mean())
             error = float((out - self.targets).square().mean())
-            verdict = f"leave-one-out RMSE {error**0.5:.3g}, {100 * error / max(spread, 1e-300):.3g}% of the variance"
+            share = f", {100 * error / spread:.3g}% of the variance" if spread > 0 else ""
+            verdict = f"leave-one-out RMSE {error**0.5:.3g}{share}"
         else:
             right = (out.argmax(1) == self.targets.argmax(1)).double().mean()
             verdict = f"leave-one-out accuracy {100 * float(right):.1f}%"
@@ -132,6 +134,40 @@ class FittedKernel:
         return f"{verdict}: {what}; {len(self.x)} points, {outputs}"
 
     __repr__ = __str__
+
+    def plot(self, points: int = 100) -> Any:
+        """How well it predicts, a ``matplotlib.figure.Figure``.
+
+        One output of one variable: the mean and two standard deviations. Other numbers: each point as it is predicted
+        when it is left out, against what it is. Classes: by how much the right one is ahead when the point is left out.
+
+        Args:
+            points: at which a function of one variable is drawn.
+
+        Raises:
+            InvalidType, InvalidValue: no number of points, 2 at least.
+            MissingExtra: matplotlib is not installed.
+        """
+        check_integer(2, points=points)
+        title, targets = str(self).partition(":")[0], self.targets.cpu()
+        if self.classes is None and targets.shape[1] == 1 and self.x.numel() == len(self.x):
+            return self._function(targets[:, 0], points, title)
+        found = self.leave_one_out().double().reshape(targets.shape).cpu()
+        if self.classes is None:
+            return draw_left_out(targets, found, title)
+        right = targets == targets.max(1, keepdim=True).values
+        best = found.masked_fill(right, -math.inf).max(1).values
+        own = found[right].reshape(len(found), -1)[:, 0]
+        return draw_margins(torch.where(best.isfinite(), own - best, own), title)
+
+    def _function(self, targets: Tensor, points: int, title: str) -> Any:
+        x = self.x.reshape(-1)
+        low, high = float(x.min()), float(x.max())
+        room = 0.15 * (high - low) or 1.0
+        at = torch.linspace(low - room, high + room, points, dtype=x.dtype, device=x.device)
+        found = self.predict(at.reshape(-1, *self.x.shape[1:]))
+        numbers = (part.detach().cpu().double() for part in (at, found.mean.reshape(-1), found.variance.sqrt()))
+        return draw_process(x.cpu().double(), targets, *numbers, title)  # type: ignore[misc]
 
     def _predicted(self, x: Tensor, time: float) -> tuple[Tensor, Tensor]:
         nngp, ntk = self.network.kernels(x, self.x)

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from mfoc.analysis.activations import ActivationLike
 from mfoc.analysis.gaussian import GaussianMoments
 from mfoc.analysis.kernel.doors import check_alike, check_fits, check_samples, free_memory
+from mfoc.analysis.kernel.drawing import draw_kernels
 from mfoc.analysis.kernel.pairs import Side, distances
 from mfoc.checks import check_flag, check_integer, check_non_negative
 from mfoc.errors import InvalidType, InvalidValue
@@ -43,6 +44,14 @@ class InfiniteKernels(NamedTuple):
 
     nngp: Tensor  # covariance of the outputs at initialisation [N1, N2]
     ntk: Tensor  # the kernel of gradient descent [N1, N2]
+
+    def plot(self) -> Any:
+        """Both kernels as images: a ``matplotlib.figure.Figure``.
+
+        Raises:
+            MissingExtra: matplotlib is not installed.
+        """
+        return draw_kernels({"NNGP, covariance of the outputs": self.nngp, "NTK, kernel of gradient descent": self.ntk})
 
 
 def infinite_kernels(

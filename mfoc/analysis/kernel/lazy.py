@@ -16,7 +16,7 @@ from mfoc.analysis.kernel.empirical import empirical_ntk
 from mfoc.analysis.kernel.taps import plainly
 from mfoc.checks import check_instance, kind_of
 from mfoc.errors import InvalidType, InvalidValue
-from mfoc.figures import new_axes
+from mfoc.figures import COLORS, new_axes
 from mfoc.networks.problem import to_module
 from mfoc.printing import by_identity
 from mfoc.problem import HasControls
@@ -89,12 +89,15 @@ class Laziness:
     def plot(self) -> Any:
         """Drift, turn and alignment along the training, a ``matplotlib.figure.Figure``."""
         figure, (axis,) = new_axes(6.4, 4.0)
-        axis.set(xlabel="place in the trajectory", ylabel="")
-        axis.plot(self.drift.tolist(), color="#0072B2", label="kernel drift  ‖Θ − Θ₀‖ / ‖Θ₀‖")
-        axis.plot(self.turn.tolist(), color="#D55E00", label="turn  1 − cos(Θ, Θ₀)")
+        axis.set(xlabel="place in the trajectory", ylabel="change of the kernel, alignment")
+        curves = {"kernel drift  ‖Θ − Θ₀‖ / ‖Θ₀‖": self.drift, "turn  1 − cos(Θ, Θ₀)": self.turn}
         if self.alignment is not None:
-            axis.plot(self.alignment.tolist(), color="#009E73", label="alignment with the targets")
-        axis.axhspan(0, _LAZY, color="#0072B2", alpha=0.12, linewidth=0)
+            curves["alignment with the targets"] = self.alignment
+        for (name, curve), color, marker in zip(curves.items(), COLORS, "osD", strict=False):
+            mark = {"marker": marker, "markersize": 4, "markevery": max(1, len(curve) // 15)}
+            axis.plot(curve.tolist(), color=color, label=name, **mark)
+        axis.axhspan(0, _LAZY, color="#dddddd", linewidth=0, zorder=0, label=f"lazy: turn up to {_LAZY:g}")
+        axis.xaxis.get_major_locator().set_params(integer=True)
         axis.set_title(self.verdict.split(";")[0], fontsize=10)
         axis.legend(frameon=False)
         return figure

@@ -15,7 +15,7 @@ from mfoc.analysis.kernel.doors import check_samples
 from mfoc.analysis.kernel.lazy import laziness
 from mfoc.checks import check_between, check_callable, check_instance, check_integer, kind_of
 from mfoc.errors import InvalidType, InvalidValue
-from mfoc.figures import new_axes
+from mfoc.figures import COLORS, new_axes
 from mfoc.printing import by_identity, table
 from mfoc.seeding import mixed_seed, seeded
 from mfoc.statistics import student_t_quantile
@@ -66,11 +66,11 @@ class WidthDrift:
         figure, (axis,) = new_axes(6.4, 4.0)
         axis.set(xlabel="width", ylabel="kernel drift  ‖Θ − Θ₀‖ / ‖Θ₀‖")
         for k, column in enumerate(self.drifts.mT.tolist()):
-            axis.loglog(self.widths, column, "o", color="#0072B2", alpha=0.5, label="" if k else "measured, each seed")
+            axis.loglog(self.widths, column, "o", color=COLORS[0], alpha=0.5, label="" if k else "measured, each seed")
         centre = self.drifts.log().mean()
         logs = torch.tensor(self.widths, dtype=torch.float64, device="cpu").log()
         line = (centre + self.slope * (logs - logs.mean())).exp()
-        axis.loglog(self.widths, line.tolist(), color="#D55E00", label=f"width^{self.slope:.2f}")
+        axis.loglog(self.widths, line.tolist(), color=COLORS[1], label=f"$\\mathrm{{width}}^{{{self.slope:.2f}}}$")
         axis.set_xticks(self.widths, [str(width) for width in self.widths])
         axis.set_xticks([], minor=True)  # labels of their own, which would lie over these
         axis.set_title(self.verdict.split(";")[0], fontsize=10)

@@ -116,15 +116,18 @@ class GradientNoise:
         values = torch.linalg.eigvalsh(self.covariance.double()) if full else tree.ravel(self.covariance).double()
         figure, (axis,) = new_axes(6.4, 4.0)
         name = "eigenvalue of Σ" if full else "variance of one entry"
-        axis.set(xlabel="place", ylabel=name, yscale="log")
+        axis.set(xlabel="place, the largest first", ylabel=name, yscale="log")
         spectra = [(name, values)]
         if self.alignment is not None and self.alignment.hessian_eigenvalues is not None:
             spectra.append(("eigenvalue of H", self.alignment.hessian_eigenvalues))
             axis.set_ylabel("eigenvalue")
-        for color, (label, found) in zip(COLORS, spectra, strict=False):
+        for color, marker, (label, found) in zip(COLORS, "os", spectra, strict=False):
             ranked = found.sort(descending=True).values
             kept = ranked[ranked > 1e-14 * ranked.abs().max()]  # the rest is rounding, and has no logarithm
-            axis.plot(range(1, len(kept) + 1), kept.tolist(), ".-", color=color, label=label)
+            every = max(1, len(kept) // 40)
+            mark = {"marker": marker, "markersize": 3.5, "markevery": every}
+            axis.plot(range(1, len(kept) + 1), kept.tolist(), color=color, label=label, **mark)
+        axis.xaxis.get_major_locator().set_params(integer=True)
         axis.legend(frameon=False)
         return figure
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mfoc.analysis.noise.drawing import draw_scales
 from mfoc.analysis.noise.ratio import signal_to_noise
 from mfoc.analysis.noise.samples import Samples, curved_products
 from mfoc.checks import check_between, check_instance, check_integer
@@ -58,7 +59,7 @@ class Scale:
 @by_identity
 @dataclass(frozen=True, eq=False)
 class NoiseScales:
-    """The two noise scales of a loss at the parameters where it is.
+    """The two noise scales of a loss at the parameters where it is; print it, or ``.plot()`` it.
 
     Attributes:
         simple: B_simple = tr(Sigma) / |G|^2 (McCandlish, Kaplan, Amodei et al. 2018, arXiv:1812.06162, sec. 2.2).
@@ -112,6 +113,21 @@ class NoiseScales:
     def __str__(self) -> str:
         lines = [f"{name} = tr{of} = {scale}" for (name, scale), of in zip(self._named(), _FORMULAS, strict=True)]
         return "\n".join([self.verdict, *lines, f"{self.draws} draws in {self.groups} groups"])
+
+    def plot(self) -> Any:
+        """What a batch buys by either scale, with intervals: the best step at each batch size.
+
+        In a share of the best step without noise, 1 / (1 + scale / B); a dashed line is an upper bound, where of the
+        scale only a lower one is known.
+
+        Returns:
+            A ``matplotlib.figure.Figure``.
+
+        Raises:
+            MissingExtra: matplotlib is not installed.
+        """
+        level = f"{100 * self.confidence:g} % intervals, {self.draws} draws"
+        return draw_scales(dict(self._named()), f"What a batch buys ({level})")
 
 
 _FORMULAS = ("(Sigma) / |G|^2", "(H Sigma) / (G'HG)")
@@ -276,17 +292,19 @@ class NoiseScale:
         """Both scales along the training, a ``matplotlib.figure.Figure``; hollow: an unresolved one is that or more."""
         figure, (axis,) = new_axes(6.4, 4.0)
         axis.set(xlabel="step", ylabel="samples", yscale="log")
-        for name, color, scales in (
-            ("B_simple", COLORS[0], [value.simple for value in self.values]),
-            ("B_noise", COLORS[1], [value.curved for value in self.values]),
+        axis.xaxis.get_major_locator().set_params(integer=True)
+        for name, color, marker, scales in (
+            ("B_simple", COLORS[0], "o", [value.simple for value in self.values]),
+            ("B_noise", COLORS[1], "s", [value.curved for value in self.values]),
         ):
             value, low, high = (
                 [getattr(scale, field) if scale.resolved else math.nan for scale in scales]
                 for field in ("value", "low", "high")
             )
-            axis.plot(self.steps, value, color=color, marker="o", label=name)
+            axis.plot(self.steps, value, color=color, marker=marker, label=name)
             axis.vlines(self.steps, low, high, color=color, alpha=0.3, linewidth=4)
             least = [s.low if s.status == "unresolved" and s.low > 0 else math.nan for s in scales]
-            axis.plot(self.steps, least, "^", color=color, fillstyle="none", label=f"{name} or more")
-        axis.legend(frameon=False)
+            if any(low == low for low in least):
+                axis.plot(self.steps, least, "^", color=color, fillstyle="none", markersize=9, label=f"{name} or more")
+        figure.legend(frameon=False, fontsize=9, loc="outside right upper")
         return figure

@@ -116,16 +116,21 @@ class ValidSDE:
     def plot(self) -> Any:
         """The losses of all seeds for each l, a ``matplotlib.figure.Figure``."""
         figure, (axis,) = new_axes(6.4, 4.0)
-        axis.set(xlabel="l", ylabel="loss at the end")
+        axis.set(xlabel="l of SVAG (1 is SGD)", ylabel="loss at the end")
         axis.set_xticks(range(len(self.l)), list(map(str, self.l)))
         for k, each in enumerate(self.losses):
             last = each[:, -1].double()
-            axis.plot([k] * len(last), last.tolist(), ".", color=style(0)["color"], alpha=0.4)
-            axis.plot([k], [float(last.mean())], "D", color=style(1)["color"])
+            names = ("", "") if k else ("each seed", "their mean")
+            axis.plot([k] * len(last), last.tolist(), ".", color=style(0)["color"], alpha=0.4, label=names[0])
+            mean = float(last[last.isfinite()].mean())  # of those that did not diverge
+            axis.plot([k], [mean], "D", color=style(1)["color"], label=names[1])
         first = float(self.losses[0][:, -1].mean())
         if math.isfinite(first) and self.margin < 1:
-            axis.axhspan(first / (1 + self.margin), first / (1 - self.margin), color="0.92", zorder=0)
-        axis.set_title(f"{self.standing} (shaded: mean losses that agree with SGD's)", fontsize=10)
+            ends = first / (1 + self.margin), first / (1 - self.margin)
+            axis.axhspan(*ends, color="0.9", zorder=0, label="means that agree with SGD's")
+        lost = f"; {sum(self.diverged)} trainings diverged" if any(self.diverged) else ""
+        axis.set_title(f"{self.standing}{lost}", fontsize=10)
+        axis.legend(frameon=False, fontsize=9)
         return figure
 
 

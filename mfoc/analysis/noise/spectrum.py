@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from mfoc.analysis.noise.drawing import draw_spectrum
 from mfoc.analysis.noise.samples import Samples
 from mfoc.checks import check_between, check_integer, check_positive
 from mfoc.errors import InvalidValue, require
@@ -25,7 +26,7 @@ _EDGE = 0.1  # how near to 1 is at the edge
 @by_identity
 @dataclass(frozen=True, eq=False)
 class Sharpness:
-    """The top of the spectrum of a loss's Hessian.
+    """The top of the spectrum of a loss's Hessian; print it, or ``.plot()`` it.
 
     Attributes:
         eigenvalues: the largest, descending ``[top]``.
@@ -88,6 +89,17 @@ class Sharpness:
         top = ", ".join(f"{float(value):.4g}" for value in self.eigenvalues)
         spread = f" +- {self.trace_error:.2g}" if self.trace_error else ""
         return f"{self.verdict}\nlargest eigenvalues {top}; trace {self.trace:.4g}{spread} ({self.size} parameters)"
+
+    def plot(self) -> Any:
+        """The largest eigenvalues with their errors, and the threshold of a learning rate.
+
+        Returns:
+            A ``matplotlib.figure.Figure``.
+
+        Raises:
+            MissingExtra: matplotlib is not installed.
+        """
+        return draw_spectrum(self.eigenvalues, self.errors, self.threshold, self.verdict)
 
 
 class Hessian:

@@ -17,6 +17,8 @@ from mfoc.networks import FunctionalModule, functional
 from mfoc.networks.arguments import Arguments
 from mfoc.networks.inspection import copied, trainable, unwrapped
 from mfoc.vectorisation import Mapper
+from paradigms.bayesian.laws.drawing import Labels
+from paradigms.bayesian.laws.figure import of_prediction
 from paradigms.bayesian.laws.likelihoods import NOISE, Gaussian, Likelihood, likelihood_of
 
 
@@ -129,7 +131,7 @@ def ensemble(net: nn.Module, draws: Mapping[str, Tensor], *, likelihood: Any, no
 
 @dataclass(frozen=True, eq=False)
 class Prediction:
-    """The posterior predictive law at B inputs, from S draws.
+    """The posterior predictive law at B inputs, from S draws; print it, or ``.plot()`` it.
 
     Attributes:
         mean: its mean ``[B, ...]``; for classes, the probabilities ``[B, C]``. Where a likelihood given as a function
@@ -164,6 +166,40 @@ class Prediction:
             return f"Prediction(mean of each output {tree.describe(self.mean)})"
         means = [f"{name} {float(part.mean()):.3g}" for name, part in parts.items() if part is not None]
         return f"Prediction(mean of {what} {tuple(self.mean.shape)}, {' and '.join(means)} {unit} on average)"
+
+    def plot(
+        self,
+        x: Tensor | None = None,
+        *,
+        data: Any = None,
+        output: int = 0,
+        title: str = "",
+        x_label: str = "x",
+        y_label: str = "y",
+    ) -> Any:
+        """What is predicted, with what the posterior leaves open apart from the noise of the data.
+
+        Of numbers: the mean with bands of two standard deviations over inputs of one variable, and bars in the order
+        of the mean where no x is given. Of classes: their probabilities and entropies over such inputs, and the
+        entropies from the surest input to the least sure one where no x is given.
+
+        Args:
+            x: inputs of the prediction, of one variable: ``[B]`` or ``[B, 1]``; None where they are of several.
+            data: observations of numbers: a pair (x, y) to draw as points; without x those at the inputs ``[B, ...]``.
+            output: which output of numbers, where there are several.
+            title: of the figure.
+            x_label: with its unit.
+            y_label: of numbers, with its unit.
+
+        Returns:
+            A ``matplotlib.figure.Figure``.
+
+        Raises:
+            InvalidType: a prediction of a tree of outputs.
+            InvalidValue: inputs of more than one variable, observations that do not fit, or any of classes.
+            MissingExtra: matplotlib is not installed.
+        """
+        return of_prediction(self, x, data, output, Labels(title, x_label, y_label))
 
     def log_prob(self, y: Any) -> Tensor:
         """The log of the density of y averaged over the draws, log mean_s p(y | draw s) ``[B]``."""

@@ -25,16 +25,17 @@ from torch import Tensor, nn
 
 import mfoc
 from mfoc import InvalidValue
-from mfoc.checks import check_flag, check_instance, check_integer, check_positive
+from mfoc.checks import check_flag, check_instance, check_integer, check_number, check_positive
 from mfoc.formulation import Formulation
 from paradigms.bayesian.density import LogDensity
 from paradigms.bayesian.samplers.diffusion import Diffusion, PathProblem, grid
+from paradigms.bayesian.samplers.drawing import draw_evidence
 from paradigms.bayesian.samplers.drifts import Drift
 
 
 @dataclass(frozen=True, eq=False)
 class Evidence:
-    """What weighted paths say about a target.
+    """What weighted paths say about a target; print it, or ``.plot()`` it.
 
     Attributes:
         log_z: the estimate of log Z: the log of the mean weight.
@@ -70,10 +71,10 @@ class Evidence:
         mean = scaled.mean()
         return Evidence(
             log_z=float(mean.log() + logs.max()),
-            error=float(scaled.std() / mean / math.sqrt(n)),
+            error=_deviation(scaled) / float(mean) / math.sqrt(n),
             ess=float(scaled.sum().square() / scaled.square().sum() / n),
             J=-float(logs.mean()),
-            J_error=float(logs.std() / math.sqrt(n)),
+            J_error=_deviation(logs) / math.sqrt(n),
             x=x,
             log_weights=log_weights,
             density=density,
@@ -92,11 +93,33 @@ class Evidence:
         """``resampled`` as posterior samples, name -> ``[n, ...]``, for ``pyro.infer.Predictive``."""
         return self.density.named(self.resampled(n, seed=seed))
 
+    def plot(self, *, exact: float | None = None) -> Any:
+        """The log of Z by the number of paths, with its interval and lower bound, and the weights of the paths.
+
+        Args:
+            exact: log Z where it is known, drawn beside.
+
+        Returns:
+            A ``matplotlib.figure.Figure``.
+
+        Raises:
+            InvalidType, InvalidValue: exact is no finite number.
+            MissingExtra: matplotlib is not installed.
+        """
+        check_number(optional=True, exact=exact)
+        numbers = self.log_z, self.error, self.ess, -self.J, self.J_error
+        return draw_evidence(self.log_weights, *numbers, exact)
+
     def __repr__(self) -> str:
         return (
             f"log Z = {self.log_z:.4f} +- {self.error:.4f}, J = {self.J:.4f} +- {self.J_error:.4f}, "
             f"J + log Z = {self.gap:.4f}, ESS {self.ess:.1%} of {len(self.x)}"
         )
+
+
+def _deviation(sample: Tensor) -> float:
+    """The standard deviation of a sample ``[n]``; NaN of one."""
+    return float(sample.std()) if len(sample) > 1 else math.nan
 
 
 @dataclass(frozen=True, eq=False)

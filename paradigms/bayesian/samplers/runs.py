@@ -30,6 +30,7 @@ from mfoc.law import jointly
 from mfoc.problem import controls_of
 from mfoc.seeding import mixed_seed
 from paradigms.bayesian.density import LogDensity, log_density
+from paradigms.bayesian.samplers.drawing import draw_draws
 from paradigms.bayesian.samplers.kernels import squared_discrepancy
 
 State = Any
@@ -179,7 +180,7 @@ def _log_step(density: LogDensity, h: Any) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Draws:
-    """What ``sample`` returns.
+    """What ``sample`` returns; print it, or ``.plot()`` it.
 
     Attributes:
         x: the draws kept ``[k, n, d]``, in the order of the steps.
@@ -205,6 +206,27 @@ class Draws:
     def acceptance(self) -> float:
         """The mean share of moves that were accepted."""
         return float(self.moved.mean())
+
+    def plot(self, axes: tuple[int, int] = (0, 1)) -> Any:
+        """The draws in two coordinates (a histogram where there is one), and how many moved by step.
+
+        Args:
+            axes: which coordinates.
+
+        Returns:
+            A ``matplotlib.figure.Figure``.
+
+        Raises:
+            InvalidType, InvalidValue: no pair of coordinates.
+            MissingExtra: matplotlib is not installed.
+        """
+        check_instance(tuple | list, "a pair of coordinates, such as (0, 1)", axes=axes)
+        if len(axes) != 2:
+            raise InvalidValue(f"axes is {axes!r}; expected a pair of coordinates, such as (0, 1)")
+        first, second = axes
+        if self.x.shape[-1] > 1:
+            check_integer(0, self.x.shape[-1] - 1, **{"axes[0]": first, "axes[1]": second})
+        return draw_draws(self.x, self.moved, (first, second))
 
     def posterior(self) -> dict[str, Tensor]:
         """All draws as posterior samples, name -> ``[k * n, ...]``, for ``pyro.infer.Predictive``."""

@@ -130,13 +130,16 @@ class Annealing:
         check_positive(T=T)
         t = torch.linspace(0, T, 300, dtype=torch.float64, device="cpu")
         figure, (left, right) = new_axes(8.0, 3.2, 2)
-        left.plot(t.tolist(), self.control(t).tolist(), color=COLORS[0])
+        left.plot(t.tolist(), self.control(t).tolist(), color=COLORS[0], linewidth=1.8)
+        left.set_title("control", fontsize=10, loc="left")
         left.set(xlabel="time: lr times steps", ylabel="factor of the learning rate", ylim=(0, 1.05))
-        right.plot(t.tolist(), self.loss(t).tolist(), color=COLORS[1])
+        right.plot(t.tolist(), self.loss(t).tolist(), color=COLORS[1], linewidth=1.8)
+        right.set_title("loss under it", fontsize=10, loc="left")
         right.set(xlabel="time: lr times steps", ylabel="expected loss")
         for axis in (left, right):
             if self.switch < T:
-                axis.axvline(self.switch, color=INK, linewidth=0.8, linestyle=":")
+                axis.axvline(self.switch, color=INK, linewidth=1, linestyle=":", label=f"t* = {self.switch:.3g}")
+                axis.legend(frameon=False, fontsize=9)
         return figure
 
     def _control(self, t: Tensor) -> Tensor:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import Any
 
+from mfoc.figures import COLORS, INK, new_axes
 from mfoc.printing import table
 
 _SHOWN = 12
@@ -30,7 +32,7 @@ class InitialisedBlock:
 
 @dataclass(frozen=True, repr=False, eq=False)
 class Initialisation:
-    """What ``critical_init_`` did; print it.
+    """What ``critical_init_`` did; print it, or ``.plot()`` it.
 
     Attributes:
         blocks: in the order of the run.
@@ -92,6 +94,33 @@ class Initialisation:
         return "\n".join([self.verdict, *moved, *self.notes, table(("block", "q", "chi", ""), rows), *more])
 
     __repr__ = __str__
+
+    def plot(self) -> Any:
+        """Gain and length of each block, in the order of the run: a ``matplotlib.figure.Figure``.
+
+        Raises:
+            MissingExtra: matplotlib is not installed.
+        """
+        figure, (gains, lengths) = new_axes(9.0, 3.4, 2)
+        numbers = range(1, len(self.blocks) + 1)
+        gains.axhspan(1 - _NEAR, 1 + _NEAR, color="#e6e6e6", zorder=0, label=f"within {100 * _NEAR:g} % of critical")
+        gains.axhline(1, color=INK, linewidth=0.8)
+        seen = "measured" if self.measured else "by theory"
+        gains.plot(numbers, [b.chi for b in self.blocks], color=COLORS[0], marker="o", label=f"$\\chi$ {seen}")
+        known = [b.chi for b in self.blocks if math.isfinite(b.chi)]
+        gains.set(xlabel="block", ylabel="gain $\\chi$ of a small change, squared")
+        gains.set_ylim(min([0.8, *(0.95 * chi for chi in known)]), max([1.2, *(1.05 * chi for chi in known)]))
+        lengths.plot(numbers, [b.q for b in self.blocks], color=COLORS[2], marker="s", label=f"q {seen}")
+        lengths.axhline(self.q_star, color=INK, linewidth=1, linestyle=":", label=f"q* = {self.q_star:.3g}")
+        lengths.set(xlabel="block", ylabel="mean square q of the outputs")
+        most = max([self.q_star, *(b.q for b in self.blocks if math.isfinite(b.q))])
+        lengths.set_ylim(0, 1.3 * most if 0 < most < math.inf else 1)
+        for axis in (gains, lengths):
+            axis.set_xlim(0.5, len(self.blocks) + 0.5)
+            axis.xaxis.get_major_locator().set_params(integer=True)
+            axis.legend(frameon=False, fontsize=8)
+        figure.suptitle(self.verdict.partition(":")[0], fontsize=10)
+        return figure
 
 
 def _off(chi: float) -> float:

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from mfoc.figures import new_axes, style
+from mfoc.analysis.propagation.theory.signal_drawing import draw_course
 from mfoc.printing import by_identity
 
 
@@ -41,15 +41,9 @@ class ResidualSignal:
         Raises:
             MissingExtra: matplotlib is not installed.
         """
+        correlation = "correlation c of two states"
         panels = {"length p of the states": self.p, "gradient, squared, over the last": self.gradient}
         if self.c is not None:
-            panels["correlation c of two states"] = self.c
-        figure, axes = new_axes(3.4 * len(panels), 3.2, len(panels))
-        for axis, (title, values) in zip(axes, panels.items(), strict=True):
-            axis.plot(range(len(values)), values.tolist(), linewidth=1.8, **style(0))
-            axis.set(xlabel="block", title=title)
-            axis.title.set_fontsize(10)
-            if values is not self.c:
-                axis.set_yscale("log")
-        figure.suptitle(f"Residual network, {len(self.q)} blocks", fontsize=10)
-        return figure
+            panels[correlation] = self.c
+        blocks = f"{len(self.q)} block{'s' * (len(self.q) != 1)}"
+        return draw_course(panels, linear=correlation, x_label="block", title=f"Residual network, {blocks}, by theory")

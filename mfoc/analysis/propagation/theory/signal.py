@@ -13,6 +13,7 @@ from torch import Tensor
 from mfoc.analysis.activations import ActivationLike
 from mfoc.analysis.gaussian import GaussianMoments
 from mfoc.analysis.propagation.theory.fixed_points import FixedPoint, LengthMap, fixed_points, reached
+from mfoc.analysis.propagation.theory.signal_drawing import draw_course, draw_signals
 from mfoc.checks import check_integer, check_non_negative, check_number, check_positive, check_tensor
 from mfoc.errors import InvalidValue
 from mfoc.printing import by_identity, table
@@ -20,12 +21,13 @@ from mfoc.printing import by_identity, table
 Phase = Literal["ordered", "critical", "chaotic"]
 CRITICAL = 1e-9  # |chi_1 - 1| below this is critical
 _TOO_LARGE = 1e10
+_Q, _C, _G = "variance q of the pre-activations", "correlation c of two inputs", "gradient, squared, over the last"
 
 
 @by_identity
 @dataclass(frozen=True, eq=False)
 class Course:
-    """What passes through the layers, the first entry before any: ``SignalPropagation.iterate``.
+    """What passes through the layers, the first entry before any: ``SignalPropagation.iterate``; ``.plot()`` it.
 
     Attributes:
         q: variance of the pre-activations, [depth + 1].
@@ -43,15 +45,24 @@ class Course:
         rows = [(k, f"{self.q[k]:.4g}", f"{self.c[k]:.6g}", f"{self.gradient[k]:.3g}") for k in shown]
         return table(("layer", "q", "c", "gradient"), rows)
 
+    def plot(self) -> Any:
+        """Length, correlation and gradient in each layer: a ``matplotlib.figure.Figure``.
+
+        Raises:
+            MissingExtra: matplotlib is not installed.
+        """
+        panels = {_Q: self.q, _C: self.c, _G: self.gradient}
+        return draw_course(panels, linear=_C, x_label="layer", title=f"Through {len(self.q) - 1} layers, by theory")
+
 
 @dataclass(frozen=True, eq=False)
 class SignalPropagation:
     """Mean-field theory of h -> W phi(h) + b with W_ij ~ N(0, weight_variance / n) and b_i ~ N(0, bias_variance).
 
-    Of pre-activations h, q is the variance and c the correlation between two inputs; both follow maps of one number
-    (Poole et al. 2016, eqs. 3 and 5), whose fixed points and slopes say what depth does to a signal and to a gradient
-    (Schoenholz et al. 2017). It holds for convolutions, too, their fan-in in the place of n, where weights are
-    delta-orthogonal or inputs are constant over space (Xiao et al. 2018).
+    Print it, or ``.plot()`` it. Of pre-activations h, q is the variance and c the correlation between two inputs; both
+    follow maps of one number (Poole et al. 2016, eqs. 3 and 5), whose fixed points and slopes say what depth does to a
+    signal and to a gradient (Schoenholz et al. 2017). It holds for convolutions, too, their fan-in in the place of n,
+    where weights are delta-orthogonal or inputs are constant over space (Xiao et al. 2018).
 
     Attributes:
         activation: a name, a function of a tensor, or a module, applied to every entry.
@@ -255,6 +266,23 @@ class SignalPropagation:
             factors.append(factor)
         backward = torch.tensor([*factors, 1.0], dtype=torch.float64, device="cpu").flip(0).cumprod(0).flip(0)
         return Course(torch.stack(lengths), 1 - torch.stack(losses), backward)
+
+    def plot(self, depth: int | None = None) -> Any:
+        """The maps of lengths and of correlations with their fixed points, and correlations through the layers.
+
+        Args:
+            depth: layers of the last; as far as correlations settle, from 20 to 200, when None.
+
+        Returns:
+            A ``matplotlib.figure.Figure``.
+
+        Raises:
+            InvalidType, InvalidValue: no number of layers.
+            MissingExtra: matplotlib is not installed.
+        """
+        check_integer(1, optional=True, depth=depth)
+        scale = self.xi_c if math.isfinite(self.xi_c) else 30.0
+        return draw_signals(self, depth or int(min(max(20, 8 * scale), 200)))
 
     # ---- in words
 

@@ -194,9 +194,8 @@ class WidthCheck:
             if not bool((layer.changes > 0).all()):
                 continue
             label = f"{layer.name}: {layer.verdict} ({layer.slope.value:+.2f})"
-            axis.plot(
-                self.widths, layer.changes.log().mean(0).exp().tolist(), linewidth=1.8, label=label, **style(index)
-            )
+            mark = {"marker": "osD^vP*"[index % 7], "markersize": 5, "linewidth": 1.8}
+            axis.plot(self.widths, layer.changes.log().mean(0).exp().tolist(), label=label, **mark, **style(index))
             for sizes in layer.changes.tolist():
                 axis.plot(self.widths, sizes, ".", markersize=4, alpha=0.4, color=style(index)["color"])
         axis.set(
@@ -205,7 +204,8 @@ class WidthCheck:
         axis.set_xticks(self.widths, [str(width) for width in self.widths])
         axis.minorticks_off()
         axis.set_title(
-            f"{self.standing.capitalize()} at every width".replace("Cannot tell at", "Cannot tell if alike at")
+            f"{self.standing.capitalize()} at every width".replace("Cannot tell at", "Cannot tell if alike at"),
+            fontsize=10,
         )
         if axis.get_legend_handles_labels()[0]:
             axis.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
