@@ -204,3 +204,10 @@ def test_a_path_where_no_file_can_be_is_refused(tmp_path, kind):
         path = tmp_path / "no" / "run.csv"
     with pytest.raises(mfoc.InvalidValue, match="path is"):
         hooks.CSV(path)
+
+
+def test_over_ranks_all_are_asked_and_one_writes(tmp_path, monkeypatch):
+    monkeypatch.setattr("mfoc.hooks.csv.is_main", lambda: False)
+    asked = []
+    solve(3, hooks.CSV(tmp_path / "run.csv", lambda it: asked.append(it.step) or {"a": 1}))
+    assert (asked, list(tmp_path.iterdir())) == ([1, 2, 3], [])
