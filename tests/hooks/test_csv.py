@@ -115,7 +115,7 @@ def test_the_file_of_another_run_is_refused_and_stays(tmp_path):
     path = tmp_path / "run.csv"
     last = solve(5, hooks.CSV(path)).last
     before = path.read_bytes()
-    with pytest.raises(mfoc.InvalidValue, match="steps 1 to 5 of another run.*overwrite=True"):
+    with pytest.raises(mfoc.InvalidValue, match=r"steps 1 to 5 of another run.*overwrite=True"):
         solve(3, hooks.CSV(path))
     other = solve(5, solver=mfoc.Gradient(partial(torch.optim.Adam, lr=1e-3))).last
     with pytest.raises(mfoc.InvalidValue, match="another run than start: J and residual at step 2"):

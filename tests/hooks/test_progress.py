@@ -4,6 +4,7 @@ import io
 import logging
 import sys
 import types
+from typing import ClassVar
 
 import pytest
 import torch
@@ -99,7 +100,7 @@ def test_quiet_says_otherwise(terminal):
 
 def test_a_notebook_has_one_line_that_is_written_over(terminal, monkeypatch):
     class Shown:
-        lines: list[str] = []
+        lines: ClassVar[list[str]] = []
 
         def __init__(self, data, raw, display_id):
             assert (raw, display_id) == (True, True)

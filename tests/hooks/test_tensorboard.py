@@ -67,7 +67,7 @@ def test_a_resumed_run_goes_on_and_another_is_refused(tmp_path, made):
     solve(5, hooks.TensorBoard(tmp_path), start=last)
     assert made[1].purge_step == 4
     assert {step for step, _, _ in made[1].entries} == {4, 5}
-    with pytest.raises(mfoc.InvalidValue, match="holds another run.*overwrite=True"):
+    with pytest.raises(mfoc.InvalidValue, match=r"holds another run.*overwrite=True"):
         solve(2, hooks.TensorBoard(tmp_path))
     solve(2, hooks.TensorBoard(tmp_path, overwrite=True))
     assert (len(made), made[2].purge_step) == (3, 0)
@@ -85,7 +85,7 @@ def test_what_the_system_refuses_is_said(tmp_path, made, monkeypatch):
 
 def test_bad_arguments(tmp_path, made, monkeypatch):
     (tmp_path / "file").write_text("")
-    with pytest.raises(mfoc.InvalidValue, match="folder is .*expected a folder"):
+    with pytest.raises(mfoc.InvalidValue, match=r"folder is .*expected a folder"):
         hooks.TensorBoard(tmp_path / "file")
     with pytest.raises(mfoc.InvalidType, match="folder is"):
         hooks.TensorBoard(3)
