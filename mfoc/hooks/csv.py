@@ -108,6 +108,7 @@ class CSV:
             rows.clear()
         else:
             rows.keep(len(before))
+            self._clock.after(before[-1].cells[1] if before else 0.0)
         self._placed = True
 
     def _foreign(self, rows: Rows, iterate: Iterate) -> str:

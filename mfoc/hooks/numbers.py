@@ -79,12 +79,18 @@ class Clock:
 
     def start(self) -> None:
         """At the start of a solve."""
-        self._began, self._known = time.perf_counter(), False
+        self._began, self._known, self._least = time.perf_counter(), False, 0.0
+
+    def after(self, seconds: float) -> None:
+        """At the start of a solve that goes on: what was written is no later than this."""
+        self._least = seconds
 
     def at(self, iterate: Iterate) -> float:
         """Seconds since the very beginning of the run."""
         if not self._known:
-            # The first step of this solve began when its hooks had started, at a time that the records tell.
-            self._began -= iterate.history[-1].get("seconds", 0.0) if iterate.history else 0.0
+            # The first step of this solve began when its hooks had started, at a time that the records tell; there the
+            # clock goes on from where the last step before it began.
+            told = iterate.history[-1].get("seconds", 0.0) if iterate.history else 0.0
+            self._began -= max(told, self._least)
             self._known = True
         return time.perf_counter() - self._began
