@@ -41,6 +41,9 @@ class Formulation(Generic[Controls, Reading]):
         check_instance(Population, "what mfoc.population(...) returns", population=self.population)
         check_callable("a function of the solution", readout=self.readout)
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.problem} on {self.population})"
+
     def solve(self, solver: Solver, *, steps: int, **options: Any) -> Solution[Controls]:
         """``mfoc.solve`` on this problem and population, with its options (``tol``, ``hooks``, ``start``, ...)."""
         return solve(self.problem, solver, self.population, steps=steps, **options)

@@ -83,13 +83,18 @@ def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     """Aligned columns: text to the left, numbers to the right."""
     cells = [[str(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(header, *cells, strict=True)]
-    right = [all(cell[:1].isdigit() for cell in column) for column in zip(*cells, strict=True)] or [False] * len(header)
+    right = [all(map(_is_number, column)) for column in zip(*cells, strict=True)] or [False] * len(header)
 
     def line(row: Sequence[str]) -> str:
         placed = [c.rjust(w) if r else c.ljust(w) for c, w, r in zip(row, widths, right, strict=True)]
         return "  ".join(placed).rstrip()
 
     return "\n".join(map(line, [list(header), *cells]))
+
+
+def _is_number(cell: str) -> bool:
+    """Whether a cell goes to the right: a number, whatever its sign, or the gap between numbers."""
+    return cell.lstrip("+-")[:1].isdigit() or cell.lstrip("+-") in ("nan", "inf", "...")
 
 
 def html_table(header: Sequence[str], rows: Iterable[Sequence[Any]], *, caption: str = "") -> str:

@@ -235,7 +235,7 @@ class Problem(HasControls[Controls]):
             "constraints": self.constrained,
         }
         parts = [printing.sizes(self.controls), *(name for name, holds in said.items() if holds)]
-        return f"{type(self).__name__}({self.stages} stages, {control}: {', '.join(parts)})"
+        return f"{type(self).__name__}({self.stages} stage{'s' * (self.stages != 1)}, {control}: {', '.join(parts)})"
 
     @property
     def stages(self) -> int:

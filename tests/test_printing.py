@@ -86,3 +86,35 @@ def test_a_value_in_a_few_words(value, printed):
 def test_how_much_is_printed_can_be_chosen():
     assert short(list(range(6)), most=6) == "[0, 1, 2, 3, 4, 5]"
     assert short([[1, 2, 3]], most=2) == "[[1, ... 1 more ..., 3]]"
+
+
+def _walls():
+    """What prints a line or a few, however many numbers it holds."""
+    many = torch.ones(3000)
+    problem = mfoc.Problem(
+        lambda t, x, u, z: x + u, lambda x, z: x.square().sum(1), [torch.zeros(3000)] * 50,
+        bounds=mfoc.Box(-many, many),
+    )  # fmt: skip
+    cloud = mfoc.Particles(torch.ones(40, 3000), torch.ones(40, 9))
+    formulation = mfoc.Formulation(problem, mfoc.population(cloud), lambda solution: solution)
+    solution = formulation.solve(mfoc.Gradient(lambda params: torch.optim.SGD(params, lr=0.01)), steps=1)
+    return [
+        problem, cloud, formulation, solution, solution.last, problem.bounds, mfoc.DDP(states=[many] * 3),
+        mfoc.rollout(problem, problem.controls, cloud), mfoc.evaluate(problem, problem.controls, cloud),
+        mfoc.population(cloud), mfoc.Game.of(problem, mfoc.Ball(0.1)),
+    ]  # fmt: skip
+
+
+def test_nothing_prints_a_wall_of_numbers():
+    for result in _walls():
+        for text in (str(result), repr(result)):
+            assert len(text.splitlines()) <= 6, text
+            assert "tensor(" not in text
+            assert " object at 0x" not in text
+            assert max(map(len, text.splitlines())) < 250, text
+
+
+def test_an_error_shows_no_wall_of_numbers_either():
+    with pytest.raises(mfoc.InvalidType) as caught:
+        mfoc.Ball(0.1, bounds=(torch.zeros(3000), torch.ones(3000)))
+    assert len(str(caught.value)) < 200

@@ -15,6 +15,7 @@ from mfoc import tree
 from mfoc.bounds.protocol import count
 from mfoc.checks import check_plain, check_positive, kind_of
 from mfoc.errors import InvalidType, InvalidValue
+from mfoc.printing import by_identity
 
 
 class _Convex:
@@ -46,6 +47,7 @@ class _Convex:
         return None
 
 
+@by_identity
 @dataclass(frozen=True, eq=False)
 class Box(_Convex):
     """Controls between two bounds, entry by entry: low <= u <= high.

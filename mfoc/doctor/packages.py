@@ -27,6 +27,7 @@ PEERS = (
     Peer("scikit-learn", "data", "1.4", "2", "sklearn"),
     Peer("scipy", "spectra", "1.12", "2"),
     Peer("curvlinops-for-pytorch", "spectra", "3.0.1", "4", "curvlinops"),
+    Peer("tensorboard", "tensorboard", "2.16", "3"),
     Peer("pyro-ppl", "bayes", "1.9", "2", "pyro"),
     Peer("torchvision", "adversarial", "0.19", "1"),
     Peer("torchattacks", "adversarial", "3.5.1", "4"),

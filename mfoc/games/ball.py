@@ -16,6 +16,7 @@ from torch import Tensor
 from mfoc.bounds import AdmissibleSet, Box, EuclideanBall
 from mfoc.checks import check_choice, check_positive
 from mfoc.errors import InvalidType, InvalidValue
+from mfoc.printing import short
 from mfoc.streams import drawn_key, normals, uniforms
 
 _NORMS = ("linf", "l2")
@@ -48,7 +49,7 @@ class Ball:
             return
         pair = self.bounds if isinstance(self.bounds, tuple | list) and len(self.bounds) == 2 else ()
         if not pair or any(isinstance(bound, bool) or not isinstance(bound, Real) for bound in pair):
-            raise InvalidType(f"bounds is {self.bounds!r}; expected a pair of numbers (least, largest) or None")
+            raise InvalidType(f"bounds is {short(self.bounds)}; expected a pair of numbers (least, largest) or None")
         if not pair[0] < pair[1]:
             raise InvalidValue(f"bounds is {self.bounds!r}; expected least < largest")
         object.__setattr__(self, "bounds", (float(pair[0]), float(pair[1])))

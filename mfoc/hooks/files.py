@@ -140,14 +140,24 @@ class Target:
                         os.unlink(entry.path)
 
     def _failure(self, error: OSError) -> StorageError:
-        left = "; what was there is as it was" if os.path.exists(self._place) else ""
-        if error.errno in _FULL:
-            message = f"no space left on {self.path}{_FULL[error.errno]}"
-        elif error.errno == errno.ENOENT:
-            message = f"{self.path} cannot be written: its folder does not exist any more"
-        else:
-            message = f"{self.path} cannot be written: {error.strerror or error}"
-        return StorageError(message + left, errno=error.errno, path=self.path)
+        return storage_error(self.path, error, "; what was there is as it was" if os.path.exists(self._place) else "")
+
+
+def storage_error(path: Path, error: OSError, left: str = "") -> StorageError:
+    """What the system says of a file that cannot be written, as an error of this library.
+
+    Args:
+        path: the file.
+        error: the system's.
+        left: what to say of what is there, a clause.
+    """
+    if error.errno in _FULL:
+        message = f"no space left on {path}{_FULL[error.errno]}"
+    elif error.errno == errno.ENOENT:
+        message = f"{path} cannot be written: its folder does not exist any more"
+    else:
+        message = f"{path} cannot be written: {error.strerror or error}"
+    return StorageError(message + left, errno=error.errno, path=path)
 
 
 def _stem(folder: str, name: str) -> str:

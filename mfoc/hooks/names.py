@@ -21,8 +21,12 @@ _KINDS = [
 ]
 
 
-def checked_name(path: Any) -> str:
+def checked_name(path: Any, word: str = "path") -> str:
     """The name of a file, as a string.
+
+    Args:
+        path: the name.
+        word: of the argument that it is.
 
     Raises:
         InvalidType: it is none: neither a string nor a path.
@@ -30,15 +34,15 @@ def checked_name(path: Any) -> str:
     """
     name = os.fspath(path) if isinstance(path, str | os.PathLike) else path
     if not isinstance(name, str):
-        raise InvalidType(f"path is {kind_of(path)}; expected a file name, a string or a pathlib.Path")
+        raise InvalidType(f"{word} is {kind_of(path)}; expected a file name, a string or a pathlib.Path")
     if not name:
-        raise InvalidValue("path is an empty string; expected a file name")
+        raise InvalidValue(f"{word} is an empty string; expected a file name")
     try:
         os.fsencode(name)
     except UnicodeEncodeError as error:
-        raise InvalidValue(f"path is {name!r}; the system cannot write such a name: {error.reason}") from error
+        raise InvalidValue(f"{word} is {name!r}; the system cannot write such a name: {error.reason}") from error
     if "\0" in name:
-        raise InvalidValue(f"path is {name!r}; a name holds no NUL")
+        raise InvalidValue(f"{word} is {name!r}; a name holds no NUL")
     return name
 
 

@@ -43,6 +43,7 @@ NAMES = {
     "mfoc.plot.certificate": "takes its certificates one after another",
     "mfoc.seeding.mixed_seed": "below everything that is seeded",
     "mfoc.seeding.seeded": "the same",
+    "mfoc.hooks.TensorBoard": "needs an extra that is not always there; see tests/hooks/test_tensorboard.py",
     "mfoc.require": "an error of its own: MissingExtra",
     "mfoc.law.Tape": "what the library holds the law with while it looks at single particles",
     "mfoc.law.taped": "the same",
@@ -87,7 +88,7 @@ _METHODS = {
     "a game's and a maximiser's protocol": "ascend enter gap sample disturb target maximise plan begin play",
     "a minimiser's": "minimise moved warm",
     "a hook's, which solve calls": (
-        "Record.__call__ start finish failed close "
+        "Record.__call__ CSV.__call__ TensorBoard.__call__ start finish failed close "
         "NoiseScale.__call__ Checkpoint.__call__ Progress.__call__ AdaptiveBatch.__call__ measure"
     ),
     "a sampler's flow, rule and kernel": "memory move direction draw normals value_and_score paths",

@@ -17,6 +17,7 @@ from mfoc.interacting import coupling
 from mfoc.particles import Particles
 from mfoc.pontryagin import evaluate, rollout
 from mfoc.populations.whole import whole
+from mfoc.printing import by_identity
 from mfoc.problem import Problem
 from mfoc.solvers.ddp.backward import Limits, Policy, best_policy, control_slopes
 from mfoc.solvers.ddp.expansion import Slopes, check_curved, curvatures, slopes
@@ -30,6 +31,7 @@ WIDEST = 200  # dimensions of the state of one problem: V_xx holds the square of
 _CLOSED = 1e3  # roundings that a gap may be of, and is closed
 
 
+@by_identity
 @dataclass(frozen=True, eq=False)
 class DDP:
     """Differential dynamic programming, and iLQR: many problems in one batch.
