@@ -122,7 +122,8 @@ for _ in range(20):
 
 ours = mfoc.solve(problem, mfoc.Gradient(partial(torch.optim.SGD, lr=0.1)), train, steps=20)
 pairs = zip(mfoc.to_module(net, ours).parameters(), plain.parameters(), strict=True)
-print(f"after 20 steps the two networks differ by at most {max(float((a - b).abs().max()) for a, b in pairs):.0e}")
+difference = max(float((a - b).detach().abs().max()) for a, b in pairs)
+print(f"after 20 steps the two networks differ by at most {difference:.0e}")
 
 # %% [markdown]
 # ## Solve, and get a network back
@@ -146,7 +147,7 @@ def accuracy(module, particles):
 
 print(f"J on the training set {float(trajectory.cost.mean()):.3f} -> {record.values[-1]:.3f} in {steps} steps")
 for name, module in (("initial", net), ("solved", solved)):
-    print(f"{name:7s} network: accuracy {accuracy(module, train):.1%} in training, {accuracy(module, test):.1%} on new points")
+    print(f"{name:7s} network: accuracy {accuracy(module, train):.1%} in training, {accuracy(module, test):.1%} on new")
 
 # %% [markdown]
 # ## What the network does to the cloud

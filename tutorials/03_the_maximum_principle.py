@@ -179,7 +179,9 @@ one_stage = mfoc.Problem(
 origin = torch.zeros(1, 2)
 for name, solver in {"SGD": mfoc.Gradient(partial(torch.optim.SGD, lr=0.5)), "MSA": mfoc.MSA()}.items():
     solution = mfoc.solve(one_stage, solver, origin, steps=20)
-    print(f"{name} from u = 0.1: {solution.status.value}, u = {float(solution.controls[0]):.1g}, J = {solution.value:.1g}")
+    print(
+        f"{name} from u = 0.1: {solution.status.value}, u = {float(solution.controls[0]):.1g}, J = {solution.value:.1g}"
+    )
 print(mfoc.certify(one_stage, [torch.tensor(0.0)], origin, **effort).verdict)
 
 # %% [markdown]

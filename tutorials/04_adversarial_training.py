@@ -14,8 +14,8 @@
 #    x_1 = f_0(x_0 + \eta, u_0), \qquad x_{t+1} = f_t(x_t, u_t) $$
 #
 # Both use one Hamiltonian, $H_t(x, p, u) = \langle p, f_t(x, u) \rangle$: the weights $u_t$ minimise its mean, and each
-# $\eta_i$ maximises $H_0$ for its own input. To first order the adversary moves along $\partial H_0 / \partial x = p_0$,
-# the last costate of the backward pass. Three ways to use that:
+# $\eta_i$ maximises $H_0$ for its own input. To first order the adversary moves along
+# $\partial H_0 / \partial x = p_0$, the last costate of the backward pass. Three ways to use that:
 #
 # - **PGD** (Madry et al., ICLR 2018): a full forward and backward pass for each step of $\eta$, then one for $u$.
 # - **YOPO-m-n** (Zhang et al., "You only propagate once", NeurIPS 2019): $\eta$ enters the first layer only. So hold
@@ -153,7 +153,9 @@ def draw(row, label, pictures, read):
         axis.imshow(picture, cmap="gray", vmin=0, vmax=1)
         axis.set(xticks=[], yticks=[])
         wrong = said != truth
-        axis.set_title(f"{said} ✗" if wrong else said, color=COLORS[1] if wrong else INK, weight="bold" if wrong else None)
+        axis.set_title(
+            f"{said} ✗" if wrong else said, color=COLORS[1] if wrong else INK, weight="bold" if wrong else None
+        )
 
 
 draw(0, "original", originals.state, originals.data)

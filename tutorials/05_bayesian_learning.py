@@ -9,12 +9,12 @@
 # The posterior over the weights of a network is $p(w) = \gamma(w) / Z$, with $\gamma$ the likelihood times the prior.
 # Each way to reach it is a mean-field control problem: a cloud of particles, dynamics, a cost, and something to choose.
 #
-# | method                      | particles       | dynamics                                                        | what is chosen |
-# |-----------------------------|-----------------|-----------------------------------------------------------------|----------------|
-# | variational inference       | data and noise  | the network                                                     | a law over weights |
-# | Langevin, MALA              | weights         | $x + h \nabla \log \gamma(x) + \sqrt{2 h} \, \xi$               | step size |
-# | SVGD                        | weights         | $x + h \, \phi(x, \mathrm{law\ of\ the\ cloud})$                | step size |
-# | Foellmer                    | weights, from 0 | $dX = u \, dt + \sigma \, dW$                                   | the drift $u$ |
+# | method                | particles       | dynamics                                    | what is chosen     |
+# |-----------------------|-----------------|---------------------------------------------|--------------------|
+# | variational inference | data and noise  | the network                                 | a law over weights |
+# | Langevin, MALA        | weights         | $x + h \nabla \log \gamma + \sqrt{2h} \xi$ | step size          |
+# | SVGD                  | weights         | $x + h \, \phi(x, \mathrm{cloud})$         | step size          |
+# | Foellmer              | weights, from 0 | $dX = u \, dt + \sigma \, dW$              | the drift $u$      |
 #
 # All of them meet one posterior here, and so does NUTS, the reference.
 
@@ -43,8 +43,8 @@ torch.set_num_threads(1)
 # %% [markdown]
 # ## The posterior as one object
 #
-# Two half-moons, and a network of five hidden neurons. `log_density` takes a network with a likelihood and a prior (or a
-# function, or a Pyro model) and gives the log posterior of a whole cloud at once. The prior of each weight is N(0, 1).
+# Two half-moons, and a network of five hidden neurons. `log_density` takes a network with a likelihood and a prior (or
+# a function, or a Pyro model) and gives the log posterior of a whole cloud at once. The prior of each weight is N(0, 1).
 
 # %%
 number = 60
