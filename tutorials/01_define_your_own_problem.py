@@ -236,8 +236,8 @@ except mfoc.InvalidValue as error:
 # %% [markdown]
 # ## What to change
 #
-# 1. **A cheap force.** Set `price = 0.1`. MSA now ends as "diverged", and L-BFGS and E-MSA still meet the exact J, 2.91:
-#    cheap controls make long steps, and MSA has nothing to hold them.
+# 1. **A cheap force.** Set `price = 0.1`. MSA now ends as "diverged"; L-BFGS and E-MSA still meet the exact J, 2.91.
+#    Cheap controls make long steps, and MSA has nothing to hold them.
 # 2. **More noise.** Set `sigma = 0.6`. Without control 14.9 % now cross the barrier by chance; with it 95.7 % arrive in
 #    place of 98.6 %, at a J of 2.59. A force that depends on time alone cannot help those who lag behind.
 # 3. **A dear gathering.** Set `effort = 10.0`. The swarm pulls itself together less: the spread at the end is 0.57 in

@@ -175,10 +175,10 @@ for name, (controls, color, line) in cases.items():
     left.plot(middle, color=color, linestyle=line, linewidth=2, label=name)
     left.fill_between(range(len(middle)), low, high, color=color, alpha=0.15, linewidth=0)
     print(f"{name:15s} median |p_0| / median |p_T| = {float(middle[0] / middle[-1]):.2g}")
-left.set(yscale="log", xlabel="stage t (0 is the input)", ylabel="size of the costate $|p_t(i)|$")
+left.set(yscale="log", ylim=(None, 20), xlabel="stage t (0 is the input)", ylabel="size of the costate $|p_t(i)|$")
 left.set_title("Median of the particles, shaded 10 % to 90 %")
-left.legend(frameon=False)
-right.plot(record.steps, record.values, markersize=3, **look("Adam"))
+left.legend(frameon=False, loc="upper right", ncols=2)
+right.plot([0, *record.steps], [float(trajectory.cost.mean()), *record.values], markersize=3, **look("Adam"))
 right.set(xlabel="step of Adam", ylabel="J on the training set", ylim=(0, None), title="Mini-batches of 100")
 figure.savefig(FIGURES / "02_costates.png")
 figure

@@ -44,7 +44,7 @@ torch.set_num_threads(1)
 # ## The posterior as one object
 #
 # Two half-moons, and a network of five hidden neurons. `log_density` takes a network with a likelihood and a prior (or
-# a function, or a Pyro model) and gives the log posterior of a whole cloud at once. The prior of each weight is N(0, 1).
+# a function, or a Pyro model) and gives the log posterior of a whole cloud at once. Each weight's prior is N(0, 1).
 
 # %%
 number = 60
