@@ -77,15 +77,15 @@ toy = mfoc.continuous(
 
 # %%
 contestants = {
-    "SGD": (mfoc.Gradient(partial(torch.optim.SGD, lr=0.03)), 900),
-    "Adam": (mfoc.Gradient(partial(torch.optim.Adam, lr=0.02)), 900),
+    "SGD": (mfoc.Gradient(partial(torch.optim.SGD, lr=0.03)), 600),
+    "Adam": (mfoc.Gradient(partial(torch.optim.Adam, lr=0.02)), 600),
     "MSA": (mfoc.MSA(), 20),
-    "E-MSA": (mfoc.EMSA(), 200),
+    "E-MSA": (mfoc.EMSA(), 150),
 }
 solutions, curves = {}, {}
 for name, (solver, steps) in contestants.items():
     mfoc.solve(toy, solver, train, steps=1)  # what PyTorch loads on first use is not to be timed
-    solution = solutions[name] = mfoc.solve(toy, solver, train, steps=max(2, steps // 60) if SMOKE else steps)
+    solution = solutions[name] = mfoc.solve(toy, solver, train, steps=max(2, steps // 40) if SMOKE else steps)
     values = [record["value"] for record in solution.history] + [solution.value]
     seconds = [0.0] + [record["seconds"] for record in solution.history]
     curves[name] = values, seconds
@@ -101,7 +101,7 @@ for name, (values, seconds) in curves.items():
     marks = sorted({round(len(values) ** (k / 8)) - 1 for k in range(9)})  # evenly spread on a logarithmic axis
     left.plot(values, markevery=marks, **shown)
     right.plot(seconds, values, markevery=marks, **shown)
-left.set(xscale="symlog", yscale="log", xlim=(0, None), xticks=[0, 1, 10, 100, 900], xticklabels=[0, 1, 10, 100, 900])
+left.set(xscale="symlog", yscale="log", xlim=(0, None), xticks=[0, 1, 10, 100, 600], xticklabels=[0, 1, 10, 100, 600])
 right.set(xscale="log", yscale="log", xlabel="seconds, one thread", title="By second")
 left.set(xlabel="step (linear up to 2)", ylabel="objective J", title="By step")
 left.legend(frameon=False, loc="lower left")

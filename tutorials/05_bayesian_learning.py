@@ -73,7 +73,7 @@ def keep(name, draws):
 
 # %%
 formulation = variational(net, (points, labels), likelihood="categorical", samples=8)
-solution = formulation.solve(mfoc.Gradient(partial(torch.optim.Adam, lr=0.02)), steps=10 if SMOKE else 1500)
+solution = formulation.solve(mfoc.Gradient(partial(torch.optim.Adam, lr=0.02)), steps=10 if SMOKE else 1000)
 gaussian = formulation.readout(solution)
 keep("VI", posterior.ravel(gaussian.weights(1000)))
 many = variational(net, (points, labels), likelihood="categorical", samples=100 if SMOKE else 4000, seed=1)
@@ -87,7 +87,7 @@ print(f"ELBO {elbo:.2f}, a lower bound of log Z")
 # has no noise: each particle moves along a field that depends on the law of the cloud.
 
 # %%
-steps, size = 40 if SMOKE else 1000, 0.04
+steps, size = 40 if SMOKE else 600, 0.04
 clock = time.process_time()
 chains = langevin(posterior, step=size, particles=100, method="mala", seed=1)
 drawn = sample(chains, steps=steps, burn_in=steps // 2, thin=max(1, steps // 10))
@@ -106,7 +106,7 @@ print(f"MALA accepted {drawn.acceptance:.0%} of its moves")
 # carry weights with mean Z, so the answer has an error bar. The effective sample size says how far to trust it.
 
 # %%
-budget, paths = 4 if SMOKE else 200, 200 if SMOKE else 1000
+budget, paths = 4 if SMOKE else 120, 100 if SMOKE else 500
 sampler = follmer(posterior, Drift(posterior.dim), steps=30, particles=64, stop_score=True, seed=3)
 solver = mfoc.Gradient(
     partial(torch.optim.Adam, lr=5e-3), lr_schedule=lambda k: 0.01 + (1 + math.cos(math.pi * min(1, k / budget))) / 2
@@ -137,8 +137,8 @@ potential = to_potential(posterior)
 pyro.set_rng_seed(0)
 mcmc = MCMC(
     NUTS(potential_fn=potential.potential_fn, max_tree_depth=3 if SMOKE else 6),
-    num_samples=10 if SMOKE else 250,
-    warmup_steps=5 if SMOKE else 100,
+    num_samples=10 if SMOKE else 150,
+    warmup_steps=5 if SMOKE else 75,
     initial_params=potential.initial_params,
     disable_progbar=True,
 )
@@ -147,7 +147,7 @@ mcmc.run()
 keep("NUTS", posterior.ravel(mcmc.get_samples()))
 
 prior, logs = torch.distributions.Normal(0.0, 1.0), []
-for k in range(2 if SMOKE else 60):
+for k in range(2 if SMOKE else 40):
     x = posterior.initial(5000, seed=100 + k)  # draws from the prior
     logs.append(posterior(x) - prior.log_prob(x).sum(1))
 weights = torch.cat(logs).double()

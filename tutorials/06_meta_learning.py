@@ -44,7 +44,7 @@ torch.set_num_threads(1)
 # population of such tasks; new waves, of another seed, are for the judgement. One inner step is trained for.
 
 # %%
-shots, iterations = 10, 30 if SMOKE else 2000
+shots, iterations = 10, 30 if SMOKE else 1000
 waves, new_waves = sinusoids(tasks=25, shots=shots), sinusoids(tasks=200, shots=shots, queries=50, seed=1)
 torch.manual_seed(0)
 net = nn.Sequential(nn.Linear(1, 40), nn.ReLU(), nn.Linear(40, 40), nn.ReLU(), nn.Linear(40, 1))
@@ -117,7 +117,7 @@ figure
 
 # %%
 horizon = 5
-calm = 20 if SMOKE else 800
+calm = 20 if SMOKE else 300
 free = meta_sgd(net, F.mse_loss, waves, inner_steps=1, inner_lr=0.01)
 steady = meta_sgd(
     meta.readout(learned), F.mse_loss, waves, inner_steps=horizon, inner_lr=0.01, step_losses=[1 / horizon] * horizon
@@ -169,7 +169,7 @@ conv = nn.Sequential(
     nn.Flatten(), nn.Linear(64, 2),
 )  # fmt: skip
 digits = maml(conv, F.cross_entropy, seen, inner_steps=3, inner_lr=0.1, step_losses=[0.2, 0.3, 0.5])
-start = digits.solve(mfoc.Gradient(partial(torch.optim.Adam, lr=3e-3)), steps=5 if SMOKE else 300)
+start = digits.solve(mfoc.Gradient(partial(torch.optim.Adam, lr=3e-3)), steps=5 if SMOKE else 200)
 for name, controls in (("random", digits.problem), ("meta-learned", start)):
     table = evaluate(digits, controls, unseen, steps=(3,), progress=False)
     share = table[3].accuracy
