@@ -2,7 +2,7 @@
 # # Adversarial training as a differential game
 #
 # After this lesson you can train a classifier that withstands small, malicious changes of its inputs, choose between
-# three ways to do it, and measure what was gained. It is for those who can train a classifier. It runs for about half a
+# three ways to do it, and measure what was gained. It is for those who can train a classifier. It runs for less than a
 # minute.
 #
 # ## The equation
@@ -194,3 +194,14 @@ for name in ("clean", "YOPO-5-3"):
 # control problem, at any stage, and `Minimax(mfoc.maximisers.PGD(5), ...)` solves it.
 #
 # ## What to change
+#
+# 1. **A larger ball.** Set `epsilon = 0.2`. Under PGD-20 the network trained on clean digits reads less than one in a
+#    hundred; the one trained against YOPO-5-3 still reads 45 % of them, and 96 % of the clean ones.
+# 2. **Another loss.** TRADES (Zhang et al., ICML 2019) punishes that a disturbance changes the answer. Make a second
+#    game with `adv.TRADES(6.0)` in place of `F.cross_entropy`, and solve it with `Minimax(adv.YOPO(5, 3), adam)` for
+#    `budget` steps. Its network reads 81 % under PGD-20 and 97 % of the clean digits, for more time: TRADES sends pairs
+#    through the network.
+# 3. **Another judge.** With torchattacks installed, call `judge` with
+#    `attacks={"APGD": lambda net: torchattacks.APGD(net, eps=epsilon, steps=20, seed=0)}`, which picks its own step
+#    size. For the network trained against YOPO-5-3 it finds hardly more than PGD-20: 77.1 % in place of 77.5 %. A large
+#    difference would warn that gradients are masked.
