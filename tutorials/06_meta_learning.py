@@ -99,9 +99,16 @@ for axis, name, made, controls in zip(
         axis.plot(line, made.readout(controls)(line), color=INK, linestyle=":", label="before")
         for steps, color, style in ((1, COLORS[0], "--"), (10, look("meta")["color"], "-")):
             after = adapt(made, controls, (x, y), steps=steps)
-            axis.plot(line, after(line), color=color, linestyle=style, linewidth=2, label=f"after {steps}")
-    axis.set(title=name, xlabel="x", ylabel="y", ylim=(-5, 5))
-figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", frameon=False, title="inner steps")
+            axis.plot(
+                line,
+                after(line),
+                color=color,
+                linestyle=style,
+                linewidth=2,
+                label=f"after {steps} step{'s' * (steps > 1)}",
+            )
+    axis.set(title=name, xlabel="x", ylabel="y", ylim=(-3.5, 3.5))
+figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", frameon=False)
 figure.savefig(FIGURES / "06_sinusoids.png")
 figure
 
@@ -136,12 +143,11 @@ for name, (made, controls, shown) in cases.items():
     rows = [row.loss for row in judged(made, controls, range(11)).rows]
     said = ", ".join(f"{k}: {rows[k].value:.3g}" for k in (0, 1, 2, 5, 10))
     print(f"{name:17s} mean query loss after inner steps {said}")
-    rows = rows[: next((k for k, row in enumerate(rows) if not row.value < top), None)]
-    axis.plot([row.value for row in rows], **shown, markersize=5, label=name)
-    low, high = [row.low for row in rows], [row.high for row in rows]
-    axis.fill_between(range(len(rows)), low, high, color=shown["color"], alpha=0.15, linewidth=0)
-    if len(rows) < 11:
-        axis.annotate("then it diverges", (len(rows) - 1, rows[-1].value), (8, 0), textcoords="offset points")
+    end = next((k for k, row in enumerate(rows) if not row.value < top), len(rows))
+    label = name if end == len(rows) else f"{name}, diverges after step {end - 1}"
+    axis.plot([row.value for row in rows[:end]], **shown, markersize=5, label=label)
+    low, high = [row.low for row in rows[:end]], [row.high for row in rows[:end]]
+    axis.fill_between(range(end), low, high, color=shown["color"], alpha=0.15, linewidth=0)
 axis.set(yscale="log", ylim=(0.05, top), yticks=[0.1, 0.3, 1, 3, 10], yticklabels=["0.1", "0.3", "1", "3", "10"])
 axis.minorticks_off()
 axis.set(xlabel="inner step", ylabel="query loss (mean squared error)", title="New waves; shaded: 95 % intervals")
