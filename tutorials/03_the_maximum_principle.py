@@ -190,3 +190,11 @@ print(mfoc.certify(one_stage, [torch.tensor(0.0)], origin, **effort).verdict)
 # of J is of the order $h^2$.
 #
 # ## What to change
+#
+# In the last cell, change what the control does to the second coordinate, and run it again:
+#
+# 1. `x[:, 1] + u**2 / 2`. Now H is convex, and its minimiser is the best control. MSA still runs away: with its costate
+#    held, the minimiser of H is -2 u, twice as far on the other side. SGD finds 0.
+# 2. `x[:, 1] + 2 * u**2`. The minimiser of H is -u / 2, so that MSA contracts to 0. Now SGD runs away: the curvature of
+#    J has grown, and its learning rate is too long.
+# 3. Put `mfoc.EMSA()` beside the two solvers in 1 and 2. It settles in both, with nothing tuned.
