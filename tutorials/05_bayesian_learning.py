@@ -163,7 +163,7 @@ at = [step for step, _ in checks]
 axis.axhspan(reference - 2 * bar, reference + 2 * bar, color=INK, alpha=0.2, linewidth=0, label="prior draws, 2 s.e.")
 axis.axhline(elbo, color=COLORS[1], linestyle="--", label="ELBO of the Gaussian law")
 bars = [2 * e.error for _, e in checks]
-axis.errorbar(at, [e.log_z for _, e in checks], bars, fmt="o", capsize=3, color=COLORS[0], label="log Z, 2 s.e.")
+axis.errorbar(at, [e.log_z for _, e in checks], bars, fmt="o", capsize=3, color=COLORS[0], label="weighted paths, 2 s.e.")
 axis.plot(at, [-e.J for _, e in checks], "s-", color=COLORS[2], markersize=5, label="lower bound -J")
 axis.set(xlabel="step of the solver", ylabel="log evidence [nats]", title="Steering closes the gap to the evidence")
 axis.legend(frameon=False)
@@ -171,8 +171,9 @@ figure.savefig(FIGURES / "05_evidence.png")
 figure
 
 # %% [markdown]
-# The evidence of the weighted paths is right long before the drift is; the bound rises towards it. What remains
-# is the price of a drift that is not the best one.
+# The weighted paths estimate the evidence before the drift is any good. The bound -J rises towards it as the drift
+# improves; what remains is the price of a drift that is not the best one. A small effective sample size is a warning:
+# few paths carry the weight, and the error bar may be too short.
 #
 # ## Side by side
 #
@@ -216,3 +217,9 @@ figure
 # exact drift for a Gaussian target.
 #
 # ## What to change
+#
+# 1. **A bolder Langevin step.** Set `size = 0.2`: MALA accepts fewer of its moves, and proposes farther ones.
+# 2. **A drift that is hardly trained.** Set `budget` to 20: the bound -J stays lower and the effective sample size
+#    falls, while the error bar of log Z grows.
+# 3. **Fewer points.** Set `number = 20`: the evidence rises, as there are fewer labels to explain, and the bands of
+#    undecided networks widen.
