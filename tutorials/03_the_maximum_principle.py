@@ -87,10 +87,10 @@ for name, (solver, steps) in contestants.items():
     mfoc.solve(toy, solver, train, steps=1)  # what PyTorch loads on first use is not to be timed
     solution = solutions[name] = mfoc.solve(toy, solver, train, steps=max(2, steps // 40) if SMOKE else steps)
     values = [record["value"] for record in solution.history] + [solution.value]
-    seconds = [0.0] + [record["seconds"] for record in solution.history]
+    seconds = [record["seconds"] for record in solution.history]  # when a step began, at that value
     curves[name] = values, seconds
     level = 0.03
-    first = next((k for k, value in enumerate(values) if value <= level), None)
+    first = next((k for k, value in enumerate(values[:-1]) if value <= level), None)
     reached = "never" if first is None else f"at step {first}, after {seconds[first]:.1f} s"
     print(f"{name:5s} {solution.last.step:4d} steps   J {solution.value:8.4f}   J <= {level}: {reached}")
 
@@ -100,11 +100,12 @@ for name, (values, seconds) in curves.items():
     shown = {**look(name), "label": name, "markersize": 5, "linewidth": 1.5}
     marks = sorted({round(len(values) ** (k / 8)) - 1 for k in range(9)})  # evenly spread on a logarithmic axis
     left.plot(values, markevery=marks, **shown)
-    right.plot(seconds, values, markevery=marks, **shown)
+    right.plot(seconds, values[:-1], markevery=[k for k in marks if k < len(seconds)], **shown)
 left.set(xscale="symlog", yscale="log", xlim=(0, None), xticks=[0, 1, 10, 100, 600], xticklabels=[0, 1, 10, 100, 600])
-right.set(xscale="log", yscale="log", xlabel="seconds, one thread", title="By second")
+right.set_xscale("symlog", linthresh=0.1)
+right.set(yscale="log", xlim=(0, None), xlabel="seconds, one thread (linear up to 0.1)", title="By second")
 left.set(xlabel="step (linear up to 2)", ylabel="objective J", title="By step")
-left.legend(frameon=False, loc="lower left")
+figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
 figure.savefig(FIGURES / "03_objective.png")
 figure
 

@@ -160,12 +160,16 @@ print(f"lower bounds: Foellmer {-evidence.J:.2f}, Gaussian law {elbo:.2f}")
 # %%
 figure, (axis,) = new_axes(6.5, 4)
 at = [step for step, _ in checks]
-axis.axhspan(reference - 2 * bar, reference + 2 * bar, color=INK, alpha=0.2, linewidth=0, label="prior draws, 2 s.e.")
+axis.axhspan(reference - 2 * bar, reference + 2 * bar, color=INK, alpha=0.2, linewidth=0, label="prior draws")
 axis.axhline(elbo, color=COLORS[1], linestyle="--", label="ELBO of the Gaussian law")
 bars = [2 * e.error for _, e in checks]
-axis.errorbar(at, [e.log_z for _, e in checks], bars, fmt="o", capsize=3, color=COLORS[0], label="weighted paths, 2 s.e.")
+axis.errorbar(at, [e.log_z for _, e in checks], bars, fmt="o", capsize=3, color=COLORS[0], label="weighted paths")
 axis.plot(at, [-e.J for _, e in checks], "s-", color=COLORS[2], markersize=5, label="lower bound -J")
-axis.set(xlabel="step of the solver", ylabel="log evidence [nats]", title="Steering closes the gap to the evidence")
+axis.set(
+    xlabel="step of the solver",
+    ylabel="log evidence [nats]",
+    title="Steering closes the gap to the evidence (bars: 2 s.e.)",
+)
 axis.legend(frameon=False)
 figure.savefig(FIGURES / "05_evidence.png")
 figure
