@@ -201,3 +201,11 @@ print(f"resumed at step {start.step}, ended at step {resumed.last.step}; the sam
 
 # %% [markdown]
 # ## What to change
+#
+# Look at the initial weights, at the ratio of the costates of input and output.
+#
+# 1. **No skip connections.** Set `blocks = layers`. The ratio falls from 0.43 to 0.00017: the gradient hardly reaches
+#    the first layers. (A nested `nn.Sequential` is unrolled, so there are 22 stages.)
+# 2. **Longer steps.** Set `h = 2.0`. The ratio is 1.2: costates now grow towards the input, and J starts at 1.02.
+# 3. **Finer steps.** Set `depth = 40` and `h = 0.125`, which is the same time in four times as many layers. The ratio
+#    is 0.26: of the size it had with ten blocks, since both are Euler steps of one kind of differential equation.

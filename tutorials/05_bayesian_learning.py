@@ -177,7 +177,8 @@ figure
 # %% [markdown]
 # The weighted paths estimate the evidence before the drift is any good. The bound -J rises towards it as the drift
 # improves; what remains is the price of a drift that is not the best one. A small effective sample size is a warning:
-# few paths carry the weight, and the error bar may be too short.
+# few paths carry the weight, and the error bar may be too short. So it is here: the two
+# estimates of log Z differ by more than their bars.
 #
 # ## Side by side
 #

@@ -186,3 +186,5 @@ for name, controls in (("random", digits.problem), ("meta-learned", start)):
 #
 # 1. **Three digits.** Set `ways=3` in both `few_shot` and end the network in `nn.Linear(64, 3)`. The meta-learned start
 #    now reads 80.2 % after three steps, and a random one 74.7 %, where guessing reads 33 %.
+# 2. **Fewer shots.** Set `shots = 5`. After ten steps MAML's loss is 1.70 in place of 0.87, and no better than after
+#    five, 1.65: five points do not say what the wave does between them.
