@@ -170,7 +170,7 @@ axis.set(
     ylabel="log evidence [nats]",
     title="Steering closes the gap to the evidence (bars: 2 s.e.)",
 )
-axis.legend(frameon=False)
+figure.legend(loc="outside lower center", ncols=2, frameon=False)
 figure.savefig(FIGURES / "05_evidence.png")
 figure
 
@@ -178,7 +178,7 @@ figure
 # The weighted paths estimate the evidence before the drift is any good. The bound -J rises towards it as the drift
 # improves; what remains is the price of a drift that is not the best one. A small effective sample size is a warning:
 # few paths carry the weight, and the error bar may be too short. So it is here: the two
-# estimates of log Z differ by more than their bars.
+# estimates of log Z differ by more than both standard errors together.
 #
 # ## Side by side
 #
@@ -224,7 +224,5 @@ figure
 # ## What to change
 #
 # 1. **A bolder Langevin step.** Set `size = 0.2`: MALA accepts fewer of its moves, and proposes farther ones.
-# 2. **A drift that is hardly trained.** Set `budget` to 20: the bound -J stays lower and the effective sample size
-#    falls, while the error bar of log Z grows.
-# 3. **Fewer points.** Set `number = 20`: the evidence rises, as there are fewer labels to explain, and the bands of
-#    undecided networks widen.
+# 2. **A drift that is hardly trained.** Set `budget` to 20: the bound -J stays lower.
+# 3. **Fewer points.** Set `number = 20`: the evidence rises, as there are fewer labels to explain.
