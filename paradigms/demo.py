@@ -61,7 +61,7 @@ def robust(train: mfoc.Particles, test: mfoc.Particles, seed: int, scale: float)
         _classifier(seed), F.cross_entropy, train, epsilon=EPSILON, batch_size=128, seed=seed
     )
     adam = _adam(3e-3)
-    players = {"plain": adam, "robust": mfoc.Minimax(adversarial.YOPO(5, 3), adam, seed=seed)}
+    players: dict[str, mfoc.Solver] = {"plain": adam, "robust": mfoc.Minimax(adversarial.YOPO(5, 3), adam, seed=seed)}
     rows, spent = [], 0.0
     for name, solver in players.items():
         solution, seconds = _solved(formulation, solver, 400, scale, nominal=name == "plain")
@@ -137,7 +137,8 @@ def few_shots(train: mfoc.Particles, test: mfoc.Particles, seed: int, scale: flo
 
 def entropy(probabilities: Tensor) -> Tensor:
     """Of laws over classes ``[N, classes]``, in nats ``[N]``."""
-    return torch.special.entr(probabilities.double()).sum(-1)
+    found: Tensor = torch.special.entr(probabilities.double()).sum(-1)
+    return found
 
 
 def auroc(low: Tensor, high: Tensor) -> float:

@@ -166,8 +166,10 @@ class FittedKernel:
         room = 0.15 * (high - low) or 1.0
         at = torch.linspace(low - room, high + room, points, dtype=x.dtype, device=x.device)
         found = self.predict(at.reshape(-1, *self.x.shape[1:]))
-        numbers = (part.detach().cpu().double() for part in (at, found.mean.reshape(-1), found.variance.sqrt()))
-        return draw_process(x.cpu().double(), targets, *numbers, title)  # type: ignore[misc]
+        at, mean, deviation = (
+            part.detach().cpu().double() for part in (at, found.mean.reshape(-1), found.variance.sqrt())
+        )
+        return draw_process(x.cpu().double(), targets, at, mean, deviation, title)
 
     def _predicted(self, x: Tensor, time: float) -> tuple[Tensor, Tensor]:
         nngp, ntk = self.network.kernels(x, self.x)

@@ -225,7 +225,8 @@ class Draws:
             raise InvalidValue(f"axes is {axes!r}; expected a pair of coordinates, such as (0, 1)")
         first, second = axes
         if self.x.shape[-1] > 1:
-            check_integer(0, self.x.shape[-1] - 1, **{"axes[0]": first, "axes[1]": second})
+            named: dict[str, Any] = {"axes[0]": first, "axes[1]": second}
+            check_integer(0, self.x.shape[-1] - 1, **named)
         return draw_draws(self.x, self.moved, (first, second))
 
     def posterior(self) -> dict[str, Tensor]:
