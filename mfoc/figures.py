@@ -73,3 +73,8 @@ def look(name: str, index: int = 0) -> dict[str, Any]:
 def of_class(index: int) -> dict[str, Any]:
     """Colour and marker of the points of a class: no two of the first ten are alike, in colour or in grey."""
     return {"color": CLASSES[index % len(CLASSES)], "marker": _CLASS_MARKERS[index % len(_CLASS_MARKERS)]}
+
+
+def sized(marker: str) -> float:
+    """By how much a marker is drawn larger than others, so that all look equally large: a star is mostly gaps."""
+    return {"*": 1.7, "+": 1.5, "P": 1.2, "X": 1.2, "p": 1.2, "D": 0.9}.get(marker, 1.0)

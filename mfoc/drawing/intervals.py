@@ -12,7 +12,7 @@ import numpy as np
 
 from mfoc.drawing.scales import Array, finite, log_with_zero, named_ticks, say, wrapped
 from mfoc.errors import InvalidValue
-from mfoc.figures import COLORS, INK, look, new_figure, tidy
+from mfoc.figures import COLORS, INK, look, new_figure, sized, tidy
 
 PANELS = {
     "residual": "stationarity residual  ‖E ∂H/∂u‖",
@@ -84,9 +84,11 @@ def _scaled(panel: Any, field: str, parts: Sequence[Array]) -> None:
     values, ends = finite([part[:, 0] for part in parts]), finite(parts)
     if field == "curvature":
         sizes = np.abs(values[values != 0])
-        top = float(sizes.max()) if sizes.size else 1.0
-        threshold = max(float(sizes.min()), 1e-3 * top) if sizes.size else 1.0
         panel.axhline(0, color=INK, linewidth=0.8)
+        if not sizes.size:  # flat, or not measured
+            panel.set_ylim(-1, 1)
+            return
+        threshold = max(float(sizes.min()), 1e-3 * float(sizes.max()))
         panel.set_yscale("symlog", linthresh=threshold, linscale=1)
         if ends.size:
             low, high = min(float(ends.min()), 0.0), max(float(ends.max()), 0.0)
@@ -123,13 +125,15 @@ def bars(axis: Any, places: Array, ends: Array, one: dict[str, Any]) -> None:
             continue
         axis.plot(where, np.full(len(where), at), marker=arrow, linestyle="", color=color, markersize=6, clip_on=False)
     size = 5.0 if len(places) <= 60 else 2.5
-    axis.plot(places[shown], value[shown], linestyle="", markersize=size, **one)
+    axis.plot(places[shown], value[shown], linestyle="", markersize=size * sized(one["marker"]), **one)
     text = {"xycoords": ("data", "axes fraction"), "ha": "center", "color": color}
     for place in places[np.isposinf(value)]:
         axis.annotate("∞", (place, 0.97), va="top", **text)
     if len(places) and not shown.any() and np.isposinf(value).any():
+        axis.set_yticks([])
         say(axis, "∞: H falls without end")
     elif len(places) and not shown.any():
+        axis.set_yticks([])
         say(axis, "not measured")
     else:
         for place in places[np.isnan(value)]:

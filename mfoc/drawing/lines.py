@@ -24,7 +24,7 @@ from mfoc.drawing.scales import (
     wide,
     wrapped,
 )
-from mfoc.figures import look, new_axes, new_figure, tidy
+from mfoc.figures import look, new_axes, new_figure, sized, tidy
 
 
 class Run(NamedTuple):
@@ -77,7 +77,7 @@ def draw(axis: Any, series: Mapping[str, tuple[Array, Array]]) -> None:
             "linestyle": DASHES[index % len(DASHES)],
             "linewidth": max(1.2, 2.4 - 0.25 * index),
         }
-        dots = {"markevery": marks(len(place), index, len(series)), "markersize": 5.5, "markeredgewidth": 0.6}
+        dots = {"markevery": marks(len(place), index, len(series)), "markersize": 5.5 * sized(line["marker"])}
         axis.plot(
             place, middle, label=clipped(name, 40), markeredgecolor="white", zorder=2 + 0.01 * index, **dots, **line
         )
