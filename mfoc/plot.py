@@ -212,6 +212,7 @@ def animate(
     *,
     labels: Any = None,
     costates: Any = None,
+    targets: Any = None,
     frames: int = 48,
     fps: int = 16,
     dpi: int = 80,
@@ -227,6 +228,8 @@ def animate(
         labels: classes ``[N]`` for the colours; of several trajectories a dict of them, by title.
         costates: what ``mfoc.costates`` returned: arrows point where the cost-to-go falls, -p, for states of two
             numbers; of several trajectories a dict of them, by title.
+        targets: points ``[2]`` or ``[k, 2]`` that are marked by a cross, for states of two numbers; of several
+            trajectories a dict of them, by title.
         frames: how many pictures, the last of which stays for a second.
         fps: pictures a second.
         dpi: pixels per inch; a panel is 3.2 inches wide.
@@ -249,8 +252,11 @@ def animate(
     for title, trajectory in several.items():
         states = _single(trajectory, "animate")
         own, arrows = _of(labels, title, one, "labels"), _of(costates, title, one, "costates")
+        crosses = _of(targets, title, one, "targets")
+        check_instance(list | tuple | None, "what mfoc.costates returned", costates=arrows)
+        check_instance(Tensor | None, "a tensor [k, 2]", targets=crosses)
         clouds.check_labels(own, len(states[0]))
-        scenes.append(moving.scene(str(title), states, own, None if arrows is None else list(arrows)))
+        scenes.append(moving.scene(str(title), states, own, arrows, crosses))
     return moving.write(scenes, Path(path), frames=frames, fps=fps, dpi=dpi)
 
 

@@ -58,11 +58,16 @@ def of_certificates(names: Sequence[str]) -> list[dict[str, Any]]:
     return looks
 
 
-def stages_on(panels: Sequence[Any], found: Sequence[Any], looks: Sequence[dict[str, Any]]) -> None:
-    """Residual, gap and curvature of the stages of some certificates, on three axes."""
+def stages_on(
+    panels: Sequence[Any],
+    found: Sequence[Any],
+    looks: Sequence[dict[str, Any]],
+    fields: Sequence[str] = tuple(PANELS),
+) -> None:
+    """Residual, gap and curvature (or some of them) of the stages of some certificates, an axis each."""
     labels = [stage.name for stage in found[0].stages]
-    for panel, (field, title) in zip(panels, PANELS.items(), strict=True):
-        panel.set_title(title, fontsize=10)
+    for panel, field in zip(panels, fields, strict=True):
+        panel.set_title(PANELS[field], fontsize=10)
         panel.set_xlabel("stage", fontsize=9)
         panel.set_xlim(-0.6, len(labels) - 0.4)
         named_ticks(panel, labels)

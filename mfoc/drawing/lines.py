@@ -72,15 +72,11 @@ def draw(axis: Any, series: Mapping[str, tuple[Array, Array]]) -> None:
     """Lines told apart by colour, dashes and markers, wide ones below narrow ones: none hides another."""
     for index, (name, (x, y)) in enumerate(series.items()):
         place, middle, low, high = thinned(x, np.where(np.isfinite(y), y, np.nan))
-        line = {
-            **look(name, index),
-            "linestyle": DASHES[index % len(DASHES)],
-            "linewidth": max(1.2, 2.4 - 0.25 * index),
-        }
-        dots = {"markevery": marks(len(place), index, len(series)), "markersize": 5.5 * sized(line["marker"])}
-        axis.plot(
-            place, middle, label=clipped(name, 40), markeredgecolor="white", zorder=2 + 0.01 * index, **dots, **line
-        )
+        line = {**look(name, index), "linestyle": DASHES[index % len(DASHES)], "zorder": 2 + 0.01 * index}
+        line |= {"markevery": marks(len(place), index, len(series)), "markersize": 5.5 * sized(line["marker"])}
+        if line["marker"] not in "+x":  # which are edges only
+            line |= {"markeredgecolor": "white", "markeredgewidth": 0.5}
+        axis.plot(place, middle, label=clipped(name, 40), linewidth=max(1.2, 2.4 - 0.25 * index), **line)
         if middle is not low:
             axis.fill_between(place, low, high, color=line["color"], alpha=0.15, linewidth=0)
     if not any(np.isfinite(y).any() for _, y in series.values()):
@@ -139,3 +135,9 @@ def _points(run: Run, clock: str, quantity: str) -> tuple[Array, Array]:
     if clock == "step":
         x, y = [*x, run.step], [*y, getattr(run, quantity)]
     return numbers(x), numbers(y)
+
+
+def points(solution: Any, quantity: str = "value", clock: str = "step") -> tuple[Array, Array]:
+    """A solution's "value" or "residual" by "step" or by "seconds", as a curve."""
+    run = Run("", solution.history, solution.last.step, solution.value, solution.residual)
+    return _points(run, clock, quantity)

@@ -33,6 +33,7 @@ class Scene:
         rows: the particles that are drawn.
         groups: rows of each class, all of them in one where there are no classes.
         arrows: -p at each stage ``[N, 2]``, or None.
+        targets: points ``[k, 2]`` with a cross.
     """
 
     title: str
@@ -40,6 +41,7 @@ class Scene:
     rows: Tensor
     groups: list[Tensor]
     arrows: list[Tensor] | None
+    targets: Tensor
 
     def at(self, share: float) -> tuple[int, Tensor]:
         """The stage, and the points of all particles, after that share of the way."""
@@ -51,13 +53,22 @@ class Scene:
         return (t if part < 1 else stages), here + part * (there - here)
 
 
-def scene(title: str, states: Sequence[Tensor], labels: Tensor | None, costates: Sequence[Any] | None) -> Scene:
+def scene(
+    title: str,
+    states: Sequence[Tensor],
+    labels: Tensor | None,
+    costates: Sequence[Any] | None,
+    targets: Tensor | None,
+) -> Scene:
     """What one panel shows.
 
     Raises:
-        InvalidType, InvalidValue: costates that do not go with the states, or particles none of which is finite.
+        InvalidType, InvalidValue: costates or targets that do not go with the states, or no particle stays finite.
     """
     seen = view(states)
+    crosses = torch.zeros(0, 2).double() if targets is None else torch.atleast_2d(targets.detach().cpu().double())
+    if len(crosses) and (crosses.dim() != 2 or crosses.shape[1] != 2 or flat(states[0]).shape[1] != 2):
+        raise InvalidValue("targets are marked of states of two numbers, by points [2] or [k, 2]")
     if not seen.shared:  # each stage on its own scale, so that one picture holds all
         seen = View([_unit(points) for points in seen.points], seen.labels, False)
     good = torch.stack([points.isfinite().all(1) for points in seen.points]).all(0).nonzero()[:, 0]
@@ -71,7 +82,7 @@ def scene(title: str, states: Sequence[Tensor], labels: Tensor | None, costates:
         if len(kinds) > 10:
             raise InvalidValue(f"labels holds {len(kinds)} classes; at most 10 are told apart in an animation")
         groups = [rows[own == kind] for kind in kinds]
-    return Scene(title, seen, rows, groups, None if costates is None else _arrows(states, costates))
+    return Scene(title, seen, rows, groups, None if costates is None else _arrows(states, costates), crosses)
 
 
 def _unit(points: Tensor) -> Tensor:
@@ -120,7 +131,9 @@ def write(scenes: Sequence[Scene], path: Path, *, frames: int, fps: int, dpi: in
 def _panel(axis: Any, one: Scene) -> Any:
     """Draws what stays, and returns a function that moves the rest to a share of the way."""
     tidy(axis, "both")
-    framed(axis, bounds_of(torch.cat([points[one.rows] for points in one.seen.points])))
+    framed(axis, bounds_of(torch.cat([*(points[one.rows] for points in one.seen.points), one.targets])))
+    if len(one.targets):
+        axis.plot(one.targets[:, 0], one.targets[:, 1], "x", color=INK, markersize=11, markeredgewidth=2.5, zorder=4)
     axis.set_xlabel(one.seen.labels[0], fontsize=9)
     axis.set_ylabel(one.seen.labels[1], fontsize=9)
     if not one.seen.shared:
