@@ -5,7 +5,7 @@ Results draw themselves, too: ``solution.plot()``, ``trajectory.plot()``, ``cert
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mfoc import tree
 from mfoc.certificate import Certificate
-from mfoc.checks import check_flag, check_instance, check_integer, check_tensor, kind_of
+from mfoc.checks import check_callable, check_flag, check_instance, check_integer, check_tensor, kind_of
 from mfoc.drawing import bands, clouds, intervals, lines, moving
 from mfoc.drawing.names import names_for
 from mfoc.drawing.scales import numbers
@@ -212,7 +212,7 @@ def animate(
     *,
     labels: Any = None,
     costates: Any = None,
-    targets: Any = None,
+    decorate: Callable[[str, Any], object] | None = None,
     frames: int = 48,
     fps: int = 16,
     dpi: int = 80,
@@ -228,8 +228,7 @@ def animate(
         labels: classes ``[N]`` for the colours; of several trajectories a dict of them, by title.
         costates: what ``mfoc.costates`` returned: arrows point where the cost-to-go falls, -p, for states of two
             numbers; of several trajectories a dict of them, by title.
-        targets: points ``[2]`` or ``[k, 2]`` that are marked by a cross, for states of two numbers; of several
-            trajectories a dict of them, by title.
+        decorate: ``decorate(title, axes)`` draws what stays on a panel: a target, a wall.
         frames: how many pictures, the last of which stays for a second.
         fps: pictures a second.
         dpi: pixels per inch; a panel is 3.2 inches wide.
@@ -244,6 +243,7 @@ def animate(
     check_instance(str | PathLike, "the path of a file", path=path)
     if Path(path).suffix.lower() != ".gif":
         raise InvalidValue(f"path is {str(path)!r}; expected a file that ends in .gif")
+    check_callable("a function of a title and axes", optional=True, decorate=decorate)
     check_integer(2, 10_000, frames=frames)
     check_integer(1, 100, fps=fps)
     check_integer(10, 600, dpi=dpi)
@@ -252,12 +252,10 @@ def animate(
     for title, trajectory in several.items():
         states = _single(trajectory, "animate")
         own, arrows = _of(labels, title, one, "labels"), _of(costates, title, one, "costates")
-        crosses = _of(targets, title, one, "targets")
         check_instance(list | tuple | None, "what mfoc.costates returned", costates=arrows)
-        check_instance(Tensor | None, "a tensor [k, 2]", targets=crosses)
         clouds.check_labels(own, len(states[0]))
-        scenes.append(moving.scene(str(title), states, own, arrows, crosses))
-    return moving.write(scenes, Path(path), frames=frames, fps=fps, dpi=dpi)
+        scenes.append(moving.scene(str(title), states, own, arrows))
+    return moving.write(scenes, Path(path), decorate, frames=frames, fps=fps, dpi=dpi)
 
 
 def _of(given: Any, title: str, one: bool, name: str) -> Any:

@@ -23,7 +23,13 @@ from mfoc.networks import Residual
 
 SMOKE = bool(os.environ.get("MFOC_SMOKE"))
 STEPS = 2 if SMOKE else 250
+BLOCKS = 4 if SMOKE else 12
 TARGET = torch.tensor([2.2, 1.4], dtype=torch.float64)
+
+
+def adam(lr: float) -> mfoc.Gradient:
+    """Back-propagation with Adam: the gradient step on H."""
+    return mfoc.Gradient(partial(torch.optim.Adam, lr=lr))
 
 
 def main(folder: Path) -> None:
@@ -34,9 +40,9 @@ def main(folder: Path) -> None:
     solutions = solved(problem, points)
     best = min(solutions.values(), key=lambda one: one.value)
     figure = idea(problem, points, solutions)
-    figure.savefig(folder / "idea.png", dpi=110)
+    figure.savefig(folder / "idea.png", dpi=110, metadata={"Software": None})
     swarm, crowd = flock()
-    steered = mfoc.solve(swarm, mfoc.MSA(), crowd, steps=2 if SMOKE else 40, tol=1e-6)
+    steered = mfoc.solve(swarm, adam(lr=0.1), crowd, steps=STEPS)
     path = mfoc.rollout(swarm, steered, crowd)
     cloud, network = "a crowd, steered", "a network's layers"
     plot.animate(
@@ -44,9 +50,22 @@ def main(folder: Path) -> None:
         folder / "moving.gif",
         labels={network: points.data},
         costates={cloud: mfoc.costates(swarm, steered, path, crowd)},
-        targets={cloud: TARGET},
+        decorate=decorate,
         frames=4 if SMOKE else 49,
     )
+
+
+def decorate(title: str, axis) -> None:
+    """What stays in the picture that moves: the target and the obstacle; the line that divides the classes."""
+    if "crowd" in title:
+        turn = torch.linspace(0, 2 * math.pi, 60)
+        axis.fill(0.5 * turn.cos(), 0.5 * turn.sin(), color="#BBBBBB", zorder=1)
+        axis.annotate("obstacle", (0, -0.62), ha="center", va="top", fontsize=8, color=INK)
+        axis.plot(*TARGET.numpy()[:, None], "x", color=INK, markersize=11, markeredgewidth=2.5, zorder=4)
+        axis.annotate("target", (2.2, 1.75), ha="center", fontsize=8, color=INK)
+    else:
+        axis.axline((0, 0), slope=1, color=INK, linewidth=1, linestyle="--", zorder=1)
+        axis.annotate("equal scores", (0.97, 0.9), xycoords="axes fraction", ha="right", fontsize=8, color=INK)
 
 
 def moons(number: int) -> mfoc.Particles:
@@ -61,25 +80,27 @@ def moons(number: int) -> mfoc.Particles:
 
 
 def layers() -> tuple[mfoc.Problem, mfoc.Particles]:
-    """A network of twelve residual blocks in the plane, x + h W tanh(V x + b); the last state is the two class scores."""
+    """Twelve residual blocks in the plane, x + h W tanh(V x + b); the last state is the two class scores."""
     torch.manual_seed(1)
 
     def block() -> nn.Module:
         return Residual(nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Linear(8, 2)), 0.5)
 
-    net = nn.Sequential(*(block() for _ in range(12))).double()
-    return mfoc.from_module(net, F.cross_entropy, running_cost=mfoc.weight_decay(1e-3)), moons(300)
+    net = nn.Sequential(*(block() for _ in range(BLOCKS))).double()
+    return mfoc.from_module(net, F.cross_entropy, running_cost=mfoc.weight_decay(1e-3)), moons(40 if SMOKE else 300)
 
 
 def solved(problem: mfoc.Problem, points: mfoc.Particles) -> dict[str, mfoc.Solution]:
     """One problem, several solvers: only one argument changes."""
     solvers = {
         "SGD": mfoc.Gradient(partial(torch.optim.SGD, lr=0.3)),
-        "Adam": mfoc.Gradient(partial(torch.optim.Adam, lr=0.02)),
+        "Adam": adam(lr=0.02),
         "E-MSA": mfoc.EMSA(rho=1.0),
         "NewtonCG": mfoc.NewtonCG(),
     }
-    return {name: mfoc.solve(problem, solver, points, steps=STEPS) for name, solver in solvers.items()}
+    second = {"E-MSA", "NewtonCG"}  # whose steps cost as much as many gradients
+    steps = {name: min(STEPS, 60) if name in second else STEPS for name in solvers}
+    return {name: mfoc.solve(problem, solver, points, steps=steps[name]) for name, solver in solvers.items()}
 
 
 def idea(problem: mfoc.Problem, points: mfoc.Particles, solutions: dict[str, mfoc.Solution]):
@@ -88,9 +109,9 @@ def idea(problem: mfoc.Problem, points: mfoc.Particles, solutions: dict[str, mfo
     states = mfoc.rollout(problem, solution, points).states
     figure = new_figure(9.6, 5.9)
     top, bottom = figure.subfigures(2, 1, height_ratios=(1.0, 1.05))
-    stages = [0, 4, 8, 12]
+    stages = [round(k * BLOCKS / 3) for k in range(4)]
     axes = list(top.subplots(1, len(stages)))
-    clouds.snapshots(axes, clouds.view([states[t] for t in stages]), stages, 12, points.data)
+    clouds.snapshots(axes, clouds.view([states[t] for t in stages]), stages, BLOCKS, points.data)
     top.suptitle(
         r"$\mathrm{minimise}\;\; J(u) = \mathrm{E}\,[\,\sum_t L_t(x_t, u_t) + \Phi(x_T)\,]"
         r"\quad\mathrm{subject\;to}\;\; x_{t+1} = f_t(x_t, u_t)$",
@@ -99,13 +120,18 @@ def idea(problem: mfoc.Problem, points: mfoc.Particles, solutions: dict[str, mfo
     left, middle, right = bottom.subplots(1, 3, width_ratios=(1.35, 1, 1))
     lines.draw(left, {name: lines.points(one, "value") for name, one in solutions.items()})
     left.set(xlabel="step", title="one problem, any solver", ylabel="objective J", yscale="log")
+    left.set_xscale("symlog", linthresh=1)
+    left.set_xlim(-0.3, STEPS * 1.3)
     left.title.set_fontsize(10)
     tidy(left, "both")
     left.legend(frameon=False, fontsize=9, handlelength=3)
     found = [mfoc.certify(problem, one, points) for one in (problem, solution)]
     looks = [{"color": "#7A7A7A", "marker": "o"}, intervals.of_certificates([best])[0]]
     intervals.stages_on([middle, right], found, looks, ("residual", "curvature"))
-    handles = [middle.plot([], [], linestyle="", label=name, **one)[0] for name, one in zip(("guess", best), looks)]
+    handles = [
+        middle.plot([], [], linestyle="", label=name, **one)[0]
+        for name, one in zip(("guess", best), looks, strict=True)
+    ]
     middle.legend(handles=handles, frameon=False, fontsize=9)
     bottom.suptitle(f"certificate of {best}: {found[1].verdict.standing.value}", fontsize=11, color=INK, x=0.72)
     return figure

@@ -17,7 +17,7 @@ from mfoc.drawing.scales import clipped, finite, say, whole_ticks
 from mfoc.errors import InvalidType, InvalidValue
 from mfoc.figures import COLORS, INK, new_figure, of_class, tidy
 
-_POINTS = 1500  # of a cloud that are drawn, evenly spread over its rows
+_POINTS = 1500  # of a cloud that are drawn
 _CLASSES = 10  # that are told apart by colour and marker; of more, or of numbers, the colour is a scale
 _COORDINATES = 4  # of a state that have a panel each; of wider ones the law is seen as root mean squares
 _LEAVES = 6
@@ -80,10 +80,18 @@ def _plane(cloud: Tensor) -> tuple[Tensor, Tensor]:
     """The mean ``[d]`` and the two first principal axes ``[d, 2]`` of what is finite of a cloud."""
     width = cloud.shape[1]
     whole = cloud[cloud.isfinite().all(1)]
-    whole = whole[:: -(-len(whole) // 4000)] if len(whole) else torch.zeros(1, width, dtype=cloud.dtype)
+    whole = some(whole, 4000) if len(whole) else torch.zeros(1, width, dtype=cloud.dtype)
     centre = whole.mean(0)
     axes = torch.linalg.svd(whole - centre, full_matrices=False)[2][:2].mT
     return centre, torch.nn.functional.pad(axes, (0, 2 - axes.shape[1]))
+
+
+def some(rows: Tensor, most: int) -> Tensor:
+    """At most so many of some rows, drawn once and for all: every second one may be of one class."""
+    if len(rows) <= most:
+        return rows
+    picked = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))[:most]
+    return rows[picked.sort().values]
 
 
 def _turned(points: Tensor, before: Tensor | None) -> Tensor:
@@ -153,8 +161,7 @@ def scatter(axis: Any, points: Tensor, labels: Tensor | None) -> Any:
     if missing := len(points) - int(whole.sum()):
         note = {"xycoords": "axes fraction", "ha": "left", "va": "top", "fontsize": 8, "color": INK}
         axis.annotate(f"{missing} of {len(points)} not finite", (0.02, 0.98), **note)
-    rows = whole.nonzero()[:, 0]
-    rows = rows[:: max(1, -(-len(rows) // _POINTS))]
+    rows = some(whole.nonzero()[:, 0], _POINTS)
     x, y = points[rows].mT
     size = 14.0 if len(rows) <= 300 else 7.0
     shape: dict[str, Any] = {"s": size, "linewidths": 0, "alpha": 0.7}
@@ -273,7 +280,7 @@ def law(axis: Any, name: str, clouds: Sequence[Tensor], *, first: bool = True) -
 def _quantiles(column: Tensor, outer: float) -> tuple[float, float]:
     if not len(column):
         return math.nan, math.nan
-    ends = torch.quantile(column[:: -(-len(column) // 100_000)], torch.tensor([outer, 1 - outer], dtype=column.dtype))
+    ends = torch.quantile(some(column, 100_000), torch.tensor([outer, 1 - outer], dtype=column.dtype))
     return float(ends[0]), float(ends[1])
 
 

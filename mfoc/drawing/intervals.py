@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from mfoc.drawing.scales import Array, finite, log_with_zero, named_ticks, say, wrapped
+from mfoc.drawing.scales import Array, finite, log_with_zero, named_ticks, say, signed_ticks, wrapped
 from mfoc.errors import InvalidValue
 from mfoc.figures import COLORS, INK, look, new_figure, sized, tidy
 
@@ -98,6 +98,7 @@ def _scaled(panel: Any, field: str, parts: Sequence[Array]) -> None:
         if ends.size:
             low, high = min(float(ends.min()), 0.0), max(float(ends.max()), 0.0)
             panel.set_ylim(low * 2.2 if low < 0 else -0.4 * threshold, high * 2.2 if high > 0 else 0.4 * threshold)
+        signed_ticks(panel, threshold)
         return
     positive = values[values > 0]
     if not positive.size:

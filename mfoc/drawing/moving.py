@@ -5,7 +5,7 @@ This is below the public doors: it does not check its arguments.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mfoc.drawing.clouds import View, bounds_of, flat, framed, view
+from mfoc.drawing.clouds import View, bounds_of, flat, framed, some, view
 from mfoc.errors import InvalidType, InvalidValue, require
 from mfoc.figures import COLORS, INK, new_figure, of_class, tidy
 
@@ -33,7 +33,6 @@ class Scene:
         rows: the particles that are drawn.
         groups: rows of each class, all of them in one where there are no classes.
         arrows: -p at each stage ``[N, 2]``, or None.
-        targets: points ``[k, 2]`` with a cross.
     """
 
     title: str
@@ -41,7 +40,6 @@ class Scene:
     rows: Tensor
     groups: list[Tensor]
     arrows: list[Tensor] | None
-    targets: Tensor
 
     def at(self, share: float) -> tuple[int, Tensor]:
         """The stage, and the points of all particles, after that share of the way."""
@@ -58,23 +56,19 @@ def scene(
     states: Sequence[Tensor],
     labels: Tensor | None,
     costates: Sequence[Any] | None,
-    targets: Tensor | None,
 ) -> Scene:
     """What one panel shows.
 
     Raises:
-        InvalidType, InvalidValue: costates or targets that do not go with the states, or no particle stays finite.
+        InvalidType, InvalidValue: costates that do not go with the states, or no particle stays finite.
     """
     seen = view(states)
-    crosses = torch.zeros(0, 2).double() if targets is None else torch.atleast_2d(targets.detach().cpu().double())
-    if len(crosses) and (crosses.dim() != 2 or crosses.shape[1] != 2 or flat(states[0]).shape[1] != 2):
-        raise InvalidValue("targets are marked of states of two numbers, by points [2] or [k, 2]")
     if not seen.shared:  # each stage on its own scale, so that one picture holds all
         seen = View([_unit(points) for points in seen.points], seen.labels, False)
     good = torch.stack([points.isfinite().all(1) for points in seen.points]).all(0).nonzero()[:, 0]
     if not len(good):
         raise InvalidValue("no particle stays finite at all stages; there is nothing to move")
-    rows = good[:: -(-len(good) // _POINTS)]
+    rows = some(good, _POINTS)
     groups = [rows]
     if labels is not None:
         own = labels.detach().cpu()[rows]
@@ -82,7 +76,7 @@ def scene(
         if len(kinds) > 10:
             raise InvalidValue(f"labels holds {len(kinds)} classes; at most 10 are told apart in an animation")
         groups = [rows[own == kind] for kind in kinds]
-    return Scene(title, seen, rows, groups, None if costates is None else _arrows(states, costates), crosses)
+    return Scene(title, seen, rows, groups, None if costates is None else _arrows(states, costates))
 
 
 def _unit(points: Tensor) -> Tensor:
@@ -102,12 +96,23 @@ def _arrows(states: Sequence[Tensor], costates: Sequence[Any]) -> list[Tensor]:
     return found
 
 
-def write(scenes: Sequence[Scene], path: Path, *, frames: int, fps: int, dpi: int) -> Path:
+def write(
+    scenes: Sequence[Scene],
+    path: Path,
+    decorate: Callable[[str, Any], object] | None,
+    *,
+    frames: int,
+    fps: int,
+    dpi: int,
+) -> Path:
     """Writes the GIF, by Pillow, and returns its path."""
     figure = new_figure(3.2 * len(scenes), 3.5)
     figure.set_dpi(dpi)
     axes = list(figure.subplots(1, len(scenes), squeeze=False)[0])
     moves = [_panel(axis, one) for axis, one in zip(axes, scenes, strict=True)]
+    for axis, one in zip(axes, scenes, strict=True):
+        if decorate is not None:
+            decorate(one.title, axis)
     image = require("PIL.Image", "plot")
     pictures = []
     for share in np.linspace(0, 1, frames):
@@ -120,7 +125,7 @@ def write(scenes: Sequence[Scene], path: Path, *, frames: int, fps: int, dpi: in
     both = image.new("RGB", (pictures[0].width, 2 * pictures[0].height))
     both.paste(pictures[0], (0, 0))
     both.paste(pictures[-1], (0, pictures[0].height))
-    palette = both.quantize(64, dither=0)
+    palette = both.quantize(128, dither=0)
     indexed = [picture.quantize(palette=palette, dither=0) for picture in pictures]
     stay = [round(1000 / fps)] * (frames - 1) + [round(1000 * _STAY)]
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -131,9 +136,7 @@ def write(scenes: Sequence[Scene], path: Path, *, frames: int, fps: int, dpi: in
 def _panel(axis: Any, one: Scene) -> Any:
     """Draws what stays, and returns a function that moves the rest to a share of the way."""
     tidy(axis, "both")
-    framed(axis, bounds_of(torch.cat([*(points[one.rows] for points in one.seen.points), one.targets])))
-    if len(one.targets):
-        axis.plot(one.targets[:, 0], one.targets[:, 1], "x", color=INK, markersize=11, markeredgewidth=2.5, zorder=4)
+    framed(axis, bounds_of(torch.cat([points[one.rows] for points in one.seen.points])))
     axis.set_xlabel(one.seen.labels[0], fontsize=9)
     axis.set_ylabel(one.seen.labels[1], fontsize=9)
     if not one.seen.shared:
@@ -146,12 +149,11 @@ def _panel(axis: Any, one: Scene) -> Any:
     ]
     clock = axis.annotate("", (0.03, 0.97), xycoords="axes fraction", va="top", fontsize=9, color=INK)
     last = len(one.seen.points) - 1
-    few = one.rows[:: -(-len(one.rows) // _ARROWS)]
-    quiver, longest = None, 1.0
+    few = some(one.rows, _ARROWS)
+    quiver = None
     if one.arrows is not None:
-        longest = max(float(p[few].nan_to_num().norm(dim=1).max()) for p in one.arrows) or 1.0
         zero = np.zeros(len(few))
-        shape = {"width": 0.006, "color": COLORS[1], "alpha": 0.8, "angles": "xy", "scale_units": "width", "scale": 5}
+        shape = {"width": 0.006, "color": COLORS[1], "alpha": 0.8, "angles": "xy", "scale_units": "width", "scale": 6}
         quiver = axis.quiver(zero, zero, zero, zero, zorder=3, **shape)
 
     def move(share: float) -> None:
@@ -161,7 +163,9 @@ def _panel(axis: Any, one: Scene) -> Any:
         clock.set_text(f"stage {t} of {last}")
         if quiver is not None and one.arrows is not None:
             quiver.set_offsets(points[few].numpy())
-            p = (one.arrows[t][few] / longest).nan_to_num().numpy()
-            quiver.set_UVC(p[:, 0], p[:, 1])
+            p = one.arrows[t][few].nan_to_num()
+            # Each stage on its own scale; at the end there is nothing to go for.
+            p = p / (float(p.norm(dim=1).max()) or 1.0) * (t < last)
+            quiver.set_UVC(p[:, 0].numpy(), p[:, 1].numpy())
 
     return move

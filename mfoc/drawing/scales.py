@@ -53,6 +53,19 @@ def log_with_zero(axis: Any, values: Array, which: str = "y") -> None:
         getattr(axis, f"set_{which}lim")(**{"bottom" if which == "y" else "left": -0.4 * threshold})
 
 
+def signed_ticks(axis: Any, threshold: float) -> None:
+    """Ticks of a symmetric logarithm: zero, and powers of ten that are far enough from it and one another to be read."""
+    bottom, top = axis.get_ylim()
+    least = math.ceil(math.log10(threshold) + 0.3)
+    most = math.floor(math.log10(max(abs(bottom), abs(top), 10.0**least)))
+    sides = (bottom < -(10.0**least)) + (top > 10.0**least)
+    every = max(1, -(-(most - least + 1) * max(sides, 1) // 6))
+    powers = [10.0**power for power in range(most, least - 1, -every)]
+    ticks = [0.0, *(sign * power for power in powers for sign in (-1, 1) if bottom <= sign * power <= top)]
+    axis.set_yticks(sorted(ticks))
+    axis.yaxis.set_minor_locator(require("matplotlib.ticker", "plot").NullLocator())
+
+
 def whole_ticks(axis: Any, which: str = "x") -> None:
     """Ticks at whole numbers only: a stage and a step are counted."""
     locator = require("matplotlib.ticker", "plot").MaxNLocator(nbins="auto", integer=True, min_n_ticks=1)
