@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-gpu lint tutorials soak bench bench-quick bench-gpu bench-readme fuzz clean
+.PHONY: demo test test-gpu lint tutorials pictures soak bench bench-quick bench-gpu bench-readme fuzz clean
 
 demo: $(READY)
 	$(BIN)/mfoc demo --out figures
@@ -28,6 +28,10 @@ lint: $(READY)
 
 tutorials: $(READY)
 	for script in tutorials/[0-9]*.py; do echo "$$script"; $(BIN)/python "$$script" || exit 1; done
+
+# The pictures of the README, into tutorials/pictures.
+pictures: $(READY)
+	$(BIN)/python tutorials/pictures.py
 
 # Kills, signals, flipped bits, full disks, threads and 100,000 steps, and what was lost by them; the tests run a short form.
 soak: $(READY)

@@ -87,7 +87,7 @@ def layers() -> tuple[mfoc.Problem, mfoc.Particles]:
         return Residual(nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Linear(8, 2)), 0.5)
 
     net = nn.Sequential(*(block() for _ in range(BLOCKS))).double()
-    return mfoc.from_module(net, F.cross_entropy, running_cost=mfoc.weight_decay(1e-3)), moons(40 if SMOKE else 300)
+    return mfoc.from_module(net, F.cross_entropy, running_cost=mfoc.weight_decay(3e-3)), moons(40 if SMOKE else 300)
 
 
 def solved(problem: mfoc.Problem, points: mfoc.Particles) -> dict[str, mfoc.Solution]:
@@ -100,21 +100,22 @@ def solved(problem: mfoc.Problem, points: mfoc.Particles) -> dict[str, mfoc.Solu
     }
     second = {"E-MSA", "NewtonCG"}  # whose steps cost as much as many gradients
     steps = {name: min(STEPS, 60) if name in second else STEPS for name in solvers}
-    return {name: mfoc.solve(problem, solver, points, steps=steps[name]) for name, solver in solvers.items()}
+    return {name: mfoc.solve(problem, solver, points, steps=steps[name], tol=1e-4) for name, solver in solvers.items()}
 
 
 def idea(problem: mfoc.Problem, points: mfoc.Particles, solutions: dict[str, mfoc.Solution]):
     """Problem, cloud, solvers, certificate: one figure."""
     best, solution = min(solutions.items(), key=lambda pair: pair[1].value)
     states = mfoc.rollout(problem, solution, points).states
-    figure = new_figure(9.6, 5.9)
-    top, bottom = figure.subfigures(2, 1, height_ratios=(1.0, 1.05))
+    figure = new_figure(9.6, 6.3)
+    top, bottom = figure.subfigures(2, 1, height_ratios=(1.05, 1.0))
     stages = [round(k * BLOCKS / 3) for k in range(4)]
     axes = list(top.subplots(1, len(stages)))
     clouds.snapshots(axes, clouds.view([states[t] for t in stages]), stages, BLOCKS, points.data)
     top.suptitle(
         r"$\mathrm{minimise}\;\; J(u) = \mathrm{E}\,[\,\sum_t L_t(x_t, u_t) + \Phi(x_T)\,]"
-        r"\quad\mathrm{subject\;to}\;\; x_{t+1} = f_t(x_t, u_t)$",
+        r"\quad\mathrm{subject\;to}\;\; x_{t+1} = f_t(x_t, u_t)$"
+        "\n",  # a line of its own for the index below the sum
         fontsize=12,
     )
     left, middle, right = bottom.subplots(1, 3, width_ratios=(1.35, 1, 1))
@@ -133,7 +134,9 @@ def idea(problem: mfoc.Problem, points: mfoc.Particles, solutions: dict[str, mfo
         for name, one in zip(("guess", best), looks, strict=True)
     ]
     middle.legend(handles=handles, frameon=False, fontsize=9)
-    bottom.suptitle(f"certificate of {best}: {found[1].verdict.standing.value}", fontsize=11, color=INK, x=0.72)
+    bottom.suptitle(
+        f"certificate of {best}; on these particles: {found[1].verdict.sample.value}", fontsize=11, color=INK, x=0.72
+    )
     return figure
 
 

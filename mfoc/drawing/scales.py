@@ -54,7 +54,7 @@ def log_with_zero(axis: Any, values: Array, which: str = "y") -> None:
 
 
 def signed_ticks(axis: Any, threshold: float) -> None:
-    """Ticks of a symmetric logarithm: zero, and powers of ten that are far enough from it and one another to be read."""
+    """Ticks of a symmetric logarithm: zero, and powers of ten that are far enough apart to be read."""
     bottom, top = axis.get_ylim()
     least = math.ceil(math.log10(threshold) + 0.3)
     most = math.floor(math.log10(max(abs(bottom), abs(top), 10.0**least)))
