@@ -3,6 +3,7 @@
 import math
 import runpy
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -96,7 +97,11 @@ def test_any_history_is_drawn(values, residuals, last):
 
 
 def test_solutions_side_by_side_have_looks_of_their_own():
-    found = {"SGD": solution([1.0], [1.0]), "E-MSA": solution([1.0], [1.0]), "mine, " + "long " * 30: solution([1], [1])}
+    found = {
+        "SGD": solution([1.0], [1.0]),
+        "E-MSA": solution([1.0], [1.0]),
+        "mine, " + "long " * 30: solution([1], [1]),
+    }
     figure = drawn(plot.solutions(found))
     looks = {(line.get_color(), line.get_marker()) for line in lines_of(figure.axes[0])}
     assert len(looks) == 3
@@ -157,7 +162,19 @@ def test_any_curve_is_drawn(values):
         [torch.arange(9), torch.arange(9)],
         [normal(5000, 2).float()] * 2,
     ],
-    ids="scalar column one-particle one-wide long constant widths nan inf integers many".split(),
+    ids=[
+        "scalar",
+        "column",
+        "one-particle",
+        "one-wide",
+        "long",
+        "constant",
+        "widths",
+        "nan",
+        "inf",
+        "integers",
+        "many",
+    ],
 )
 def test_any_trajectory_is_drawn(states):
     trajectory = moving(*states)
@@ -187,7 +204,9 @@ def test_classes_are_told_apart_and_none_is_left_out():
     sizes = [len(part.get_offsets()) for part in axis.collections]
     assert len(sizes) == 2
     assert min(sizes) > 0.4 * sum(sizes)
-    assert len({tuple(of_class(k).values()) for k in range(10)}) == len({of_class(k)["marker"] for k in range(10)}) == 10
+    assert (
+        len({tuple(of_class(k).values()) for k in range(10)}) == len({of_class(k)["marker"] for k in range(10)}) == 10
+    )
     drawn(plot.cloud(moving(normal(40, 2)), torch.arange(40)))  # of more than ten the colour is a scale
 
 
@@ -251,7 +270,20 @@ def test_controls_are_drawn_number_by_number_with_their_bounds():
         ({"w": normal(300)}, {"schedule": mfoc.tied, "horizon": 4}),
         (normal(3, 2), {"schedule": lambda u, t: u[t], "horizon": 3}),
     ],
-    ids="scalar T=1 many-numbers bounded long particles wide-particles tree leaves tied wide-tied schedule".split(),
+    ids=[
+        "scalar",
+        "T=1",
+        "many-numbers",
+        "bounded",
+        "long",
+        "particles",
+        "wide-particles",
+        "tree",
+        "leaves",
+        "tied",
+        "wide-tied",
+        "schedule",
+    ],
 )
 def test_any_controls_are_drawn(controls, more):
     problem = free(controls, **more)
@@ -260,9 +292,8 @@ def test_any_controls_are_drawn(controls, more):
 
 
 def test_controls_of_a_solution_and_of_a_network():
-    for problem, particles, *_ in (swarm(), mlp(), tied()):
-        solved = mfoc.solve(problem, mfoc.Gradient(lambda leaves: torch.optim.SGD(leaves, lr=0.01)), particles, steps=1)
-        drawn(plot.controls(problem, solved))
+    for problem, *_ in (swarm(), mlp(), tied()):
+        drawn(plot.controls(problem, mfoc.Iterate(0, problem.controls, {})))
     with pytest.raises(mfoc.InvalidValue, match="controls"):
         plot.controls(problem, normal(99))
 
@@ -276,8 +307,6 @@ def measure(value, low=None, high=None):
 
 def certificate(stages):
     """A certificate whose stages have these residuals, gaps and curvatures."""
-    from dataclasses import replace
-
     problem, particles, *_ = linear_quadratic()
     found = mfoc.certify(problem, problem, particles)
     made = [
@@ -288,7 +317,12 @@ def certificate(stages):
 
 
 AWKWARD = [
-    ("a name that is much longer than there is room for", measure(1e-3, 0.0, INF), measure(INF), measure(-1.0, -INF, 2.0)),
+    (
+        "a name that is much longer than there is room for",
+        measure(1e-3, 0.0, INF),
+        measure(INF),
+        measure(-1.0, -INF, 2.0),
+    ),
     ("b", measure(0.0, 0.0, 0.0), measure(NAN, NAN, NAN), measure(0.0)),
     ("c", measure(1e3, 1e-30, 1e9), measure(1e-16, 0.0, 1.0), measure(5.0, -3.0, 1e7)),
 ]
@@ -354,6 +388,7 @@ def test_what_cannot_move_is_refused(tmp_path):
     plot.animate({"one": good, "other": moving(normal(5, 3), normal(5, 7))}, tmp_path / "b.gif", frames=2, dpi=30)
 
 
+@pytest.mark.slow
 def test_the_pictures_are_made(tmp_path, monkeypatch):
     """The script of the README's pictures, in smoke mode; a test of its own network keeps it to seconds."""
     monkeypatch.setenv("MFOC_SMOKE", "1")
