@@ -192,7 +192,7 @@ def test_before_and_after_have_equal_axes():
 def test_the_law_that_is_drawn_is_that_of_the_cloud():
     cloud = normal(400, 1, seed=3)
     axis = moving(cloud, 2 * cloud + 1).plot().axes[0]
-    mean = [line for line in lines_of(axis) if line.get_label() == "mean"][0]
+    mean = next(line for line in lines_of(axis) if line.get_label() == "mean")
     assert mean.get_ydata() == pytest.approx([float(cloud.mean()), float(2 * cloud.mean() + 1)])
     band = axis.collections[0].get_paths()[0].vertices[:, 1]
     assert band.min() == pytest.approx(min(float((s * cloud + m).quantile(0.05)) for s, m in ((1, 0), (2, 1))))
@@ -318,7 +318,7 @@ def certificate(stages):
 
 AWKWARD = [
     (
-        "a name that is much longer than there is room for",
+        "a name that is longer than its room",
         measure(1e-3, 0.0, INF),
         measure(INF),
         measure(-1.0, -INF, 2.0),
