@@ -100,7 +100,8 @@ def _turned(points: Tensor, before: Tensor | None) -> Tensor:
         return points
     both = before.isfinite().all(1) & points.isfinite().all(1)
     left, _, right = torch.linalg.svd(points[both].mT @ before[both])
-    return points @ left @ right
+    turned: Tensor = points @ left @ right
+    return turned
 
 
 def spread_over(count: int, most: int) -> list[int]:

@@ -76,7 +76,7 @@ def stages_on(
         _scaled(panel, field, parts)
         for index, (ends, one) in enumerate(zip(parts, looks, strict=True)):
             shift = 0.16 * (index - (len(found) - 1) / 2) if len(found) <= 5 else 0.6 * (index / (len(found) - 1) - 0.5)
-            bars(panel, np.arange(len(labels)) + shift, ends, one)
+            bars(panel, np.arange(len(labels), dtype=np.float64) + shift, ends, one)
 
 
 def _ends(measures: Sequence[Any]) -> Array:

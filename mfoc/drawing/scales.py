@@ -30,7 +30,8 @@ def numbers(values: Sequence[float] | Tensor) -> Array:
 def finite(parts: Iterable[Array]) -> Array:
     """What is finite of some arrays, as one."""
     flat = np.concatenate([np.ravel(part) for part in parts] or [np.zeros(0)])
-    return flat[np.isfinite(flat)]
+    kept: Array = flat[np.isfinite(flat)]
+    return kept
 
 
 def wide(values: Array) -> bool:

@@ -170,7 +170,7 @@ class GridValue(Value):
         if self.dimension == 1:
             lines = {f"stage {s}": self.values[s] for s in dict.fromkeys((t, self.problem.stages))}
             return fields.value_lines(self.grid.axes[0], lines, title)
-        return fields.value_map(*self.grid.axes, self.values[t], title, ("$x_1$", "$x_2$"))
+        return fields.value_map(self.grid.axes[0], self.grid.axes[1], self.values[t], title, ("$x_1$", "$x_2$"))
 
     def __repr__(self) -> str:
         most = float(self.leaving.max())
