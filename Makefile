@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-gpu lint tutorials soak bench bench-quick bench-gpu bench-readme fuzz docs clean
+.PHONY: demo test test-gpu lint tutorials pictures docs soak bench bench-quick bench-gpu bench-readme fuzz clean
 
 demo: $(READY)
 	$(BIN)/mfoc demo --out figures
@@ -35,6 +35,10 @@ docs: $(READY)
 	MFOC_SMOKE=$(SMOKE) $(BIN)/python tutorials/site/render.py
 	MFOC_SMOKE=$(SMOKE) NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict -q -f tutorials/site/mkdocs.yml
 	@echo "site/index.html"
+
+# The pictures of the README, into tutorials/pictures.
+pictures: $(READY)
+	$(BIN)/python tutorials/pictures.py
 
 # Kills, signals, flipped bits, full disks, threads and 100,000 steps, and what was lost by them; the tests run a short form.
 soak: $(READY)

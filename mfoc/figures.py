@@ -10,6 +10,9 @@ from mfoc.errors import require
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 INK = "#333333"
 _MARKERS = "osD^vP*"
+# Ten classes: the palette, and three more that are as far from it as can be; each has a marker of its own.
+CLASSES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8A3D00", "#5E4FA2", "#8C8C8C")
+_CLASS_MARKERS = "osD^vP*X<p"
 _LINES = ("-", "--", ":", "-.")
 
 # What has a colour and a marker of its own, in every figure. Members of one family are shades; markers serve readers
@@ -65,3 +68,13 @@ def look(name: str, index: int = 0) -> dict[str, Any]:
         return {"color": COLORS[index % len(COLORS)], "marker": _MARKERS[index % len(_MARKERS)]}
     color, marker = _LOOKS[key]
     return {"color": color, "marker": marker}
+
+
+def of_class(index: int) -> dict[str, Any]:
+    """Colour and marker of the points of a class: no two of the first ten are alike, in colour or in grey."""
+    return {"color": CLASSES[index % len(CLASSES)], "marker": _CLASS_MARKERS[index % len(_CLASS_MARKERS)]}
+
+
+def sized(marker: str) -> float:
+    """By how much a marker is drawn larger than others, so that all look equally large: a star is mostly gaps."""
+    return {"*": 1.7, "+": 1.5, "P": 1.2, "X": 1.2, "p": 1.2, "D": 0.9}.get(marker, 1.0)

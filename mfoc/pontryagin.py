@@ -41,6 +41,24 @@ class Trajectory(NamedTuple):
     states: list[Tree]
     cost: Tensor
 
+    def plot(self, labels: Tensor | None = None) -> Any:
+        """A figure of the cloud as it moves, at five stages, and of its law: mean and spread at every stage.
+
+        States of two numbers are seen as they are, wider ones in the plane of their two first principal components (of
+        all stages together where they are equally wide). Of a tree of tensors the law of each leaf is drawn.
+
+        Args:
+            labels: classes, or numbers, ``[N]`` for the colours.
+
+        Raises:
+            InvalidType, InvalidValue: labels that are not one for each particle, or states without tensors.
+            MissingExtra: matplotlib is not installed.
+        """
+        from mfoc.drawing import clouds
+
+        clouds.check_labels(labels, len(self.cost))
+        return clouds.trajectory(self.states, labels)
+
     def __repr__(self) -> str:
         return (
             f"Trajectory({len(self.states)} states of {len(self.cost)} particles, from {short(self.states[0])} to "

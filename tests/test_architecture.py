@@ -37,6 +37,7 @@ LAYERS = [
         "holdings",
         "streams",
         "figures",
+        "drawing",
         "collectives",
     },
     {"distributed", "derivatives", "particles", "bounds", "vectorisation"},

@@ -1,6 +1,10 @@
-"""Figures say what they show."""
+"""Figures say what they show, whatever they are given."""
 
 import math
+import runpy
+import sys
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,13 +12,337 @@ import torch.nn.functional as F
 
 import mfoc
 from mfoc import plot
-from tests.problems import mlp, mlp_net, normal, pytrees
+from mfoc.figures import look, of_class
+from tests.problems import linear_quadratic, mlp, mlp_net, normal, pytrees, swarm, tied
 
 pytest.importorskip("matplotlib")
+image = pytest.importorskip("PIL.Image")
+
+D = torch.float64
+NAN, INF = float("nan"), float("inf")
+
+
+@pytest.fixture(autouse=True)
+def _warnings_are_errors(recwarn):
+    """A layout that does not fit, or a scale without room, is told by a warning of matplotlib's."""
+    yield
+    assert not [w.message for w in recwarn if "layout" in str(w.message) or "limits" in str(w.message)]
+
+
+def drawn(figure):
+    """The figure, drawn: what matplotlib refuses it refuses then."""
+    figure.canvas.draw()
+    return figure
 
 
 def texts(figure):
     return " ".join(text.get_text() for text in figure.findobj(lambda artist: hasattr(artist, "get_text")))
+
+
+def lines_of(axis):
+    """The lines that have points."""
+    return [line for line in axis.lines if len(line.get_xdata())]
+
+
+def outside(axis):
+    """Lines that have points above or below the axis."""
+    low, high = sorted(axis.get_ylim())
+    heights = [torch.as_tensor(line.get_ydata(), dtype=D) for line in lines_of(axis)]
+    return [y for y in heights if bool((y[y.isfinite()] < low - 1e-12).any() or (y[y.isfinite()] > high + 1e-12).any())]
+
+
+def solution(values, residuals, *, last=(0.5, 0.1), name="Adam", message="did all steps"):
+    """A solution of that history."""
+    history = [
+        {"step": k, "value": value, "residual": residual, "seconds": 0.1 * k}
+        for k, (value, residual) in enumerate(zip(values, residuals, strict=True))
+    ]
+    origin = {"solver": {"type": "Gradient", "optimizer": {"type": name}}}
+    iterate = mfoc.Iterate(len(history), [], {}, origin=origin)
+    return mfoc.Solution([], *last, mfoc.Status.MAX_STEPS, history, iterate, message)
+
+
+def moving(*states):
+    return mfoc.Trajectory(list(states), torch.zeros(len(states[0]), dtype=D))
+
+
+# ---- solutions
+
+
+def test_a_solution_draws_J_and_the_residual_by_step_and_by_second():
+    found = solution([3.0, 2.0, 1.0], [1.0, 0.5, 0.2])
+    figure = drawn(found.plot())
+    assert all(word in texts(figure) for word in ("objective J", "residual", "step", "wall time [s]", "Adam"))
+    value = lines_of(figure.axes[0])[0]
+    assert list(value.get_xdata()) == [0, 1, 2, 3], "by step the line ends with the solution itself"
+    assert list(value.get_ydata()) == [3.0, 2.0, 1.0, 0.5]
+    assert value.get_color() == look("Adam")["color"]
+
+
+@pytest.mark.parametrize(
+    ("values", "residuals", "last"),
+    [
+        ([], [], (NAN, NAN)),
+        ([], [], (1.0, 0.0)),
+        ([1.0], [0.0], (1.0, 0.0)),
+        ([2.0, NAN, INF], [1.0, NAN, INF], (2.0, 1.0)),
+        ([-1.0, 1e6, -1e-9], [1e-300, 1e300, 0.0], (0.0, 0.0)),
+        ([5.0] * 3000, [1e-3] * 3000, (5.0, 1e-3)),
+    ],
+    ids=["empty", "no step", "one", "not finite", "huge and negative", "constant and long"],
+)
+def test_any_history_is_drawn(values, residuals, last):
+    figure = drawn(solution(values, residuals, last=last, message="word " * 80).plot())
+    assert not [y for axis in figure.axes for y in outside(axis)]
+
+
+def test_solutions_side_by_side_have_looks_of_their_own():
+    found = {
+        "SGD": solution([1.0], [1.0]),
+        "E-MSA": solution([1.0], [1.0]),
+        "mine, " + "long " * 30: solution([1], [1]),
+    }
+    figure = drawn(plot.solutions(found))
+    looks = {(line.get_color(), line.get_marker()) for line in lines_of(figure.axes[0])}
+    assert len(looks) == 3
+    twice = drawn(found["SGD"].plot(found["E-MSA"]))
+    assert "Adam 1" in texts(twice), "two solves by one solver are told apart"
+    assert "Adam 2" in texts(twice)
+    with pytest.raises(mfoc.InvalidValue, match="alike"):
+        found["SGD"].plot(found["E-MSA"], names=["a", "a"])
+    with pytest.raises(mfoc.InvalidType, match="others"):
+        found["SGD"].plot("x")
+
+
+# ---- curves
+
+
+def test_curves_figure():
+    figure = plot.curves({"a": ([0, 1], [1, 0.1]), "b": ([0, 2], [1, 0.2])}, title="two")
+    assert all(word in texts(figure) for word in ("a", "b", "two", "wall time [s]", "objective J"))
+    assert figure.axes[0].get_yscale() == "log"
+
+
+def test_equal_curves_do_not_hide_one_another():
+    """Beneath is the wider line, above it a narrower one with gaps, and each has its markers elsewhere."""
+    x = list(range(100))
+    first, second = lines_of(drawn(plot.curves({"a": (x, x), "b": (x, x)})).axes[0])
+    assert first.get_linewidth() > second.get_linewidth()
+    assert first.get_linestyle() == "-" != second.get_linestyle()
+    assert first.get_markevery()[0] != second.get_markevery()[0]
+
+
+def test_step_zero_is_on_a_logarithmic_axis():
+    axis = drawn(plot.curves({"a": ([0, 1, 1000], [3.0, 2.0, 1.0])}, log_x=True)).axes[0]
+    zero, one, end = (axis.transData.transform((x, 1.0))[0] for x in (0, 1, 1000))
+    assert axis.bbox.x0 <= zero < one < end <= axis.bbox.x1
+    assert (one - zero) > 0.1 * (end - zero), "zero and one are apart"
+
+
+@pytest.mark.parametrize("values", [[], [NAN, NAN], [INF, 1.0], [-1.0, 0.0], [2.0, 2.0]])
+def test_any_curve_is_drawn(values):
+    drawn(plot.curves({"name " * 20: (list(range(len(values))), values)}, log_x=True))
+
+
+# ---- trajectories
+
+
+@pytest.mark.parametrize(
+    "states",
+    [
+        [normal(30), normal(30)],
+        [normal(30, 1)] * 3,
+        [normal(1, 2), normal(1, 2)],
+        [normal(1, 5)] * 2,
+        [normal(9, 2)] * 300,
+        [torch.zeros(9, 2)] * 3,
+        [normal(9, 3, 2, 2), normal(9, 5), normal(9, 1)],
+        [normal(9, 2), torch.full((9, 2), NAN, dtype=D)],
+        [torch.full((9, 4), INF, dtype=D)] * 2,
+        [torch.arange(9), torch.arange(9)],
+        [normal(5000, 2).float()] * 2,
+    ],
+    ids=[
+        "scalar",
+        "column",
+        "one-particle",
+        "one-wide",
+        "long",
+        "constant",
+        "widths",
+        "nan",
+        "inf",
+        "integers",
+        "many",
+    ],
+)
+def test_any_trajectory_is_drawn(states):
+    trajectory = moving(*states)
+    drawn(trajectory.plot(torch.arange(len(states[0])) % 3))
+    drawn(plot.cloud(trajectory))
+
+
+def test_before_and_after_have_equal_axes():
+    figure = drawn(plot.cloud(moving(normal(50, 2), 9 * normal(50, 2)), stages=[0, 1]))
+    before, after = figure.axes
+    assert (before.get_xlim(), before.get_ylim()) == (after.get_xlim(), after.get_ylim())
+    assert before.get_xlim()[1] - before.get_xlim()[0] == pytest.approx(before.get_ylim()[1] - before.get_ylim()[0])
+
+
+def test_the_law_that_is_drawn_is_that_of_the_cloud():
+    cloud = normal(400, 1, seed=3)
+    axis = moving(cloud, 2 * cloud + 1).plot().axes[0]
+    mean = next(line for line in lines_of(axis) if line.get_label() == "mean")
+    assert mean.get_ydata() == pytest.approx([float(cloud.mean()), float(2 * cloud.mean() + 1)])
+    band = axis.collections[0].get_paths()[0].vertices[:, 1]
+    assert band.min() == pytest.approx(min(float((s * cloud + m).quantile(0.05)) for s, m in ((1, 0), (2, 1))))
+
+
+def test_classes_are_told_apart_and_none_is_left_out():
+    labels = torch.arange(4000) % 2  # every second: what is drawn of many is not every second particle
+    axis = plot.cloud(moving(normal(4000, 2)), labels).axes[0]
+    sizes = [len(part.get_offsets()) for part in axis.collections]
+    assert len(sizes) == 2
+    assert min(sizes) > 0.4 * sum(sizes)
+    assert (
+        len({tuple(of_class(k).values()) for k in range(10)}) == len({of_class(k)["marker"] for k in range(10)}) == 10
+    )
+    drawn(plot.cloud(moving(normal(40, 2)), torch.arange(40)))  # of more than ten the colour is a scale
+
+
+def test_a_tree_of_states_is_drawn_leaf_by_leaf_and_no_cloud():
+    problem, particles = pytrees()
+    trajectory = mfoc.rollout(problem, problem.controls, particles)
+    figure = drawn(trajectory.plot())
+    assert "token" in texts(figure)
+    with pytest.raises(mfoc.InvalidType, match=r"trajectory.*one leaf"):
+        plot.cloud(trajectory)
+
+
+def test_cloud_figure():
+    problem, particles = mlp()
+    trajectory = mfoc.rollout(problem, problem.controls, particles)
+    figure = plot.cloud(trajectory, particles.data)
+    assert "class" in texts(figure)
+    assert len(figure.axes) == 6
+    assert len(plot.cloud(trajectory, stages=[0, 5]).axes) == 2
+    with pytest.raises(mfoc.InvalidValue, match="labels"):
+        trajectory.plot(particles.data[:-1])
+
+
+def test_principal_components_are_those_of_the_covariance():
+    x = normal(50, 4) * torch.tensor([3.0, 2.0, 1.0, 0.5])
+    scores = plot.principal_components(x)
+    top = torch.linalg.eigvalsh(torch.cov(x.mT)).flip(0)[:2]
+    assert torch.allclose(scores.var(0), top)
+    assert plot.principal_components(normal(5)).shape == (5, 2)
+
+
+# ---- controls
+
+
+def free(controls, **more):
+    return mfoc.Problem(lambda t, x, u, z: x, lambda x, z: x[:, 0], controls, **more)
+
+
+def test_controls_are_drawn_number_by_number_with_their_bounds():
+    controls = [torch.tensor([0.1 * t, -0.2 * t], dtype=D) for t in range(5)]
+    figure = drawn(plot.controls(free(controls, bounds=mfoc.Box(-1.0, 1.0))))
+    first, second, low, high = lines_of(figure.axes[0])
+    assert list(first.get_ydata()) == pytest.approx([0.1 * t for t in range(5)])
+    assert list(second.get_ydata()) == pytest.approx([-0.2 * t for t in range(5)])
+    assert [low.get_ydata()[0], high.get_ydata()[0]] == [-1.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("controls", "more"),
+    [
+        ([torch.zeros((), dtype=D)], {}),
+        ([normal(3)], {}),
+        ([normal(40, 30, seed=t) for t in range(3)], {}),
+        ([normal(7, seed=t) for t in range(200)], {"bounds": mfoc.Box(-9.0, 9.0)}),
+        ([normal(2, seed=t) for t in range(2000)], {}),
+        ([normal(50, 2, seed=t) for t in range(4)], {"per_particle": True, "bounds": mfoc.Box(-9.0, 9.0)}),
+        ([normal(50, 20, seed=t) for t in range(4)], {"per_particle": True}),
+        ([{"w": normal(2)}, {"b": normal(3), "w": normal(4)}], {"bounds": mfoc.Ball(9.0, "l2")}),
+        ([{f"leaf {'x' * 60} {k}": normal(2) for k in range(9)}], {}),
+        (normal(3), {"schedule": mfoc.tied, "horizon": 4}),
+        ({"w": normal(300)}, {"schedule": mfoc.tied, "horizon": 4}),
+        (normal(3, 2), {"schedule": lambda u, t: u[t], "horizon": 3}),
+    ],
+    ids=[
+        "scalar",
+        "T=1",
+        "many-numbers",
+        "bounded",
+        "long",
+        "particles",
+        "wide-particles",
+        "tree",
+        "leaves",
+        "tied",
+        "wide-tied",
+        "schedule",
+    ],
+)
+def test_any_controls_are_drawn(controls, more):
+    problem = free(controls, **more)
+    drawn(plot.controls(problem))
+    assert "u" in texts(drawn(plot.controls(problem, problem.controls, title="of mine")))
+
+
+def test_controls_of_a_solution_and_of_a_network():
+    for problem, *_ in (swarm(), mlp(), tied()):
+        drawn(plot.controls(problem, mfoc.Iterate(0, problem.controls, {})))
+    with pytest.raises(mfoc.InvalidValue, match="controls"):
+        plot.controls(problem, normal(99))
+
+
+# ---- certificates
+
+
+def measure(value, low=None, high=None):
+    return mfoc.Measure(value, value if low is None else low, value if high is None else high)
+
+
+def certificate(stages):
+    """A certificate whose stages have these residuals, gaps and curvatures."""
+    problem, particles, *_ = linear_quadratic()
+    found = mfoc.certify(problem, problem, particles)
+    made = [
+        replace(found.stages[0], name=name, residual=residual, gap=gap, curvature=curvature)
+        for name, residual, gap, curvature in stages
+    ]
+    return replace(found, stages=made)
+
+
+AWKWARD = [
+    (
+        "a name that is longer than its room",
+        measure(1e-3, 0.0, INF),
+        measure(INF),
+        measure(-1.0, -INF, 2.0),
+    ),
+    ("b", measure(0.0, 0.0, 0.0), measure(NAN, NAN, NAN), measure(0.0)),
+    ("c", measure(1e3, 1e-30, 1e9), measure(1e-16, 0.0, 1.0), measure(5.0, -3.0, 1e7)),
+]
+
+
+def test_intervals_stay_on_the_axes():
+    figure = drawn(certificate(AWKWARD).plot())
+    for axis in figure.axes:
+        low, high = axis.get_ylim()
+        assert not outside(axis)
+        ends = [y for part in axis.collections for path in part.get_paths() for y in path.vertices[:, 1]]
+        assert all(low - 1e-12 <= y <= high * (1 + 1e-12) for y in ends)
+    shown = texts(figure)
+    assert all(word in shown for word in ("∞", "–", "…", "95%"))
+
+
+@pytest.mark.parametrize("stages", [AWKWARD[1:2], AWKWARD * 40, [("d", measure(NAN), measure(INF), measure(NAN))]])
+def test_any_certificate_is_drawn(stages):
+    one = certificate(stages)
+    drawn(one.plot(one, one, names=["initial guess", "E-MSA", "x" * 80]))
 
 
 def test_certificate_figure():
@@ -27,27 +355,52 @@ def test_certificate_figure():
     assert math.isinf(found.stages[0].gap.value)
 
 
-def test_curves_figure():
-    figure = plot.curves({"a": ([0, 1], [1, 0.1]), "b": ([0, 2], [1, 0.2])}, title="two")
-    assert all(word in texts(figure) for word in ("a", "b", "two", "wall time [s]", "objective J"))
-    assert figure.axes[0].get_yscale() == "log"
+# ---- what moves
 
 
-def test_cloud_figure():
-    problem, particles = mlp()
-    trajectory = mfoc.rollout(problem, problem.controls, particles)
-    figure = plot.cloud(trajectory, particles.data)
-    assert "class" in texts(figure)
-    assert len(figure.axes) == 6
-    assert len(plot.cloud(trajectory, stages=[0, 5]).axes) == 2
+def test_an_animation_begins_and_ends_where_the_cloud_does(tmp_path):
+    left, right = torch.zeros(5, 2).double(), torch.zeros(5, 2).double()
+    left[:, 0], right[:, 0] = -1.0, 1.0
+    path = plot.animate(moving(left, right), tmp_path / "a.gif", frames=5, dpi=40, costates=[left, right])
+    with image.open(path) as film:
+        assert film.n_frames == 5
+        assert film.info["loop"] == 0
+        where = []
+        for k in (0, 4):
+            film.seek(k)
+            pixels = torch.as_tensor(list(film.convert("RGB").getdata())).view(film.height, film.width, 3)
+            blue = (pixels[..., 2] - pixels[..., 0] > 80).nonzero()[:, 1].double()
+            where.append(float(blue.mean()) / film.width)
+    assert where[0] < 0.45
+    assert where[1] > 0.65
 
 
-def test_principal_components_are_those_of_the_covariance():
-    x = normal(50, 4) * torch.tensor([3.0, 2.0, 1.0, 0.5])
-    scores = plot.principal_components(x)
-    top = torch.linalg.eigvalsh(torch.cov(x.mT)).flip(0)[:2]
-    assert torch.allclose(scores.var(0), top)
-    assert plot.principal_components(normal(5)).shape == (5, 2)
+def test_what_cannot_move_is_refused(tmp_path):
+    good = moving(normal(5, 2), normal(5, 2))
+    for words, change in (
+        ("path", {"path": tmp_path / "a.png"}),
+        ("costates", {"costates": [normal(5, 2)]}),
+        ("finite", {"trajectories": moving(torch.full((5, 2), NAN), normal(5, 2))}),
+        ("labels", {"labels": torch.zeros(4)}),
+    ):
+        with pytest.raises(mfoc.MfocError, match=words):
+            plot.animate(**{"trajectories": good, "path": tmp_path / "a.gif", **change})
+    plot.animate({"one": good, "other": moving(normal(5, 3), normal(5, 7))}, tmp_path / "b.gif", frames=2, dpi=30)
+
+
+@pytest.mark.slow
+def test_the_pictures_are_made(tmp_path, monkeypatch):
+    """The script of the README's pictures, in smoke mode; a test of its own network keeps it to seconds."""
+    monkeypatch.setenv("MFOC_SMOKE", "1")
+    script = Path(__file__).parents[1] / "tutorials" / "pictures.py"
+    monkeypatch.setattr(sys, "argv", [str(script), str(tmp_path)])
+    runpy.run_path(str(script), run_name="__main__")
+    assert (tmp_path / "idea.png").read_bytes().startswith(b"\x89PNG")
+    with image.open(tmp_path / "moving.gif") as film:
+        assert film.n_frames > 1
+    for name, limit in (("idea.png", 300_000), ("moving.gif", 800_000)):
+        committed = script.parent / "pictures" / name
+        assert committed.stat().st_size < limit
 
 
 def test_bad_arguments():
@@ -56,3 +409,7 @@ def test_bad_arguments():
     problem, particles = pytrees()
     with pytest.raises(mfoc.InvalidType, match="trajectory"):
         plot.cloud(mfoc.rollout(problem, problem.controls, particles))
+    with pytest.raises(mfoc.InvalidType, match="series"):
+        plot.curves({"a": ([0, 1], ["x", "y"])})
+    with pytest.raises(mfoc.InvalidType, match="found"):
+        plot.solutions({"a": 1})

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import enum
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from mfoc.certificate.intervals import Measure
+from mfoc.checks import check_instance
+from mfoc.drawing.names import names_for
 from mfoc.printing import html_table, table
 
 _SHOWN = 12  # stages in the printed table; of more, those of the largest residuals
@@ -117,7 +121,7 @@ _HEADER = (
 
 @dataclass(frozen=True, repr=False)
 class Certificate:
-    """The certificate of a control; print it, or draw it with ``mfoc.plot.certificate``.
+    """The certificate of a control; print it, or draw it with ``plot``.
 
     Attributes:
         stages: one entry for each stage that has a control.
@@ -171,6 +175,24 @@ class Certificate:
     def gap(self) -> float:
         """The sum of the stages' Hamiltonian gaps; NaN where one is not known."""
         return math.fsum(stage.gap.value for stage in self.stages)
+
+    def plot(self, *others: Certificate, names: Sequence[str] = ()) -> Any:
+        """A figure of residual, gap and curvature of each stage with their intervals, of others beside this one.
+
+        Args:
+            *others: certificates of the same problem.
+            names: one for each certificate.
+
+        Raises:
+            InvalidType: one of the others is no certificate, or a name is no string.
+            InvalidValue: the number of names is another, two are alike, or the certificates have different stages.
+            MissingExtra: matplotlib is not installed.
+        """
+        from mfoc.drawing.intervals import certificates
+
+        check_instance(Certificate, "an mfoc.Certificate", **{f"others[{k}]": one for k, one in enumerate(others)})
+        called = names_for(names, [f"certificate {k + 1}" for k in range(1 + len(others))])
+        return certificates((self, *others), called if names or others else ())
 
     def __repr__(self) -> str:
         """The verdict, a table of the stages (of a dozen where there are more), and the totals."""

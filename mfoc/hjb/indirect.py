@@ -56,6 +56,18 @@ class Extremal:
     converged: bool
     message: str
 
+    def plot(self) -> Any:
+        """A figure of states, costates and controls over time.
+
+        Raises:
+            MissingExtra: matplotlib is not installed.
+        """
+        from mfoc.drawing.fields import paths
+
+        parts = {"x state x": self.states, "p costate p": self.costates, "u control u": self.controls}
+        title = f"extremal, cost {self.cost:.4g}" + ("" if self.converged else ", not converged")
+        return paths(parts, dict.fromkeys(parts, self.times), title, "time")
+
     def __repr__(self) -> str:
         how = "converged" if self.converged else f"not converged ({self.message})"
         return (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -34,6 +34,17 @@ class ClosedLoop(NamedTuple):
     states: list[Tensor]
     controls: list[Tensor]
     cost: Tensor
+
+    def plot(self) -> Any:
+        """A figure of the law of the paths and of their controls: mean, and where most paths are.
+
+        Raises:
+            MissingExtra: matplotlib is not installed.
+        """
+        from mfoc.drawing.fields import laws
+
+        title = f"closed loop, {len(self.cost)} paths, mean cost {float(self.cost.detach().mean()):.4g}"
+        return laws([("x", self.states), ("u", self.controls)], title)
 
 
 @torch.no_grad()

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from mfoc import tree
 from mfoc.checks import check_integer, check_tensor
 from mfoc.derivatives import gradients
+from mfoc.drawing import fields
 from mfoc.errors import InvalidValue
-from mfoc.figures import new_axes
 from mfoc.hjb.bellman import Bellman
 from mfoc.hjb.paths import ClosedLoop, follow
 from mfoc.hjb.splines import Grid
@@ -157,7 +157,7 @@ class GridValue(Value):
         return self.bellman.best(t, x, lambda y: self.grid.evaluate(coefficients, y), self.start(t, x))
 
     def plot(self, t: int = 0) -> Any:
-        """A figure of V(t, .): a line in one dimension, contours in two.
+        """A figure of V(t, .): a line in one dimension, beside that of the end; contours in two.
 
         Raises:
             InvalidValue: there are three dimensions, or t is no stage.
@@ -166,17 +166,11 @@ class GridValue(Value):
         check_integer(0, self.problem.stages, t=t)
         if self.dimension > 2:
             raise InvalidValue("the grid has 3 dimensions; expected 1 or 2 (evaluate a slice: value(t, x))")
-        figure, (axis,) = new_axes(4.6, 3.6)
-        axes = [part.cpu().numpy() for part in self.grid.axes]
-        values = self.values[t].cpu().numpy()
+        title = f"value function, stage {t} of {self.problem.stages}"
         if self.dimension == 1:
-            axis.plot(axes[0], values)
-            axis.set(xlabel="x", ylabel="V")
-        else:
-            figure.colorbar(axis.contourf(*axes, values.T, levels=24), ax=axis, label="V")
-            axis.set(xlabel="$x_1$", ylabel="$x_2$")
-        axis.set_title(f"value function, stage {t}")
-        return figure
+            lines = {f"stage {s}": self.values[s] for s in dict.fromkeys((t, self.problem.stages))}
+            return fields.value_lines(self.grid.axes[0], lines, title)
+        return fields.value_map(self.grid.axes[0], self.grid.axes[1], self.values[t], title, ("$x_1$", "$x_2$"))
 
     def __repr__(self) -> str:
         most = float(self.leaving.max())
@@ -235,6 +229,23 @@ class FittedValue(Value):
     def start(self, t: int, x: Tensor) -> None:
         """See ``Value``."""
         return
+
+    @torch.no_grad()
+    def plot(self, t: int = 0) -> Any:
+        """A figure of V(t, .) where it was fitted: contours in two dimensions, else along each coordinate.
+
+        Raises:
+            InvalidValue: t is no stage.
+            MissingExtra: matplotlib is not installed.
+        """
+        check_integer(0, self.problem.stages, t=t)
+        title = f"fitted value function, stage {t} of {self.problem.stages}"
+        if self.dimension != 2:
+            return fields.value_slices(self.centre, self.spread, lambda x: self.evaluate(t, x), title)
+        steps = torch.linspace(-2.5, 2.5, 61, dtype=self.centre.dtype, device=self.centre.device)
+        first, second = (self.centre[k] + steps * self.spread[k] for k in range(2))
+        values = self.evaluate(t, torch.cartesian_prod(first, second)).view(len(steps), len(steps))
+        return fields.value_map(first, second, values, title, ("$x_1$", "$x_2$"))
 
     def __repr__(self) -> str:
         return (

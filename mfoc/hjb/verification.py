@@ -42,6 +42,20 @@ class Verification:
     why: str
     outside: float
 
+    def plot(self) -> Any:
+        """A figure of what each path pays against V(0, x_0), and of the error of the gradient by stage.
+
+        Raises:
+            InvalidValue: the particles interact, so that there is nothing to compare.
+            MissingExtra: matplotlib is not installed.
+        """
+        from mfoc.drawing.fields import beside
+
+        if self.value is None or self.cost is None:
+            raise InvalidValue(f"there is nothing to draw: {self.why}")
+        labels = "value V(0, $x_0$)", "cost of the policy's path"
+        return beside(self.value, self.cost, labels, "verification of a value function", self.gradient_error)
+
     def __repr__(self) -> str:
         lines = []
         if self.value is not None and self.cost is not None:

@@ -12,7 +12,7 @@ games", Journal of Optimization Theory and Applications 169, sec. 3.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ from torch import Tensor
 from mfoc.checks import check_instance, check_plain
 from mfoc.errors import InvalidValue
 from mfoc.lq.conditions import CURE, check_finite, check_range
+from mfoc.lq.drawing import mean_path
 from mfoc.lq.linear_quadratic import LinearQuadratic
 from mfoc.lq.modes import block_matrix, gramian, halvings_of
 from mfoc.lq.terms import TIMELESS, broadcast
@@ -47,6 +48,15 @@ class Equilibrium(NamedTuple):
     G: Tensor
     K: Tensor
     Kbar: Tensor
+
+    def plot(self) -> Any:
+        """A figure of the mean's states and controls over the nodes.
+
+        Raises:
+            InvalidValue: it holds several equilibria, with leading axes.
+            MissingExtra: matplotlib is not installed.
+        """
+        return mean_path(self.states, self.controls, self.value, "equilibrium path of the mean")
 
 
 def equilibrium(

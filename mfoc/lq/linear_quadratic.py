@@ -16,6 +16,7 @@ from mfoc.deprecation import renamed
 from mfoc.errors import InvalidValue
 from mfoc.lq.cloud import Cloud, noise_factors
 from mfoc.lq.conditions import check_covariance, check_finite, check_range
+from mfoc.lq.drawing import mean_path
 from mfoc.lq.modes import Mode, check_convex, merge, sample, split, trace_product
 from mfoc.lq.paths import stagewise_course, stationary_course
 from mfoc.lq.riccati import BackwardPass, backward_pass, noise_cost
@@ -56,6 +57,15 @@ class Path(NamedTuple):
     states: Tensor
     controls: Tensor
     cost: Tensor
+
+    def plot(self) -> Any:
+        """A figure of the mean's states and controls over the nodes.
+
+        Raises:
+            InvalidValue: it holds the paths of several problems, with leading axes: draw one, ``Path(*(part[0] ...))``.
+            MissingExtra: matplotlib is not installed.
+        """
+        return mean_path(self.states, self.controls, self.cost, "optimal path of the mean")
 
 
 class LinearQuadratic(Coefficients):

@@ -67,6 +67,25 @@ class DensitySolution:
     residual: float
     converged: bool
 
+    def plot(self, x: Tensor | None = None) -> Any:
+        """A figure of the density and of the control over time and state, by colour.
+
+        Args:
+            x: the nodes ``[n]``, as ``DensityProblem.x``; the axis counts them when None.
+
+        Raises:
+            InvalidType, InvalidValue: x is no tensor of as many numbers as the density has.
+            MissingExtra: matplotlib is not installed.
+        """
+        from mfoc.drawing import fields
+
+        if x is not None:
+            check_tensor(f"the nodes of the density [{self.density.shape[1]}]", x=x)
+            if x.shape != self.density.shape[1:]:
+                raise InvalidValue(f"x has shape {tuple(x.shape)}; the density has {self.density.shape[1]} nodes")
+        nodes = None if x is None else x.detach().cpu().double().numpy()
+        return fields.density(self.times, nodes, self.density, self.controls, f"density, J = {self.value:.4g}")
+
     def __repr__(self) -> str:
         state = "converged" if self.converged else "not converged"
         return (

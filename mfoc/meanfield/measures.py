@@ -37,6 +37,14 @@ class PriceOfAnarchy:
         """J(equilibrium) - J(optimum), whatever their signs."""
         return self.equilibrium.value - self.optimum.value
 
+    def plot(self) -> Any:
+        """A figure of both solves: J and the residual, by step and by second.
+
+        Raises:
+            MissingExtra: matplotlib is not installed.
+        """
+        return self.optimum.plot(self.equilibrium, names=["optimum", "equilibrium"])
+
     def __repr__(self) -> str:
         ratio = "no ratio, since J(optimum) <= 0" if math.isnan(self.value) else f"{self.value:.6g}"
         lower = "; an equilibrium below the optimum: one of them is not solved" if self.difference < 0 else ""
@@ -85,6 +93,14 @@ class Exploitability:
     value: float
     cost: float
     response: Solution
+
+    def plot(self) -> Any:
+        """A figure of the solve that found the response: J falls below what each pays by the exploitability.
+
+        Raises:
+            MissingExtra: matplotlib is not installed.
+        """
+        return self.response.plot(names=["best response"])
 
     def __repr__(self) -> str:
         return (

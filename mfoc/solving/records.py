@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, Protocol, overload, runtime_checkable
 from torch import Tensor
 
 from mfoc import printing, tree
+from mfoc.checks import check_instance
+from mfoc.drawing.names import names_for
 from mfoc.particles import Particles
 from mfoc.populations import Population
 from mfoc.problem import Controls, HasControls, Problem
@@ -272,6 +274,42 @@ class Solution(HasControls[Controls]):
     def _repr_html_(self) -> str:
         head, *lines = self._lines()
         return printing.html_table(head, lines)
+
+    @property
+    def solver_name(self) -> str:
+        """What the solver is called in figures: "EMSA", "Adam" (a ``Gradient`` by its optimiser); empty: not known."""
+        solver = (self.last.origin or {}).get("solver")
+        if not isinstance(solver, Mapping):
+            return ""
+        optimizer = solver.get("optimizer")
+        of = optimizer if isinstance(optimizer, Mapping) and solver.get("type") == "Gradient" else solver
+        return str(of.get("type", ""))
+
+    def plot(self, *others: Solution[Any], names: Sequence[str] = ()) -> Any:
+        """A figure of J and of the residual, by step and by second; of other solutions beside it.
+
+        J and the residual are those each step saw, on its batch. By step the line ends with the solution itself.
+
+        Args:
+            *others: solutions to compare with.
+            names: one for each solution; that of its solver when not given.
+
+        Raises:
+            InvalidType: one of the others is no solution, or a name is no string.
+            InvalidValue: the number of names is another, or two are alike.
+            MissingExtra: matplotlib is not installed.
+        """
+        from mfoc.drawing.lines import Run, course
+
+        solutions = (self, *others)
+        check_instance(Solution, "what mfoc.solve returned", **{f"others[{k}]": one for k, one in enumerate(others)})
+        called = names_for(names, [one.solver_name or "solve" for one in solutions])
+        return course(
+            [
+                Run(name, one.history, one.last.step, one.value, one.residual, one.message)
+                for name, one in zip(called, solutions, strict=True)
+            ]
+        )
 
     def _lines(self) -> list[tuple[str, str]]:
         start = "" if not self.history else f", from {self.history[0]['value']:.6g} at step {self.history[0]['step']}"
