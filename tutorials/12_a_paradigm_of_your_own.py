@@ -203,7 +203,8 @@ def worst_margins(net, inputs, classes):
 losses = nn.functional.softplus(-worst_margins(robust, x, y))
 exact = float(torch.logsumexp(2.0 * losses, 0) - math.log(len(x))) / 2.0
 print(f"value of the game {played.value:.6f}, by the formula {exact:.6f}")
-print(adversarial.certify(game, played, maximiser=pgd).verdict)
+certified = adversarial.certify(game, played, maximiser=pgd)
+print(f"a stronger adversary gains {certified.gap}; the controls are {certified.minimiser.verdict}")
 for name, some in {"tilted": nets[2.0], "tilted, robust": robust}.items():
     shares = [
         f"{group} {100 * float((worst_margins(some, *data) > 0).double().mean()):.1f} %"
