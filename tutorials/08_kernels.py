@@ -3,7 +3,7 @@
 #
 # After this page you can compute the tangent kernel of a network, predict its training from it before a step, know
 # what an infinitely wide network would answer, and measure whether a training learned features. It is for those who
-# ask why a training goes as it goes, and needs no other page. It runs for about a minute, on scikit-learn's digits.
+# ask why a training goes as it goes, and needs no other page. It runs for half a minute, on scikit-learn's digits.
 #
 # ## The equation
 #

@@ -7,9 +7,9 @@
 #
 # ## The equation
 #
-# Two numbers, in nats, put a layer $T$ at a point of a plane: $I(X;T)$, what it knows of the input, and $I(T;Y)$, of the
-# label. It was said that networks first learn and then compress: that late in training they forget of $X$ what $Y$
-# does not need (Shwartz-Ziv & Tishby 2017). The bottleneck makes that a goal:
+# Two numbers, in nats, put a layer $T$ at a point of a plane: $I(X;T)$, what it knows of the input, and $I(T;Y)$, what
+# of the label. It was said that networks first learn and then compress: that late in training they forget of $X$ what
+# $Y$ does not need (Shwartz-Ziv & Tishby 2017). The bottleneck makes that a goal:
 #
 # $$ \min \; \mathbb{E} \, \ell(\text{decoder}(T), Y) + \beta \, I(X;T). $$
 #
@@ -173,8 +173,8 @@ figure
 #
 # Make the network noisy, and $I(X;T)$ is a number of its own. Alemi et al. (2017) bound it by
 # $\mathbb{E}\, \mathrm{KL}(q(t|x) \,\|\, r(t))$, a running cost that is paid between encoder and decoder; any solver
-# takes it from there. For Gaussian $X$ and $Y$ with linear networks the optimum is known (Chechik et al. 2005): directions of
-# $X$ enter one by one, each at a critical trade-off.
+# takes it from there. For Gaussian $X$ and $Y$ with linear networks the optimum is known (Chechik et al. 2005):
+# directions of $X$ enter one by one, each at a critical trade-off.
 
 # %%
 mix = torch.randn(3, 3, generator=generator(5), dtype=D) + torch.eye(3, dtype=D)

@@ -38,7 +38,7 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 import mfoc
-from mfoc.figures import COLORS, INK, look, new_axes
+from mfoc.figures import COLORS, look, new_axes
 
 SMOKE = bool(os.environ.get("MFOC_SMOKE"))  # tiny budgets, to see that everything runs
 FIGURES = Path(os.environ.get("MFOC_FIGURES", "figures"))
@@ -95,8 +95,8 @@ figure
 # ## 2. Classes of control
 #
 # Particles in the left well of $(x^2 - 1)^2 / 4$, shaken by noise, are wanted in the right one. Three classes: a force
-# of time alone; feedbacks, by gains at each stage, and the best there is, from a value function on a grid (`hjb`); and a
-# control for each particle, which costs least and cannot be had, as it is chosen knowing the noise to come.
+# of time alone; feedbacks, by gains at each stage, and the best there is, from a value function on a grid (`hjb`); and
+# a control for each particle, which costs least and cannot be had, as it is chosen knowing the noise to come.
 
 # %%
 number, moves, end, sigma = (20, 10, 4.0, 0.4) if SMOKE else (200, 40, 4.0, 0.4)
