@@ -145,7 +145,7 @@ figure.colorbar(mesh, label="training accuracy (0.1 is guessing)")
 fine = torch.linspace(1.0, 4.0, 301)
 reach = [6 * SignalPropagation("tanh", float(value), 0.05).xi_c for value in fine]
 axis.plot(fine, reach, color="white", linewidth=4)
-axis.plot(fine, reach, color=COLORS[1], linewidth=2, label="6 $\\xi_c$: as deep as a signal can be told")
+axis.plot(fine, reach, color=COLORS[1], linewidth=2, label="6 $\\xi_c$, how deep a signal reaches")
 axis.set(
     xlabel="weight variance $\\sigma_w^2$",
     ylabel="depth [layers]",
@@ -153,7 +153,7 @@ axis.set(
     xlim=(float(edges[0]), float(edges[-1])),
     ylim=(float(rows[0]), float(rows[-1])),
 )
-axis.legend(loc="upper right")
+figure.legend(loc="outside lower center", frameon=False)
 figure.savefig(FIGURES / "07_trainability.png")
 figure
 

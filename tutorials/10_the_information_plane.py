@@ -53,7 +53,7 @@ def generator(seed=0):
 # %% [markdown]
 # ## Information that is known
 #
-# First a case that is known. A standard normal $X$, read through noise of variance $s$, is told to
+# A standard normal $X$, read through noise of variance $s$, is told to
 # $\ln(1 + 1/s) / 2$ nats. `KDE(s)` does not know where $X$ comes from: it has $N$ draws, and bounds the information
 # from the distances between them (Kolchinsky & Tracey 2017).
 
@@ -65,25 +65,13 @@ axis.plot(variances, exact, color=INK, linewidth=2, label="exact, of the normal 
 for color, n in zip(COLORS, (30, 100) if SMOKE else (100, 1500), strict=False):
     draws = torch.randn(n, 1, generator=generator(), dtype=D)
     bounds = [KDE(float(s)).about_input(draws) for s in variances]
-    axis.fill_between(
-        variances,
-        [b.lower for b in bounds],
-        [b.upper for b in bounds],
-        color=color,
-        alpha=0.3,
-        linewidth=0,
-        label=f"between the bounds, {n} draws",
-    )
+    low, high = [bound.lower for bound in bounds], [bound.upper for bound in bounds]
+    axis.fill_between(variances, low, high, color=color, alpha=0.3, linewidth=0, label=f"bounds from {n} draws")
     axis.axhline(math.log(n), color=color, linestyle=":", linewidth=1.2)
     axis.annotate(f"ln {n}", (10, math.log(n)), xytext=(-2, 3), textcoords="offset points", ha="right", color=color)
     print(f"{n} draws, s = 0.1: {KDE(0.1).about_input(draws)}, exact {gaussian_information(1.0, 0.1):.3f} nats")
-axis.set(
-    xscale="log",
-    xlabel="variance of the noise",
-    ylabel="I(X;T) [nats]",
-    ylim=(0, 8.6),
-    title="N draws can show ln N nats, and no more",
-)
+axis.set(xscale="log", xlabel="variance of the noise", ylabel="I(X;T) [nats]", ylim=(0, 8.6))
+axis.set_title("N draws can show ln N nats, and no more")
 axis.legend(frameon=False, loc="lower left")
 figure.savefig(FIGURES / "10_known_information.png")
 figure
@@ -284,13 +272,8 @@ for axis, beta in zip(axes, (0.001, 0.3), strict=True):
         axis.plot(members[:, 0], members[:, 1], ".", color=shades[digit], markersize=3, alpha=0.6)
         middle = members.median(0).values
         axis.text(float(middle[0]), float(middle[1]), str(digit), fontsize=12, weight="bold", ha="center", va="center")
-    axis.set(
-        xlabel="$t_1$",
-        ylabel="$t_2$",
-        title=f"$\\beta$ = {beta}: rate {rates.rate:.1f} nats, {right:.0%} told right",
-        xlim=(-7, 7),
-        ylim=(-7.5, 7.5),
-    )
+    axis.set(xlabel="$t_1$", ylabel="$t_2$", xlim=(-7, 7), ylim=(-7, 7), aspect="equal")
+    axis.set_title(f"$\\beta$ = {beta}: rate {rates.rate:.1f} nats, {right:.0%} told right")
 figure.savefig(FIGURES / "10_digits.png")
 figure
 
