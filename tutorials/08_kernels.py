@@ -280,10 +280,10 @@ figure
 #
 # ## What to change
 #
-# 1. Learn nothing but noise: `odd = torch.randn(len(labels), 1).sign()`. The fastest 20 of 200 directions hold no more
-#    of the targets than their share by number, about a tenth. Odd or even is learned fast as the kernel knows digits.
+# 1. Learn nothing but noise: `odd = torch.randn(len(labels), 1).sign()`. The fastest 20 of 200 directions hold
+#    then 12 % of the targets, about their share by number. Odd or even is learned fast as the kernel knows digits.
 # 2. Take a step over the largest stable one, `ntk_convergence(..., lr=24.0)`. The prediction grows without bound, while
 #    the measured loss of widths 32 and 512 goes down: the kernel shrinks until the step is stable. So the start
 #    predicts that it cannot stay as it is, and no more than that.
 # 3. Go further both ways with `alpha` in `(0.1, 100.0)`. At 100 the printed turn is zero to three places, and the
-#    training error stays ten times that of 0.1: features make training faster, too.
+#    training error stays more than ten times that of 0.1: features make training faster, too.
