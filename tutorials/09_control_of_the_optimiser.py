@@ -78,8 +78,8 @@ for name, predicted in zip(measured, [*plateaus.values(), float(law.loss(large *
     print(f"{name:14s} {predicted:10.5f} {sum(tail) / len(tail):10.5f}")
 
 figure, (axis,) = new_axes(6.4, 4.0)
-for color, (name, losses) in zip(COLORS, measured.items(), strict=False):
-    axis.plot(range(1, steps + 1), losses, color=color, linewidth=2, label=name)
+for color, width, (name, losses) in zip(COLORS, (5, 3.5, 2), measured.items(), strict=False):
+    axis.plot(range(1, steps + 1), losses, color=color, linewidth=width, label=name)
 times = torch.logspace(0, math.log10(steps), 200, dtype=torch.float64)
 for level in plateaus.values():
     axis.axhline(level, color=INK, linestyle=":", linewidth=1.2)

@@ -161,9 +161,9 @@ for tilt in tilts:
 
 figure, (left, right) = new_axes(10, 4.2, 2)
 for marker, sign, name in (("o", 1, "class 1"), ("x", -1, "class -1")):
-    for rows, color in ((slice(0, 392), "#aaaaaa"), (slice(392, None), COLORS[1])):
+    for rows, color, size in ((slice(0, 392), "#aaaaaa", 14), (slice(392, None), COLORS[1], 45)):
         some = x[rows][y[rows] == sign]
-        left.scatter(some[:, 0], some[:, 1], s=16, marker=marker, color=color, linewidths=1, zorder=2)
+        left.scatter(some[:, 0], some[:, 1], s=size, marker=marker, color=color, linewidths=1, zorder=2)
     left.scatter([], [], s=16, marker=marker, color=INK, label=name)
 left.scatter([], [], s=16, marker="s", color=COLORS[1], label="rare group")
 across = torch.linspace(-5, 5, 2)
@@ -177,7 +177,7 @@ for (group, row), color, marker in zip(wrong.items(), ("#888888", COLORS[1]), "o
     right.plot(tilts, row, color=color, marker=marker, label=f"{group} group")
 right.set(xscale="log", xlabel="tilt $\\theta$", ylabel="unseen points told wrong [%]", title="Who gains, who pays")
 right.set_ylim(bottom=0)
-right.legend(frameon=False)
+right.legend(frameon=False, loc="center right")
 figure.savefig(FIGURES / "12_tilted.png")
 figure
 
