@@ -158,7 +158,7 @@ figure.savefig(FIGURES / "07_trainability.png")
 figure
 
 # %% [markdown]
-# Under the curve networks train, and above it they do not: the theory of random networks says what can be trained.
+# The deeper a network, the nearer to the critical variance it has to begin; the curve says about how near.
 #
 # ## A hundred layers
 #

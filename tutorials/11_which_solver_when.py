@@ -84,8 +84,11 @@ for axis, weight in zip(axes, (1.0, 0.1), strict=True):
         solution = mfoc.solve(cart(weight), solver, starts, steps=40, tol=1e-7)
         print(f"{weight:9g}  {name:8s} {solution.value - best:8.1e} {solution.last.step:6d}  {solution.status.value}")
         above = [max(record["value"] - best, 1e-12) for record in solution.history]  # what rounding leaves
-        axis.plot(range(1, len(above) + 1), above, **look(name), markersize=5, linewidth=1.3, label=name)
-    axis.set(xscale="log", yscale="log", xlabel="step", ylim=(1e-13, 1e6), title=f"Cost of the control {weight:g}")
+        broad = {"linewidth": 4, "markersize": 10} if name == "L-BFGS" else {"linewidth": 1.3, "markersize": 6}
+        axis.plot(range(1, len(above) + 1), above, **look(name), **broad, label=name)
+    axis.set(xscale="log", yscale="log", xlabel="step", ylim=(1e-13, 1e6), title=f"Cost of the control: {weight:g}")
+    axis.set_xticks([1, 2, 5, 10, 20, 40], ["1", "2", "5", "10", "20", "40"])
+    axis.minorticks_off()
 axes[0].set_ylabel("$J - J^*$, over Riccati's")
 axes[0].legend(frameon=False)
 figure.savefig(FIGURES / "11_one_control.png")
