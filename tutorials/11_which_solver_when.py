@@ -243,7 +243,7 @@ print(f"E x_T = ({float(arrived[0]):.1e}, {float(arrived[1]):.1e}); J = {met.val
 # ## 5. Networks
 #
 # The weights of a network are thousands, curvature is expensive, and a batch says nearly as much as all data:
-# first-order methods win. After the same number of passes over the digits, or fewer:
+# momentum on minibatches is hard to beat.
 
 # %%
 images, targets = load_digits(return_X_y=True)
@@ -262,7 +262,7 @@ sides = {
 }
 for name, (solver, source, most) in sides.items():
     trained = mfoc.solve(training, solver, source, steps=most)
-    print(f"{name:14s} J = {float(mfoc.evaluate(training, trained, (x, y)).value):.4f}")
+    print(f"{name:14s} {most:4d} steps, J = {float(mfoc.evaluate(training, trained, (x, y)).value):.4f}")
 
 # %% [markdown]
 # ## 6. A game beside control
