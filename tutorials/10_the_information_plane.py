@@ -154,8 +154,8 @@ figure
 # %% [markdown]
 # Each line is a statement about the same network. With few bins the tanh layer compresses, as its units saturate into
 # the outermost ones; with fine bins far less, and later. The ReLU layer seems to compress where its bins stretch with
-# its largest value. (Its dip in the first steps is no matter of bins: for most inputs all its units are off.) What a figure
-# of this kind says of a deterministic network, it says of the bins (Saxe et al. 2018).
+# its largest value. (Its dip in the first steps is no matter of bins: for most inputs all its units are off.) What a
+# figure of this kind says of a deterministic network, it says of the bins (Saxe et al. 2018).
 #
 # ## Compression as a goal
 #
