@@ -244,3 +244,6 @@ figure
 
 # %% [markdown]
 # ## What to change
+#
+# 1. Take ReLU: `critical_line("relu", bias_variance=0.0)` and `SignalPropagation("relu", weight_variance, 0.0)`. It is
+#    critical at 2.000, the variance of He et al. (2015), and chi_1 is half the weight variance wherever you are.

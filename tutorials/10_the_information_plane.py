@@ -272,7 +272,7 @@ for axis, beta in zip(axes, (0.001, 0.3), strict=True):
         axis.plot(members[:, 0], members[:, 1], ".", color=shades[digit], markersize=3, alpha=0.6)
         middle = members.median(0).values
         axis.text(float(middle[0]), float(middle[1]), str(digit), fontsize=12, weight="bold", ha="center", va="center")
-    axis.set(xlabel="$t_1$", ylabel="$t_2$", xlim=(-7, 7), ylim=(-7, 7), aspect="equal")
+    axis.set(xlabel="$t_1$", ylabel="$t_2$", xlim=(-9, 9), ylim=(-9, 9), aspect="equal")
     axis.set_title(f"$\\beta$ = {beta}: rate {rates.rate:.1f} nats, {right:.0%} told right")
 figure.savefig(FIGURES / "10_digits.png")
 figure
