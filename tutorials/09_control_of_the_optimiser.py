@@ -96,7 +96,7 @@ figure
 # regression of the gradient on the weight, and sets the momentum by critical damping,
 # $\mu = \max(0, 1 - 2 \sqrt{\eta a})$, or 1 where $a \le 0$. `LearningRateControl` measures on a fresh batch which rate
 # lowers the loss most along the direction of an optimiser, here Adam's. (`CSGD` controls the rate of SGD in each
-# coordinate. On this network its cap is never reached, and it is SGD; the first exercise shows it.)
+# coordinate. On this network its cap is hardly ever reached, and it is SGD: see the second exercise.)
 
 # %%
 images, targets = load_digits(return_X_y=True)
@@ -221,5 +221,7 @@ figure
 # %% [markdown]
 # ## What to change
 #
-# 1. Make the noise four times as large, `noise = 4.0`. The plateaus are four times as high, 0.2222 and 0.0202, and so is
-#    the annealed loss at the end, 0.0020: no control of the rate alone beats noise.
+# 1. Make the noise four times as large, `noise = 4.0`. The plateaus are four times as high, 0.2222 and 0.0202, and so
+#    is the annealed loss at the end, 0.0020: no control of the rate alone beats noise.
+# 2. Compare SGD without momentum and `mfoc.optim.CSGD` as `sides`. Their rows are the same to the digit from a rate of
+#    0.0001 to 0.1, where both tell 94.6 % right; at 1, CSGD is 0.2 % better. It does not spare you the choice of a rate.
