@@ -224,4 +224,4 @@ figure
 # 1. Make the noise four times as large, `noise = 4.0`. The plateaus are four times as high, 0.2222 and 0.0202, and so
 #    is the annealed loss at the end, 0.0020: no control of the rate alone beats noise.
 # 2. Compare SGD without momentum and `mfoc.optim.CSGD` as `sides`. Their rows are the same to the digit from a rate of
-#    0.0001 to 0.1, where both tell 94.6 % right; at 1, CSGD is 0.2 % better. It does not spare you the choice of a rate.
+#    0.0001 to 0.1, where both tell 94.6 % right; at 1, CSGD is 0.2 % better. You still have to choose the rate.
