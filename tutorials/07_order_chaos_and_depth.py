@@ -247,3 +247,5 @@ figure
 #
 # 1. Take ReLU: `critical_line("relu", bias_variance=0.0)` and `SignalPropagation("relu", weight_variance, 0.0)`. It is
 #    critical at 2.000, the variance of He et al. (2015), and chi_1 is half the weight variance wherever you are.
+# 2. Train the two layers of the width check by `partial(torch.optim.SGD, lr=0.1)`. The output layer grows as
+#    width^0.71 and the first layer's change shrinks as width^-0.49: neither optimiser serves all widths at one rate.
