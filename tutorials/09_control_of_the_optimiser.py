@@ -225,3 +225,5 @@ figure
 #    is the annealed loss at the end, 0.0020: no control of the rate alone beats noise.
 # 2. Compare SGD without momentum and `mfoc.optim.CSGD` as `sides`. Their rows are the same to the digit from a rate of
 #    0.0001 to 0.1, where both tell 94.6 % right; at 1, CSGD is 0.2 % better. You still have to choose the rate.
+# 3. Train by the adaptive batches at `lr=0.1`. The scale grows with the training there, too: the batches double from 16
+#    to 256, and the last measurement asks for 478 samples.
