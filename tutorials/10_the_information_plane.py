@@ -280,7 +280,7 @@ figure
 # %% [markdown]
 # ## What to change
 #
-# 1. Take 400 and 4000 draws. The bounds at s = 0.1 hardly move (0.974 to 1.638, and 0.979 to 1.648), and they follow the
-#    line to smaller noise: draws buy the range, not the width of the bounds.
+# 1. Take 400 and 4000 draws. The bounds at s = 0.1 hardly move (0.974 to 1.638, and 0.979 to 1.648), and they follow
+#    the line to smaller noise: draws buy the range, not the width of the bounds.
 # 2. Stop the training early, `last = 200`. The networks tell nearly all right (97.9 % and 98.7 %), and with 1000 bins
 #    little is lost (6.79 and 6.82 nats of 6.93): what looked like compression comes after the learning.
