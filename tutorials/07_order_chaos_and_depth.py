@@ -249,3 +249,5 @@ figure
 #    critical at 2.000, the variance of He et al. (2015), and chi_1 is half the weight variance wherever you are.
 # 2. Train the two layers of the width check by `partial(torch.optim.SGD, lr=0.1)`. The output layer grows as
 #    width^0.71 and the first layer's change shrinks as width^-0.49: neither optimiser serves all widths at one rate.
+# 3. Double the transformer, 24 layers. With the norm before each sublayer it still trains; with the norm after it,
+#    `diagnose` finds rank collapse from block 15 on, the tokens of a sentence at a correlation of 0.9912.
