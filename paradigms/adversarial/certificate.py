@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy
 import torch
 from torch import Tensor
 
@@ -15,8 +12,6 @@ import mfoc
 from mfoc import InvalidType, InvalidValue
 from mfoc.checks import check_between, check_instance, check_integer, kind_of
 from mfoc.distributed import alone
-from mfoc.drawing.intervals import bars, stages_on
-from mfoc.figures import COLORS, INK, look, new_figure, tidy
 from mfoc.formulation import Formulation
 from mfoc.games import costate_at, entering
 from mfoc.games.maximisers import PGD, Maximiser
@@ -48,34 +43,6 @@ class GameCertificate:
     clean: float
     confidence: float
 
-    def plot(self) -> Any:
-        """A figure of both players: what the adversary gains, and the minimiser's certificate by stage.
-
-        Raises:
-            MissingExtra: matplotlib is not installed.
-        """
-        figure = new_figure(13.2, 3.9)
-        costs, gaps, *panels = figure.subplots(1, 5, width_ratios=(2, 1.6, 3, 3, 3))
-        names = ("clean", "present\nadversary", "best\nresponse")
-        costs.bar(range(3), (self.clean, self.present, self.best), color=("#7A7A7A", *COLORS[:2]), width=0.6)
-        costs.set_xticks(range(3), names, fontsize=8)
-        costs.set_title("mean cost", fontsize=10)
-        gaps.set_ylim(_limits((self.adversary, self.gap)))
-        for place, (one, color, marker) in enumerate(((self.adversary, COLORS[0], "s"), (self.gap, COLORS[1], "D"))):
-            ends = numpy.array([[one.value, one.low, one.high]])
-            bars(gaps, numpy.array([float(place)]), ends, {"color": color, "marker": marker})
-        gaps.axhline(0, color=INK, linewidth=0.8)
-        gaps.set_xticks(range(2), ("first-order\ngap", "duality\ngap"), fontsize=8)
-        gaps.set_xlim(-0.6, 1.6)
-        gaps.set_title("adversary", fontsize=10)
-        for axis in (costs, gaps):
-            tidy(axis)
-        stages_on(panels, [self.minimiser], [look("Minimax")])
-        level = f"bars: {100 * self.confidence:.0f}% intervals"
-        standing = self.minimiser.verdict.standing.value
-        figure.suptitle(f"Certificate of a game; minimiser: {standing} ({level})", fontsize=11)
-        return figure
-
     def __repr__(self) -> str:
         return (
             f"Certificate of a game on {self.minimiser.particles} particles ({100 * self.confidence:.0f}% intervals)\n"
@@ -87,7 +54,7 @@ class GameCertificate:
     def plot(self) -> Any:
         """The three costs, and how far the adversary is from its best answer: a ``matplotlib.figure.Figure``.
 
-        The minimiser's part has a figure of its own, ``mfoc.plot.certificate(found.minimiser)``.
+        The minimiser's part has a figure of its own, ``found.minimiser.plot()``.
 
         Raises:
             MissingExtra: matplotlib is not installed.
@@ -95,14 +62,6 @@ class GameCertificate:
         costs = {"clean": self.clean, "present adversary": self.present, "best response": self.best}
         gaps = {"first-order gap": self.adversary, "duality gap": self.gap}
         return draw_game(costs, gaps, particles=self.minimiser.particles, confidence=self.confidence)
-
-
-def _limits(estimates: Sequence[Estimate]) -> tuple[float, float]:
-    """Ends of an axis that holds zero, the estimates and what is finite of their intervals, with a margin."""
-    ends = [end for one in estimates for end in one if math.isfinite(end)]
-    low, high = min([0.0, *ends]), max([0.0, *ends])
-    margin = 0.1 * (high - low) or 1.0
-    return low - margin, high + margin
 
 
 @alone()
