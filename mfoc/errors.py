@@ -80,6 +80,10 @@ class MissingExtra(MfocError, ImportError):
     """An optional dependency is not installed."""
 
 
+class NameClash(MfocError, ImportError):
+    """Another package has the name of one of this library's."""
+
+
 # Packages whose own pins cannot be met safely, or that do not build by themselves: they come alone, after their extra,
 # which brings what they import.
 _ALONE = {

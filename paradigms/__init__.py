@@ -4,8 +4,10 @@ Each paradigm is a module of functions that return a ``Formulation``: a problem,
 a solution is read back. ``available()`` and ``load(name)`` find the ones that are installed, third-party ones included.
 """
 
-from mfoc import Formulation, deprecation
+from mfoc import Formulation, deprecation, neighbours
 from paradigms.registry import available, load
+
+neighbours.refuse_strangers()
 
 __all__ = ["Formulation", "available", "load"]
 
