@@ -38,7 +38,7 @@ def is_ours(file: Path) -> bool:
         text = file.read_text(encoding="utf-8", errors="replace")
     except OSError:
         return False
-    return file.name == "__init__.py" and "from mfoc import" in text and '"available"' in text
+    return file.name == "__init__.py" and all(f'"{name}"' in text for name in ("Formulation", "available", "load"))
 
 
 def strangers() -> list[Path]:

@@ -22,7 +22,7 @@ OPTIONAL = {"matplotlib", "rich", "sklearn", "scipy", "torchvision", "curvlinops
 
 # The layers from the ground up. A file imports only from layers below it, or from its own, without a circle.
 LAYERS = [
-    {"errors", "neighbours", "ranks"},
+    {"errors", "extras", "neighbours", "ranks"},
     {
         "deprecation",
         "tree",

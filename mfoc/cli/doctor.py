@@ -29,8 +29,8 @@ def add(commands: Any) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from mfoc.doctor import examine, report
+    from mfoc.doctor import examine, install_missing, report
 
     findings = examine()
-    sys.stdout.write(report(findings, as_json=options.json) + "\n")
+    sys.stdout.write(report(findings, as_json=options.json, install=install_missing(findings)) + "\n")
     return FAILED if any(finding.bad for finding in findings) else 0
