@@ -13,7 +13,7 @@ from mfoc.cli.ending import WRONG_USAGE, ending
 _STATUS = """exit status:
   0    all is well
   1    something failed, or is to be mended; one line on standard error says what
-  2    the command line is wrong
+  2    the command line cannot be read
   3    `diagnose` found a network that does not train as it stands
   130  interrupted by Ctrl-C
 

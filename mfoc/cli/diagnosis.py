@@ -51,11 +51,10 @@ def _run(options: argparse.Namespace) -> int:
 
     from mfoc.analysis.propagation import Finding, diagnose
 
-    torch.manual_seed(options.seed)
-    net = called(options.net, "MODULE:FACTORY")
+    net = called(options.net, "MODULE:FACTORY", seed=options.seed)
     generator = torch.Generator().manual_seed(options.seed)
     if options.data:
-        given = called(options.data, "--data")
+        given = called(options.data, "--data", seed=options.seed)
         with blaming(f"--data {options.data}"):
             inputs, targets = (given, None) if not isinstance(net, torch.nn.Module) else batch(given, options.batch)
     elif options.vocabulary:

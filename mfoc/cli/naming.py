@@ -48,12 +48,13 @@ def _names(found: Any) -> str:
     return ", ".join(sorted(name for name in vars(found) if not name.startswith("_"))) or "nothing"
 
 
-def called(named: str, option: str) -> Any:
+def called(named: str, option: str, *, seed: int = 0) -> Any:
     """What a factory returns; what is no factory (a module, a tensor, a loader) is taken itself.
 
     Args:
         named: MODULE:NAME of it.
         option: how it was given, for the error.
+        seed: of torch, set before the import and again before the call, as an import may draw numbers.
 
     Raises:
         InvalidValue: as of ``look_up``.
@@ -61,7 +62,9 @@ def called(named: str, option: str) -> Any:
     """
     import torch
 
+    torch.manual_seed(seed)
     found = look_up(named, option)
+    torch.manual_seed(seed)
     if isinstance(found, torch.nn.Module) or not callable(found):
         return found
     with blaming(f"{option} {named}"):
