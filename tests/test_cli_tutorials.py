@@ -13,7 +13,7 @@ from mfoc.cli.notebook import cells, notebook
 
 ROOT = Path(__file__).parents[1]
 SCRIPTS = sorted((ROOT / "tutorials").glob("[0-9]*.py"))
-SMALL = '''# %% [markdown]
+SMALL = """# %% [markdown]
 # # A small one
 #
 # It shows **one** thing; `f` is it. And more.
@@ -27,7 +27,7 @@ figures = Path(os.environ["MFOC_FIGURES"])
 # %%
 (figures / "drawn.png").write_bytes(b"x")
 print("smoke:", bool(os.environ.get("MFOC_SMOKE")))  # %% is no cell here
-'''
+"""
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any, Never
 
-from mfoc.errors import MfocError
+from mfoc.errors import MfocError, MissingExtra
 
 FAILED, WRONG_USAGE, UNHEALTHY, INTERRUPTED, CLOSED_PIPE = 1, 2, 3, 130, 141
 
@@ -79,7 +79,8 @@ def ending(run: Callable[[], int], *, traceback: bool = False) -> int:
         if traceback:
             sys.stderr.write("".join(tracebacks.format_exception(error)))
         ours = isinstance(error, MfocError | OSError | TheirFault)
-        said = str(error) if ours else f"{type(error).__name__}: {error} (--traceback shows where)"
+        more = "; `mfoc doctor` gives one command for all that is missing" if isinstance(error, MissingExtra) else ""
+        said = f"{error}{more}" if ours else f"{type(error).__name__}: {error} (--traceback shows where)"
         sys.stderr.write(f"mfoc: {' '.join(said.split())}\n")
         return FAILED
 
