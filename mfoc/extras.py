@@ -1,7 +1,7 @@
 """What each extra brings, and the command that installs it.
 
-The commands name the packages themselves: no index serves this library, so that ``pip install 'mfoc[plot]'`` would ask for
-a name that may one day be somebody else's. This is below everything: it does not check its arguments.
+The commands name the packages themselves: no index serves this library, so that ``pip install 'mfoc[plot]'`` would ask
+for a name that may one day be somebody else's. This is below everything: it does not check its arguments.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "tensorboard": ("tensorboard>=2.16,<3",),
 }
 
-# Packages whose own pins cannot be met safely, or that do not build by themselves: they come alone, after what they import;
-# with what the build needs, and the options of pip.
+# Packages whose own pins cannot be met safely, or that do not build by themselves: they come alone, after what they
+# import; with what the build needs, and the options of pip.
 _ALONE: dict[str, tuple[tuple[str, ...], str]] = {
     "torchattacks": ((), "--no-deps 'torchattacks>=3.5.1,<4'"),
     "learn2learn": (

@@ -1,7 +1,7 @@
 """A second package named ``paradigms``: another distribution may bring one, or a folder of the user's.
 
-``paradigms`` is a top-level package of this library beside ``mfoc``. Python imports the first of a name that it finds, so
-that of two packages one is hidden, without a word. This finds the other without importing either.
+``paradigms`` is a top-level package of this library beside ``mfoc``. Python imports the first of a name that it finds,
+so that of two packages one is hidden, without a word. This finds the other without importing either.
 """
 
 from __future__ import annotations

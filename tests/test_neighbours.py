@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 def foreign(folder, kind="package"):
     """Somebody else's `paradigms`, as a package or a module."""
     file = folder / ("paradigms/__init__.py" if kind == "package" else "paradigms.py")
-    file.parent.mkdir(parents=True)
+    file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text("from mfoc import solve\n__all__ = ['train']\n")
     return file
 

@@ -20,7 +20,7 @@ EXTRAS = {
     "matplotlib": "plot",
     "rich": "plot",
     "sklearn": "data",
-}  # what the demo imports, and the extras that bring it
+}  # what the demo imports, and its extra
 _EXAMPLES = """examples:
   mfoc demo                      about a minute
   mfoc demo --scale 0.1          a tenth of the budget

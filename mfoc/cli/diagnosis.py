@@ -28,15 +28,13 @@ def add(commands: Any) -> None:
     command = commands.add_parser(
         "diagnose",
         help="how signals and gradients pass through a network of yours, with a verdict and a cure",
-        description="Imports MODULE from the working directory, calls FACTORY, and says how signals and gradients pass.",
+        description="Imports MODULE from the working directory, calls FACTORY, and looks at what it returns.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     command.add_argument("net", metavar="MODULE:FACTORY", help="returns a torch.nn.Module or an mfoc.Problem")
     inputs = command.add_mutually_exclusive_group(required=True)
-    inputs.add_argument(
-        "--data", metavar="MODULE:FACTORY", help="returns inputs, (inputs, targets), a loader, a dataset"
-    )
+    inputs.add_argument("--data", metavar="MODULE:FACTORY", help="returns inputs, (inputs, targets) or a loader")
     inputs.add_argument("--shape", metavar="3,32,32", help="of one input: inputs are random, standard normal")
     command.add_argument("--batch", type=int, default=64, help="how many inputs (default: 64)")
     command.add_argument("--vocabulary", type=int, help="inputs are tokens: random integers below this")
@@ -105,7 +103,5 @@ def _loss(named: str | None) -> Any:
     if ":" in named:
         return look_up(named, "--loss")
     if not callable(getattr(functional, named, None)):
-        raise InvalidValue(
-            f"--loss is {named!r}; expected one of torch.nn.functional, as cross_entropy, or MODULE:NAME"
-        )
+        raise InvalidValue(f"--loss is {named!r}; expected a name of torch.nn.functional or MODULE:NAME")
     return getattr(functional, named)

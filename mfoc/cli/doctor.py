@@ -20,7 +20,7 @@ def add(commands: Any) -> None:
     command = commands.add_parser(
         "doctor",
         help="look at what is installed: what does not fit, is not safe, or is missing",
-        description="Versions, extras, devices; what does not fit together, and the command that installs what is missing.",
+        description="Versions, extras, devices; what does not fit, and one command for all that is missing.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

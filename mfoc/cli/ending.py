@@ -92,7 +92,7 @@ def _ctrl_c_ends_it() -> Iterator[None]:
         yield
         return
 
-    def leave(number: int, frame: FrameType | None) -> Never:
+    def leave(_number: int, _frame: FrameType | None) -> Never:
         raise SystemExit(INTERRUPTED)
 
     former: Any = signal.getsignal(signal.SIGINT)

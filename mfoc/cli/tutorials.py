@@ -99,7 +99,7 @@ def told(script: Path) -> tuple[str, str]:
     return title.lstrip("# "), re.sub(r"\*\*|`", "", sentence)
 
 
-def _list(options: argparse.Namespace) -> int:
+def _list(_options: argparse.Namespace) -> int:
     lines = []
     for script in scripts():
         title, purpose = told(script)
