@@ -62,6 +62,7 @@ LAYERS = [
     {"formulation"},
     {"maximisers", "plot", "testing", "demo", "doctor"},
     {"cli", "public"},
+    {"__main__"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 
