@@ -7,8 +7,14 @@ import sys
 from collections.abc import Sequence
 
 from mfoc import __version__
-from mfoc.cli import bench, demo, diagnosis, doctor, paradigms, phases, tutorials
+from mfoc.cli.bench import add as add_bench
+from mfoc.cli.demo import add as add_demo
+from mfoc.cli.diagnosis import add as add_diagnosis
+from mfoc.cli.doctor import add as add_doctor
 from mfoc.cli.ending import WRONG_USAGE, ending
+from mfoc.cli.paradigms import add as add_paradigms
+from mfoc.cli.phases import add as add_phases
+from mfoc.cli.tutorials import add as add_tutorials
 
 _STATUS = """exit status:
   0    all is well
@@ -48,8 +54,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"mfoc {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for each in (demo, tutorials, phases, diagnosis, paradigms, bench, doctor):
-        each.add(commands)
+    for add in (add_demo, add_tutorials, add_phases, add_diagnosis, add_paradigms, add_bench, add_doctor):
+        add(commands)
     for command in commands.choices.values():
         command.add_argument("--traceback", action="store_true", help="show where an error was raised")
     return parser
