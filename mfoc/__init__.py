@@ -1,67 +1,15 @@
-"""Training as mean-field optimal control: one problem, every solver, a certificate of optimality."""
+"""Training as mean-field optimal control: one problem, every solver, a certificate of optimality.
 
-from mfoc import (
-    analysis,
-    bounds,
-    certificate,
-    checks,
-    compilation,
-    constraints,
-    deprecation,
-    derivatives,
-    distributed,
-    errors,
-    games,
-    heads,
-    hjb,
-    hooks,
-    interacting,
-    lagrangian,
-    law,
-    lq,
-    maximisers,
-    meanfield,
-    minimisers,
-    networks,
-    optim,
-    particles,
-    plot,
-    policies,
-    printing,
-    schemes,
-    seeding,
-    testing,
-    tree,
-    vectorisation,
-)
-from mfoc.bounds import L1, Box, Simplex
-from mfoc.certificate import Certificate, Measure, certify, certify_module
-from mfoc.compilation import compiled
-from mfoc.constraints import Equality, Inequality
-from mfoc.errors import (
-    InvalidType,
-    InvalidValue,
-    MfocError,
-    MissingExtra,
-    NonFiniteError,
-    RankError,
-    StorageError,
-    require,
-)
-from mfoc.formulation import Formulation
-from mfoc.games import Ball, Game
-from mfoc.heads import with_head
-from mfoc.law import covariance, kernel_mean, mean, variance
-from mfoc.meanfield import Equilibrium, best_response, exploitability, price_of_anarchy
-from mfoc.networks import from_module, to_module, weight_decay
-from mfoc.particles import Particles
-from mfoc.policies import feedback, linear_policy, policy_of
-from mfoc.pontryagin import Evaluation, Trajectory, costates, evaluate, hamiltonian, rollout
-from mfoc.populations import Population, population
-from mfoc.problem import HasControls, Problem, controls_of, per_stage, tied
-from mfoc.schemes import FreeTime, continuous, dopri5, euler, euler_maruyama, heun, rk4, rk38
-from mfoc.solvers import DDP, EMSA, MSA, AugmentedLagrangian, DDPNOpt, DiscreteMSA, Gradient, Minimax, NewtonCG
-from mfoc.solving import Info, Iterate, Solution, Solver, Status, iterate, solve
+A name is looked up when it is first used (PEP 562): then all that is public is imported, and torch with it.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from mfoc import deprecation
+
+if TYPE_CHECKING:
+    from mfoc.public import *  # noqa: F403
 
 __version__ = "0.2.0.dev0"
 
@@ -82,6 +30,13 @@ __all__ = [
     "with_head",
 ]  # fmt: skip
 
+_MODULES = {
+    "analysis", "bounds", "certificate", "checks", "compilation", "constraints", "deprecation", "derivatives",
+    "distributed", "errors", "games", "heads", "hjb", "hooks", "interacting", "lagrangian", "law", "lq", "maximisers",
+    "meanfield", "minimisers", "networks", "optim", "particles", "plot", "policies", "printing", "schemes", "seeding",
+    "testing", "tree", "vectorisation",
+}  # fmt: skip
+
 deprecation.moved(
     {
         "mfoc.game": ["mfoc.games"],
@@ -97,4 +52,21 @@ deprecation.moved(
         "mfoc.population.whole": "concatenated",
     },
 )
-__getattr__ = deprecation.aliases("mfoc")
+
+
+if not TYPE_CHECKING:  # a type checker that sees a __getattr__ takes every name for one that is there
+    _former = deprecation.aliases(__name__)
+
+    def __getattr__(name: str) -> Any:
+        """A module by itself, so that those of this package can import one another; the rest all at once."""
+        if name not in __all__:
+            return _former(name)
+        if name in _MODULES:
+            return import_module(f"{__name__}.{name}")
+        public = import_module(f"{__name__}.public")
+        globals().update({each: getattr(public, each) for each in __all__})
+        return globals()[name]
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -9,6 +9,8 @@ from importlib import import_module
 from types import ModuleType
 from typing import Any
 
+from mfoc.extras import how_to_install
+
 
 class MfocError(Exception):
     """Base of every error raised by mfoc."""
@@ -80,28 +82,8 @@ class MissingExtra(MfocError, ImportError):
     """An optional dependency is not installed."""
 
 
-# Packages whose own pins cannot be met safely, or that do not build by themselves: they come alone, after their extra,
-# which brings what they import.
-_ALONE = {
-    "torchattacks": ("", "pip install --no-deps 'torchattacks>=3.5.1,<4'"),
-    "learn2learn": (
-        " 'cython>=3' 'setuptools<81' wheel",
-        "pip install --no-deps --no-build-isolation --use-pep517 --config-settings=--global-option=build_ext "
-        "learn2learn==0.2.0",
-    ),
-}
-
-
-def how_to_install(module: str, extra: str) -> str:
-    """The command that installs an optional dependency by a plain pip.
-
-    Args:
-        module: dotted name of the module.
-        extra: the mfoc extra that brings it, or what it needs.
-    """
-    command = f"pip install 'mfoc[{extra}]'"
-    before, alone = _ALONE.get(module.partition(".")[0], ("", ""))
-    return f"{command}{before} && {alone}" if alone else command
+class NameClash(MfocError, ImportError):
+    """Another package has the name of one of this library's."""
 
 
 def require(module: str, extra: str) -> ModuleType:

@@ -4,8 +4,12 @@ Each paradigm is a module of functions that return a ``Formulation``: a problem,
 a solution is read back. ``available()`` and ``load(name)`` find the ones that are installed, third-party ones included.
 """
 
-from mfoc import Formulation, deprecation
-from paradigms.registry import available, load
+from mfoc import neighbours
+
+neighbours.refuse_strangers()  # before anything of this name is imported
+
+from mfoc import Formulation, deprecation  # noqa: E402
+from paradigms.registry import available, load  # noqa: E402
 
 __all__ = ["Formulation", "available", "load"]
 

@@ -138,7 +138,7 @@ def test_demo(tmp_path, capsys):
 def test_demo_says_what_to_install(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "rich.console", None)
     assert main(["demo"]) == 1
-    assert "pip install 'mfoc[plot]'" in capsys.readouterr().err
+    assert "pip install 'matplotlib>=3.8,<4' 'rich>=13,<16'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("arguments", [["demo", "--scale", "0"], ["demo", "--seed", "-1"], ["nothing"]])

@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 import time
 import tomllib
 from pathlib import Path
@@ -13,6 +14,7 @@ from mfoc import doctor
 from mfoc.cli import main
 from mfoc.doctor import core, packages, vision
 from mfoc.doctor.versions import below
+from mfoc.extras import EXTRAS
 
 SAFE = {"torch": "2.9.1", "numpy": "2.1.0", "requests": "2.32.5", "urllib3": "2.6.3", "idna": "3.11"}
 PROJECT = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())
@@ -73,7 +75,8 @@ def test_each_optional_package_is_missing_known_or_of_another_version(peer):
         return next(finding for finding in found if finding.name == peer.package)
 
     assert of(None).state == "missing"
-    assert f"mfoc[{peer.extra}]" in of(None).cure
+    assert peer.extra in of(None).said
+    assert of(None).cure == ""  # one command installs all that is missing
     assert of(peer.least).state == "ok"
     assert of(peer.below).state == "note"
 
@@ -88,6 +91,37 @@ def test_the_versions_that_it_knows_are_those_of_the_project_file():
             assert bounds[peer.package] == [peer.least, peer.below]
         assert peer.extra in project["optional-dependencies"]
     assert PROJECT["dependency-groups"]["learn2learn"] == ["learn2learn==0.2.0"]
+
+
+def test_the_commands_that_install_bring_what_the_extras_bring():
+    written = PROJECT["project"]["optional-dependencies"]
+    assert {name: list(each) for name, each in EXTRAS.items()} == {k: v for k, v in written.items() if k != "all"}
+    assert set(written["all"][0].removeprefix("mfoc[").removesuffix("]").split(",")) == set(EXTRAS)
+
+
+def test_one_command_installs_all_that_is_missing_and_keeps_torch():
+    found = looked_at(torch="2.9.1+cpu")
+    command = doctor.install_missing(found, (SAFE | {"torch": "2.9.1+cpu"}).get)
+    assert command.startswith("pip install 'torch==2.9.1' ")
+    assert all(f"'{each}'" in command for extra in EXTRAS.values() for each in extra)
+    assert command.count("pip install") == 3  # torchattacks and learn2learn come alone
+    assert "mfoc" not in command  # which no index serves
+    assert doctor.report(found, install=command).splitlines()[-2].strip() == command
+    assert json.loads(doctor.report(found, as_json=True, install=command))["install"] == command
+
+
+def test_where_nothing_is_missing_nothing_is_to_be_installed():
+    there = {peer.package: peer.least for peer in packages.PEERS}
+    found = looked_at(**there)
+    assert doctor.install_missing(found, (SAFE | there).get) == ""
+    alone = doctor.install_missing(looked_at(**(there | {"rich": None})))
+    assert alone == "pip install 'matplotlib>=3.8,<4' 'rich>=13,<16'"
+
+
+def test_it_works_where_torch_does_not(capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    assert main(["doctor"]) == 1
+    assert "broken  torch " in capsys.readouterr().out
 
 
 def test_no_extra_brings_a_package_whose_pins_are_not_safe():

@@ -6,14 +6,14 @@ finding, too: the doctor itself does not.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
-from mfoc.doctor import core, packages, vision
+from mfoc.doctor import core, names, packages, vision
 from mfoc.doctor.findings import Finding, State, report
 from mfoc.doctor.versions import Version, installed
 
-__all__ = ["Finding", "State", "examine", "report"]
+__all__ = ["Finding", "State", "examine", "install_missing", "report"]
 
 
 def examine(version: Version | None = None) -> list[Finding]:
@@ -32,10 +32,21 @@ def examine(version: Version | None = None) -> list[Finding]:
         *((each.package, partial(packages.optional, known, each)) for each in packages.PEERS),
         ("torch and torchvision", partial(vision.torchvision, known)),
         *((row[0], partial(packages.unsafe, known, *row)) for row in packages.UNSAFE),
+        ("paradigms", names.paradigms),
         ("compiler", core.compiler),
         ("processes", core.processes),
     ]
     return [finding for name, probe in probes for finding in _guarded(name, probe)]
+
+
+def install_missing(findings: Sequence[Finding], version: Version | None = None) -> str:
+    """The one command that installs every optional package that is missing; "" where none is.
+
+    Args:
+        findings: what ``examine`` found.
+        version: as of ``examine``.
+    """
+    return packages.install_missing(findings, (version or installed)("torch"))
 
 
 def _guarded(name: str, probe: Callable[[], Iterator[Finding]]) -> list[Finding]:

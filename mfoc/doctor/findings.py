@@ -40,15 +40,23 @@ class Finding:
         return self.state in (State.BROKEN, State.UNSAFE)
 
 
-def report(findings: Sequence[Finding], *, as_json: bool = False) -> str:
-    """The findings as a table with a last line that says whether all is well, or as JSON."""
+def report(findings: Sequence[Finding], *, as_json: bool = False, install: str = "") -> str:
+    """The findings as a table with a last line that says whether all is well, or as JSON.
+
+    Args:
+        findings: what was found.
+        as_json: for a program to read.
+        install: the command that installs what is missing.
+    """
     bad = [finding for finding in findings if finding.bad]
     if as_json:
-        return json.dumps({"ok": not bad, "findings": [asdict(finding) for finding in findings]}, indent=2)
+        told = {"ok": not bad, "install": install, "findings": [asdict(finding) for finding in findings]}
+        return json.dumps(told, indent=2)
     width = max((len(finding.name) for finding in findings), default=0)
     lines = []
     for finding in findings:
         lines.append(f"{finding.state.value:8s}{finding.name:{width}s}  {finding.said}")
         lines += [" " * (width + 10) + f"-> {finding.cure}"] * bool(finding.cure)
+    lines += ["what is missing is optional; this installs all of it:", f"    {install}"] if install else []
     names = ", ".join(dict.fromkeys(finding.name for finding in bad))
     return "\n".join([*lines, f"to mend: {names}" if bad else "all is well"])

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from mfoc.doctor.findings import Finding, State
-from mfoc.doctor.versions import Version, below
-from mfoc.errors import how_to_install
+from mfoc.doctor.versions import Version, below, numbers
+from mfoc.extras import EXTRAS, how_to_install, install
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,7 @@ PEERS = (
     Peer("torchvision", "adversarial", "0.19", "1"),
     Peer("torchattacks", "adversarial", "3.5.1", "4"),
     Peer("learn2learn", "meta", "0.2.0", "0.2.1"),
+    Peer("tensorboard", "tensorboard", "2.16", "3"),
 )
 
 # package, the first version without the fault, what an older one does, and what to install; as of 0.2.0.
@@ -49,10 +50,11 @@ UNSAFE = (
 
 def optional(known: Version, each: Peer) -> Iterator[Finding]:
     """Whether a package of an extra is there, in a version that this library knows."""
-    version, cure = known(each.package), how_to_install(each.module or each.package, each.extra)
-    if version is None:
-        yield Finding(each.package, State.MISSING, f"not installed (optional: {each.extra})", cure)
+    version = known(each.package)
+    if version is None:  # what installs it is said once, of all that is missing
+        yield Finding(each.package, State.MISSING, f"not installed (optional: {each.extra})")
     elif below(version, each.least) or not below(version, each.below):
+        cure = how_to_install(each.module or each.package, each.extra)
         yield Finding(each.package, State.NOTE, f"{version}; known to work: >= {each.least}, < {each.below}", cure)
     else:
         yield Finding(each.package, State.OK, version)
@@ -63,3 +65,18 @@ def unsafe(known: Version, package: str, safe: str, fault: str, cure: str) -> It
     version = known(package)
     if version is not None and below(version, safe):
         yield Finding(package, State.UNSAFE, f"{version} is not safe: {fault}", f"pip install --upgrade '{cure}'")
+
+
+def install_missing(findings: Sequence[Finding], torch: str | None = None) -> str:
+    """The one command that installs every optional package that is missing; "" where none is.
+
+    Args:
+        findings: of which those that are missing count.
+        torch: its version here: what is built for another torch would replace it.
+    """
+    names = {finding.name for finding in findings if finding.state is State.MISSING}
+    missing = [peer for peer in PEERS if peer.package in names]
+    wanted = dict.fromkeys(each for peer in missing for each in EXTRAS[peer.extra])
+    plain = ".".join(map(str, numbers(torch or "")))
+    kept = [f"torch=={plain}"] if plain and any(each.startswith("torchvision") for each in wanted) else []
+    return install([*kept, *wanted], [peer.package for peer in missing]) if missing else ""

@@ -136,7 +136,7 @@ def sharpness(
     """The largest eigenvalues of the Hessian of a mean loss, its trace, and whether a step sits at the edge.
 
     Eigenvalues are by Lanczos (scipy's ARPACK), the trace by XTrace (Epperly, Tropp & Webber 2024, arXiv:2301.07825) of
-    curvlinops: ``pip install 'mfoc[spectra]'``. With up to 256 parameters the Hessian is formed, which needs neither.
+    curvlinops (the extra ``spectra``). With up to 256 parameters the Hessian is formed, which needs neither.
 
     Args:
         net: any module that treats the samples of a batch one by one, or a ``Problem`` whose particles do not interact.

@@ -1,0 +1,3 @@
+"""The ``mfoc`` command; ``python -m mfoc`` is the same."""
+
+from mfoc.cli.command import main as main
