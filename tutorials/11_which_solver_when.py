@@ -274,4 +274,5 @@ print(f"price of anarchy {price.value:.10f}, in closed form {float(closed):.10f}
 #    there, 14 at 0.3, and 9 at 0.1. E-MSA converges in 5 steps at both.
 # 2. Lower the noise in the well, `sigma` 0.05. One force now costs 0.7599, gains 0.6415, the value function 0.6410 and
 #    knowing the noise 0.6335: what feedback is worth is what noise there is. (The rest is the spread of the starts.)
-# 3. Give the pendulums a `limit` of 12. They go straight up, one way or the other; the largest torque is 11.191, so the bounds do nothing, and DDP takes 33 steps, not 10.
+# 3. Give the pendulums a `limit` of 12. They go straight up, one way or the other; the largest torque is 11.191, so
+#    the bounds do nothing, and DDP takes 33 steps, not 10.
