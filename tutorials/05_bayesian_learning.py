@@ -6,8 +6,14 @@
 #
 # ## The equation
 #
-# The posterior over the weights of a network is $p(w) = \gamma(w) / Z$, with $\gamma$ the likelihood times the prior.
-# Each way to reach it is a mean-field control problem: a cloud of particles, dynamics, a cost, and something to choose.
+# The posterior over the weights of a network is the likelihood times the prior, $\gamma$, over its integral, the
+# evidence $Z$:
+#
+# $$ p(w) = \gamma(w) / Z, \qquad \mathrm{KL}(q \,|\, p) = E_q [ \log q(w) - \log \gamma(w) ] + \log Z \ge 0 $$
+#
+# So the expectation, a cost that can be computed for a law $q$, is at least $-\log Z$; minus it is the ELBO, and its
+# minimum over all laws is at the posterior. Each way to get there is a mean-field control problem: a cloud of
+# particles, dynamics, and something to choose.
 #
 # | method                | particles       | dynamics                                    | what is chosen     |
 # |-----------------------|-----------------|---------------------------------------------|--------------------|

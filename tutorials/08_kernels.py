@@ -46,6 +46,11 @@ FIGURES.mkdir(parents=True, exist_ok=True)
 torch.set_num_threads(1)
 torch.manual_seed(0)
 
+# %% [markdown]
+# The data are scikit-learn's digits, and the question most often whether one is odd. `ntk_net` makes networks whose
+# kernel has a limit as they become wide, `descend` is plain gradient descent.
+
+# %%
 raw = load_digits()
 digits = torch.tensor(raw.data, dtype=torch.float32)
 digits = digits - digits.mean(0)
