@@ -26,7 +26,7 @@ every = pytest.mark.parametrize("script", TUTORIALS, ids=lambda path: path.stem)
 def cells(script: Path) -> list[tuple[bool, str]]:
     """The cells of a percent-format script: whether it is text, and what is in it (of text, without the hashes)."""
     found = []
-    for cell in script.read_text().split("# %%")[1:]:
+    for cell in re.split(r"^# %%", script.read_text(), flags=re.MULTILINE)[1:]:
         head, _, body = cell.partition("\n")
         text = "[markdown]" in head
         found.append((text, re.sub(r"^# ?", "", body, flags=re.MULTILINE) if text else body))

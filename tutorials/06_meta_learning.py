@@ -133,7 +133,7 @@ for name, table in tables.items():
     print(f"{name:17s} mean query loss after inner steps {said}")
 first, *others = tables
 figure = tables[first].plot(label=first, beside={name: tables[name] for name in others})
-figure.axes[0].set(yscale="log", ylim=(0.05, 10))  # what leaves it at the top diverges
+figure.axes[0].set(yscale="log", ylim=(0.05, 10))  # a cross at the top: a loss that is not finite
 figure.savefig(FIGURES / "06_step_sizes.png")
 figure
 
@@ -171,4 +171,4 @@ for name, controls in (("random", digits.problem), ("meta-learned", start)):
 # 2. **Fewer shots.** Set `shots = 5`. After ten steps MAML's loss is 1.70 in place of 0.87, and no better than after
 #    five, 1.65: five points do not say what the wave does between them.
 # 3. **First order.** Give the first `maml` the argument `first_order=True`, which leaves the Hessian out of the costate.
-#    THIRD
+#    It pays here: the loss is 2.12 after one step in place of 1.67, and 1.39 after ten in place of 0.87.
