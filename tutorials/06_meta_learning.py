@@ -170,5 +170,5 @@ for name, controls in (("random", digits.problem), ("meta-learned", start)):
 #    now reads 80.2 % after three steps, and a random one 74.7 %, where guessing reads 33 %.
 # 2. **Fewer shots.** Set `shots = 5`. After ten steps MAML's loss is 1.70 in place of 0.87, and no better than after
 #    five, 1.65: five points do not say what the wave does between them.
-# 3. **First order.** Give the first `maml` the argument `first_order=True`, which leaves the Hessian out of the costate.
-#    It pays here: the loss is 2.12 after one step in place of 1.67, and 1.39 after ten in place of 0.87.
+# 3. **First order.** Give the first `maml` the argument `first_order=True`, which leaves the Hessian out of the
+#    costate. What it saves has a price here: the loss is 2.12 after one step, not 1.67, and 1.39 after ten, not 0.87.
