@@ -2,7 +2,7 @@
 # # Bayesian learning: from the ELBO to control
 #
 # After this lesson you can ask a small network for its posterior in four ways, see where they agree, and estimate the
-# evidence with an error bar. It is for those who know what a posterior is. It runs for about a minute.
+# evidence with an error bar. It is for those who know what a posterior is. It runs for less than two minutes.
 #
 # ## The equation
 #
@@ -183,8 +183,8 @@ figure
 # %% [markdown]
 # The weighted paths estimate the evidence before the drift is any good. The bound -J rises towards it as the drift
 # improves; what remains is the price of a drift that is not the best one. A small effective sample size is a warning:
-# few paths carry the weight, and the error bar may be too short. So it is here: the two
-# estimates of log Z differ by more than both standard errors together.
+# few paths carry the weight, and the error bar may be too short. So it is here, at 1.9 % of 2500 paths: the two estimates
+# of log Z differ by more than both standard errors together.
 #
 # ## Side by side
 #
@@ -229,6 +229,8 @@ figure
 #
 # ## What to change
 #
-# 1. **A bolder Langevin step.** Set `size = 0.2`: MALA accepts fewer of its moves, and proposes farther ones.
+# 1. **A bolder Langevin step.** Set `size = 0.2`. MALA accepts 0 % of its moves in place of 24 %: the proposals leave
+#    the posterior, and the chains stand still.
 # 2. **A drift that is hardly trained.** Set `budget` to 20: the bound -J stays lower.
-# 3. **Fewer points.** Set `number = 20`: the evidence rises, as there are fewer labels to explain.
+# 3. **Fewer points.** Set `number = 20`. By the draws from the prior log Z is -11.58 +- 0.02 in place of -25.42 +- 0.23:
+#    there are fewer labels to explain.
