@@ -231,6 +231,7 @@ figure
 #
 # 1. **A bolder Langevin step.** Set `size = 0.2`. MALA accepts 0 % of its moves in place of 24 %: the proposals leave
 #    the posterior, and the chains stand still.
-# 2. **A drift that is hardly trained.** Set `budget` to 20: the bound -J stays lower.
+# 2. **A drift that is hardly trained.** Set `budget` to 20. The bound -J is -32.41 in place of -29.39, and the
+#    effective sample size 0.6 % in place of 1.9 %.
 # 3. **Fewer points.** Set `number = 20`. By the draws from the prior log Z is -11.58 +- 0.02 in place of -25.42 +- 0.23:
 #    there are fewer labels to explain.
