@@ -146,8 +146,8 @@ figure
 # %% [markdown]
 # The initial guess fails at every stage alike. The two solutions have residuals and gaps that are smaller by orders of
 # magnitude. On these particles each still has a direction in which J falls: Adam's stands out in the right panel, that
-# of E-MSA hardly. Whether what is left is a fault of the solution or of a sample this small, the intervals cannot tell, and
-# the verdicts say so.
+# of E-MSA hardly. Whether what is left is a fault of the solution or of a sample this small, the intervals cannot
+# tell, and the verdicts say so.
 #
 # ## What the principle does not say
 #

@@ -183,8 +183,8 @@ figure
 # %% [markdown]
 # The weighted paths estimate the evidence before the drift is any good. The bound -J rises towards it as the drift
 # improves; what remains is the price of a drift that is not the best one. A small effective sample size is a warning:
-# few paths carry the weight, and the error bar may be too short. So it is here, at 1.9 % of 2500 paths: the two estimates
-# of log Z differ by more than both standard errors together.
+# few paths carry the weight, and the error bar may be too short. So it is here, at 1.9 % of 2500 paths: the two
+# estimates of log Z differ by more than both standard errors together.
 #
 # ## Side by side
 #
@@ -233,5 +233,5 @@ figure
 #    the posterior, and the chains stand still.
 # 2. **A drift that is hardly trained.** Set `budget` to 20. The bound -J is -32.41 in place of -29.39, and the
 #    effective sample size 0.6 % in place of 1.9 %.
-# 3. **Fewer points.** Set `number = 20`. By the draws from the prior log Z is -11.58 +- 0.02 in place of -25.42 +- 0.23:
-#    there are fewer labels to explain.
+# 3. **Fewer points.** Set `number = 20`. By the draws from the prior log Z is -11.58 +- 0.02 in place of -25.42 +-
+#    0.23: there are fewer labels to explain.
