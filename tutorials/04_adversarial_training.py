@@ -120,7 +120,7 @@ for name, (adversary, steps) in methods.items():
 radii = [0.05, 0.1, 0.2] if SMOKE else [0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3]
 shown = ("clean", "PGD-10", "YOPO-5-3")
 curves = {f"trained: {name}": [judge(networks[name], epsilon=radius) for radius in radii] for name in shown}
-figure = adv.accuracy_curves(curves, attack="PGD-20", title=f"Pixels are 0 to 1, the radius of training is {epsilon}")
+figure = adv.accuracy_curves(curves, attack="PGD-20", title=f"Under PGD-20; trained at {epsilon}")
 figure.savefig(FIGURES / "04_radius.png")
 figure
 

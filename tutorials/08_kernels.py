@@ -119,7 +119,7 @@ print(
 
 # %%
 places = range(1, len(rates) + 1)
-held = {"of the kernel's trace": rates.cumsum(0) / rates.sum(), "of the targets, odd or even": energy.cumsum(0)}
+held = {"of the trace": rates.cumsum(0) / rates.sum(), "of the targets": energy.cumsum(0)}
 figure = plot.curves(
     {name: (places, share) for name, share in held.items()},
     x_label="eigenvectors, fastest first",

@@ -89,7 +89,10 @@ for weight in (1.0, 0.1):
         curves[name] = range(1, len(above) + 1), above
 
 figure = plot.curves(curves, x_label="step", y_label="$J - J^*$, over Riccati's", title="Cost of the control: 0.1")
-figure.axes[0].set(xscale="log", ylim=(1e-13, 1e6), xlim=(None, 12))
+axis = figure.axes[0]
+axis.set(xscale="log", ylim=(1e-13, 1e6), xlim=(None, 12))
+axis.set_xticks([1, 2, 5, 10], ["1", "2", "5", "10"])
+axis.minorticks_off()
 figure.savefig(FIGURES / "11_one_control.png")
 figure
 
