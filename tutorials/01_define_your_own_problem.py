@@ -104,8 +104,8 @@ figure.savefig(FIGURES / "01_linear_quadratic.png")
 figure
 
 # %% [markdown]
-# MSA is a fixed-point iteration. It converges here since a force is dear; nothing makes it do so in general (exercise
-# 1).
+# MSA is a fixed-point iteration. It converges here since a force is dear; nothing makes it do so in general: see the
+# first exercise.
 #
 # ## Noise is data
 #

@@ -82,37 +82,23 @@ contestants = {
     "MSA": (mfoc.MSA(), 20),
     "E-MSA": (mfoc.EMSA(), 150),
 }
-solutions, curves = {}, {}
+solutions, level = {}, 0.03
 for name, (solver, steps) in contestants.items():
     mfoc.solve(toy, solver, train, steps=1)  # what PyTorch loads on first use is not to be timed
     solution = solutions[name] = mfoc.solve(toy, solver, train, steps=max(2, steps // 40) if SMOKE else steps)
-    values = [record["value"] for record in solution.history] + [solution.value]
-    seconds = [record["seconds"] for record in solution.history]  # when a step began, at that value
-    curves[name] = values, seconds
-    level = 0.03
-    first = next((k for k, value in enumerate(values[:-1]) if value <= level), None)
-    reached = "never" if first is None else f"at step {first}, after {seconds[first]:.1f} s"
+    first = next((record for record in solution.history if record["value"] <= level), None)
+    reached = f"at step {first['step']}, after {first['seconds']:.1f} s" if first else "never"
     print(f"{name:5s} {solution.last.step:4d} steps   J {solution.value:8.4f}   J <= {level}: {reached}")
 
 # %%
-figure, (left, right) = new_axes(11, 4.2, 2)
-for name, (values, seconds) in curves.items():
-    shown = {**look(name), "label": name, "markersize": 5, "linewidth": 1.5}
-    marks = sorted({round(len(values) ** (k / 8)) - 1 for k in range(9)})  # evenly spread on a logarithmic axis
-    left.plot(values, markevery=marks, **shown)
-    right.plot(seconds, values[:-1], markevery=[k for k in marks if k < len(seconds)], **shown)
-left.set(xscale="symlog", yscale="log", xlim=(0, None), xticks=[0, 1, 10, 100, 600], xticklabels=[0, 1, 10, 100, 600])
-right.set_xscale("symlog", linthresh=0.1)
-right.set(yscale="log", xlim=(0, None), xlabel="seconds, one thread (linear up to 0.1)", title="By second")
-left.set(xlabel="step (linear up to 2)", ylabel="objective J", title="By step")
-figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
+figure = plot.solutions(solutions)
 figure.savefig(FIGURES / "03_objective.png")
 figure
 
 # %% [markdown]
 # MSA is thrown about and never settles: little but the weight decay bounds its Hamiltonians from below, so their
 # minimisers are far away, where the frozen states mean nothing. E-MSA needs far fewer steps than SGD and Adam to a
-# given J. Each step costs more: tens of evaluations of all Hamiltonians. So look at the right panel before you choose.
+# given J. Each step costs more: tens of evaluations of all Hamiltonians. So look at the lower panels before you choose.
 # For E-MSA: no learning rate to tune. Against it: it works on the full population, where gradients make do with small
 # batches.
 
@@ -159,8 +145,9 @@ figure
 
 # %% [markdown]
 # The initial guess fails at every stage alike. The two solutions have residuals and gaps that are smaller by orders of
-# magnitude. Whether what is left is a fault of the solution or of a sample this small, the intervals cannot tell, and
-# the verdicts say so.
+# magnitude. On these particles each still has a direction in which J falls: Adam's stands out in the right panel, that
+# of E-MSA hardly. Whether what is left is a fault of the solution or of a sample this small, the intervals cannot
+# tell, and the verdicts say so.
 #
 # ## What the principle does not say
 #
@@ -169,7 +156,7 @@ figure
 #
 # $$ f(u) = (u, -u^2 / 2), \qquad \Phi(a, b) = a^2 + b, \qquad J(u) = u^2 / 2, \qquad H(u) = -u^2 / 2 $$
 #
-# The best control, 0, is a *maximum* of $H$.
+# The best control, 0, is a *maximum* of $H$. MSA goes for the minimum, and `solve` will say that it diverged.
 
 # %%
 one_stage = mfoc.Problem(

@@ -35,7 +35,7 @@ from sklearn.model_selection import train_test_split
 from torch import nn
 
 import mfoc
-from mfoc.figures import COLORS, INK, look, new_axes, new_figure
+from mfoc.figures import COLORS, INK, new_figure
 from paradigms import adversarial as adv
 
 SMOKE = bool(os.environ.get("MFOC_SMOKE"))  # tiny budgets, to see that everything runs
@@ -118,17 +118,9 @@ for name, (adversary, steps) in methods.items():
 
 # %%
 radii = [0.05, 0.1, 0.2] if SMOKE else [0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3]
-figure, (axis,) = new_axes(7, 4.2)
-looks = {"clean": look("standard"), "PGD-10": look("adversarial"), "YOPO-5-3": {"color": COLORS[2], "marker": "^"}}
-for name, shown in looks.items():
-    rows = [tables[name]["clean"]] + [judge(networks[name], epsilon=r)["PGD-20"] for r in radii]
-    axis.plot([0, *radii], [100 * r.value for r in rows], **shown, markersize=5, label=f"trained: {name}")
-    low, high = [100 * r.low for r in rows], [100 * r.high for r in rows]
-    axis.fill_between([0, *radii], low, high, color=shown["color"], alpha=0.15, linewidth=0)
-axis.axvline(epsilon, color=INK, linestyle=":", linewidth=1, label="radius of training")
-axis.set(xlabel=r"radius $\epsilon$ of the attack (pixels are 0 to 1)", ylabel="test accuracy under PGD-20 [%]")
-axis.set(ylim=(0, 102), xlim=(0, None), title="Shaded: 95 % Wilson intervals")
-axis.legend(frameon=False)
+shown = ("clean", "PGD-10", "YOPO-5-3")
+curves = {f"trained: {name}": [judge(networks[name], epsilon=radius) for radius in radii] for name in shown}
+figure = adv.accuracy_curves(curves, attack="PGD-20", title=f"Under PGD-20; trained at {epsilon}")
 figure.savefig(FIGURES / "04_radius.png")
 figure
 

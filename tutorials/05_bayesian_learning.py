@@ -2,12 +2,18 @@
 # # Bayesian learning: from the ELBO to control
 #
 # After this lesson you can ask a small network for its posterior in four ways, see where they agree, and estimate the
-# evidence with an error bar. It is for those who know what a posterior is. It runs for about a minute.
+# evidence with an error bar. It is for those who know what a posterior is. It runs for less than two minutes.
 #
 # ## The equation
 #
-# The posterior over the weights of a network is $p(w) = \gamma(w) / Z$, with $\gamma$ the likelihood times the prior.
-# Each way to reach it is a mean-field control problem: a cloud of particles, dynamics, a cost, and something to choose.
+# The posterior over the weights of a network is the likelihood times the prior, $\gamma$, over its integral, the
+# evidence $Z$:
+#
+# $$ p(w) = \gamma(w) / Z, \qquad \mathrm{KL}(q \,|\, p) = E_q [ \log q(w) - \log \gamma(w) ] + \log Z \ge 0 $$
+#
+# So the expectation, a cost that can be computed for a law $q$, is at least $-\log Z$; minus it is the ELBO, and its
+# minimum over all laws is at the posterior. Each way to get there is a mean-field control problem: a cloud of
+# particles, dynamics, and something to choose.
 #
 # | method                | particles       | dynamics                                    | what is chosen     |
 # |-----------------------|-----------------|---------------------------------------------|--------------------|
@@ -177,7 +183,7 @@ figure
 # %% [markdown]
 # The weighted paths estimate the evidence before the drift is any good. The bound -J rises towards it as the drift
 # improves; what remains is the price of a drift that is not the best one. A small effective sample size is a warning:
-# few paths carry the weight, and the error bar may be too short. So it is here: the two
+# few paths carry the weight, and the error bar may be too short. So it is here, at 1.9 % of 2500 paths: the two
 # estimates of log Z differ by more than both standard errors together.
 #
 # ## Side by side
@@ -223,6 +229,9 @@ figure
 #
 # ## What to change
 #
-# 1. **A bolder Langevin step.** Set `size = 0.2`: MALA accepts fewer of its moves, and proposes farther ones.
-# 2. **A drift that is hardly trained.** Set `budget` to 20: the bound -J stays lower.
-# 3. **Fewer points.** Set `number = 20`: the evidence rises, as there are fewer labels to explain.
+# 1. **A bolder Langevin step.** Set `size = 0.2`. MALA accepts 0 % of its moves in place of 24 %: the proposals leave
+#    the posterior, and the chains stand still.
+# 2. **A drift that is hardly trained.** Set `budget` to 20. The bound -J is -32.41 in place of -29.39, and the
+#    effective sample size 0.6 % in place of 1.9 %.
+# 3. **Fewer points.** Set `number = 20`. By the draws from the prior log Z is -11.58 +- 0.02 in place of -25.42 +-
+#    0.23: there are fewer labels to explain.

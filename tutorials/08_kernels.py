@@ -3,7 +3,7 @@
 #
 # After this page you can compute the tangent kernel of a network, predict its training from it before a step, know
 # what an infinitely wide network would answer, and measure whether a training learned features. It is for those who
-# ask why a training goes as it goes, and needs no other page. It runs for half a minute, on scikit-learn's digits.
+# ask why a training goes as it goes, and needs no other page. It runs for about half a minute.
 #
 # ## The equation
 #
@@ -30,6 +30,7 @@ import torch
 from sklearn.datasets import load_digits
 from torch import nn
 
+from mfoc import plot
 from mfoc.analysis.kernel import (
     KernelPredictor,
     empirical_ntk,
@@ -37,7 +38,7 @@ from mfoc.analysis.kernel import (
     laziness,
     ntk_convergence,
 )
-from mfoc.figures import COLORS, INK, new_axes
+from mfoc.figures import COLORS, new_axes
 
 SMOKE = bool(os.environ.get("MFOC_SMOKE"))  # tiny budgets, to see that everything runs
 FIGURES = Path(os.environ.get("MFOC_FIGURES", "figures"))
@@ -45,6 +46,11 @@ FIGURES.mkdir(parents=True, exist_ok=True)
 torch.set_num_threads(1)
 torch.manual_seed(0)
 
+# %% [markdown]
+# The data are scikit-learn's digits, and the question most often whether one is odd. `ntk_net` makes networks whose
+# kernel has a limit as they become wide, `descend` is plain gradient descent.
+
+# %%
 raw = load_digits()
 digits = torch.tensor(raw.data, dtype=torch.float32)
 digits = digits - digits.mean(0)
@@ -111,14 +117,16 @@ print(
     f"{float(rates[:tenth].sum() / rates.sum()):.0%} of the trace and {float(energy[:tenth].sum()):.0%} of the targets"
 )
 
-figure, (left, right) = new_axes(10, 3.6, 2)
+# %%
 places = range(1, len(rates) + 1)
-left.loglog(places, rates, ".", color=COLORS[0])
-left.set(xlabel="eigenvector, fastest first", ylabel="eigenvalue of the kernel", title="Rates spread over decades")
-right.semilogx(places, rates.cumsum(0) / rates.sum(), color=COLORS[0], label="of the kernel's trace")
-right.semilogx(places, energy.cumsum(0), color=COLORS[1], linestyle="--", label="of the targets, odd or even")
-right.set(xlabel="eigenvectors, fastest first", ylabel="share that they hold", ylim=(0, 1.02), title="What they hold")
-right.legend(frameon=False)
+held = {"of the trace": rates.cumsum(0) / rates.sum(), "of the targets": energy.cumsum(0)}
+figure = plot.curves(
+    {name: (places, share) for name, share in held.items()},
+    x_label="eigenvectors, fastest first",
+    y_label="share that they hold",
+    log=False,
+)
+figure.axes[0].set(xscale="log", ylim=(0, 1.02))
 figure.savefig(FIGURES / "08_spectrum.png")
 figure
 
@@ -146,22 +154,13 @@ for width in (8, 64) if SMOKE else (32, 512, 4096):
     report = found[width] = ntk_convergence(du_net(width), few, goal, nn.MSELoss(), steps=20 if SMOKE else 200)
     print(f"width {width:4d}: stable up to lr {report.stable_lr:.3g}, taken {report.lr:.3g}; gap {report.gap:.1%}")
 
-figure, axes = new_axes(10.5, 3.6, len(found))
-for axis, (width, report) in zip(axes, found.items(), strict=True):
-    axis.plot(report.measured, color=COLORS[5], linewidth=3.5, label="measured")
-    axis.plot(report.predicted, color=INK, linewidth=1.2, linestyle="--", label="predicted")
-    axis.set(xlabel="step", yscale="log", title=f"width {width}: gap {report.gap:.0%}")
-axes[0].legend(frameon=False)
-losses = torch.cat([curve for report in found.values() for curve in (report.measured, report.predicted)])
-for axis in axes:
-    axis.set_ylim(float(losses.min()) / 2, float(losses.max()) * 2)
-axes[0].set_ylabel("mean squared error")
+figure = found[min(found)].plot()  # the narrowest, of the largest gap
 figure.savefig(FIGURES / "08_predicted_training.png")
 figure
 
 # %% [markdown]
-# All begin as predicted, and the gap shrinks with width. What is left of it is late and low: in the slow directions,
-# which a small turn of the kernel changes most.
+# All begin as predicted, the narrowest (drawn) too, and the gap shrinks with width. What is left of it is late and
+# low: in the slow directions, which a small turn of the kernel changes most.
 #
 # ## Infinite width
 #
@@ -213,18 +212,14 @@ wrong = posterior.mean.argmax(1) != labels[test]
 fifths = [100 * float(wrong[group].double().mean()) for group in posterior.variance.argsort().chunk(5)]
 print("NNGP errors, from the most certain fifth to the least: " + ", ".join(f"{rate:.1f} %" for rate in fifths))
 
-figure, (left, right) = new_axes(10, 4.0, 2)
+figure, (axis,) = new_axes(6, 4.0)
 line = torch.tensor([float(mean.min()), float(mean.max())])
 spread = 2 * float(deviation.mean())
-left.fill_between(line, line - spread, line + spread, color=COLORS[0], alpha=0.2, linewidth=0, label="mean ± 2 sd")
-left.plot(line, line, color=COLORS[0], linewidth=1)
-left.plot(mean[:60].flatten(), outputs[0][:60].flatten(), ".", color=COLORS[1], markersize=3, label="one network")
-left.set(xlabel="output predicted", ylabel="output of a trained network", title="Before training, and after")
-left.legend(loc="upper left", frameon=False)
-right.bar(range(1, 6), fifths, color=COLORS[2])
-right.set_xticks(range(1, 6), ["most\ncertain", "2", "3", "4", "least\ncertain"])
-right.set(xlabel="fifths of the held-out digits", ylabel="told wrong [%]", title="The variance knows where errors are")
-right.grid(False, axis="x")
+axis.fill_between(line, line - spread, line + spread, color=COLORS[0], alpha=0.2, linewidth=0, label="mean ± 2 sd")
+axis.plot(line, line, color=COLORS[0], linewidth=1)
+axis.plot(mean[:60].flatten(), outputs[0][:60].flatten(), ".", color=COLORS[1], markersize=3, label="one network")
+axis.set(xlabel="output predicted", ylabel="output of a trained network", title="Before training, and after")
+axis.legend(loc="upper left", frameon=False)
 figure.savefig(FIGURES / "08_infinite_width.png")
 figure
 
@@ -254,8 +249,8 @@ steps = 8 if SMOKE else 400
 moments = sorted({max(1, round(steps * (k / 8) ** 2)) for k in range(1, 9)})
 lr = len(few) / float(rates[0]) / 8  # small, as a kernel that grows makes steps unstable
 unseen, their = digits[-800:], odd[-800:]
-figure, (left, right) = new_axes(10, 3.8, 2)
-for color, marker, alpha in zip(COLORS, "os^", (0.3, 1.0, 10.0), strict=False):
+turns = {}
+for alpha in (0.3, 1.0, 10.0):
     torch.manual_seed(1)
     net = Centred(ntk_net(64), alpha)
     kept = descend(net, few, goal, lr / alpha**2, steps, moments)
@@ -266,11 +261,12 @@ for color, marker, alpha in zip(COLORS, "os^", (0.3, 1.0, 10.0), strict=False):
         f"alpha {alpha:4g}: {report.regime}, turned by {report.index:.3f}; training error {error:.2g}, {share:.1%} "
         "of the held-out digits right"
     )
-    left.plot(moments, report.turn[1:], marker=marker, color=color, label=f"$\\alpha$ = {alpha:g}: {report.regime}")
-    right.plot([0, *moments], report.alignment, marker=marker, color=color)
-left.set(xlabel="step", ylabel="turn, 1 - cos(kernel, first kernel)", title="How far the kernel turned", yscale="log")
-right.set(xlabel="step", ylabel="alignment of the kernel with the targets", title="And whether towards the targets")
-left.legend(frameon=False)
+    turns[f"α = {alpha:g}: {report.regime}"] = moments, report.turn[1:]
+    course = ", ".join(f"{float(share):.2f}" for share in report.alignment[::2])
+    print(f"    alignment of the kernel with the targets on the way: {course}")
+
+# %%
+figure = plot.curves(turns, x_label="step", y_label="turn of the kernel, 1 - cos(kernel, first kernel)")
 figure.savefig(FIGURES / "08_lazy_and_rich.png")
 figure
 

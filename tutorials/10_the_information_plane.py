@@ -3,7 +3,7 @@
 #
 # After this page you can measure what the layers of a network know of their input and of the label, tell an effect
 # from an artefact of how it was measured, and train a network that keeps only the information it needs. It is for
-# those who read or draw information planes; it supposes tutorial 02. It runs for about a minute.
+# those who read or draw information planes; it supposes tutorial 02. It runs for about half a minute.
 #
 # ## The equation
 #
@@ -28,16 +28,8 @@ from torch import nn
 from torch.nn import functional as F
 
 import mfoc
-from mfoc.analysis.information import (
-    KDE,
-    Binned,
-    gaussian_bottleneck,
-    gaussian_information,
-    information_bottleneck,
-    information_plane,
-    with_noise,
-)
-from mfoc.figures import COLORS, INK, new_axes
+from mfoc.analysis import information
+from mfoc.figures import COLORS, INK, new_axes, of_class
 
 SMOKE = bool(os.environ.get("MFOC_SMOKE"))  # tiny budgets, to see that everything runs
 FIGURES = Path(os.environ.get("MFOC_FIGURES", "figures"))
@@ -59,20 +51,20 @@ def generator(seed=0):
 
 # %%
 variances = torch.logspace(-7, 1, 9 if SMOKE else 33)
-exact = [gaussian_information(1.0, float(s)) for s in variances]
-figure, (axis,) = new_axes(7.0, 4.2)
+exact = [information.gaussian_information(1.0, float(s)) for s in variances]
+figure, (axis,) = new_axes(8.6, 4.2)
 axis.plot(variances, exact, color=INK, linewidth=2, label="exact, of the normal law")
 for color, n in zip(COLORS, (30, 100) if SMOKE else (100, 1500), strict=False):
     draws = torch.randn(n, 1, generator=generator(), dtype=D)
-    bounds = [KDE(float(s)).about_input(draws) for s in variances]
+    bounds = [information.KDE(float(s)).about_input(draws) for s in variances]
     low, high = [bound.lower for bound in bounds], [bound.upper for bound in bounds]
     axis.fill_between(variances, low, high, color=color, alpha=0.3, linewidth=0, label=f"bounds from {n} draws")
-    axis.axhline(math.log(n), color=color, linestyle=":", linewidth=1.2)
-    axis.annotate(f"ln {n}", (10, math.log(n)), xytext=(-2, 3), textcoords="offset points", ha="right", color=color)
-    print(f"{n} draws, s = 0.1: {KDE(0.1).about_input(draws)}, exact {gaussian_information(1.0, 0.1):.3f} nats")
+    axis.axhline(math.log(n), color=color, linestyle=":", linewidth=1.2, label=f"ln {n}")
+    known = information.gaussian_information(1.0, 0.1)
+    print(f"{n} draws, s = 0.1: {information.KDE(0.1).about_input(draws)}, exact {known:.3f} nats")
 axis.set(xscale="log", xlabel="variance of the noise", ylabel="I(X;T) [nats]", ylim=(0, 8.6))
 axis.set_title("N draws can show ln N nats, and no more")
-axis.legend(frameon=False, loc="lower left")
+figure.legend(frameon=False, loc="outside right center")
 figure.savefig(FIGURES / "10_known_information.png")
 figure
 
@@ -115,11 +107,11 @@ nets = {kind.__name__: trained(kind, moments) for kind in (nn.Tanh, nn.ReLU)}
 
 
 def bins_of(name, count):
-    return Binned(torch.linspace(-1, 1, count + 1)) if name == "Tanh" else Binned(count)
+    return information.Binned(torch.linspace(-1, 1, count + 1)) if name == "Tanh" else information.Binned(count)
 
 
 first, *later = [
-    information_plane(net, signs, classes, estimator=bins_of("Tanh", 30), layers=["1", "3", "5"])
+    information.information_plane(net, signs, classes, estimator=bins_of("Tanh", 30), layers=["1", "3", "5"])
     for net in nets["Tanh"]
 ]
 figure = first.plot(*later, title="A tanh network in training, 30 bins")
@@ -136,14 +128,13 @@ figure, axes = new_axes(10.5, 4.0, 2)
 for axis, (name, kept) in zip(axes, nets.items(), strict=True):
     for color, marker, count in zip(COLORS, "osD^", (4, 30, 1000, 100_000), strict=False):
         told = [
-            information_plane(net, signs, classes, estimator=bins_of(name, count), layers=["5"]).layers[0]
+            information.information_plane(net, signs, classes, estimator=bins_of(name, count), layers=["5"]).layers[0]
             for net in kept
         ]
         path = [layer.about_input.lower for layer in told]
         print(f"{name}, {count} bins: I(X;T) up to {max(path):.2f}, {path[-1]:.2f} nats in the end")
         axis.plot(moments, path, marker=marker, markersize=4, color=color, label=f"{count:,} bins")
-    axis.axhline(math.log(len(signs)), color=INK, linestyle=":", linewidth=1)
-    axis.annotate("ln N", (0, math.log(len(signs))), xytext=(0, 3), textcoords="offset points", color=INK)
+    axis.axhline(math.log(len(signs)), color=INK, linestyle=":", linewidth=1, label="ln N")
     axis.set_xscale("symlog", linthresh=1)
     axis.set(xlabel="step of the training", title=f"{name}: last hidden layer", xlim=(-0.2, 2 * last), ylim=(0, 7.6))
 axes[0].set_ylabel("I(X;T) [nats]")
@@ -197,17 +188,21 @@ def negative_log_likelihood(out, y):
 def told_by(projection):
     """I(T;X) and I(T;Y) of T = A X + N(0, I), by the covariances."""
     left = sigma_x - sigma_xy @ torch.linalg.inv(sigma_y) @ sigma_xy.mT
-    of_x = gaussian_information(projection @ sigma_x @ projection.mT, 1.0)
-    return of_x, of_x - gaussian_information(projection @ left @ projection.mT, 1.0)
+    of_x = information.gaussian_information(projection @ sigma_x @ projection.mT, 1.0)
+    return of_x, of_x - information.gaussian_information(projection @ left @ projection.mT, 1.0)
 
 
+# %% [markdown]
+# Now solve it at several trade-offs, and lay the two informations of each solution beside the optimum's.
+
+# %%
 lbfgs = mfoc.Gradient(partial(torch.optim.LBFGS, max_iter=20, line_search_fn="strong_wolfe", tolerance_change=1e-14))
-optimum = gaussian_bottleneck(sigma_x, sigma_xy, sigma_y, 6.0)
+optimum = information.gaussian_bottleneck(sigma_x, sigma_xy, sigma_y, 6.0)
 print("critical trade-offs:", ", ".join(f"{float(b):.2f}" for b in optimum.critical_betas))
 found = {}
 for trade_off in (1.05, 6.0) if SMOKE else (1.05, 1.3, 2.0, 6.0, 30.0):
     torch.manual_seed(0)
-    bottleneck = information_bottleneck(
+    bottleneck = information.information_bottleneck(
         nn.Sequential(nn.Linear(3, 3, bias=False, dtype=D)),
         nn.Sequential(LinearGaussian(3, 3)),
         negative_log_likelihood,
@@ -246,18 +241,17 @@ order = torch.randperm(len(raw.target), generator=generator())
 digits = torch.tensor(raw.data, dtype=torch.float32)[order] / 16
 labels = torch.tensor(raw.target)[order]
 train, test = slice(0, 1200), slice(1200, None)
-shades = [*COLORS[:6], "#7A7A7A", "#5E4FA2", "#A65628", "#003F66"]
 figure, axes = new_axes(10.5, 5.0, 2)
 for axis, beta in zip(axes, (0.001, 0.3), strict=True):
     torch.manual_seed(0)
-    bottleneck = information_bottleneck(
+    bottleneck = information.information_bottleneck(
         nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 4)),
         nn.Sequential(nn.Linear(2, 64), nn.ReLU(), nn.Linear(64, 10)),
         F.cross_entropy,
         beta=beta,
         latent=2,
     )
-    population = with_noise((digits[train], labels[train]), 2, batch_size=200)
+    population = information.with_noise((digits[train], labels[train]), 2, batch_size=200)
     adam = mfoc.Gradient(partial(torch.optim.Adam, lr=5e-3))
     solution = mfoc.solve(bottleneck, adam, population, steps=20 if SMOKE else 600)
     rates = bottleneck.rates(solution, population)
@@ -269,9 +263,8 @@ for axis, beta in zip(axes, (0.001, 0.3), strict=True):
     print(f"beta {beta}: rate {rates.rate:.2f} nats, loss {rates.distortion:.2f}, {right:.1%} of held-out digits right")
     for digit in range(10):
         members = codes[labels[test] == digit]
-        axis.plot(members[:, 0], members[:, 1], ".", color=shades[digit], markersize=3, alpha=0.6)
-        middle = members.median(0).values
-        axis.text(float(middle[0]), float(middle[1]), str(digit), fontsize=12, weight="bold", ha="center", va="center")
+        axis.plot(*members.T, linestyle="", markersize=3, alpha=0.6, **of_class(digit))
+        axis.text(*members.median(0).values.tolist(), str(digit), fontsize=12, weight="bold", ha="center", va="center")
     axis.set(xlabel="$t_1$", ylabel="$t_2$", xlim=(-9, 9), ylim=(-9, 9), aspect="equal")
     axis.set_title(f"$\\beta$ = {beta}: rate {rates.rate:.1f} nats, {right:.0%} told right")
 figure.savefig(FIGURES / "10_digits.png")

@@ -143,7 +143,9 @@ for name, solver in {"L-BFGS": LBFGS, "NewtonCG": mfoc.NewtonCG()}.items():
 # linear in the weights of a layer, and no running cost holds them. The Hessian of J is what decides.
 
 # %%
-print(formulation.certify(solution).verdict)
+certificate = formulation.certify(solution)
+print(f"gap of the stages: {', '.join(f'{stage.gap.value:.2g}' for stage in certificate.stages)}")
+print(certificate.verdict)
 
 # %% [markdown]
 # ## What the tilt does
