@@ -44,6 +44,18 @@ def title_of(script: Path) -> str:
     return found[1].strip() if found else script.stem[3:].replace("_", " ").capitalize()
 
 
+def captions(cells: list[Cell]) -> dict[str, str]:
+    """What each image of a tutorial shows, in words: the heading that it is under, by the name of the image."""
+    heading, words = "", {}
+    for cell in cells:
+        if cell.markdown:
+            heading = ([heading] + re.findall(r"^#+ (.+)$", cell.text, re.MULTILINE))[-1]
+        for output in cell.outputs:
+            if "image" in output:
+                words[output["image"]] = re.sub(r"[`$\[\]*\\\"<>]", "", heading).strip()
+    return words
+
+
 def fenced(text: str, language: str) -> str:
     """Text in a fence that is longer than any in it."""
     fence = "`" * max(3, 1 + max((len(run) for run in re.findall(r"`+", text)), default=0))
@@ -65,13 +77,12 @@ def page_of(script: Path, cells: list[Cell], images: str, executed: bool) -> str
         note = f"{note} **Its budgets are tiny here, to see that it runs: the numbers say nothing.**"
     if not executed:
         note = f"*This page is [`tutorials/{script.name}`](source/{script.name}), not executed here: `make docs` does.*"
-    parts, figures = [], 0
+    parts, shows = [], captions(cells)
     for cell in cells:
         parts.append(cell.text.strip() + "\n" if cell.markdown else fenced(cell.text.strip("\n"), "python"))
         for output in cell.outputs:
             if "image" in output:
-                figures += 1
-                parts.append(f"![Figure {figures} of tutorial {number}]({images}/{output['image']})\n")
+                parts.append(f"![{shows[output['image']]}]({images}/{output['image']})\n")
             else:
                 parts.append(fenced(output["text"], "text"))
         if note and cell.markdown:
