@@ -1,41 +1,12 @@
-"""The cells of a tutorial (a script in percent format), and the page that they and their outputs make."""
+"""The page that a tutorial and its outputs make, in Markdown."""
 
 from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-TUTORIALS = Path(__file__).resolve().parent.parent
-
-
-@dataclass
-class Cell:
-    """A cell: its text, the line that it begins at, and what it put out (``{"text": ...}`` or ``{"image": ...}``)."""
-
-    markdown: bool
-    text: str
-    line: int = 1
-    outputs: list[dict[str, str]] = field(default_factory=list)
-
-
-def scripts() -> list[Path]:
-    """All tutorials, in order."""
-    return sorted(TUTORIALS.glob("[0-9]*.py"))
-
-
-def cells_of(source: str) -> list[Cell]:
-    """The cells of a script; what stands before the first marker is code."""
-    cells = [Cell(markdown=False, text="")]
-    for number, line in enumerate(source.splitlines(), start=1):
-        marker = re.match(r"# %%(.*)$", line)
-        if marker:
-            cells.append(Cell("[markdown]" in marker[1], "", number + 1))
-        else:
-            cells[-1].text += (re.sub(r"^# ?", "", line) if cells[-1].markdown else line) + "\n"
-    return [cell for cell in cells if cell.text.strip()]
+from render import Cell
 
 
 def title_of(script: Path) -> str:
@@ -49,7 +20,7 @@ def captions(cells: list[Cell]) -> dict[str, str]:
     heading, words = "", {}
     for cell in cells:
         if cell.markdown:
-            heading = ([heading] + re.findall(r"^#+ (.+)$", cell.text, re.MULTILINE))[-1]
+            heading = [heading, *re.findall(r"^#+ (.+)$", cell.text, re.MULTILINE)][-1]
         for output in cell.outputs:
             if "image" in output:
                 words[output["image"]] = re.sub(r"[`$\[\]*\\\"<>]", "", heading).strip()
@@ -89,8 +60,3 @@ def page_of(script: Path, cells: list[Cell], images: str, executed: bool) -> str
             parts.append(note + "\n")
             note = ""
     return "\n".join(parts)
-
-
-def as_plain(cells: list[Cell]) -> list[dict[str, Any]]:
-    """Cells as what JSON can hold; ``Cell(**entry)`` is the way back."""
-    return [vars(cell) for cell in cells]
