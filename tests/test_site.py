@@ -212,7 +212,7 @@ def test_commands_of_the_pages_are_understood():
 
 
 def test_what_pages_quote_of_the_tutorials_is_in_their_scripts():
-    """The words of each pattern stand in what the tutorial prints; `make docs` fails where the numbers are not found."""
+    """The words of each pattern stand in the script; `make docs` fails where the tutorial prints no such number."""
     quoted = re.compile(r'\{\{ printed (\d\d) "(.+?)" \}\}')
     quotes = [found for page in PAGES for found in quoted.findall(page.read_text(encoding="utf-8"))]
     assert quotes
