@@ -167,13 +167,18 @@ def _printed(number: str, pattern: str) -> str:
     return str(found[-1])
 
 
-def _figures(number: str) -> str:
+def _figures(number: str, words: str = "") -> str:
+    """The figures of a tutorial, those under a heading with these words."""
     script = _script(number)
-    images = images_of(script)
+    images = {image: shows for image, shows in images_of(script).items() if words in shows}
+    if kept(script) is not None and not images:
+        raise PluginError(
+            f"tutorial {number} has no figure under a heading with {words!r}: mend the page that asks for it"
+        )
     if not images:
         return f"*The figures are on [the page of tutorial {number}](tutorials/{script.stem}.md) once it is executed.*"
     lines = [
-        f"[![{words}](tutorials/figures/{image.name})](tutorials/{script.stem}.md)" for image, words in images.items()
+        f"[![{shows}](tutorials/figures/{image.name})](tutorials/{script.stem}.md)" for image, shows in images.items()
     ]
     return "\n\n".join(lines)
 
