@@ -161,8 +161,8 @@ def test_an_inner_product_is_no_tag():
     """`<p, f>` in running text, of a page or a docstring, stays; tags do what tags do; code is left alone."""
     code = f"""
 import sys; sys.path.insert(0, {str(SITE)!r})
-import markdown, hooks
-print(markdown.markdown("H = L + <p, f> *now* <br> `<p, f>` <b>x</b>", extensions=[hooks.Angles()]))
+import markdown, lessons
+print(markdown.markdown("H = L + <p, f> *now* <br> `<p, f>` <b>x</b>", extensions=[lessons.Angles()]))
 """
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60).stdout
     product = "&lt;p, f&gt;"

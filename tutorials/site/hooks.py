@@ -9,9 +9,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from lessons import captions, page_of, title_of
-from markdown.extensions import Extension
-from markdown.inlinepatterns import HtmlInlineProcessor
+from lessons import Angles, captions, page_of, title_of
 from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 from reference import reference
@@ -25,15 +23,6 @@ SHOWN = {".png", ".gif", ".svg"}
 MADE = re.compile(r'\{\{ (gallery|picture|figures|printed)(?: (\d\d))?(?: "([^"\n]+)")? \}\}')
 SMOKE = "\n\n*The tutorials were executed with tiny budgets here: their numbers and figures say nothing.*\n"
 Config = Any  # MkDocsConfig
-# The name of a tag of HTML ends at a space, a slash or the end of the tag; a comment stays one.
-TAG = r"(</?[a-zA-Z][\w-]*(?:\s[^<>]*)?/?>|<!--(?:(?!<!--|-->).)*-->)"
-
-
-class Angles(Extension):
-    """Takes for HTML only what can be: `<p, f>` in running text is an inner product, and no tag."""
-
-    def extendMarkdown(self, md: Any) -> None:  # noqa: N802, D102, RUF100
-        md.inlinePatterns.register(HtmlInlineProcessor(TAG, md), "html", 90)
 
 
 def on_config(config: Config) -> Config:

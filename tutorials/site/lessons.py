@@ -1,12 +1,18 @@
-"""The page that a tutorial and its outputs make, in Markdown."""
+"""The page that a tutorial and its outputs make, and what Markdown is taught for all pages."""
 
 from __future__ import annotations
 
 import os
 import re
 from pathlib import Path
+from typing import Any
 
+from markdown.extensions import Extension
+from markdown.inlinepatterns import HtmlInlineProcessor
 from render import Cell
+
+# The name of a tag of HTML ends at a space, a slash or the end of the tag; a comment stays one.
+TAG = r"(</?[a-zA-Z][\w-]*(?:\s[^<>]*)?/?>|<!--(?:(?!<!--|-->).)*-->)"
 
 
 def title_of(script: Path) -> str:
@@ -60,3 +66,10 @@ def page_of(script: Path, cells: list[Cell], images: str, executed: bool) -> str
             parts.append(note + "\n")
             note = ""
     return "\n".join(parts)
+
+
+class Angles(Extension):
+    """Takes for HTML only what can be: `<p, f>` in running text is an inner product, and no tag."""
+
+    def extendMarkdown(self, md: Any) -> None:  # noqa: N802, D102, RUF100
+        md.inlinePatterns.register(HtmlInlineProcessor(TAG, md), "html", 90)
