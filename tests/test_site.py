@@ -169,6 +169,13 @@ print(markdown.markdown("H = L + <p, f> *now* <br> `<p, f>` <b>x</b>", extension
     assert shown.strip() == f"<p>H = L + {product} <em>now</em> <br> <code>{product}</code> <b>x</b></p>"
 
 
+def test_what_is_included_is_shown_as_it_stands(site):
+    """The page on how to write pages shows what makes figures and numbers, and not what is made."""
+    text = next(path for path in site if path.name == "architecture.html").read_text(encoding="utf-8")
+    assert "{{ figures 07" in text
+    assert "{{ printed 07" in text
+
+
 def test_formulas_are_set_as_formulas(site):
     text = next(path for path in site if path.name == "concepts.html").read_text(encoding="utf-8")
     assert re.search(r'class="arithmatex">\\\[\s*\\begin\{aligned\}', text)

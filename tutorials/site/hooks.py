@@ -70,13 +70,14 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
         return markdown
     if re.match(r"tutorials/\d", path):
         return _sibling_links(markdown)
-    try:
-        markdown = included(markdown, path)
-    except (LookupError, OSError) as error:
-        raise PluginError(str(error)) from error
     makers = {"gallery": _gallery, "picture": _picture, "figures": _figures, "printed": _printed}
     made = MADE.sub(lambda found: makers[found[1]](*filter(None, found.groups()[1:])), markdown)
-    return made + SMOKE if os.environ.get("MFOC_SMOKE") and made != markdown and path != "index.md" else made
+    if os.environ.get("MFOC_SMOKE") and made != markdown and path != "index.md":
+        made += SMOKE
+    try:
+        return included(made, path)  # last: what is included is shown as it stands
+    except (LookupError, OSError) as error:
+        raise PluginError(str(error)) from error
 
 
 def images_of(script: Path) -> dict[Path, str]:
