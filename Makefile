@@ -31,6 +31,7 @@ tutorials: $(READY)
 
 # The documentation, into site/: tutorials executed (kept until they or the library change), then the pages. SMOKE=1
 # executes them with tiny budgets. `python -m http.server -d site` serves it, with its search.
+# NO_MKDOCS_2_WARNING: material warns at each build that it stays with mkdocs 1, which pyproject.toml pins for that reason.
 docs: $(READY)
 	MFOC_SMOKE=$(SMOKE) $(BIN)/python tutorials/site/render.py
 	MFOC_SMOKE=$(SMOKE) NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict -q -f tutorials/site/mkdocs.yml

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from angles import Angles
-from cells import TUTORIALS, cells_of, page_of, scripts, title_of
+from lessons import Angles, captions, page_of, title_of
 from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 from reference import reference
-from render import CACHE, kept
+from render import CACHE, SITE, cells_of, kept, scripts
 from sources import included, linked
 
 logger = logging.getLogger("mkdocs.hooks")
-PICTURES = TUTORIALS / "pictures"
+PICTURES = SITE.parent / "pictures"
 SHOWN = {".png", ".gif", ".svg"}
+# What is made of the tutorials and pictures: {{ gallery }}, {{ figures 07 }}, {{ printed 07 "a (group)" }}.
+MADE = re.compile(r'\{\{ (gallery|picture|figures|printed)(?: (\d\d))?(?: "([^"\n]+)")? \}\}')
+SMOKE = "\n\n*The tutorials were executed with tiny budgets here: their numbers and figures say nothing.*\n"
 Config = Any  # MkDocsConfig
 
 
@@ -67,19 +70,19 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
         return markdown
     if re.match(r"tutorials/\d", path):
         return _sibling_links(markdown)
+    makers = {"gallery": _gallery, "picture": _picture, "figures": _figures, "printed": _printed}
+    made = MADE.sub(lambda found: makers[found[1]](*filter(None, found.groups()[1:])), markdown)
+    if os.environ.get("MFOC_SMOKE") and made != markdown and path != "index.md":
+        made += SMOKE
     try:
-        markdown = included(markdown, path)
+        return included(made, path)  # last: what is included is shown as it stands
     except (LookupError, OSError) as error:
         raise PluginError(str(error)) from error
-    markdown = re.sub(r"^\{\{ gallery \}\}$", lambda _: _gallery(), markdown, flags=re.MULTILINE)
-    markdown = re.sub(r"^\{\{ figures (\d\d) \}\}$", lambda found: _figures(found[1]), markdown, flags=re.MULTILINE)
-    return re.sub(r"^\{\{ picture \}\}$", lambda _: _picture(), markdown, flags=re.MULTILINE)
 
 
-def images_of(script: Path) -> list[Path]:
-    """The figures of a tutorial, as they were shown when it was executed."""
-    cells = kept(script) or []
-    return [CACHE / script.stem / output["image"] for cell in cells for output in cell.outputs if "image" in output]
+def images_of(script: Path) -> dict[Path, str]:
+    """The figures of a tutorial as they were shown when it was executed, and what they show."""
+    return {CACHE / script.stem / image: words for image, words in captions(kept(script) or []).items()}
 
 
 def pictures() -> list[Path]:
@@ -124,10 +127,9 @@ def _card(link: str, image: str, words: str) -> str:
 def _gallery() -> str:
     cards = [_card(f"pictures/{picture.name}", f"pictures/{picture.name}", _words(picture)) for picture in pictures()]
     for script in scripts():
-        title = _name(script)
         cards += [
-            _card(f"tutorials/{script.stem}.html", f"tutorials/figures/{image.name}", title)
-            for image in images_of(script)
+            _card(f"tutorials/{script.stem}.html", f"tutorials/figures/{image.name}", f"{script.stem[:2]}: {words}")
+            for image, words in images_of(script).items()
         ]
     if not cards:
         return "*The figures are made by `make docs`, which executes the tutorials.*"
@@ -139,13 +141,34 @@ def _words(picture: Path) -> str:
     return picture.stem.replace("_", " ").replace("-", " ")
 
 
-def _figures(number: str) -> str:
-    script = next(script for script in scripts() if script.stem.startswith(number))
-    images = images_of(script)
+def _script(number: str) -> Path:
+    return next(script for script in scripts() if script.stem.startswith(number))
+
+
+def _printed(number: str, pattern: str) -> str:
+    """What the group of a pattern last finds in what a tutorial printed, so that no number is typed."""
+    cells = kept(_script(number))
+    if cells is None:
+        return "(`make docs`)"
+    text = "\n".join(output.get("text", "") for cell in cells for output in cell.outputs)
+    found = re.findall(pattern, text, re.MULTILINE)
+    if not found:
+        raise PluginError(f"tutorial {number} prints nothing like {pattern!r} any more: mend the page that asks for it")
+    return str(found[-1])
+
+
+def _figures(number: str, words: str = "") -> str:
+    """The figures of a tutorial, those under a heading with these words."""
+    script = _script(number)
+    images = {image: shows for image, shows in images_of(script).items() if words in shows}
+    if kept(script) is not None and not images:
+        raise PluginError(
+            f"tutorial {number} has no figure under a heading with {words!r}: mend the page that asks for it"
+        )
     if not images:
         return f"*The figures are on [the page of tutorial {number}](tutorials/{script.stem}.md) once it is executed.*"
     lines = [
-        f"[![From tutorial {number}](tutorials/figures/{image.name})](tutorials/{script.stem}.md)" for image in images
+        f"[![{shows}](tutorials/figures/{image.name})](tutorials/{script.stem}.md)" for image, shows in images.items()
     ]
     return "\n\n".join(lines)
 

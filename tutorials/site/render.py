@@ -16,26 +16,51 @@ import hashlib
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import time
 import types
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 SITE = Path(__file__).resolve().parent
 ROOT = SITE.parent.parent
-sys.path.insert(0, str(SITE))
-
-from cells import Cell, as_plain, cells_of, scripts
-
 CACHE = Path(os.environ.get("MFOC_DOCS_CACHE", SITE / ".cache"))
 
 
+@dataclass
+class Cell:
+    """A cell: its text, the line that it begins at, and what it put out (``{"text": ...}`` or ``{"image": ...}``)."""
+
+    markdown: bool
+    text: str
+    line: int = 1
+    outputs: list[dict[str, str]] = field(default_factory=list)
+
+
+def scripts() -> list[Path]:
+    """All tutorials, in order."""
+    return sorted(SITE.parent.glob("[0-9]*.py"))
+
+
+def cells_of(source: str) -> list[Cell]:
+    """The cells of a script; what stands before the first marker is code."""
+    cells = [Cell(markdown=False, text="")]
+    for number, line in enumerate(source.splitlines(), start=1):
+        marker = re.match(r"# %%(.*)$", line)
+        if marker:
+            cells.append(Cell("[markdown]" in marker[1], "", number + 1))
+        else:
+            cells[-1].text += (re.sub(r"^# ?", "", line) if cells[-1].markdown else line) + "\n"
+    return [cell for cell in cells if cell.text.strip()]
+
+
 def key_of(script: Path) -> str:
-    """What the outputs of a tutorial depend on, as a digest: itself, the library, these files, and the budget."""
+    """What the outputs of a tutorial depend on, as a digest: itself, the library, this file, and the budget."""
     what = os.environ.get("MFOC_SMOKE", "").encode() + b"\0" + script.read_bytes()
     return hashlib.sha256(what + _library()).hexdigest()
 
@@ -45,7 +70,7 @@ def _library() -> bytes:
     """A digest of the library, and of what executes tutorials."""
     digest = hashlib.sha256()
     modules = sorted(path for room in ("mfoc", "paradigms") for path in (ROOT / room).rglob("*.py"))
-    for path in (SITE / "render.py", SITE / "cells.py", *modules):
+    for path in (SITE / "render.py", *modules):
         digest.update(path.read_bytes())
     return digest.digest()
 
@@ -113,7 +138,7 @@ def run(script: Path, folder: Path) -> None:
     """Execute one tutorial in this process and write its cells beside its images."""
     folder.mkdir(parents=True, exist_ok=True)
     cells = execute(script, folder)
-    saved = {"key": key_of(script), "cells": as_plain(cells)}
+    saved = {"key": key_of(script), "cells": [asdict(cell) for cell in cells]}
     (folder / "cells.json").write_text(json.dumps(saved, indent=1), encoding="utf-8")
 
 

@@ -1,47 +1,36 @@
-"""The cells of a tutorial (a script in percent format), and the page that they and their outputs make."""
+"""The page that a tutorial and its outputs make, and what Markdown is taught for all pages."""
 
 from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-TUTORIALS = Path(__file__).resolve().parent.parent
+from markdown.extensions import Extension
+from markdown.inlinepatterns import HtmlInlineProcessor
+from render import Cell
 
-
-@dataclass
-class Cell:
-    """A cell: its text, the line that it begins at, and what it put out (``{"text": ...}`` or ``{"image": ...}``)."""
-
-    markdown: bool
-    text: str
-    line: int = 1
-    outputs: list[dict[str, str]] = field(default_factory=list)
-
-
-def scripts() -> list[Path]:
-    """All tutorials, in order."""
-    return sorted(TUTORIALS.glob("[0-9]*.py"))
-
-
-def cells_of(source: str) -> list[Cell]:
-    """The cells of a script; what stands before the first marker is code."""
-    cells = [Cell(markdown=False, text="")]
-    for number, line in enumerate(source.splitlines(), start=1):
-        marker = re.match(r"# %%(.*)$", line)
-        if marker:
-            cells.append(Cell("[markdown]" in marker[1], "", number + 1))
-        else:
-            cells[-1].text += (re.sub(r"^# ?", "", line) if cells[-1].markdown else line) + "\n"
-    return [cell for cell in cells if cell.text.strip()]
+# The name of a tag of HTML ends at a space, a slash or the end of the tag; a comment stays one.
+TAG = r"(</?[a-zA-Z][\w-]*(?:\s[^<>]*)?/?>|<!--(?:(?!<!--|-->).)*-->)"
 
 
 def title_of(script: Path) -> str:
     """The first heading of a tutorial."""
     found = re.search(r"^# # (.+)$", script.read_text(encoding="utf-8"), re.MULTILINE)
     return found[1].strip() if found else script.stem[3:].replace("_", " ").capitalize()
+
+
+def captions(cells: list[Cell]) -> dict[str, str]:
+    """What each image of a tutorial shows, in words: the heading that it is under, by the name of the image."""
+    heading, words = "", {}
+    for cell in cells:
+        if cell.markdown:
+            heading = [heading, *re.findall(r"^#+ (.+)$", cell.text, re.MULTILINE)][-1]
+        for output in cell.outputs:
+            if "image" in output:
+                words[output["image"]] = re.sub(r"[`$\[\]*\\\"<>]", "", heading).strip()
+    return words
 
 
 def fenced(text: str, language: str) -> str:
@@ -65,13 +54,12 @@ def page_of(script: Path, cells: list[Cell], images: str, executed: bool) -> str
         note = f"{note} **Its budgets are tiny here, to see that it runs: the numbers say nothing.**"
     if not executed:
         note = f"*This page is [`tutorials/{script.name}`](source/{script.name}), not executed here: `make docs` does.*"
-    parts, figures = [], 0
+    parts, shows = [], captions(cells)
     for cell in cells:
         parts.append(cell.text.strip() + "\n" if cell.markdown else fenced(cell.text.strip("\n"), "python"))
         for output in cell.outputs:
             if "image" in output:
-                figures += 1
-                parts.append(f"![Figure {figures} of tutorial {number}]({images}/{output['image']})\n")
+                parts.append(f"![{shows[output['image']]}]({images}/{output['image']})\n")
             else:
                 parts.append(fenced(output["text"], "text"))
         if note and cell.markdown:
@@ -80,6 +68,8 @@ def page_of(script: Path, cells: list[Cell], images: str, executed: bool) -> str
     return "\n".join(parts)
 
 
-def as_plain(cells: list[Cell]) -> list[dict[str, Any]]:
-    """Cells as what JSON can hold; ``Cell(**entry)`` is the way back."""
-    return [vars(cell) for cell in cells]
+class Angles(Extension):
+    """Takes for HTML only what can be: `<p, f>` in running text is an inner product, and no tag."""
+
+    def extendMarkdown(self, md: Any) -> None:  # noqa: N802, D102, RUF100
+        md.inlinePatterns.register(HtmlInlineProcessor(TAG, md), "html", 90)
