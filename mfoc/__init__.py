@@ -4,6 +4,7 @@ A name is looked up when it is first used (PEP 562): then all that is public is 
 """
 
 from importlib import import_module
+from importlib.machinery import PathFinder
 from typing import TYPE_CHECKING, Any
 
 from mfoc import deprecation
@@ -30,13 +31,6 @@ __all__ = [
     "with_head",
 ]  # fmt: skip
 
-_MODULES = {
-    "analysis", "bounds", "certificate", "checks", "compilation", "constraints", "deprecation", "derivatives",
-    "distributed", "errors", "games", "heads", "hjb", "hooks", "interacting", "lagrangian", "law", "lq", "maximisers",
-    "meanfield", "minimisers", "networks", "optim", "particles", "plot", "policies", "printing", "schemes", "seeding",
-    "testing", "tree", "vectorisation",
-}  # fmt: skip
-
 deprecation.moved(
     {
         "mfoc.game": ["mfoc.games"],
@@ -58,13 +52,24 @@ if not TYPE_CHECKING:  # a type checker that sees a __getattr__ takes every name
     _former = deprecation.aliases(__name__)
 
     def __getattr__(name: str) -> Any:
-        """A module by itself, so that those of this package can import one another; the rest all at once."""
-        if name not in __all__:
+        """A module of this package by itself, so that they can import one another; of the rest, what it is in public.
+
+        Raises:
+            AttributeError: there is no such name.
+            ImportError: what is imported at the first use fails, as torch does where it is broken.
+        """
+        module = f"{__name__}.{name}"
+        found = not name.startswith("_") and PathFinder.find_spec(module, __path__)  # a file: no module that has moved
+        if not found and name not in __all__:
             return _former(name)
-        if name in _MODULES:
-            return import_module(f"{__name__}.{name}")
-        public = import_module(f"{__name__}.public")
-        globals().update({each: getattr(public, each) for each in __all__})
+        try:
+            if found:
+                return import_module(module)
+            globals()[name] = getattr(import_module(f"{__name__}.public"), name)  # and nothing that a user has set
+        except ImportError:
+            raise
+        except Exception as error:  # an AttributeError would be taken for a name that is not there
+            raise ImportError(f"{module} cannot be imported: {error}; `python -m mfoc doctor` says more") from error
         return globals()[name]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from mfoc.checks import check_instance, check_integer
 from mfoc.errors import require
 
 # Okabe & Ito's palette: told apart by readers who do not see all colours.
@@ -62,7 +63,12 @@ def look(name: str, index: int = 0) -> dict[str, Any]:
     Args:
         name: as it is shown: "SGD", "E-MSA", "NewtonCG", "adversarial", ...; letters and digits count.
         index: of the line, for a name that has no look of its own.
+
+    Raises:
+        InvalidType, InvalidValue: no name, or no index.
     """
+    check_instance(str, "a string", name=name)
+    check_integer(0, index=index)
     key = "".join(filter(str.isalnum, name.lower()))
     if key not in _LOOKS:
         return {"color": COLORS[index % len(COLORS)], "marker": _MARKERS[index % len(_MARKERS)]}

@@ -54,6 +54,8 @@ def short(value: Any, most: int = 3, *, digits: int | None = None) -> str:
         return f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)}"
     if isinstance(value, float) and digits is not None:
         return f"{value:.{digits}g}"
+    if isinstance(value, int) and value.bit_length() > 1023:  # hundreds of digits, and of thousands Python prints none
+        return f"an int of {value.bit_length()} bits"
     if isinstance(value, dict):
         form, entries = "{{{}}}", [f"{key!r}: {short(entry, most)}" for key, entry in value.items()]
     elif type(value) in (list, tuple):

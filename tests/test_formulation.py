@@ -137,7 +137,7 @@ def test_without_torchattacks_the_error_says_what_to_install(monkeypatch):
     images, net = (uniform(4, 1, 6, 6), labels(4, 3)), conv_net()
     formulation = game(net, F.cross_entropy, images, epsilon=0.1)
     for act in (lambda: as_attack(formulation, PGD(1)), lambda: evaluate(net, images, epsilon=0.1)):
-        with pytest.raises(mfoc.MissingExtra, match=r"torchattacks.*pip install 'mfoc\[adversarial\]'") as caught:
+        with pytest.raises(mfoc.MissingExtra, match=r"pip install .*torchattacks>=") as caught:
             act()
         assert isinstance(caught.value, ImportError)
     # What needs no extra goes on: training, and the maximisers of mfoc as judges.
@@ -359,5 +359,5 @@ def test_a_frozen_network_can_be_judged_and_keeps_its_modes():
 
 def test_what_is_missing_is_named_with_the_extra_that_brings_it():
     assert mfoc.require("math", "plot").pi == math.pi
-    with pytest.raises(mfoc.MissingExtra, match=r"'no_such_package.part'.*pip install 'mfoc\[bayes\]'"):
+    with pytest.raises(mfoc.MissingExtra, match=r"'no_such_package.part'.*pip install 'pyro-ppl>="):
         mfoc.require("no_such_package.part", "bayes")

@@ -5,13 +5,13 @@ from __future__ import annotations
 import logging
 import os
 import re
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from mfoc import __version__
 from mfoc.checks import check_instance, check_integer, kind_of
 from mfoc.distributed import is_main
 from mfoc.errors import InvalidType, InvalidValue
@@ -109,7 +109,7 @@ class Checkpoint:
         """What is written of an iterate."""
         check_instance(Iterate, "mfoc.Iterate", iterate=iterate)
         record: dict[str, Any] = {"format": f"mfoc.iterate.v{_VERSION}", "step": iterate.step}
-        record["versions"] = {"mfoc": _own_version(), "torch": str(torch.__version__)}
+        record["versions"] = {"mfoc": __version__, "torch": str(torch.__version__)}
         try:
             origin = None if iterate.origin is None else dict(iterate.origin)
             record |= plain(controls=iterate.controls, state=iterate.state, origin=origin)
@@ -120,10 +120,6 @@ class Checkpoint:
             raise
         self._known = True
         return {**record, "history": packed(iterate.history)}
-
-
-def _own_version() -> str:
-    return str(sys.modules[__name__.partition(".")[0]].__version__)
 
 
 def load(path: str | os.PathLike[str], *, map_location: Any = None) -> Iterate:
@@ -173,7 +169,7 @@ def _iterate_of(record: Any, sealed: bool) -> Iterate:
         versions = record.get("versions")
         writer = f" ({versions.get('mfoc')})" if isinstance(versions, dict) and "mfoc" in versions else ""
         raise InvalidValue(
-            f"it is a checkpoint of format {version}, written by a newer mfoc{writer}; this one, {_own_version()}, "
+            f"it is a checkpoint of format {version}, written by a newer mfoc{writer}; this one, {__version__}, "
             f"reads formats up to {_VERSION}: upgrade mfoc"
         )
     if version >= 3 and not sealed:

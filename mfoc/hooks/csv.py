@@ -36,7 +36,9 @@ class CSV:
             ``lambda it: it.info.extra`` writes what a solver reports of itself.
         every: steps between rows.
         overwrite: replace what is there, where it is of another run. It is refused unless asked for, after the first
-            step: a solve that begins at step 0 takes an empty file, and one that goes on its own.
+            step: a solve that begins at step 0 takes an empty file, and one that goes on its own. So a script that is
+            started again after each crash says True: what goes on from ``start=`` keeps its rows, and what begins anew
+            since there is no checkpoint yet replaces them.
 
     Attributes:
         file: the file, its whole path.
@@ -103,7 +105,8 @@ class CSV:
         before = [row for row in rows.rows if row.step < iterate.step]
         reason = self._foreign(rows, iterate)
         if reason and not self._overwrite:
-            raise InvalidValue(f"path is {self.file}; {reason}: take another file, or say overwrite=True")
+            cure = "take another file, or say overwrite=True, which replaces it, but keeps what start= goes on with"
+            raise InvalidValue(f"path is {self.file}; {reason}: {cure}")
         if reason:
             rows.clear()
         else:
@@ -117,7 +120,11 @@ class CSV:
             return ""
         first, last = rows.rows[0].step, rows.rows[-1].step
         if iterate.step == 1:
-            return f"it holds the steps {first} to {last} of another run, and this one begins at step 0"
+            # The same J at step 1 proves nothing: so begin all runs of a sweep.
+            return (
+                f"it holds the steps {first} to {last} of another run, or of this one, ended before its first "
+                "checkpoint, and this one begins at step 0"
+            )
         known = {int(record["step"]) + 1: (record["value"], record["residual"]) for record in iterate.history}
         for row in rows.rows:
             if row.step < iterate.step and row.step in known and not _same(row.cells[2:4], known[row.step]):

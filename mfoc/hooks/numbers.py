@@ -52,7 +52,8 @@ def named_numbers(said: Any) -> dict[str, int | float]:
             raise InvalidValue(f"function(iterate) returned the name {name!r}; expected one that can be printed")
         if number is None:
             raise InvalidType(
-                f"function(iterate) returned {kind_of(value)} under {name!r}; expected a number, or a tensor of one"
+                f"function(iterate) returned {kind_of(value)} under {name!r}; expected a number that a float holds, "
+                "or a tensor of one"
             )
         if name in FIXED:
             raise InvalidValue(f"function(iterate) returned {name!r}, which is written already; take another name")
@@ -68,6 +69,8 @@ def as_number(value: Any) -> int | float | None:
         value = value.item()
     if isinstance(value, bool):
         return int(value)
+    if isinstance(value, int) and value.bit_length() > 1023:  # no float holds it, and no reader of a table
+        return None
     return value if isinstance(value, int | float) else None
 
 

@@ -101,8 +101,9 @@ class TensorBoard:
             held = any("tfevents" in name for name in os.listdir(self.folder))
             if held and step == 1 and not self._overwrite:
                 raise InvalidValue(
-                    f"folder is {self.folder}; it holds another run, and this one begins at step 0: take another "
-                    "folder, or say overwrite=True"
+                    f"folder is {self.folder}; it holds another run, or this one, ended before its first checkpoint, "
+                    "and this one begins at step 0: take another folder, or say overwrite=True, which hides it, "
+                    "but keeps what start= goes on with"
                 )
             # What is there of these steps is not shown any more.
             purged = None if not held else 0 if step == 1 else step

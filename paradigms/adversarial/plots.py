@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mfoc import InvalidType
+from mfoc.checks import check_instance
 from paradigms.adversarial.drawing import draw_radii
 from paradigms.adversarial.evaluation import Accuracy, Robustness, by_radius
 
@@ -27,6 +28,8 @@ def accuracy_curves(
     """
     if not isinstance(tables, Mapping) or not tables:
         raise InvalidType("tables: expected a dict, name of a network -> tables that evaluate(net, data, ...) returned")
+    check_instance(str | None, "the name of an attack", attack=attack)
+    check_instance(str, "a string", title=title)
     kept = {name: [found] if isinstance(found, Robustness) else found for name, found in tables.items()}
     if not all(isinstance(found, Sequence) and found for found in kept.values()):
         raise InvalidType("tables: expected for each network what evaluate(...) returned, or a list of it")

@@ -100,7 +100,7 @@ def test_a_mesh_that_is_too_coarse_is_told():
 
 def test_without_scipy_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "scipy.integrate", None)
-    with pytest.raises(mfoc.MissingExtra, match=r"mfoc\[spectra\]"):
+    with pytest.raises(mfoc.MissingExtra, match=r"pip install .*curvlinops-for-pytorch"):
         hjb.solve_bvp(pendulum, fallen, torch.zeros(2), ZERO)
 
 

@@ -115,7 +115,9 @@ def test_the_file_of_another_run_is_refused_and_stays(tmp_path):
     path = tmp_path / "run.csv"
     last = solve(5, hooks.CSV(path)).last
     before = path.read_bytes()
-    with pytest.raises(mfoc.InvalidValue, match=r"steps 1 to 5 of another run.*overwrite=True"):
+    with pytest.raises(
+        mfoc.InvalidValue, match=r"steps 1 to 5 of another run.*before its first checkpoint.*overwrite=T"
+    ):
         solve(3, hooks.CSV(path))
     other = solve(5, solver=mfoc.Gradient(partial(torch.optim.Adam, lr=1e-3))).last
     with pytest.raises(mfoc.InvalidValue, match="another run than start: J and residual at step 2"):
@@ -139,6 +141,22 @@ def test_what_is_something_else_is_refused_before_the_first_step(tmp_path, text)
     assert len(rows(path)) == 2
 
 
+@pytest.mark.parametrize("ended", [1, 4, 7])  # before the first checkpoint, and after one
+def test_a_script_that_overwrites_is_started_again_after_any_crash(tmp_path, ended):
+    whole, path, saved = tmp_path / "whole.csv", tmp_path / "run.csv", tmp_path / "run"
+    solve(9, hooks.CSV(whole))
+
+    def script(steps):
+        start = hooks.load(saved) if saved.exists() else None
+        solve(steps, hooks.CSV(path, overwrite=True), start=start)
+
+    if ended > 5:
+        solve(5, hooks.CSV(path), hooks.Checkpoint(saved))
+    script(ended)
+    script(9)
+    assert without_clock(path) == without_clock(whole)
+
+
 def test_other_columns_are_refused(tmp_path):
     path = tmp_path / "run.csv"
     last = solve(3, hooks.CSV(path, lambda it: {"a": 1, "b": 2})).last
@@ -155,7 +173,7 @@ def test_other_columns_are_refused(tmp_path):
     [
         (0.5, mfoc.InvalidType), (None, mfoc.InvalidType), ({"a": "fast"}, mfoc.InvalidType),
         ({"a": torch.ones(2)}, mfoc.InvalidType), ({1: 2.0}, mfoc.InvalidType), ({"value": 1.0}, mfoc.InvalidValue),
-        ({"a\nb": 1.0}, mfoc.InvalidValue),
+        ({"a\nb": 1.0}, mfoc.InvalidValue), ({"a": 10**400}, mfoc.InvalidType), ({"a": -(10**5000)}, mfoc.InvalidType),
     ],
 )  # fmt: skip
 def test_what_is_no_dict_of_numbers_is_refused(tmp_path, said, error):

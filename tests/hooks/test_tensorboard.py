@@ -92,7 +92,7 @@ def test_bad_arguments(tmp_path, made, monkeypatch):
     with pytest.raises(mfoc.InvalidType, match="dict of numbers"):
         solve(1, hooks.TensorBoard(tmp_path / "run", lambda it: it.step))
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    with pytest.raises(mfoc.MissingExtra, match=r"mfoc\[tensorboard\]"):
+    with pytest.raises(mfoc.MissingExtra, match=r"pip install .tensorboard"):
         hooks.TensorBoard(tmp_path / "run")
 
 

@@ -119,7 +119,7 @@ def test_it_follows_the_dtype(curvlinops):
 def test_without_curvlinops_it_says_what_to_install(monkeypatch):
     net, x, y = wide()
     monkeypatch.setitem(sys.modules, "curvlinops", None)
-    with pytest.raises(MissingExtra, match=r"mfoc\[spectra\]"):
+    with pytest.raises(MissingExtra, match=r"pip install .*curvlinops-for-pytorch"):
         sharpness(net, F.cross_entropy, (x, y))
 
 
