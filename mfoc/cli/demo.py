@@ -4,23 +4,16 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping
 from importlib.metadata import EntryPoint, entry_points
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from mfoc import extras
 from mfoc.cli.ending import WRONG_USAGE, blaming
-from mfoc.errors import InvalidValue, MissingExtra
+from mfoc.cli.needs import need
+from mfoc.errors import InvalidValue
 from mfoc.neighbours import refuse_strangers
 
 _GROUP = "mfoc.demos"
-EXTRAS = {
-    "matplotlib": "plot",
-    "rich": "plot",
-    "sklearn": "data",
-}  # what the demo imports, and its extra
 _EXAMPLES = """examples:
   mfoc demo                      about a minute
   mfoc demo --scale 0.1          a tenth of the budget
@@ -49,7 +42,7 @@ def _run(options: argparse.Namespace) -> int:
     if fault := _fault(options):
         sys.stderr.write(f"mfoc demo: {fault}\n")
         raise SystemExit(WRONG_USAGE)
-    _need(EXTRAS)
+    need("the demo", ["matplotlib", "rich", "sklearn"])
     more = _of_paradigms() if options.paradigms else []  # what is missing is said before the minute that the race takes
 
     from mfoc.demo import run
@@ -59,18 +52,6 @@ def _run(options: argparse.Namespace) -> int:
         with blaming(f"the demo {point.name!r} ({point.value})"):
             point.load()(options.out, seed=options.seed, scale=options.scale)
     return 0
-
-
-def _need(packages: Mapping[str, str]) -> None:
-    """Says at once what the demo lacks, with one command.
-
-    Raises:
-        MissingExtra: it lacks something.
-    """
-    lacks = [module for module in packages if find_spec(module) is None]
-    if lacks:
-        wanted = [each for module in lacks for each in extras.EXTRAS[packages[module]]]
-        raise MissingExtra(f"the demo needs {', '.join(lacks)}: {extras.install(wanted)}", name=lacks[0])
 
 
 def _fault(options: argparse.Namespace) -> str:
