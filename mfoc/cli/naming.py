@@ -27,7 +27,7 @@ def look_up(named: str, option: str) -> Any:
     if not (module_name and colon and name):
         raise InvalidValue(f"{option} is {named!r}; expected MODULE:NAME, as in nets:deep for `def deep()` in nets.py")
     if not all(part.isidentifier() for part in module_name.split(".")) or module_name.endswith(".py"):
-        meant = module_name.removesuffix(".py").removeprefix("./").replace("/", ".")
+        meant = ".".join(part for part in Path(module_name.removesuffix(".py")).parts if part.isidentifier()) or "nets"
         raise InvalidValue(f"{option} is {named!r}; expected a module as Python imports it, as in {meant}:{name}")
     here = str(Path.cwd())
     if here not in sys.path:
