@@ -16,7 +16,7 @@ from mfoc.neighbours import refuse_strangers
 _GROUP = "mfoc.demos"
 _EXAMPLES = """examples:
   mfoc demo                      about a minute
-  mfoc demo --scale 0.1          a tenth of the budget
+  mfoc demo --scale 0.1          a tenth of the seconds of each solver
   mfoc demo --paradigms          and then a robust, a Bayesian and a meta-learned network
 
 Other packages add to --paradigms by an entry point in the group "mfoc.demos": a function run(out, *, seed, scale)."""
@@ -33,7 +33,12 @@ def add(commands: Any) -> None:
     )
     command.add_argument("--out", type=Path, default=Path("figures"), help="folder for the figures (default: figures)")
     command.add_argument("--seed", type=int, default=0, help="of the split, the network and the batches (default: 0)")
-    command.add_argument("--scale", type=float, default=1.0, help="fraction of the budget (default: 1)")
+    command.add_argument(
+        "--scale",
+        type=float,
+        default=1.0,
+        help="fraction of the seconds of each solver, and of the steps of the paradigms (default: 1)",
+    )
     command.add_argument("--paradigms", action="store_true", help="then the demos of the paradigms that are installed")
     command.set_defaults(run=_run)
 
