@@ -63,7 +63,8 @@ def winners(laps: Sequence[Lap]) -> str:
         f"Lowest J: {first.name} ({first.mean:.3g} in the mean), {_against(first, len(solvers))}.\n"
         f"Most accurate: {second.name} ({100 * second.mean:.1f} % in the mean), {_against(second, len(solvers))}.\n"
         f"Tied: a paired t test over the seeds (of log J, of accuracy; there a sign test on the images has to agree) "
-        f"does not tell the two apart, at {100 * CONFIDENCE:.0f} % for all pairs together; a J above that of the initial guess has lost. {seeds} seeds are few: it "
+        f"does not tell the two apart, at {100 * CONFIDENCE:.0f} % for all pairs together; a J above that of the "
+        f"initial guess has lost. {seeds} seeds are few: it "
         f"sees large differences only, and the seconds are those of this machine."
     )
 
