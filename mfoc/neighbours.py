@@ -6,14 +6,16 @@ so that of two packages one is hidden, without a word. This finds the other with
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterator
-from importlib.metadata import packages_distributions
+from importlib.metadata import distributions
 from pathlib import Path
 
 from mfoc.errors import NameClash
 
 NAME = "paradigms"
+_BROUGHT = rf"^{NAME}(/__init__)?\.py,"  # a line of a RECORD; to read all lines as paths would take seconds
 
 
 def candidates() -> Iterator[Path]:
@@ -71,4 +73,5 @@ def message(stranger: Path) -> str:
 
 def sharing() -> list[str]:
     """Other distributions that say they bring a top-level package of that name: files of both may lie in one folder."""
-    return sorted(set(packages_distributions().get(NAME, [])) - {"mfoc"})
+    found = {each.name for each in distributions() if re.search(_BROUGHT, each.read_text("RECORD") or "", re.MULTILINE)}
+    return sorted(found - {"mfoc"})

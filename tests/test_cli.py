@@ -1,5 +1,7 @@
 """The command draws phase diagrams, and says what is wrong with what it is given."""
 
+import sys
+
 import pytest
 
 from mfoc.cli import main
@@ -43,8 +45,23 @@ def test_what_it_refuses(arguments, told, capsys, tmp_path, monkeypatch):
     pytest.importorskip("matplotlib")
     monkeypatch.chdir(tmp_path)
     assert main(["phase-diagram", *arguments]) == 1
-    assert told in capsys.readouterr().err
+    printed = capsys.readouterr()
+    (line,) = printed.err.splitlines()  # nor a warning of torch's
+    assert told in line
+    assert printed.out == ""
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_figure_that_cannot_be_saved_is_told_before_the_work(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr("mfoc.analysis.propagation.phase_diagram", lambda *given: pytest.fail("it began"))
+    (tmp_path / "file").touch()
+    (tmp_path / "folder.png").mkdir()
+    for out, told in (("file/figure.png", "file"), ("folder.png", "expected a file name"), ("a.txt", "ends in")):
+        assert main(["phase-diagram", "--activation", "tanh", "--out", str(tmp_path / out)]) == 1
+        assert told in capsys.readouterr().err
+    monkeypatch.setitem(sys.modules, "matplotlib.backend_bases", None)
+    assert main(["phase-diagram", "--activation", "tanh"]) == 1
+    assert "pip install 'matplotlib" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("arguments", [[], ["--activation", "tanh", "--weight-variances", "1", "2"]])

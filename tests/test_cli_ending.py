@@ -113,6 +113,12 @@ def test_who_stops_reading_stops_the_command_without_a_word():
     assert started.wait(60) == 141
 
 
+def test_a_closed_output_is_no_error():
+    """As of `mfoc tutorials >&-`: Python has no `sys.stdout` there."""
+    done = run("tutorials", code="sys.stdout = None\nfrom mfoc.cli import main\nsys.exit(main())")
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_the_benchmarks_of_a_wheel_are_told_to_be_in_a_clone(monkeypatch, capsys, tmp_path):
     from mfoc.cli import bench
 

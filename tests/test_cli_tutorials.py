@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mfoc.cli import main, tutorials
+from mfoc.cli import main, needs, tutorials
 from mfoc.cli.notebook import cells, notebook
 
 ROOT = Path(__file__).parents[1]
@@ -82,6 +82,16 @@ def test_what_cannot_be_run_is_one_line(name, told, small, capsys):
     assert main(["tutorials", "run", name]) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert told in line
+
+
+def test_what_one_imports_is_told_before_it_runs(small, monkeypatch, capsys):
+    script = Path(tutorials.__file__).parents[1] / "tutorials" / "03_needy.py"
+    script.write_text("print('it began')\nfrom pyro.infer import MCMC\nimport json, torch\n")
+    monkeypatch.setattr(needs, "find_spec", lambda name: None if name in ("pyro", "rich") else object())
+    assert main(["tutorials", "run", "3"]) == 1
+    printed = capsys.readouterr()
+    assert "03_needy needs pyro: pip install 'pyro-ppl>=1.9,<2'" in printed.err
+    assert "it began" not in printed.out
 
 
 def test_a_copy_is_a_notebook_or_a_script_and_never_lies_over_what_is_there(small, capsys):

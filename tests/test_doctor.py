@@ -124,6 +124,19 @@ def test_it_works_where_torch_does_not(capsys, monkeypatch):
     assert "broken  torch " in capsys.readouterr().out
 
 
+def test_each_thing_is_told_once_and_each_extra_is_looked_at():
+    names = [finding.name for finding in doctor.examine({}.get)]
+    assert len(names) == len(set(names))
+    assert {peer.extra for peer in packages.PEERS} == set(EXTRAS)
+
+
+def test_an_environment_without_pip_is_told_of(monkeypatch):
+    """A bare `pip install` would be of another environment, without a word."""
+    monkeypatch.setattr(core, "find_spec", lambda name: None)
+    (told,) = core.installer()
+    assert (told.state, told.cure) == ("note", f"{sys.executable} -m ensurepip")
+
+
 def test_no_extra_brings_a_package_whose_pins_are_not_safe():
     """A plain pip keeps every pin that it meets: torchattacks alone would bring requests 2.25.1."""
     lines = [line for extra in PROJECT["project"]["optional-dependencies"].values() for line in extra]

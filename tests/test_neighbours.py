@@ -63,9 +63,15 @@ def test_what_hides_nothing_is_no_stranger(kind, tmp_path, monkeypatch):
     neighbours.refuse_strangers()
 
 
-def test_another_distribution_that_brings_the_name_is_found(monkeypatch):
+def test_another_distribution_that_brings_the_name_is_found(tmp_path, monkeypatch):
     """Its files may lie in the folder of ours, where sys.path does not tell."""
-    monkeypatch.setattr(neighbours, "packages_distributions", lambda: {"paradigms": ["mfoc", "their-paradigms"]})
+    for name, brought in (("their-paradigms", "paradigms/__init__.py"), ("other", "other/paradigms/__init__.py")):
+        info = tmp_path / f"{name.replace('-', '_')}-1.0.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+        (info / "RECORD").write_text(f"{brought},sha256=0,9\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert neighbours.sharing() == ["their-paradigms"]
     (found,) = (each for each in doctor.examine({}.get) if each.name == "paradigms")
     assert found.bad
     assert "their-paradigms" in found.said

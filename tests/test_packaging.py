@@ -25,7 +25,7 @@ def built(tmp_path_factory):
     pytest.importorskip("hatchling")
     out = tmp_path_factory.mktemp("dist")
     command = [sys.executable, "-m", "hatchling", "build", "-d", str(out)]
-    subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=60)
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=300)
     (wheel,), (sdist,) = out.glob("*.whl"), out.glob("*.tar.gz")
     return wheel, sdist
 
@@ -102,7 +102,7 @@ print(mfoc.__file__)
 def test_the_core_runs_from_the_wheel_without_any_extra(site, tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(site)}
     command = [sys.executable, "-c", CORE]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=100)
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1].startswith(str(site))
 
@@ -119,11 +119,23 @@ wrong: int = mfoc.Box(0.0, 1.0)
 """
 
 
+# As of an installed library, its own errors are not told; torch is not read, which takes most of a minute.
+QUICK = """[mypy]
+strict = True
+ignore_missing_imports = True
+[mypy-mfoc.*,paradigms.*]
+follow_imports = silent
+[mypy-torch.*,numpy.*]
+follow_imports = skip
+"""
+
+
 @pytest.mark.slow
 def test_a_type_checker_of_a_user_sees_the_types(site, tmp_path):
     pytest.importorskip("mypy")
     (tmp_path / "downstream.py").write_text(DOWNSTREAM)
-    command = [sys.executable, "-m", "mypy", "--strict", "--config-file=", "--ignore-missing-imports", "downstream.py"]
+    (tmp_path / "mypy.ini").write_text(QUICK)
+    command = [sys.executable, "-m", "mypy", "downstream.py"]
     environment = {**os.environ, "MYPYPATH": str(site)}
     told = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False).stdout
     assert 'downstream.py:7: note: Revealed type is "def [Controls' in told

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
@@ -43,6 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Args:
         arguments: what follows ``mfoc`` on the command line; ``sys.argv`` when None.
     """
+    if sys.stdout is None:  # it was closed, as by `>&-`
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     options = _parser().parse_args(arguments)
     return ending(lambda: int(options.run(options)), traceback=getattr(options, "traceback", False))
 

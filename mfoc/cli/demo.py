@@ -4,26 +4,19 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping
 from importlib.metadata import EntryPoint, entry_points
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from mfoc import extras
 from mfoc.cli.ending import WRONG_USAGE, blaming
-from mfoc.errors import InvalidValue, MissingExtra
+from mfoc.cli.needs import need
+from mfoc.errors import InvalidValue
 from mfoc.neighbours import refuse_strangers
 
 _GROUP = "mfoc.demos"
-EXTRAS = {
-    "matplotlib": "plot",
-    "rich": "plot",
-    "sklearn": "data",
-}  # what the demo imports, and its extra
 _EXAMPLES = """examples:
   mfoc demo                      about a minute
-  mfoc demo --scale 0.1          a tenth of the budget
+  mfoc demo --scale 0.1          a tenth of the seconds of each solver
   mfoc demo --paradigms          and then a robust, a Bayesian and a meta-learned network
 
 Other packages add to --paradigms by an entry point in the group "mfoc.demos": a function run(out, *, seed, scale)."""
@@ -40,7 +33,12 @@ def add(commands: Any) -> None:
     )
     command.add_argument("--out", type=Path, default=Path("figures"), help="folder for the figures (default: figures)")
     command.add_argument("--seed", type=int, default=0, help="of the split, the network and the batches (default: 0)")
-    command.add_argument("--scale", type=float, default=1.0, help="fraction of the budget (default: 1)")
+    command.add_argument(
+        "--scale",
+        type=float,
+        default=1.0,
+        help="fraction of the seconds of each solver, and of the steps of the paradigms (default: 1)",
+    )
     command.add_argument("--paradigms", action="store_true", help="then the demos of the paradigms that are installed")
     command.set_defaults(run=_run)
 
@@ -49,7 +47,7 @@ def _run(options: argparse.Namespace) -> int:
     if fault := _fault(options):
         sys.stderr.write(f"mfoc demo: {fault}\n")
         raise SystemExit(WRONG_USAGE)
-    _need(EXTRAS)
+    need("the demo", ["matplotlib", "rich", "sklearn"])
     more = _of_paradigms() if options.paradigms else []  # what is missing is said before the minute that the race takes
 
     from mfoc.demo import run
@@ -59,18 +57,6 @@ def _run(options: argparse.Namespace) -> int:
         with blaming(f"the demo {point.name!r} ({point.value})"):
             point.load()(options.out, seed=options.seed, scale=options.scale)
     return 0
-
-
-def _need(packages: Mapping[str, str]) -> None:
-    """Says at once what the demo lacks, with one command.
-
-    Raises:
-        MissingExtra: it lacks something.
-    """
-    lacks = [module for module in packages if find_spec(module) is None]
-    if lacks:
-        wanted = [each for module in lacks for each in extras.EXTRAS[packages[module]]]
-        raise MissingExtra(f"the demo needs {', '.join(lacks)}: {extras.install(wanted)}", name=lacks[0])
 
 
 def _fault(options: argparse.Namespace) -> str:

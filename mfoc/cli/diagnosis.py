@@ -9,7 +9,7 @@ from typing import Any
 
 from mfoc.cli.ending import UNHEALTHY, TheirFault, blaming
 from mfoc.cli.naming import batch, called, look_up
-from mfoc.cli.saving import save
+from mfoc.cli.saving import check, save
 from mfoc.errors import InvalidValue
 
 _EXAMPLES = """examples:
@@ -46,6 +46,8 @@ def add(commands: Any) -> None:
 
 def _run(options: argparse.Namespace) -> int:
     shape = _shape(options)
+    if options.plot:
+        check(options.plot, "--plot")
 
     import torch
 
@@ -67,7 +69,7 @@ def _run(options: argparse.Namespace) -> int:
         raise TheirFault(f"{options.net} on inputs of this shape", error) from error
     sys.stdout.write(f"{found}\n")
     if options.plot:
-        save(found.plot(), options.plot, "--plot")
+        save(found.plot(), options.plot)
     return 0 if found.finding in (Finding.TRAINS, Finding.ONE_BLOCK) else UNHEALTHY
 
 

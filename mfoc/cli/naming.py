@@ -26,6 +26,9 @@ def look_up(named: str, option: str) -> Any:
     module_name, colon, name = named.partition(":")
     if not (module_name and colon and name):
         raise InvalidValue(f"{option} is {named!r}; expected MODULE:NAME, as in nets:deep for `def deep()` in nets.py")
+    if not all(part.isidentifier() for part in module_name.split(".")) or module_name.endswith(".py"):
+        meant = ".".join(part for part in Path(module_name.removesuffix(".py")).parts if part.isidentifier()) or "nets"
+        raise InvalidValue(f"{option} is {named!r}; expected a module as Python imports it, as in {meant}:{name}")
     here = str(Path.cwd())
     if here not in sys.path:
         sys.path.insert(0, here)
@@ -67,7 +70,7 @@ def called(named: str, option: str, *, seed: int = 0) -> Any:
     torch.manual_seed(seed)
     if isinstance(found, torch.nn.Module) or not callable(found):
         return found
-    with blaming(f"{option} {named}"):
+    with blaming(named):
         return found()
 
 

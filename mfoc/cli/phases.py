@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mfoc.cli.saving import save
+from mfoc.cli.saving import check, save
 from mfoc.errors import InvalidValue
 
 if TYPE_CHECKING:
@@ -42,10 +42,10 @@ def _run(options: argparse.Namespace) -> int:
     from mfoc.analysis.propagation import phase_diagram
 
     grids = [_grid("--weight-variances", options.weight_variances), _grid("--bias-variances", options.bias_variances)]
+    check(options.out or Path("phase_diagram.png"), "--out")
     diagram = phase_diagram(options.activation, *grids)
-    figure = diagram.plot()
     sys.stdout.write(f"{diagram}\n")
-    save(figure, options.out or Path(f"phase_diagram_{options.activation}.png"), "--out")
+    save(diagram.plot(), options.out or Path(f"phase_diagram_{options.activation}.png"))
     return 0
 
 

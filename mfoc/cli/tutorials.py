@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from mfoc.cli.ending import blaming
+from mfoc.cli.needs import need
 from mfoc.cli.notebook import cells, notebook
 from mfoc.errors import InvalidValue
 
@@ -110,6 +111,7 @@ def _list(_options: argparse.Namespace) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     script, out = find(options.name), options.out.resolve()
+    need(script.stem, {"matplotlib"} | _imported(script))  # each draws
     out.mkdir(parents=True, exist_ok=True)
     before = _times(out)
     with _environment(MFOC_FIGURES=str(out), MFOC_SMOKE="1" if options.smoke else ""), blaming(f"{script.stem}"):
@@ -117,6 +119,12 @@ def _run(options: argparse.Namespace) -> int:
     drawn = [name for name, time in sorted(_times(out).items()) if before.get(name) != time]
     sys.stdout.write(f"\nfigures in {out}: {', '.join(drawn) or 'none'}\n")
     return 0
+
+
+def _imported(script: Path) -> set[str]:
+    """The top-level names of what a script imports."""
+    found = re.findall(r"^(?:import|from) (\w+)", script.read_text(encoding="utf-8"), re.MULTILINE)
+    return set(found)
 
 
 def _times(out: Path) -> dict[str, int]:

@@ -60,7 +60,8 @@ def _accuracies(axis: Any, solvers: dict[str, list[Lap]]) -> None:
         inside = [(share, height) for share, height in zip(shares, heights, strict=True) if share >= _FLOOR]
         axis.scatter(*zip(*inside, strict=True) if inside else ([], []), s=34, alpha=0.85, **own)
         if len(inside) < len(shares):
-            below = sorted({f"{share:.0f}" for share in (min(shares), max(shares))}, key=float)
+            outside = [share for share in shares if share < _FLOOR]
+            below = sorted({f"{share:.0f}" for share in (min(outside), max(outside))}, key=float)
             axis.text(_FLOOR + 0.4, row, f"◂ {' to '.join(below)} %", color=own["color"], va="center", fontsize=9)
         else:
             axis.plot([_mean(shares)] * 2, [row - 0.33, row + 0.33], color=INK, linewidth=1.2)

@@ -33,6 +33,7 @@ def examine(version: Version | None = None) -> list[Finding]:
         ("torch and torchvision", partial(vision.torchvision, known)),
         *((row[0], partial(packages.unsafe, known, *row)) for row in packages.UNSAFE),
         ("paradigms", names.paradigms),
+        ("pip", core.installer),
         ("compiler", core.compiler),
         ("processes", core.processes),
     ]

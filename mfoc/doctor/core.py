@@ -8,6 +8,7 @@ import platform
 import shutil
 import sys
 from collections.abc import Iterator
+from importlib.util import find_spec
 from multiprocessing import get_all_start_methods
 from pathlib import Path
 
@@ -81,6 +82,13 @@ def backends() -> Iterator[Finding]:
     kinds["mpi"] = distributed.is_mpi_available()
     there = [kind for kind, is_there in kinds.items() if is_there]
     yield Finding("distributed", State.OK if there else State.NOTE, ", ".join(there) or "no backend")
+
+
+def installer() -> Iterator[Finding]:
+    """Whether this environment has a pip: without one, a ``pip install`` is of another environment."""
+    if find_spec("pip") is None:
+        said = "this environment has none: a `pip install` would be of another one"
+        yield Finding("pip", State.NOTE, said, f"{sys.executable} -m ensurepip")
 
 
 def compiler() -> Iterator[Finding]:

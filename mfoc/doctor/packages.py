@@ -20,6 +20,11 @@ class Peer:
     below: str
     module: str = ""
 
+    @property
+    def imported(self) -> str:
+        """The top-level name that it is imported by."""
+        return self.module or self.package
+
 
 PEERS = (
     Peer("matplotlib", "plot", "3.8", "4"),
@@ -32,7 +37,6 @@ PEERS = (
     Peer("torchvision", "adversarial", "0.19", "1"),
     Peer("torchattacks", "adversarial", "3.5.1", "4"),
     Peer("learn2learn", "meta", "0.2.0", "0.2.1"),
-    Peer("tensorboard", "tensorboard", "2.16", "3"),
 )
 
 # package, the first version without the fault, what an older one does, and what to install; as of 0.2.0.
@@ -54,7 +58,7 @@ def optional(known: Version, each: Peer) -> Iterator[Finding]:
     if version is None:  # what installs it is said once, of all that is missing
         yield Finding(each.package, State.MISSING, f"not installed (optional: {each.extra})")
     elif below(version, each.least) or not below(version, each.below):
-        cure = how_to_install(each.module or each.package, each.extra)
+        cure = how_to_install(each.imported, each.extra)
         yield Finding(each.package, State.NOTE, f"{version}; known to work: >= {each.least}, < {each.below}", cure)
     else:
         yield Finding(each.package, State.OK, version)
