@@ -3,6 +3,7 @@
 import dataclasses
 import inspect
 import math
+import sys
 import warnings
 
 import pytest
@@ -13,6 +14,9 @@ import mfoc.analysis.information
 import mfoc.analysis.kernel
 import mfoc.analysis.noise
 import mfoc.analysis.propagation
+import mfoc.hjb
+import mfoc.lq
+import mfoc.meanfield
 import paradigms.adversarial
 import paradigms.bayesian
 import paradigms.meta
@@ -22,7 +26,7 @@ from paradigms.bayesian.samplers.drawing import running_evidence
 from tests import drawn_cases as cases
 
 matplotlib = pytest.importorskip("matplotlib")
-CASES = {**cases.ANALYSIS, **cases.PARADIGMS}
+CASES = {**cases.CORE, **cases.ANALYSIS, **cases.PARADIGMS}
 SLOW = {"diagnosis"}
 TABLEAU = {matplotlib.colors.to_hex(color) for color in matplotlib.colormaps["tab10"].colors}
 
@@ -67,6 +71,14 @@ def test_a_result_draws_itself(name):
         assert not used & TABLEAU, "a colour of matplotlib's own"
 
 
+@pytest.mark.parametrize("name", [name for name in CASES if "," not in name and " of " not in name])
+def test_without_matplotlib_each_says_what_is_missing(name, monkeypatch):
+    for module in ("matplotlib", *(loaded for loaded in sys.modules if loaded.startswith("matplotlib."))):
+        monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(mfoc.MissingExtra, match="matplotlib"):
+        CASES[name]()
+
+
 # What is public, a record, and not drawn.
 LEFT_OUT = {
     "Alignment": "part of GradientNoise, which draws it",
@@ -93,6 +105,7 @@ def records():
     """Public records that are found, not used: nothing that steps, is called, is read out or makes draws."""
     rooms = (
         mfoc.analysis.information, mfoc.analysis.kernel, mfoc.analysis.noise, mfoc.analysis.propagation,
+        mfoc.hjb, mfoc.lq, mfoc.meanfield,
         paradigms.adversarial, paradigms.bayesian, paradigms.meta,
     )  # fmt: skip
     works = {"readout", "maximise", "step", "draw", "update", "__call__", "value", "energy", "to_pyro"}

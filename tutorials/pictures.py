@@ -109,8 +109,8 @@ def idea(problem: mfoc.Problem, points: mfoc.Particles, solutions: dict[str, mfo
     """Problem, cloud, solvers, certificate: one figure."""
     best, solution = min(solutions.items(), key=lambda pair: pair[1].value)
     states = mfoc.rollout(problem, solution, points).states
-    figure = new_figure(9.6, 6.9)
-    heading, top, bottom = figure.subfigures(3, 1, height_ratios=(0.26, 1.0, 1.05))
+    figure = new_figure(9.6, 6.6)
+    heading, top, bottom = figure.subfigures(3, 1, height_ratios=(0.17, 1.0, 1.05))
     stages = [round(k * BLOCKS / 3) for k in range(4)]
     axes = list(top.subplots(1, len(stages)))
     clouds.snapshots(axes, clouds.view([states[t] for t in stages]), stages, BLOCKS, points.data)

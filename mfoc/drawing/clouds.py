@@ -42,7 +42,14 @@ def flat(state: Tensor) -> Tensor:
     here = state.detach().cpu()
     here = torch.view_as_real(here.resolve_conj()) if here.is_complex() else here
     here = here.reshape(len(here), -1).double()
-    return here.masked_fill(here > LARGEST, math.inf).masked_fill_(here < -LARGEST, -math.inf)
+    large = here.abs() > LARGEST
+    return torch.where(large, here.sign() * math.inf, here) if bool(large.any()) else here
+
+
+def _whole(cloud: Tensor) -> Tensor:
+    """The particles that are finite."""
+    good = cloud.isfinite().all(1)
+    return cloud if bool(good.all()) else cloud[good]
 
 
 def view(states: Sequence[Tensor]) -> View:
@@ -80,8 +87,7 @@ def _ranked(cloud: Tensor) -> Tensor:
 def _plane(cloud: Tensor) -> tuple[Tensor, Tensor]:
     """The mean ``[d]`` and the two first principal axes ``[d, 2]`` of what is finite of a cloud."""
     width = cloud.shape[1]
-    whole = some(cloud, 4000)
-    whole = whole[whole.isfinite().all(1)]
+    whole = _whole(some(cloud, 4000))
     whole = whole if len(whole) else torch.zeros(1, width, dtype=cloud.dtype)
     centre = whole.mean(0)
     axes = torch.linalg.svd(whole - centre, full_matrices=False)[2][:2].mT
@@ -254,7 +260,7 @@ def law(axis: Any, name: str, clouds: Sequence[Tensor], *, first: bool = True) -
     tidy(axis, "both")
     stages = range(len(clouds))
     if all(cloud.shape[1] == 1 for cloud in clouds):
-        columns = [cloud[:, 0][cloud[:, 0].isfinite()] for cloud in clouds]
+        columns = [_whole(cloud)[:, 0] for cloud in clouds]
         mean = [float(column.mean()) if len(column) else math.nan for column in columns]
         ends = [_quantiles(column, (0.05, 0.95, 0.25, 0.75)) for column in columns]
         for k, name_of, shade in ((0, "90% of particles", 0.18), (2, "50% of particles", 0.32)):
@@ -263,7 +269,7 @@ def law(axis: Any, name: str, clouds: Sequence[Tensor], *, first: bool = True) -
         axis.plot(stages, mean, "o-", color=INK, markersize=3, linewidth=1.6, label="mean")
         axis.set_ylabel(name)
     else:
-        whole = [cloud[cloud.isfinite().all(1)] for cloud in clouds]
+        whole = [_whole(cloud) for cloud in clouds]
         middle = [_rms(part.mean(0)) if len(part) else math.nan for part in whole]
         spread = [_rms(part - part.mean(0)) if len(part) else math.nan for part in whole]
         axis.plot(stages, middle, "o-", color=INK, markersize=3.5, linewidth=1.6, label="mean")

@@ -5,6 +5,7 @@ This is below the public doors: it does not check its arguments.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,8 +17,9 @@ import torch
 from torch import Tensor
 
 from mfoc.drawing.clouds import View, bounds_of, flat, framed, some, view
+from mfoc.drawing.scales import wrapped
 from mfoc.errors import InvalidType, InvalidValue, StorageError, require
-from mfoc.figures import INK, new_figure, of_class, tidy, words
+from mfoc.figures import INK, new_figure, of_class, tidy
 
 _POINTS = 250  # particles that move: a picture of more is a blot, and a larger file
 _STAY = 2.5  # seconds that the last picture stays
@@ -163,7 +165,7 @@ def _panel(axis: Any, one: Scene) -> Any:
     if not one.seen.shared:
         axis.set(xticks=[], yticks=[])
     if one.title:
-        axis.set_title(words(one.title), fontsize=11)
+        axis.set_title(wrapped(one.title, 32), fontsize=11)
     dots = [
         axis.plot([], [], linestyle="", markersize=4, alpha=0.75, markeredgewidth=0, **of_class(k))[0]
         for k in range(len(one.groups))
@@ -172,7 +174,7 @@ def _panel(axis: Any, one: Scene) -> Any:
     last = len(one.seen.points) - 1
     quiver = None
     if one.arrows is not None:
-        zero = np.zeros(len(one.groups))
+        zero = np.full(len(one.groups), np.nan)
         shape = {"width": 0.014, "color": INK, "angles": "xy", "scale_units": "width", "scale": 3.5}
         quiver = axis.quiver(zero, zero, zero, zero, zorder=3, **shape)
 
@@ -183,8 +185,9 @@ def _panel(axis: Any, one: Scene) -> Any:
         clock.set_text(f"stage {t} of {last}")
         if quiver is not None and one.arrows is not None:
             p = one.arrows[t]
+            p = p.masked_fill(p.eq(0).all(1, keepdim=True), math.nan)  # of no direction
             quiver.set_offsets(torch.stack([points[rows].mean(0) for rows in one.groups]).numpy())
             quiver.set_UVC(p[:, 0].numpy(), p[:, 1].numpy())
-            quiver.set_visible(bool(p.any()))
+            quiver.set_visible(bool(p.isfinite().any()))
 
     return move
