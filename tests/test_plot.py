@@ -7,6 +7,7 @@ import sys
 import time
 import warnings
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ import torch.nn.functional as F
 
 import mfoc
 from mfoc import plot
-from mfoc.drawing.moving import scene
+from mfoc.drawing.moving import _panel, scene
 from mfoc.figures import look, of_class, words
 from tests.problems import linear_quadratic, mlp, mlp_net, normal, pytrees, swarm, tied
 
@@ -357,6 +358,12 @@ def measure(value, low=None, high=None):
     return mfoc.Measure(value, value if low is None else low, value if high is None else high)
 
 
+@cache
+def certified():
+    problem, particles, *_ = linear_quadratic()
+    return mfoc.certify(problem, problem, particles)
+
+
 def certificate(stages):
     """A certificate whose stages have these residuals, gaps and curvatures."""
     found = certified()
@@ -442,6 +449,13 @@ def test_the_arrow_is_the_mean_costate(tmp_path):
     costates = [torch.where(labels[:, None] == 0, torch.tensor([2.0, 0.0], dtype=D), 0.0)] * 2
     seen = scene("", [state, state], labels, costates)
     assert seen.arrows[0].tolist() == [[-1.0, 0.0], [0.0, 0.0]]
+    figure = plot.new_figure(3, 3)
+    move = _panel(figure.subplots(), seen)
+    move(0.0)
+    with_it = drawn(figure).canvas.buffer_rgba().tobytes()
+    (quiver,) = (part for part in figure.axes[0].collections if hasattr(part, "set_UVC"))
+    quiver.set_visible(False)
+    assert drawn(figure).canvas.buffer_rgba().tobytes() != with_it, "the arrow is seen"
     assert not seen.arrows[-1].any(), "at the end there is nothing to go for"
     with warnings.catch_warnings():
         warnings.simplefilter("error")

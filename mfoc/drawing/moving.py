@@ -165,7 +165,7 @@ def _panel(axis: Any, one: Scene) -> Any:
     if not one.seen.shared:
         axis.set(xticks=[], yticks=[])
     if one.title:
-        axis.set_title(wrapped(one.title, 32), fontsize=11)
+        axis.set_title(wrapped(one.title, 26), fontsize=11)
     dots = [
         axis.plot([], [], linestyle="", markersize=4, alpha=0.75, markeredgewidth=0, **of_class(k))[0]
         for k in range(len(one.groups))
@@ -174,9 +174,9 @@ def _panel(axis: Any, one: Scene) -> Any:
     last = len(one.seen.points) - 1
     quiver = None
     if one.arrows is not None:
-        zero = np.full(len(one.groups), np.nan)
+        zero = np.zeros(len(one.groups))
         shape = {"width": 0.014, "color": INK, "angles": "xy", "scale_units": "width", "scale": 3.5}
-        quiver = axis.quiver(zero, zero, zero, zero, zorder=3, **shape)
+        quiver = axis.quiver(zero, zero, zero + 1, zero, zorder=3, **shape)
 
     def move(share: float) -> None:
         t, points = one.at(share)
