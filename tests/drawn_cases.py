@@ -109,9 +109,9 @@ def broken() -> mfoc.Solution:
     return mfoc.solve(problem, mfoc.MSA(), numbers(5, 2), steps=3)
 
 
-def path(times: int = 5, states: int = 2, scale: float = 1.0) -> lq.Path:
+def path(times: int = 5, states: int = 2) -> lq.Path:
     """Of a mean."""
-    return lq.Path(scale * numbers(times, states), scale * numbers(max(times - 1, 1), 1), numbers(1)[0])
+    return lq.Path(numbers(times, states), numbers(max(times - 1, 1), 1), numbers(1)[0])
 
 
 def lq_equilibrium() -> lq.Equilibrium:
@@ -164,7 +164,7 @@ CORE: dict[str, Case] = {
     "certificate": lambda: certified().plot(),
     "trajectory": lambda: mfoc.Trajectory([numbers(9, 2), numbers(9, 2, seed=1)], numbers(9)).plot(),
     "mean path": lambda: path().plot(),
-    "mean path of one stage, not finite": lambda: path(2, 1, math.nan).plot(),
+    "mean path of one stage": lambda: path(2, 1).plot(),
     "mean path of many states": lambda: path(100, 12).plot(),
     "equilibrium of lq": lambda: lq_equilibrium().plot(),
     "closed loop": lambda: hjb.ClosedLoop([numbers(9, 2)] * 3, [numbers(9, 1)] * 2, numbers(9)).plot(),

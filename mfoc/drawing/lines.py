@@ -101,8 +101,7 @@ def course(runs: Sequence[Run]) -> Any:
             axis = panels[row][column]
             tidy(axis, "both")
             _course(axis, runs, clock, quantity)
-    panels[0][0].set_title("objective J", fontsize=10)
-    panels[0][1].set_title("residual  ‖E ∂H/∂u‖", fontsize=10)
+            axis.set_ylabel("objective J" if quantity == "value" else "residual  ‖E ∂H/∂u‖")
     if len(runs) == 1:
         figure.suptitle(wrapped(": ".join(filter(None, [runs[0].name, runs[0].said])), 90), fontsize=11)
     else:
