@@ -49,7 +49,7 @@ def inside(axis: object, line: object) -> bool:
 
 def shows_something(axis: object) -> bool:
     lines = any(torch.as_tensor(line.get_xydata()).isfinite().all(1).any() for line in axis.lines)
-    return lines or bool(axis.patches or axis.collections or axis.images)
+    return lines or bool(axis.patches or axis.collections or axis.images or axis.texts)  # "nothing finite to show"
 
 
 @pytest.mark.parametrize("name", [marked(name) for name in CASES])
