@@ -52,6 +52,20 @@ def new_axes(width: float, height: float, columns: int = 1, *, grid: str = "both
     return figure, axes
 
 
+def words(text: str) -> str:
+    """A text as it is drawn: mathematics between dollars where it is, else dollars that are dollars.
+
+    matplotlib refuses mathematics that it cannot read when it draws, long after the name was given.
+    """
+    parser = require("matplotlib.mathtext", "plot").MathTextParser("path")
+    try:
+        for line in text.split("\n"):
+            parser.parse(line)
+    except ValueError:
+        return text.replace("\\$", "$").replace("$", r"\$")
+    return text
+
+
 def style(index: int) -> dict[str, Any]:
     """Colour and dashes of the line with that index: no two of the first 28 are alike."""
     return {"color": COLORS[index % len(COLORS)], "linestyle": _LINES[index // len(COLORS) % len(_LINES)]}

@@ -226,16 +226,17 @@ def animate(
         trajectories: what ``rollout`` returned, or several by title.
         path: of the file, which ends in ".gif".
         labels: classes ``[N]`` for the colours; of several trajectories a dict of them, by title.
-        costates: what ``mfoc.costates`` returned: arrows point where the cost-to-go falls, -p, for states of two
-            numbers; of several trajectories a dict of them, by title.
+        costates: what ``mfoc.costates`` returned: an arrow at the mean of each class points where the cost-to-go
+            falls, -p on average, for states of two numbers; of several trajectories a dict of them, by title.
         decorate: ``decorate(title, axes)`` draws what stays on a panel: a target, a wall.
-        frames: how many pictures, the last of which stays for a second.
+        frames: how many pictures, the last of which stays for 2.5 seconds.
         fps: pictures a second.
         dpi: pixels per inch; a panel is 3.2 inches wide.
 
     Raises:
         InvalidType, InvalidValue: wrong arguments, or states that are not single tensors.
-        MissingExtra: matplotlib is not installed.
+        StorageError: the file cannot be written.
+        MissingExtra: matplotlib or Pillow is not installed.
     """
     several = dict(trajectories) if isinstance(trajectories, Mapping) else {"": trajectories}
     if not several:
@@ -269,6 +270,7 @@ def _single(trajectory: Any, who: str) -> list[Tensor]:
     """The states of a trajectory, each a single tensor."""
     if not isinstance(trajectory, Trajectory):
         raise InvalidType(f"trajectory is {kind_of(trajectory)}; expected what mfoc.rollout returns")
+    clouds.check_states(trajectory.states, len(trajectory.cost))
     states = clouds.tensors_of(trajectory.states)
     if states is None:
         raise InvalidType(

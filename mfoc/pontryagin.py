@@ -51,11 +51,12 @@ class Trajectory(NamedTuple):
             labels: classes, or numbers, ``[N]`` for the colours.
 
         Raises:
-            InvalidType, InvalidValue: labels that are not one for each particle, or states without tensors.
+            InvalidType, InvalidValue: labels that are not one for each particle, states without tensors, no particle.
             MissingExtra: matplotlib is not installed.
         """
         from mfoc.drawing import clouds
 
+        clouds.check_states(self.states, len(self.cost))
         clouds.check_labels(labels, len(self.cost))
         return clouds.trajectory(self.states, labels)
 

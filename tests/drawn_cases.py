@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 import mfoc
+from mfoc import hjb, lq, meanfield
 from mfoc.analysis.information import (
     KDE,
     Bounds,
@@ -48,6 +49,7 @@ from mfoc.analysis.propagation import (
 )
 from mfoc.analysis.propagation.initialisation.report import InitialisedBlock
 from mfoc.analysis.propagation.width.report import LayerWidth, Slope
+from mfoc.hjb.bellman import bellman
 from mfoc.optim.batch import AdaptiveBatch, Measurement
 from paradigms.adversarial.certificate import GameCertificate
 from paradigms.adversarial.evaluation import Accuracy, Robustness, wilson
@@ -59,7 +61,7 @@ from paradigms.bayesian.samplers.follmer import Evidence
 from paradigms.bayesian.samplers.runs import Draws
 from paradigms.meta.evaluation import Adaptation, Adapted
 from paradigms.reporting import Estimate
-from tests.problems import mlp
+from tests.problems import linear_quadratic, mlp
 
 Case = Callable[[], Any]
 SEEN: Any = None  # what is not drawn
@@ -68,6 +70,118 @@ SEEN: Any = None  # what is not drawn
 def numbers(*shape: int, seed: int = 0) -> Tensor:
     """Standard normal numbers, float64."""
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+# ---- the core
+
+
+def line() -> mfoc.Problem:
+    """A scalar state pushed to zero, with a box around the controls."""
+    return mfoc.Problem(
+        lambda t, x, u, z: x + 0.5 * u,
+        lambda x, z: x.square().sum(1),
+        [torch.zeros(1, dtype=torch.float64) for _ in range(2)],
+        running_cost=lambda t, x, u, z: 0.1 * u.square().sum(-1) + 0 * x.sum(1),
+        bounds=mfoc.Box(-1.0, 1.0),
+    )
+
+
+def solution(steps: int = 2, optimizer: Any = torch.optim.Adam) -> mfoc.Solution:
+    """Of a small problem; of no step at all, too."""
+    problem, cloud = linear_quadratic()[:2]
+    return mfoc.solve(problem, mfoc.Gradient(partial(optimizer, lr=0.1)), cloud, steps=steps)
+
+
+def interrupted() -> mfoc.Solution:
+    """Stopped from outside after a step."""
+
+    def stop(iterate: mfoc.Iterate) -> None:
+        if iterate.step:
+            raise KeyboardInterrupt
+
+    problem, cloud = linear_quadratic()[:2]
+    return mfoc.solve(problem, mfoc.MSA(), cloud, steps=3, hooks=[stop])
+
+
+def broken() -> mfoc.Solution:
+    """Of states that are not finite."""
+    problem = mfoc.Problem(lambda t, x, u, z: 1e200 * x + u, lambda x, z: x.square().sum(1), [numbers(2)] * 3)
+    return mfoc.solve(problem, mfoc.MSA(), numbers(5, 2), steps=3)
+
+
+def path(times: int = 5, states: int = 2) -> lq.Path:
+    """Of a mean."""
+    return lq.Path(numbers(times, states), numbers(max(times - 1, 1), 1), numbers(1)[0])
+
+
+def lq_equilibrium() -> lq.Equilibrium:
+    """Among players of one state."""
+    eye = torch.eye(1, dtype=torch.float64)
+    problem = lq.LinearQuadratic.discrete(0.5 * eye, eye, Q=eye, R=eye, Qbar=eye, horizon=4)
+    return lq.equilibrium(problem, torch.ones(1, dtype=torch.float64))
+
+
+def extremal(times: int = 12, states: int = 2, converged: bool = True) -> hjb.Extremal:
+    """Of so many states, more than six of which are not drawn."""
+    t = torch.linspace(0, 1, times, dtype=torch.float64)
+    x, p, u = (numbers(times, width, seed=width) for width in (states, states, 1))
+    return hjb.Extremal(t, x, p, u, 1.5, 1e-7, converged, "said")
+
+
+def fitted(dimension: int = 1) -> hjb.FittedValue:
+    """A network that was never fitted."""
+    zero, one = numbers(dimension), torch.ones(dimension, dtype=torch.float64)
+    torch.manual_seed(0)
+    net = torch.nn.Linear(1 + dimension, 1).double()
+    made = bellman(line(), numbers(4, dimension), None, None, 1, None)
+    return hjb.FittedValue(made, net, zero, one, one[0])
+
+
+def density(nodes: int = 9, times: int = 5, scale: float = 1.0) -> meanfield.DensitySolution:
+    """On a grid."""
+    m = numbers(times, nodes).abs()
+    return meanfield.DensitySolution(
+        torch.linspace(0, 1, times).double(), m / m.sum(1, keepdim=True), m, scale * numbers(times - 1, nodes),
+        1.0, 3, 1e-7, True,
+    )  # fmt: skip
+
+
+def verification(count: int = 20, error: bool = True) -> hjb.Verification:
+    """What the policy pays beside what the value function says."""
+    value = numbers(count).abs()
+    return hjb.Verification(value, 1.01 * value, numbers(3).abs() if error else None, "it is of noise", 0.0)
+
+
+CORE: dict[str, Case] = {
+    "solution": lambda: solution().plot(),
+    "solution of one step": lambda: solution(1).plot(),
+    "solution of no step": lambda: solution(0).plot(),
+    "solutions": lambda: solution().plot(solution(optimizer=torch.optim.SGD), solution()),
+    "solution, interrupted": lambda: interrupted().plot(),
+    "solution, not finite": lambda: broken().plot(solution()),
+    "anarchy": lambda: meanfield.PriceOfAnarchy(solution(1), solution(2)).plot(),
+    "exploitability": lambda: meanfield.Exploitability(0.1, 2.0, solution()).plot(),
+    "certificate": lambda: certified().plot(),
+    "trajectory": lambda: mfoc.Trajectory([numbers(9, 2), numbers(9, 2, seed=1)], numbers(9)).plot(),
+    "mean path": lambda: path().plot(),
+    "mean path of one stage": lambda: path(2, 1).plot(),
+    "mean path of many states": lambda: path(100, 12).plot(),
+    "equilibrium of lq": lambda: lq_equilibrium().plot(),
+    "closed loop": lambda: hjb.ClosedLoop([numbers(9, 2)] * 3, [numbers(9, 1)] * 2, numbers(9)).plot(),
+    "closed loop of one path": lambda: hjb.ClosedLoop([numbers(1, 1)] * 2, [numbers(1, 1)], numbers(1)).plot(),
+    "extremal": lambda: extremal().plot(),
+    "extremal, not converged": lambda: extremal(2, 9, False).plot(),
+    "verification": lambda: verification().plot(),
+    "verification of one path": lambda: verification(1, False).plot(),
+    "density": lambda: density().plot(torch.linspace(-1, 1, 9)),
+    "density, not finite": lambda: density(scale=math.nan).plot(),
+    "value on a grid": lambda: hjb.solve(
+        line(), [torch.linspace(-2, 2, 9).double()], candidates=torch.linspace(-1, 1, 3).double()[:, None]
+    ).plot(1),
+    "fitted value": lambda: fitted().plot(),
+    "fitted value of two states": lambda: fitted(2).plot(2),
+    "fitted value of nine states": lambda: fitted(9).plot(1),
+}
 
 
 # ---- adversarial

@@ -3,6 +3,7 @@
 import dataclasses
 import inspect
 import math
+import sys
 import warnings
 
 import pytest
@@ -13,6 +14,9 @@ import mfoc.analysis.information
 import mfoc.analysis.kernel
 import mfoc.analysis.noise
 import mfoc.analysis.propagation
+import mfoc.hjb
+import mfoc.lq
+import mfoc.meanfield
 import paradigms.adversarial
 import paradigms.bayesian
 import paradigms.meta
@@ -22,7 +26,7 @@ from paradigms.bayesian.samplers.drawing import running_evidence
 from tests import drawn_cases as cases
 
 matplotlib = pytest.importorskip("matplotlib")
-CASES = {**cases.ANALYSIS, **cases.PARADIGMS}
+CASES = {**cases.CORE, **cases.ANALYSIS, **cases.PARADIGMS}
 SLOW = {"diagnosis"}
 TABLEAU = {matplotlib.colors.to_hex(color) for color in matplotlib.colormaps["tab10"].colors}
 
@@ -45,7 +49,7 @@ def inside(axis: object, line: object) -> bool:
 
 def shows_something(axis: object) -> bool:
     lines = any(torch.as_tensor(line.get_xydata()).isfinite().all(1).any() for line in axis.lines)
-    return lines or bool(axis.patches or axis.collections or axis.images)
+    return lines or bool(axis.patches or axis.collections or axis.images or axis.texts)  # "nothing finite to show"
 
 
 @pytest.mark.parametrize("name", [marked(name) for name in CASES])
@@ -56,19 +60,39 @@ def test_a_result_draws_itself(name):
         figure.draw_without_rendering()
     for axis in figure.axes:
         assert all(map(math.isfinite, (*axis.get_xlim(), *axis.get_ylim())))
-        named = axis.get_ylabel() or any(label.get_text().strip("0123456789.-−") for label in axis.get_yticklabels())
+        named = (
+            axis.get_ylabel()
+            or axis.get_title()
+            or any(label.get_text().strip("0123456789.-−") for label in axis.get_yticklabels())
+        )
         assert named, "a vertical axis without a name"
         assert axis.get_xlabel() or len(figure.axes) > 1, "no horizontal axis has a name"
         assert shows_something(axis)
         assert all(inside(axis, line) for line in axis.lines), "something is cut off"
         several = len(axis.get_legend_handles_labels()[1]) > 1 and not axis.get_yticklabels()[0].get_text().isalpha()
-        assert not several or axis.get_legend() or figure.legends or axis.get_ylim()[0] > axis.get_ylim()[1]
+        assert (
+            not several
+            or any(each.get_legend() for each in figure.axes)
+            or figure.legends
+            or axis.get_ylim()[0] > axis.get_ylim()[1]
+        )
         used = {matplotlib.colors.to_hex(line.get_color()).lower() for line in axis.lines}
         assert not used & TABLEAU, "a colour of matplotlib's own"
 
 
+@pytest.mark.parametrize("name", [name for name in CASES if "," not in name and " of " not in name])
+def test_without_matplotlib_each_says_what_is_missing(name, monkeypatch):
+    for module in ("matplotlib", *(loaded for loaded in sys.modules if loaded.startswith("matplotlib."))):
+        monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(mfoc.MissingExtra, match="matplotlib"):
+        CASES[name]()
+
+
 # What is public, a record, and not drawn.
 LEFT_OUT = {
+    "Grid": "where states are",
+    "Riccati": "matrices; LinearQuadratic.path draws what they do",
+    "DensityProblem": "a problem",
     "Alignment": "part of GradientNoise, which draws it",
     "Scale": "part of NoiseScales",
     "Escape": "two numbers, drawn by FlatSharp",
@@ -93,13 +117,16 @@ def records():
     """Public records that are found, not used: nothing that steps, is called, is read out or makes draws."""
     rooms = (
         mfoc.analysis.information, mfoc.analysis.kernel, mfoc.analysis.noise, mfoc.analysis.propagation,
+        mfoc.hjb, mfoc.lq, mfoc.meanfield,
         paradigms.adversarial, paradigms.bayesian, paradigms.meta,
     )  # fmt: skip
     works = {"readout", "maximise", "step", "draw", "update", "__call__", "value", "energy", "to_pyro"}
     for kind, name in {
         kind: name for room in rooms for name, kind in vars(room).items() if inspect.isclass(kind)
     }.items():
-        record = not issubclass(kind, mfoc.Formulation) and (dataclasses.is_dataclass(kind) or hasattr(kind, "_fields"))
+        record = not issubclass(kind, mfoc.Formulation | mfoc.Problem) and (
+            dataclasses.is_dataclass(kind) or hasattr(kind, "_fields")
+        )
         if record and not any(works & vars(base).keys() for base in kind.__mro__):
             yield name, kind
 

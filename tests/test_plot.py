@@ -1,9 +1,13 @@
 """Figures say what they show, whatever they are given."""
 
+import itertools
 import math
 import runpy
 import sys
+import time
+import warnings
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -12,7 +16,8 @@ import torch.nn.functional as F
 
 import mfoc
 from mfoc import plot
-from mfoc.figures import look, of_class
+from mfoc.drawing.moving import _panel, scene
+from mfoc.figures import look, of_class, words
 from tests.problems import linear_quadratic, mlp, mlp_net, normal, pytrees, swarm, tied
 
 pytest.importorskip("matplotlib")
@@ -144,6 +149,26 @@ def test_any_curve_is_drawn(values):
     drawn(plot.curves({"name " * 20: (list(range(len(values))), values)}, log_x=True))
 
 
+@pytest.mark.parametrize("name", ["$", "5 $ and $ 6", r"$\frac$", r"$\bad$", r"a\$b $\frac$", "_^{", "$x_"])
+def test_any_name_is_drawn(name, tmp_path):
+    """Dollars are mathematics only where matplotlib can read it as such; else it would refuse when it draws."""
+    one = solution([2.0, 1.0], [1.0, 0.1])
+    drawn(one.plot(one, names=[name, "other"]))
+    drawn(plot.curves({name: ([0, 1], [1, 2])}, x_label=name, y_label=name, title=name))
+    drawn(plot.controls(free([{name: normal(2)}] * 2), title=name))
+    plot.animate({name: moving(normal(5, 2), normal(5, 2))}, tmp_path / "a.gif", frames=2, dpi=20)
+
+
+def test_mathematics_stays_mathematics():
+    assert words(r"$\epsilon$ of 5") == r"$\epsilon$ of 5"
+    assert words(r"$\bad$") == r"\$\bad\$"
+
+
+def test_complex_numbers_are_no_curve():
+    with pytest.raises(mfoc.InvalidType, match="series"):
+        plot.curves({"a": ([0, 1], torch.zeros(2, dtype=torch.complex64))})
+
+
 # ---- trajectories
 
 
@@ -180,6 +205,34 @@ def test_any_trajectory_is_drawn(states):
     trajectory = moving(*states)
     drawn(trajectory.plot(torch.arange(len(states[0])) % 3))
     drawn(plot.cloud(trajectory))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.int32, torch.bool, torch.complex64])
+def test_states_of_any_dtype_are_drawn(dtype, tmp_path):
+    trajectory = moving(*(normal(20, 2, seed=k).to(dtype) for k in range(2)))
+    drawn(trajectory.plot())
+    plot.animate(trajectory, tmp_path / "a.gif", frames=2, dpi=20)
+
+
+def test_what_no_axis_can_show_is_counted_with_what_is_not_finite():
+    figure = drawn(moving(normal(5, 2), torch.full((5, 2), 1e308, dtype=D)).plot())
+    assert "5 of 5 not finite" in texts(figure)
+    drawn(plot.curves({"a": ([0, 1, 2], [1.0, 1e307, -1e308])}))
+
+
+@pytest.mark.parametrize("states", [[], [torch.zeros(0, 2)] * 2], ids=["no-state", "no-particle"])
+def test_a_trajectory_of_nothing_is_refused(states, tmp_path):
+    nothing = mfoc.Trajectory(states, torch.zeros(0))
+    for draw in (nothing.plot, lambda: plot.cloud(nothing), lambda: plot.animate(nothing, tmp_path / "a.gif")):
+        with pytest.raises(mfoc.InvalidValue, match="trajectory has"):
+            draw()
+
+
+def test_the_quantiles_of_a_large_cloud_take_no_time():
+    clouds = [normal(100_000, 2, seed=k) for k in range(8)]
+    began = time.thread_time()
+    moving(*clouds).plot()
+    assert time.thread_time() - began < 2
 
 
 def test_before_and_after_have_equal_axes():
@@ -305,10 +358,15 @@ def measure(value, low=None, high=None):
     return mfoc.Measure(value, value if low is None else low, value if high is None else high)
 
 
+@cache
+def certified():
+    problem, particles, *_ = linear_quadratic()
+    return mfoc.certify(problem, problem, particles)
+
+
 def certificate(stages):
     """A certificate whose stages have these residuals, gaps and curvatures."""
-    problem, particles, *_ = linear_quadratic()
-    found = mfoc.certify(problem, problem, particles)
+    found = certified()
     made = [
         replace(found.stages[0], name=name, residual=residual, gap=gap, curvature=curvature)
         for name, residual, gap, curvature in stages
@@ -326,6 +384,16 @@ AWKWARD = [
     ("b", measure(0.0, 0.0, 0.0), measure(NAN, NAN, NAN), measure(0.0)),
     ("c", measure(1e3, 1e-30, 1e9), measure(1e-16, 0.0, 1.0), measure(5.0, -3.0, 1e7)),
 ]
+
+
+@pytest.mark.parametrize(("size", "ratio"), [(1.0, 1.0), (1e-12, 1e-2), (1e8, 1e-9)])
+def test_ticks_about_zero_do_not_meet(size, ratio):
+    """On the symmetric logarithm of the curvature, whatever decades it spans."""
+    made = [(str(k), measure(1.0), measure(1.0), measure(v)) for k, v in enumerate((-size, ratio * size, size))]
+    axis = drawn(certificate(made).plot()).axes[2]
+    boxes = [label.get_window_extent() for label in axis.get_yticklabels() if label.get_text()]
+    assert len(boxes) >= 3
+    assert not [1 for low, high in itertools.pairwise(sorted(boxes, key=lambda box: box.y0)) if low.y1 > high.y0]
 
 
 def test_intervals_stay_on_the_axes():
@@ -375,15 +443,55 @@ def test_an_animation_begins_and_ends_where_the_cloud_does(tmp_path):
     assert where[1] > 0.65
 
 
+def test_the_arrow_is_the_mean_costate(tmp_path):
+    """One for each class, from its mean; of a class whose costates are zero there is none, and no warning."""
+    state, labels = normal(6, 2), torch.arange(6) % 2
+    costates = [torch.where(labels[:, None] == 0, torch.tensor([2.0, 0.0], dtype=D), 0.0)] * 2
+    seen = scene("", [state, state], labels, costates)
+    assert seen.arrows[0].tolist() == [[-1.0, 0.0], [0.0, 0.0]]
+    figure = plot.new_figure(3, 3)
+    move = _panel(figure.subplots(), seen)
+    move(0.0)
+    with_it = drawn(figure).canvas.buffer_rgba().tobytes()
+    (quiver,) = (part for part in figure.axes[0].collections if hasattr(part, "set_UVC"))
+    quiver.set_visible(False)
+    assert drawn(figure).canvas.buffer_rgba().tobytes() != with_it, "the arrow is seen"
+    assert not seen.arrows[-1].any(), "at the end there is nothing to go for"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for given in (costates, [p.half() for p in costates], [math.nan * p for p in costates]):
+            moved = moving(state.to(given[0].dtype), state.to(given[0].dtype))
+            plot.animate(moved, tmp_path / "a.gif", labels=labels, costates=given, frames=2, dpi=20)
+
+
+@pytest.mark.parametrize("place", ["taken/a.gif", "folder.gif"])
+def test_a_path_that_cannot_be_written_is_named(place, tmp_path):
+    (tmp_path / "taken").write_text("a file")
+    (tmp_path / "folder.gif").mkdir()
+    with pytest.raises(mfoc.StorageError, match=place):
+        plot.animate(moving(normal(5, 2), normal(5, 2)), tmp_path / place, frames=2, dpi=20)
+
+
+def test_pillow_is_asked_for(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "PIL.Image", None)
+    with pytest.raises(mfoc.MissingExtra, match="PIL"):
+        plot.animate(moving(normal(5, 2), normal(5, 2)), tmp_path / "a.gif")
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "svg", "png", ""])
+def test_what_is_no_gif_is_refused(suffix, tmp_path):
+    with pytest.raises(mfoc.InvalidValue, match=r"\.gif"):
+        plot.animate(moving(normal(5, 2)), tmp_path / f"a.{suffix}")
+
+
 def test_what_cannot_move_is_refused(tmp_path):
     good = moving(normal(5, 2), normal(5, 2))
-    for words, change in (
-        ("path", {"path": tmp_path / "a.png"}),
+    for said, change in (
         ("costates", {"costates": [normal(5, 2)]}),
         ("finite", {"trajectories": moving(torch.full((5, 2), NAN), normal(5, 2))}),
         ("labels", {"labels": torch.zeros(4)}),
     ):
-        with pytest.raises(mfoc.MfocError, match=words):
+        with pytest.raises(mfoc.MfocError, match=said):
             plot.animate(**{"trajectories": good, "path": tmp_path / "a.gif", **change})
     plot.animate({"one": good, "other": moving(normal(5, 3), normal(5, 7))}, tmp_path / "b.gif", frames=2, dpi=30)
 

@@ -44,7 +44,7 @@ def main(folder: Path) -> None:
     swarm, crowd = flock()
     steered = mfoc.solve(swarm, adam(lr=0.1), crowd, steps=STEPS)
     path = mfoc.rollout(swarm, steered, crowd)
-    cloud, network = "a crowd, steered", "a network's layers"
+    cloud, network = "a crowd, steered", "a network's layers separate two classes"
     plot.animate(
         {cloud: path, network: mfoc.rollout(problem, best, points)},
         folder / "moving.gif",
@@ -63,9 +63,11 @@ def decorate(title: str, axis) -> None:
         axis.annotate("obstacle", (0, -0.62), ha="center", va="top", fontsize=8, color=INK)
         axis.plot(*TARGET.numpy()[:, None], "x", color=INK, markersize=11, markeredgewidth=2.5, zorder=4)
         axis.annotate("target", (2.2, 1.75), ha="center", fontsize=8, color=INK)
+        below = {"xycoords": "axes fraction", "ha": "right", "fontsize": 8, "color": INK}
+        axis.annotate("arrow: −E p, where the cost falls", (0.98, 0.03), **below)
     else:
         axis.axline((0, 0), slope=1, color=INK, linewidth=1, linestyle="--", zorder=1)
-        axis.annotate("equal scores", (0.97, 0.9), xycoords="axes fraction", ha="right", fontsize=8, color=INK)
+        axis.annotate("equal scores", (0.98, 0.9), xycoords="axes fraction", ha="right", fontsize=8, color=INK)
 
 
 def moons(number: int) -> mfoc.Particles:
@@ -87,7 +89,7 @@ def layers() -> tuple[mfoc.Problem, mfoc.Particles]:
         return Residual(nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Linear(8, 2)), 0.5)
 
     net = nn.Sequential(*(block() for _ in range(BLOCKS))).double()
-    return mfoc.from_module(net, F.cross_entropy, running_cost=mfoc.weight_decay(3e-3)), moons(40 if SMOKE else 300)
+    return mfoc.from_module(net, F.cross_entropy, running_cost=mfoc.weight_decay(2e-2)), moons(40 if SMOKE else 300)
 
 
 def solved(problem: mfoc.Problem, points: mfoc.Particles) -> dict[str, mfoc.Solution]:
@@ -107,23 +109,27 @@ def idea(problem: mfoc.Problem, points: mfoc.Particles, solutions: dict[str, mfo
     """Problem, cloud, solvers, certificate: one figure."""
     best, solution = min(solutions.items(), key=lambda pair: pair[1].value)
     states = mfoc.rollout(problem, solution, points).states
-    figure = new_figure(9.6, 6.3)
-    top, bottom = figure.subfigures(2, 1, height_ratios=(1.05, 1.0))
+    figure = new_figure(9.6, 6.6)
+    heading, top, bottom = figure.subfigures(3, 1, height_ratios=(0.17, 1.0, 1.05))
     stages = [round(k * BLOCKS / 3) for k in range(4)]
     axes = list(top.subplots(1, len(stages)))
     clouds.snapshots(axes, clouds.view([states[t] for t in stages]), stages, BLOCKS, points.data)
-    top.suptitle(
+    heading.text(
+        0.5,
+        0.5,
         r"$\mathrm{minimise}\;\; J(u) = \mathrm{E}\,[\,\sum_t L_t(x_t, u_t) + \Phi(x_T)\,]"
-        r"\quad\mathrm{subject\;to}\;\; x_{t+1} = f_t(x_t, u_t)$"
-        "\n",  # a line of its own for the index below the sum
+        r"\quad\mathrm{subject\;to}\;\; x_{t+1} = f_t(x_t, u_t)$",
+        ha="center",
+        va="center",
         fontsize=12,
     )
-    left, middle, right = bottom.subplots(1, 3, width_ratios=(1.35, 1, 1))
+    beside, certified = bottom.subfigures(1, 2, width_ratios=(1.15, 2))
+    left, (middle, right) = beside.subplots(), certified.subplots(1, 2)
+    beside.suptitle("one problem, any solver", fontsize=11, color=INK)
     lines.draw(left, {name: lines.points(one, "value") for name, one in solutions.items()})
-    left.set(xlabel="step", title="one problem, any solver", ylabel="objective J", yscale="log")
+    left.set(xlabel="step", ylabel="objective J", yscale="log")
     left.set_xscale("symlog", linthresh=1)
     left.set_xlim(-0.3, STEPS * 1.3)
-    left.title.set_fontsize(10)
     tidy(left, "both")
     left.legend(frameon=False, fontsize=9, handlelength=3)
     found = [mfoc.certify(problem, one, points) for one in (problem, solution)]
@@ -133,10 +139,8 @@ def idea(problem: mfoc.Problem, points: mfoc.Particles, solutions: dict[str, mfo
         middle.plot([], [], linestyle="", label=name, **one)[0]
         for name, one in zip(("guess", best), looks, strict=True)
     ]
-    middle.legend(handles=handles, frameon=False, fontsize=9)
-    bottom.suptitle(
-        f"certificate of {best}; on these particles: {found[1].verdict.sample.value}", fontsize=11, color=INK, x=0.72
-    )
+    certified.legend(handles=handles, frameon=False, fontsize=9, loc="outside lower center", ncols=2)
+    certified.suptitle("its certificate, by stage (an arrow: down to zero)", fontsize=11, color=INK)
     return figure
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from mfoc import tree
 from mfoc.drawing.clouds import flat
 from mfoc.drawing.scales import DASHES, Array, clipped, finite, say, whole_ticks
-from mfoc.figures import COLORS, INK, new_figure, style, tidy
+from mfoc.figures import COLORS, INK, new_figure, style, tidy, words
 
 _LINES = 6  # numbers of a control that have a line each
 _PANELS = 6  # leaves that are drawn
@@ -82,7 +82,7 @@ def controls(leaves: Sequence[Leaf], *, shared: bool, title: str) -> Any:
         axis.set_visible(False)
     _legend(figure, panels)
     rest = f"; {len(leaves) - len(shown)} more leaves are not shown" if len(leaves) > len(shown) else ""
-    figure.suptitle(title + rest, fontsize=11)
+    figure.suptitle(words(title) + rest, fontsize=11)
     return figure
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from mfoc import tree
-from mfoc.drawing.scales import clipped, finite, say, whole_ticks
+from mfoc.drawing.scales import LARGEST, clipped, finite, say, whole_ticks
 from mfoc.errors import InvalidType, InvalidValue
 from mfoc.figures import COLORS, INK, new_figure, of_class, tidy
 
@@ -38,10 +38,18 @@ class View(NamedTuple):
 
 
 def flat(state: Tensor) -> Tensor:
-    """A state as a matrix ``[N, d]``, in double precision on the CPU."""
+    """A state as a matrix ``[N, d]``, in double precision on the CPU; what no axis can show of it is infinite."""
     here = state.detach().cpu()
     here = torch.view_as_real(here.resolve_conj()) if here.is_complex() else here
-    return here.reshape(len(here), -1).double()
+    here = here.reshape(len(here), -1).double()
+    large = here.abs() > LARGEST
+    return torch.where(large, here.sign() * math.inf, here) if bool(large.any()) else here
+
+
+def _whole(cloud: Tensor) -> Tensor:
+    """The particles that are finite."""
+    good = cloud.isfinite().all(1)
+    return cloud if bool(good.all()) else cloud[good]
 
 
 def view(states: Sequence[Tensor]) -> View:
@@ -79,8 +87,8 @@ def _ranked(cloud: Tensor) -> Tensor:
 def _plane(cloud: Tensor) -> tuple[Tensor, Tensor]:
     """The mean ``[d]`` and the two first principal axes ``[d, 2]`` of what is finite of a cloud."""
     width = cloud.shape[1]
-    whole = cloud[cloud.isfinite().all(1)]
-    whole = some(whole, 4000) if len(whole) else torch.zeros(1, width, dtype=cloud.dtype)
+    whole = _whole(some(cloud, 4000))
+    whole = whole if len(whole) else torch.zeros(1, width, dtype=cloud.dtype)
     centre = whole.mean(0)
     axes = torch.linalg.svd(whole - centre, full_matrices=False)[2][:2].mT
     return centre, torch.nn.functional.pad(axes, (0, 2 - axes.shape[1]))
@@ -252,17 +260,16 @@ def law(axis: Any, name: str, clouds: Sequence[Tensor], *, first: bool = True) -
     tidy(axis, "both")
     stages = range(len(clouds))
     if all(cloud.shape[1] == 1 for cloud in clouds):
-        columns = [cloud[:, 0][cloud[:, 0].isfinite()] for cloud in clouds]
+        columns = [_whole(cloud)[:, 0] for cloud in clouds]
         mean = [float(column.mean()) if len(column) else math.nan for column in columns]
-        for outer, shade in ((0.05, 0.18), (0.25, 0.32)):
-            ends = [_quantiles(column, outer) for column in columns]
-            label = f"{100 - 200 * outer:.0f}% of particles"
-            axis.fill_between(stages, [e[0] for e in ends], [e[1] for e in ends], color=COLORS[0], alpha=shade,
-                              linewidth=0, label=label)  # fmt: skip
+        ends = [_quantiles(column, (0.05, 0.95, 0.25, 0.75)) for column in columns]
+        for k, name_of, shade in ((0, "90% of particles", 0.18), (2, "50% of particles", 0.32)):
+            band = {"color": COLORS[0], "alpha": shade, "linewidth": 0, "label": name_of}
+            axis.fill_between(stages, [e[k] for e in ends], [e[k + 1] for e in ends], **band)
         axis.plot(stages, mean, "o-", color=INK, markersize=3, linewidth=1.6, label="mean")
         axis.set_ylabel(name)
     else:
-        whole = [cloud[cloud.isfinite().all(1)] for cloud in clouds]
+        whole = [_whole(cloud) for cloud in clouds]
         middle = [_rms(part.mean(0)) if len(part) else math.nan for part in whole]
         spread = [_rms(part - part.mean(0)) if len(part) else math.nan for part in whole]
         axis.plot(stages, middle, "o-", color=INK, markersize=3.5, linewidth=1.6, label="mean")
@@ -278,15 +285,27 @@ def law(axis: Any, name: str, clouds: Sequence[Tensor], *, first: bool = True) -
         axis.legend(frameon=False, fontsize=8)
 
 
-def _quantiles(column: Tensor, outer: float) -> tuple[float, float]:
+def _quantiles(column: Tensor, at: tuple[float, ...]) -> list[float]:
     if not len(column):
-        return math.nan, math.nan
-    ends = torch.quantile(some(column, 100_000), torch.tensor([outer, 1 - outer], dtype=column.dtype))
-    return float(ends[0]), float(ends[1])
+        return [math.nan] * len(at)
+    found: list[float] = torch.quantile(some(column, 100_000), torch.tensor(at, dtype=column.dtype)).tolist()
+    return found
 
 
 def _rms(values: Tensor) -> float:
     return float(values.square().mean().sqrt())
+
+
+def check_states(states: Sequence[Any], particles: int) -> None:
+    """Refuses a trajectory that holds nothing.
+
+    Raises:
+        InvalidValue: it has no state, or no particle.
+    """
+    if not len(states) or not particles:
+        raise InvalidValue(
+            f"trajectory has {len(states)} states of {particles} particles; expected one of each at least to draw"
+        )
 
 
 def check_labels(labels: Tensor | None, particles: int) -> None:

@@ -38,6 +38,9 @@ def certificates(found: Sequence[Any], names: Sequence[str]) -> Any:
     level = "all particles there are" if found[0].complete else f"bars: {100 * found[0].confidence:.0f}% intervals"
     verdict = f": {found[0].verdict.standing.value}" if len(found) == 1 else ""
     note = level if found[0].complete else f"{level} for the population"
+    sizes = [measure for one in found for stage in one.stages for measure in (stage.residual, stage.gap)]
+    if any(measure.low <= 0 < measure.value < np.inf for measure in sizes):
+        note += "; an arrow: down to zero"
     figure.suptitle(f"Certificate{verdict} ({note})", fontsize=11)
     if names:
         handles = [panels[0].plot([], [], linestyle="", **one)[0] for one in looks]

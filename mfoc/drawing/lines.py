@@ -24,7 +24,7 @@ from mfoc.drawing.scales import (
     wide,
     wrapped,
 )
-from mfoc.figures import look, new_axes, new_figure, sized, tidy
+from mfoc.figures import look, new_axes, new_figure, sized, tidy, words
 
 
 class Run(NamedTuple):
@@ -58,7 +58,7 @@ def curves(
     """Several curves on one pair of axes; see ``mfoc.plot.curves``."""
     figure, (axis,) = new_axes(7, 4.2)
     draw(axis, series)
-    axis.set(xlabel=x_label, ylabel=y_label, title=title)
+    axis.set(xlabel=words(x_label), ylabel=words(y_label), title=words(title))
     heights, places = finite(y for _, y in series.values()), finite(x for x, _ in series.values())
     if log and heights.size and heights.min() > 0:  # a logarithm shows no negative J
         axis.set_yscale("log")
@@ -101,8 +101,7 @@ def course(runs: Sequence[Run]) -> Any:
             axis = panels[row][column]
             tidy(axis, "both")
             _course(axis, runs, clock, quantity)
-    panels[0][0].set_title("objective J", fontsize=10)
-    panels[0][1].set_title("residual  ‖E ∂H/∂u‖", fontsize=10)
+            axis.set_ylabel("objective J" if quantity == "value" else "residual  ‖E ∂H/∂u‖")
     if len(runs) == 1:
         figure.suptitle(wrapped(": ".join(filter(None, [runs[0].name, runs[0].said])), 90), fontsize=11)
     else:

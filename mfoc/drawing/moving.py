@@ -5,7 +5,9 @@ This is below the public doors: it does not check its arguments.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,12 +17,12 @@ import torch
 from torch import Tensor
 
 from mfoc.drawing.clouds import View, bounds_of, flat, framed, some, view
-from mfoc.errors import InvalidType, InvalidValue, require
-from mfoc.figures import COLORS, INK, new_figure, of_class, tidy
+from mfoc.drawing.scales import wrapped
+from mfoc.errors import InvalidType, InvalidValue, StorageError, require
+from mfoc.figures import INK, new_figure, of_class, tidy
 
 _POINTS = 250  # particles that move: a picture of more is a blot, and a larger file
-_ARROWS = 40
-_STAY = 1.0  # seconds that the last picture stays
+_STAY = 2.5  # seconds that the last picture stays
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class Scene:
         seen: the points of each stage.
         rows: the particles that are drawn.
         groups: rows of each class, all of them in one where there are no classes.
-        arrows: -p at each stage ``[N, 2]``, or None.
+        arrows: of each class -p on average, at each stage ``[G, 2]``, the longest of length 1; or None.
     """
 
     title: str
@@ -76,7 +78,7 @@ def scene(
         if len(kinds) > 10:
             raise InvalidValue(f"labels holds {len(kinds)} classes; at most 10 are told apart in an animation")
         groups = [rows[own == kind] for kind in kinds]
-    return Scene(title, seen, rows, groups, None if costates is None else _arrows(states, costates))
+    return Scene(title, seen, rows, groups, None if costates is None else _arrows(states, costates, groups))
 
 
 def _unit(points: Tensor) -> Tensor:
@@ -85,7 +87,7 @@ def _unit(points: Tensor) -> Tensor:
     return points / (size or 1.0)
 
 
-def _arrows(states: Sequence[Tensor], costates: Sequence[Any]) -> list[Tensor]:
+def _arrows(states: Sequence[Tensor], costates: Sequence[Any], groups: Sequence[Tensor]) -> list[Tensor]:
     if not all(isinstance(p, Tensor) for p in costates):
         raise InvalidType("costates holds something that is no tensor; expected what mfoc.costates returned")
     if [p.shape for p in costates] != [x.shape for x in states]:
@@ -93,7 +95,9 @@ def _arrows(states: Sequence[Tensor], costates: Sequence[Any]) -> list[Tensor]:
     found = [-flat(p) for p in costates]
     if found[0].shape[1] != 2:
         raise InvalidValue(f"costates of {found[0].shape[1]} numbers; arrows are drawn of states of two")
-    return found
+    means = torch.stack([torch.stack([p[rows].nanmean(0) for rows in groups]) for p in found]).nan_to_num(0, 0, 0)
+    means[-1] = 0  # at the end there is nothing to go for
+    return list(means / (float(means.norm(dim=2).max()) or 1.0))
 
 
 def write(
@@ -105,7 +109,14 @@ def write(
     fps: int,
     dpi: int,
 ) -> Path:
-    """Writes the GIF, by Pillow, and returns its path."""
+    """Writes the GIF, by Pillow, and returns its path.
+
+    Raises:
+        StorageError: the file cannot be written.
+    """
+    image = require("PIL.Image", "plot")
+    with _writable(path):  # known before anything is drawn
+        path.parent.mkdir(parents=True, exist_ok=True)
     figure = new_figure(3.2 * len(scenes), 3.5)
     figure.set_dpi(dpi)
     axes = list(figure.subplots(1, len(scenes), squeeze=False)[0])
@@ -113,7 +124,6 @@ def write(
     for axis, one in zip(axes, scenes, strict=True):
         if decorate is not None:
             decorate(one.title, axis)
-    image = require("PIL.Image", "plot")
     pictures = []
     for share in np.linspace(0, 1, frames):
         for move in moves:
@@ -128,9 +138,22 @@ def write(
     palette = both.quantize(128, dither=0)
     indexed = [picture.quantize(palette=palette, dither=0) for picture in pictures]
     stay = [round(1000 / fps)] * (frames - 1) + [round(1000 * _STAY)]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    indexed[0].save(path, save_all=True, append_images=indexed[1:], duration=stay, loop=0, optimize=True)
+    with _writable(path):
+        indexed[0].save(path, save_all=True, append_images=indexed[1:], duration=stay, loop=0, optimize=True)
     return path
+
+
+@contextmanager
+def _writable(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(
+            f"path is {str(path)!r}, which cannot be written ({error.strerror or error}); expected a file in a folder "
+            "of yours",
+            errno=error.errno,
+            path=path,
+        ) from error
 
 
 def _panel(axis: Any, one: Scene) -> Any:
@@ -142,19 +165,18 @@ def _panel(axis: Any, one: Scene) -> Any:
     if not one.seen.shared:
         axis.set(xticks=[], yticks=[])
     if one.title:
-        axis.set_title(one.title, fontsize=11)
+        axis.set_title(wrapped(one.title, 26), fontsize=11)
     dots = [
         axis.plot([], [], linestyle="", markersize=4, alpha=0.75, markeredgewidth=0, **of_class(k))[0]
         for k in range(len(one.groups))
     ]
     clock = axis.annotate("", (0.03, 0.97), xycoords="axes fraction", va="top", fontsize=9, color=INK)
     last = len(one.seen.points) - 1
-    few = some(one.rows, _ARROWS)
     quiver = None
     if one.arrows is not None:
-        zero = np.zeros(len(few))
-        shape = {"width": 0.006, "color": COLORS[1], "alpha": 0.8, "angles": "xy", "scale_units": "width", "scale": 6}
-        quiver = axis.quiver(zero, zero, zero, zero, zorder=3, **shape)
+        zero = np.zeros(len(one.groups))
+        shape = {"width": 0.014, "color": INK, "angles": "xy", "scale_units": "width", "scale": 3.5}
+        quiver = axis.quiver(zero, zero, zero + 1, zero, zorder=3, **shape)
 
     def move(share: float) -> None:
         t, points = one.at(share)
@@ -162,10 +184,10 @@ def _panel(axis: Any, one: Scene) -> Any:
             dot.set_data(points[rows, 0].numpy(), points[rows, 1].numpy())
         clock.set_text(f"stage {t} of {last}")
         if quiver is not None and one.arrows is not None:
-            quiver.set_offsets(points[few].numpy())
-            p = one.arrows[t][few].nan_to_num()
-            # Each stage on its own scale; at the end there is nothing to go for.
-            p = p / (float(p.norm(dim=1).max()) or 1.0) * (t < last)
+            p = one.arrows[t]
+            p = p.masked_fill(p.eq(0).all(1, keepdim=True), math.nan)  # of no direction
+            quiver.set_offsets(torch.stack([points[rows].mean(0) for rows in one.groups]).numpy())
             quiver.set_UVC(p[:, 0].numpy(), p[:, 1].numpy())
+            quiver.set_visible(bool(p.isfinite().any()))
 
     return move

@@ -14,17 +14,28 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mfoc.errors import require
+from mfoc.figures import words
 
 Array = NDArray[np.float64]
 DASHES: tuple[Any, ...] = ("-", (0, (6, 2)), (0, (2, 1.4)), (0, (6, 1.5, 1.5, 1.5)), (0, (3, 1)), (0, (1, 1)))
+LARGEST = 1e200  # sizes above are drawn as infinity: matplotlib's limits of axes would overflow
 _DECADES = 20.0  # the ratio of largest to smallest from which on a logarithm says more
+_APART = 0.09  # of the height of an axis, between two ticks that are read
 
 
 def numbers(values: Sequence[float] | Tensor) -> Array:
-    """Numbers of a list or a tensor, on any device, as an array ``[n]``."""
+    """Numbers of a list or a tensor, on any device, as an array ``[n]``; those too large for an axis are infinite.
+
+    Raises:
+        TypeError: they are no real numbers.
+    """
+    if isinstance(values, Tensor) and values.is_complex():
+        raise TypeError("complex numbers have no place on an axis")
     if isinstance(values, Tensor):
-        return np.asarray(values.detach().cpu().double().numpy(), dtype=float)
-    return np.array([float(value) for value in values], dtype=float)
+        found = values.detach().cpu().double().numpy()
+    else:
+        found = np.array([float(value) for value in values], dtype=float)
+    return np.where(np.abs(found) > LARGEST, np.copysign(math.inf, found), found)
 
 
 def finite(parts: Iterable[Array]) -> Array:
@@ -57,14 +68,20 @@ def log_with_zero(axis: Any, values: Array, which: str = "y") -> None:
 def signed_ticks(axis: Any, threshold: float) -> None:
     """Ticks of a symmetric logarithm: zero, and powers of ten that are far enough apart to be read."""
     bottom, top = axis.get_ylim()
-    least = math.ceil(math.log10(threshold) + 0.3)
+    least = math.ceil(math.log10(threshold))
     most = math.floor(math.log10(max(abs(bottom), abs(top), 10.0**least)))
-    sides = (bottom < -(10.0**least)) + (top > 10.0**least)
-    every = max(1, -(-(most - least + 1) * max(sides, 1) // 6))
-    powers = [10.0**power for power in range(most, least - 1, -every)]
-    ticks = [0.0, *(sign * power for power in powers for sign in (-1, 1) if bottom <= sign * power <= top)]
+    powers = [sign * 10.0**power for power in range(most, least - 1, -1) for sign in (-1, 1)]
+    ticks: list[float] = []
+    for tick in (0.0, *(power for power in powers if bottom <= power <= top)):
+        if all(abs(_share(axis, tick) - _share(axis, other)) >= _APART for other in ticks):
+            ticks.append(tick)
     axis.set_yticks(sorted(ticks))
     axis.yaxis.set_minor_locator(require("matplotlib.ticker", "plot").NullLocator())
+
+
+def _share(axis: Any, y: float) -> float:
+    """Where a value is on a vertical axis: 0 at the bottom, 1 at the top."""
+    return float(axis.transAxes.inverted().transform(axis.transData.transform((axis.get_xlim()[0], y)))[1])
 
 
 def whole_ticks(axis: Any, which: str = "x") -> None:
@@ -84,8 +101,8 @@ def named_ticks(axis: Any, names: Sequence[str], most: int = 10) -> None:
 
 
 def clipped(text: str, most: int) -> str:
-    """A text of at most so many characters."""
-    return text if len(text) <= most else text[: most - 1] + "…"
+    """A text of at most so many characters, which can be drawn."""
+    return words(text if len(text) <= most else text[: most - 1] + "…")
 
 
 def wrapped(text: str, width: int, lines: int = 2) -> str:
@@ -94,7 +111,7 @@ def wrapped(text: str, width: int, lines: int = 2) -> str:
     for word in text.split():
         fits = len(rows[-1]) + len(word) < width
         rows = [*rows[:-1], f"{rows[-1]} {word}".strip()] if fits or not rows[-1] else [*rows, word]
-    return "\n".join([*rows[: lines - 1], clipped(" ".join(rows[lines - 1 :]), width)]).strip()
+    return words("\n".join([*rows[: lines - 1], clipped(" ".join(rows[lines - 1 :]), width)]).strip())
 
 
 def marks(count: int, index: int, of: int) -> tuple[int, int]:
