@@ -17,12 +17,14 @@ from mfoc import tree
 from mfoc.drawing.clouds import flat
 from mfoc.drawing.scales import DASHES, Array, clipped, finite, say, whole_ticks
 from mfoc.figures import COLORS, INK, new_figure, style, tidy, words
+from mfoc.printing import by_identity
 
 _LINES = 6  # numbers of a control that have a line each
 _PANELS = 6  # leaves that are drawn
 _DOTS = 60  # stages that have a marker each
 
 
+@by_identity
 class Leaf(NamedTuple):
     """One leaf of the controls as it is drawn.
 

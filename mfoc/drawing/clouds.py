@@ -16,6 +16,7 @@ from mfoc import tree
 from mfoc.drawing.scales import LARGEST, clipped, finite, say, whole_ticks
 from mfoc.errors import InvalidType, InvalidValue
 from mfoc.figures import COLORS, INK, new_figure, of_class, tidy
+from mfoc.printing import by_identity
 
 _POINTS = 1500  # of a cloud that are drawn
 _CLASSES = 10  # that are told apart by colour and marker; of more, or of numbers, the colour is a scale
@@ -23,6 +24,7 @@ _COORDINATES = 4  # of a state that have a panel each; of wider ones the law is 
 _LEAVES = 6
 
 
+@by_identity
 class View(NamedTuple):
     """Points of a cloud in a plane, at some stages.
 

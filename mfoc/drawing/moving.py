@@ -176,6 +176,7 @@ def _panel(axis: Any, one: Scene) -> Any:
     if one.arrows is not None:
         zero = np.zeros(len(one.groups))
         shape = {"width": 0.014, "color": INK, "angles": "xy", "scale_units": "width", "scale": 3.5}
+        axis.update_datalim(list(zip(axis.get_xlim(), axis.get_ylim(), strict=True)))  # which angles are measured by
         quiver = axis.quiver(zero, zero, zero + 1, zero, zorder=3, **shape)
 
     def move(share: float) -> None:

@@ -33,7 +33,7 @@ def draw_attacks(rows: Mapping[str, Interval], *, title: str, confidence: float)
     """
     figure, (axis,) = new_axes(6.8, 1.5 + 0.42 * len(rows), grid="x")
     for place, (name, row) in enumerate(rows.items()):
-        each, style = Percent.of(row), look("standard" if name == "clean" else name, place - 1)
+        each, style = Percent.of(row), look("standard" if name == "clean" else name, max(0, place - 1))
         axis.plot([each.low, each.high], [place, place], color=style["color"], linewidth=2, marker="|", markersize=9)
         axis.plot([each.value], [place], markersize=8, linestyle="", label=name, zorder=3, clip_on=False, **style)
         axis.annotate(
