@@ -25,8 +25,10 @@ from mfoc.drawing.scales import (
     wrapped,
 )
 from mfoc.figures import look, new_axes, new_figure, sized, tidy, words
+from mfoc.printing import by_identity
 
 
+@by_identity
 class Run(NamedTuple):
     """One solve as it is drawn.
 
