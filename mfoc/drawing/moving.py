@@ -25,7 +25,7 @@ _POINTS = 250  # particles that move: a picture of more is a blot, and a larger 
 _STAY = 2.5  # seconds that the last picture stays
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Scene:
     """One panel.
 
