@@ -8,11 +8,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from mfoc.checks import check_callable, check_flag, check_integer, check_signature
+from mfoc.checks import check_flag
 from mfoc.distributed import is_main
 from mfoc.errors import InvalidValue
 from mfoc.hooks.files import Target
-from mfoc.hooks.numbers import FIXED, Clock, named_numbers, seen
+from mfoc.hooks.numbers import FIXED, Clerk, seen
 from mfoc.hooks.rows import Rows
 from mfoc.solving import Iterate
 
@@ -59,32 +59,26 @@ class CSV:
         every: int = 1,
         overwrite: bool = False,
     ) -> None:
-        check_callable("a function of the iterate", optional=True, function=function)
-        check_signature(("iterate",), optional=True, function=function)
-        check_integer(1, every=every)
+        self._clerk = Clerk(function, every)
         check_flag(overwrite=overwrite)
         self.file: Path = Target(path).path  # not `path`, which says of a hook that it saves iterates
-        self._function, self._every, self._overwrite = function, every, overwrite
-        self._clock = Clock()
+        self._overwrite = overwrite
         self._rows: Rows | None = None
         self._placed = False  # whether the file is known to be this run's, and stands at its step
         self._wrote = False  # whether this solve has written a row
 
     def start(self, steps: int) -> None:
         """Opens the file."""
-        self._clock.start()
+        self._clerk.start()
         self._open()
 
     def __call__(self, iterate: Iterate) -> None:
         """Writes, when it is time."""
         if is_main() and not self._placed:
             self._place(iterate)
-        seconds = self._clock.at(iterate)
-        if iterate.step % self._every:
-            return
-        own = {} if self._function is None else named_numbers(self._function(iterate))
-        if is_main():
-            self._write(iterate, seconds, own)
+        due = self._clerk.due(iterate)
+        if due is not None and is_main():
+            self._write(iterate, *due)
 
     def close(self) -> None:
         """Syncs and closes the file."""
@@ -111,7 +105,7 @@ class CSV:
             rows.clear()
         else:
             rows.keep(len(before))
-            self._clock.after(before[-1].cells[1] if before else 0.0)
+            self._clerk.clock.after(before[-1].cells[1] if before else 0.0)
         self._placed = True
 
     def _foreign(self, rows: Rows, iterate: Iterate) -> str:

@@ -9,17 +9,43 @@ This is below the hooks: it does not check its arguments.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
-from mfoc.checks import kind_of
+from mfoc.checks import check_callable, check_integer, check_signature, kind_of
 from mfoc.errors import InvalidType, InvalidValue
 from mfoc.solving import Iterate
 
 FIXED = ("step", "seconds", "value", "residual")
+
+
+class Clerk:
+    """When something is written of a solve, and what: the arguments that ``CSV`` and ``TensorBoard`` share.
+
+    Raises:
+        InvalidType, InvalidValue: no function of an iterate, no whole number of steps.
+    """
+
+    def __init__(self, function: Callable[[Iterate], Mapping[str, Any]] | None, every: int) -> None:
+        check_callable("a function of the iterate", optional=True, function=function)
+        check_signature(("iterate",), optional=True, function=function)
+        check_integer(1, every=every)
+        self.clock = Clock()
+        self._function, self._every = function, every
+
+    def start(self) -> None:
+        """Starts the clock."""
+        self.clock.start()
+
+    def due(self, iterate: Iterate) -> tuple[float, dict[str, int | float]] | None:
+        """The seconds and the user's numbers to be written of this iterate; None where it is not its turn."""
+        seconds = self.clock.at(iterate)
+        if iterate.step % self._every:
+            return None
+        return seconds, {} if self._function is None else named_numbers(self._function(iterate))
 
 
 def seen(iterate: Iterate) -> tuple[float, float]:

@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from mfoc.checks import check_callable, check_flag, check_integer, check_signature
+from mfoc.checks import check_flag
 from mfoc.distributed import is_main
 from mfoc.errors import InvalidValue, StorageError, require
 from mfoc.hooks.files import storage_error
 from mfoc.hooks.names import checked_name, explained_names, kind_at, status_of
-from mfoc.hooks.numbers import Clock, named_numbers, seen
+from mfoc.hooks.numbers import Clerk, seen
 from mfoc.solving import Iterate
 
 _SECONDS = 5  # after which what was written can be looked at
@@ -54,9 +54,7 @@ class TensorBoard:
         every: int = 1,
         overwrite: bool = False,
     ) -> None:
-        check_callable("a function of the iterate", optional=True, function=function)
-        check_signature(("iterate",), optional=True, function=function)
-        check_integer(1, every=every)
+        self._clerk = Clerk(function, every)
         check_flag(overwrite=overwrite)
         name = checked_name(folder, "folder")
         with explained_names(name):
@@ -65,24 +63,20 @@ class TensorBoard:
                 raise InvalidValue(f"folder is {name}; it is {kind_at(status)}, expected a folder")
         self._tensorboard = require("torch.utils.tensorboard", "tensorboard")
         self.folder = Path(os.path.abspath(name))
-        self._function, self._every, self._overwrite = function, every, overwrite
-        self._clock = Clock()
+        self._overwrite = overwrite
         self._writer: Any = None
 
     def start(self, steps: int) -> None:
         """Starts the clock."""
-        self._clock.start()
+        self._clerk.start()
 
     def __call__(self, iterate: Iterate) -> None:
         """Writes, when it is time."""
         if self._writer is None and is_main():
             self._writer = self._opened(iterate.step)
-        seconds = self._clock.at(iterate)
-        if iterate.step % self._every:
-            return
-        own = {} if self._function is None else named_numbers(self._function(iterate))
-        if self._writer is not None:
-            value, residual = seen(iterate)
+        due = self._clerk.due(iterate)
+        if due is not None and self._writer is not None:
+            (seconds, own), (value, residual) = due, seen(iterate)
             with self._explained():
                 for tag, number in {"J": value, "residual": residual, "seconds": seconds, **own}.items():
                     self._writer.add_scalar(tag, number, iterate.step)
