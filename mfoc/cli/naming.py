@@ -65,12 +65,13 @@ def called(named: str, option: str, *, seed: int = 0) -> Any:
     """
     import torch
 
-    torch.manual_seed(seed)
-    found = look_up(named, option)
-    torch.manual_seed(seed)
+    from mfoc.seeding import seeded
+
+    with seeded(seed):
+        found = look_up(named, option)
     if isinstance(found, torch.nn.Module) or not callable(found):
         return found
-    with blaming(named):
+    with blaming(named), seeded(seed):
         return found()
 
 

@@ -192,6 +192,6 @@ def test_states_that_leave_the_grid_are_counted_and_warned_of(caplog):
 def test_what_it_prints_and_draws():
     value = hjb.solve(lq(2).problem(), grid(9))
     assert repr(value).startswith("GridValue(2 stages, 9 x 9 points on [-3, 3] x [-3, 3], cubic")
-    assert value.plot(1).axes[0].get_title() == "value function, stage 1"
+    assert value.plot(1).axes[0].get_title() == "value function, stage 1 of 2"
     assert value == value
     assert value != hjb.solve(lq(2).problem(), grid(9))
