@@ -142,7 +142,7 @@ between = [(low + high) / 2 for low, high in pairwise(depths)]
 rows = torch.tensor([depths[0] / 2, *between, depths[-1] + depths[0]])
 mesh = axis.pcolormesh(edges, rows, trained, cmap="cividis", vmin=0.1, vmax=1)
 figure.colorbar(mesh, label="training accuracy (0.1 is guessing)")
-fine = torch.linspace(1.0, 4.0, 301)
+fine = torch.linspace(1.0, 4.0, 13 if SMOKE else 121)
 reach = [6 * SignalPropagation("tanh", float(value), 0.05).xi_c for value in fine]
 axis.plot(fine, reach, color="white", linewidth=4)
 axis.plot(fine, reach, color=COLORS[1], linewidth=2, label="6 $\\xi_c$, how deep a signal reaches")
