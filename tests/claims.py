@@ -94,7 +94,11 @@ CLAIMS = [
     Claim(
         "the information plane and the bottleneck as a control problem", "python -m pytest tests/analysis/information"
     ),
-    Claim("it trains alike from rates over four decades", "python tutorials/09_control_of_the_optimiser.py"),
+    Claim(
+        "it trains alike from rates over four decades",
+        "python tutorials/09_control_of_the_optimiser.py",
+        r"Adam, controlled .*",
+    ),
     Claim("value functions on grids and fitted", "python -m pytest tests/hjb"),
     Claim(
         "makes the mean-field game of a problem; `price_of_anarchy` between them", "python -m pytest tests/meanfield"
