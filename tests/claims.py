@@ -103,6 +103,18 @@ CLAIMS = [
     Claim(
         "makes the mean-field game of a problem; `price_of_anarchy` between them", "python -m pytest tests/meanfield"
     ),
+    Claim("`Box`, `Simplex`, `Ball`, `L1` on controls", "python -m pytest tests/bounds"),
+    Claim(
+        "`Equality` and `Inequality` at the end or along the path", "python -m pytest tests/solvers/test_augmented.py"
+    ),
+    Claim("one control for all, one for each, or a policy of state, time and law", "python -m pytest tests/policies"),
+    Claim("`DiscreteMSA` for weights of one or two bits", "python -m pytest tests/solvers/test_discrete.py"),
+    Claim("`Game` gives every particle an adversary", "python -m pytest tests/games"),
+    Claim("`optim`, for any torch loop", "python -m pytest tests/optim"),
+    Claim("whatever ends a solve, nothing is lost", "python -m pytest tests/solving/test_endings.py"),
+    Claim("that fails ends the others within a second or two", "python -m pytest tests/distributed/test_failures.py"),
+    Claim("every result prints in a few lines and draws itself", "python -m pytest tests/test_drawn_results.py"),
+    Claim("in terminals and notebooks, and quiet elsewhere", "python -m pytest tests/hooks/test_progress.py"),
     Claim("torchattacks in and out", "python -m pytest tests/paradigms/adversarial"),
     Claim("Pyro in and out", "python -m pytest tests/paradigms/bayesian"),
     Claim("learn2learn in and out", "python -m pytest tests/paradigms/meta"),
@@ -136,7 +148,8 @@ def page(found: dict[str, dict[str, Any]]) -> str:
     for claim in CLAIMS:
         last = found.get(claim.command, {"output": "not run yet", "date": ""})
         output = last["output"].replace("|", "\\|")
-        rows.append(f"| {claim.quote} | `{claim.command}` | `{output}` | {last['date']} |\n")
+        shown = f"`` {output} ``" if "`" in output else f"`{output}`"
+        rows.append(f"| {claim.quote} | `{claim.command}` | {shown} | {last['date']} |\n")
     machines = sorted({last["machine"] for last in found.values()})
     return _HEAD + "".join(rows) + "\nMachine: " + "; ".join(machines) + ".\n"
 
