@@ -59,6 +59,8 @@ def main(folder: Path, victim: int) -> None:
     own, attempt = int(os.environ["RANK"]), int(os.environ["TORCHELASTIC_RESTART_COUNT"])
     assert os.environ["TORCHELASTIC_USE_AGENT_STORE"] == "True"
     server, ranks = (os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])), int(os.environ["WORLD_SIZE"])
+    if attempt == 0 and own != victim:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the agent may see the death first
     # The agent's store still has gloo's addresses of before the restart.
     store = dist.PrefixStore(str(attempt), dist.TCPStore(*server, ranks, is_master=False))
     dist.init_process_group("gloo", rank=own, world_size=ranks, store=store)
