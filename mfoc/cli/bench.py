@@ -22,7 +22,6 @@ def add(commands: Any) -> None:
         help="run the benchmarks of a clone",
         description="Runs the benchmarks and writes their table; they are in a clone, and not in the wheel.",
         epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     command.add_argument("--quick", action="store_true", help="those that have a short version, in it")
     command.add_argument("--only", nargs="+", metavar="WORD", help="those whose names hold one of the words")

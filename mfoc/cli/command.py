@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from mfoc import __version__
 from mfoc.cli.bench import add as add_bench
@@ -32,7 +33,10 @@ examples:
 
 
 class _Parser(argparse.ArgumentParser):
-    """One that says what is wrong in one line."""
+    """One that says what is wrong in one line, and whose texts stand as written; those of its commands are alike."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{"formatter_class": argparse.RawDescriptionHelpFormatter, **options})
 
     def error(self, message: str) -> None:  # type: ignore[override]
         self.exit(WRONG_USAGE, f"{self.prog}: {message} (`{self.prog} --help` tells more)\n")
@@ -51,10 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = _Parser(
-        prog="mfoc", description="Training as mean-field optimal control.", epilog=_STATUS, formatter_class=raw
-    )
+    parser = _Parser(prog="mfoc", description="Training as mean-field optimal control.", epilog=_STATUS)
     parser.add_argument("--version", action="version", version=f"mfoc {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for add in (add_demo, add_tutorials, add_phases, add_diagnosis, add_paradigms, add_bench, add_doctor):

@@ -29,7 +29,6 @@ def add(commands: Any) -> None:
         help="solve handwritten digits with several solvers and certify the solutions",
         description="One residual network on handwritten digits, one problem, several solvers, and a certificate.",
         epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     command.add_argument("--out", type=Path, default=Path("figures"), help="folder for the figures (default: figures)")
     command.add_argument("--seed", type=int, default=0, help="of the split, the network and the batches (default: 0)")

@@ -30,7 +30,6 @@ def add(commands: Any) -> None:
         help="how signals and gradients pass through a network of yours, with a verdict and a cure",
         description="Imports MODULE from the working directory, calls FACTORY, and looks at what it returns.",
         epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     command.add_argument("net", metavar="MODULE:FACTORY", help="returns a torch.nn.Module or an mfoc.Problem")
     inputs = command.add_mutually_exclusive_group(required=True)

@@ -22,7 +22,6 @@ def add(commands: Any) -> None:
         help="look at what is installed: what does not fit, is not safe, or is missing",
         description="Versions, extras, devices; what does not fit, and one command for all that is missing.",
         epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     command.add_argument("--json", action="store_true", help="print it for a program to read")
     command.set_defaults(run=_run)

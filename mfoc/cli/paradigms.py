@@ -53,7 +53,6 @@ def add(commands: Any) -> None:
         help="list the paradigms that are installed",
         description="Lists the entry points of the group mfoc.paradigms, and whether they load.",
         epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     command.add_argument("--json", action="store_true", help="print it for a program to read")
     command.set_defaults(run=_run)

@@ -26,7 +26,6 @@ def add(commands: Any) -> None:
         help="draw the phases of a deep network of random weights",
         description="Where a deep network of random weights is ordered, chaotic or critical (Poole et al. 2016).",
         epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     command.add_argument("--activation", required=True, help="its name in torch: tanh, relu, gelu, silu, erf, ...")
     grid = {"nargs": 3, "metavar": ("LOW", "HIGH", "COUNT")}

@@ -28,21 +28,18 @@ _EXAMPLES = """examples:
 
 def add(commands: Any) -> None:
     """Adds the command to those of ``mfoc``."""
-    raw = argparse.RawDescriptionHelpFormatter
-    command = commands.add_parser(
-        "tutorials", help="list, run or copy the tutorials", epilog=_EXAMPLES, formatter_class=raw
-    )
+    command = commands.add_parser("tutorials", help="list, run or copy the tutorials", epilog=_EXAMPLES)
     command.set_defaults(run=_list)
     actions = command.add_subparsers(dest="action", metavar="ACTION")
     actions.add_parser("list", help="number, title and purpose of each (the default)").set_defaults(run=_list)
     one = {"metavar": "NAME", "help": "its number, or a part of its name"}
-    run = actions.add_parser("run", help="run one here", epilog=_EXAMPLES, formatter_class=raw)
+    run = actions.add_parser("run", help="run one here", epilog=_EXAMPLES)
     run.add_argument("name", **one)
     run.add_argument("--smoke", action="store_true", help="tiny budgets, to see that it runs")
     run.add_argument("--out", type=Path, default=Path("figures"), help="folder for its figures (default: figures)")
     run.add_argument("--traceback", action="store_true", help="show where an error was raised")
     run.set_defaults(run=_run)
-    copy = actions.add_parser("open", help="copy one into a folder", epilog=_EXAMPLES, formatter_class=raw)
+    copy = actions.add_parser("open", help="copy one into a folder", epilog=_EXAMPLES)
     copy.add_argument("name", **one)
     copy.add_argument("--script", action="store_true", help="as a script in cells (default: a notebook)")
     copy.add_argument("--out", type=Path, default=Path(), help="folder for the copy (default: this one)")
