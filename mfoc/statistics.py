@@ -1,9 +1,10 @@
-"""Student's t distribution, for intervals from small samples."""
+"""Intervals, and Student's t distribution, which those from small samples need."""
 
 from __future__ import annotations
 
 import math
 from statistics import NormalDist
+from typing import Protocol
 
 from torch import Tensor
 
@@ -11,6 +12,22 @@ from mfoc.checks import check_between, check_instance, check_integer
 from mfoc.errors import InvalidValue
 
 _MANY = 10_000  # degrees of freedom from which on the law is the normal one, corrected
+
+
+class Interval(Protocol):
+    """A number with an interval: an estimate, or a row of a table."""
+
+    @property
+    def value(self) -> float:
+        """The number."""
+
+    @property
+    def low(self) -> float:
+        """The lower end."""
+
+    @property
+    def high(self) -> float:
+        """The upper end."""
 
 
 def student_t_quantile(confidence: float, freedom: int) -> float:

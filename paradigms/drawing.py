@@ -4,23 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
-
-class Interval(Protocol):
-    """A number with an interval: ``Estimate``, or a row of a table of accuracies."""
-
-    @property
-    def value(self) -> float:
-        """The number."""
-
-    @property
-    def low(self) -> float:
-        """The lower end."""
-
-    @property
-    def high(self) -> float:
-        """The upper end."""
+from mfoc.statistics import Interval as Interval
 
 
 def draw_intervals(

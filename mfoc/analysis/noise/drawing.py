@@ -10,22 +10,11 @@ import torch
 from torch import Tensor
 
 from mfoc.figures import COLORS, INK, new_axes, style
+from mfoc.statistics import Interval
 
 
-class AScale(Protocol):
-    """A noise scale with its interval."""
-
-    @property
-    def value(self) -> float:
-        """A number of samples."""
-
-    @property
-    def low(self) -> float:
-        """The lower end."""
-
-    @property
-    def high(self) -> float:
-        """The upper end."""
+class AScale(Interval, Protocol):
+    """A noise scale, in samples, with its interval."""
 
     @property
     def status(self) -> str:
